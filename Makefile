@@ -26,7 +26,7 @@ outputs: .ready ## show the stack's outputs
 	@$(VENV) -m lab.deploy outputs $(SCENARIO)
 
 pull-request-preview: .venv/.program ## write the preview of STACK to OUTPUT as Markdown, without the host or its key
-	@engine=$$($(VENV) engine/install.py --print-env) && eval "$$engine" && \
+	@engine=$$($(VENV) lab/engine/install.py --print-env) && eval "$$engine" && \
 	  $(VENV) -m homelab.pull_request --stack "$(or $(STACK),homelab)" --output "$(or $(OUTPUT),preview.md)"
 
 down: .ready ## run `pulumi destroy` and stop the simulated host
@@ -109,15 +109,15 @@ docs: .venv/.dev ## rewrite the tables in docs/ and the schemas, and build the s
 	@echo "the documents as a site: .site/index.html"
 
 bench: .venv/.dev ## compare this program's speed with pyinfra and Ansible, as ratios
-	@$(VENV) -m bench $(BENCH)
+	@$(VENV) -m tests.bench $(BENCH)
 
-lock: .venv/.dev ## update the pinned dependencies (requirements.txt, requirements-lab.txt, requirements-dev.txt)
+lock: .venv/.dev ## update the pinned dependencies (requirements.txt, lab/requirements.txt, tests/requirements.txt)
 	@before() { sed -n 's/^\([a-z0-9._-]*\)==.*/--no-emit-package \1/p' "$$@"; printf -- '--constraint %s\n' "$$@"; }; \
 	  compile=".venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url"; \
 	  $$compile --custom-compile-command "make lock" pyproject.toml --output-file requirements.txt && \
-	  $$compile --custom-compile-command "make lock" pyproject.toml --group lab $$(before requirements.txt) --output-file requirements-lab.txt && \
+	  $$compile --custom-compile-command "make lock" pyproject.toml --group lab $$(before requirements.txt) --output-file lab/requirements.txt && \
 	  $$compile --custom-compile-command "make lock" pyproject.toml --group dev --group bench \
-	    $$(before requirements.txt requirements-lab.txt) --output-file requirements-dev.txt
+	    $$(before requirements.txt lab/requirements.txt) --output-file tests/requirements.txt
 
 clean: ## stop the labs and remove everything made here, also the engine's cache
 	@others=$$(find .lab -path '*/.pulumi/stacks/*.json' ! -name lab.json 2>/dev/null); [ -z "$$others" ] || { \
@@ -130,10 +130,10 @@ clean: ## stop the labs and remove everything made here, also the engine's cache
 # What a simulated host needs. The packages and the engine come side by side: one waits for the network while the other computes.
 .ready: .venv/bin/python
 	@$(MAKE) --silent --no-print-directory --jobs 2 .venv/.lab .engine || { \
-	  [ -e .venv/.lab ] && PULUMI_HOME= $(VENV) engine/install.py >/dev/null; exit 1; }  # what it lacks is said last
+	  [ -e .venv/.lab ] && PULUMI_HOME= $(VENV) lab/engine/install.py >/dev/null; exit 1; }  # what it lacks is said last
 
 .engine: .venv/bin/python
-	@PULUMI_HOME= $(VENV) engine/install.py >/dev/null
+	@PULUMI_HOME= $(VENV) lab/engine/install.py >/dev/null
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -154,11 +154,11 @@ endef
 	$(call install,requirements.txt,the program needs)
 	@touch $@
 
-.venv/.lab: requirements-lab.txt .venv/.program
-	$(call install,requirements.txt requirements-lab.txt,the simulated host needs)
+.venv/.lab: lab/requirements.txt .venv/.program
+	$(call install,requirements.txt lab/requirements.txt,the simulated host needs)
 	@$(VENV) -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.venv/.dev: requirements-dev.txt .venv/.lab
-	$(call install,requirements.txt requirements-lab.txt requirements-dev.txt,the tests and the linters need)
+.venv/.dev: tests/requirements.txt .venv/.lab
+	$(call install,requirements.txt lab/requirements.txt tests/requirements.txt,the tests and the linters need)
 	@touch $@

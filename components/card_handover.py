@@ -11,9 +11,9 @@ from __future__ import annotations
 import pulumi
 
 from homelab.host.handover import cards_of
+from homelab.host.resource import HostProbe
 from homelab.resources import command as remote
 from homelab.resources.handover_hook import handover_hook
-from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
 from remote_scripts.both.handover import Wanted
 

@@ -15,11 +15,11 @@ from typing import cast
 
 import pulumi
 
-from homelab.host import card_values
+from homelab.cards import values as card_values
+from homelab.cards.resource import CardMapping, entry_of
+from homelab.host.resource import HostProbe
 from homelab.remote import scripts
 from homelab.resources import command as remote
-from homelab.resources.card_mapping import CardMapping, entry_of
-from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
 from homelab.shapes import BootedHost, OfferedCard, PassthroughSeen
 from homelab.vm.cards import offered

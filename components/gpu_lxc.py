@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import pulumi
 
 from homelab.container import makers
+from homelab.container.resource import ContainerProbe, ContainerVerification
+from homelab.guest.resource import Guest
 from homelab.later import later
 from homelab.remote import scripts
 from homelab.resources import command as remote
 from homelab.resources import limits
-from homelab.resources.container_probe import ContainerProbe
-from homelab.resources.container_verification import ContainerVerification
-from homelab.resources.guest import Guest
 from homelab.settings import Container, Host
 from homelab.shapes import BootSeen, CardPlan, ContainerSeen, SharedCard
 from remote_scripts.both.container_cards import Wanted as ContainerCards

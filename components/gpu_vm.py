@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import pulumi
 
-from homelab.resources.guest import Guest
+from homelab.guest.resource import Guest
+from homelab.host.resource import HostProbe
 from homelab.resources.handover_hook import handover_hook
-from homelab.resources.host_probe import HostProbe
-from homelab.resources.vm_cards import VmCards
 from homelab.settings import Host, Vm
 from homelab.shapes import BootSeen, OfferedCard, VmSeen
+from homelab.vm.resource import VmCards
 
 
 class GpuVm(pulumi.ComponentResource):

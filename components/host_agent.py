@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import pulumi
 
+from homelab.host.resource import HostProbe
 from homelab.remote import agent
 from homelab.resources import command as remote
-from homelab.resources.host_probe import HostProbe
 from homelab.resources.kept_agent import KeptFolder, are_kept, owner
 from homelab.settings import Host
 from remote_scripts.both.stack_folder import Wanted as StackFolder

@@ -14,10 +14,9 @@ import pulumi
 
 from homelab.errors import HomelabError
 from homelab.host.reboot import wanted as wanted_reboot
+from homelab.host.resource import BootVerification, HostProbe
 from homelab.resources import command as remote
 from homelab.resources import limits
-from homelab.resources.boot_verification import BootVerification
-from homelab.resources.host_probe import HostProbe
 from homelab.resources.system import InstalledDriver
 from homelab.settings import Host
 from homelab.shapes import BootedCard, BootedFunction, BootedHost, BootSeen, CardPlan, DeviceSeen, IommuSeen

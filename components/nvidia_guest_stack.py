@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import pulumi
 
+from homelab.host.resource import HostProbe
 from homelab.later import later
+from homelab.nvidia.resource import GuestReboot, NvidiaSystem, NvidiaVerification
 from homelab.remote import agent, scripts
-from homelab.resources.host_probe import HostProbe
-from homelab.resources.nvidia import GuestReboot, NvidiaSystem, NvidiaVerification
 from homelab.resources.system import InstalledDriver, System, address_of
 from homelab.settings import Container, Host, Vm
 from homelab.shapes import CardPlan, StackInUse, SystemState

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 
 from homelab.contract import VERSION, without_nulls
+from homelab.host.resource import HostProbe
 from homelab.later import later
-from homelab.resources.host_probe import HostProbe
 from homelab.settings import Container, Host, Settings, Vm
 from homelab.shapes import BootSeen
 from homelab.text import clean

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import pulumi
 
+from homelab.host.resource import HostProbe
 from homelab.resources import command as remote
-from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
 from remote_scripts.both.cmdline import Wanted as Cmdline
 from remote_scripts.both.needed import Wanted as Initramfs

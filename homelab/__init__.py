@@ -7,7 +7,9 @@ Imports go one way (docs/adr/README.md, 16; `make lint` holds them to it): cli a
 what is pure.
 """
 
-import importlib
+import importlib.util
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,25 +19,30 @@ if TYPE_CHECKING:
     from homelab.contract import consumed as consumed
     from homelab.errors import HomelabError as HomelabError
     from homelab.errors import raise_all as raise_all
-    from homelab.resources.host_probe import HostProbe as HostProbe
+    from homelab.host.resource import HostProbe as HostProbe
     from homelab.resources.program import HomelabProvider as HomelabProvider
     from homelab.resources.program import settings_of_the_stack as settings_of_the_stack
-    from homelab.resources.storage_file import Downloads as Downloads
     from homelab.settings import Host as Host
     from homelab.settings import Vm as Vm
     from homelab.shapes import BootSeen as BootSeen
     from homelab.shapes import OfferedCard as OfferedCard
     from homelab.stack import Refusal as Refusal
     from homelab.stack import after as after
+    from homelab.storage.resource import Downloads as Downloads
 
 __version__ = "2.0.0.dev0"
+
+# An installed package has what runs on hosts inside it, so that nothing of a general name lands beside other packages.
+_INSIDE = importlib.util.spec_from_file_location("remote_scripts", Path(__file__).parent / "remote_scripts/__init__.py")
+if _INSIDE and Path(_INSIDE.origin or "").exists():
+    sys.modules["remote_scripts"] = importlib.util.module_from_spec(_INSIDE)
 
 _NAMES = {
     "contract": ("GpuOutput", "HostOutput", "Outputs", "consumed"),
     "errors": ("HomelabError", "raise_all"),
-    "resources.host_probe": ("HostProbe",),
+    "host.resource": ("HostProbe",),
     "resources.program": ("HomelabProvider", "settings_of_the_stack"),
-    "resources.storage_file": ("Downloads",),
+    "storage.resource": ("Downloads",),
     "settings": ("Host", "Vm"),
     "shapes": ("BootSeen", "OfferedCard"),
     "stack": ("Refusal", "after"),

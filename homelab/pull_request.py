@@ -26,8 +26,8 @@ from homelab.cli.pulumi import Pulumi
 from homelab.doctor import stack as stack_file
 from homelab.errors import HomelabError
 from homelab.events import Event
+from homelab.fields.paths import text_of
 from homelab.settings import project
-from homelab.settings.paths import text_of
 from homelab.settings.secrets import readable
 from homelab.settings.stack_file import parsed
 from homelab.show import reading, terminal, tree

@@ -1,6 +1,6 @@
 """`make up`, `make down` and their like: the stack `lab` on a simulated host, by the real Pulumi CLI.
 
-The configuration is Pulumi.lab.yaml with the address of the lab that was started; state, keys and that configuration lie in
+The configuration is lab/Pulumi.lab.yaml with the address of the lab that was started; state, keys and that configuration lie in
 `.lab/<scenario>`, so that nothing of the user's own Pulumi is touched.
 """
 
@@ -16,9 +16,9 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from engine import install, stacks
 from lab import Lab, LabError, progress
 from lab.client import default_state
+from lab.engine import install, stacks
 
 PROJECT = Path(__file__).resolve().parent.parent
 STACK = "lab"
@@ -105,7 +105,7 @@ class Deployment:
         return {name: self.environment[name] for name in names} | chosen
 
     def _write_config(self, lab: Lab) -> None:
-        written = yaml.safe_load((PROJECT / "Pulumi.lab.yaml").read_text(encoding="utf-8"))
+        written = yaml.safe_load((PROJECT / "lab" / "Pulumi.lab.yaml").read_text(encoding="utf-8"))
         config, host = written["config"], written["config"]["homelab:hosts"]["pve"]
         own = PROJECT / "lab" / "stacks" / f"{self.scenario}.yaml"
         if own.exists():

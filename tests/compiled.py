@@ -12,7 +12,7 @@ from _pytest.assertion import rewrite
 
 PROJECT = Path(__file__).resolve().parent.parent
 #: Where what the tests import is.
-FOLDERS = ("homelab", "components", "lab", "engine", "tests")
+FOLDERS = ("homelab", "components", "lab", "tests")
 
 
 def compile_share(config: pytest.Config, number: int, of: int) -> None:

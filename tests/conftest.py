@@ -23,7 +23,7 @@ from tests.compiled import compile_share
 from tests.plain import PLAIN
 
 if TYPE_CHECKING:
-    from engine import install
+    from lab.engine import install
 
 PROJECT = Path(__file__).resolve().parent.parent
 SHARED = PROJECT.parent / "shared"
@@ -79,7 +79,7 @@ SLOW = frozenset(
 #: (.github/workflows/windows.yml, tests/unit/test_windows.py).
 NEEDS_LINUX = {
     "e2e/": "simulated hosts: namespaces, mounts, fcntl",
-    "engine/": "the engine as engine/install.py makes it, with simulated hosts",
+    "engine/": "the engine as lab/engine/install.py makes it, with simulated hosts",
     "lab/": "simulated hosts",
     "metal/": "QEMU with KVM, loop devices",
     "simulator/": "simulated hosts",
@@ -331,6 +331,6 @@ def no_connection_outlives_its_test() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def engine() -> install.Engine:
-    from engine import install
+    from lab.engine import install
 
     return install.ensure(os.environ | {"PULUMI_HOME": str(install.cache_folder() / "home")})

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine import install, stacks
 from lab import quick_yaml
+from lab.engine import install, stacks
 from lab.host.command_server import MARK
 from tests import key_service, quick_python
 from tests.conftest import PROJECT

@@ -24,13 +24,14 @@ from homelab.resources.base import declared
 PROJECT = Path(__file__).resolve().parents[1]
 LIMITS = PROJECT / "tests" / "size.yaml"
 
-#: An area's name -> how the paths of its files begin. Of the tests, test functions don't count: a good test is nothing to save.
+#: An area's name -> how the paths of its files begin; a file belongs to the first. Of the tests, test functions don't count: a good test is nothing to save.
 AREAS = {
     "agent": ("remote_scripts/",),
     "program": ("homelab/", "components/", "provider/", "__main__.py"),
-    "engine": ("engine/",),
+    "engine": ("lab/engine/",),
     "lab": ("lab/",),
     "documents": ("docs/",),
+    "bench": ("tests/bench/",),
     "test helpers": ("tests/",),
 }
 #: Comments that switch a rule off.
@@ -109,7 +110,7 @@ def areas(files: dict[str, str]) -> dict[str, Size]:
     """
     sizes = dict.fromkeys(AREAS, Size())
     for name, text in files.items():
-        for area in (area for area, starts in AREAS.items() if name.startswith(starts)):
+        if area := next((area for area, starts in AREAS.items() if name.startswith(starts)), None):
             if name.endswith(".py"):
                 sizes[area] += of_python(text, with_tests=not name.startswith("tests/"))
             elif name.endswith((".sh", ".pl")):

@@ -19,7 +19,7 @@ project = "homelab"
 extensions = ["myst_parser"]
 root_doc = "README"
 include_patterns = ["*.md", "docs/*.md", "*/README.md", "*/*/README.md"]
-exclude_patterns = [".*", "docs/site", "tests", "**/.venv"]
+exclude_patterns = [".*", "docs/site", "tests/[!b]*", "**/.venv"]
 # Headings get the anchors that the pages' links have, which are GitHub's.
 myst_heading_anchors = 4
 highlight_language = "none"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from docs.tables.meanings import derived, meanings
-from homelab.model import Model
+from homelab.fields.model import Model
 from homelab.settings.stack_file import KEYS_OF_PULUMI
 from homelab.settings.whole import Settings
 

@@ -18,8 +18,15 @@ from pydantic_core import PydanticUndefined
 
 from docs.tables import markdown
 from docs.tables.meanings import meanings
-from homelab.settings import access, container, download, host, new_guest, nvidia, vm, whole
-from homelab.settings.types import InWords
+from homelab.container import settings as container
+from homelab.fields import access
+from homelab.fields.types import InWords
+from homelab.guest import settings as new_guest
+from homelab.host import settings as host
+from homelab.nvidia import settings as nvidia
+from homelab.settings import whole
+from homelab.storage import settings as download
+from homelab.vm import settings as vm
 
 DOCUMENTS = Path(__file__).resolve().parents[2] / "docs"
 

@@ -13,12 +13,12 @@ from typing import Any
 
 from homelab.cli.pulumi import PASSWORD
 from homelab.errors import Declined, HomelabError, LoginRefusedError, Mistake
+from homelab.fields.paths import resolved
 from homelab.init.ask import Ask, say
 from homelab.remote import first_contact
 from homelab.remote.first_contact import HostKey
 from homelab.settings import Host
 from homelab.settings.parsing import load_host
-from homelab.settings.paths import resolved
 
 _TRIES = 3
 

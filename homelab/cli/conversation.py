@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 
+from homelab.cards import consoles, resolving
 from homelab.cli import access, project
 from homelab.cli.access import Access
 from homelab.cli.project import PASSPHRASE
@@ -18,8 +19,8 @@ from homelab.cli.pulumi import Pulumi, installed, selected_stack
 from homelab.cli.settings_file import read_settings, write_settings
 from homelab.cli.whereabouts import guests_on, named
 from homelab.errors import Declined, HomelabError, Mistake, UnreachableError, raise_all
-from homelab.host import consoles, gates, resolving
-from homelab.host.facts import HostFacts
+from homelab.facts.host import HostFacts
+from homelab.host import gates
 from homelab.init import cards as init_cards
 from homelab.init import settings as init_settings
 from homelab.init.ask import Ask, say, show

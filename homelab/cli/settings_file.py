@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from homelab.errors import HomelabError
-from homelab.settings.paths import text_of
+from homelab.fields.paths import text_of
 
 # The end of a temporary file's name; an editor has its own, such as .swp.
 _SUFFIX = ".homelab-tmp"

@@ -1,1 +1,1 @@
-"""A container's configuration and its plan; pure, and without Pulumi."""
+"""A container with cards: its settings, the plan, its resources and what is done for them."""

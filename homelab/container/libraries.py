@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict
 from homelab import tables
 from homelab.container import makers
 from homelab.errors import HomelabError
-from homelab.host.classes import AMD, INTEL
-from homelab.host.facts import HostFacts
+from homelab.facts.classes import AMD, INTEL
+from homelab.facts.host import HostFacts
 from homelab.settings import Container
 from homelab.shapes import CardPlan, CardUse
 from remote_scripts.both.card_libraries import Choice

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from homelab.host.classes import GRAPHICS, NVIDIA
+from homelab.facts.classes import GRAPHICS, NVIDIA
 from homelab.shapes import CardFunction, CardPlan, SharedCard
 from remote_scripts.notes.container_note import Cards
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from homelab.cards import group_gates
 from homelab.container import makers
 from homelab.errors import HomelabError
-from homelab.host import group_gates
-from homelab.host.classes import AMD, DRIVERS
-from homelab.host.devices import Device
-from homelab.host.facts import HostFacts, bound_by_word
+from homelab.facts.classes import AMD, DRIVERS
+from homelab.facts.devices import Device
+from homelab.facts.host import HostFacts, bound_by_word
 from homelab.properties import slot_of
 from homelab.settings import Container
 from homelab.shapes import CardPlan, SharedCard

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 from homelab.container import libraries, makers, other_makers
 from homelab.errors import HomelabError, unlocking
+from homelab.facts.guests import CardUser, GuestConfig, note_in
+from homelab.facts.host import HostFacts
 from homelab.findings import Finding, JudgedGuest, Stage, Turn
 from homelab.host import ha
-from homelab.host.facts import HostFacts
-from homelab.host.guests import CardUser, GuestConfig, note_in
 from homelab.host.plan import Wanted, returns_to_driver
 from homelab.properties import slot_of
 from homelab.settings import Container, Host, Vm

@@ -7,9 +7,9 @@ from typing import Any
 
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import Table
+from homelab.facts import kernel_log
+from homelab.facts.devices import Device
 from homelab.findings import UP, Finding, Stage, Turn
-from homelab.host import kernel_log
-from homelab.host.devices import Device
 from remote_scripts.pve.properties import overlap
 from remote_scripts.pve.properties import parse as parse_properties
 

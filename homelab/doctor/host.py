@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from homelab.cards import resets, resolving
 from homelab.container import plan as container_plan
 from homelab.doctor import cards
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import Report, Table
 from homelab.errors import HomelabError
+from homelab.facts import kernel_log
 from homelab.findings import UP, Finding, Stage, Turn, cured
-from homelab.host import handover, kernel_log, resets, resolving
+from homelab.host import handover
 from homelab.host.judge import JudgedHost, judge_host
 from homelab.nvidia import judge
 from homelab.nvidia.reading import SystemReading

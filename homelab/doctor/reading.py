@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from homelab.errors import HomelabError
-from homelab.host.facts import HostFacts
+from homelab.facts.host import HostFacts
 from remote_scripts.both import diagnose
 from remote_scripts.pve.container_conf import ContainerConf
 from remote_scripts.pve.container_conf import parse as parse_conf

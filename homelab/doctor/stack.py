@@ -10,17 +10,18 @@ from typing import Any
 
 import yaml
 
+from homelab.cards import resolving
 from homelab.container import plan as container_plan
 from homelab.doctor.devices import WantedCards
 from homelab.doctor.reading import Reading
 from homelab.errors import HomelabError
+from homelab.fields.paths import text_of
 from homelab.findings import Judged
-from homelab.host import handover, plan, resolving
+from homelab.host import handover, plan
 from homelab.nvidia import judge
 from homelab.nvidia.reading import SystemReading
 from homelab.properties import slot_of
 from homelab.settings import Host, Settings, assigned_numbers, parse, project, stack_file
-from homelab.settings.paths import text_of
 from homelab.settings.secrets import is_encrypted, readable
 
 

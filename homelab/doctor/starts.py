@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from homelab.doctor.reading import Reading
+from homelab.facts import kernel_log
 from homelab.findings import Finding, Stage
-from homelab.host import kernel_log
 
 # Lines of the log that are quoted.
 _QUOTED = 6

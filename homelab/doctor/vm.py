@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from homelab.cards import resolving
 from homelab.doctor import cards, starts
 from homelab.doctor.reading import Reading, not_here
 from homelab.doctor.report import Report, Table
 from homelab.errors import HomelabError
 from homelab.findings import UP, Finding, JudgedGuest, Stage, Turn, cured
-from homelab.host import gates, plan, resolving
+from homelab.host import gates, plan
 from homelab.settings import Gpu, Host, Vm
 from homelab.vm import preview
 from homelab.vm.cards import Wish, hostpci_of

@@ -1,1 +1,1 @@
-"""The facts of one Proxmox VE host, which are read over SSH, the gates and the plan. Without Pulumi."""
+"""A Proxmox VE host: its settings, the gates, the plan, its resources and what is done for them."""

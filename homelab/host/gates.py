@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 
 from homelab import earlier
+from homelab.cards import consoles, graphics, group_gates, remapping, resets
+from homelab.cards.resolving import resolve
 from homelab.errors import HomelabError
-from homelab.host import consoles, graphics, group_gates, kernel_log, options, remapping, resets
-from homelab.host.facts import HostFacts
+from homelab.facts import kernel_log
+from homelab.facts.host import HostFacts
+from homelab.host import options
 from homelab.host.holder_gates import bound_by_hand, out_of_vms
-from homelab.host.resolving import resolve
 from homelab.settings import Gpu, Host
 from remote_scripts.tools.words import missing_words
 

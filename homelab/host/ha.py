@@ -19,7 +19,7 @@ from remote_scripts.pve.guest_kinds import Kind
 from remote_scripts.pve.sections import sections
 
 if TYPE_CHECKING:
-    from homelab.host.facts import HostFacts
+    from homelab.facts.host import HostFacts
 
 
 def _words(value: str) -> list[str]:

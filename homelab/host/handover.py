@@ -8,14 +8,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from homelab.errors import HomelabError
-from homelab.host.classes import GRAPHICS
+from homelab.facts.classes import GRAPHICS
 from homelab.settings import Host, Vm
 from homelab.shapes import CardPlan
 from remote_scripts.notes.card import Card
 from remote_scripts.notes.record import Record
 
 if TYPE_CHECKING:
-    from homelab.host.facts import HostFacts
+    from homelab.facts.host import HostFacts
 
 # States in which a handover ends, other than with the host or with a VM.
 _SINKS = ("HELD", "STUCK", "DEAD")

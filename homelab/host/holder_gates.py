@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from homelab.cards import released
+from homelab.cards.group_gates import new_entries
 from homelab.errors import HomelabError
-from homelab.host import ha, released
-from homelab.host.facts import HostFacts
-from homelab.host.group_gates import new_entries
-from homelab.host.guests import CardUser
+from homelab.facts.guests import CardUser
+from homelab.facts.host import HostFacts
+from homelab.host import ha
 from homelab.settings import Gpu, Host
 
 

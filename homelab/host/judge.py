@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
+from homelab.cards import remarks as card_remarks
+from homelab.cards import resolving
 from homelab.errors import HomelabError
+from homelab.facts import kernel_log
+from homelab.facts.host import HostFacts
 from homelab.findings import Finding, Judged, Turn
-from homelab.host import card_remarks, handover, kernel_log, plan, resolving
-from homelab.host.facts import HostFacts
+from homelab.host import handover, plan
 from homelab.host.plan import Wanted
 from homelab.settings import Host, Vm
 from homelab.shapes import BOOT_LAYERS

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from homelab.host.guests import GuestConfig
+from homelab.facts.guests import GuestConfig
 
 _KINDS = r"(?<!\S)(?:vm|(ct|lxc|containers?))[\s:]+(?=\S)"
 

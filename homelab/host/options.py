@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from homelab.errors import HomelabError
-from homelab.host.facts import HostFacts
+from homelab.facts.host import HostFacts
 from homelab.settings import Gpu
 
 # Option -> the package that knows it, and since when (changelogs of qemu-server and pve-guest-common).

@@ -6,11 +6,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from homelab.cards import consoles, released, remapping, resets
 from homelab.errors import HomelabError, raise_all
-from homelab.host import consoles, gates, holder_gates, kernel_log, options, released, remapping, resets
-from homelab.host.classes import DRIVERS, NVIDIA
-from homelab.host.devices import Device
-from homelab.host.facts import HostFacts, bound_by_word
+from homelab.facts import kernel_log
+from homelab.facts.classes import DRIVERS, NVIDIA
+from homelab.facts.devices import Device
+from homelab.facts.host import HostFacts, bound_by_word
+from homelab.host import gates, holder_gates, options
 from homelab.host.reboot import drivers_after, in_short, stopping
 from homelab.settings import Host, Vm
 from homelab.shapes import CardPlan

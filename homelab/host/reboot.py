@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from homelab.host import names
+from homelab.facts import names
 from homelab.settings import Host
 from homelab.shapes import CardPlan
 from remote_scripts.boot.wanted_boot import Boot

@@ -8,12 +8,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from homelab.cards import consoles
 from homelab.errors import HomelabError, Mistake
+from homelab.facts.classes import NVIDIA
+from homelab.facts.guests import GuestConfig
+from homelab.facts.host import HostFacts
 from homelab.findings import JudgedGuest
-from homelab.host import consoles, gates
-from homelab.host.classes import NVIDIA
-from homelab.host.facts import HostFacts
-from homelab.host.guests import GuestConfig
+from homelab.host import gates
 from homelab.host.named import Named, meant
 from homelab.init.ask import to_type
 from homelab.properties import same

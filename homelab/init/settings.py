@@ -16,13 +16,13 @@ from ruamel.yaml.error import CommentMark, YAMLError
 from ruamel.yaml.tokens import CommentToken
 
 from homelab.errors import Mistake
-from homelab.host.facts import HostFacts
+from homelab.facts.host import HostFacts
+from homelab.fields.types import is_name
 from homelab.init.cards import Card, Use, guest_key, in_vm, mapping_of
 from homelab.nvidia.checks import fitting_cudas, fitting_drivers
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.settings import Host, Nvidia, Settings, stack_file
 from homelab.settings.secrets import readable
-from homelab.settings.types import is_name
 from homelab.text import clean
 
 HEAD = """# yaml-language-server: $schema=docs/config.schema.json

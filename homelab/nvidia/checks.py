@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator
 
 from homelab.errors import HomelabError
-from homelab.host.classes import NVIDIA
+from homelab.facts.classes import NVIDIA
 from homelab.nvidia.request import Request
 from homelab.nvidia.versions import Version, fits, parse
 

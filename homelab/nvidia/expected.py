@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from homelab.host.classes import NVIDIA
+from homelab.facts.classes import NVIDIA
 from homelab.nvidia.plan import cdi
 from homelab.nvidia.request import Request
 from homelab.shapes import Runtime

@@ -18,8 +18,8 @@ from homelab.nvidia.checks import fitting_cudas as fitting_cudas
 from homelab.nvidia.checks import fitting_drivers as fitting_drivers
 from homelab.nvidia.compatibility import Flavour, Key
 from homelab.nvidia.request import Request
+from homelab.nvidia.settings import Nvidia
 from homelab.nvidia.versions import Version, flavour_of_kernel, of_kernel, parse
-from homelab.settings.nvidia import Nvidia
 from homelab.shapes import Capability
 from remote_scripts.both import nvidia_index
 from remote_scripts.both.nvidia_packages import AptFile, Repository, Said, Try, Wanted, lacking_headers

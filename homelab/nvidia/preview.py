@@ -18,11 +18,11 @@ from homelab.nvidia.versions import fits, parse
 from remote_scripts.both.nvidia_packages import Said
 
 if TYPE_CHECKING:
-    from homelab.host.facts import HostFacts
+    from homelab.facts.host import HostFacts
     from homelab.host.plan import Wanted as HostPlan
     from homelab.nvidia.reading import SystemReading
+    from homelab.nvidia.settings import Nvidia
     from homelab.settings import Container, Host, Settings, Vm
-    from homelab.settings.nvidia import Nvidia
 
 
 def from_settings(settings: Settings) -> list[HomelabError]:

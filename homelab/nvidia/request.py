@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from homelab.host.classes import NVIDIA
+from homelab.facts.classes import NVIDIA
 from homelab.nvidia.compatibility import Distribution, Facts, Flavour, Generation, Target, load
+from homelab.nvidia.settings import Nvidia
 from homelab.nvidia.versions import Version, fits, parse, reaches
-from homelab.settings.nvidia import Nvidia
 from homelab.shapes import Capability, Runtime
 
 _CAPABILITIES: tuple[Capability, ...] = ("compute", "video", "graphics")

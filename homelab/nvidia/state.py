@@ -6,7 +6,7 @@ from typing import Any
 
 from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.request import Request, SystemFacts
-from homelab.settings.nvidia import Nvidia
+from homelab.nvidia.settings import Nvidia
 from homelab.shapes import SystemState
 from remote_scripts.both.symptoms import Target
 

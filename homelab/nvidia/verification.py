@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from homelab.errors import HomelabError
-from homelab.host.kernel_log import since_loaded
-from homelab.host.names import told_apart
+from homelab.facts.kernel_log import since_loaded
+from homelab.facts.names import told_apart
 from homelab.nvidia.compatibility import load
 from homelab.nvidia.expected import Expected
 from homelab.shapes import CardInUse, StackInUse

@@ -4,31 +4,22 @@ starts the provider, too, compares properties, and needs nothing that reads a ho
 from __future__ import annotations
 
 import importlib
-import re
 from typing import TYPE_CHECKING, Any
 
-# Importing these modules declares the resources.
-from homelab.resources import (  # noqa: F401
-    boot_verification,
-    card_mapping,
-    container_probe,
-    container_verification,
-    guest,
-    host_probe,
-    nvidia,
-    storage_file,
-    vm_cards,
-)
 from homelab.resources.base import Resource
 
 if TYPE_CHECKING:
-    from homelab.provider.base import Work
+    from homelab.work.base import Work
+
+#: Folders with resources: `resource.py` declares them, which its import does, and `work.py` has what is done for them.
+SUBJECTS = ("cards", "container", "guest", "host", "nvidia", "storage", "vm")
+
+for subject in SUBJECTS:
+    importlib.import_module(f"homelab.{subject}.resource")
 
 
 def work_of(resource: type[Resource]) -> type[Work[Any, Any]]:
-    """The class that does the work of a resource: of `GuestReboot`, it is `GuestRebootWork` in guest_reboot.py."""
-    module = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", resource.__name__).lower()
-    work: type[Work[Any, Any]] = getattr(
-        importlib.import_module(f"homelab.provider.{module}"), f"{resource.__name__}Work"
-    )
+    """The class that does the work of a resource: of `GuestReboot`, it is `GuestRebootWork` in work.py beside it."""
+    module = importlib.import_module(resource.__module__.removesuffix("resource") + "work")
+    work: type[Work[Any, Any]] = getattr(module, f"{resource.__name__}Work")
     return work

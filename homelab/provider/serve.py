@@ -31,12 +31,12 @@ from pulumi.runtime.proto import plugin_pb2, provider_pb2, provider_pb2_grpc, st
 
 from homelab import __version__, earlier, text
 from homelab.errors import HomelabError, UnfinishedError
+from homelab.host.resource import HostProbe
 from homelab.provider import log
 from homelab.provider.difference import differences, top
-from homelab.provider.plain import UNKNOWN, Properties, plain, valued
 from homelab.provider.registry import work_of
 from homelab.resources.base import Resource, declared
-from homelab.resources.host_probe import HostProbe
+from homelab.work.plain import UNKNOWN, Properties, plain, valued
 
 T = TypeVar("T")
 # As the engine reads a version, which isn't as Python does.

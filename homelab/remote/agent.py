@@ -14,6 +14,7 @@ import hashlib
 import json
 import re
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from homelab import earlier
@@ -36,7 +37,7 @@ _AGENTS = f"{HOME}/agents"
 _ENTRY, _INSTALLED = "start", f"{PACKAGE}.installed"
 _TABLES = f"{PACKAGE}.tables"
 # What the tables are made of. To make them takes longer than all else that a digest needs.
-_MADE_OF = tuple(FOLDER.parent / "homelab" / name for name in ("symptoms.py", "nvidia/data/symptoms.yaml"))
+_MADE_OF = tuple(Path(__file__).parents[1] / name for name in ("symptoms.py", "nvidia/data/symptoms.yaml"))
 
 
 def place(owner: str) -> str:

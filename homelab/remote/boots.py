@@ -14,7 +14,7 @@ from homelab.settings import Host
 from remote_scripts.both import confirm_boot
 
 if TYPE_CHECKING:
-    from homelab.host import facts
+    from homelab.facts import host as facts
 
 # How long one reading may take at least, of the time until an unconfirmed boot is undone.
 SHORT_SECONDS = 15

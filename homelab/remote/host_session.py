@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from homelab.errors import HomelabError, RefusedError, UnreachableError
-from homelab.host.facts import HostFacts
+from homelab.facts.host import HostFacts
 from homelab.remote import loop, ssh
 from homelab.settings import Host
 from homelab.text import tell

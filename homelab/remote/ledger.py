@@ -20,7 +20,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from homelab.host.guests import noted_in
+from homelab.facts.guests import noted_in
 from remote_scripts.both.ledger import Wanted
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from typing import cast
 import asyncssh
 
 from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
+from homelab.fields.paths import resolved
 from homelab.remote import loop
 from homelab.settings import Host, Ssh
-from homelab.settings.paths import resolved
 
 # Commands at a time on a connection, one of which is the guard's; sshd refuses more than its MaxSessions, of which 10
 # are the default.

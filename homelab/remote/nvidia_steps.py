@@ -4,14 +4,14 @@ nothing.
 
 from __future__ import annotations
 
-from homelab.host.kernel_log import OF_MODULES
+from homelab.facts.kernel_log import OF_MODULES
 from homelab.nvidia import plan
 from homelab.nvidia.compatibility import load
 from homelab.nvidia.expected import Expected
 from homelab.nvidia.request import Request
+from homelab.nvidia.settings import Nvidia
 from homelab.nvidia.versions import parse
 from homelab.remote.scripts import file
-from homelab.settings.nvidia import Nvidia
 from remote_scripts.both import container_toolkit, nvidia_verification
 from remote_scripts.both import driver_update as driver_update_layer
 from remote_scripts.both.nvidia_packages import Answer

@@ -10,11 +10,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from homelab.cards import remapping
+from homelab.cards import values as card_values
 from homelab.container import makers
 from homelab.container import plan as container_plan
 from homelab.errors import HomelabError, NoPythonError, UnreachableError, raise_all
-from homelab.host import card_values, ha, handover, holder_gates, plan, remapping
-from homelab.host.facts import HostFacts
+from homelab.facts.host import HostFacts
+from homelab.host import ha, handover, holder_gates, plan
 from homelab.host.judge import judge_host
 from homelab.host.reboot import wanted as wanted_reboot
 from homelab.nvidia import preview, reading
@@ -174,7 +176,7 @@ def _writing(
     /boot that is too full.
 
     :param containers: of this host.
-    :param values: of cards (`homelab.host.card_values`); None: there are none, and the host has none noted.
+    :param values: of cards (`homelab.cards.values`); None: there are none, and the host has none noted.
     :param facts: the reading that `want` is made from.
     :param vms: of this host.
     """

@@ -9,11 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import remote_scripts
 from homelab.errors import HomelabError
 
-# Beside the package, also where it is installed.
-_PACKAGE = Path(__file__).resolve().parents[1]
-FOLDER = _PACKAGE.parent / "remote_scripts"
+FOLDER = Path(remote_scripts.__path__[0])
 
 
 @functools.cache

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 import asyncssh
 
+from homelab.cards import resolving
 from homelab.errors import HomelabError, NoPythonError, UnreachableError
-from homelab.host import facts, resolving
-from homelab.host.kernel_log import filter_of_lines
+from homelab.facts import host as facts
+from homelab.facts.kernel_log import filter_of_lines
 from homelab.remote import agent, loop, scripts
 from homelab.remote.logins import COMMANDS, login_of, unreachable
 from homelab.settings import Host

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from homelab.container.libraries import WITH_APT
 from homelab.errors import HomelabError, UnreachableError
-from homelab.host.facts import HostFacts
+from homelab.facts.host import HostFacts
 from homelab.nvidia import reading
 from homelab.remote import ssh
 from remote_scripts.both import read_system

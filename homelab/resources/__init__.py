@@ -1,1 +1,1 @@
-"""The resources that Pulumi keeps: what reads a host and finds drift, what acts, what is owned and given back."""
+"""What all resources that Pulumi keeps have in common. Those of a subject are in its folder (resource.py)."""

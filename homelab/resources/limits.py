@@ -19,8 +19,8 @@ from remote_scripts.both.terms import HANDOVER_SECONDS
 from remote_scripts.tools.time_limit import NoEndError, within_limit
 
 if TYPE_CHECKING:
+    from homelab.nvidia.settings import Nvidia
     from homelab.settings import Host, Settings
-    from homelab.settings.nvidia import Nvidia
 
 T = TypeVar("T")
 

@@ -3,16 +3,16 @@
 Pulumi hands over what `Pulumi.<stack>.yaml` holds under `homelab:`; `parse` turns it into `Settings`.
 """
 
-from homelab.settings.access import Ssh
-from homelab.settings.container import Container, assigned_numbers
-from homelab.settings.download import Download
-from homelab.settings.host import Gpu, Host, IommuSettings, Timeouts
-from homelab.settings.new_guest import NewContainer, NewGuest, NewVm
-from homelab.settings.nvidia import Nvidia
+from homelab.container.settings import Container, assigned_numbers
+from homelab.fields.access import Ssh
+from homelab.fields.paths import project
+from homelab.guest.settings import NewContainer, NewGuest, NewVm
+from homelab.host.settings import Gpu, Host, IommuSettings, Timeouts
+from homelab.nvidia.settings import Nvidia
 from homelab.settings.parsing import load_host, model_of, parse
-from homelab.settings.paths import project
-from homelab.settings.vm import Shutdown, Vm, VmGpu
 from homelab.settings.whole import Settings
+from homelab.storage.settings import Download
+from homelab.vm.settings import Shutdown, Vm, VmGpu
 
 __all__ = [
     "Container",

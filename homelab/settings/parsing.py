@@ -12,8 +12,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from homelab.errors import HomelabError
-from homelab.model import Model
-from homelab.settings.host import Host
+from homelab.fields.model import Model
+from homelab.host.settings import Host
 from homelab.settings.whole import Settings
 
 ModelT = TypeVar("ModelT", bound=Model)

@@ -19,9 +19,9 @@ import yaml
 from pydantic import BaseModel, SecretStr
 
 from homelab.errors import HomelabError
-from homelab.settings.paths import text_of
+from homelab.fields.paths import text_of
+from homelab.fields.types import ENCRYPTED
 from homelab.settings.stack_file import parsed
-from homelab.settings.types import ENCRYPTED
 
 Place = tuple[str | int, ...]
 

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from homelab.errors import HomelabError
-from homelab.model import camel
+from homelab.fields.model import camel
 from homelab.settings.whole import Settings
 
 # The keys that Pulumi reads (sdk/go/common/workspace/project.go, ProjectStack), and their descriptions.

@@ -6,12 +6,12 @@ from typing import Literal, Self
 
 from pydantic import field_validator, model_validator
 
-from homelab.model import Model
-from homelab.settings.container import Container
-from homelab.settings.host import Host
-from homelab.settings.nvidia import Nvidia
-from homelab.settings.types import Name
-from homelab.settings.vm import Vm, VmGpu
+from homelab.container.settings import Container
+from homelab.fields.model import Model
+from homelab.fields.types import Name
+from homelab.host.settings import Host
+from homelab.nvidia.settings import Nvidia
+from homelab.vm.settings import Vm, VmGpu
 
 
 class Settings(Model):

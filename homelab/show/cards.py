@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from homelab.host import names
+from homelab.facts import names
 
 # Options of a host, of a card, or of a guest's card: name and value. `Traits | None`: None where they weren't read.
 Traits = tuple[tuple[str, str], ...]

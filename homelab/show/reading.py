@@ -8,11 +8,13 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from homelab.cards import resolving
+from homelab.cards import values as card_values
 from homelab.container import makers
 from homelab.container import plan as container_plan
-from homelab.host import card_values, plan, resolving
-from homelab.host.facts import HostFacts
-from homelab.host.guests import GuestConfig
+from homelab.facts.guests import GuestConfig
+from homelab.facts.host import HostFacts
+from homelab.host import plan
 from homelab.properties import slot_of
 from homelab.settings import Container, Host, Vm
 from homelab.show import traits

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from homelab.host import names
+from homelab.facts import names
 from homelab.show.cards import of_outputs
 
 

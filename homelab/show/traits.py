@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from homelab.host import acs, consoles, handover, remapping, resets
-from homelab.host.devices import Device
-from homelab.host.facts import HostFacts
+from homelab.cards import consoles, remapping, resets
+from homelab.facts import acs
+from homelab.facts.devices import Device
+from homelab.facts.host import HostFacts
+from homelab.host import handover
 from homelab.settings import Gpu, Host
 from homelab.show.cards import Traits
 from remote_scripts.both.card_values import Wanted

@@ -1,1 +1,1 @@
-"""A VM's configuration and what is planned for it, without Pulumi and without a network."""
+"""A VM with cards: its settings, the plan, its resource and what is done for it."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from homelab.cards import graphics, group_gates
 from homelab.errors import HomelabError
-from homelab.host import graphics, group_gates, ha, options
-from homelab.host.facts import HostFacts
-from homelab.host.guests import GuestConfig
+from homelab.facts.guests import GuestConfig
+from homelab.facts.host import HostFacts
+from homelab.host import ha, options
 from homelab.host.plan import Wanted
 from homelab.settings import Container, Host, Vm
 from homelab.shapes import CardPlan
-from homelab.vm import files, refusals
+from homelab.storage import files
+from homelab.vm import refusals
 from homelab.vm.cards import VmCard, Wish, is_to_run, offered
 from homelab.vm.plan import SeenVm, change_to, changes, judge_vm, seen_of, users_of
 from remote_scripts.pve.guest_kinds import VM, Kind

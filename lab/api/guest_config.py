@@ -14,7 +14,7 @@ from typing import Any, Literal
 from urllib.parse import quote, unquote
 
 from homelab.errors import FormatError
-from homelab.guest_options import as_boolean, check_format, split_list
+from homelab.guest.options import as_boolean, check_format, split_list
 
 from .checks import typed
 from .reference import reference

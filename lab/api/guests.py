@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from homelab.guest_options import split_list
+from homelab.guest.options import split_list
 from lab.host import program
 from lab.host.boot import mark_running
 from lab.host.cluster import Cluster

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 
 from homelab.errors import FormatError
-from homelab.guest_options import parse_properties
+from homelab.guest.options import parse_properties
 from lab.host import nvidia
 from lab.host.devices import load_devices
 from lab.host.kernel import ModprobeError, RunningKernel, modules_of

@@ -6,8 +6,8 @@ import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from homelab import guest_options
-from homelab.guest_options import Parameters, Tables
+from homelab.guest import options as guest_options
+from homelab.guest.options import Parameters, Tables
 
 _FILE = Path(__file__).with_name("reference.txt")
 

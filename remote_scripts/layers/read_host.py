@@ -1,7 +1,7 @@
 """Reads what is decided upon before a host is changed, and what is verified after its reboot. Changes nothing.
 
 What can't be read is in the answer (`unreadable`), and isn't taken for "nothing there"; texts of programs are passed on
-as they are and parsed by the program (homelab/host/facts.py).
+as they are and parsed by the program (homelab/facts/host.py).
 """
 
 from __future__ import annotations

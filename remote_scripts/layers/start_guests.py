@@ -38,7 +38,7 @@ from remote_scripts.tools.system import System
 #: For so long Proxmox VE, which starts its own guests first, is waited for, in seconds.
 FIRST_SECONDS = 300
 _OTHER_SECONDS = 5.0
-# A run that has confirmed a boot takes the host within this time (homelab/provider/boot_verification.py).
+# A run that has confirmed a boot takes the host within this time (homelab/host/work.py).
 _GRACE_SECONDS = 60.0
 _IS_UP = frozenset(("running", "degraded", "maintenance"))
 _LAST_ORDER = 9999999999

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from homelab.host.facts import HostFacts, parse
+from homelab.facts.host import HostFacts, parse
 from remote_scripts.both.read_host import Wanted
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.run import Stand

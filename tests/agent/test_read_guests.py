@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from homelab import tables
-from homelab.host.guests import Guests
+from homelab.facts.guests import Guests
 from remote_scripts.cards.card_users import names_card
 from remote_scripts.cards.handed_over import SharedCard
 from remote_scripts.notes.card import Card

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
-from homelab.host import kernel_log
-from homelab.host.facts import HostFacts
+from homelab.facts import kernel_log
+from homelab.facts.host import HostFacts
 from remote_scripts.both.read_host import Wanted
 from remote_scripts.reading import cards
 from remote_scripts.tools import run

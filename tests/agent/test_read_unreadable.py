@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from homelab.host.facts import HostFacts
+from homelab.facts.host import HostFacts
 from remote_scripts.reading.source import Source
 from tests.agent.kit import Host
 from tests.agent.reading_kit import host as host

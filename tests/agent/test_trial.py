@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import pytest
 
-from bench import job as jobs
 from homelab.remote import scripts
 from remote_scripts.boot import esp, trial, trial_entry
 from remote_scripts.boot.wanted_boot import Boot
@@ -28,6 +27,7 @@ from remote_scripts.tools.files import Files
 from tests.agent import api_kit, boot_kit, cluster_kit
 from tests.agent.boot_kit import CHOICE, EACH_LOADER, HOME, MENU, ONE_SHOT, SYSTEMD_BOOT, TRIAL, lasting, trial_line
 from tests.agent.kit import Host, Refused, cuts, watched
+from tests.bench import job as jobs
 
 JUDGED, ROLLED_BACK = f"{HOME}/judged", f"{HOME}/rolled-back"
 WORDS, IOMMU = "homelab.vfio=0000:01:00.0=10de:2882", "amd_iommu=on iommu=pt"

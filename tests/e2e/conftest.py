@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import yaml
 
-from engine import install
 from homelab import settings
 from homelab.errors import HomelabError
 from homelab.remote import planning
 from lab import Lab
 from lab.client import SnapshotEntry
+from lab.engine import install
 from tests import connections, quick_python
 from tests.conftest import PROJECT
 from tests.e2e.person import ENTER, PROGRAM, Conversation, Person, answer, log_in

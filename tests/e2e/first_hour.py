@@ -13,8 +13,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from engine import install
 from lab import Lab
+from lab.engine import install
 from tests.e2e import history, recording
 from tests.e2e.person import PASSPHRASE, Person, agree, answer, log_in
 from tests.e2e.terminal import Terminal

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pexpect
 
-from engine import install, stacks
 from lab import Lab
+from lab.engine import install, stacks
 from tests.conftest import PROJECT
 from tests.e2e import terminal
 from tests.e2e.terminal import Terminal

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import pytest
 
-from engine import install
 from lab.api.guests import Guest
 from lab.cluster import LabCluster
+from lab.engine import install
 from lab.host.cluster import Cluster
 from lab.host.state import HostState
 from tests.e2e.conftest import host_settings

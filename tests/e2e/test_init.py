@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from engine import install
 from lab import Lab
+from lab.engine import install
 from lab.scenario import SCENARIO_FOLDER
 from tests.e2e import history, recording, terminal
 from tests.e2e.person import ENTER, PASSPHRASE, Conversation, Person, agree, answer, log_in

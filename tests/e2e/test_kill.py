@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import install
+from lab.engine import install
 from remote_scripts.both import reboot
 from tests.e2e.conftest import Stack
 from tests.e2e.test_gpu_vm import given_back, running, with_card

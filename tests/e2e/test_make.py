@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from engine import install
 from lab import Lab
+from lab.engine import install
 from tests.conftest import PROJECT
 from tests.e2e import terminal
 from tests.e2e.conftest import kill_tree

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import install
+from lab.engine import install
 from tests.engine.plugin_process import Plugin
 from tests.engine.ssh_host import SshHost
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from engine import install
+from lab.engine import install
 from tests import agent_kit
 from tests.engine.plugin_process import UNKNOWN, Json, LogLine, Plugin
 from tests.engine.ssh_host import PASSWORD, SshHost, refusing_port

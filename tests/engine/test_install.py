@@ -26,7 +26,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import install
+from lab.engine import install
 from tests.rows import rows
 
 pytestmark = pytest.mark.skipif(install.WINDOWS, reason="the fake programs are scripts with a #! line")
@@ -267,7 +267,7 @@ def test_the_cli_comes_out_of_pulumis_archive(online: Machine, downloads: Path) 
         ("another one", "its SHA-256 is "),
         ("cut short", "bytes arrived"),
         ("without the language host", "returned non-zero exit status"),
-        ("of one source", "engine/pins.json has no sum of it from two sources"),
+        ("of one source", "lab/engine/pins.json has no sum of it from two sources"),
         ("not there", "HTTP Error 404"),
     ],
 )
@@ -508,7 +508,7 @@ def test_pulumi_installs_the_real_plugin_where_it_can(online: Machine) -> None:
     assert (engine.plugin, engine.home) == ("real", online.cache / "home")
     assert online.runs("pulumi")[1][1:] == ["plugin", "install", "resource", "command", install.PLUGIN_VERSION]
     assert online.said[-2:] == [
-        f"Pulumi's {install.PLUGIN_ARCHIVE} isn't used: engine/pins.json has no sum of it from two sources",
+        f"Pulumi's {install.PLUGIN_ARCHIVE} isn't used: lab/engine/pins.json has no sum of it from two sources",
         "`pulumi plugin install` fetches it instead, and compares it with nothing",
     ]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from engine import install
 from homelab.settings.secrets import readable
 from homelab.settings.stack_file import parsed
+from lab.engine import install
 from tests import key_service
 from tests.conftest import PROJECT
 from tests.engine_stack import quick_environment

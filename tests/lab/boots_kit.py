@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from homelab.host import plan, remapping
+from homelab.cards import remapping
+from homelab.host import plan
 from homelab.remote import agent
 from homelab.settings import Host as HostSettings
 from lab.machine import BootResult

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from homelab.provider.host_probe import HostProbeWork
+from homelab.host.resource import HostProbe
+from homelab.host.work import HostProbeWork
 from homelab.remote import first_contact
-from homelab.resources.host_probe import HostProbe
 from lab import Lab
 from lab.cluster import LabCluster
 from tests.lab.host_kit import settings_of

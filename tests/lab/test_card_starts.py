@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from homelab.errors import HomelabError
-from homelab.provider import started
-from homelab.provider.vm_cards import VmCardsWork
-from homelab.resources.vm_cards import VmCards
 from homelab.shapes import BootSeen, ShutdownInputs
+from homelab.vm.resource import VmCards
+from homelab.vm.work import VmCardsWork
+from homelab.work import started
 from lab import Lab
 from remote_scripts.guests import power
 from tests import forked_agent

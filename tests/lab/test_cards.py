@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from homelab.host import card_remarks, gates, plan
+from homelab.cards import remarks as card_remarks
+from homelab.host import gates, plan
 from lab.api.mapping import Mapping, Mappings
 from lab.host.state import HostState
 from lab.machine import Machine, load_scenario, scenario_names

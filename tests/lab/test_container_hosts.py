@@ -7,7 +7,8 @@ from pathlib import Path
 
 from homelab.container import plan as container_plan
 from homelab.container.plan import as_given, judge_container
-from homelab.host import facts, plan
+from homelab.facts import host as facts
+from homelab.host import plan
 from homelab.settings import Container
 from homelab.vm.plan import UNFINISHED
 from remote_scripts.notes.container_note import Cards, ContainerNote, Given

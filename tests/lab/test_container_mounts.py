@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from homelab.provider.guest import GuestWork
+from homelab.guest.resource import Guest
+from homelab.guest.work import GuestWork
 from homelab.remote import host_session
 from homelab.remote.proxmox import api as api_module
-from homelab.resources.guest import Guest
 from homelab.settings import NewContainer
 from homelab.shapes import ShutdownInputs
 from lab import Lab

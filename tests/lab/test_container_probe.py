@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from homelab.provider.container_probe import ContainerProbeWork
+from homelab.container.work import ContainerProbeWork
 from homelab.remote import ssh
 from homelab.shapes import ShutdownInputs
 from lab import Lab

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from homelab.errors import HomelabError
-from homelab.host.facts import HostFacts
+from homelab.facts.host import HostFacts
 from homelab.remote import agent, boots, ssh
 from lab import Lab
 from remote_scripts.both import start_guests

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from homelab.provider import host_probe
-from homelab.provider.host_probe import HostProbeWork
-from homelab.resources.host_probe import HostProbe
+from homelab.host import work as host_probe
+from homelab.host.resource import HostProbe
+from homelab.host.work import HostProbeWork
 from lab import Lab
 from tests.lab.test_proxmox_api import host_of
 

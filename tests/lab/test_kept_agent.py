@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from homelab.provider.host_probe import HostProbeWork
+from homelab.host.resource import HostProbe
+from homelab.host.work import HostProbeWork
 from homelab.remote import agent, host_session, ssh, stack_folder
-from homelab.resources.host_probe import HostProbe
 from lab import Lab
 from tests.lab.test_proxmox_api import host_of
 

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import pytest
 
-from homelab.provider.guest import CreatedGuest, GuestWork, id_in_use
+from homelab.guest.resource import Guest
+from homelab.guest.work import CreatedGuest, GuestWork, id_in_use
 from homelab.remote.proxmox import api as api_module
-from homelab.resources.guest import Guest
 from homelab.shapes import ShutdownInputs
 from lab import Lab
 from tests.lab.killed_kit import until_done

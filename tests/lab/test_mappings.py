@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from homelab.cards.resource import CardMapping
+from homelab.cards.work import CardMappingWork
 from homelab.errors import GoneError, HomelabError
-from homelab.provider.card_mapping import CardMappingWork
 from homelab.remote.proxmox.api import Api
-from homelab.resources.card_mapping import CardMapping
 from lab import Lab
 from tests import forked_agent
 from tests.lab.killed_kit import KilledError, killed_after, until_done

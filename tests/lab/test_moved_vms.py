@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
+from homelab.cards.resource import CardMapping
+from homelab.cards.work import CardMappingWork
 from homelab.errors import GoneError, HomelabError, UnreachableError
-from homelab.provider.card_mapping import CardMappingWork
-from homelab.provider.guest import GuestWork
-from homelab.provider.vm_cards import VmCardsWork
-from homelab.provider.vm_transaction import VmTransaction
+from homelab.guest.resource import Guest
+from homelab.guest.work import GuestWork
 from homelab.remote.proxmox import api as api_module
-from homelab.resources.card_mapping import CardMapping
-from homelab.resources.guest import Guest
-from homelab.resources.vm_cards import VmCards
 from homelab.shapes import BootSeen, ShutdownInputs
+from homelab.vm.resource import VmCards
+from homelab.vm.work import VmCardsWork
+from homelab.work.vm_transaction import VmTransaction
 from lab.cluster import LabCluster
 from tests import forked_agent
 from tests.lab.test_proxmox_api import host_of

@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 
+from homelab.cards import group_gates
 from homelab.errors import HomelabError
-from homelab.host import facts, gates, group_gates, kernel_log, plan
+from homelab.facts import host as facts
+from homelab.facts import kernel_log
+from homelab.host import gates, plan
 from homelab.settings import Vm
 from homelab.show import reading, tree
 from homelab.vm import preview

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
-from homelab.host import card_remarks, gates, plan, remapping
+from homelab.cards import remapping
+from homelab.cards import remarks as card_remarks
+from homelab.host import gates, plan
 from tests.kept_systems import KeptSystems
 from tests.lab.boots_kit import BootingHost, layers_of
 from tests.lab.test_real_hosts import read

@@ -6,9 +6,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from homelab.host import gates, plan, remapping
-from homelab.host.facts import HostFacts, parse
-from homelab.host.kernel_log import of_start
+from homelab.cards import remapping
+from homelab.facts.host import HostFacts, parse
+from homelab.facts.kernel_log import of_start
+from homelab.host import gates, plan
 from lab import Lab
 from lab.machine import Machine, load_scenario
 from lab.scenario import scenario_from

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from homelab.errors import HomelabError
-from homelab.provider.guest import GuestWork
-from homelab.provider.vm_cards import VmCardsWork
+from homelab.guest.resource import Guest
+from homelab.guest.work import GuestWork
 from homelab.remote.proxmox import api as api_module
-from homelab.resources.guest import Guest
-from homelab.resources.vm_cards import VmCards
 from homelab.settings import NewContainer, NewVm
 from homelab.shapes import BootSeen, ShutdownInputs
+from homelab.vm.resource import VmCards
+from homelab.vm.work import VmCardsWork
 from lab import Lab
 from tests.lab.test_proxmox_api import host_of
 

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from homelab.errors import HomelabError
-from homelab.provider import storage_file
-from homelab.provider.host_probe import HostProbeWork
-from homelab.provider.storage_file import StorageFileWork
+from homelab.host.resource import HostProbe
+from homelab.host.work import HostProbeWork
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox import api as api_module
 from homelab.remote.proxmox import files as api_files
-from homelab.resources.host_probe import HostProbe
-from homelab.resources.storage_file import StorageFile
 from homelab.settings import Container, Download, Vm
+from homelab.storage import work as storage_file
+from homelab.storage.resource import StorageFile
+from homelab.storage.work import StorageFileWork
 from lab import Lab
 from tests import forked_agent
 from tests.lab.test_proxmox_api import host_of

@@ -13,11 +13,11 @@ from typing import Any, Literal
 import pytest
 
 from homelab.errors import HomelabError
-from homelab.host.facts import HostFacts
-from homelab.provider.vm_cards import VmCardsWork
+from homelab.facts.host import HostFacts
 from homelab.remote.ssh import Session
-from homelab.resources.vm_cards import VmCards
 from homelab.shapes import BootSeen, ShutdownInputs
+from homelab.vm.resource import VmCards
+from homelab.vm.work import VmCardsWork
 from lab import Lab
 from remote_scripts.guests import power
 from tests import forked_agent

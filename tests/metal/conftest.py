@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import install
+from lab.engine import install
 from tests.engine_stack import Result
 from tests.metal import image, prerequisites
 from tests.metal.host import CARD, Hosts, MetalStack

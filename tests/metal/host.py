@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine import install, stacks
 from homelab.remote import agent
+from lab.engine import install, stacks
 from remote_scripts.both.passthrough_test import Wanted as PassthroughTest
 from tests import sent_along
 from tests.boot_layers import archive_with

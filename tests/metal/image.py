@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from engine.install import cache_folder
 from homelab.errors import HomelabError
+from lab.engine.install import cache_folder
 from tests.metal import prerequisites
 from tests.metal.prerequisites import call
 

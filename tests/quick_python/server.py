@@ -23,8 +23,6 @@ IMPORTED = (
     "asyncssh",
     "proxmoxer.backends.https",
     "homelab.doctor.report",
-    "homelab.nvidia.preview",
-    "homelab.nvidia.reading",
     "homelab.remote.card_libraries",
     "homelab.remote.diagnosis",
     "homelab.remote.nvidia_steps",
@@ -38,7 +36,7 @@ IMPORTED = (
     "homelab.contract",
 )
 #: And all modules of these.
-PACKAGES = ("components", "homelab.provider", "homelab.resources")
+PACKAGES = ("components", "homelab.provider", "homelab.resources", "homelab.work")
 
 
 def warm() -> None:
@@ -50,17 +48,18 @@ def warm() -> None:
     from pulumi.runtime.proto import source_pb2
 
     from homelab import symptoms
+    from homelab.cards import consoles, graphics, resets
     from homelab.container import libraries
-    from homelab.host import consoles, graphics, kernel_log, resets
+    from homelab.facts import kernel_log
     from homelab.nvidia import compatibility
-    from homelab.provider import registry  # noqa: F401  # which declares all resources
-    from homelab.provider.typed import adapter_of
+    from homelab.provider import registry  # which declares all resources
     from homelab.remote import agent
     from homelab.resources.base import declared
+    from homelab.work.typed import adapter_of
     from remote_scripts.both.read_host import Wanted
     from tests import put_agent
 
-    for name in PACKAGES:
+    for name in (*PACKAGES, *(f"homelab.{subject}" for subject in registry.SUBJECTS)):
         package = importlib.import_module(name)
         for module in pkgutil.iter_modules(package.__path__):
             if module.name != "__main__":

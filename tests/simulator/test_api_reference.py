@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from homelab.errors import FormatError
-from homelab.guest_options import Parameter, check_format, parse_properties
+from homelab.guest.options import Parameter, check_format, parse_properties
 from lab.api.formats import format_properties
 from lab.api.reference import Operation, reference
 from lab.api.responses import HANDLERS

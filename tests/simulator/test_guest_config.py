@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from homelab.guest_options import parse_properties
+from homelab.guest.options import parse_properties
 from lab.api.guest_config import GuestConfig
 from lab.api.mapping import full_address, read_mappings
 from tests.agent.test_read_guests import FILE, MAPPINGS, VMS

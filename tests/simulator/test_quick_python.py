@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import install
+from lab.engine import install
 from lab.host.command_server import MARK
 from tests import quick_python
 from tests.conftest import PROJECT

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from homelab.host.facts import HostFacts, parse
+from homelab.facts.host import HostFacts, parse
 from homelab.settings import Host
 from remote_scripts.notes.container_note import Cards, ContainerNote, Given
 from remote_scripts.notes.guest_note import Note, identity

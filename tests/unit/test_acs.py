@@ -1,4 +1,4 @@
-"""IOMMU groups as they are predicted, with `pcie_acs_override=` and without (homelab/host/acs.py, HostFacts.group_of)."""
+"""IOMMU groups as they are predicted, with `pcie_acs_override=` and without (homelab/facts/acs.py, HostFacts.group_of)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
-from homelab.host import acs, card_remarks, gates, group_gates, remapping
-from homelab.host.facts import HostFacts
+from homelab.cards import group_gates, remapping
+from homelab.cards import remarks as card_remarks
+from homelab.facts import acs
+from homelab.facts.host import HostFacts
+from homelab.host import gates
 from remote_scripts.reading.answer import Vital
 from tests.rows import rows
 from tests.unit.hosts import desktop, device, gpu, settings

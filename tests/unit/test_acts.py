@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from homelab.container.resource import ContainerVerification
+from homelab.container.work import ContainerVerificationWork
 from homelab.errors import HomelabError
-from homelab.provider.container_verification import ContainerVerificationWork
-from homelab.provider.plain import UNKNOWN
+from homelab.nvidia.resource import GuestReboot, NvidiaVerification
 from homelab.remote import ssh
 from homelab.remote.scripts import same_answers
-from homelab.resources.container_verification import ContainerVerification
-from homelab.resources.nvidia import GuestReboot, NvidiaVerification
+from homelab.work.plain import UNKNOWN
 from remote_scripts.notes.container_note import Cards
 from tests.rows import rows
 from tests.unit.hosts import KEY, settings

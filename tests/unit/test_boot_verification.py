@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from homelab.errors import HomelabError
+from homelab.facts.host import HostFacts
 from homelab.host import plan
-from homelab.host.facts import HostFacts
-from homelab.provider import boot_verification
+from homelab.host import work as boot_verification
 from homelab.remote import boots, ssh
 from homelab.remote.host_session import HostSession
 from tests.unit.hosts import desktop, settings

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from homelab.cards import work as card_mapping
+from homelab.cards.resource import CardMapping
+from homelab.cards.work import FLAG, CardMappingWork
 from homelab.errors import ApiError, ChangedMeanwhileError, GoneError, HomelabError, NotThereError, UnansweredError
-from homelab.host.guests import GuestConfig
-from homelab.provider import card_mapping
-from homelab.provider.card_mapping import FLAG, CardMappingWork
+from homelab.facts.guests import GuestConfig
 from homelab.remote import ledger, ssh
-from homelab.resources.card_mapping import CardMapping
 from remote_scripts.both.free_card import Wanted as FreeCard
 from remote_scripts.notes.guest_note import Note
 from remote_scripts.tools.plain import to_plain

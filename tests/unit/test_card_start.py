@@ -1,4 +1,4 @@
-"""What a start has done to a VM's cards (homelab/host/card_start.py): well, a remark, or lost, by what is true afterwards."""
+"""What a start has done to a VM's cards (homelab/cards/start.py): well, a remark, or lost, by what is true afterwards."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from homelab import tables
-from homelab.host.card_start import Outcome, functions_of, outcome_of
-from homelab.host.facts import HostFacts
-from homelab.host.resets import works_alone
+from homelab.cards.resets import works_alone
+from homelab.cards.start import Outcome, functions_of, outcome_of
+from homelab.facts.host import HostFacts
 from tests.conftest import shared
 from tests.unit.hosts import desktop, device
 

@@ -1,4 +1,4 @@
-"""What a card is (homelab/host/facts.py), and what may go with it (homelab/host/gates.py): slots that hold more than a card, SR-IOV, groups, and
+"""What a card is (homelab/facts/host.py), and what may go with it (homelab/host/gates.py): slots that hold more than a card, SR-IOV, groups, and
 what the host can't do without."""
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from components.host_reboot import _stack_output
+from homelab.cards import remarks as card_remarks
+from homelab.cards import resolving
+from homelab.cards.resource import entry_of
 from homelab.errors import HomelabError
-from homelab.host import card_remarks, gates, judge, plan, resolving
-from homelab.host.facts import HostFacts
-from homelab.resources.card_mapping import entry_of
+from homelab.facts.host import HostFacts
+from homelab.host import gates, judge, plan
 from homelab.settings import Host, NewVm, Vm
 from homelab.shapes import BootedHost, DeviceSeen
 from homelab.vm import preview as vm_preview
@@ -753,7 +755,7 @@ def test_a_vm_under_ha_that_would_change_is_refused(
 
 
 def facts_config(vmid: int, lines: str) -> Any:
-    from homelab.host.guests import GuestConfig
+    from homelab.facts.guests import GuestConfig
 
     return GuestConfig(kind="vm", id=vmid, lines=lines)
 

@@ -21,7 +21,7 @@ from tests.unit.test_setting_types import WHOLE
 
 FILES = [
     PROJECT / "Pulumi.homelab.yaml",
-    PROJECT / "Pulumi.lab.yaml",
+    PROJECT / "lab" / "Pulumi.lab.yaml",
     *sorted(PROJECT.glob("examples/settings/*.yaml")),
 ]
 SCHEMA = config_schema.schema()

@@ -1,4 +1,4 @@
-"""A card that is the host's screen (homelab/host/consoles.py): what holds its memory, what lets go of it, what is said first."""
+"""A card that is the host's screen (homelab/cards/consoles.py): what holds its memory, what lets go of it, what is said first."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from homelab.host import card_remarks, consoles, gates, plan
-from homelab.host.consoles import NO_FRAMEBUFFER
-from homelab.host.facts import HostFacts
+from homelab.cards import consoles
+from homelab.cards import remarks as card_remarks
+from homelab.cards.consoles import NO_FRAMEBUFFER
+from homelab.facts.host import HostFacts
+from homelab.host import gates, plan
 from homelab.init import cards
 from homelab.settings import Host
 from tests.rows import rows

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from homelab.container import plan as container_plan
+from homelab.container.work import _drift
 from homelab.doctor.container import diagnose
 from homelab.doctor.devices import WantedCards
 from homelab.errors import HomelabError
+from homelab.facts.host import HostFacts
 from homelab.host import plan
-from homelab.host.facts import HostFacts
-from homelab.provider.container_probe import _drift
 from homelab.settings import Container, parse
 from homelab.vm.plan import UNFINISHED
 from remote_scripts.notes.container_note import Cards

@@ -1,4 +1,4 @@
-"""homelab/provider/guest.py: a created VM that has moved or was taken over is not removed with its former entry."""
+"""homelab/guest/work.py: a created VM that has moved or was taken over is not removed with its former entry."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from homelab.host.guests import noted_in
-from homelab.provider.base import StackTexts
-from homelab.provider.guest import marked_anew, names_another_instance
+from homelab.facts.guests import noted_in
+from homelab.guest.work import marked_anew, names_another_instance
 from homelab.remote import ledger
+from homelab.work.base import StackTexts
 from tests.rows import rows
 
 SSH = {"hostKey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFILL+IN+WITH+ssh+keyscan+t+ed25519+ADDRESS0", "agent": True}

@@ -35,11 +35,16 @@ def test_the_hints_of_the_usual_scenario_are_what_a_person_types() -> None:
 @pytest.mark.parametrize("target", ["up", ".venv/.dev"])
 def test_what_the_first_make_installs_is_said_before_it_is(tmp_path: Path, target: str) -> None:
     (tmp_path / "Makefile").symlink_to(PROJECT / "Makefile")
-    names = ["", "-lab", *(["-dev"] if target == ".venv/.dev" else [])]
+    names = [
+        "requirements.txt",
+        "lab/requirements.txt",
+        *(["tests/requirements.txt"] if target == ".venv/.dev" else []),
+    ]
     for name in names:
-        (tmp_path / f"requirements{name}.txt").touch()
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
     planned = subprocess.run(["make", "-n", target], cwd=tmp_path, capture_output=True, text=True, check=True)
-    steps = [line for line in planned.stdout.splitlines() if "installing what" in line or " -r requirements" in line]
+    steps = [line for line in planned.stdout.splitlines() if "installing what" in line or "requirements.txt" in line]
     assert ["pip" in step for step in steps] == [False, True] * len(names), steps
     assert ("--jobs 2 .venv/.lab .engine" in planned.stdout) is (target == "up")
 

@@ -16,12 +16,12 @@ from homelab.doctor.reading import Extra, Reading
 from homelab.doctor.report import Report, Table, in_order
 from homelab.doctor.vm import diagnose as diagnose_vm
 from homelab.errors import HomelabError
+from homelab.facts.guests import GuestConfig
 from homelab.findings import Finding, Stage, Turn
 from homelab.host import plan
-from homelab.host.guests import GuestConfig
 from homelab.nvidia import preview, request, state
 from homelab.nvidia.reading import SystemReading
-from homelab.provider.nvidia_system import NvidiaSystemWork
+from homelab.nvidia.work import NvidiaSystemWork
 from homelab.settings import Vm
 from remote_scripts.tools.plain import of_plain
 from tests.conftest import shared

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from homelab.errors import HomelabError
-from homelab.provider.nvidia_verification import NvidiaVerificationWork
-from homelab.settings.nvidia import Nvidia
+from homelab.nvidia.settings import Nvidia
+from homelab.nvidia.work import NvidiaVerificationWork
 
 FAILED = HomelabError(wanted="cards", found="none", why="nothing uses them", next="look at dmesg")
 

@@ -1,4 +1,4 @@
-"""homelab/settings/download.py, homelab/vm/files.py: which files guests are made of, where each comes from, and what stands against it."""
+"""homelab/storage/settings.py, homelab/storage/files.py: which files guests are made of, where each comes from, and what stands against it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from homelab.errors import HomelabError, UnansweredError
 from homelab.remote.proxmox.files import Files, Source
 from homelab.settings import parse
-from homelab.vm import files
+from homelab.storage import files
 from tests.rows import rows
 from tests.unit.hosts import KEY
 

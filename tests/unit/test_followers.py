@@ -14,11 +14,11 @@ from homelab.nvidia import plan
 from homelab.nvidia.preview import Stack
 from homelab.nvidia.reading import parse
 from homelab.nvidia.request import Request, SystemFacts
+from homelab.nvidia.resource import NvidiaSystem
 from homelab.nvidia.versions import fits
 from homelab.nvidia.versions import parse as version_of
-from homelab.provider.nvidia_system import NvidiaSystemWork
+from homelab.nvidia.work import NvidiaSystemWork
 from homelab.remote import host_session, planning, ssh, stacks
-from homelab.resources.nvidia import NvidiaSystem
 from homelab.settings import Container, Nvidia
 from homelab.settings import parse as parse_settings
 from remote_scripts.both.nvidia_packages import Said, Wanted

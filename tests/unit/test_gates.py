@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from homelab.cards import remarks as card_remarks
 from homelab.errors import HomelabError
-from homelab.host import card_remarks, gates, holder_gates, plan
-from homelab.host.facts import HostFacts, parse
+from homelab.facts.host import HostFacts, parse
+from homelab.host import gates, holder_gates, plan
 from homelab.init.cards import takers
 from homelab.remote import agent
 from homelab.settings import Host

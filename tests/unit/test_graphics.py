@@ -1,4 +1,4 @@
-"""AMD's and Intel's graphics as cards of VMs (homelab/host/graphics.py): drivers that are left alone, kernels that crash, ROMs."""
+"""AMD's and Intel's graphics as cards of VMs (homelab/cards/graphics.py): drivers that are left alone, kernels that crash, ROMs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from homelab.host import card_remarks, gates, graphics, plan
-from homelab.host.classes import DRIVERS
-from homelab.host.facts import HostFacts
-from homelab.host.guests import GuestConfig
+from homelab.cards import graphics
+from homelab.cards import remarks as card_remarks
+from homelab.facts.classes import DRIVERS
+from homelab.facts.guests import GuestConfig
+from homelab.facts.host import HostFacts
+from homelab.host import gates, plan
 from homelab.host.plan import NVIDIA_BLACKLIST
 from homelab.settings import Host, Vm
 from homelab.vm import preview as vm_preview

@@ -16,15 +16,15 @@ import asyncssh
 import pytest
 
 from homelab import text
+from homelab.container.resource import ContainerVerification
 from homelab.errors import RefusedError, UnreachableError
-from homelab.provider import base
-from homelab.provider.base import Work
 from homelab.provider.serve import Homelab
 from homelab.remote import host_session
 from homelab.remote.host_session import HostSession
 from homelab.resources.base import HostInputs, NoOutputs
-from homelab.resources.container_verification import ContainerVerification
 from homelab.settings import Host, Timeouts
+from homelab.work import base
+from homelab.work.base import Work
 from remote_scripts.both.terms import HANDOVER_SECONDS
 from remote_scripts.layers import handover as layer
 from tests.waiting import PATIENCE, wait_until

@@ -8,13 +8,12 @@ import json
 import pytest
 
 from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
-from homelab.provider import systems
-from homelab.provider.guest_reboot import GuestRebootWork
-from homelab.provider.nvidia_system import NvidiaSystemWork
+from homelab.nvidia.resource import GuestReboot, NvidiaSystem
+from homelab.nvidia.work import GuestRebootWork, NvidiaSystemWork
 from homelab.remote import boots, ssh
 from homelab.remote.proxmox import guest_address
-from homelab.resources.nvidia import GuestReboot, NvidiaSystem
 from homelab.shapes import SystemState
+from homelab.work import systems
 from tests.unit.hosts import KEY, settings
 
 VERSION = "595.10.02"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from homelab.facts.host import HostFacts
 from homelab.host import ha
-from homelab.host.facts import HostFacts
 from homelab.settings import Container, Vm
 from remote_scripts.cluster import ha as on_the_host
 from remote_scripts.pve.guest_kinds import CONTAINER as CONTAINER_KIND

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from homelab.container import plan as container_plan
 from homelab.doctor import host as doctor
 from homelab.errors import HomelabError
+from homelab.facts.host import HostFacts
 from homelab.host import gates, handover, plan
-from homelab.host.facts import HostFacts
 from homelab.settings import Host, Vm, parse
 from homelab.show import reading as show
 from homelab.show import tree

@@ -168,7 +168,11 @@ def test_what_is_sent_to_a_host_without_being_composed_is_found(source: str, lin
     assert unquoted(ast.parse(source)) == lines
 
 
-@rows("path", sorted((PROJECT / "homelab" / "provider").glob("*.py")), ids=lambda path: path.stem)
+@rows(
+    "path",
+    sorted([*(PROJECT / "homelab" / "work").glob("*.py"), *(PROJECT / "homelab").glob("*/work.py")]),
+    ids=lambda path: f"{path.parent.name}-{path.stem}",
+)
 def test_the_provider_sends_a_host_what_it_has_composed(path: Path) -> None:
     assert unquoted(ast.parse(path.read_text(encoding="utf-8"))) == []
 

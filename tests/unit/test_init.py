@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from homelab.cards import resolving
 from homelab.errors import Mistake
-from homelab.host import resolving
-from homelab.host.facts import HostFacts
+from homelab.facts.host import HostFacts
 from homelab.init import cards as init_cards
 from homelab.init import settings as init_settings
 from homelab.init.ask import to_type

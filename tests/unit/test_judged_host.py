@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from homelab.doctor.host import diagnose
+from homelab.facts.host import HostFacts
 from homelab.findings import Turn, cured
 from homelab.host import plan
-from homelab.host.facts import HostFacts
 from homelab.host.handover import refused
 from homelab.host.judge import judge_host
 from tests.unit.hosts import desktop, settings

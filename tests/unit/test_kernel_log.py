@@ -1,4 +1,4 @@
-"""homelab/host/kernel_log.py: real texts are recognised, for the card that they are about, and healthy ones are not."""
+"""homelab/facts/kernel_log.py: real texts are recognised, for the card that they are about, and healthy ones are not."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from homelab import tables
 from homelab.doctor import host as host_doctor
 from homelab.doctor.host import diagnose as diagnose_host
 from homelab.errors import HomelabError
-from homelab.host import gates, kernel_log, plan
-from homelab.host.facts import HostFacts
-from homelab.host.guests import GuestConfig
+from homelab.facts import kernel_log
+from homelab.facts.guests import GuestConfig
+from homelab.facts.host import HostFacts
+from homelab.facts.kernel_log import Sign, signs
+from homelab.host import gates, plan
 from homelab.host.judge import judge_host, verified
-from homelab.host.kernel_log import Sign, signs
-from homelab.provider import started
 from homelab.shapes import CardFunction
+from homelab.work import started
 from tests.conftest import shared
 from tests.rows import rows
 from tests.unit.hosts import desktop, device, gpu, settings

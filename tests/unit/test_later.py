@@ -15,7 +15,7 @@ from homelab.later import later
 from tests.conftest import PROJECT
 
 # What takes long to import, each for the work that it is for.
-HEAVY = {"asyncssh", "proxmoxer", "requests", "homelab.host.facts", "homelab.nvidia.compatibility"}
+HEAVY = {"asyncssh", "proxmoxer", "requests", "homelab.facts.host", "homelab.nvidia.compatibility"}
 
 
 def imported(program: str) -> set[str]:
@@ -34,16 +34,13 @@ def test_a_program_that_declares_resources_imports_nothing_that_reads_a_host() -
 
 def test_the_provider_imports_nothing_that_works_until_there_is_work() -> None:
     found = imported("import homelab.provider.serve")
-    assert "homelab.resources.vm_cards" in found
-    assert not (HEAVY | {"pydantic", "homelab.settings", "homelab.provider.base"}) & found
+    assert "homelab.vm.resource" in found
+    assert not (HEAVY | {"pydantic", "homelab.settings", "homelab.work.base"}) & found
 
 
 def test_a_refresh_of_a_host_imports_what_it_reads_and_nothing_that_plans_or_asks_the_api() -> None:
-    works = "host_probe boot_verification"
-    found = imported(
-        "import homelab.provider.serve\n" + "".join(f"import homelab.provider.{work}\n" for work in works.split())
-    )
-    assert {"asyncssh", "homelab.host.facts"} <= found
+    found = imported("import homelab.provider.serve, homelab.host.work")
+    assert {"asyncssh", "homelab.facts.host"} <= found
     assert not {"proxmoxer", "requests", "homelab.remote.planning", "homelab.nvidia.compatibility"} & found
 
 
@@ -75,7 +72,7 @@ def test_no_garbage_is_looked_for_until_the_program_has_imported_all() -> None:
 def test_a_login_before_a_step_imports_nothing_that_reads_a_host() -> None:
     found = imported("import homelab.resources.command as command; command._logins.reach")
     assert "asyncssh" in found
-    assert not {"homelab.host.facts", "homelab.host.resolving", "remote_scripts.layers.read_host"} & found
+    assert not {"homelab.facts.host", "homelab.cards.resolving", "remote_scripts.layers.read_host"} & found
 
 
 def test_a_late_module_is_an_attribute_of_its_package() -> None:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from homelab.container.resource import ContainerVerification
 from homelab.errors import HomelabError
-from homelab.provider import base
-from homelab.provider.base import Work
+from homelab.nvidia.settings import Nvidia
 from homelab.resources import limits
 from homelab.resources.base import HostInputs, NoOutputs
-from homelab.resources.container_verification import ContainerVerification
-from homelab.settings.nvidia import Nvidia
+from homelab.work import base
+from homelab.work.base import Work
 from remote_scripts.both.terms import HANDOVER_SECONDS
 from tests.unit.hosts import settings
 

@@ -13,8 +13,8 @@ import pytest
 from homelab import tables
 from homelab.doctor.cards import log_findings
 from homelab.errors import HomelabError
-from homelab.host import kernel_log
-from homelab.host.kernel_log import Sign, StartSign, of_start, signs, start_signs
+from homelab.facts import kernel_log
+from homelab.facts.kernel_log import Sign, StartSign, of_start, signs, start_signs
 from homelab.messages import messages
 from homelab.symptoms import recognise, symptoms
 from remote_scripts.both.symptoms import Context, Symptom, compiled

@@ -1,4 +1,4 @@
-"""homelab/provider/container_probe.py: a container that another node has now, after its own node is gone or its id was used again; one that isn't listed."""
+"""homelab/container/work.py: a container that another node has now, after its own node is gone or its id was used again; one that isn't listed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any, cast
 import pytest
 
 from homelab.container import plan as container_plan
+from homelab.container import work as container_probe
+from homelab.container.resource import ContainerProbe
+from homelab.container.work import ContainerProbeWork, _drift
 from homelab.errors import HomelabError
-from homelab.host.guests import GuestConfig
-from homelab.provider import container_probe
-from homelab.provider.container_probe import ContainerProbeWork, _drift
+from homelab.facts.guests import GuestConfig
 from homelab.remote import ssh
-from homelab.resources.container_probe import ContainerProbe
 from homelab.shapes import BootSeen, ShutdownInputs
 from remote_scripts.both.container_cards import Wanted as ContainerCards
 from remote_scripts.notes.container_note import Cards

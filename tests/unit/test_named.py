@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from homelab.host.guests import GuestConfig
+from homelab.facts.guests import GuestConfig
 from homelab.host.named import Named, meant
 from tests.rows import rows
 

@@ -1,8 +1,9 @@
-"""homelab/host/names.py: a card has a name for people wherever it is spoken of, from the host's pci.ids or a small table."""
+"""homelab/facts/names.py: a card has a name for people wherever it is spoken of, from the host's pci.ids or a small table."""
 
 from __future__ import annotations
 
-from homelab.host import names, plan
+from homelab.facts import names
+from homelab.host import plan
 from tests.rows import rows
 from tests.unit.hosts import desktop, settings
 

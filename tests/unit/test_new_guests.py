@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from homelab.errors import ElsewhereError, GoneError, NotThereError
-from homelab.provider.guest import CreatedGuest, GuestWork, id_in_use
-from homelab.resources.guest import Guest
+from homelab.guest.resource import Guest
+from homelab.guest.work import CreatedGuest, GuestWork, id_in_use
 from homelab.shapes import ShutdownInputs
 from tests.rows import rows
 from tests.unit.test_created_vms import texts

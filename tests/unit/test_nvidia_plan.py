@@ -24,7 +24,7 @@ from homelab.nvidia.plan import (
     wanted,
 )
 from homelab.nvidia.request import Request, SystemFacts
-from homelab.settings.nvidia import Nvidia
+from homelab.nvidia.settings import Nvidia
 from remote_scripts.both.nvidia_packages import Said, Try, Wanted
 from remote_scripts.both.software import Installer
 from remote_scripts.nvidia.driver import FAMILY

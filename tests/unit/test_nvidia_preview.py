@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from homelab.errors import HomelabError
+from homelab.facts.host import HostFacts
 from homelab.host import plan
-from homelab.host.facts import HostFacts
 from homelab.nvidia import plan as nvidia_plan
 from homelab.nvidia import preview
 from homelab.nvidia.preview import Stack

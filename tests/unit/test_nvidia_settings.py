@@ -1,4 +1,4 @@
-"""homelab/settings/nvidia.py: what a user writes under `nvidia:`, and what is said of a mistake."""
+"""homelab/nvidia/settings.py: what a user writes under `nvidia:`, and what is said of a mistake."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from homelab.nvidia.settings import Nvidia
 from homelab.settings import Vm
-from homelab.settings.nvidia import Nvidia
 from tests.rows import rows
 from tests.unit.hosts import KEY
 

@@ -14,8 +14,8 @@ from homelab.errors import HomelabError
 from homelab.nvidia import verification
 from homelab.nvidia.expected import Expected
 from homelab.nvidia.request import Request, SystemFacts
+from homelab.nvidia.settings import Nvidia
 from homelab.nvidia.verification import judge
-from homelab.settings.nvidia import Nvidia
 from remote_scripts.both.nvidia_packages import Answer
 from tests.rows import rows
 

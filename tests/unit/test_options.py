@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from homelab.cards import work as card_mapping
+from homelab.cards.resource import CardMapping
+from homelab.facts.host import HostFacts
 from homelab.host import gates, plan
-from homelab.host.facts import HostFacts
-from homelab.provider import card_mapping
-from homelab.resources.card_mapping import CardMapping
 from homelab.settings import Vm
 from homelab.vm import preview as vm_preview
 from homelab.vm.cards import VmCard

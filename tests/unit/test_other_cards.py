@@ -10,8 +10,8 @@ import pytest
 from homelab.container import makers, other_makers
 from homelab.container import plan as container_plan
 from homelab.errors import HomelabError
+from homelab.facts.host import HostFacts
 from homelab.host import plan
-from homelab.host.facts import HostFacts
 from homelab.settings import Container
 from homelab.show.cards import of_outputs
 from tests.rows import rows

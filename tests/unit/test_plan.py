@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from homelab.cards import values as card_values
 from homelab.errors import HomelabError
-from homelab.host import card_values, plan
-from homelab.host.facts import HostFacts
+from homelab.facts.host import HostFacts
+from homelab.host import plan
 from tests.rows import rows
 from tests.unit.hosts import desktop, device, gpu, settings
 

@@ -10,7 +10,7 @@ import pulumi
 import pytest
 
 import homelab
-from homelab.resources.host_probe import HostProbe
+from homelab.host.resource import HostProbe
 from homelab.resources.program import settings_of
 from homelab.settings import Host
 from homelab.stack import Refusal

@@ -17,26 +17,25 @@ from pulumi.runtime.proto import provider_pb2, status_pb2
 from pulumi.runtime.rpc import UNKNOWN as SENTINEL
 
 from homelab import earlier, shapes, stack
+from homelab.cards.resource import CardMapping
+from homelab.container.resource import ContainerProbe
 from homelab.errors import HomelabError, UnfinishedError
 from homelab.host import plan
+from homelab.host.resource import BootVerification, HostProbe
+from homelab.host.work import HostProbeWork
+from homelab.nvidia.resource import NvidiaVerification
 from homelab.provider import registry, serve
-from homelab.provider.base import Work, raised, stopped_by_reboot
 from homelab.provider.difference import differences
-from homelab.provider.host_probe import HostProbeWork
-from homelab.provider.plain import UNKNOWN, plain, valued
 from homelab.provider.registry import work_of
 from homelab.provider.serve import Homelab, with_its_state
-from homelab.provider.typed import read_as
 from homelab.remote.host_session import HostSession
 from homelab.resources.base import Resource, declared
-from homelab.resources.boot_verification import BootVerification
-from homelab.resources.card_mapping import CardMapping
-from homelab.resources.container_probe import ContainerProbe
-from homelab.resources.host_probe import HostProbe
-from homelab.resources.nvidia import NvidiaVerification
-from homelab.resources.vm_cards import VmCards
 from homelab.settings import Container, Gpu, Host, Vm
 from homelab.shapes import BootSeen, CardPlan
+from homelab.vm.resource import VmCards
+from homelab.work.base import Work, raised, stopped_by_reboot
+from homelab.work.plain import UNKNOWN, plain, valued
+from homelab.work.typed import read_as
 from tests.conftest import PROJECT
 from tests.rows import rows
 from tests.unit.hosts import desktop, settings
@@ -209,7 +208,7 @@ def test_an_import_is_refused_with_what_to_do_instead() -> None:
 
 def test_every_resource_that_is_declared_has_its_work() -> None:
     for resource in declared().values():
-        assert resource.__module__.rpartition(".")[2] in vars(registry)  # the provider imports no other declarations
+        assert resource.__module__.split(".")[1] in registry.SUBJECTS  # the provider imports no other declarations
         assert work_of(resource).resource is resource
 
 
@@ -314,7 +313,7 @@ def test_a_preview_shows_the_plan_once_of_a_host_that_has_a_probe_and_changes(
 def test_another_agent_alone_plans_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[Host] = []
     monkeypatch.setattr(HostSession, "hold", lambda _, host: held.append(host))
-    monkeypatch.setattr("homelab.provider.base.load_host", lambda *_: settings())
+    monkeypatch.setattr("homelab.work.base.load_host", lambda *_: settings())
     inputs = {"host": "pve", "settings": "a", "agent": "2-b"}
     planned = {"iommu_words": "iommu=pt", "vfio_words": "", "functions": {}, "by_hand": [], "gpus": {}, "stale": False}
     state = {**inputs, "agent": "2-a", **planned, "generation": {"vfio": 1}}

@@ -1,4 +1,4 @@
-"""homelab/provider/base.py: what a refresh says of a host that doesn't answer: one error for all its resources, in a read's words."""
+"""homelab/work/base.py: what a refresh says of a host that doesn't answer: one error for all its resources, in a read's words."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 
+from homelab.cards.work import CardMappingWork
 from homelab.errors import HomelabError, NoAnswerError, NotThereError, UnreachableError
-from homelab.provider import api
-from homelab.provider.base import Work
-from homelab.provider.card_mapping import CardMappingWork
-from homelab.provider.guest import GuestWork
-from homelab.provider.host_probe import HostProbeWork
-from homelab.provider.typed import read_as
-from homelab.provider.vm_cards import VmCardsWork
+from homelab.guest.work import GuestWork
+from homelab.host.resource import HostProbe
+from homelab.host.work import HostProbeWork
 from homelab.remote import host_session, ssh
 from homelab.remote.host_session import HostSession
 from homelab.remote.proxmox.connection import no_answer
-from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
+from homelab.vm.work import VmCardsWork
+from homelab.work import api
+from homelab.work.base import Work
+from homelab.work.typed import read_as
 from tests.unit.hosts import desktop
 
 SSH = {"hostKey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFILL+IN+WITH+ssh+keyscan+t+ed25519+ADDRESS0", "agent": True}
@@ -163,7 +163,7 @@ def test_an_api_that_is_off_is_named_with_its_service(monkeypatch: pytest.Monkey
 
 def test_a_host_that_may_have_another_name_by_now_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("homelab.provider.host_probe.tell", said.append)
+    monkeypatch.setattr("homelab.host.work.tell", said.append)
     inputs, outputs = (
         HostProbe.Inputs(host="pve", settings=""),
         read_as(HostProbe.Outputs, {**WANTED, "generation": {}}),
@@ -186,10 +186,10 @@ def test_only_what_runs_with_words_that_the_next_boot_has_not_is_said_to_keep_th
 
     said: list[str] = []
     word = "homelab.vfio=0000:01:00.0=10de:2b85"
-    monkeypatch.setattr("homelab.provider.host_probe.tell", said.append)
+    monkeypatch.setattr("homelab.host.work.tell", said.append)
     running = desktop(cmdline={**LINES, "running": f"quiet {word * bound}"})
     monkeypatch.setattr(ssh, "read", lambda *_: running)
-    monkeypatch.setattr("homelab.provider.storage_file.StorageFileWork.remove_unfinished", unanswered)
+    monkeypatch.setattr("homelab.storage.work.StorageFileWork.remove_unfinished", unanswered)
     outputs = read_as(HostProbe.Outputs, {**WANTED, "vfio_words": word, "generation": {}})
     HostProbeWork(TEXTS).delete(HostProbe.Inputs(host="pve", settings=""), outputs)
     assert any("the running kernel keeps" in one for one in said) is bound

@@ -1,4 +1,4 @@
-"""homelab/host/remapping.py: cards for which the firmware wants a 1:1 mapping, RMRR, interrupts without remapping."""
+"""homelab/cards/remapping.py: cards for which the firmware wants a 1:1 mapping, RMRR, interrupts without remapping."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from homelab.host import card_remarks, gates, plan, remapping
-from homelab.host.facts import HostFacts
+from homelab.cards import remapping
+from homelab.cards import remarks as card_remarks
+from homelab.facts.host import HostFacts
+from homelab.host import gates, plan
 from tests.rows import rows
 from tests.unit.hosts import desktop, settings
 from tests.unit.test_acs import line

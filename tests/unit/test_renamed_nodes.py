@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from homelab.provider import vm_cards
-from homelab.provider.container_probe import ContainerProbeWork
-from homelab.provider.vm_cards import VmCardsWork
+from homelab.container.work import ContainerProbeWork
 from homelab.remote import ssh
-from homelab.resources.vm_cards import VmCards
 from homelab.settings import Host
 from homelab.shapes import BootSeen, ShutdownInputs
+from homelab.vm import work as vm_cards
+from homelab.vm.resource import VmCards
+from homelab.vm.work import VmCardsWork
 from remote_scripts.both.container_cards import Left
 from remote_scripts.both.guest_cards import Answer
 from remote_scripts.tools.plain import to_plain

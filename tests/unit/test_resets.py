@@ -1,11 +1,13 @@
-"""How cards come back from a reset (homelab/host/resets.py): the data, what a plan and the doctor say, what is refused."""
+"""How cards come back from a reset (homelab/cards/resets.py): the data, what a plan and the doctor say, what is refused."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from homelab.host import card_remarks, gates, plan, resets
-from homelab.host.facts import HostFacts
+from homelab.cards import remarks as card_remarks
+from homelab.cards import resets
+from homelab.facts.host import HostFacts
+from homelab.host import gates, plan
 from tests.rows import rows
 from tests.unit.hosts import desktop, device, settings
 

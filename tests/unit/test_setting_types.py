@@ -11,8 +11,8 @@ import pytest
 from pydantic import BaseModel, SecretStr
 
 from homelab.errors import HomelabError
+from homelab.nvidia.settings import Nvidia
 from homelab.settings import NewContainer, NewVm, Settings, parse
-from homelab.settings.nvidia import Nvidia
 from tests.rows import check_rows, rows
 from tests.unit.test_settings import KEY, refused
 from tests.unit.test_settings import hosts as one_host

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from docs.tables.meanings import meanings
 from docs.tables.settings import MODELS, pages, with_current_tables
-from homelab import guest_options
+from homelab.guest import options as guest_options
 from homelab.settings import Settings
 from tests.conftest import PROJECT
 from tests.rows import rows

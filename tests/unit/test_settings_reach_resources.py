@@ -19,9 +19,9 @@ from pulumi.runtime.proto import source_pb2
 from pydantic import BaseModel
 
 from homelab import tables
+from homelab.nvidia.resource import LAYERS
 from homelab.resources import command, kept_agent
 from homelab.resources.base import declared
-from homelab.resources.nvidia import LAYERS
 from homelab.settings import Nvidia, Settings
 from tests.conftest import PROJECT
 from tests.unit.hosts import KEY

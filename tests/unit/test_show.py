@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from homelab.cli import show as command
-from homelab.host.facts import HostFacts
+from homelab.facts.host import HostFacts
 from homelab.remote import ssh, systems
 from homelab.settings import Container, Vm, parse
 from homelab.show import reading, result, terminal, tree

@@ -1,4 +1,4 @@
-"""homelab/provider/silent_host.py: a run whose host says nothing more is ended, and no other one."""
+"""homelab/work/silent_host.py: a run whose host says nothing more is ended, and no other one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 
 from homelab import text
 from homelab.errors import HomelabError, LoginRefusedError, RefusedError, UnreachableError
-from homelab.provider import silent_host
 from homelab.remote import host_session, logins
 from homelab.remote.host_session import HostSession
 from homelab.settings import Host
+from homelab.work import silent_host
 from tests.unit.hosts import KEY
 from tests.waiting import PATIENCE, wait_until
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from homelab.errors import ApiError, HomelabError, UnansweredError
-from homelab.provider import storage_file
-from homelab.provider.storage_file import StorageFileWork
 from homelab.remote import ledger
-from homelab.resources.storage_file import StorageFile
+from homelab.storage import work as storage_file
+from homelab.storage.resource import StorageFile
+from homelab.storage.work import StorageFileWork
 from tests.unit.test_created_vms import texts
 from tests.unit.test_new_guests import error_of
 

@@ -10,7 +10,7 @@ import pytest
 
 from homelab.errors import HomelabError
 from homelab.host import plan
-from homelab.provider import boot_verification
+from homelab.host import work as boot_verification
 from homelab.remote import boots, ssh
 from homelab.resources import limits
 from homelab.settings import Host, parse

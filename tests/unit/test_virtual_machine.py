@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from homelab.errors import HomelabError
-from homelab.provider.guest import GuestWork, written_of
+from homelab.guest.work import GuestWork, written_of
 from tests.rows import rows
 from tests.unit.test_new_guests import INPUTS
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from homelab.facts.guests import CardUser
 from homelab.findings import JudgedGuest
-from homelab.host.guests import CardUser
 from homelab.properties import same, strings
 from homelab.vm import plan, refusals
 from homelab.vm.cards import VmCard, Wish

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from homelab.cli import doctor, show, stack_options
+from homelab.container.work import _drift
 from homelab.doctor.stack import StackFile
 from homelab.doctor.whole import Whole
+from homelab.facts.host import HostFacts
 from homelab.findings import Finding, Turn
 from homelab.host import plan
-from homelab.host.facts import HostFacts
-from homelab.provider.container_probe import _drift
 from homelab.remote import diagnosis, planning, ssh
 from homelab.remote.proxmox import probe as api
 from homelab.settings import parse

@@ -1,4 +1,4 @@
-"""What `pip install .` gives to another project: the program with its components and data, and beside it what runs on hosts."""
+"""What `pip install .` gives to another project: the program with its components, its data and what runs on hosts."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_has_all_of_the_program_and_of_what_runs_on_hosts(built: Path) -> None:
     names = set(zipfile.ZipFile(built).namelist())
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"homelab", "remote_scripts"}
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"homelab"}
     # PyPI's `homelab` is somebody else's. The module keeps its name.
     assert {name.split("-")[0] for name in names if ".dist-info" in name} == {"homelab_gpu"}
     here = {
-        f"homelab/{path.relative_to(PROJECT)}" if folder == "components" else str(path.relative_to(PROJECT))
+        str(path.relative_to(PROJECT)) if folder == "homelab" else f"homelab/{path.relative_to(PROJECT)}"
         for folder in ("homelab", "components", "remote_scripts")
         for path in (PROJECT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts and path.parent.name != "homelab/components"
@@ -38,7 +38,10 @@ def test_it_runs_from_any_folder(built: Path, tmp_path: Path) -> None:
     programs = install(built, tmp_path / "venv")
     imports = (
         "from homelab.components import gpu_vm; from homelab.remote import scripts; assert scripts.file('rollback.sh');"
-        f"assert gpu_vm.__file__.startswith({str(tmp_path)!r}), gpu_vm.__file__"
+        f"assert gpu_vm.__file__.startswith({str(tmp_path)!r}), gpu_vm.__file__;"
+        # Of what runs on hosts, no module has two names.
+        "import sys; assert 'remote_scripts.both.cmdline' in sys.modules;"
+        "assert not [name for name in sys.modules if name.startswith('homelab.remote_scripts')]"
     )
     for command in (["python", "-c", imports], ["homelab", "doctor", "--help"]):
         done = subprocess.run([programs / command[0], *command[1:]], cwd=tmp_path, capture_output=True, text=True)

@@ -22,10 +22,10 @@ from homelab.cli import access
 from homelab.cli.settings_file import read_settings, write_settings
 from homelab.doctor import stack
 from homelab.errors import HomelabError
+from homelab.fields.access import Ssh
+from homelab.fields.paths import resolved
 from homelab.remote import scripts
 from homelab.settings import secrets
-from homelab.settings.access import Ssh
-from homelab.settings.paths import resolved
 from homelab.show import terminal
 from homelab.text import encodable, tell
 from tests import sampling
@@ -99,7 +99,7 @@ def test_the_program_and_its_commands_need_no_module_that_windows_does_not_have(
 def test_no_text_is_read_or_written_in_the_encoding_that_a_system_happens_to_have() -> None:
     """Python's own is the ANSI code page on Windows."""
     found = []
-    for path in [*PROGRAM, *(PROJECT / "engine").rglob("*.py"), *ours_below(PROJECT / "examples", ".py")]:
+    for path in [*PROGRAM, *(PROJECT / "lab" / "engine").rglob("*.py"), *ours_below(PROJECT / "examples", ".py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call):
                 continue

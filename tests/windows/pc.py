@@ -18,8 +18,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine import install
 from homelab.errors import HomelabError
+from lab.engine import install
 from tests.conftest import PROJECT
 from tests.waiting import PATIENCE
 from tests.windows import prerequisites

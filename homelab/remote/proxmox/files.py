@@ -1,5 +1,5 @@
 """Files on a node's storages through the API: lists, downloads and removes them. Decisions about them are in
-homelab/vm/files.py.
+homelab/storage/files.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from homelab.errors import ApiError, HomelabError, StillRunsError, TaskFailedError, UnansweredError
 from homelab.remote.proxmox.api import Api
 from homelab.settings import Container, Host, Vm
-from homelab.vm import files as vm_files
+from homelab.storage import files as vm_files
 
 # How long a task that is told to end may take to do so, in seconds.
 END_SECONDS = 30.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from homelab.errors import HomelabError
-from homelab.host.facts import HostFacts
+from homelab.facts.host import HostFacts
 from homelab.remote.proxmox import files
 from homelab.remote.proxmox.api import OUTAGE_SECONDS, Api
 from homelab.settings import Container, Host, Vm

@@ -19,9 +19,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from engine import install
 from homelab import __version__
 from lab import Lab
+from lab.engine import install
 from tests.e2e.conftest import Stack, stack_of
 
 FOLDER = Path(__file__).parent

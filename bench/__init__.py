@@ -1,1 +1,0 @@
-"""The same host job by this program, by pyinfra and by Ansible, side by side: `make bench` (bench/README.md)."""

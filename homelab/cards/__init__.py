@@ -1,0 +1,1 @@
+"""A card of a host: what it is, what is known of it, whether it can be given away, and its PCI mapping."""

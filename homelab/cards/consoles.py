@@ -1,0 +1,171 @@
+"""A card that is the host's screen: the kernel's framebuffer in its memory, the word that keeps it out, and the ways to
+log in without the screen.
+
+The kernel draws into the firmware's framebuffer (BOOTFB in /proc/iomem) before a card has a driver. If that still has
+the card's memory after vfio-pci has bound the card, no guest can use the card. consoles.yaml has the kernels'
+behaviour. Pure."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from homelab import tables
+from homelab.cards import remapping
+from homelab.errors import HomelabError
+from homelab.facts.devices import Device
+from homelab.facts.host import HostFacts
+from homelab.settings import Gpu, Host
+
+# Without this step of its start the kernel makes no device of the firmware's picture (drivers/firmware/sysfb.c).
+NO_FRAMEBUFFER = "initcall_blacklist=sysfb_init"
+
+
+class KernelRange(BaseModel):
+    """A range of kernel releases such as `6.18`: from `first` on, and before `before`; a missing end is open."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    first: str = Field(alias="from", default="0.0")
+    before: str = "9999.0"
+
+    def has(self, kernel: str) -> bool:
+        """Whether a kernel such as `6.17.2-1-pve` is in the range."""
+        return remapping.release(self.first) <= remapping.release(kernel) < remapping.release(self.before)
+
+
+class ConsoleRow(tables.SourcedRow):
+    """A row of consoles.yaml: whether a kernel frees the memory of a card of this class (`code`: the beginning of a
+    class code) by itself (`frees`), with the word NO_FRAMEBUFFER (`word`), or never (`nothing`)."""
+
+    kernel: KernelRange
+    code: str = Field(alias="class")
+    verdict: Literal["frees", "word", "nothing"]
+
+
+@functools.cache
+def rows() -> tuple[ConsoleRow, ...]:
+    """All rows, in the order in which they count."""
+    return tuple(ConsoleRow.model_validate(row) for row in tables.read(Path(__file__).with_suffix(".yaml"))["rows"])
+
+
+def verdict(facts: HostFacts, device: Device) -> Literal["frees", "word", "nothing"]:
+    """The verdict of the first row for the host's kernel and a card; the last row has every kernel and card."""
+    fits = (row for row in rows() if row.kernel.has(facts.kernel) and device.class_code.startswith(row.code))
+    return next(fits).verdict
+
+
+def screens(facts: HostFacts, devices: Sequence[Device]) -> list[Device]:
+    """Those of `devices` that the firmware or the kernel uses as a screen. The firmware marks VGA controllers alone
+    (boot_vga); where it marks none, the text console shows which one it is."""
+    marks_one = any(device.boot_vga for device in facts.devices)
+    consoles = [] if marks_one else [holder.devices for holder in facts.holders if not holder.pid]
+
+    def is_drawn_on(device: Device) -> bool:
+        has_console = device.driver != "vfio-pci" and any(device.address in addresses for addresses in consoles)
+        return device.is_display and (device.address in facts.framebuffers or has_console)
+
+    return [device for device in devices if device.boot_vga or is_drawn_on(device)]
+
+
+def instead(facts: HostFacts, leaving: Collection[str]) -> str:
+    """The cards that could be the host's screen, for messages: those that no VM has or gets, and that aren't made for
+    computing alone (3D controllers). Empty: there is none.
+
+    :param leaving: slots of cards that VMs get.
+    """
+    slots = dict.fromkeys(device.slot for device in facts.display_devices if not device.class_code.startswith("0302"))
+    staying = [slot for slot in slots if slot not in leaving and not facts.users_of(slot, facts.cluster.node)]
+    return " or ".join(map(facts.card, staying))
+
+
+def words(facts: HostFacts, host: Host, bound: Sequence[str]) -> list[str]:
+    """The words of the kernel command line for `bootFramebuffer: off`, where it has an effect: one or none.
+
+    :param bound: addresses of the functions that this program gives to vfio-pci.
+    """
+    if host.boot_framebuffer == "keep" or not bound:
+        return []
+    bound_screens = screens(facts, [facts.by_address[address] for address in bound])
+    return [NO_FRAMEBUFFER] if bound_screens or _is_configured_by_homelab(facts) else []
+
+
+def _is_configured_by_homelab(facts: HostFacts) -> bool:
+    # Whether this program has configured NO_FRAMEBUFFER. Once it has an effect there is no framebuffer that could be
+    # seen, so the word stays.
+    return NO_FRAMEBUFFER in facts.cmdline.configured.split() and NO_FRAMEBUFFER not in facts.cmdline.others.split()
+
+
+def freed(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
+    """A gate: no framebuffer of the host has memory of a card that is on vfio-pci. A VM that runs with the card proves
+    that."""
+    framebuffers = {
+        device.address: facts.framebuffers[device.address]
+        for device in facts.functions(slot)
+        if device.driver == "vfio-pci" and device.address in facts.framebuffers
+    }
+    if not framebuffers or remapping.runs_in_vm(facts, slot):
+        return []
+    has_word = NO_FRAMEBUFFER in facts.cmdline.running.split()
+    hopeless = has_word or any(verdict(facts, facts.by_address[address]) == "nothing" for address in framebuffers)
+    others = instead(facts, [slot])
+    alternative = f'let {others} be the screen (the firmware\'s setup, "primary display"), or ' if others else ""
+    return [
+        HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) with its memory free for vfio-pci",
+            found="; ".join(
+                f"{', '.join(names)} within the memory of {address} (/proc/iomem)"
+                for address, names in framebuffers.items()
+            )
+            + (f", in spite of {NO_FRAMEBUFFER}" if has_word else ""),
+            why="the kernel's own picture uses the card's memory: vfio-pci can't reserve it (BAR …: can't reserve), "
+            "and the guest's driver fails",
+            next=(
+                ""
+                if hopeless
+                else "set bootFramebuffer: off for this host, after you have made sure of another way in than its "
+                "screen; or "
+            )
+            + f"{alternative}start another kernel",
+        )
+    ]
+
+
+def remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
+    """Remarks on a card that is the host's screen, a sentence each.
+
+    :param name: of the card, for messages.
+    """
+    card_screens = screens(facts, facts.functions(slot))
+    if not card_screens:
+        return []
+    sentences = [f"{name} is the host's screen, which stays dark from the host's next start on: {_ways_in(facts)}"]
+    verdicts = {device.address: verdict(facts, device) for device in card_screens}
+    if host.boot_framebuffer == "off":
+        sentences.append(
+            f"bootFramebuffer: off: {NO_FRAMEBUFFER} keeps the kernel's picture off every screen of this host; the "
+            "boot entry 'without GPU passthrough' is without it"
+            + ("; this kernel would let go of the card by itself" if set(verdicts.values()) == {"frees"} else "")
+        )
+    elif set(verdicts.values()) != {"frees"}:
+        sentences.append(
+            f"{name}: this kernel ({facts.kernel}) may keep the card's memory for its picture; that is checked after "
+            "the reboot, and bootFramebuffer: off may help then"
+        )
+    return sentences
+
+
+def _ways_in(facts: HostFacts) -> str:
+    serial = [
+        word for word in facts.next_cmdline.split() if word.startswith("console=tty") and word[11:12] in ("S", "A", "U")
+    ]
+    return "log in over the network or by the board's remote console" + (
+        f", or by its serial port ({', '.join(serial)})"
+        if serial
+        else "; its serial port takes no login yet (console=tty0 console=ttyS0,115200 on the kernel command line "
+        "starts one)"
+    )

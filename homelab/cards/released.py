@@ -1,0 +1,136 @@
+"""The word that releases a card which stays with the host, and which ids of other configuration than this program's
+give to vfio-pci. Pure.
+
+If a module's parameter is given several times, the last value counts. kmod puts the options of the kernel command line
+behind those of modprobe.d (libkmod/libkmod-config.c, kmod_config_new and kmod_config_add_options), and homelab's words
+are the command line's last. So one word `vfio-pci.ids=` with the remaining ids counts instead of all ids in files and
+other words: no other configuration is edited, and it counts again as soon as homelab's word is gone. Options on
+modprobe's own command line come even later: those of initramfs-tools' file `modules`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from homelab.facts.host import bound_by_word
+from remote_scripts.boot import vfio_ids
+
+if TYPE_CHECKING:
+    from homelab.facts.devices import Device
+    from homelab.facts.host import HostFacts
+    from homelab.settings import Host
+
+WORD = "vfio-pci.ids="
+
+
+def word(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> str:
+    """The word that releases the cards that stay; empty: none is needed, or takeOver isn't set.
+
+    :param slots: of all cards of the settings, name -> slot.
+    """
+    if not host.take_over or not _staying(facts, host, slots):
+        return ""
+    return WORD + ",".join(entry for entry in _other_ids(facts) if not _is_left_out(facts, host, slots, entry))
+
+
+def kept(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> dict[str, str]:
+    """The functions, address -> vendor:device, that the word would take from vfio-pci with a card that stays, since
+    the same ids name them: no card of the settings has them, so a word names each of them by its address.
+
+    :param slots: of all cards of the settings, name -> slot.
+    """
+    staying = _staying(facts, host, slots) if host.take_over else []
+    return {
+        device.address: device.id
+        for entry in _other_ids(facts)
+        if _names_one_of(entry, staying)
+        for device in _others_bound(facts, host, slots, entry)
+        if not facts.pluggable(device.address)
+    }
+
+
+def why_still_bound(facts: HostFacts, host: Host, slots: Mapping[str, str], bound: Iterable[Device]) -> str:
+    """Why a word of homelab's doesn't take these functions of a card from vfio-pci; empty: it does.
+
+    :param slots: of all cards of the settings, name -> slot.
+    :param bound: the functions.
+    """
+    functions = list(bound)
+    if stronger := stronger_than_words(facts, functions):
+        return stronger
+    running_ids, homelab_bound = ids_in_effect(facts), bound_by_word(facts.cmdline.running)
+    # Functions that the running word still names, or that `homelab.vfio=` binds, are released by the next word.
+    if running_ids is not None and any(
+        device.address not in homelab_bound and not device.is_named(running_ids) for device in functions
+    ):
+        return "this program's word is on the running kernel's command line, and hasn't helped"
+    other_addresses = [
+        device.address
+        for entry in _other_ids(facts)
+        if _names_one_of(entry, functions)
+        for device in _others_bound(facts, host, slots, entry)
+        if facts.pluggable(device.address)  # for what comes later no word can name an address
+    ]
+    return (
+        f"the same ids give {', '.join(sorted(set(other_addresses)))} to vfio-pci, which can be plugged in later"
+        if other_addresses
+        else ""
+    )
+
+
+def stronger_than_words(facts: HostFacts, functions: Iterable[Device]) -> str:
+    """The configuration that gives these functions to vfio-pci whatever a word says, in words; empty: there is none."""
+    functions = list(functions)
+    if any(map(facts.has_override, functions)):
+        return "driverctl puts it there, whatever a word says"
+    if _names_one_of(facts.vfio_files.get(vfio_ids.MODULES, ""), functions):
+        return f"the options in {vfio_ids.MODULES} come later than any word"
+    return ""
+
+
+def ids_in_effect(facts: HostFacts) -> str | None:
+    """The ids of homelab's word on the running kernel's command line; None: it has no such word."""
+    others = facts.cmdline.others.split()
+    words = [option for option in facts.cmdline.running.split() if option.startswith(WORD) and option not in others]
+    return words[-1].removeprefix(WORD) if words else None
+
+
+def _other_ids(facts: HostFacts) -> list[str]:
+    """All ids that other configuration gives to vfio-pci, each once."""
+    id_lists = [facts.vfio_ids, *facts.ids_by_others().values()]
+    return list(dict.fromkeys(entry for ids in id_lists for entry in ids.lower().split(",") if entry))
+
+
+def _names_one_of(entry: str, devices: Iterable[Device]) -> bool:
+    return any(device.is_named(entry) for device in devices)
+
+
+def _staying(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> list[Device]:
+    """Functions of cards that stay with the host, and that ids of other configuration give to vfio-pci."""
+    functions = [
+        device for name, slot in slots.items() if host.gpus[name].use != "vm" for device in facts.functions(slot)
+    ]
+    return [device for device in functions if device.is_named(",".join(_other_ids(facts)))]
+
+
+def _others_bound(facts: HostFacts, host: Host, slots: Mapping[str, str], entry: str) -> list[Device]:
+    """Functions on vfio-pci that an id names, and that aren't of a card of the settings, or can be plugged in later."""
+    planned = {
+        device.address
+        for slot in slots.values()
+        for device in facts.functions(slot)
+        if not facts.pluggable(device.address)
+    }
+    devices = [device for device in facts.devices if device.is_named(entry)]
+    return [device for device in devices if device.driver == "vfio-pci" and device.address not in planned]
+
+
+def _is_left_out(facts: HostFacts, host: Host, slots: Mapping[str, str], entry: str) -> bool:
+    """Whether an id is left out of homelab's word: it is of a card that stays, or it has had no effect. A function that
+    a running VM has on vfio-pci is no proof of an effect."""
+    running_ids = ids_in_effect(facts)
+    if running_ids is not None:
+        return _names_one_of(entry, _staying(facts, host, slots)) or entry not in running_ids.lower().split(",")
+    drivers = {device.driver for device in facts.devices if device.is_named(entry)}
+    return _names_one_of(entry, _staying(facts, host, slots)) or bool(drivers) and "vfio-pci" not in drivers

@@ -1,0 +1,342 @@
+"""The settings about the IOMMU on a host: their words for its next boot, their refusals, and remarks on their risks.
+
+Sources are named where a rule is the kernel's own. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from homelab.errors import HomelabError
+from homelab.facts import acs
+from homelab.facts.devices import Device
+from homelab.facts.host import HostFacts, bound_by_word
+from homelab.settings import Gpu, Host
+from remote_scripts.pve import reservations
+from remote_scripts.pve.properties import overlap
+from remote_scripts.reading.answer import Vital
+
+# The module's option as a word of the command line: modprobe obeys it in the initramfs and later, and it needs no file
+# (ADR 1).
+UNSAFE_INTERRUPTS = "vfio_iommu_type1.allow_unsafe_interrupts=1"
+# Proxmox VE's kernels know relax_rmrr since September 2023 (pve-kernel patch 0009): all from 6.5 on.
+_RELAXES = (6, 5)
+# From here on no device with such a region is given away, whatever its IOMMU (commit a48ce36e2786); before, Intel's
+# driver refused it itself.
+_HOLDS_TO_ONE_TO_ONE = (6, 6)
+# Each takes the host's interrupts from the IOMMU (drivers/iommu/irq_remapping.c).
+_PLAIN_INTERRUPTS = ("intremap=off", "nointremap")
+
+
+def words(facts: HostFacts, host: Host) -> str:
+    """The words about the IOMMU that a host's command line is to have, separated by spaces."""
+    vendor = "amd_iommu=on"
+    if is_intel(facts):
+        vendor = "intel_iommu=on,relax_rmrr" if host.iommu.relax_rmrr else "intel_iommu=on"
+    wanted = {vendor: host.wants_iommu, "iommu=pt": host.bypasses_iommu}
+    # If no VM gets a card any more and the settings don't say otherwise, homelab's words stay: taking them away would
+    # need a reboot.
+    homelab_words = set(facts.cmdline.configured.split()) - set(facts.cmdline.others.split())
+    if not host.gives_cards and host.iommu.enable is None:
+        wanted |= {word: word in homelab_words for word in (vendor, *(["iommu=pt"] * (host.iommu.passthrough is None)))}
+    if host.iommu.acs_override:
+        wanted[f"{acs.WORD}={host.iommu.acs_override}"] = True
+    wanted[UNSAFE_INTERRUPTS] = host.iommu.allow_unsafe_interrupts and remaps_interrupts(facts) is False
+    return " ".join(word for word, is_wanted in wanted.items() if is_wanted)
+
+
+def to_be(facts: HostFacts, host: Host) -> HostFacts:
+    """The facts with the words about the IOMMU of the next boot's command line."""
+    return replace(facts, planned_words=words(facts, host))
+
+
+def is_intel(facts: HostFacts) -> bool:
+    return facts.cpu_vendor == "GenuineIntel"
+
+
+def release(kernel: str) -> tuple[int, int]:
+    """`6.17.2-1-pve` -> (6, 17); (0, 0): it isn't of that form."""
+    match = re.match(r"(\d+)\.(\d+)", kernel)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def remaps_interrupts(facts: HostFacts) -> bool | None:
+    """Whether the IOMMU remaps interrupts, now and in the next boot; None: unknown before the IOMMU is on."""
+    if any(word in facts.next_cmdline.split() for word in _PLAIN_INTERRUPTS):
+        return False
+    if any(word in facts.cmdline.running.split() for word in _PLAIN_INTERRUPTS):
+        return None
+    if facts.iommu.interrupts == "remapped":
+        return True
+    return False if facts.iommu.groups and facts.iommu.interrupts == "plain" else None
+
+
+def without_remapping(facts: HostFacts) -> bool:
+    """Whether other configuration than this program's lets VFIO give cards away without interrupt remapping: the loaded
+    module's option, or a word on the command line."""
+    name, _, _ = UNSAFE_INTERRUPTS.partition("=")
+    values = [word.partition("=")[2] for word in facts.cmdline.others.split() if word.startswith(f"{name}=")]
+    by_homelab = UNSAFE_INTERRUPTS in facts.cmdline.configured.split()
+    return (facts.unsafe_interrupts and not by_homelab) or values[-1:] in (["1"], ["y"], ["Y"])
+
+
+# -- what stands against the settings
+# ------------------------------------------------------------------------------------------
+def refused(facts: HostFacts, host: Host) -> list[HomelabError]:
+    """The refusals of settings about the IOMMU that this host can't have."""
+    errors = []
+    if host.iommu.acs_override and not acs.knows_override(facts.kernel):
+        errors.append(
+            HomelabError(
+                wanted=f"iommu.acsOverride ({host.iommu.acs_override})",
+                found=f"the kernel {facts.kernel}",
+                why="only Proxmox VE's own kernels know the word; any other ignores it, and the groups stay as they "
+                "are",
+                next="boot a kernel of Proxmox VE, or take iommu.acsOverride out",
+            )
+        )
+    if host.iommu.relax_rmrr and not is_intel(facts):
+        errors.append(
+            HomelabError(
+                wanted="iommu.relaxRmrr",
+                found=f"a processor of {facts.cpu_vendor}",
+                why="RMRRs are Intel's, and so is the word: the kernel has nothing like it for AMD",
+                next="take iommu.relaxRmrr out; look for an update of the board's firmware instead",
+            )
+        )
+    elif host.iommu.relax_rmrr and not relaxes_rmrr(facts):
+        errors.append(
+            HomelabError(
+                wanted="iommu.relaxRmrr",
+                found=f"the kernel {facts.kernel}",
+                why="only Proxmox VE's own kernels from 6.5 on know intel_iommu=relax_rmrr; any other ignores it",
+                next="boot such a kernel, or take iommu.relaxRmrr out",
+            )
+        )
+    return errors + _plain_interrupts(facts, host)
+
+
+def relaxes_rmrr(facts: HostFacts) -> bool:
+    """Whether the kernel knows relax_rmrr."""
+    return "-pve" in facts.kernel and release(facts.kernel) >= _RELAXES
+
+
+def _plain_interrupts(facts: HostFacts, host: Host) -> list[HomelabError]:
+    """A gate: interrupts are remapped, or may stay plain. VFIO gives no card away without remapping
+    (drivers/vfio/vfio_iommu_type1.c, vfio_iommu_type1_attach_group)."""
+    if not host.gives_cards or host.iommu.allow_unsafe_interrupts or without_remapping(facts):
+        return []
+    if remaps_interrupts(facts) is not False:
+        return []
+    off = [word for word in _PLAIN_INTERRUPTS if word in facts.next_cmdline.split()]
+    return [
+        HomelabError(
+            wanted="interrupt remapping by the IOMMU",
+            found=f"{off[0]} on the kernel command line" if off else "none on this host (/proc/interrupts)",
+            why="without it a guest with a card could raise any interrupt of the host, and VFIO gives no card away: "
+            "the VM wouldn't start",
+            next=(f"take {off[0]} out" if off else "update the firmware, and look there for VT-d or AMD-Vi and x2APIC")
+            + "; only for guests that you trust as much as the host: iommu.allowUnsafeInterrupts: true",
+        )
+    ]
+
+
+def one_to_one(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
+    """A gate: the firmware wants no memory mapped 1:1 for the card's groups, since the kernel gives no such group to a
+    VM.
+
+    The kernel sets require_direct for each device with a reserved region of the type `direct`
+    (iommu_create_device_direct_mappings), whatever the group's default domain is, and refuses the blocking domain that
+    VFIO begins with (__iommu_device_set_domain; drivers/iommu/iommu.c). Hence iommu=pt makes no difference.
+    """
+    ranges = mapped_one_to_one(facts, slot)
+    if not ranges or gpu.allow_direct_mapping or runs_in_vm(facts, slot):
+        return []
+    relaxable = is_intel(facts) and relaxes_rmrr(facts)
+    return [
+        HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) as the kernel gives it to a VM",
+            found=f"the firmware wants memory mapped 1:1 for its IOMMU group: {_first_ranges(ranges)}",
+            why="the kernel refuses every VM such a group: QEMU ends with 'Failed to set group container: Invalid "
+            "argument'. iommu=pt makes no difference to that",
+            next="update the board's firmware (BIOS), and tell its maker if that doesn't help; put the card into "
+            "another slot"
+            + ("; as the last resort iommu.relaxRmrr: true" if relaxable else "")
+            + f"; if your kernel gives it away all the same, gpus.{name}.allowDirectMapping: true",
+        )
+    ]
+
+
+# Predicted groups may be too large; once the IOMMU is on, the kernel's own are read.
+SWITCH_ON = (
+    "; or run it with iommu.enable: true and without the card first: once the IOMMU is on, the kernel is asked instead"
+)
+
+
+def mapped_one_to_one(facts: HostFacts, slot: str) -> list[str]:
+    """The memory that the firmware wants mapped 1:1 for the card's groups, and for which the next boot's kernel refuses
+    them to a VM."""
+    ranges = facts.mapped_one_to_one(slot)
+    if is_intel(facts):
+        relaxed = relaxes_rmrr(facts) and any(
+            word.startswith("intel_iommu=") and "relax_rmrr" in word.split("=")[1].split(",")
+            for word in facts.next_cmdline.split()
+        )
+        return [] if relaxed else ranges
+    return ranges if release(facts.kernel) >= _HOLDS_TO_ONE_TO_ONE else []
+
+
+def runs_in_vm(facts: HostFacts, slot: str) -> bool:
+    """Whether a VM runs with the card, which proves that the kernel gives it away. qemu-server's reservation of a
+    running VM has its process (`pid`).
+
+    VMs' configurations count only if there is no such reservation: a mapping may stand for several cards, and the VM
+    may have another one.
+    """
+    path = facts.path_of(slot)
+    running = [known.address for known in reservations.parse(facts.guests.reservations) if known.runs]
+    if running:
+        return any(overlap(address, path) for address in running)
+    return any(user.running for user in facts.guests.users_of(path, facts.cluster.node))
+
+
+def _first_ranges(ranges: list[str]) -> str:
+    omitted = len(ranges) - 4
+    return "; ".join([*ranges[:4], *([f"and {omitted} more"] if omitted > 0 else [])])
+
+
+def split_groups(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[HomelabError]:
+    """A gate: iommu.acsOverride splits no card from a function that carries storage or network of the host.
+
+    Functions that the override splits can reach each other's memory past the IOMMU: a guest with the card could write
+    to the root disk's controller. If the functions that carry them are unknown, a card that this program has bound
+    already, under the same override, isn't refused.
+    """
+    if not host.iommu.acs_override or not (
+        override := acs.override(f"{acs.WORD}={host.iommu.acs_override}", facts.kernel)
+    ):
+        return []
+    errors = []
+    is_running, bound = not (override - facts.acs_running), bound_by_word(facts.cmdline.running)
+    for name, slot in slots.items():
+        if not host.gpus[name].may_leave:
+            continue
+        is_bound = is_running and all(function.address in bound for function in facts.functions(slot))
+        split_off = _split_off(facts, slot)
+        needs = [need for need in facts.vital if need.kind != "keyboard"]
+        carriers = [
+            (device, carried)
+            for device in split_off
+            if (carried := [need for need in needs if device.address in need.devices])
+        ]
+        unknown = (
+            [need for need in needs if need.trouble]
+            if any(need.may_carry for need in split_off) and not is_bound
+            else []
+        )
+        if carriers or unknown:
+            errors.append(_split_error(facts, name, slot, carriers, unknown))
+    return errors
+
+
+def _split_off(facts: HostFacts, slot: str) -> list[Device]:
+    """The functions that only the override keeps out of the card's IOMMU groups, without bridges."""
+    group_addresses = {device.address for device in facts.group_of(slot)}
+    return [
+        device
+        for device in facts.group_without_override(slot)
+        if device.address not in group_addresses and not device.is_bridge
+    ]
+
+
+def override_hint(facts: HostFacts, slot: str) -> str:
+    """The hint to iommu.acsOverride for a card that isn't alone in its group; empty: it would be refused, or is set
+    already."""
+    needed_addresses = {address for need in facts.vital if need.kind != "keyboard" for address in need.devices}
+    others = {device.address for device in facts.others_in_group(slot)}
+    if facts.acs_override or not acs.knows_override(facts.kernel) or needed_addresses & others:
+        return ""
+    return (
+        "; as the last resort iommu.acsOverride: downstream, which divides groups and has a risk "
+        "(docs/settings-host.md)"
+    )
+
+
+def _split_error(
+    facts: HostFacts, name: str, slot: str, carriers: list[tuple[Device, list[Vital]]], unknown: list[Vital]
+) -> HomelabError:
+    causes = [
+        f"{facts.describe(device)}, which carries {', '.join(need.name for need in carried)}, would be in the card's "
+        "IOMMU group without the override"
+        for device, carried in carriers
+    ] or [
+        f"what carries {', '.join(need.name for need in unknown)} isn't known: "
+        f"{'; '.join(need.trouble for need in unknown)}"
+    ]
+    return HomelabError(
+        wanted=f"gpus.{name} ({facts.card(slot)}) taken out of its IOMMU group by iommu.acsOverride",
+        found="; ".join(causes),
+        why="the override only hides that these devices can reach each other past the IOMMU: a guest with the card "
+        "could write to the host's disk or network controller, and so into the host; no setting allows that",
+        next="put the card, or the disk or the network cable, into another slot or controller",
+    )
+
+
+# -- what is to be said before it is done
+# ----------------------------------------------------------------------------------------
+def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
+    """Remarks on risks of the words, and on settings without effect: a sentence each."""
+    return [
+        *_override_remarks(facts, host, slots),
+        *_interrupt_remarks(facts, host),
+        *_range_remarks(facts, host, slots),
+    ]
+
+
+def _override_remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
+    override = facts.acs_override
+    if not override:
+        return []
+    by = "iommu.acsOverride" if host.iommu.acs_override else "set by hand, and left as it is"
+    return [
+        f"{acs.WORD}={override} ({by}): devices that are taken apart by it can reach each other's memory past the "
+        "IOMMU (peer-to-peer DMA); a guest that you don't trust could use that",
+        *(
+            f"gpus.{name}: without it, its IOMMU group has as well: {'; '.join(map(facts.describe, split_off))}"
+            for name, slot in slots.items()
+            if host.gpus[name].may_leave and (split_off := _split_off(facts, slot))
+        ),
+    ]
+
+
+def _interrupt_remarks(facts: HostFacts, host: Host) -> list[str]:
+    remapped, by_hand = remaps_interrupts(facts), without_remapping(facts)
+    if remapped is None and host.iommu.allow_unsafe_interrupts:
+        return [
+            "iommu.allowUnsafeInterrupts has no effect yet: whether this host remaps interrupts can't be told before "
+            "its IOMMU is on; run `pulumi up --refresh` after the reboot"
+        ]
+    if remapped is not False or not (host.iommu.allow_unsafe_interrupts or (host.gives_cards and by_hand)):
+        return []
+    return [
+        f"{UNSAFE_INTERRUPTS}{' (set by hand, and left as it is)' if by_hand else ''}: a guest with a card can "
+        "raise any interrupt of the host, which can crash it or worse: give cards only to "
+        "guests that you trust as much as the host"
+    ]
+
+
+def _range_remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
+    sentences = []
+    if host.iommu.relax_rmrr and relaxes_rmrr(facts) and is_intel(facts):
+        sentences.append(
+            "iommu.relaxRmrr: the kernel no longer holds to memory that the firmware uses with devices (RMRR); where "
+            "it really uses it, data can be lost"
+        )
+    for name, slot in slots.items():
+        ranges = facts.mapped_one_to_one(slot) if host.gpus[name].may_leave else []
+        if ranges:
+            sentences.append(
+                f"gpus.{name}: the firmware wants memory mapped 1:1 for its IOMMU group: {_first_ranges(ranges)}"
+            )
+    return sentences

@@ -1,0 +1,104 @@
+"""Resets of cards: the kernel's methods, and known trouble of cards (resets.yaml). Pure."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from homelab import tables
+from homelab.cards import ids as card_ids
+from homelab.errors import HomelabError
+from homelab.facts.devices import Device
+from homelab.facts.host import HostFacts
+from homelab.settings import Gpu
+
+
+class ResetRow(card_ids.CardRow):
+    """A row of resets.yaml, which explains the keys: cards of one kind, and the trouble of their resets."""
+
+    verdict: Literal["warn", "refuse"]
+    unless: str | None = None
+    only_with: str | None = None
+    why: str
+    next: str
+
+
+@functools.cache
+def rows() -> tuple[ResetRow, ...]:
+    """All rows, in the order in which they count."""
+    return tuple(ResetRow.model_validate(row) for row in tables.read(Path(__file__).with_suffix(".yaml"))["rows"])
+
+
+def methods(facts: HostFacts, address: str) -> list[str] | None:
+    """The kernel's methods to reset a function, in the order in which it tries them; None: unknown."""
+    state = facts.card_states.get(address)
+    return None if state is None or state.reset_method is None else state.reset_method.split()
+
+
+def works_alone(facts: HostFacts, address: str) -> bool | None:
+    """Whether the kernel can reset a function without the others of its bus; None: unknown.
+
+    It lists `bus` for the first function of each bus, and carries it out only for one that is alone there
+    (drivers/pci/pci.c, pci_parent_bus_reset).
+    """
+    reset_methods = methods(facts, address)
+    if reset_methods is None:
+        return None
+    if set(reset_methods) - {"bus", "cxl_bus"}:
+        return True
+    bus = address.rpartition(":")[0]
+    return bool(reset_methods) and not any(
+        device.address != address and device.address.startswith(f"{bus}:") for device in facts.devices
+    )
+
+
+def row_of(facts: HostFacts, functions: Sequence[Device]) -> ResetRow | None:
+    """The row for a card, by its graphics function; None: none. A virtual function is reset by itself."""
+    for device in functions:
+        if device.is_display and not device.physfn:
+            row = next((row for row in rows() if row.has(device)), None)
+            # Where a function can't be reset at all, the kernel has no such file.
+            reset_methods = methods(facts, device.address) or []
+            if (
+                row is not None
+                and row.unless not in reset_methods
+                and (row.only_with is None or row.only_with in reset_methods)
+            ):
+                return row
+    return None
+
+
+def described(facts: HostFacts, functions: Sequence[Device]) -> str:
+    """`0000:01:00.0 by flr, bus; 0000:01:00.1 by none`; empty: no method is known."""
+    methods_by_address = {device.address: methods(facts, device.address) for device in functions}
+    return "; ".join(
+        f"{address} by {', '.join(reset_methods) or 'none'}"
+        for address, reset_methods in methods_by_address.items()
+        if reset_methods is not None
+    )
+
+
+def remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
+    """The remark on known trouble of the card's resets: one sentence or none.
+
+    :param name: of the card, for messages.
+    """
+    row = row_of(facts, facts.functions(slot))
+    return [f"{name}: {row.why}; {row.next}"] if row is not None and row.verdict == "warn" else []
+
+
+def refused(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
+    """A gate: no reset is known to break the card."""
+    row = row_of(facts, facts.functions(slot))
+    if row is None or row.verdict != "refuse":
+        return []
+    return [
+        HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) for a VM, which resets it at each start",
+            found=f"it is a card of the kind {row.name}",
+            why=f"{row.why} ({row.source})",
+            next=row.next,
+        )
+    ]

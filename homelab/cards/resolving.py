@@ -1,0 +1,96 @@
+"""Which card of a host each name of the settings is: its slot, or why it can't be told. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from homelab.errors import HomelabError
+from homelab.facts.devices import Device
+from homelab.facts.host import HostFacts
+from homelab.settings import Gpu
+
+
+def resolve(facts: HostFacts, gpus: dict[str, Gpu]) -> tuple[dict[str, str], list[HomelabError]]:
+    """GPU name -> slot (`0000:01:00`), or address of a virtual function; and the errors of those that can't be
+    resolved: no such card, several, or one under two names."""
+    slots: dict[str, str] = {}
+    errors: list[HomelabError] = []
+    for name, gpu in gpus.items():
+        devices = [device for device in facts.devices if _matches(device, gpu)]
+        # A virtual function is a card of its own, named by its address.
+        places = sorted({device.slot for device in devices if not device.physfn}) or sorted(
+            device.address for device in devices
+        )
+        if len(places) == 1 and places[0] not in slots.values():
+            slots[name] = places[0]
+        elif len(places) == 1:
+            errors.append(
+                _same_card_error(
+                    name, next(other_name for other_name, slot in slots.items() if slot == places[0]), places[0]
+                )
+            )
+        else:
+            errors.append(_unresolved_error(facts, name, gpu, places))
+    return slots, errors
+
+
+def choosing(facts: HostFacts, gpus: dict[str, Gpu]) -> HostFacts:
+    """The reading, in which a card consists of the functions that the settings name for it (`functions`), if they
+    do."""
+    with_functions = {name: gpu for name, gpu in gpus.items() if gpu.functions}
+    slots = resolve(facts, with_functions)[0]
+    return replace(facts, chosen_functions={slot: gpus[name].functions for name, slot in slots.items()})
+
+
+def _matches(device: Device, gpu: Gpu) -> bool:
+    # Settings leave out the ".0" of a function. A slot may hold eight virtual functions, and each is another card.
+    first = device.address.removesuffix(".0")
+    if gpu.address is not None and gpu.address not in (device.address, first if device.physfn else device.slot):
+        return False
+    # It is what makes a card, also by address alone: buses are renumbered when hardware changes.
+    return device.is_display and (gpu.match is None or device.id == gpu.match)
+
+
+def _same_card_error(name: str, other_name: str, slot: str) -> HomelabError:
+    return HomelabError(
+        wanted=f"gpus.{name} and gpus.{other_name} to be two cards",
+        found=f"both are the one in {slot}",
+        why="one card can be given away only once",
+        next="correct their `match` or `address`",
+    )
+
+
+def _unresolved_error(facts: HostFacts, name: str, gpu: Gpu, places: list[str]) -> HomelabError:
+    wanted = " at ".join(part for part in (gpu.match or "a graphics card", gpu.address) if part)
+    if places:
+        return HomelabError(
+            wanted=f"gpus.{name}: one card ({wanted})",
+            found=f"{len(places)}: {', '.join(places)}",
+            why="identical cards can't be told apart by their id",
+            next=f'add `address: "{places[0]}"` (or another of them) to gpus.{name}',
+        )
+    # Another function may have that id or address, such as the card's audio function.
+    named = [
+        device
+        for device in facts.devices
+        if gpu.address in (None, device.address, device.slot) and gpu.match in (None, device.id)
+    ]
+    device = next((device for device in named if not device.is_display), None)
+    if device is not None:
+        card = next((device for device in facts.functions(device.slot) if device.is_display), None)
+        return HomelabError(
+            wanted=f"gpus.{name}: a card ({wanted})",
+            found=f"{facts.describe(device)}"
+            + (f"; the graphics card of its slot is {facts.describe(card)}" if card else ""),
+            why="a card is named by its graphics function; what else belongs to it follows",
+            next=f'set `address: "{card.slot}"` or `match: {card.id}`'
+            if card
+            else "correct `match` or `address` (see `lspci -nn`)",
+        )
+    cards = "; ".join(facts.card(device.address) for device in facts.display_devices) or "no graphics card at all"
+    return HomelabError(
+        wanted=f"gpus.{name}: a card ({wanted})",
+        found=f"graphics cards here: {cards}",
+        why="nothing is bound in place of a card that isn't there",
+        next="correct `match` or `address`; if the card is missing from `lspci -nn`, look at its power and its slot",
+    )

@@ -1,0 +1,102 @@
+"""The state of a VM's cards after the VM's start, compared with the host before it. Pure.
+
+A failed reset alone proves no lost card. Of a card of several functions without a reset of their own (FLR), the kernel
+lists the bus reset for the first function and refuses it once the others are there (drivers/pci/pci.c,
+pci_parent_bus_reset); Proxmox VE says "failed to reset PCI device", goes on (PVE::QemuServer::PCI, prepare_pci_device),
+and QEMU resets the whole bus (hw/vfio/pci.c, vfio_pci_hot_reset). Its VM is well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+from homelab.cards import resets
+from homelab.errors import HomelabError
+from homelab.facts import kernel_log
+from homelab.facts.host import HostFacts
+from homelab.messages import messages
+from remote_scripts.both.symptoms import compiled
+from remote_scripts.pve import reservations
+from remote_scripts.pve.properties import parse
+
+_NOT_RESET = re.compile(r"failed to reset PCI device '([^']+)'")
+
+
+@dataclass
+class Outcome:
+    """The result of a VM's start for its cards. `errors`: of lost cards; `remarks`: on what may surprise the user;
+    `explained`: on messages of Proxmox VE that look like errors and are none."""
+
+    errors: list[HomelabError] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    explained: list[str] = field(default_factory=list)
+
+
+def functions_of(facts: HostFacts, vmid: int, node: str) -> list[str]:
+    """Addresses of the functions that a VM has, by qemu-server's reservations while it runs; of a VM that is off, those
+    that its configuration may give it."""
+    reserved = [known.address for known in reservations.parse(facts.guests.reservations) if known.vmid == vmid]
+    if reserved:
+        return sorted(reserved)
+    config = facts.guests.config(vmid)
+    options = [parse(*option) for option in config.devices(current=True)] if config else []
+    places = [place for option in options for place in facts.guests.places_of(option, node)]
+    return sorted({function.address for place in places for function in facts.functions(place)})
+
+
+def outcome_of(before: HostFacts, after: HostFacts, functions: list[str], start_log: list[str], vm: str) -> Outcome:
+    """The result of a VM's start.
+
+    :param before: the host before the start; trouble that is in it already isn't the start's.
+    :param after: the host after the start.
+    :param functions: addresses of those that the VM has.
+    :param start_log: lines of the log of the start's task.
+    :param vm: for messages, such as `VM 103 (sandbox)`.
+    """
+    card = f"the card of {vm}"
+    since_start = replace(after, kernel_log="\n".join(_new_log_lines(before.kernel_log, after.kernel_log)))
+    outcome = Outcome()
+    if missing := [address for address in functions if address not in after.by_address]:
+        outcome.errors.append(
+            kernel_log.lost(card, missing).retold(found=f"{', '.join(missing)} can't be found on the PCI bus any more")
+        )
+    of_log = kernel_log.of_card(since_start, card, [address for address in functions if address not in before.lost])
+    outcome.errors += [trouble.error for trouble in of_log if trouble.stops]
+    outcome.remarks += [trouble.remark for trouble in of_log if not trouble.stops]
+    for sign in kernel_log.of_start("\n".join(start_log)):
+        if sign.lost:
+            line = next((line for line in start_log if compiled(sign.pattern).search(line)), sign.name)
+            outcome.errors.append(
+                HomelabError(wanted=f"{card}, awake", found=f"QEMU says: {line}", why=sign.why, next=sign.next)
+            )
+    for address in sorted({match[1] for line in start_log if (match := _NOT_RESET.search(line))}):
+        methods = ", ".join(resets.methods(after, address) or ["unknown"])
+        if resets.works_alone(after, address) is False:
+            outcome.explained.append(
+                f"that {address} could not be reset is normal: it has no reset of its own, and QEMU resets the "
+                "whole card where the VM has all of it"
+            )
+        else:
+            outcome.remarks.append(
+                f"{address} could not be reset when {vm} started (its resets: {methods}), and answers all the same: it "
+                "may be as its last user left it. If the guest's driver fails on it, shut the VM down and restart the "
+                "host"
+            )
+    return outcome
+
+
+def _new_log_lines(before: str, after: str) -> list[str]:
+    """The lines of the kernel's log `after` that aren't in `before`. One may come from `journalctl` and the other from
+    `dmesg`, whose lines begin differently: then messages are compared without their beginnings."""
+    lines_before, lines_after = set(before.splitlines()), after.splitlines()
+    if not lines_before.isdisjoint(lines_after):
+        return [line for line in lines_after if line not in lines_before]
+    remaining = Counter(message.text for message in messages(before))
+    new_lines = []
+    for message in messages(after):
+        remaining[message.text] -= 1
+        if remaining[message.text] < 0:
+            new_lines += message.raw
+    return new_lines

@@ -1,0 +1,360 @@
+"""The work on a CardMapping. Fields: PVE::Mapping::PCI; what a VM's start compares is in `assert_valid` there: id and
+subsystem-id of each function of its path (of a slot: the first), IOMMU group of the first one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from typing import Any
+
+from homelab.cards.resource import CardMapping
+from homelab.errors import ApiError, ChangedMeanwhileError, GoneError, HomelabError, NotThereError, UnansweredError
+from homelab.facts.guests import note_in, noted_in
+from homelab.facts.host import HostFacts
+from homelab.remote import ledger, ssh
+from homelab.remote.proxmox.api import Api
+from homelab.resources import limits
+from homelab.settings import Host
+from homelab.text import tell
+from homelab.work.api import ApiWork
+from remote_scripts.both.free_card import Wanted as FreeCard
+from remote_scripts.notes.guest_note import Note
+from remote_scripts.pve.guest_kinds import VM
+from remote_scripts.pve.properties import overlap, parse
+
+# Of a mapping as a whole, for all nodes.
+FLAG = "live-migration-capable"
+# How often a change is tried while other clients change the mapping, and the longest pause between two tries in
+# seconds. The nodes of one run take turns.
+TRIES = 3
+PAUSE_SECONDS = 0.5
+_TURN = threading.Lock()
+
+
+class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
+    """See the module."""
+
+    resource = CardMapping
+
+    def id(self, inputs: CardMapping.Inputs) -> str:
+        return f"{inputs.node}/{inputs.mapping}"
+
+    def create(self, inputs: CardMapping.Inputs) -> CardMapping.Outputs:
+        api, name, host = self.api(inputs), inputs.mapping, self.host(inputs)
+        mapping = _mapping(api, name)
+        # Before anything is noted: what is there may be another card's of this program, with a note of its own.
+        about = {"before": _replaced(mapping["map"], inputs, None), "had_flag": _has_flag(mapping)}
+        noted = _noted(host, inputs, about)
+        try:
+            _write(api, inputs, None)
+        except UnansweredError:
+            raise  # it may have been written: it stays noted
+        except HomelabError:
+            if about.items() <= noted.items():  # else an earlier run has written something
+                ledger.forget(ssh.Session(host), ledger.of_mapping(inputs.node, name))
+            raise
+        return CardMapping.Outputs(before=noted["before"] or "", had_flag=noted["had_flag"])
+
+    def update(
+        self, inputs: CardMapping.Inputs, had: CardMapping.Inputs, outputs: CardMapping.Outputs
+    ) -> CardMapping.Outputs:
+        if inputs.entry["path"] != had.entry["path"]:  # else a run that is killed leaves an entry that nobody knows
+            # As in `create`: what is there already may be another's.
+            _replaced(_mapping(self.api(inputs), inputs.mapping)["map"], inputs, had.entry["path"])
+            about = {"before": outputs.before or None, "had_flag": outputs.had_flag}
+            _noted(self.host(inputs), inputs, about)
+        _write(self.api(inputs), inputs, had.entry["path"])
+        if not inputs.live_migration:
+            self._take_flag_back(had, outputs)
+        if inputs.keepers != had.keepers:
+            self._take_from_others(inputs)
+        return dataclasses.replace(outputs, drift=[])
+
+    def _take_from_others(self, inputs: CardMapping.Inputs, *, goes: bool = False) -> None:
+        """The card is out of the VMs of this stack that aren't to have it before its passthrough test, or another VM,
+        needs it; a VM whose VmCards is in no state, since a run was killed while it made it, is given back all.
+
+        :param goes: no VM is to have it by this mapping any more.
+        """
+        host, gone = self.host(inputs), {inputs.mapping} if goes else set[str]()
+        has_another = goes and not (inputs.gpu in host.gpus and host.mapping_of(inputs.gpu) == inputs.mapping)
+        card = (inputs.mapping,) if has_another else (inputs.mapping, inputs.entry["path"])
+        vms = {str(vm.vmid): vm.cards for vm in self.stack.vms(inputs.host).values()}
+        keeps = {vmid: tuple({host.mapping_of(gpu) for gpu in cards} - gone) for vmid, cards in vms.items()}
+        staying = tuple(vmid for vmid, cards in vms.items() if not (goes and inputs.gpu in cards))
+        wanted = FreeCard(stack=ledger.stack_of(self.urn), card=card, keeps=keeps, staying=staying)
+        ssh.Session(host).ask("apply", "free_card", wanted, limits.of_task(host, {}), tell, goes_on=True)
+
+    def _take_flag_back(self, had: CardMapping.Inputs, outputs: CardMapping.Outputs) -> None:
+        """Where it was for this entry's sake."""
+        if had.live_migration and not outputs.had_flag:
+            _take_flag(self.api(had), had, self._needing_flag(had))
+
+    def read(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs) -> CardMapping.Outputs:
+        name = inputs.mapping
+        try:
+            mapping = self.reading(inputs, f"cluster/mapping/pci/{name}", f"to read the mapping {name}")
+        except NotThereError:
+            tell(f"{name}: drift: the PCI mapping is gone")
+            raise GoneError from None
+        ours = _ours(mapping["map"], inputs.node, inputs.entry["path"])
+        if ours is None:
+            tell(f"{name}: drift: the PCI mapping has no entry for {inputs.entry['path']} of {inputs.node} any more")
+            raise GoneError
+        if inputs.live_migration and not _has_flag(mapping):
+            tell(f"{name}: drift: the PCI mapping is not for live migration any more ({FLAG})")
+            return dataclasses.replace(outputs, drift=[FLAG])
+        if _equal(ours, entry_of(inputs)):
+            return dataclasses.replace(outputs, drift=[])
+        tell(f"{name}: drift: the PCI mapping's entry is {ours} instead of {entry_of(inputs)}")
+        return dataclasses.replace(outputs, drift=[ours])
+
+    def delete(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs) -> None:
+        host = self.host(inputs)
+        facts = ssh.read(host)
+        holder = ledger.held_by(noted_in(facts.ledger, ledger.of_mapping(inputs.node, inputs.mapping)), inputs.gpu)
+        if holder in host.gpus and host.mapping_of(holder) == inputs.mapping:
+            tell(f"{inputs.mapping}: the PCI mapping is gpus.{holder}'s now, and stays")
+            if not host.gpus[holder].live_migration:
+                self._take_flag_back(inputs, outputs)
+            return
+        if user := self._user(inputs, outputs, facts):
+            tell(f"{inputs.mapping}: the PCI mapping stays: {user}")
+        else:
+            self._delete(inputs, outputs, facts.ledger)
+
+    def remove_unfinished(self, node: str, host_name: str, facts: HostFacts) -> None:
+        """Gives back what a run that was killed has left: noted on the host, in no state. To be called when the
+        mappings of the state have been given back.
+
+        :param facts: the host now.
+        :raises HomelabError: it can't be.
+        """
+        host = self.stack.host(host_name)
+        for gpu, settings in host.gpus.items():
+            mapping = host.mapping_of(gpu)
+            noted = noted_in(facts.ledger, ledger.of_mapping(node, mapping))
+            if noted is None or ledger.held_by(noted, gpu):
+                continue
+            inputs = CardMapping.Inputs(
+                host=host_name,
+                node=node,
+                gpu=gpu,
+                mapping=mapping,
+                entry={"path": noted["path"]},
+                live_migration=settings.live_migration,
+            )
+            outputs = CardMapping.Outputs(before=noted["before"] or "", had_flag=noted["had_flag"])
+            if not self._user(inputs, outputs, facts):
+                tell(f"{mapping}: the PCI mapping was begun by a run that was interrupted")
+                self._delete(inputs, outputs, facts.ledger)
+
+    def _delete(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs, notes: Mapping[str, str]) -> None:
+        noted_vms = [name.partition("-")[2] for name in notes if name.startswith(f"{VM.name}-")]
+        own = ledger.stack_of(self.urn)
+        if any(note_in(notes, VM, int(vmid), Note).owner.rpartition("/")[0] == own for vmid in noted_vms):
+            self._take_from_others(inputs, goes=True)
+        noted = noted_in(notes, ledger.of_mapping(inputs.node, inputs.mapping)) or {}
+        paths = [noted["path"]] if "path" in noted else []
+        _remove(self.api(inputs), inputs, outputs, self._needing_flag(inputs), paths)
+        ledger.forget(ssh.Session(self.host(inputs)), ledger.of_mapping(inputs.node, inputs.mapping))
+
+    def _user(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs, facts: HostFacts) -> str:
+        """A VM of this node that would lose its card with this entry, and isn't this stack's, such as a clone; empty:
+        there is none."""
+        here = {config.id: config.values for config in facts.guests.configs if config.kind == "vm"}
+        notes = {vmid: note_in(facts.ledger, VM, vmid, Note) for vmid in here}
+        given = [vmid for vmid, note in notes.items() if _names(inputs, _given(note))]
+        own = ledger.stack_of(self.urn)
+        for vmid in given:
+            stack = notes[vmid].owner.rpartition("/")[0]
+            if own and stack != own:
+                return f"VM {vmid} has it from the stack {stack}"
+        names = [vmid for vmid, values in here.items() if vmid not in given and _names(inputs, values.items())]
+        return f"VM {names[0]} has it, and not from this program" if names and not outputs.before else ""
+
+    def _needing_flag(self, inputs: CardMapping.Inputs) -> set[str]:
+        """The other nodes whose entries of this mapping are to be for live migration, by this stack's settings."""
+        return {
+            host.node_name
+            for host in map(self.stack.host, self.stack.peers(inputs.host))
+            if any(gpu.live_migration and host.mapping_of(key) == inputs.mapping for key, gpu in host.gpus.items())
+        }
+
+
+def _given(note: Note) -> Iterator[tuple[str, str]]:
+    """What a VM has from this program, or is about to get or lose."""
+    return ((key, value or "") for key, values in note.values.items() for value in values)
+
+
+def _names(inputs: CardMapping.Inputs, options: Iterable[tuple[str, str]]) -> bool:
+    # Whether a VM with these options has the card by the mapping.
+    return any(parse(key, value).get("mapping") == inputs.mapping for key, value in options if "hostpci" in key)
+
+
+def _noted(host: Host, inputs: CardMapping.Inputs, about: dict[str, Any]) -> dict[str, Any]:
+    """What is noted now: `about`, or what was noted before; with the card and its key in the settings.
+
+    What was noted of this card stays, also where somebody has taken its entry out since. What was noted of another
+    card no longer counts where this one has no entry.
+    """
+    name, path = ledger.of_mapping(inputs.node, inputs.mapping), inputs.entry["path"]
+    session = ssh.Session(host)
+    earlier = ledger.noted(session, name)
+    stays = earlier is not None and (about["before"] is not None or overlap(earlier["path"], path))
+    noted = {**about, **(earlier if earlier and stays else {}), "gpu": inputs.gpu, "path": path}
+    ledger.note(session, name, noted)
+    return noted
+
+
+def entry_of(inputs: CardMapping.Inputs) -> str:
+    """The entry as Proxmox VE writes it: properties in the order of their names."""
+    entry = {"node": inputs.node, **inputs.entry}
+    return ",".join(f"{key}={entry[key]}" for key in sorted(entry) if entry[key] not in (None, ""))
+
+
+def _parsed(entry: str) -> dict[str, str]:
+    return parse("map", entry)
+
+
+def _equal(entry: str, other: str) -> bool:
+    """The same entry? Its description doesn't count: people write it. A slot's first function, where the other has the
+    slot, is the card, too: the one that a person chose.
+    """
+    first, second = _parsed(entry), _parsed(other)
+    if first["path"] == f"{second['path']}.0":
+        first = {**first, "path": second["path"]}
+    return {**first, "description": ""} == {**second, "description": ""}
+
+
+def _ours(entries: list[str], node: str, path: str) -> str | None:
+    for entry in entries:
+        properties = _parsed(entry)
+        if properties.get("node") == node and overlap(properties["path"], path):
+            return entry
+    return None
+
+
+def _has_flag(mapping: Mapping[str, object]) -> bool:
+    return str(mapping.get(FLAG, 0)) == "1"
+
+
+def _is_needed(entries: list[str], nodes: Set[str]) -> bool:
+    return any(_parsed(entry).get("node") in nodes for entry in entries)
+
+
+def _take_flag(api: Api, inputs: CardMapping.Inputs, needing: Set[str]) -> None:
+    """Takes the flag away that was ours.
+
+    :param needing: other nodes; it stays while one of them has an entry.
+    """
+
+    def decide(entries: list[str], has_flag: bool) -> tuple[list[str], bool]:
+        return entries, has_flag and _is_needed(entries, needing)
+
+    _change(api, inputs.mapping, f"to take {FLAG} from the PCI mapping {inputs.mapping}", decide)
+
+
+def _write(api: Api, inputs: CardMapping.Inputs, old_path: str | None) -> None:
+    """Puts the entry in, in the place of what this node has of the card."""
+
+    def decide(entries: list[str], has_flag: bool) -> tuple[list[str], bool]:
+        entry, ours = entry_of(inputs), _replaced(entries, inputs, old_path)
+        if ours is None:
+            entries = [*entries, entry]
+        elif not _equal(ours, entry):
+            entries = _with(entry, ours, entries)
+        return entries, has_flag or inputs.live_migration
+
+    _change(api, inputs.mapping, f"to change the PCI mapping {inputs.mapping}", decide)
+
+
+def _change(api: Api, name: str, wanted: str, decide: Callable[[list[str], bool], tuple[list[str], bool]]) -> None:
+    """Reads a mapping, and writes what is to become of it by the digest of what was read. One that isn't there has no
+    entries, and one without entries is deleted: for that Proxmox VE takes no digest.
+
+    :param decide: the mapping's entries and flag -> what they are to be.
+    :raises ApiError: something else stands against it, or others have changed it each time.
+    """
+    path = f"cluster/mapping/pci/{name}"
+    with _TURN:
+        for left in reversed(range(TRIES)):
+            try:
+                mapping = _mapping(api, name)
+                entries, has_flag = decide(mapping["map"], _has_flag(mapping))
+                more: dict[str, Any] = {}
+                if has_flag != _has_flag(mapping):
+                    more = {FLAG: 1} if has_flag else {"delete": FLAG}
+                if not mapping["map"] and entries:
+                    api.post("cluster/mapping/pci", wanted, id=name, map=entries, **more)
+                elif mapping["map"] and not entries:
+                    api.delete(path, wanted)
+                elif entries != mapping["map"] or more:
+                    api.put(path, wanted, map=entries, digest=mapping["digest"], **more)
+                return
+            except ApiError as error:
+                lost = isinstance(error, ChangedMeanwhileError | NotThereError | UnansweredError)
+                if not left or not (lost or "already defined" in error.reason):
+                    raise
+            time.sleep(random.uniform(0, PAUSE_SECONDS))
+
+
+def _mapping(api: Api, name: str) -> dict[str, Any]:
+    try:
+        return dict(api.get(f"cluster/mapping/pci/{name}", f"to read the mapping {name}"))
+    except NotThereError:
+        return {"map": []}
+
+
+def _replaced(entries: list[str], inputs: CardMapping.Inputs, old_path: str | None) -> str | None:
+    """The entry in whose place this one comes; None: there is none.
+
+    :raises HomelabError: the node has an entry of somebody else's as well.
+    """
+    ours = _ours(entries, inputs.node, inputs.entry["path"])
+    if ours is None and old_path is not None:
+        ours = _ours(entries, inputs.node, old_path)
+    _require_free(inputs, [other for other in entries if other != ours])
+    return ours
+
+
+def _with(new: str, old: str, entries: list[str]) -> list[str]:
+    # The entries, each in its place: whoever has others there finds them in the order in which they were.
+    return [new if entry == old else entry for entry in entries]
+
+
+def _require_free(inputs: CardMapping.Inputs, others: list[str]) -> None:
+    taken = next((entry for entry in others if _parsed(entry).get("node") == inputs.node), None)
+    if taken is not None:
+        raise HomelabError(
+            wanted=f"the PCI mapping {inputs.mapping} for {inputs.entry['path']} of {inputs.node}",
+            found=f"there is one of that name, for another device of this node: {taken}",
+            why="a VM with it would get either of the two; this program didn't make it, and doesn't change it",
+            next="choose another name with gpus.<gpu>.mapping, or remove that entry (Datacenter -> Resource Mappings)",
+        )
+
+
+def _remove(
+    api: Api, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs, needing: Set[str], noted: Sequence[str] = ()
+) -> None:
+    """Takes the entry away, or puts back the one that was there before; any other entry is left alone.
+
+    :param needing: as of `_take_flag`.
+    :param noted: another path that the entry may have: an update that was killed is in no state.
+    """
+    before = outputs.before
+
+    def decide(entries: list[str], has_flag: bool) -> tuple[list[str], bool]:
+        found = (_ours(entries, inputs.node, place) for place in (inputs.entry["path"], *noted))
+        ours = next(filter(None, found), None)
+        if ours is None or (before and _equal(ours, before)):
+            return entries, has_flag
+        left = _with(before, ours, entries) if before else [other for other in entries if other != ours]
+        is_ours = inputs.live_migration and not outputs.had_flag and not _is_needed(left, needing)
+        return left, has_flag and not is_ours
+
+    _change(api, inputs.mapping, f"to remove {inputs.node}'s entry from the PCI mapping {inputs.mapping}", decide)

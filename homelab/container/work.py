@@ -1,0 +1,192 @@
+"""What is done for a container's resources: ContainerProbe plans which cards it gets and compares it on a refresh,
+ContainerVerification opens their nodes from inside."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from homelab.container import plan as container_plan
+from homelab.container.plan import ContainerWish
+from homelab.container.resource import ContainerProbe, ContainerVerification
+from homelab.errors import HomelabError, UnreachableError, elsewhere, raise_all
+from homelab.facts.guests import note_in
+from homelab.facts.host import HostFacts
+from homelab.host import gates, plan
+from homelab.nvidia import judge
+from homelab.nvidia.reading import SystemReading
+from homelab.remote import host_session, ssh
+from homelab.remote.ledger import stack_of
+from homelab.settings import Container, Vm
+from homelab.shapes import BootSeen
+from homelab.text import tell
+from homelab.work.base import Work, stopped_by_reboot
+from remote_scripts.both.container_cards import Left
+from remote_scripts.both.container_cards import Wanted as ContainerCards
+from remote_scripts.both.container_verification import Wanted
+from remote_scripts.both.terms import Terms
+from remote_scripts.notes.container_note import ContainerNote
+from remote_scripts.pve.guest_kinds import CONTAINER
+from remote_scripts.tools.plain import of_plain
+
+
+class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
+    """Plans which cards a container gets, and compares it with that."""
+
+    resource = ContainerProbe
+
+    def id(self, inputs: ContainerProbe.Inputs) -> str:
+        return str(inputs.ctid)
+
+    def create(self, inputs: ContainerProbe.Inputs) -> ContainerProbe.Outputs:
+        return self._plan(inputs, None)
+
+    def update(
+        self, inputs: ContainerProbe.Inputs, before: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs
+    ) -> ContainerProbe.Outputs:
+        return self._plan(inputs, before.boot, outputs.generation, outputs.again)
+
+    def read(self, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs) -> ContainerProbe.Outputs:
+        facts = self.facts_of_refresh(inputs)
+        if facts.handover.away and facts.guests.config(inputs.ctid) is not None:
+            tell(f"{inputs.container}: not compared: {facts.handover.away}")
+            return outputs
+        drift = _drift(facts, inputs)
+        device_drift = self._device_drift(facts, inputs, outputs)
+        library_drift = self._library_drift(facts, inputs)
+        for difference in [*drift, *device_drift, *library_drift]:
+            tell(f"{inputs.container}: drift: {difference}")
+        gone = facts.guests.config(inputs.ctid) is None
+        return dataclasses.replace(
+            outputs,
+            generation=outputs.generation + bool(drift),
+            again=outputs.again + bool(library_drift),
+            stale=bool(device_drift) or gone,
+        )
+
+    def _library_drift(self, facts: HostFacts, inputs: ContainerProbe.Inputs) -> list[str]:
+        """Drift of the packages for the container's cards, a sentence each."""
+        container = self.stack.container(inputs.container)
+        if container is None or not container.libraries or facts.guests.config(inputs.ctid) is None:
+            return []
+        found = facts.systems.get(str(inputs.ctid))
+        if isinstance(found, HomelabError):
+            raise found
+        if found is None:
+            tell(f"{inputs.container}: it doesn't run, or is locked: packages for its cards were not compared")
+        return judge.steps(found, None, libraries=True) if isinstance(found, SystemReading) else []
+
+    def _device_drift(
+        self, facts: HostFacts, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs
+    ) -> list[str]:
+        """Numbers and device nodes of the container's cards that have changed since its plan, a sentence each."""
+        container = self.stack.container(inputs.container)
+        if container is None:  # it leaves the stack
+            return []
+        wish, differences = _wish(inputs, container, facts, {}), list[str]()
+        if (minors := [*wish.cards.minors]) != outputs.minors:
+            differences.append(f"its cards are /dev/nvidia{minors}, not /dev/nvidia{outputs.minors}")
+        for gpu, card in wish.shared.items():
+            before = outputs.shared.get(gpu)
+            if before is not None and before != card:
+                differences.append(
+                    f"the nodes of gpus.{gpu} are {', '.join(card['nodes'])}, not {', '.join(before['nodes'])}"
+                )
+        return differences
+
+    def _plan(
+        self,
+        inputs: ContainerProbe.Inputs,
+        boot: BootSeen | None,
+        generation: int = 0,
+        again: int = 0,
+    ) -> ContainerProbe.Outputs:
+        """:param boot: the last one that this container was planned under."""
+        container = self.stack.container(inputs.container)
+        if container is None:
+            raise HomelabError(
+                wanted=f"homelab:containers.{inputs.container} in the stack's configuration",
+                found="it is missing",
+                why="it says which cards the container is to have",
+                next="put it back, or run `pulumi up` to give the container up",
+            )
+        host_session.of(inputs.host).hold(self.host(inputs))
+        facts = ssh.read(self.host(inputs), guests=True)
+        wish = _wish(inputs, container, facts, self.stack.vms(inputs.host))
+        raise_all([*gates.readable(facts), *container_plan.untouchable(wish, facts), *wish.refused])
+        config = facts.guests.config(inputs.ctid)
+        return ContainerProbe.Outputs(
+            minors=[*wish.cards.minors],
+            functions=[*wish.cards.functions],
+            rebooted_at=inputs.boot["at"] if stopped_by_reboot(inputs.ctid, inputs.boot, boot) else 0,
+            guest_name=config.values.get("hostname", inputs.container) if config else inputs.container,
+            generation=generation,
+            again=again,
+            stale=False,
+            shared=dict(wish.shared),
+        )
+
+    def delete(self, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs) -> None:
+        """It owns nothing. What a container was given is still to be given back where a run was killed while it gave
+        that, so that no state has it. One that is removed next keeps it, and one that has moved to another host of the
+        settings.
+        """
+        if inputs.goes_away:
+            return
+        if inputs.host not in self.stack.host_names():
+            tell(
+                f"{inputs.container}: note: {inputs.host} is no longer in homelab:hosts: container {inputs.ctid} keeps "
+                "what it was given for its cards. To have it taken out, put both back into the settings, run `pulumi "
+                "up`, and take this container out before its host"
+            )
+            return
+        owner = f"{stack_of(self.urn)}/{inputs.container}"
+        left = self._given_back(inputs, owner)
+        if not left.is_here and left.owner == owner:
+            wanted = f"what container {inputs.ctid} was given for its cards taken out of it"
+            moved = elsewhere(wanted, "lxc", inputs.ctid, inputs.node, left.node)
+            self.stack.leave_moved(inputs.container, "containers", inputs.ctid, left.node, moved)
+
+    def _given_back(self, inputs: ContainerProbe.Inputs, owner: str) -> Left:
+        shutdown, host = inputs.shutdown, self.host(inputs)
+        terms = Terms(owner=owner, shutdown=shutdown.timeout, otherwise=shutdown.otherwise)
+        seconds = host.timeouts.step + 2 * shutdown.timeout
+        wanted = ContainerCards(ctid=inputs.ctid, terms=terms)
+        return of_plain(Left, ssh.Session(host).ask("revert", "container_cards", wanted, seconds, goes_on=True))
+
+
+def _wish(inputs: ContainerProbe.Inputs, container: Container, facts: HostFacts, vms: dict[str, Vm]) -> ContainerWish:
+    want = plan.Wanted("", "", {}, [], inputs.gpus)
+    cards = container_plan.cards(facts, want, vms, inputs.node)
+    return container_plan.wish_of(inputs.container, container, facts, want, cards, inputs.node)
+
+
+def _drift(facts: HostFacts, inputs: ContainerProbe.Inputs) -> list[str]:
+    """With what it was given as wanted."""
+    wish = container_plan.as_given(inputs.container, inputs.ctid, facts, inputs.power)
+    is_told = note_in(facts.ledger, CONTAINER, inputs.ctid, ContainerNote) or not facts.guests.config(inputs.ctid)
+    lost = [] if is_told else ["nothing on the host tells what was given to it"]
+    return [*lost, *container_plan.judge_container(wish, facts).steps]
+
+
+class ContainerVerificationWork(Work[ContainerVerification.Inputs, ContainerVerification.Outputs]):
+    """Opens the device nodes of a container's cards from inside it."""
+
+    resource = ContainerVerification
+
+    def id(self, inputs: ContainerVerification.Inputs) -> str:
+        return str(inputs.ctid)
+
+    def create(self, inputs: ContainerVerification.Inputs) -> ContainerVerification.Outputs:
+        ctid, cards, host = inputs.ctid, inputs.cards, self.host(inputs)
+        wanted = Wanted(ctid=ctid, cards=cards, uses=tuple(inputs.uses))
+        try:
+            answer = ssh.Session(host).ask("apply", "container_verification", wanted)
+        except UnreachableError:
+            raise
+        except HomelabError as error:
+            raise error.retold(next=f"{error.next}; `homelab doctor container {ctid}` shows each device") from error
+        opened = ", ".join(answer["nodes"]) or f"nothing (state: {answer['state']})"
+        tell(f"{inputs.host}: opened in container {ctid}, by {answer['by']}: {opened}")
+        for remark in answer["tried"]:
+            tell(f"{inputs.host}: container {ctid}: {remark}")
+        return ContainerVerification.Outputs(state=answer["state"], nodes=answer["nodes"])

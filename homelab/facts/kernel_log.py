@@ -1,0 +1,314 @@
+"""The kernel's messages about cards since the boot, recognised by their real texts (kernel_log.yaml); and lost cards.
+
+A message counts for a card only if it is about it: the PCI addresses in it are the card's own functions, or, where it
+is about the link, bridges above them. One without an address counts for the host, once. The lines are in a reading
+(facts.py), and homelab/messages.py makes messages of them. homelab/symptoms.py recognises the messages of NVIDIA's
+driver. Pure.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
+
+from homelab import tables
+from homelab.errors import HomelabError
+from homelab.facts.host import HostFacts
+from homelab.messages import Message, messages, shown
+from homelab.symptoms import recognise
+from remote_scripts.both.symptoms import Context, compiled
+
+# In messages of NVIDIA's driver, and of the kernel about modules that it refused, without naming them: for
+# homelab/symptoms.py. Each line of a message of several lines has it, so that the host's grep finds all of them.
+OF_MODULES = "NVRM|nvidia|nouveau|unsigned module|module with unavailable key"
+_DATA = Path(__file__).with_suffix(".yaml")
+# How many lines of one kind are quoted, the first and the last of them.
+_QUOTED = 4
+_LONGEST = 240
+_ADDRESS = re.compile(
+    r"(?:(?<=PCI:)|(?<![\w:.]))(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}:[01][0-9a-f])(?:\.([0-7])(?!\w)|(?![\w:.]))",
+    re.IGNORECASE,
+)
+# Intel's IOMMU names a function by its source id: eight bits of the bus, five of the device, three of the function.
+_SOURCE_ID = re.compile(r"Time-out Error: SID ([0-9a-f]{1,4})(?![0-9a-f])", re.IGNORECASE)
+# The row that doesn't count if VFIO is allowed to go on without interrupt remapping.
+UNSAFE = "no-remapping"
+# The first line of NVIDIA's module: messages before it are of a module that was unloaded.
+_LOADED = "nvidia-nvlink: Nvlink Core is being initialized"
+
+
+def _compiles(value: str) -> str:
+    compiled(value)
+    return value
+
+
+Pattern = Annotated[str, AfterValidator(_compiles)]
+
+
+class _MessageRow(tables.SourcedRow):
+    name: str
+    pattern: Pattern
+    why: str
+    next: str
+    hides: tuple[str, ...] = ()
+
+
+class Sign(_MessageRow):
+    """A row of `signs` in kernel_log.yaml, which explains the keys: a message of the kernel and its meaning."""
+
+    of: Literal["card", "port", "host"]
+    cured: Pattern | None = None
+    same: Pattern | None = None
+    wanted: str
+    stops: bool = True
+    lasts: bool = False
+    harmless: bool = False
+
+    def part(self, text: str) -> tuple[list[str], str]:
+        """The addresses that a message names, and the part of the device (`same`)."""
+        match = compiled(self.same).search(text) if self.same else None
+        return addresses_in(text), match[0] if match else ""
+
+
+class StartSign(_MessageRow):
+    """A row of `starts` in kernel_log.yaml: a message of Proxmox VE or QEMU when a VM doesn't start with a card, or
+    (`lost`) when the card is lost though the VM starts."""
+
+    lost: bool = False
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """The trouble of a card or host that a sign or a symptom shows. `stops`: whether `up` fails for it after the host's
+    restart; `lasts`: neither a restart nor a driver mends it, so `up` doesn't begin; `harmless`: it looks bad, and is
+    no failure."""
+
+    error: HomelabError
+    stops: bool = False
+    lasts: bool = False
+    harmless: bool = False
+
+    @property
+    def remark(self) -> str:
+        """The trouble in one sentence."""
+        return f"{self.error.found}: {self.error.why}; {self.error.next}"
+
+
+@functools.cache
+def signs() -> tuple[Sign, ...]:
+    """All rows of `signs`, in the order of messages to the user."""
+    return tuple(Sign.model_validate(row) for row in tables.read(_DATA)["signs"])
+
+
+@functools.cache
+def start_signs() -> tuple[StartSign, ...]:
+    """All rows of `starts`."""
+    return tuple(StartSign.model_validate(row) for row in tables.read(_DATA)["starts"])
+
+
+@functools.cache
+def filter_of_lines() -> str:
+    """The regular expression by which a reading finds the lines."""
+    patterns = [part for row in signs() for part in (row.pattern, row.cured) if part]
+    return "|".join([OF_MODULES, *patterns])
+
+
+def troubles(facts: HostFacts, node: str, cards: Mapping[str, Collection[str]], *, with_host: bool) -> list[Trouble]:
+    """The troubles of cards and of what they have in common, each once, harmless ones included; with what NVIDIA's
+    driver says since it was last loaded.
+
+    :param node: the host's name, for messages.
+    :param cards: a card's name for messages -> addresses of the functions that are the card.
+    :param with_host: whether what keeps the host from giving away any card counts.
+    """
+    said = _said_by_driver(facts)
+    nameless = shown([message for message, addresses in said if not addresses])
+    found, drivers, told = list[Trouble](), list[str | None](), ""
+    for name, functions in cards.items():
+        of_it = shown([message for message, addresses in said if _names_card(addresses, set(functions))])
+        device = next((facts.by_address[address] for address in functions if address in facts.by_address), None)
+        context = Context(name, "host", bound=device.driver if device else None)
+        # NVIDIA's driver doesn't have a card that is on vfio-pci: its messages without an address are about another.
+        drivers += [context.bound] if context.bound != "vfio-pci" else []
+        found += of_card(facts, name, functions)
+        found += map(Trouble, recognise(of_it, context, nameless if context.bound != "vfio-pci" else ""))
+        told = f"{told}\n{of_it}"
+    found += of_host(facts, node) if with_host else []
+    for driver in dict.fromkeys(drivers):
+        found += map(Trouble, recognise(nameless, Context(node, "host", bound=driver), told))
+    return list({str(trouble.error): trouble for trouble in found}.values())
+
+
+def of_card(facts: HostFacts, name: str, functions: Iterable[str]) -> list[Trouble]:
+    """The troubles of a card, harmless ones included, without what NVIDIA's driver says of it.
+
+    :param name: for messages, such as `gpus.rtx5090`.
+    :param functions: addresses of the functions that are the card.
+    """
+    card_addresses = set(functions)
+    lost_addresses = sorted(card_addresses & set(facts.lost))
+    found = [Trouble(lost(name, lost_addresses), stops=True, lasts=True)] if lost_addresses else []
+    bridges = {
+        bridge
+        for address in card_addresses
+        if address in facts.by_address
+        for bridge in facts.by_address[address].ancestors
+    }
+    said = messages(facts.kernel_log)
+    # Of a card that works now, with NVIDIA's driver, what was said under an earlier one is past; but not what has a
+    # line of its own by which it ends, as of the card's memory and of the bus.
+    works = not lost_addresses and not card_addresses.isdisjoint(facts.nvidia_minors)
+    loaded = max((number for number, message in enumerate(said) if works and _LOADED in message.text), default=0)
+    of_now = [*(message for message in said[:loaded] if not compiled(OF_MODULES).search(message.text)), *said[loaded:]]
+    return found + _troubles(
+        name,
+        [row for row in signs() if row.of != "host"],
+        lambda row: [
+            message
+            for message in (said if row.cured else of_now)
+            if _names_card(addresses_in(message.text), card_addresses, bridges if row.of == "port" else ())
+        ],
+    )
+
+
+def of_host(facts: HostFacts, name: str) -> list[Trouble]:
+    """The troubles of a host that keep it from giving away any card, harmless ones included.
+
+    :param name: of the host, for messages.
+    """
+    log_messages = messages(facts.kernel_log)
+    rows = [row for row in signs() if row.of == "host" and not (row.name == UNSAFE and facts.unsafe_interrupts)]
+    return _troubles(name, rows, lambda _: log_messages)
+
+
+def of_start(text: str, guest: int | None = None) -> list[StartSign]:
+    """The rows of `starts` that the output of a guest's start has.
+
+    :param text: of Proxmox VE and QEMU.
+    :param guest: its id, which the commands of `next` then name.
+    """
+    log = "\n".join(message.text for message in messages(text))
+    rows = [row for row in start_signs() if compiled(row.pattern).search(log)]
+    hidden = {name for row in rows for name in row.hides}
+    number = " ID" if guest is None else f" {guest}"
+    return [row.model_copy(update={"next": row.next.replace(" ID", number)}) for row in rows if row.name not in hidden]
+
+
+def of_iommu(lines: Iterable[str]) -> list[str]:
+    """The messages about trouble among the kernel's lines about the IOMMU; none on a healthy host."""
+    log_messages = messages("\n".join(lines))
+    rows = [row for row in signs() if row.of == "host" and not row.harmless]
+    wrong = [message.shown for row in rows for message in _uncured(row, log_messages)]
+    return [message.shown for message in log_messages if message.shown in wrong]
+
+
+def _said_by_driver(facts: HostFacts) -> list[tuple[Message, list[str]]]:
+    """The messages of NVIDIA's driver since it was last loaded, each with the addresses that it is about. One of NVRM's
+    that has none is about the card that NVRM names in the same second, if it names one alone."""
+
+    def second(message: Message) -> str:
+        return message.second if message.text.startswith("NVRM:") else ""
+
+    log_messages = messages("\n".join(since_loaded(facts.kernel_log)))
+    said = [
+        (message, addresses_in(message.text)) for message in log_messages if compiled(OF_MODULES).search(message.text)
+    ]
+    slots: dict[str, set[str]] = {}
+    for message, addresses in said:
+        slots.setdefault(second(message), set()).update(address.partition(".")[0] for address in addresses)
+    near = {when: [*named] for when, named in slots.items() if when and len(named) == 1}
+    return [(message, addresses or near.get(second(message), [])) for message, addresses in said]
+
+
+def since_loaded(log: str) -> list[str]:
+    """The lines since NVIDIA's module was last loaded; all lines, if none says that it was."""
+    lines = log.splitlines()
+    return lines[max((number for number, line in enumerate(lines) if _LOADED in line), default=0) :]
+
+
+def excerpt(text: str, lines: int = _QUOTED) -> str:
+    """The first and the last lines of a log, joined to one line.
+
+    :param lines: how many, at most.
+    """
+    log_lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(log_lines) > lines:
+        left_out = f"… lines left out here: {len(log_lines) - lines} …"
+        log_lines = [*log_lines[: (lines + 1) // 2], left_out, *log_lines[-(lines // 2) :]]
+    return " | ".join(line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…" for line in log_lines)
+
+
+def addresses_in(text: str) -> list[str]:
+    """The PCI addresses in a message: `0000:01:00.0`, or `0000:01:00` if it names no function."""
+    ids = (int(match[1], 16) for match in _SOURCE_ID.finditer(text))
+    addresses = [f"0000:{source >> 8:02x}:{source >> 3 & 31:02x}.{source & 7}" for source in ids]
+    for match in _ADDRESS.finditer(text):
+        domain, device, function = match.groups()
+        if domain is None and function is None:
+            continue  # 01:00 alone may be anything, such as a time
+        # As sysfs writes it; nvidia-smi, and what quotes it, has eight digits.
+        addresses.append(f"{int(domain or '0', 16):04x}:{device.lower()}{'.' + function if function else ''}")
+    return addresses
+
+
+def _names_card(addresses: list[str], card_addresses: set[str], bridges: Collection[str] = ()) -> bool:
+    """Whether a message is about a card: it has addresses, all of them the card's.
+
+    :param bridges: those above the card, for a message of a port; it also has the address of the device behind it.
+    """
+    slots = (address.rpartition(".")[0] for address in card_addresses)
+    return bool(addresses) and {*card_addresses, *slots, *bridges}.issuperset(addresses)
+
+
+def _troubles(name: str, rows: list[Sign], messages_of: Callable[[Sign], list[Message]]) -> list[Trouble]:
+    matching = {row.name: (row, row_messages) for row in rows if (row_messages := _uncured(row, messages_of(row)))}
+    hidden = {hidden_name for row, _ in matching.values() for hidden_name in row.hides}
+    return [
+        Trouble(
+            HomelabError(
+                wanted=f"{name}: {row.wanted}",
+                found=f"the kernel says: {excerpt(shown(row_messages))}",
+                why=row.why,
+                next=row.next.replace("ADDRESS", next(iter(addresses_in(row_messages[0].text)), "ADDRESS")),
+            ),
+            row.stops and not row.harmless,
+            row.lasts,
+            row.harmless,
+        )
+        for row, row_messages in matching.values()
+        if row.name not in hidden
+    ]
+
+
+def _uncured(row: Sign, log_messages: list[Message]) -> list[Message]:
+    """The messages of a sign, without those that a later message cures."""
+    matching: list[Message] = []
+    for message in log_messages:
+        if compiled(row.pattern).search(message.text):
+            matching.append(message)
+        elif row.cured and compiled(row.cured).search(message.text):
+            matching = [
+                earlier for earlier in matching if row.of == "card" and row.part(earlier.text) != row.part(message.text)
+            ]
+    return matching
+
+
+def lost(name: str, addresses: list[str]) -> HomelabError:
+    """The error for lost functions: their configuration space can't be read, or reads as ones, which the bus answers
+    for a device that doesn't.
+
+    :param name: of the card, for messages.
+    """
+    return HomelabError(
+        wanted=f"{name}: a card that answers on the PCI bus",
+        found=f"the configuration space of {', '.join(addresses)} can't be read: every bit is one",
+        why="the card is lost: no driver and no guest can use it, and what binds or resets it now may hang",
+        next="switch the host off, wait half a minute, switch it on (a warm reboot often isn't enough); look at the "
+        "card's power cables, slot and riser if it happens again, and for newer firmware of card and board",
+    )

@@ -1,0 +1,1 @@
+"""A VM or container that the program makes, by Proxmox VE's own options."""

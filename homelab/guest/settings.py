@@ -1,0 +1,242 @@
+"""A guest that the program makes, by Proxmox VE's own keys (homelab/guest/options.py)."""
+
+from __future__ import annotations
+
+import difflib
+import posixpath
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Self
+from urllib.parse import quote
+
+from pydantic import (
+    ConfigDict,
+    GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
+
+from homelab.fields.model import Model
+from homelab.fields.types import ENCRYPTED, DiskGiB, GuestId, visible
+from homelab.guest import options as guest_options
+from homelab.guest.options import Parameter
+from remote_scripts.pve.properties import parse
+
+#: Keys whose values are secrets.
+SECRETS = frozenset({"cipassword", "password"})
+# Keys that hold public keys, each on a line of its own.
+_LINES = frozenset({"sshkeys", "ssh-public-keys"})
+# Keys that are refused: pattern -> reason.
+_REFUSED = {
+    "vmid|node": "vmid, ctid and host beside create say that",
+    "archive|restore|force|unique|live-restore": "a backup is restored by hand; without create the guest is adopted",
+    "lock|template|unused[0-9]+": "Proxmox VE writes it itself",
+    "description": "it has the mark by which this program knows its guest again",
+    "start": "power beside create says whether it runs",
+    "hostpci[0-9]+|dev[0-9]+": "gpus beside create gives cards",
+}
+# Folders of the host's system: Proxmox VE's own documentation warns of giving any of them to a container.
+_SYSTEM_FOLDER = re.compile(r"/(?:(?:bin|boot|dev|etc|lib|lib64|proc|root|run|sbin|sys|usr|var)(?:/.*)?)?")
+# Folders below /var that hold users' data.
+_DATA_BELOW_VAR = re.compile(r"/var/lib/vz/(?!images|dump|template|private).+|/var/(?:srv|media|data|www)(?:/.*)?")
+_DRIVE = re.compile(r"(?:ide|sata|scsi|virtio)[0-9]+")
+_FILE = re.compile(r"(?:^|[=,])([A-Za-z][\w.-]*:(?:iso|import|vztmpl)/[^,]+)")
+
+
+class NewGuest(Model):
+    """A guest that the program makes, and that `pulumi destroy` deletes with its disks."""
+
+    model_config = ConfigDict(extra="allow")
+    kind: ClassVar[Literal["qemu", "lxc"]]
+
+    protect: bool = False
+    """`true`: the program never deletes it."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _checked(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Checks Proxmox VE's keys, and names every mistake in them."""
+        if not isinstance(value, dict):
+            return handler(value)
+        own = {key: one for key, one in value.items() if key in cls.model_fields}
+        texts, errors = dict[str, str](), dict[str, str]()
+        for key in value.keys() - own.keys():
+            taken = isinstance(value[key], str if key in SECRETS else str | int | float)
+            text = guest_options.as_text(cls.kind, key, value[key]) if taken else ""
+            if reason := refusal(cls.kind, key, text):
+                errors[key] = reason
+            texts[key] = text
+        shown = {key: text for key, text in texts.items() if text != ENCRYPTED}
+        errors = guest_options.mistakes(cls.kind, shown) | errors
+        details: list[Any] = [_error((key,), text) for key, text in sorted(errors.items())]
+        try:
+            secrets = {key: SecretStr(texts.pop(key)) for key in SECRETS & texts.keys()}
+            made = handler({**own, **texts, **secrets})
+        except ValidationError as error:
+            details += [_error(one["loc"], one["msg"], one["input"]) for one in error.errors()]
+        if details:
+            raise ValidationError.from_exception_data(cls.__name__, details)
+        return made
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """With Proxmox VE's keys; of numbered ones a pattern."""
+        made = handler.resolve_ref_schema(handler(core))
+        known = {
+            key: _in_schema(one)
+            for key, one in guest_options.of_new(cls.kind).items()
+            if not refusal(cls.kind, key, "x")
+        }
+        numbered = {key[:-1] for key in known if key.endswith("0") and f"{key[:-1]}1" in known}
+        first = {
+            key: one
+            for key, one in known.items()
+            if key.rstrip("0123456789") not in numbered or key[:-1] in numbered and key[-1] == "0"
+        }
+        made["properties"] |= first
+        made["patternProperties"] = {f"^{stem}[0-9]+$": known[f"{stem}0"] for stem in sorted(numbered)}
+        return {**made, "additionalProperties": False}
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Proxmox VE's keys, without the secrets."""
+        return {key: text for key, text in (self.model_extra or {}).items() if isinstance(text, str)}
+
+    @property
+    def secret_options(self) -> dict[str, str]:
+        """The same, secret."""
+        extra = self.model_extra or {}
+        return {key: text.get_secret_value() for key, text in extra.items() if isinstance(text, SecretStr)}
+
+    @property
+    def of_system_disk(self) -> dict[str, int | None]:
+        """What of its keys is about its system disk."""
+        return {}
+
+    @property
+    def volumes(self) -> list[str]:
+        """The files that it is made of: of images, ISO images and templates."""
+        return [volume for value in self.options.values() for volume in _FILE.findall(value)]
+
+
+class NewVm(NewGuest):
+    """A VM that the program makes, and that `pulumi destroy` deletes with its disks. Beside the keys of this table it
+    takes Proxmox VE's own, as `qm set` takes them: `cores: 8`, `net0: virtio,bridge=vmbr0`."""
+
+    kind = "qemu"
+
+    clone: GuestId | None = None
+    """The id of a template, of which it becomes a full clone (on `storage`, if that is set)."""
+    size: DiskGiB | None = None
+    """How large its system disk becomes, if it is smaller: that of an image or a template seldom is large enough. The
+    system disk is the first of `boot`'s order, else the first disk. It can grow later, and never shrinks."""
+
+    @property
+    def of_system_disk(self) -> dict[str, int | None]:
+        return {"clone": self.clone, "size": self.size}
+
+    def configuration(self, name: str) -> dict[str, str]:
+        """The options of the VM.
+
+        :param name: its name in the settings.
+        """
+        options = {"name": name, **FOR_CARDS, **self.options}
+        disk = system_disk(options)
+        if disk and options["bios"] == "ovmf" and self.clone is None:
+            storage = options[disk].removeprefix("file=").partition(":")[0]
+            # Keys of Microsoft's in it mean Secure Boot, under which NVIDIA's modules need a signature.
+            options.setdefault("efidisk0", f"{storage}:1,efitype=4m,pre-enrolled-keys=0")
+        if " " in options.get("sshkeys", ""):
+            options["sshkeys"] = quote(options["sshkeys"].strip(), safe="")
+        return options
+
+
+class NewContainer(NewGuest):
+    """A container that the program makes, and that `pulumi destroy` deletes with its disks. Beside the key of this
+    table it takes Proxmox VE's own, as `pct create` and `pct set` take them: `ostemplate`, `rootfs`, `cores: 4`."""
+
+    kind = "lxc"
+
+    def configuration(self, name: str) -> dict[str, str]:
+        """The options of the container.
+
+        :param name: its name in the settings.
+        """
+        return {"hostname": name, "unprivileged": "1", **self.options}
+
+
+#: What a VM with a card needs, unless its owner sets another value.
+FOR_CARDS: Mapping[str, str] = MappingProxyType(
+    {
+        "machine": "q35",
+        "bios": "ovmf",
+        "cpu": "host",
+        "balloon": "0",  # a card pins all of a VM's memory
+        "scsihw": "virtio-scsi-single",
+    }
+)
+
+
+def is_disk(key: str, value: str) -> bool:
+    """Whether an option of a guest is a disk with data in it: no CD, and no folder of the host."""
+    if re.fullmatch(r"rootfs|efidisk0|tpmstate0", key):
+        return True
+    first = value.partition(",")[0].partition("=")[2] or value.partition(",")[0]
+    if re.fullmatch(r"mp[0-9]+", key):
+        return not first.startswith("/")
+    return (
+        bool(_DRIVE.fullmatch(key)) and "media=cdrom" not in value and first.partition(":")[2] not in ("", "cloudinit")
+    )
+
+
+def system_disk(options: Mapping[str, str]) -> str | None:
+    """The option of a VM's system disk: the first in its boot order, else the first of all; None: it has no disk."""
+    order = re.search(r"order=([^,]+)", options.get("boot", ""))
+    keys = [*(order[1].split(";") if order else ()), *sorted(options)]
+    return next((key for key in keys if _DRIVE.fullmatch(key) and is_disk(key, options.get(key, ""))), None)
+
+
+def refusal(kind: str, key: str, text: str) -> str | None:
+    """The reason why an option can't be set under `create`; None: it can.
+
+    :param kind: qemu or lxc.
+    """
+    for pattern, reason in _REFUSED.items():
+        if re.fullmatch(pattern, key):
+            return f"{reason}; take it out"
+    known = guest_options.of_new(kind)
+    if key not in known:
+        program = "qm" if kind == "qemu" else "pct"
+        matches = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+        meant = f"did you mean {matches[0]}?" if matches else f"expected one of Proxmox VE's, as man {program} has them"
+        return f"unknown key, {meant}"
+    try:
+        for line in text.strip().split("\n") if key in _LINES else [text]:
+            visible(line)
+    except ValueError as error:
+        return str(error)
+    if kind == "lxc" and re.fullmatch(r"mp[0-9]+", key):
+        folder = posixpath.normpath(re.sub("/+", "/", parse(key, text).get("volume", "").strip()))
+        if _SYSTEM_FOLDER.fullmatch(folder) and not _DATA_BELOW_VAR.fullmatch(folder):
+            return f"{folder} is of the host's own system: a container that changes it breaks the host"
+    return None
+
+
+def _in_schema(parameter: Parameter) -> JsonSchemaValue:
+    """An option for editors."""
+    types = {"boolean": ["boolean", "integer"], "integer": ["integer"], "number": ["number"]}
+    text = {"enum": [*parameter.words]} if parameter.words else {"type": "string"}
+    plain = {"type": types.get(parameter.kind, ["number", "boolean"])}
+    return {
+        "description": "As Proxmox VE takes it (man qm, man pct).",
+        "anyOf": [text, *([] if parameter.words else [plain])],
+    }
+
+
+def _error(place: tuple[int | str, ...], text: str, value: object = None) -> InitErrorDetails:
+    return InitErrorDetails(type=PydanticCustomError("option", text), loc=place, input=value)

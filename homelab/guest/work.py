@@ -1,0 +1,437 @@
+"""The work on a Guest: makes a VM or a container over the API, changes it in place, and removes it."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, NamedTuple, NoReturn
+
+from homelab.errors import ElsewhereError, GoneError, HomelabError, NotThereError
+from homelab.guest.options import tables
+from homelab.guest.resource import Guest
+from homelab.guest.settings import is_disk, system_disk
+from homelab.properties import same, strings
+from homelab.remote import ssh
+from homelab.remote.ledger import stack_of
+from homelab.text import tell
+from homelab.work import started
+from homelab.work.api import ApiWork
+from homelab.work.vm_transaction import VmTransaction
+from remote_scripts.both.container_cards import Wanted as ContainerCards
+from remote_scripts.both.guest_cards import Wanted
+from remote_scripts.both.terms import Terms
+from remote_scripts.pve.properties import parse
+
+MOVED = "node"  # of a made guest's drift: it is on another node of the cluster
+# Options that others change for good reasons: a CD is taken out, a VM gets the hookscript of a shared card.
+_OTHERS = re.compile(r"(?:ide|sata|scsi|virtio)[0-9]+|hookscript")
+_NETWORK_CARD = re.compile(r"net[0-9]+")
+# A VM's, as Proxmox VE writes it (print_net).
+_WITH_ADDRESS = re.compile(r"[a-z0-9-]+=((?:[0-9A-F]{2}:){5}[0-9A-F]{2})(?:,|$)", re.IGNORECASE)
+
+
+class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
+    """Makes a guest over the API, changes it in place, and removes it unless it is protected."""
+
+    resource = Guest
+
+    def id(self, inputs: Guest.Inputs) -> str:
+        return str(inputs.vmid)
+
+    def config(self, inputs: Guest.Inputs) -> dict[str, str]:
+        """Its configuration.
+
+        :raises NotThereError: there is none.
+        """
+        guest = CreatedGuest.of(inputs)
+        wanted = f"to read the configuration of {guest.label}"
+        return strings(self.api(inputs).get(guest.path(inputs.node), wanted))
+
+    # -- made and changed ------------------------------------------------------------------------------------------
+    def create(self, inputs: Guest.Inputs) -> Guest.Outputs:
+        instance = secrets.token_hex(8)
+        self.make(inputs, instance)
+        written = written_of(self.config(inputs), inputs, inputs.config)
+        return Guest.Outputs(instance=instance, written=written)
+
+    def make(self, inputs: Guest.Inputs, instance: str) -> None:
+        """Makes it, or finishes one that an interrupted run of this stack has made.
+
+        :param instance: of this making of it.
+        :raises HomelabError: another guest has its id.
+        """
+        guest, node = CreatedGuest.of(inputs), inputs.node
+        description = f"{inputs.mark} {instance}"
+        try:
+            current = self.config(inputs)
+        except NotThereError:
+            if inputs.clone is None:
+                _say(inputs, "creating")
+                options = {**inputs.config, **inputs.secret_config, "description": description}
+                self._task(inputs, "post", f"nodes/{node}/{guest.api_kind}", "create", vmid=inputs.vmid, **options)
+            else:
+                _say(inputs, f"cloning {inputs.clone}")
+                # The mark travels with the clone: it is known as homelab's from its first moment.
+                options = {
+                    "newid": str(inputs.vmid),
+                    "full": "1",
+                    "name": inputs.config["name"],
+                    "description": description,
+                }
+                options |= {key: inputs.config[key] for key in ("storage", "pool", "bwlimit") if key in inputs.config}
+                self._task(inputs, "post", f"nodes/{node}/{guest.api_kind}/{inputs.clone}/clone", "clone", **options)
+                self._finish(inputs, self.config(inputs))
+        else:
+            if not is_marked(inputs.mark, current) or "lock" in current:
+                raise id_in_use(inputs.mark, guest, current)
+            _say(inputs, "it was made by an earlier run that was interrupted: finishing it")
+            # The resource that made it before, such as the one that this one replaces, no longer removes it.
+            self._finish(inputs, current, description=marked_anew(inputs.mark, instance, current))
+        self._grow(inputs)
+
+    def _finish(self, inputs: Guest.Inputs, current: Mapping[str, str], **more: str) -> None:
+        """Sets the options that the guest lacks, or has otherwise. What it has of disks and secrets stays."""
+        wanted = {key: with_address(key, value, current) for key, value in inputs.config.items()}
+        stays = {key for key in current if _OTHERS.fullmatch(key) or is_disk(key, current[key])}
+        changed = {
+            key: value for key, value in wanted.items() if key not in stays and not same(key, current.get(key), value)
+        }
+        changed |= {key: value for key, value in inputs.secret_config.items() if key not in current}
+        self._put(inputs, {**{key: value for key, value in changed.items() if _is_option(inputs, key)}, **more})
+
+    def _grow(self, inputs: Guest.Inputs) -> None:
+        """The system disk as large as wanted, if it is smaller."""
+        if inputs.size is None:
+            return
+        config = self.config(inputs)
+        if (disk := system_disk(config)) is None:
+            guest = CreatedGuest.of(inputs)
+            raise HomelabError(
+                wanted=f"vms.{inputs.guest}.create.size: {inputs.size}",
+                found=f"{guest.label} has no disk",
+                why="this size is that of the system disk",
+                next="give it a disk, such as scsi0; or take size out",
+            )
+        if _gib(config[disk]) < inputs.size:
+            path = f"nodes/{inputs.node}/qemu/{inputs.vmid}/resize"
+            self._task(inputs, "put", path, "resize", disk=disk, size=f"{inputs.size}G")
+
+    def update(self, inputs: Guest.Inputs, before: Guest.Inputs, outputs: Guest.Outputs) -> Guest.Outputs:
+        self.require_same_disks(inputs, before)
+        if MOVED in outputs.drift:
+            self.config(inputs)  # refused, unless it is back
+        changed = self.change(inputs, before, outputs.drift)
+        kept = {key: value for key, value in outputs.written.items() if key in inputs.config}
+        written = written_of(self.config(inputs), inputs, changed) if changed else {}
+        return replace(outputs, drift=[], written={**kept, **written})
+
+    def require_same_disks(self, inputs: Guest.Inputs, before: Guest.Inputs) -> None:
+        """:raises HomelabError: only a new guest could have what the inputs say."""
+        for key, original in before.config.items():
+            wanted = inputs.config.get(key)
+            is_disks = is_disk(key, original) or (wanted is not None and is_disk(key, wanted))
+            if original != wanted and (not _is_option(inputs, key) or key == "unprivileged" or is_disks):
+                _refuse_another(inputs, f"{key}: {wanted or 'none'}", original)
+        if inputs.clone != before.clone:
+            _refuse_another(inputs, f"clone: {inputs.clone}", str(before.clone))
+        if (inputs.size or before.size or 0) < (before.size or 0):
+            _refuse_another(inputs, f"size: {inputs.size} GiB", f"{before.size} GiB")
+
+    def change(self, inputs: Guest.Inputs, before: Guest.Inputs, drift: Iterable[str]) -> list[str]:
+        """Changes it in place, to what differs between the inputs.
+
+        :param drift: options that differ from those `before`.
+        :returns: the keys of the options that were changed.
+        """
+        options, current = inputs.config, self.config(inputs)
+        changed: dict[str, str | None] = {
+            key: with_address(key, value, current)
+            for key, value in options.items()
+            if (before.config.get(key) != value or key in drift) and not (is_disk(key, value) and key in current)
+        }
+        changed |= dict.fromkeys(key for key in before.config if key not in options and key in current)
+        if inputs.guest_kind == "qemu":
+            # Proxmox VE alone is told these: on the host they would be noted, and shown.
+            secret = {key: one for key, one in inputs.secret_config.items() if before.secret_config.get(key) != one}
+            self._put(inputs, secret)
+            for key in secret:
+                _say(inputs, f"{key} set anew: the guest gets it at its next start")
+            if changed:
+                self._set(inputs, changed)
+            if inputs.size != before.size:
+                self._grow(inputs)
+        else:
+            removed = [key for key, value in changed.items() if value is None]
+            delete = {"delete": ",".join(removed)} if removed else {}
+            self._put(inputs, {**{key: value for key, value in changed.items() if value is not None}, **delete})
+        return list(changed)
+
+    def _put(self, inputs: Guest.Inputs, options: Mapping[str, str]) -> None:
+        """Sets options by digest; one that needs a start has to wait for it."""
+        if options:
+            api, guest = self.api(inputs), CreatedGuest.of(inputs)
+            path, wanted = guest.path(inputs.node), f"to change {', '.join(options)} of {guest.label}"
+            api.put(path, wanted, digest=api.get(path, wanted)["digest"], **options)
+
+    def _set(self, inputs: Guest.Inputs, settings: dict[str, str | None]) -> None:
+        """Sets options of a VM, with a shutdown and a start if it runs and they need that."""
+        host, wanted = self.host(inputs), self._wanted(inputs)
+        before = started.awake(host, inputs.vmid, [])
+        done = self._transaction(inputs).apply(replace(wanted, settings=settings))
+        if done.started:
+            started.require_cards(host, inputs.guest, inputs.vmid, inputs.node, before, done.log)
+
+    def _task(self, inputs: Guest.Inputs, verb: str, path: str, act: str, /, **parameters: Any) -> None:
+        """A task of the node, to its end.
+
+        :param act: for messages; a shutdown has its own limit.
+        """
+        api, label = self.api(inputs), f"{CreatedGuest.of(inputs).label} ({inputs.guest})"
+        timeouts = api.host.timeouts
+        # A storage may overwrite or discard a disk before it is removed, for as long as writing it took.
+        seconds = timeouts.create if act != "shutdown" else inputs.shutdown.timeout + timeouts.api_task
+
+        def say(text: str) -> None:
+            _say(inputs, text)
+
+        api.carry_out(verb, path, f"{act} of {label}", seconds, say, **parameters)
+
+    # -- read and removed ------------------------------------------------------------------------------------------
+    def read(self, inputs: Guest.Inputs, outputs: Guest.Outputs) -> Guest.Outputs:
+        guest = CreatedGuest.of(inputs)
+        try:
+            wanted = f"to read the configuration of {guest.label}"
+            config = strings(self.reading(inputs, guest.path(inputs.node), wanted))
+        except NotThereError:
+            tell(f"{guest.name}: drift: {guest.label} is gone")
+            raise GoneError from None
+        except ElsewhereError as error:
+            tell(f"{guest.name}: drift: {error.found}")
+            if not self._has_moved_to(inputs, guest, outputs.instance, error.node):
+                raise GoneError from None
+            return replace(outputs, drift=[MOVED])
+        drift = [key for key, value in outputs.written.items() if not same(key, config.get(key), value)]
+        for key in drift:
+            tell(f"{guest.name}: drift: {key} is {config.get(key, 'not there')} instead of {outputs.written[key]}")
+        return replace(outputs, drift=drift)
+
+    def _has_moved_to(self, inputs: Guest.Inputs, guest: CreatedGuest, instance: str, node: str) -> bool:
+        """Whether the guest that was made here is on another node, and no other guest has its id there. A node that the
+        settings don't have can't be asked."""
+        if (host := self.stack.host_at(node)) is None:
+            return True
+        try:
+            wanted = f"to read the configuration of the guest on {node}"
+            config = strings(self.reading(replace(inputs, host=host, node=node), guest.path(node), wanted))
+        except (NotThereError, ElsewhereError):  # a guest of the other kind
+            return False
+        return is_marked(inputs.mark, config) and not names_another_instance(inputs.mark, instance, config)
+
+    def delete(self, inputs: Guest.Inputs, outputs: Guest.Outputs) -> None:
+        guest = CreatedGuest.of(inputs)
+        try:
+            config = self.config(inputs)
+        except NotThereError:  # perhaps a run has removed it that was killed then
+            self.forget(inputs)
+            return
+        except ElsewhereError as error:
+            if self._has_moved_to(inputs, guest, outputs.instance, error.node):
+                self.stack.leave_moved(guest.name, guest.section, guest.guest_id, error.node, error)
+            return
+        entries = self.stack.entries_of(guest.section, guest.guest_id, inputs.host)
+        adopted = [name for name, entry in entries.items() if entry.create is None]
+        if why := reason_to_keep(inputs, outputs.instance, config, adopted):
+            tell(f"{guest.name}: {guest.label} stays: {why}")
+        else:
+            self.remove(inputs)
+            self.forget(inputs)
+
+    def remove(self, inputs: Guest.Inputs) -> None:
+        """Shuts it down, and removes it with its disks."""
+        api, guest = self.api(inputs), CreatedGuest.of(inputs)
+        path, is_vm = f"nodes/{inputs.node}/{guest.api_kind}/{inputs.vmid}", inputs.guest_kind == "qemu"
+        if api.get(f"{path}/status/current", f"to see whether {guest.label} runs")["status"] == "running":
+            if is_vm:
+                wanted = self._wanted(inputs)
+                self._transaction(inputs).apply(replace(wanted, terms=replace(wanted.terms, power="stopped")))
+            else:  # it is removed next: one that doesn't shut down is stopped
+                force = {"timeout": inputs.shutdown.timeout, "forceStop": 1}
+                self._task(inputs, "post", f"{path}/status/shutdown", "shutdown", **force)
+        with suppress(NotThereError):  # a task of a run that was killed has done so meanwhile
+            self._task(inputs, "delete", path, "destroy", purge=1)
+
+    def forget(self, inputs: Guest.Inputs) -> None:
+        """Takes away what is noted of it, which is gone."""
+        if inputs.guest_kind == "qemu":
+            self._transaction(inputs).revert(self._wanted(inputs))
+        else:
+            given = ContainerCards(ctid=inputs.vmid, terms=Terms(owner=self._owner(inputs)))
+            ssh.Session(self.host(inputs)).ask("revert", "container_cards", given, goes_on=True)
+
+    def _owner(self, inputs: Guest.Inputs) -> str:
+        return f"{stack_of(self.urn)}/{inputs.guest}"
+
+    def _transaction(self, inputs: Guest.Inputs) -> VmTransaction:
+        return VmTransaction(self.host(inputs), inputs.guest)
+
+    def _wanted(self, inputs: Guest.Inputs) -> Wanted:
+        shutdown = inputs.shutdown
+        terms = Terms(owner=self._owner(inputs), shutdown=shutdown.timeout, otherwise=shutdown.otherwise)
+        return Wanted(vmid=inputs.vmid, terms=terms)
+
+
+def _say(inputs: Guest.Inputs, text: str) -> None:
+    tell(f"{inputs.guest}: {text}")
+
+
+def _gib(disk: str) -> float:
+    """The size that a disk's option has, in GiB; 0: it has none."""
+    match = re.search(r",size=([0-9.]+)([KMGT]?)", disk)
+    return float(match[1]) * 1024.0 ** ("BKMGT".find(match[2] or "B") - 3) if match else 0.0
+
+
+def _is_option(inputs: Guest.Inputs, key: str) -> bool:
+    # Whether a guest's configuration has it, and not only what makes one.
+    return key in tables().options[inputs.guest_kind]
+
+
+def _refuse_another(inputs: Guest.Inputs, wanted: str, original: str) -> NoReturn:
+    guest = CreatedGuest.of(inputs)
+    place = f"{guest.section}.{guest.name}"
+    raise HomelabError(
+        wanted=f"{place}.create.{wanted}",
+        found=f"the {guest.kind} was made with {original}",
+        why="only a new guest could have that, and what is on the disk would be lost",
+        next=f"put it back; or take {place} out, run `pulumi up`, and create it again",
+    )
+
+
+def written_of(config: Mapping[str, str], inputs: Guest.Inputs, keys: Iterable[str]) -> dict[str, str]:
+    """Options as a guest has them, of those that are compared with it later.
+
+    :param keys: those that were set.
+    """
+    compared = (key for key in keys if key in config and key in inputs.config and not _OTHERS.fullmatch(key))
+    return {key: config[key] for key in compared if not is_disk(key, config[key])}
+
+
+def with_address(key: str, value: str, current: Mapping[str, str]) -> str:
+    """The value of an option; a network card's with the hardware address that it has, by which it has a lease, and a
+    container's with what Proxmox VE has set for an OCI image: that the host sets the network up."""
+    if not _NETWORK_CARD.fullmatch(key) or key not in current:
+        return value
+    if address := _WITH_ADDRESS.match(current[key]):
+        model, comma, rest = value.partition(",")
+        return value if "=" in model or "macaddr=" in rest else f"{model}={address[1]}{comma}{rest}"
+    kept = {name: text for name, text in parse(key, current[key]).items() if name in ("hwaddr", "host-managed")}
+    return value + "".join(f",{name}={text}" for name, text in kept.items() if f"{name}=" not in value)
+
+
+class CreatedGuest(NamedTuple):
+    """A guest that this program creates, or another one of its id. `name`: in the settings; `section`: vms or
+    containers; `id_key`, `name_key`: the keys of its id and name; `api_kind`: qemu or lxc; `guest_id`: its id."""
+
+    name: str
+    label: str
+    section: str
+    id_key: str
+    name_key: str
+    api_kind: str
+    guest_id: int
+
+    @classmethod
+    def of(cls, inputs: Guest.Inputs) -> CreatedGuest:
+        """The guest that the inputs describe."""
+        name, number = inputs.guest, inputs.vmid
+        if inputs.guest_kind == "qemu":
+            return cls(name, f"VM {number}", "vms", "vmid", "name", "qemu", number)
+        return cls(name, f"container {number}", "containers", "ctid", "hostname", "lxc", number)
+
+    def path(self, node: str) -> str:
+        """The API's path of its configuration."""
+        return f"nodes/{node}/{self.api_kind}/{self.guest_id}/config"
+
+    @property
+    def adopting(self) -> str:
+        """How the one that is there is adopted, as advice."""
+        return f"leave `create` out of {self.section}.{self.name} to adopt that {self.kind} as it is"
+
+    @property
+    def kind(self) -> str:
+        """VM or container."""
+        return self.label.partition(" ")[0]
+
+
+def is_marked(mark: str, config: dict[str, str]) -> bool:
+    """Does the guest's description carry this mark? What only begins so is the mark of another name."""
+    return re.search(rf"{re.escape(mark)}(?!\S)", config.get("description", "")) is not None
+
+
+def _instance_in(mark: str, config: dict[str, str]) -> str:
+    """The making of the guest that its description names: 16 hexadecimal digits; empty: none."""
+    match = re.search(rf"{re.escape(mark)} ([0-9a-f]{{16}})(?!\S)", config.get("description", ""))
+    return match[1] if match else ""
+
+
+def names_another_instance(mark: str, instance: str, config: dict[str, str]) -> bool:
+    """Does the guest's description name another making of it than `instance`?"""
+    named_instance = _instance_in(mark, config)
+    return bool(instance and named_instance) and named_instance != instance
+
+
+def marked_anew(mark: str, instance: str, config: dict[str, str]) -> str:
+    """The description of a guest that carries the mark, with this making of it named in it; whatever else the user has
+    written there stays."""
+    text = config["description"].removesuffix("\n")
+    return re.sub(rf"{re.escape(mark)}(?: [0-9a-f]{{16}})?(?!\S)", lambda _: f"{mark} {instance}", text, count=1)
+
+
+def id_in_use(mark: str, guest: CreatedGuest, config: dict[str, str]) -> HomelabError:
+    """Why a guest isn't made where there is one of its id.
+
+    :param mark: of the guest that was to be made.
+    """
+    stack, _, name = mark.rpartition("/")
+    if (match := re.search(rf"{re.escape(stack)}/([^\s/]+)", config.get("description", ""))) and match[1] != name:
+        return HomelabError(
+            wanted=f"{guest.label} ({name}) created",
+            found=f"this stack has created {guest.label} as {guest.section}.{match[1]}",
+            why="under another name Pulumi would make a new guest, and delete this one with its disks; nothing was "
+            "changed",
+            next=f"put the name {match[1]} back in the settings; or {guest.adopting}, which a destroy leaves there",
+        )
+    return HomelabError(
+        wanted=f"{guest.label} ({name}) created",
+        found=f"there is a {guest.label} already: {config.get(guest.name_key, 'without a name')}"
+        + (f", locked ({config['lock']})" if "lock" in config else ""),
+        why="it is not this program's, or not finished; nothing was changed",
+        next=(
+            "if an earlier run of this stack was making it: wait until the task on the node has ended, then run the "
+            "same again, which finishes it. Otherwise "
+            if config.get("lock") in ("create", "clone")
+            else ""
+        )
+        + f"choose another {guest.id_key}, or {guest.adopting}",
+    )
+
+
+def reason_to_keep(inputs: Guest.Inputs, instance: str, config: dict[str, str], adopted: list[str]) -> str | None:
+    """Why a guest that was made here isn't deleted with its resource; None: it is.
+
+    :param instance: the making of it that is to be deleted; empty: the state is of before these were told apart.
+    :param adopted: names in the settings of those that have it without `create`.
+    """
+    guest = CreatedGuest.of(inputs)
+    if inputs.protect:
+        return "it is protected"
+    if not is_marked(inputs.mark, config):
+        return f"it is not the {guest.kind} that was created here"
+    if adopted:
+        return f"{guest.section}.{adopted[0]} adopts it"
+    if names_another_instance(inputs.mark, instance, config):
+        # Another resource has taken it over since, such as this one's replacement.
+        return "it is kept by another entry of the state now"
+    return None

@@ -1,0 +1,357 @@
+"""What is done for a host's resources: HostProbe reads the host and plans, BootVerification waits for its boot,
+confirms it and compares it with what is wanted."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from homelab.errors import HomelabError, UnreachableError, raise_all
+from homelab.facts import kernel_log, names
+from homelab.facts.host import HostFacts
+from homelab.host import plan
+from homelab.host.judge import judge_host, verified
+from homelab.host.reboot import in_short, stopping
+from homelab.host.resource import BootVerification, HostProbe
+from homelab.later import later
+from homelab.properties import mark_of, strings
+from homelab.remote import agent, boots, host_session, ledger, logins, scripts, ssh, stack_folder
+from homelab.settings import Host
+from homelab.shapes import BootSeen
+from homelab.text import tell, tell_meanwhile
+from homelab.work.base import Work, raised
+from homelab.work.plain import Properties
+from remote_scripts.both import cluster_turn, nothing, start_guests
+from remote_scripts.both.stack_folder import Wanted as StackFolder
+
+if TYPE_CHECKING:  # of no use to a refresh
+    from homelab.cards import work as card_mapping
+    from homelab.remote import planning
+    from homelab.remote.proxmox import api
+    from homelab.storage import work as storage_file
+else:
+    card_mapping, storage_file = later("homelab.cards.work"), later("homelab.storage.work")
+    api, planning = later("homelab.remote.proxmox.api"), later("homelab.remote.planning")
+
+
+class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
+    """Reads and plans a host, compares it with the plan, and at the end takes away what killed runs left."""
+
+    resource = HostProbe
+
+    def create(self, inputs: HostProbe.Inputs) -> HostProbe.Outputs:
+        return self._plan(inputs, {})
+
+    def update(
+        self, inputs: HostProbe.Inputs, before: HostProbe.Inputs, outputs: HostProbe.Outputs
+    ) -> HostProbe.Outputs:
+        if not outputs.stale and inputs.settings == before.settings:  # another agent, which the other steps bring
+            host_session.of(inputs.host).hold(self.host(inputs))
+            return outputs
+        return self._plan(inputs, outputs.generation)
+
+    def read(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> HostProbe.Outputs:
+        facts = self.facts_of_refresh(inputs)
+        want = plan.Wanted(**{field.name: getattr(outputs, field.name) for field in dataclasses.fields(plan.Wanted)})
+        judged = judge_host(facts, self.host(inputs), planned=want)
+        drift = {**judged.drift, "agent": self._drift_of_agent(inputs, facts)}
+        for layer, differences in drift.items():
+            for difference in differences:
+                tell(f"{inputs.host}: drift ({layer}): {difference}")
+        for line in judged.met:
+            tell(f"{inputs.host}: note: {line}")
+        drifted = {layer for layer, differences in drift.items() if differences}
+        generation = raised(outputs.generation, drifted, drift.keys())
+        return dataclasses.replace(outputs, generation=generation, stale=plan.stale(facts, want))
+
+    def _drift_of_agent(self, inputs: HostProbe.Inputs, facts: HostFacts) -> list[str]:
+        """Another version's is none: that of this one comes with the next `up`."""
+        kept = facts.agents.get(stack_folder.owner_of(self.urn, inputs.host))
+        is_there = inputs.agent != agent.version() or kept == inputs.agent
+        return [] if is_there else ["this program's agent is missing on the host, or changed"]
+
+    def _plan(self, inputs: HostProbe.Inputs, generation: dict[str, int]) -> HostProbe.Outputs:
+        host_session.of(inputs.host).hold(self.host(inputs))
+        host, vms, containers = self.host(inputs), self.stack.vms(inputs.host), self.stack.containers(inputs.host)
+        planned = planning.planned(inputs.host, host, vms, containers, stack=ledger.stack_of(self.urn))
+        # Also for those who skip the preview: what a reboot stops is said before anything is changed.
+        tell(f"{inputs.host}: reboot: {planned.reboot.in_short(planned.want.gpus)}")
+        host_session.of(inputs.host).is_reboot_told = True
+        for remark in planned.remarks:
+            tell(f"{inputs.host}: note: {remark}")
+        generation = raised(generation, set(), [*plan.drift(planned.facts, planned.want), "agent"])
+        return HostProbe.Outputs(**dataclasses.asdict(planned.want), generation=generation, stale=False)
+
+    def show_plan(self, name: str) -> Properties:
+        """Shows the plan for people in a preview: reads the host, changes nothing, and refuses what an `up` would.
+        Nothing with the setting `plan: never`; with `always`, the host must be in reach.
+
+        :param name: the host's in the settings.
+        :returns: the plan as HostProbe puts it out; empty: the host wasn't read.
+        :raises HomelabError: all refusals at once.
+        """
+        mode = self.stack.texts.get("plan")
+        if mode == "never":
+            return {}
+        host = self.stack.host(name)
+        try:
+            _ = host.ssh.key
+        except HomelabError as error:
+            if mode == "always":
+                raise
+            tell(f"{name}: previewing without the key to the host: {error.found}")
+            return {}
+        try:
+            vms, containers = self.stack.vms(name), self.stack.containers(name)
+            stack = ledger.stack_of(self.urn)
+            planned = planning.planned(name, host, vms, containers, planning.PATIENCE_SECONDS, stack)
+        except UnreachableError as error:
+            if mode == "always":
+                raise
+            tell(f"{name} can't be reached ({error.found}): previewed without reading it")
+            return {}
+        tell(planned.text(name, host, self.stack.restarts_before(name)))
+        return dataclasses.asdict(planned.want)
+
+    def delete(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> None:
+        try:
+            host = self.host(inputs)
+            facts = ssh.read(host)
+            if facts.edits:
+                tell(
+                    f"{inputs.host}: kept, from this or an earlier run of any stack: files of this program's as they "
+                    f"had been edited by hand: {', '.join(facts.edits)}"
+                )
+            # A trial that failed leaves a kernel that runs without this program's words.
+            ending = {*facts.cmdline.running.split()} - {*facts.cmdline.configured.split()}
+            if ending.intersection(f"{outputs.iommu_words} {outputs.vfio_words}".split()):
+                tell(
+                    f"{inputs.host}: the boot configuration is as it was; the running kernel keeps the old command "
+                    "line and the GPU's binding until the next reboot"
+                )
+            node = host.node_name
+            storage_file.StorageFileWork(self.stack.texts).remove_unfinished(node, inputs.host, facts.ledger)
+            card_mapping.CardMappingWork(self.stack.texts, self.urn).remove_unfinished(node, inputs.host, facts)
+            owner = stack_folder.owner_of(self.urn, inputs.host)
+            if owner in facts.agents:
+                self._remove_folder_left(inputs.host, host, owner)
+            self._tell_of_guests(api.Api(host, node))
+            key = logins.public_half(host.ssh.key).partition(" ")[2]
+            if "key" in ssh.Session(host).run("tidy_up", scripts.tidy_up(key)).split() and key:
+                # By the name of the file itself: on Proxmox VE this is a link into /etc/pve, which sed would replace.
+                tell(
+                    f"{inputs.host}: root's authorized_keys keeps the key that `homelab init` put there; on the host, "
+                    "this removes it (in a cluster, for every node): "
+                    f"`sed -i '\\|{key} homelab$|d' \"$(readlink -f ~/.ssh/authorized_keys)\"`"
+                )
+        except HomelabError as error:  # nothing of the state is left to be given back: no reason to fail
+            tell(f"{inputs.host}: it can't be read again ({error.wanted}: {error.found})")
+        hosts = self.stack.host_names()
+        if hosts and inputs.host not in hosts:
+            # What has a new name is made first, and what had the old one undone then; the state doesn't tell that both
+            # are one host.
+            tell(
+                f"{inputs.host}: if {' or '.join(hosts)} is this host under another name, its boot configuration and "
+                "services have just been taken back: run `pulumi up --refresh` before the host is rebooted, which "
+                "writes them again"
+            )
+
+    def _tell_of_guests(self, proxmox: api.Api) -> None:
+        """Names the guests of this stack's making that are still there. They aren't removed without their resources:
+        what is on their disks is nowhere else."""
+        mark = mark_of(ledger.stack_of(self.urn))
+        for kind, label, key in (("qemu", "VM", "name"), ("lxc", "container", "hostname")):
+            for row in proxmox.get(f"nodes/{proxmox.node}/{kind}", f"to list the node's {label}s"):
+                path = f"nodes/{proxmox.node}/{kind}/{row['vmid']}/config"
+                config = strings(proxmox.get(path, f"to read the configuration of {label} {row['vmid']}"))
+                if mark in config.get("description", ""):
+                    guest = f"{label} {row['vmid']} ({config.get(key, 'without a name')})"
+                    tell(
+                        f"{proxmox.node}: {guest} stays, and by its description this stack has made it: it was to "
+                        "stay, or a run was killed while it made it. If you don't need it, remove it in Proxmox VE's "
+                        "web interface"
+                    )
+
+    def _remove_folder_left(self, name: str, host: Host, owner: str) -> None:
+        """Takes away the folder that a run that was killed left of this stack on a host."""
+        try:
+            seconds = float(host.timeouts.step)
+            ssh.Session(host).ask("revert", "stack_folder", StackFolder(owner=owner), seconds)
+        except HomelabError as error:
+            tell(
+                f"{name}: this program's part in /var/lib/homelab/agents/{owner} stays ({error.wanted}: "
+                f"{error.found}); nothing needs it any more"
+            )
+
+
+# For so long this run waits for the guests that the host starts, one after the other; the host goes on without it.
+STARTS_SECONDS = 900.0
+# A running guest in what the layer reboot answers: `VM 103 (Sandbox), container 901 (ai-lab)`. Names hold no brackets.
+_GUEST = re.compile(r"(?:VM|container) (\d+) \(")
+
+
+class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Outputs]):
+    """Waits for a reboot, confirms the boot, compares the host with what is wanted, and starts its guests."""
+
+    resource = BootVerification
+
+    def create(self, inputs: BootVerification.Inputs) -> BootVerification.Outputs:
+        return self._verified(inputs, scripts.answer(inputs.reboot))
+
+    def update(
+        self, inputs: BootVerification.Inputs, before: BootVerification.Inputs, outputs: BootVerification.Outputs
+    ) -> BootVerification.Outputs:
+        # The guests that an earlier reboot stopped were seen to then.
+        is_over = inputs.reboot == before.reboot
+        verified = self._verified(inputs, scripts.answer(inputs.reboot) | ({"reboot": "no"} if is_over else {}))
+        return replace(verified, boot=outputs.boot) if verified.boot_id == outputs.boot_id else verified
+
+    def _verified(self, inputs: BootVerification.Inputs, reboot: dict[str, Any]) -> BootVerification.Outputs:
+        """:param reboot: what the layer reboot answered."""
+        want = plan.Wanted(inputs.iommu_words, inputs.vfio_words, inputs.functions, [], inputs.gpus)
+        if reboot["reboot"] == "yes":
+            is_told = host_session.of(inputs.host).is_reboot_told
+            why = "" if is_told else f", because {in_short(reboot['reasons'], inputs.gpus)}"
+            tell(f"{inputs.host}: rebooting{why}; {stopping(reboot['guests'])}")
+        facts = _verify(self.host(inputs), inputs.host, reboot, want, self._managed_guests(inputs.host))
+        groups = f", {facts.iommu.groups} IOMMU groups" if facts.iommu.groups else ""
+        tell(f"{inputs.host}: verified: kernel {facts.kernel}{groups}{_bound(facts, inputs)}")
+        stopped = _GUEST.findall(reboot["guests"]) if reboot["reboot"] == "yes" else []
+        boot = BootSeen(id=facts.boot_id, stopped=[int(vmid) for vmid in stopped], at=int(time.time()))
+        return _outputs(facts, inputs, boot)
+
+    def _managed_guests(self, name: str) -> ManagedGuests:
+        """The host's guests in the settings, which this run shuts down and starts itself."""
+        vms = {vm.vmid: vm.wanted_power for vm in self.stack.vms(name).values()}
+        containers = {container.ctid: container.wanted_power for container in self.stack.containers(name).values()}
+        off = [vmid for vmid, power in {**vms, **containers}.items() if power == "stopped"]
+        # What is to run in any case isn't looked at again because of a reboot (ContainerProbe's `rebooted_at`).
+        later = [vmid for vmid, power in containers.items() if power == "keep"]
+        return ManagedGuests([*(vmid for vmid in vms if vmid not in off), *later], off)
+
+    def hold_on(self, inputs: BootVerification.Inputs) -> None:
+        """Not now: a reboot ends whatever holds its host, which is taken again once the boot is confirmed."""
+
+
+class ManagedGuests(NamedTuple):
+    """Ids of a host's guests in the settings. `start_later`: the run starts them once they have what they are to have;
+    `stay_off`: they aren't to run."""
+
+    start_later: Sequence[int] = ()
+    stay_off: Sequence[int] = ()
+
+
+def _verify(host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted, managed: ManagedGuests) -> HostFacts:
+    old_boot_id = None
+    if reboot["reboot"] == "yes":
+        old_boot_id = reboot["boot_id"]
+    elif reboot["reboot"] == "manual" and ssh.read(host).boot_id == reboot["boot_id"]:
+        raise HomelabError(
+            wanted=f"{name} rebooted, because {in_short(reboot['reasons'], want.gpus)}",
+            found=f"it has not been since (reboot: manual); a reboot stops {reboot['guests'] or 'no running guest'}",
+            why="only a reboot brings the boot configuration into effect; what depends on it waits",
+            next=f"reboot {name} when it suits you, then run `pulumi up` again: it continues from here"
+            + (
+                "; the next boot is a trial: another restart before it is confirmed leads back to what runs now"
+                if reboot["armed"]
+                else ""
+            ),
+        )
+    # Within reach, the boot on trial becomes the default, whatever the checks say: a person can act.
+    facts = boots.confirm(host, old_boot_id, lambda text: tell(f"{name}: {text}"), tell_meanwhile)
+    if not facts.rolled_back:
+        try:  # before anything else: the host itself starts its guests only while no run holds it
+            host_session.of(name).hold(host)  # the reboot has ended what held it
+        except HomelabError as error:
+            # The boot is confirmed all the same; what would change something is refused.
+            tell(f"{name}: note: {error.found}")
+    if reboot["turn"] and not facts.rolling_back:
+        _end_turn(host, name)
+    if reboot["reboot"] == "yes" and not facts.rolling_back:
+        # Of a boot that was given back this run changes nothing more.
+        _start_guests(host, name, ManagedGuests() if facts.rolled_back else managed)
+    if facts.rolled_back:
+        raise HomelabError(
+            wanted=f"the new boot of {name} confirmed",
+            found="it has returned by itself to what it "
+            f"was{', except for its restart' if facts.rolling_back else ''}: {facts.rolled_back}",
+            why="its default never changed, so each restart leads back. A boot that couldn't be reached has most "
+            "likely lost the device of its network; one that left no journal has stopped in its kernel",
+            next="compare `journalctl -b -1` on the host (of an earlier boot, if the one on trial left no journal) with"
+            " the plan (`pulumi preview`); when the cause is gone, run `pulumi up --refresh`",
+        )
+    errors, remarks = verified(facts, host, name, want)
+    for remark in remarks:
+        tell(f"{name}: note: {remark}")
+    raise_all(errors)
+    return facts
+
+
+def _end_turn(host: Host, name: str) -> None:
+    """Tell the other nodes of the cluster that this one is back: the next may restart. That it can't be told is no
+    reason to fail."""
+    try:
+        seconds = cluster_turn.LOCK_SECONDS + cluster_turn.CLUSTER_SECONDS + host.timeouts.api
+        over = ssh.Session(host).ask("apply", "cluster_turn", nothing.Wanted(), seconds)["over"]
+    except HomelabError as error:
+        tell(f"{name}: note: {error.found}")
+        over = False
+    if not over:
+        tell(
+            f"{name}: note: it couldn't tell its cluster that it is back: no other node restarts until the time of its "
+            "turn has passed, or until `rm /etc/pve/homelab/turn`"
+        )
+
+
+def _start_guests(host: Host, name: str, managed: ManagedGuests) -> None:
+    """Start again what ran before the reboot; what has no `onboot` would stay off. That one doesn't start is no reason
+    to fail."""
+    try:
+        session = ssh.Session(host)
+        wanted = start_guests.Wanted(later=tuple(managed.start_later), unwanted=tuple(managed.stay_off))
+        # Where it is cut off, the rest waits until this run has ended.
+        answer = session.ask(
+            "apply",
+            "start_guests",
+            wanted,
+            STARTS_SECONDS,
+            lambda line: tell_meanwhile(f"{name}: {line}"),
+            goes_on=True,
+        )
+    except HomelabError as error:
+        tell(f"{name}: note: {error.found}; the host itself starts the guests that ran before the reboot")
+        return
+    if answer["started"]:
+        tell(f"{name}: started again what ran before the reboot: {', '.join(answer['started'])}")
+    for line in answer["off"]:
+        tell(f"{name}: note: {line}")
+
+
+def _bound(facts: HostFacts, inputs: BootVerification.Inputs) -> str:
+    """The end of a message with the models of the cards that vfio-pci has; empty: none."""
+    bound = {address for address in inputs.functions if facts.by_address[address].driver == "vfio-pci"}
+    cards = [
+        model
+        for name, model in names.models_of_outputs(inputs.gpus).items()
+        if {function["address"] for function in inputs.gpus[name]["functions"]} & bound
+    ]
+    return f", {', '.join(cards)} on vfio-pci" if cards else ""
+
+
+def _outputs(facts: HostFacts, inputs: BootVerification.Inputs, boot: BootSeen) -> BootVerification.Outputs:
+    cards = {function["address"] for gpu in inputs.gpus.values() for function in gpu["functions"]}
+    return BootVerification.Outputs(
+        kernel=facts.kernel,
+        boot_id=facts.boot_id,
+        iommu={"groups": facts.iommu.groups, "kernelLog": kernel_log.of_iommu(facts.iommu.kernel_log.splitlines())},
+        devices={
+            device.address: {"id": device.id, "driver": device.driver, "iommuGroup": device.group}
+            for device in facts.devices
+            if device.address in cards
+        },
+        boot=boot,
+    )

@@ -1,0 +1,162 @@
+"""The settings below `nvidia:` of a VM, of a container, or of a host that keeps its card."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, field_validator, model_validator
+
+from homelab.fields.model import Model
+from homelab.fields.types import InWords, Proxy, Seconds, Sha256, Text, WebAddress, plain
+from homelab.shapes import Capability, Runtime
+
+_DRIVER = re.compile(r"[0-9]{3}(?:\.[0-9]{2,3}(?:\.[0-9]{2})?)?")
+
+
+def _written_as_text(value: Any) -> Any:
+    # A number as the text that it was: Pulumi itself writes 13.0 as 13, and no release is called 12.10.
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _release(value: Any) -> Any:
+    return f"{value}.0" if type(value) is int else _written_as_text(value)
+
+
+_WORDS = "version"
+VersionText = Annotated[str, InWords(_WORDS), BeforeValidator(_written_as_text), AfterValidator(plain)]
+MajorText = Annotated[VersionText, Text(_WORDS, r"[0-9]{1,2}", 'a major version ("9")')]
+CudaText = Annotated[
+    VersionText,
+    Text(_WORDS, r"[0-9]{1,2}\.[0-9]{1,2}(?:\.[0-9])?", 'a release ("12.8") or an update of one ("12.8.1")'),
+    BeforeValidator(_release),
+]
+
+
+# An exact version, as a key.
+DriverText = Annotated[str, Text("version", r"[0-9]{3}(\.[0-9]{2,3}){1,2}", 'an exact version, such as "580.105.08"')]
+
+
+def _with_compute(value: list[Capability]) -> list[Capability]:
+    if "compute" not in value:
+        raise ValueError("expected compute among them: the libraries of the others load its library")
+    if len(set(value)) < len(value):
+        raise ValueError("expected each of them once")
+    return value
+
+
+Capabilities = Annotated[list[Capability], AfterValidator(_with_compute)]
+
+
+class Mirror(Model):
+    """Copies of NVIDIA's servers. A mirror changes where files come from, and nothing about which are trusted: a key
+    must have the known fingerprint, an installer the known SHA-256."""
+
+    cuda: WebAddress | None = None
+    """In place of `https://developer.download.nvidia.com/compute/cuda/repos`."""
+    container_toolkit: WebAddress | None = None
+    """In place of `https://nvidia.github.io/libnvidia-container`."""
+    run: WebAddress | None = None
+    """In place of `https://download.nvidia.com/XFree86`."""
+
+
+class NvidiaTimeouts(Model):
+    """How long the steps of NVIDIA's stack may take."""
+
+    lock: Seconds = 600
+    """Until another run of apt has finished."""
+    download: Seconds = 1800
+    """For one file, or for everything that one run of apt downloads."""
+    install: Seconds = 3600
+    """For one run of apt or of the installer, DKMS's build included, in addition to the downloads."""
+    reboot: Seconds = 600
+    """Until the system answers again after its reboot."""
+    verify: Seconds = 300
+    """For the checks at the end."""
+
+
+class Nvidia(Model):
+    """NVIDIA's stack on one system. `nvidia: {}` installs the recommended driver alone. What is taken out
+    here (CUDA, the toolkit) goes at the next `up`. [What works with
+    what](nvidia.md) has the versions. Without quotes YAML reads 12.10 as 12.1."""
+
+    driver: VersionText | None = None
+    """A branch (`"580"`), which is kept at its newest release, or a version (`"580.105.08"`), which is kept exactly. By
+    default the first recommended branch that suits cards and CUDA and that packages bring; in a container the host's
+    version."""
+    cuda: CudaText | None = None
+    """CUDA's toolkit: a release (`"12.8"`) or one of its updates (`"12.8.1"`). It never brings a driver."""
+    cudnn: MajorText | None = None
+    """cuDNN of a major version (`"9"`), with its headers, for the major release of `cuda`, which must be set."""
+    nccl: bool = False
+    """`true`: NCCL, with its headers, for the major release of `cuda`, which must be set."""
+    container_toolkit: Runtime | None = None
+    """NVIDIA's container toolkit, set up for this runtime (containerd alone you configure yourself, by
+    `nvidia-ctk runtime configure --runtime=containerd`). `k3s`: the system is a node of a k3s cluster ([how to
+    configure the cluster](nvidia-software.md#a-node-of-a-kubernetes-cluster)). It is verified by nvidia-smi and the
+    driver's libraries in a container of a small Ubuntu image, known by its digest: what the toolkit brings is the same
+    in NVIDIA's larger ones. An image that had to be fetched goes again; where it can't be fetched, `up` says that this
+    was not checked."""
+    flavour: Literal["auto", "open", "proprietary"] = "auto"
+    """Which kernel modules. `auto`: the open ones wherever cards and branch allow them."""
+    source: Literal["auto", "packages", "run"] = "auto"
+    """`packages`, or `run` for NVIDIA's own installer. `auto`: packages where the repositories have the version, else
+    the installer."""
+    capabilities: Capabilities | None = None
+    """What the driver's libraries are for: `[compute, video, graphics]`, or fewer; `compute` belongs to each. `video`:
+    NVENC and NVDEC; `graphics`: OpenGL, Vulkan, EGL and NvFBC. By default compute and video for a driver that is
+    installed from now on; one that is there already is left as it is. What is named here is added to a driver that
+    lacks it, and demanded of it."""
+    docker: Literal["as-is", "install"] = "as-is"
+    """`install`: install the container runtime as well, if it is missing, until `pulumi destroy` with `onDestroy:
+    purge`; its data (`/var/lib/docker`) stay. k3s has its own installer."""
+    allow_minor_version_compatibility: bool = False
+    """`true`: accept a driver that is older than the one CUDA came with, but of the same major family."""
+    mirror: Mirror = Mirror()
+    """Copies to use in place of NVIDIA's servers."""
+    run_sha256: dict[DriverText, Sha256] = {}
+    """For versions of NVIDIA's installer, the SHA-256 that a file must have before it is run: `{"580.126.09": "…"}`. It
+    counts before the [known ones](nvidia.md#nvidias-installer)."""
+    proxy: Proxy | None = None
+    """A proxy for downloads: `http://HOST:PORT`, with `USER:PASSWORD@` before the host where it asks for them; then as
+    an encrypted value."""
+    timeouts: NvidiaTimeouts = NvidiaTimeouts()
+    """How long the steps may take."""
+    on_destroy: Literal["keep", "purge"] = "keep"
+    """`purge`: `pulumi destroy` removes exactly what was added. `keep`: it stays."""
+
+    @property
+    def proxy_address(self) -> str:
+        """The proxy, which may have a password; empty: none."""
+        return self.proxy.get_secret_value() if self.proxy else ""
+
+    @field_validator("container_toolkit", mode="before")
+    @classmethod
+    def _no_containerd(cls, value: Any) -> Any:
+        if value == "containerd":
+            raise ValueError(
+                "expected docker, podman or k3s; a containerd by itself you configure with `nvidia-ctk runtime "
+                "configure --runtime=containerd && systemctl restart containerd`"
+            )
+        return value
+
+    @field_validator("driver")
+    @classmethod
+    def _branch_or_version(cls, value: str | None) -> str | None:
+        if value is None or _DRIVER.fullmatch(value):
+            return value
+        if re.fullmatch(r"\d{3}\S*-(open|server)\S*", value):
+            raise ValueError('expected a branch ("580") or a version ("580.105.08"); open or proprietary is `flavour`')
+        if value.endswith("+") or value.startswith(">"):
+            raise ValueError('expected one branch ("580") or version ("580.105.08"), which is then kept; no range')
+        raise ValueError('expected a branch ("580") or an exact version ("580.105.08")')
+
+    @model_validator(mode="after")
+    def _libraries_with_cuda(self) -> Self:
+        if self.cuda is None and (self.cudnn is not None or self.nccl):
+            raise ValueError(
+                f'expected nvidia.cuda, such as "12.8", beside {"cudnn" if self.cudnn else "nccl"}: its packages '
+                "are made for one major release "
+                "of CUDA each"
+            )
+        return self

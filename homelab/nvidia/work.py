@@ -1,0 +1,215 @@
+"""What is done for the resources of NVIDIA's stack: NvidiaSystem reads the system and asks its apt, GuestReboot
+restarts a guest, NvidiaVerification uses the stack from inside."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from homelab.errors import HomelabError, UnreachableError, raise_all
+from homelab.facts import names
+from homelab.nvidia import judge, verification
+from homelab.nvidia.expected import Expected
+from homelab.nvidia.plan import notes
+from homelab.nvidia.preview import Stack
+from homelab.nvidia.reading import SystemReading
+from homelab.nvidia.request import Request
+from homelab.nvidia.resource import LAYERS, GuestReboot, NvidiaSystem, NvidiaVerification
+from homelab.nvidia.settings import Nvidia
+from homelab.nvidia.state import facts_of
+from homelab.remote import host_session, ssh, stacks
+from homelab.remote import nvidia_steps as steps
+from homelab.text import tell
+from homelab.work.base import raised
+from homelab.work.systems import Reached, SystemWork
+from remote_scripts.both.nothing import Wanted
+
+
+class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
+    """Reads a system, refuses what its NVIDIA stack can't be, and compares it with what the steps left."""
+
+    resource = NvidiaSystem
+
+    def create(self, inputs: NvidiaSystem.Inputs) -> NvidiaSystem.Outputs:
+        return self._plan(inputs, dict.fromkeys(LAYERS, 0))
+
+    def update(
+        self, inputs: NvidiaSystem.Inputs, before: NvidiaSystem.Inputs, outputs: NvidiaSystem.Outputs
+    ) -> NvidiaSystem.Outputs:
+        return self._plan(inputs, outputs.generation)
+
+    def delete(self, inputs: NvidiaSystem.Inputs, outputs: NvidiaSystem.Outputs) -> None:
+        # Said whatever the steps do: under `purge` they have taken back what they added by now.
+        if inputs.nvidia["on_destroy"] == "keep" and inputs.stays:
+            tell(
+                f"{inputs.system_name}: NVIDIA's stack stays as it is (onDestroy: keep): what is installed of "
+                "driver, CUDA and container toolkit, with repositories and pin"
+            )
+
+    def read(self, inputs: NvidiaSystem.Inputs, outputs: NvidiaSystem.Outputs) -> NvidiaSystem.Outputs:
+        name = inputs.system_name
+        if inputs.target != "vm" and (away := self.facts_of_refresh(inputs).handover.away):
+            tell(f"{name}: NVIDIA's stack was not compared: {away}")
+            return outputs
+        # What leaves the stack isn't looked at.
+        system = self._reading(inputs) if self.wanted_stack(inputs) is not None else None
+        if system is None:
+            return outputs
+        reading, has_agent = system
+        drift = judge.steps(reading, Nvidia.model_construct(**inputs.nvidia))
+        old, new = outputs.facts, facts_of(reading, inputs.target)
+        changed = [key for key in new if old.get(key) != new.get(key)]
+        told = [f"{key.replace('_', ' ')} is {new.get(key)} instead of {old.get(key)}" for key in changed]
+        told += [] if has_agent else ["this program's agent there is missing, or another one"]
+        for difference in [*drift, *told]:
+            tell(f"{name}: drift: {difference}")
+        drifted = {line.partition(":")[0] for line in drift}
+        # Mended, the packages' step may answer as it did before (another try after a way back); whether a boot is
+        # needed is looked at anew.
+        drifted |= {"boot"} if "packages" in drifted else set()
+        generation = raised(outputs.generation, drifted, LAYERS)
+        return dataclasses.replace(outputs, generation=generation, stale=bool(changed) or not has_agent)
+
+    def _reading(self, inputs: NvidiaSystem.Inputs) -> tuple[SystemReading, bool] | None:
+        """The system as a refresh sees it, and whether a VM has its agent: a host and its containers on the host's one
+        connection; None where it can't be reached."""
+        if inputs.target != "vm":
+            found = self.facts_of_refresh(inputs).systems.get(str(inputs.ctid or "host"))
+            if isinstance(found, HomelabError):
+                raise found
+            if found is None:
+                tell(f"{inputs.system_name}: it doesn't run, or is locked: NVIDIA's stack in it was not compared")
+            return (found, True) if isinstance(found, SystemReading) else None
+        try:
+            system = self.read_system(inputs)
+            return system, system.agents.get(inputs.agent_owner, "") == inputs.agent
+        except UnreachableError as error:
+            # A VM may be off for good reasons; that is no reason to stop the refresh of everything else.
+            tell(f"{inputs.system_name}: can't be reached, and wasn't compared: {error.found}")
+            return None
+
+    def _plan(self, inputs: NvidiaSystem.Inputs, generation: dict[str, int]) -> NvidiaSystem.Outputs:
+        if inputs.target != "vm":
+            host_session.of(inputs.host).hold(self.host(inputs))
+        stack = self.wanted_stack(inputs)
+        if stack is None:
+            raise HomelabError(
+                wanted=f"homelab:{inputs.system_name}.nvidia in the stack's configuration",
+                found="it is missing",
+                why="it says what is to be installed there",
+                next="put it back, or run `pulumi up` to give NVIDIA's stack there up",
+            )
+        system = self.read_system_in_time(inputs, stack.timeouts.reboot)
+        request = Request(inputs.target, stack, system.system, inputs.system_name)
+        session = ssh.Session(self.reached(inputs))
+        found = stacks.asked(session, Stack.of(inputs.system_name, request, system, inputs.ctid))
+        raise_all(found.errors)
+        if inputs.target == "host":
+            raise_all(stacks.refused_by_containers(session, found, self.stack.containers(inputs.host)))
+        for note in notes(request, found.known):
+            tell(f"{inputs.system_name}: {note}")
+        if inputs.agent:
+            session.put_agent(inputs.agent_owner, float(self.reached(inputs).timeouts.step))
+        return NvidiaSystem.Outputs(facts=facts_of(system, inputs.target), generation=generation, stale=False)
+
+
+class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
+    """Restarts a guest from inside if its running kernel can't use the installed driver."""
+
+    resource = GuestReboot
+
+    def create(self, inputs: GuestReboot.Inputs) -> GuestReboot.Outputs:
+        name, version = inputs.system_name, inputs.driver
+        patience = float(inputs.timeout)
+        old = ""
+
+        def restart(reached: Reached, current: SystemReading) -> None:
+            nonlocal old
+            # Asked for and gone down before it could answer, or because of an `up` that was killed: once is enough.
+            reason = reboot_reason(current, version)
+            if not reason or current.boot_id != (old or current.boot_id):
+                return
+            if not old:
+                tell(f"{name}: rebooting it, because {reason}")
+            old = current.boot_id
+            reached.ask("apply", "reboot_guest", Wanted())
+
+        # Over the same connection: a guest that is on its way down takes no new one.
+        reading = self.read_system_in_time(inputs, patience, then=restart)
+        if not old:
+            return GuestReboot.Outputs(boot_id=reading.boot_id)
+        if reading.boot_id == old:
+            reading = self.read_system_in_time(inputs, patience, old)
+        if reason_left := reboot_reason(reading, version):
+            raise HomelabError(
+                wanted=f"{name}: NVIDIA's driver {version} in use after a reboot",
+                found=reason_left,
+                why="the card serves one driver alone, and it is still not this one",
+                next="look for what loads the other one early: `lsinitramfs /boot/initrd.img-$(uname -r) | grep -E "
+                "'nouveau|nvidia'`, `journalctl -b`",
+            )
+        tell(f"{name}: it is back, kernel {reading.system.running}")
+        return GuestReboot.Outputs(boot_id=reading.boot_id)
+
+
+def reboot_reason(reading: SystemReading, version: str) -> str:
+    """Why the running kernel can't use the installed driver; empty where it can."""
+    if reading.system.nouveau:
+        return "nouveau has the card, and lets go of it at a boot alone"
+    if reading.system.loaded and reading.system.loaded != version:
+        return f"the module of {reading.system.loaded} is loaded, and {version} is installed"
+    return ""
+
+
+# What the layer's own time limit leaves for the connection and the answer, in seconds.
+SLACK_SECONDS = 60
+
+
+class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerification.Outputs]):
+    """Uses NVIDIA's stack from inside a system, and ends an update of the driver by what it sees."""
+
+    resource = NvidiaVerification
+
+    def create(self, inputs: NvidiaVerification.Inputs) -> NvidiaVerification.Outputs:
+        stack = self.wanted_stack(inputs)
+        if inputs.target == "vm" and stack is not None:
+            # It may have been started a moment ago.
+            self.read_system_in_time(inputs, stack.timeouts.reboot)
+        reached = self.session(inputs, float(inputs.timeout) + SLACK_SECONDS)
+        settings = Nvidia.model_validate(inputs.nvidia, by_name=True)
+        timeouts = settings.timeouts.model_copy(update={"verify": inputs.timeout})
+        # The state has no secret, and nothing that says only how.
+        settings = settings.model_copy(update={"timeouts": timeouts, "proxy": stack.proxy if stack else None})
+        expected = Expected(**inputs.wanted)
+        wanted = steps.verification(settings, expected)
+        answer = reached.ask("apply", "nvidia_verification", wanted, proxy=settings.proxy_address)
+        result, errors = verification.judge(answer, expected)
+        if answer.get("update") == "tried" and stack is not None:
+            errors = self._end_update(inputs, stack, errors, works=answer["nvidia_smi"]["status"] == 0)
+        raise_all(errors)
+        for what in result["unchecked"]:
+            tell(f"{inputs.system_name}: not checked: {what}")
+        cards = [(card.get("name") or "a card without a name", card.get("address")) for card in result["gpus"]]
+        seen = ", ".join(names.told_apart(cards))
+        tell(f"{inputs.system_name}: verified from inside: {seen}, driver {result.get('driver')}")
+        return NvidiaVerification.Outputs(result=result)
+
+    def _end_update(
+        self, inputs: NvidiaVerification.Inputs, stack: Nvidia, errors: list[HomelabError], *, works: bool
+    ) -> list[HomelabError]:
+        """An update of the driver that waited for a boot: with the new driver at work it is done; where that doesn't
+        answer the old one is put back, and each error says so."""
+        wanted = steps.driver_update(inputs.target, stack, inputs.system_name)
+        reached = self.session(inputs, float(stack.timeouts.install) + SLACK_SECONDS)
+        answer = reached.ask("apply" if works else "revert", "driver_update", wanted, proxy=stack.proxy_address)
+        if not answer["old"]:
+            return errors
+        tell(f"{inputs.system_name}: the driver {answer['old']} is back: {answer['now']}")
+        back = f"the driver {answer['old']} is back: {answer['now']}"
+        return [
+            error.retold(
+                why=f"{error.why}; the update is given up",
+                next=f"{back}. Set nvidia.driver to it; or for another try: {error.next}, then run "
+                "`pulumi up --refresh`",
+            )
+            for error in errors
+        ]

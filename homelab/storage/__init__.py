@@ -1,0 +1,1 @@
+"""Files on a storage of a host: downloads, snippets of cloud-init."""

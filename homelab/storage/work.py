@@ -1,0 +1,155 @@
+"""The work on a StorageFile: downloads it unless it is there, and removes it if it was downloaded here and no guest
+uses it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from homelab.errors import HomelabError, UnansweredError
+from homelab.facts.guests import noted_in
+from homelab.remote import ledger, ssh
+from homelab.remote.proxmox.files import Files, Source
+from homelab.settings import Host
+from homelab.storage import files as decided
+from homelab.storage.resource import StorageFile
+from homelab.text import tell
+from homelab.work.api import ApiWork
+from remote_scripts.both import volume_users
+
+
+class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
+    """Downloads a file onto a storage, compares it, and removes it unless a guest uses it."""
+
+    resource = StorageFile
+
+    def id(self, inputs: StorageFile.Inputs) -> str:
+        return inputs.volume
+
+    def create(self, inputs: StorageFile.Inputs) -> StorageFile.Outputs:
+        source = Source(f"hosts.{inputs.host}.downloads.{inputs.download}", inputs.url, inputs.checksum)
+        files = self._files(inputs)
+        noted = _noted(self.host(inputs), inputs)
+        if files.exists(inputs.volume):
+            if noted is not None and _identity(inputs).items() <= noted.items():
+                tell(
+                    f"{inputs.download}: {inputs.volume} was downloaded by this program before: it is this stack's now"
+                )
+                return StorageFile.Outputs(made=True)
+            if noted is None:
+                return self._adopted(inputs, files, source)
+            # Downloaded by this program, and from another place than it is to be.
+            self._give_up(inputs, files)
+        elif noted is None and files.is_coming(inputs.volume):  # by somebody else
+            files.fetch(inputs.volume, source)
+            return self._adopted(inputs, files, source)
+        return self._download(inputs, files, source)
+
+    def _adopted(self, inputs: StorageFile.Inputs, files: Files, source: Source) -> StorageFile.Outputs:
+        """A file that was there before: used, not removed. With a checksum of the settings, Proxmox VE compares it."""
+        if source.checksum:
+            files.fetch(inputs.volume, source)
+        tell(
+            f"{inputs.download}: {inputs.volume} was there already: it is used as it is, and stays when the stack "
+            "is destroyed"
+        )
+        return StorageFile.Outputs(made=False)
+
+    def _download(self, inputs: StorageFile.Inputs, files: Files, source: Source) -> StorageFile.Outputs:
+        host = self.host(inputs)
+        ledger.note(ssh.Session(host), ledger.of_file(inputs.node, inputs.volume), _identity(inputs))
+        try:
+            files.fetch(inputs.volume, source)
+        except UnansweredError:
+            raise  # it may come yet: it stays noted as this program's
+        except HomelabError:
+            if not files.exists(inputs.volume):
+                ledger.forget(ssh.Session(host), ledger.of_file(inputs.node, inputs.volume))
+            raise
+        if not source.checksum:
+            tell(
+                f"{inputs.download}: {inputs.volume} was compared with no checksum: the program trusts what "
+                f"{source.url} sent"
+            )
+        return StorageFile.Outputs(made=True)
+
+    def read(self, inputs: StorageFile.Inputs, outputs: StorageFile.Outputs) -> StorageFile.Outputs:
+        storage, content, _ = decided.parts(inputs.volume)
+        path = f"nodes/{inputs.node}/storage/{storage}/content"
+        rows = self.reading(inputs, path, f"to see what lies on the storage {storage}")
+        there = any(row.get("volid") == inputs.volume and row.get("content") == content for row in rows)
+        drift = [] if there else [f"{inputs.volume} is gone"]
+        for line in drift:
+            tell(f"{inputs.download}: drift: {line}")
+        return dataclasses.replace(outputs, drift=drift)
+
+    def update(
+        self, inputs: StorageFile.Inputs, before: StorageFile.Inputs, outputs: StorageFile.Outputs
+    ) -> StorageFile.Outputs:
+        if _identity(inputs) == _identity(before) and not outputs.drift:
+            return outputs
+        if outputs.made and _identity(inputs) != _identity(before):
+            self._give_up(before, self._files(before))
+        return self.create(inputs)
+
+    def _give_up(self, inputs: StorageFile.Inputs, files: Files) -> None:
+        """Removes a file that was downloaded here for another one of its name.
+
+        :raises HomelabError: a guest uses it.
+        """
+        host = self.host(inputs)
+        if users := _users(host, inputs.volume):
+            raise HomelabError(
+                wanted=f"{inputs.volume} replaced, as hosts.{inputs.host}.downloads.{inputs.download} has changed",
+                found=f"{', '.join(users)} uses it",
+                why="a CD that changes under a guest is read wrong; nothing was changed",
+                next="take it out of there, or give the download another file name",
+            )
+        files.remove(inputs.volume)
+        ledger.forget(ssh.Session(host), ledger.of_file(inputs.node, inputs.volume))
+
+    def delete(self, inputs: StorageFile.Inputs, outputs: StorageFile.Outputs) -> None:
+        host = self.host(inputs)
+        if not outputs.made:
+            tell(f"{inputs.download}: {inputs.volume} stays: it was there before")
+            return
+        if users := _users(host, inputs.volume):
+            why = f"{', '.join(users)} uses it; to remove it later: `pvesm free {inputs.volume}` on the host"
+            tell(f"{inputs.download}: {inputs.volume} stays: {why}")
+        else:
+            files = self._files(inputs)
+            files.end(inputs.volume)
+            files.remove(inputs.volume)
+        ledger.forget(ssh.Session(host), ledger.of_file(inputs.node, inputs.volume))
+
+    def remove_unfinished(self, node: str, host_name: str, ledger_of_host: Mapping[str, str]) -> None:
+        """Gives back what a run that was killed during a download has left: noted on the host, in no state. To be
+        called when the files of the state have been given back.
+
+        :param ledger_of_host: what is noted now.
+        :raises HomelabError: it can't be given back.
+        """
+        for name, download in self.stack.host(host_name).downloads.items():
+            inputs = StorageFile.inputs_of(host_name, node, name, download)
+            noted = noted_in(ledger_of_host, ledger.of_file(node, inputs.volume))
+            if noted is not None and _identity(inputs).items() <= noted.items():
+                tell(f"{name}: {inputs.volume} was begun by a run that was interrupted")
+                self.delete(inputs, StorageFile.Outputs(made=True))
+
+    def _files(self, inputs: StorageFile.Inputs) -> Files:
+        return Files(self.api(inputs), lambda text: tell(f"{inputs.download}: {text}"))
+
+
+def _identity(inputs: StorageFile.Inputs) -> dict[str, object]:
+    # What tells the file from another one of the same name.
+    return {"url": inputs.url, "checksum": inputs.checksum}
+
+
+def _noted(host: Host, inputs: StorageFile.Inputs) -> dict[str, object] | None:
+    facts = ssh.Session(host).read()
+    return noted_in(facts.ledger, ledger.of_file(inputs.node, inputs.volume))
+
+
+def _users(host: Host, volume: str) -> list[str]:
+    answer = ssh.Session(host).ask("read", "volume_users", volume_users.Wanted(volume=volume))
+    return decided.users(volume, str(answer["users"]))

@@ -1,0 +1,125 @@
+"""The work on a VmCards. What the VM is to have is decided here (homelab/vm/plan.py), by what the host says of it; the
+host brings it into force, and keeps what was there before (remote_scripts/layers/guest_cards.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from homelab.errors import HomelabError, elsewhere, raise_all
+from homelab.host import gates, ha
+from homelab.remote.ledger import stack_of
+from homelab.remote.proxmox import guest_address
+from homelab.text import tell
+from homelab.vm.cards import VmCard, Wish
+from homelab.vm.plan import UNFINISHED, SeenVm, judge_vm
+from homelab.vm.resource import VmCards
+from homelab.work import started
+from homelab.work.api import ApiWork
+from homelab.work.vm_transaction import VmTransaction
+from remote_scripts.both.guest_cards import Answer, Wanted
+from remote_scripts.both.terms import Terms
+
+
+class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
+    """See the module."""
+
+    resource = VmCards
+
+    def id(self, inputs: VmCards.Inputs) -> str:
+        return str(inputs.vmid)
+
+    def create(self, inputs: VmCards.Inputs) -> VmCards.Outputs:
+        return self._brought(inputs, VmCards.Outputs())
+
+    def update(self, inputs: VmCards.Inputs, had: VmCards.Inputs, outputs: VmCards.Outputs) -> VmCards.Outputs:
+        return self._brought(inputs, outputs)
+
+    def _brought(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs) -> VmCards.Outputs:
+        host, vmid = self.host(inputs), inputs.vmid
+        places = [] if inputs.power == "stopped" else [str(card["slot"]) for card in inputs.cards]
+        facts = started.awake(host, vmid, places)
+        names = {str(card["slot"]): facts.card(str(card["slot"])) for card in inputs.cards}
+        same_id = [vm for vm in self.stack.vms(inputs.host).values() if vm.vmid == vmid]
+        begun: VmCards.Outputs | None = None
+
+        def decided(seen: Answer) -> dict[str, str | None]:
+            nonlocal begun
+            if seen.node != inputs.node:
+                raise elsewhere(f"VM {vmid} given its cards", "qemu", vmid, inputs.node, seen.node)
+            judged = judge_vm(_seen(seen), _wish(inputs, names), facts)
+            refused = [*gates.readable(facts), *gates.guests_listed(facts, host), *judged.refusals]
+            raise_all([*refused, *ha.refused_under_ha(facts, host, same_id)])
+            begun = replace(outputs, guest_name=seen.config.get("name", inputs.vm), state="", drift=[UNFINISHED])
+            for remark in judged.remarks if judged.change else ():
+                tell(f"{inputs.vm}: {remark}")
+            return judged.options
+
+        wanted = self._wanted(inputs)
+        wanted = replace(wanted, terms=replace(wanted.terms, power=inputs.power))
+        try:
+            done = self._transaction(inputs).apply(wanted, decided)
+            if done.started:
+                started.require_cards(host, inputs.vm, vmid, inputs.node, facts, done.log)
+            address = inputs.address or ""
+            if address == "agent":
+                address = guest_address.by_agent(self.api(inputs), vmid, inputs.vm) if done.runs else ""
+        except HomelabError as error:
+            error.outputs = begun
+            if error.wanted.startswith(f"VM {vmid} started"):
+                raise started.explained(error, host, vmid, places) from error
+            raise
+        return VmCards.Outputs(
+            guest_name=done.config.get("name", inputs.vm),
+            state="running" if done.runs else "stopped",
+            guest_address=address,
+            starts=outputs.starts + done.started,
+        )
+
+    def read(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs) -> VmCards.Outputs:
+        drift = self._drift(inputs, outputs)
+        for line in drift:
+            tell(f"{inputs.vm}: drift: {line}")
+        return replace(outputs, drift=drift)
+
+    def _drift(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs) -> list[str]:
+        vmid = inputs.vmid
+        facts = self.facts_of_refresh(inputs)
+        seen = self._transaction(inputs).read(self._wanted(inputs))
+        if not seen.node:
+            return [f"VM {vmid} is gone"]
+        if not seen.is_here or seen.node != inputs.node:
+            return [elsewhere("", "qemu", vmid, inputs.node, seen.node).found]
+        return judge_vm(_seen(seen, outputs.state), _wish(inputs, {}), facts).steps
+
+    def delete(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs) -> None:
+        left = self._transaction(inputs).revert(replace(self._wanted(inputs), goes_away=inputs.goes_away))
+        if left.node and not left.is_here:
+            wanted = f"what VM {inputs.vmid} was given for its cards taken out of it"
+            moved = elsewhere(wanted, "qemu", inputs.vmid, inputs.node, left.node)
+            self.stack.leave_moved(inputs.vm, "vms", inputs.vmid, left.node, moved)
+
+    def _transaction(self, inputs: VmCards.Inputs) -> VmTransaction:
+        return VmTransaction(self.host(inputs), inputs.vm)
+
+    def _wanted(self, inputs: VmCards.Inputs) -> Wanted:
+        """But for the options, and for whether the VM is to run."""
+        terms = Terms(
+            owner=f"{stack_of(self.urn)}/{inputs.vm}",
+            shutdown=inputs.shutdown.timeout,
+            otherwise=inputs.shutdown.otherwise,
+        )
+        return Wanted(vmid=inputs.vmid, terms=terms)
+
+
+def _wish(inputs: VmCards.Inputs, names: dict[str, str]) -> Wish:
+    """:param names: of cards, by their slots, for messages."""
+    cards = [VmCard(**card, name=names.get(str(card["slot"]), "")) for card in inputs.cards]
+    return Wish(inputs.vm, inputs.vmid, cards, inputs.machine, inputs.display, inputs.power)
+
+
+def _seen(answer: Answer, state: str = "running") -> SeenVm:
+    """:param state: of `Outputs`."""
+    is_under_way = answer.is_under_way or not state
+    now = (answer.config, answer.base, answer.originals)
+    return SeenVm(*now, runs=answer.runs, is_under_way=is_under_way, is_another=answer.is_another)

@@ -1,0 +1,382 @@
+"""What the work on every resource has in common: its types, the stack's settings, one run at a time on a host, an end
+to it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from homelab.errors import GoneError, HomelabError, RefusedError, UnansweredError, UnfinishedError, UnreachableError
+from homelab.facts.host import HostFacts
+from homelab.later import later
+from homelab.nvidia import judge
+from homelab.remote import host_session, ssh
+from homelab.resources import limits
+from homelab.resources.base import Act, HostInputs, Resource
+from homelab.settings import Container, Host, Settings, Timeouts, Vm, load_host, parse
+from homelab.shapes import BootSeen
+from homelab.text import tell
+from homelab.work import silent_host
+from homelab.work.plain import Properties
+from homelab.work.typed import read_as
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    from homelab.remote import systems
+else:
+    systems = later("homelab.remote.systems")
+
+InputsT = TypeVar("InputsT", bound=HostInputs)
+OutputsT = TypeVar("OutputsT", bound="DataclassInstance")
+T = TypeVar("T")
+
+# By what a message calls a resource.
+_NAMED_BY = ("system_name", "vm", "container", "guest", "mapping", "download", "host")
+
+# How long after this program's reboot a guest that it stopped is started again. Later, the guest is off because a
+# person wants it so.
+REBOOT_SECONDS = 3600
+
+
+def raised(generation: dict[str, int], drifted: set[str], layers: Collection[str]) -> dict[str, int]:
+    """How often each of `layers` has drifted, once more for `drifted`. An older version's state lacks some."""
+    return {layer: generation.get(layer, 0) + (layer in drifted) for layer in layers}
+
+
+def stopped_by_reboot(vmid: int, boot: BootSeen, last_boot: BootSeen | None) -> bool:
+    """Did this program's reboot stop the guest, just now?
+
+    :param last_boot: the boot of the host when the guest was last seen to; None: never.
+    """
+    return boot != last_boot and vmid in boot["stopped"] and time.time() - boot["at"] < REBOOT_SECONDS
+
+
+@dataclass(frozen=True)
+class StackTexts:
+    """The stack's configuration, as the engine hands it to the provider: texts, some of them JSON. No part of it is in
+    a resource's state."""
+
+    texts: Mapping[str, str]
+
+    def host(self, name: str) -> Host:
+        """A host's settings.
+
+        :raises HomelabError: the configuration no longer has it.
+        """
+        return load_host(self.texts.get("hosts"), name)
+
+    def peers(self, name: str) -> list[str]:
+        """The other hosts of the settings that are nodes of a host's cluster."""
+        hosts = self._settings("").hosts
+        cluster = hosts[name].cluster if name in hosts else None
+        return [peer for peer, host in hosts.items() if cluster and host.cluster == cluster and peer != name]
+
+    def host_names(self) -> list[str]:
+        """The names of the hosts that the settings have, whatever else they say; none where they can't be read."""
+        try:
+            hosts = json.loads(self.texts.get("hosts") or "{}")
+        except ValueError:
+            return []
+        return sorted(hosts) if isinstance(hosts, dict) else []
+
+    def _settings(self, *guests: str) -> Settings:
+        return parse({key: self.texts[key] for key in ("hosts", *guests) if self.texts.get(key)})
+
+    def restarts_before(self, host: str) -> str:
+        """As of the settings."""
+        return self._settings("").hosts[host].before
+
+    def vms(self, host: str) -> dict[str, Vm]:
+        """The settings of a host's VMs, by name.
+
+        :raises HomelabError: they are mistaken.
+        """
+        return {name: vm for name, vm in self._settings("vms").vms.items() if vm.host == host}
+
+    def entries_of(self, section: str, guest_id: int, host: str) -> dict[str, Vm | Container]:
+        """The entries that have a guest of this id, by name: of a host, and of its cluster's other hosts.
+
+        :param section: vms or containers.
+        :raises HomelabError: the settings are mistaken.
+        """
+        settings, hosts = self._settings(section), {host, *self.peers(host)}
+        # Those of the section alone were parsed.
+        entries: dict[str, Vm | Container] = {**settings.vms, **settings.containers}
+        return {name: guest for name, guest in entries.items() if guest.guest_id == guest_id and guest.host in hosts}
+
+    def is_on(self, node: str, section: str, guest_id: int) -> bool:
+        """Do the settings have a guest of this id on the host that is the node of this name? Otherwise as of
+        `entries_of`."""
+        settings, host = self._settings(section), self.host_at(node)
+        guests: list[Vm | Container] = [*settings.vms.values(), *settings.containers.values()]
+        return any(guest.guest_id == guest_id and guest.host == host for guest in guests)
+
+    def host_at(self, node: str) -> str | None:
+        """The host of the settings that is the node of this name; None: they don't have it."""
+        hosts = self._settings("").hosts
+        return next((name for name, host in hosts.items() if host.node_name == node), None)
+
+    def leave_moved(self, name: str, section: str, guest_id: int, node: str, moved: HomelabError) -> None:
+        """Leaves a guest as it is that is on another node: its entry there takes over what it has. Others as of
+        `is_on`.
+
+        :param name: of its entry here, for messages.
+        :raises HomelabError: `moved`: the settings have no such entry.
+        """
+        if not self.is_on(node, section, guest_id):
+            raise moved
+        tell(f"{name}: note: {moved.found}: it keeps what it has until its entry there takes that out")
+
+    def containers(self, host: str) -> dict[str, Container]:
+        """The settings of a host's containers, by name.
+
+        :raises HomelabError: they are mistaken.
+        """
+        containers = self._settings("containers").containers
+        return {name: container for name, container in containers.items() if container.host == host}
+
+    def container(self, name: str) -> Container | None:
+        """The settings of a container, wherever it is; None: they don't have it."""
+        return self._settings("containers").containers.get(name)
+
+
+def _cant_be_undone(host: str, error: HomelabError) -> HomelabError:
+    # What a `destroy` says of a host that doesn't answer.
+    return error.retold(
+        why=f"what was set up on {host} can't be given back while it doesn't answer; nothing was changed there, and "
+        "the state keeps it",
+        next=f"switch {host} on and run the same command again; what other hosts have is given back meanwhile by "
+        f"`pulumi destroy --continue-on-error`. If {host} won't come back, run that first, then forget it with all "
+        f"that depends on it (`pulumi state delete --target-dependents 'URN of {host}-probe'`, which `pulumi stack "
+        "--show-urns` lists) and take it out of homelab:hosts: what is on its disks stays as it is",
+    )
+
+
+def _lost_meanwhile(error: UnreachableError) -> UnreachableError:
+    # What a `destroy` says of a host that answered at first.
+    return error.retold(
+        why="the connection was lost while what was set up was given back: a part may have been given back already; "
+        "the state keeps all of it",
+        next="see whether the host is switched on and connected to this network, then run the same command again: "
+        "it goes on from what is there",
+    )
+
+
+class Work(Generic[InputsT, OutputsT]):
+    """What is done with a resource. Methods block; they are called in threads, at the same time for several resources.
+
+    What they return are the resource's outputs; a HomelabError is what a person gets to see.
+    """
+
+    resource: ClassVar[type[Resource]]
+
+    def __init__(self, texts: Mapping[str, str], urn: str = "") -> None:
+        """:param texts: the stack's configuration.
+        :param urn: of the resource.
+        """
+        self.stack = StackTexts(texts)
+        self.urn = urn
+
+    # -- what a resource has of its own ----------------------------------------------------------------------------
+    def id(self, inputs: InputsT) -> str:
+        """What the engine knows the resource by."""
+        return inputs.host
+
+    def create(self, inputs: InputsT) -> OutputsT:
+        """Makes it, or does it."""
+        raise NotImplementedError
+
+    def update(self, inputs: InputsT, before: InputsT, outputs: OutputsT) -> OutputsT:
+        """Changes it to other inputs than those `before`, or because of what a refresh found. An act is done again."""
+        if issubclass(self.resource, Act):
+            return self.create(inputs)
+        raise NotImplementedError
+
+    def read(self, inputs: InputsT, outputs: OutputsT) -> OutputsT:
+        """Looks for drift, and tells of it.
+
+        :raises GoneError: the resource isn't there any more.
+        """
+        return outputs
+
+    def delete(self, inputs: InputsT, outputs: OutputsT) -> None:
+        """Undoes it. An act has nothing to undo; but its host is held then, and a run's last act is the first that a
+        `destroy` deletes."""
+
+    # -- what the engine asks for ----------------------------------------------------------------------------------
+    def created(self, properties: Properties) -> tuple[str, Properties]:
+        """Inputs -> the resource's id and state."""
+        inputs = self._inputs(properties)
+        return self.id(inputs), self._new_state("create", inputs, properties, lambda: self.create(inputs))
+
+    def updated(self, state: Properties, properties: Properties) -> Properties:
+        """The state so far and inputs -> the new state."""
+        inputs, before, outputs = self._inputs(properties), self._inputs(state), self._outputs(state)
+        return self._new_state("update", inputs, properties, lambda: self.update(inputs, before, outputs))
+
+    def _new_state(
+        self, verb: str, inputs: InputsT, properties: Mapping[str, object], do: Callable[[], OutputsT]
+    ) -> Properties:
+        """The new state.
+
+        :raises UnfinishedError: the work has failed, and says what is known of it.
+        """
+
+        def work() -> OutputsT:
+            self.hold_on(inputs)
+            return do()
+
+        try:
+            return {**properties, **asdict(self._in_time(verb, properties, work))}
+        except HomelabError as error:
+            if error.outputs is None:
+                raise
+            raise UnfinishedError(error, self.id(inputs), {**properties, **asdict(error.outputs)}) from error
+
+    def refreshed(self, state: Properties) -> Properties | None:
+        """The state so far -> as it is; None: the resource isn't there any more."""
+        inputs, outputs = self._inputs(state), self._outputs(state)
+        try:
+            return {**state, **asdict(self._in_time("read", state, lambda: self.read(inputs, outputs)))}
+        except GoneError:
+            return None
+        except (UnreachableError, UnansweredError) as error:
+            self._report_silent_host(inputs, error)
+            return state
+
+    def _report_silent_host(self, inputs: InputsT, error: HomelabError) -> None:
+        """What a refresh says of a host that doesn't answer: one error, whichever of its resources comes first."""
+        if isinstance(error, UnansweredError):
+            # Whether it is the API or the host that is off, SSH tells.
+            try:
+                self.facts_of_refresh(inputs)
+            except UnreachableError as host_error:
+                error = host_error
+        session = host_session.of(inputs.host)
+        with session.lock:
+            first, session.is_silence_told = not session.is_silence_told, True
+        if not first:
+            tell(f"{self.id(inputs)}: not compared, since {inputs.host} doesn't answer")
+            return
+        api = isinstance(error, UnansweredError)
+        raise HomelabError(
+            wanted=f"to read {inputs.host}, and to compare it with what the last `pulumi up` left",
+            found=error.found,
+            why="a refresh that can't read the host can't tell what has changed there; nothing was changed, on the "
+            "host or in the state",
+            next="see whether pvedaemon runs on the host (`systemctl status pvedaemon`), then run the same command "
+            "again"
+            if api
+            else "see whether it is switched on and connected to this network, then run the same command again; "
+            "`pulumi preview` without --refresh needs no host",
+        ) from error
+
+    def deleted(self, state: Properties) -> None:
+        """Undoes it."""
+        inputs, outputs = self._inputs(state), self._outputs(state)
+        # Before anything was done: while it is, another resource may find that the host is gone.
+        out_of_reach = False
+
+        def work() -> None:
+            nonlocal out_of_reach
+            self.hold(inputs)
+            out_of_reach = host_session.of(inputs.host).is_out_of_reach
+            self.delete(inputs, outputs)
+
+        try:
+            self._in_time("delete", state, work)
+        except (UnreachableError, UnansweredError) as error:
+            if out_of_reach:
+                raise _cant_be_undone(inputs.host, error) from error
+            if not isinstance(error, UnreachableError):
+                raise  # the host is there, and its API isn't
+            raise _lost_meanwhile(error) from error
+
+    def _in_time(self, verb: str, properties: Mapping[str, Any], do: Callable[[], T]) -> T:
+        name = next((str(properties[key]) for key in _NAMED_BY if properties.get(key)), "")
+        what = f"{name}: {verb} of {self.resource.__name__}"
+        with silent_host.at_work():
+            return limits.ended_in_time(what, self.seconds(properties), do)
+
+    def _inputs(self, properties: Properties) -> InputsT:
+        inputs: InputsT = read_as(self.resource.Inputs, properties)
+        return inputs
+
+    def _outputs(self, state: Properties) -> OutputsT:
+        outputs: OutputsT = read_as(self.resource.Outputs, state)
+        return outputs
+
+    def seconds(self, properties: Mapping[str, Any]) -> int:
+        """How long the work on the resource may take, in seconds."""
+        try:
+            host = self.stack.host(str(properties["host"]))
+        except HomelabError:  # it is no longer configured, which is for the work itself to say
+            host = Host.model_construct(timeouts=Timeouts())
+        return limits.of_task(host, properties)
+
+    # -- one run at a time -----------------------------------------------------------------------------------------
+    def hold(self, inputs: InputsT) -> None:
+        """Lets no other run at the resource's host while this one is at work there (homelab/remote/host_session.py).
+
+        :raises RefusedError: another one is.
+        """
+        session = host_session.of(inputs.host)
+        if not session.is_out_of_reach:  # else it isn't tried again for each resource
+            session.is_out_of_reach = not self._hold(inputs, session.hold)
+
+    def hold_on(self, inputs: InputsT) -> None:
+        """Holds the resource's host again where this run has held it, and lost it since."""
+        self._hold(inputs, host_session.of(inputs.host).hold_on)
+
+    def _hold(self, inputs: InputsT, take: Callable[[Host], None]) -> bool:
+        """Takes the guard of the resource's host.
+
+        :returns: whether the host could be asked.
+        :raises RefusedError: another run is at work there.
+        """
+        try:
+            take(self.stack.host(inputs.host))
+        except RefusedError:
+            raise
+        except HomelabError:
+            # No longer configured, or not in reach: whether that matters is for the work itself to say. A host that is
+            # gone for good has no other run at work on it.
+            return False
+        return True
+
+    # -- the host --------------------------------------------------------------------------------------------------
+    def host(self, inputs: InputsT) -> Host:
+        """The settings of the resource's host.
+
+        :raises HomelabError: the configuration no longer has it.
+        """
+        return self.stack.host(inputs.host)
+
+    def facts_of_refresh(self, inputs: InputsT) -> HostFacts:
+        """The host as a refresh sees it: read once in a run.
+
+        :raises HomelabError: it can't be read.
+        """
+        session = host_session.of(inputs.host)
+        with session.lock:
+            if session.facts is None:
+                session.facts = self._read_once(inputs.host)
+        if isinstance(session.facts, HomelabError):
+            raise session.facts
+        return session.facts
+
+    def _read_once(self, name: str) -> HostFacts | HomelabError:
+        """The host's facts, or why it can't be read: a host that doesn't answer is waited for once, not for each of its
+        resources."""
+        host, containers = self.stack.host(name), self.stack.containers(name)
+        try:
+            # With a list of what runs only where it matters: that takes a real host a second or two.
+            with_running = bool(containers)
+            facts, inside = ssh.read(host, guests=with_running), judge.installing(host, containers.values())
+            return systems.read(ssh.Session(host), facts, inside) if inside else facts
+        except HomelabError as error:
+            return error

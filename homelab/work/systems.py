@@ -1,0 +1,164 @@
+"""How a system is reached that NVIDIA's stack is installed on: the host, a VM, a container through its host."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
+from homelab.nvidia import reading
+from homelab.nvidia.reading import SystemReading
+from homelab.nvidia.resource import SystemInputs
+from homelab.remote import boots, ssh
+from homelab.settings import Container, Host, Nvidia, Vm
+from homelab.text import tell
+from homelab.work.base import OutputsT, Work
+from remote_scripts.both import read_system
+
+SystemT = TypeVar("SystemT", bound=SystemInputs)
+
+# Between two tries to reach a guest that starts. Nothing on this side tells when it is there.
+RETRY_SECONDS = 1.0
+# For how long one is tried that refuses the login, if it isn't known to restart: while a system starts, and again while
+# it goes down, PAM lets in nobody but root (pam_nologin).
+NO_LOGIN_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A system over SSH. `seconds`: how long one thing may take; `ctid`: of a container of the host that
+    the connection leads to.
+    """
+
+    session: ssh.Session
+    seconds: float
+    ctid: int | None = None
+
+    def ask(self, verb: str, layer: str, wanted: Any, *, proxy: str = "") -> dict[str, Any]:
+        """What a layer of the agent answers.
+
+        :param proxy: for downloads; it may hold a password.
+        """
+        return self.session.ask(verb, layer, wanted, self.seconds, ctid=self.ctid or 0, proxy=proxy)
+
+    def read(self, wanted: read_system.Wanted | None = None) -> SystemReading:
+        """A reading of it."""
+        return reading.parse(self.ask("read", "read_system", wanted or read_system.Wanted()))
+
+
+class SystemWork(Work[SystemT, OutputsT]):
+    """What is done with a resource of a system that NVIDIA's stack is installed on."""
+
+    def reached(self, inputs: SystemT) -> Host:
+        """The SSH settings by which the system's layers are asked.
+
+        :raises HomelabError: the configuration no longer has it.
+        """
+        if inputs.target != "vm":
+            return self.host(inputs)
+        vm = self.stack.vms(inputs.host).get(inputs.system_name.rpartition(".")[2])
+        if vm is None or vm.ssh is None:
+            raise HomelabError(
+                wanted=f"homelab:{inputs.system_name}.ssh in the stack's configuration",
+                found="it is missing",
+                why="it says how to reach the guest",
+                next="put it back, or run `pulumi up` to give the guest up",
+            )
+        return self.host(inputs).model_copy(update={"ssh": vm.ssh, "address": inputs.address})
+
+    def wanted_stack(self, inputs: SystemT) -> Nvidia | None:
+        """The system's NVIDIA stack in the settings; None: they have none any more."""
+        if inputs.target == "host":
+            return self.host(inputs).nvidia
+        guests: Mapping[str, Vm | Container] = (
+            self.stack.vms(inputs.host) if inputs.target == "vm" else self.stack.containers(inputs.host)
+        )
+        guest = guests.get(inputs.system_name.rpartition(".")[2])
+        return guest.nvidia if guest else None
+
+    def session(self, inputs: SystemT, seconds: float = 0) -> Reached:
+        """The system.
+
+        :param seconds: how long one thing may take there; 0: as of `Session.run`.
+        """
+        return Reached(ssh.Session(self.reached(inputs)), seconds, inputs.ctid)
+
+    def read_system(self, inputs: SystemT) -> SystemReading:
+        """One reading.
+
+        :raises HomelabError: as `Reached.ask`.
+        """
+        return self.session(inputs).read(_reading_of(inputs))
+
+    def read_system_in_time(
+        self,
+        inputs: SystemT,
+        seconds: float,
+        old_boot: str = "",
+        then: Callable[[Reached, SystemReading], None] | None = None,
+    ) -> SystemReading:
+        """The first reading, of another boot than `old_boot`.
+
+        A VM on its way up or down may not answer, break a connection, refuse the login, or end the agent: it is tried
+        again.
+
+        :param then: done with what was read; where the connection is lost meanwhile, both are done again.
+        :raises HomelabError: there is none in that time; or the login is refused for longer than a start takes, or
+            `then` fails. A host and its containers are not waited for.
+        """
+
+        started, is_told, was_read = time.monotonic(), False, bool(old_boot)
+        # was_read: it could be read before, so it restarts. refusal: since when the login is refused, and the error.
+        refusal: tuple[float, HomelabError] | None = None
+        while True:
+            system = None
+            try:
+                reached = self.session(inputs)
+                system, was_read = reached.read(_reading_of(inputs)), True
+                if system.boot_id != old_boot:
+                    if then is not None:
+                        then(reached, system)
+                    return system
+                refusal, last = None, "it has not gone down"
+            except UnreachableError as error:
+                if inputs.target != "vm":
+                    raise
+                refusal, last = None, error.found
+            except HomelabError as error:
+                if (
+                    inputs.target != "vm"
+                    or system is not None
+                    or not (was_read or isinstance(error, LoginRefusedError))
+                ):
+                    raise
+                refusal, last = (refusal[0] if refusal else time.monotonic(), error), error.found
+            now = time.monotonic()
+            if refusal and (now - started > seconds or (not was_read and now - refusal[0] > NO_LOGIN_SECONDS)):
+                raise refusal[1]
+            if now - started > seconds:
+                raise _never_there(inputs, last, seconds, restarted=bool(old_boot))
+            if not is_told and system is None:
+                is_told = True
+                tell(
+                    f"{inputs.system_name}: waiting until it can be read at {inputs.address}, for {seconds:.0f} s "
+                    f"at most: {last}"
+                )
+            time.sleep(boots.REFUSED_SECONDS if refusal else RETRY_SECONDS)
+
+
+def _reading_of(inputs: SystemInputs) -> read_system.Wanted:
+    # What was for a VM so far, and isn't any more, is on vfio-pci until the host restarts.
+    passed, staying = tuple(inputs.passed), tuple(inputs.staying or ())
+    return read_system.Wanted(passed=passed, staying=staying, released=inputs.target == "host")
+
+
+def _never_there(inputs: SystemInputs, last: str, seconds: float, *, restarted: bool) -> HomelabError:
+    return HomelabError(
+        wanted=f"{inputs.system_name} in reach at {inputs.address}{' after its reboot' if restarted else ''}",
+        found=f"{last}, for {seconds:.0f} s",
+        why="NVIDIA's stack is installed from inside the guest",
+        next="see whether it runs (its console in Proxmox VE) and has that address and SSH port; then run "
+        "`pulumi up` again: it goes on from here",
+    )
