@@ -243,6 +243,7 @@ def test_podman_gets_a_specification_which_is_made_anew_for_another_driver(vm: M
 
 
 _LIBRARY = f"$ROOT/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.{VERSION}"
+_OTHER = _LIBRARY.replace(VERSION, "580.159.03")
 _UVM = "$ROOT/usr/lib/modules/$(uname -r)/updates/dkms/nvidia-uvm.ko"
 _LOADED = "modprobe nvidia; nvidia-modprobe -u -c 0; nvidia-smi"
 _AWAY = "rmmod nvidia_uvm; rmmod nvidia"
@@ -254,8 +255,8 @@ _AWAY = "rmmod nvidia_uvm; rmmod nvidia"
     sampling.sample(
         [
             (
-                f"mv {_LIBRARY} $ROOT/root/libnvidia-ml.so.580.159.03; ln -s $ROOT/root/libnvidia-ml.so.580.159.03 $ROOT/usr/lib/x86_64-linux-gnu",
-                f"rm $ROOT/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.580.159.03; mv $ROOT/root/libnvidia-ml.so.580.159.03 {_LIBRARY}",
+                f"mv {_LIBRARY} {_OTHER}",
+                f"mv {_OTHER} {_LIBRARY}",
                 ("Driver/library version mismatch", "older module stayed loaded"),
             ),
             (
