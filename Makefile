@@ -92,7 +92,7 @@ lint: .venv/.dev ## run formatters and linters, hold the project's numbers (CONT
 	@$(SITE) .site
 	@.venv/bin/zizmor --offline --no-progress --quiet .github examples/github/*.yml
 	@if command -v actionlint >/dev/null; then actionlint -shellcheck .venv/bin/shellcheck .github/workflows/*.yml examples/github/*.yml; fi
-	@if command -v gofmt >/dev/null; then test -z "$$(gofmt -l engine)" || { gofmt -d engine; exit 1; }; fi
+	@if command -v gofmt >/dev/null; then test -z "$$(gofmt -l lab/engine)" || { gofmt -d lab/engine; exit 1; }; fi
 
 format: .venv/.dev ## format every file
 	@$(VENV) -m ruff format .

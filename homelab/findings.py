@@ -60,8 +60,8 @@ class Finding:
         :param place: the guest's in the settings, such as `vms.sandbox`.
         """
         why = (
-            "it was changed since the last `pulumi up`, or none has come so far, or one was cut short or is still at "
-            "work: its next start goes by what it has"
+            "it was changed since the last `pulumi up`, or that has never run, was cut short, or is still at work; the "
+            "guest's next start uses what is there now"
         )
         return cls.of_steps(f"{guest} to be as {place} says", steps, why)
 

@@ -1,8 +1,8 @@
 """What `homelab report` passes on of the doctor's JSON: machine, cards, versions, and what is well. Pure.
 
-It has no address of a network or of the PCI bus, no name of a host or guest, no key, no serial number, no UUID: only
-the keys below are passed on, and of their texts only those that look as they should. What is wrong is told by its
-stage and turn alone; its sentences name places.
+It has no network or PCI address, no name of a host or guest, no key, no serial number, no UUID: only the keys below are
+passed on, and only texts of the expected form. Of a problem it tells only stage and turn, as the doctor's sentences
+name hosts and guests.
 """
 
 from __future__ import annotations

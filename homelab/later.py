@@ -4,9 +4,8 @@ That saves a tenth to a quarter of a second of every `pulumi up` that changes no
 `python -X importtime`): asyncssh, the models of a host's facts, NVIDIA's data. A program that declares resources needs
 none of them until it plans something.
 
-The two other late imports, in processor time: the provider's work (270 ms, homelab/provider/registry.py), whose
-modules are named in a table; and its base where a diff asks for it (homelab/provider/serve.py), since pydantic, while
-it defines models, looks at every module that is loaded, and so would load these.
+The two other late imports: the provider's work (270 ms of processor time), whose modules homelab/provider/registry.py
+has in a table; and in homelab/provider/serve.py what a run has loaded already if it holds a host.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ class _Later(ModuleType):
     """A module that is imported when its first attribute is read.
 
     One thread loads it, and others wait: importlib's LazyLoader, until Python 3.12, gives a second thread the module
-    before anything of it is loaded. Its lock is its own, as of any import: with one for all of them a thread that loads
-    one of them, and another that imports what both need, would wait for each other.
+    before anything of it is loaded. Each module has its own lock, as with any import. With one lock for all, two
+    threads could wait for each other: one loads such a module, the other imports what both need.
     """
 
     def __getattribute__(self, name: str) -> Any:

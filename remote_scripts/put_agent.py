@@ -1,8 +1,8 @@
 """Puts the agent on a system: an archive with its sources, and their bytecode by this system's own Python.
 
 It is sent as text, with a last line that calls `put`. A run that is cut short leaves the agent that was there before.
-Bytecode in a folder beside the sources would outlive a power cut as a file that fails at every start, or one that is
-of other sources (the kernel may write a new file's name before its bytes); this one is flushed, and compared before it
+Python's own bytecode folders aren't safe from a power cut: the kernel may write a file's name before its bytes, so that
+a broken file, or one of other sources, stays and fails at every start. This archive is flushed, and compared before it
 is used.
 """
 

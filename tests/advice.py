@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 PROJECT = Path(__file__).resolve().parent.parent
-#: What speaks to the owner of a host; engine/ is about the PC that the program runs on.
+#: What speaks to the owner of a host; lab/engine/ is about the PC that the program runs on.
 SPEAKING = ("homelab", "components", "remote_scripts", ".")
 #: What writes pages of docs/.
 WRITING = ("markdown.py", "document.py")

@@ -18,36 +18,30 @@ from pydantic_core import PydanticUndefined
 
 from docs.tables import markdown
 from docs.tables.meanings import meanings
-from homelab.container import settings as container
-from homelab.fields import access
+from homelab import settings
 from homelab.fields.types import InWords
-from homelab.guest import settings as new_guest
-from homelab.host import settings as host
-from homelab.nvidia import settings as nvidia
-from homelab.settings import whole
-from homelab.storage import settings as download
-from homelab.vm import settings as vm
+from homelab.nvidia.settings import Mirror, NvidiaTimeouts
 
 DOCUMENTS = Path(__file__).resolve().parents[2] / "docs"
 
 # A table of the pages -> the model that it describes.
 MODELS: dict[str, type[BaseModel]] = {
-    "settings": whole.Settings,
-    "host": host.Host,
-    "ssh": access.Ssh,
-    "gpu": host.Gpu,
-    "iommu": host.IommuSettings,
-    "download": download.Download,
-    "timeouts": host.Timeouts,
-    "vm": vm.Vm,
-    "vm-gpu": vm.VmGpu,
-    "new-vm": new_guest.NewVm,
-    "container": container.Container,
-    "new-container": new_guest.NewContainer,
-    "shutdown": vm.Shutdown,
-    "nvidia": nvidia.Nvidia,
-    "mirror": nvidia.Mirror,
-    "nvidia-timeouts": nvidia.NvidiaTimeouts,
+    "settings": settings.Settings,
+    "host": settings.Host,
+    "ssh": settings.Ssh,
+    "gpu": settings.Gpu,
+    "iommu": settings.IommuSettings,
+    "download": settings.Download,
+    "timeouts": settings.Timeouts,
+    "vm": settings.Vm,
+    "vm-gpu": settings.VmGpu,
+    "new-vm": settings.NewVm,
+    "container": settings.Container,
+    "new-container": settings.NewContainer,
+    "shutdown": settings.Shutdown,
+    "nvidia": settings.Nvidia,
+    "mirror": Mirror,
+    "nvidia-timeouts": NvidiaTimeouts,
 }
 _NAMES = {bool: "true or false", int: "integer", str: "text", SecretStr: "secret"}
 

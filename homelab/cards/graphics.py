@@ -104,8 +104,8 @@ def unstarted(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabE
             ),
             why=f"{row.why} ({row.source}); {row.driver} has to start it first, and this program binds it before that",
             next=f"leave the card with {row.driver} (gpus.{name}.use: host or lxc); a hookscript of your own can take "
-            "it from there when a VM starts. If it starts in a VM all the same, and you can switch the host off should "
-            f"it not, gpus.{name}.allowUnstarted: true",
+            "it from there when a VM starts. To try it in a VM all the same, if you can switch the host off when "
+            f"it doesn't start, set gpus.{name}.allowUnstarted: true",
         )
     ]
 

@@ -1,10 +1,10 @@
-"""The word that releases a card which stays with the host, and which ids of other configuration than this program's
-give to vfio-pci. Pure.
+"""The word that takes a card from vfio-pci: a card that stays with the host, though ids in configuration of others name
+it. Pure.
 
 If a module's parameter is given several times, the last value counts. kmod puts the options of the kernel command line
 behind those of modprobe.d (libkmod/libkmod-config.c, kmod_config_new and kmod_config_add_options), and homelab's words
-are the command line's last. So one word `vfio-pci.ids=` with the remaining ids counts instead of all ids in files and
-other words: no other configuration is edited, and it counts again as soon as homelab's word is gone. Options on
+are the command line's last. So one word `vfio-pci.ids=` with the remaining ids counts in place of all ids in files and
+other words. Nothing else is edited, and the other ids count again as soon as homelab's word is gone. Options on
 modprobe's own command line come even later: those of initramfs-tools' file `modules`.
 """
 
@@ -35,8 +35,8 @@ def word(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> str:
 
 
 def kept(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> dict[str, str]:
-    """The functions, address -> vendor:device, that the word would take from vfio-pci with a card that stays, since
-    the same ids name them: no card of the settings has them, so a word names each of them by its address.
+    """Functions of the same ids as a card that stays, address -> vendor:device. The word would take them from vfio-pci,
+    too. They belong to no card of the settings, so another word names each by its address.
 
     :param slots: of all cards of the settings, name -> slot.
     """

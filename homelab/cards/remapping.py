@@ -330,8 +330,8 @@ def _range_remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[
     sentences = []
     if host.iommu.relax_rmrr and relaxes_rmrr(facts) and is_intel(facts):
         sentences.append(
-            "iommu.relaxRmrr: the kernel no longer holds to memory that the firmware uses with devices (RMRR); where "
-            "it really uses it, data can be lost"
+            "iommu.relaxRmrr: the kernel ignores which memory the firmware uses with devices (RMRR); if the firmware "
+            "really uses it, data can be lost"
         )
     for name, slot in slots.items():
         ranges = facts.mapped_one_to_one(slot) if host.gpus[name].may_leave else []

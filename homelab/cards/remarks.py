@@ -47,8 +47,8 @@ def _card_remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[st
     owner = next((device.physfn for device in functions), "")
     if owner:
         sentences.append(
-            f"gpus.{name} is a virtual function of {owner}: Proxmox VE binds it when its VM starts. What makes it "
-            "(sysfs.conf, a module's option) is left to you, and must have made it before the VM starts"
+            f"gpus.{name} is a virtual function of {owner}: Proxmox VE binds it when its VM starts. You make it "
+            "yourself (sysfs.conf, a module's option), at each boot before the VM starts"
         )
     sentences += resets.remarks(facts, f"gpus.{name}", slot)
     sentences += consoles.remarks(facts, host, f"gpus.{name}", slot)
@@ -61,9 +61,9 @@ def _card_remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[st
         )
     if any(facts.pluggable(device.address) for device in functions):
         sentences.append(
-            f"gpus.{name} hangs on an external port (Thunderbolt, USB4): it must be connected and on when the host "
+            f"gpus.{name} hangs on an external port (Thunderbolt, USB4): connect it and switch it on before the host "
             "starts; homelab binds none that comes later"
-            + ("; ids for vfio-pci that were set by hand do bind it, so takeOver leaves them" if host.take_over else "")
+            + ("; ids for vfio-pci that you have set do bind it, so takeOver leaves them" if host.take_over else "")
         )
     return sentences
 

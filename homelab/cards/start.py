@@ -1,9 +1,10 @@
 """The state of a VM's cards after the VM's start, compared with the host before it. Pure.
 
-A failed reset alone proves no lost card. Of a card of several functions without a reset of their own (FLR), the kernel
-lists the bus reset for the first function and refuses it once the others are there (drivers/pci/pci.c,
-pci_parent_bus_reset); Proxmox VE says "failed to reset PCI device", goes on (PVE::QemuServer::PCI, prepare_pci_device),
-and QEMU resets the whole bus (hw/vfio/pci.c, vfio_pci_hot_reset). Its VM is well.
+A failed reset alone doesn't mean that a card is lost. A card may have several functions without a reset of their own
+(FLR). The kernel then lists the bus reset for the first function, but refuses it once the others are there
+(drivers/pci/pci.c, pci_parent_bus_reset). Proxmox VE says "failed to reset PCI device" and goes on
+(PVE::QemuServer::PCI, prepare_pci_device), and QEMU resets the whole bus (hw/vfio/pci.c, vfio_pci_hot_reset). Such a VM
+is well.
 """
 
 from __future__ import annotations

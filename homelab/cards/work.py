@@ -75,8 +75,9 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         return dataclasses.replace(outputs, drift=[])
 
     def _take_from_others(self, inputs: CardMapping.Inputs, *, goes: bool = False) -> None:
-        """The card is out of the VMs of this stack that aren't to have it before its passthrough test, or another VM,
-        needs it; a VM whose VmCards is in no state, since a run was killed while it made it, is given back all.
+        """Takes the card out of those VMs of this stack that are to lose it, before its passthrough test or another VM
+        needs it. A VM that no VmCards in the state stands for, since a run was killed while it made that, gets back
+        everything.
 
         :param goes: no VM is to have it by this mapping any more.
         """

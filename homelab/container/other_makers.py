@@ -107,8 +107,8 @@ def unserved(where: str, facts: HostFacts, device: Device, node: str) -> Homelab
     return HomelabError(
         wanted=where,
         found=state + (f"; on the running kernel's command line: {' '.join(words)}" if words else ""),
-        why="the card's driver (i915, xe, amdgpu) makes the nodes that a container is given; with nomodeset, with a "
-        "blacklist, or without its firmware it makes none, and drivers for a screen alone, such as ast, have none",
+        why="the card's driver (i915, xe, amdgpu) makes the nodes that a container gets. It makes none with nomodeset, "
+        "with a blacklist or without its firmware; drivers that only serve a screen, such as ast, never make any",
         next=f"take {' '.join(words)} out of where the words are (/etc/default/grub, or /etc/kernel/cmdline), "
         f"{group_gates.new_entries(facts)}, and reboot"
         if words

@@ -110,8 +110,8 @@ def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str, *, driv
 
 
 def _was_shared(slot: str, users: list[CardUser], facts: HostFacts) -> bool:
-    # Whether a card was shared until this run, whose settings have it for containers alone: the host has it now, and
-    # only VMs name it that are off and got it from this program. This run takes it out of them; until then their
+    # Whether a card was shared until this run, whose settings give it to containers alone. The host has it now, and the
+    # only VMs that name it are off and got it from this program. This run takes it out of them; until then their
     # hookscript keeps it.
     return facts.handover.enabled and all(
         not user.running and facts.given_by_homelab(slot, user.vmid) for user in users

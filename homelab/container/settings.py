@@ -35,7 +35,7 @@ class Container(NamedModel):
     libraries: list[CardUse] = []
     """Packages that programs inside it need for its Intel and AMD cards, from its own distribution (Debian or Ubuntu).
     `video`: VA-API's drivers and `vainfo`, which must then work. `compute`: OpenCL for Intel's, ROCm's runtime for
-    AMD's. `up` removes them without the setting, `destroy` in any case."""
+    AMD's. If you take the setting out, `up` removes them; `destroy` removes them, too."""
     method: Literal["device", "mount-entry"] = "device"
     """How the devices are written into the container's configuration. `device`: `dev[n]` options. `mount-entry`: raw
     `lxc.mount.entry` and `lxc.cgroup2.devices.allow` lines. A change converts them."""

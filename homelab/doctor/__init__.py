@@ -2,5 +2,6 @@
 --like 950`.
 
 `reading` is what the agent saw (homelab/remote/diagnosis.py asks it); `container`, `vm` and `host` judge it
-(`diagnose`); `report` shows it as text or as JSON.
+(`diagnose`), `whole` all of a stack; `report` shows it as text or as JSON. What VMs and hosts share is in `cards`; a
+container's findings are in `configuration`, `host_nodes` and `container_findings`.
 """

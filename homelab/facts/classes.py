@@ -11,10 +11,9 @@ BRIDGES = ("0600", "0604")  # host bridge, PCI-to-PCI bridge: VFIO asks nothing 
 NVIDIA = "10de"
 AMD = "1002"
 INTEL = "8086"
-# Vendors and the drivers of their cards. NVIDIA's alone are ever kept off by name (ADR 1): nouveau and NVIDIA's own
-# can't share a card, while a host whose other card has no driver left (amdgpu, i915), or whose sound goes
-# (snd_hda_intel), has lost more than it gained. nova_core is nouveau's successor (Linux 7.0 on); nvidiafb Proxmox VE
-# blacklists itself.
+# Vendors and the drivers of their cards. Only NVIDIA's are ever kept off by name (ADR 1), as nouveau and NVIDIA's own
+# can't share a card. Without amdgpu, i915 or snd_hda_intel, the host's other card or its sound would have no driver.
+# nova_core is nouveau's successor (from Linux 7.0 on); Proxmox VE itself blacklists nvidiafb.
 DRIVERS = {
     NVIDIA: ("nouveau", "nvidia", "nvidia_drm", "nvidia_modeset", "nvidia_uvm", "nvidiafb", "nova_core"),
     AMD: ("amdgpu", "radeon"),

@@ -157,8 +157,9 @@ class HostFacts(Answer):
         return owners[0] if owners else slot
 
     def path_of(self, place: str) -> str:
-        """The card as Proxmox VE names it when a guest gets all of it: its slot, or its functions joined by `;` if the
-        slot has others, too: first the graphics function, which a mapping then offers alone (ADR 12)."""
+        """The whole card as Proxmox VE names it: its slot, or, if the slot has other functions, too, the card's
+        functions joined by `;`. The graphics function is the first of them, and a mapping then offers only that one
+        (ADR 12)."""
         functions = self.functions(place)
         if not functions or functions == self.in_slot(place):
             return place
@@ -363,7 +364,7 @@ class HostFacts(Answer):
 
     def mapped_one_to_one(self, slot: str) -> list[str]:
         """The memory that the firmware wants mapped 1:1 for functions of the card's groups, `0x…-0x…`, as the kernel
-        says of the groups that it has; nothing where the next boot makes others: the reading after it tells."""
+        says. Empty if the next boot makes other groups: then the reading after that boot tells."""
         if self.acs_override != self.acs_running:
             return []
         groups = {device.group for device in self.functions(slot) if device.group is not None}

@@ -161,8 +161,8 @@ def of_card(facts: HostFacts, name: str, functions: Iterable[str]) -> list[Troub
         for bridge in facts.by_address[address].ancestors
     }
     said = messages(facts.kernel_log)
-    # Of a card that works now, with NVIDIA's driver, what was said under an earlier one is past; but not what has a
-    # line of its own by which it ends, as of the card's memory and of the bus.
+    # If the card works now with NVIDIA's driver, older messages of that driver no longer count. Messages about the
+    # card's memory and the bus still do: another line says when such a trouble has ended.
     works = not lost_addresses and not card_addresses.isdisjoint(facts.nvidia_minors)
     loaded = max((number for number, message in enumerate(said) if works and _LOADED in message.text), default=0)
     of_now = [*(message for message in said[:loaded] if not compiled(OF_MODULES).search(message.text)), *said[loaded:]]

@@ -133,8 +133,9 @@ class NewVm(NewGuest):
     clone: GuestId | None = None
     """The id of a template, of which it becomes a full clone (on `storage`, if that is set)."""
     size: DiskGiB | None = None
-    """How large its system disk becomes, if it is smaller: that of an image or a template seldom is large enough. The
-    system disk is the first of `boot`'s order, else the first disk. It can grow later, and never shrinks."""
+    """The size to which its system disk grows, if it is smaller: the disk of an image or a template is seldom large
+    enough. The system disk is the first of `boot`'s order, else the first disk. It can grow later, and never
+    shrinks."""
 
     @property
     def of_system_disk(self) -> dict[str, int | None]:

@@ -319,8 +319,8 @@ def written_of(config: Mapping[str, str], inputs: Guest.Inputs, keys: Iterable[s
 
 
 def with_address(key: str, value: str, current: Mapping[str, str]) -> str:
-    """The value of an option; a network card's with the hardware address that it has, by which it has a lease, and a
-    container's with what Proxmox VE has set for an OCI image: that the host sets the network up."""
+    """The value of an option. A network card keeps its hardware address, so that it keeps its lease. A container's also
+    keeps `host-managed` (the host sets the network up), which Proxmox VE sets for an OCI image."""
     if not _NETWORK_CARD.fullmatch(key) or key not in current:
         return value
     if address := _WITH_ADDRESS.match(current[key]):

@@ -9,12 +9,11 @@ from __future__ import annotations
 import re
 
 from homelab import earlier
-from homelab.cards import consoles, graphics, group_gates, remapping, resets
+from homelab.cards import consoles, graphics, group_gates, options, remapping, resets
 from homelab.cards.resolving import resolve
 from homelab.errors import HomelabError
 from homelab.facts import kernel_log
 from homelab.facts.host import HostFacts
-from homelab.host import options
 from homelab.host.holder_gates import bound_by_hand, out_of_vms
 from homelab.settings import Gpu, Host
 from remote_scripts.tools.words import missing_words
@@ -317,9 +316,9 @@ _OF_VFIO = "vfio|vfio[-_]pci|vfio[-_]pci[-_]core|vfio[-_]iommu[-_]type1"
 
 
 def _kept_off(facts: HostFacts, name: str, modules: str, wanted: str, why: str) -> list[HomelabError]:
-    """The refusal where something keeps modules from ever being loaded: what the kernel refuses
-    (kernel/module/main.c); what modprobe does in place of loading the module, or loads in its place: nothing has the
-    name `off`, and an alias of the configuration comes before a module's own name.
+    """The refusal if something keeps modules from ever being loaded: the kernel refuses them (kernel/module/main.c);
+    modprobe runs a command in place of loading them; or modprobe loads another name, as an alias of the configuration
+    comes before a module's own name, and no module has the name `off`.
 
     :param modules: a regular expression.
     """

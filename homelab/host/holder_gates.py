@@ -42,8 +42,8 @@ def _card_bound_by_hand(
     steps = [f"take {', '.join(ids)} out there"] if ids else []
     if any("on the kernel command line" in source for source in sources):
         steps.append(new_entries(facts))
-    # Where no driver of the host's is loaded that takes the card, driverctl ends with an error, and keeps its file,
-    # unless it is told not to look for one.
+    # If no loaded driver of the host takes the card, driverctl fails and keeps its file, unless it is told not to look
+    # for a driver.
     steps += [
         f"`driverctl --noprobe unset-override {device.address}` while no VM runs with it"
         for device in bound

@@ -52,7 +52,7 @@ def judge_host(facts: HostFacts, host: Host, vms: Collection[Vm] = (), planned: 
     findings = Finding.of_steps(
         f"the host {facts.cluster.node} configured as the settings have it",
         lines,
-        "it was changed since the last `pulumi up`, or none has come so far, or one was cut short",
+        "it was changed since the last `pulumi up`, or that has never run, or was cut short",
     )
     if not any(drift[layer] for layer in BOOT_LAYERS):  # else the verification comes after the boot that ends it
         findings += Finding.of(*plan.verify(facts, host, want))

@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from homelab.cards import consoles, released, remapping, resets
+from homelab.cards import consoles, options, released, remapping, resets
 from homelab.errors import HomelabError, raise_all
 from homelab.facts import kernel_log
 from homelab.facts.classes import DRIVERS, NVIDIA
 from homelab.facts.devices import Device
 from homelab.facts.host import HostFacts, bound_by_word
-from homelab.host import gates, holder_gates, options
+from homelab.host import gates, holder_gates
 from homelab.host.reboot import drivers_after, in_short, stopping
 from homelab.settings import Host, Vm
 from homelab.shapes import CardPlan
@@ -120,10 +120,10 @@ def card_plan(facts: HostFacts, host: Host, name: str, slot: str, vms: Collectio
 
 
 def _needed(facts: HostFacts, host: Host, name: str, slot: str, vms: Collection[Vm]) -> list[Device]:
-    """The functions of a card that its use needs. Where a mapping offers the graphics alone, a VM needs another one if
-    the settings give it that or name it, or if it is in the group, of which the host can't keep any. What its owner
-    gives it by another line Proxmox VE binds at its start. One that this program binds already stays bound: only a
-    reboot would take that back."""
+    """The functions of a card that its use needs. Where a mapping offers only the graphics function, a VM gets another
+    one if the settings name it or give the card by address, or if it is in the same IOMMU group, of which the host can
+    keep none. What its owner gives it by another line Proxmox VE binds at its start. One that this program binds
+    already stays bound: only a reboot would take that back."""
     offered, *others = facts.path_of(slot).split(";")
     gpu, functions = host.gpus[name], facts.functions(slot)
     by_address = any(use.gpu == name and use.by_address for vm in vms for use in vm.gpus)

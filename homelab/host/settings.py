@@ -43,15 +43,15 @@ class IommuSettings(Model):
     nothing about what a VM can get ([ADR 21](adr/README.md#the-boot))."""
     acs_override: AcsOverride | None = None
     """`pcie_acs_override=`, such as `downstream` or `downstream,multifunction`: divides IOMMU groups although the
-    hardware doesn't promise that their devices are isolated. Devices in what is divided can reach each other's memory
+    hardware doesn't promise that their devices are isolated. Devices of a divided group may reach each other's memory
     past the IOMMU. Only Proxmox VE's kernels know it. It never takes a card out of a group with the host's own disks or
     network."""
     allow_unsafe_interrupts: bool = False
-    """`true`: cards go to VMs although the host can't remap interrupts, where it can't. A guest with a card can then
-    raise any interrupt of the host: only for guests that you trust as much as the host."""
+    """`true`: cards go to VMs even if the host can't remap interrupts. A guest with a card can then raise any interrupt
+    of the host: use it only for guests that you trust as much as the host."""
     relax_rmrr: bool = False
-    """`true`: `intel_iommu=on,relax_rmrr`. The kernel no longer holds to the memory that the firmware reserves for
-    devices (RMRR), which otherwise keeps a card from VMs. Data can be lost. Only Intel, and only Proxmox VE's
+    """`true`: `intel_iommu=on,relax_rmrr`. The kernel then ignores that the firmware reserves memory for the card
+    (RMRR), which otherwise keeps the card from VMs. Data can be lost. Only for Intel, and only in Proxmox VE's
     kernels."""
 
     @model_validator(mode="after")
@@ -74,37 +74,36 @@ class Gpu(Model):
     is](cards.md#what-a-card-is)."""
     use: Literal["vm", "lxc", "host", "shared"] = "vm"
     """`vm`: vfio-pci gets the card, and a VM can have it. `lxc` and `host`: the card stays with the host's driver.
-    `shared`: containers have it, and a VM, of those that name it, takes it when it starts and gives it back when it has
-    stopped, without a reboot ([One card in turn](cards-in-turn.md)). For NVIDIA's cards, with the host's
-    driver by `nvidia`."""
+    `shared`: containers have it until a VM that names it starts, and again when that VM has stopped, without a reboot
+    ([One card in turn](cards-in-turn.md)). Only for NVIDIA's cards, with the host's `nvidia`."""
     functions: list[FunctionAddress] = []
-    """Only with `use: vm`: exactly these functions are the card, instead of those that the program finds
-    ([what a card is](cards.md#what-a-card-is)). They are the card's slot's, or behind a switch on the card; its
-    graphics function is among them. A USB controller is given to the VM only if it is named here."""
+    """Only with `use: vm`: exactly these functions are the card, instead of those that the program finds ([what a card
+    is](cards.md#what-a-card-is)). They are in the card's slot or behind a switch on the card, and include its graphics
+    function. The VM gets a USB controller only if it is named here."""
     allow_group_members: list[FunctionAddress] = []
     """Functions in the card's IOMMU group that may leave the host together with the card. A disk that the host uses and
     a network interface that is up never go, whatever is listed here."""
     allow_console: bool = False
     """`true`: give the card away although it is the host's screen. You accept that the screen goes dark."""
     allow_containers: list[GuestId] = []
-    """Ids of containers that use the card now, and may lose it. A container that has the card by other than `dev[n]`
-    and `lxc.mount.entry` lines of its own (a hook, a file that it includes, a node or a link that somebody has made)
-    isn't found by its configuration: the plan names the programs that have the card open."""
+    """Ids of containers that use the card now, and may lose it. They are found by their own `dev[n]` and
+    `lxc.mount.entry` lines. If a container has the card in another way (a hook, an included file, a node made by hand),
+    only its programs are found, while they have the card open: the plan names them."""
     allow_direct_mapping: bool = False
-    """`true`: give the card away although the firmware wants memory mapped 1:1 for it. You know that your kernel can do
-    that."""
+    """`true`: give the card away although the firmware wants memory mapped 1:1 for it. Set it if you know that your
+    kernel can do that."""
     allow_unstarted: bool = False
-    """`true`: give the card away although cards of its kind failed in a VM unless their own driver had started them
-    first. You know that yours starts."""
+    """`true`: give the card away although cards of its kind fail in a VM unless the host's driver has started them
+    before. Set it if you know that yours starts."""
     mapping: MappingId | None = None
     """The id of the card's PCI mapping in Proxmox VE. By default the card's name here."""
     live_migration: bool = False
     """Only for a virtual function, with `use: vm`. `true`: its mapping says that Proxmox VE can migrate a VM with it
     while it runs (`live-migration-capable`). The function's driver must support that. From Proxmox VE 8.4 on."""
     reset: Literal["flr", "bus", "pm", "acpi", "device_specific"] | None = None
-    """Only with `use: vm`: how the kernel resets the card's functions, instead of trying what it offers in its own
-    order (`reset_method`). Set it only if the plan's note about your card, or your own trial, says so. `bus` is for a
-    card of a single function: the kernel refuses it for others."""
+    """Only with `use: vm`: the one way in which the kernel resets the card's functions (`reset_method`); by default it
+    tries several. Set it only if the plan's note about your card, or your own trial, says so. `bus` is only for a card
+    with a single function."""
     keep_awake: bool = False
     """Only with `use: vm`. `true`: the card doesn't sleep while no VM has it. This is for a card that doesn't wake up
     again (D3cold). It uses more power."""
@@ -179,11 +178,11 @@ class Timeouts(Model):
     reboot: Seconds = 600
     """Until a host that reboots answers again."""
     rollback: Seconds = 600
-    """From the host's start until a boot that no `up` has confirmed is undone. Where no `up` waits, the host then
-    judges the boot itself. At least 30: a healthy host needs that long to start and to be confirmed."""
+    """From the host's start until a boot is undone that no `up` has confirmed; if no `up` waits, the host then judges
+    the boot itself. At least 30: a healthy host needs that long to start and to be confirmed."""
     step: Seconds = 3600
-    """For one step on the host, including the wait for another run; then it is ended there. The steps of NVIDIA's
-    stack have timeouts of their own in addition. With another value each step runs once more."""
+    """For one step on the host, including the wait for another run; then the host ends the step. Steps of NVIDIA's
+    stack have their own timeouts in addition. If you change it, each step runs once more."""
     task: Seconds = 10_800
     """For one change over the API or one reading, in addition to reboots and shutdowns that it waits for."""
 
@@ -218,25 +217,25 @@ class Host(NamedModel):
     gpus: dict[Name, Gpu] = {}
     """The host's cards, each under a name of your choice."""
     downloads: dict[FileName, Download] = {}
-    """Files that Proxmox VE downloads for new guests, each under the name that it gets there: `noble.qcow2`. By its end
-    Proxmox VE knows what it is: `.iso`; a disk image in `.qcow2`, `.raw` or `.vmdk`; a template of containers in
+    """Files that Proxmox VE downloads for new guests, each under the name that it gets there: `noble.qcow2`. The end of
+    the name says what it is: `.iso`; a disk image in `.qcow2`, `.raw` or `.vmdk`; a template of containers in
     `.tar.zst`, `.tar.gz`, `.tar.xz` or `.tar.bz2`. A cloud image whose address ends in `.img` is mostly qcow2."""
     take_over: bool = False
-    """`true`: homelab takes over what `vfio-pci.ids=` or a file in modprobe.d binds already. It binds such a card
-    itself, except one on an external port (Thunderbolt), which may appear late: only its id catches that one. A card
-    that stays with the host is left out of these ids: until `pulumi destroy`, a list without it on the kernel command
-    line is used instead; another card with these ids stays bound, by its address. Your files stay as they are."""
+    """`true`: homelab takes over cards that `vfio-pci.ids=` or a file in modprobe.d binds already, and binds them by
+    their addresses. A card on an external port (Thunderbolt) stays bound by its id, since it may appear late. For a
+    card that stays with the host, a list of ids without it on the kernel command line counts until `pulumi destroy`;
+    another card with the same id stays bound. Your files stay as they are."""
     boot_framebuffer: Literal["keep", "off"] = "keep"
     """`off`: the kernel doesn't use the firmware's picture (`initcall_blacklist=sysfb_init`). Set it only if the
-    verification asks for it: then that picture uses the memory of a card that goes to a VM and is the host's screen.
-    The host shows nothing on any screen after the boot menu, so have another way in first. The boot entry 'without GPU
+    verification asks for it: a card for a VM is then the host's screen, and that picture uses its memory. The host
+    shows nothing on any screen after the boot menu, so have another way in first. The boot entry 'without GPU
     passthrough' doesn't have this option."""
     reboot: Literal["auto", "manual"] = "auto"
     """`manual`: `pulumi up` doesn't reboot the host. It ends and says what to do, and the next `up` continues after
     your reboot."""
     cluster: Name | None = None
     """The cluster that the host is a node of: any name of your choice. Hosts that share this name reboot one at a time,
-    each only once the one before is back and verified."""
+    each when the one before is back and verified."""
     allow_quorum_loss: bool = False
     """`true`: reboot the node even if the others have no quorum without it, as in a cluster of two without a QDevice.
     Until it is back, they start no guest and accept no change. It is still refused while HA has a guest that isn't

@@ -171,9 +171,9 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
                 if mark in config.get("description", ""):
                     guest = f"{label} {row['vmid']} ({config.get(key, 'without a name')})"
                     tell(
-                        f"{proxmox.node}: {guest} stays, and by its description this stack has made it: it was to "
-                        "stay, or a run was killed while it made it. If you don't need it, remove it in Proxmox VE's "
-                        "web interface"
+                        f"{proxmox.node}: {guest} stays. By its description this stack has made it: it was protected, "
+                        "or a run was killed while it made it. If you don't need it, remove it in Proxmox VE's web "
+                        "interface"
                     )
 
     def _remove_folder_left(self, name: str, host: Host, owner: str) -> None:

@@ -129,8 +129,8 @@ def users(facts: HostFacts, card: Card, node: str) -> list[str]:
 
 
 def suggested(facts: HostFacts, card: Card, node: str, taken: Collection[int] = ()) -> str:
-    """The answer that is preselected: those who have the card, of several VMs the one that runs with it; else the one
-    guest that can be meant; else nobody.
+    """The preselected answer: the guests that have the card (of several VMs the one that runs with it); else the only
+    guest that could get it; else nobody.
 
     :param taken: VMs that get another card.
     """

@@ -1,5 +1,5 @@
-"""What `homelab init` puts into a stack's settings file: as text with comments, so that what a person may want next
-stands there to be switched on; and how it gets into a file that exists, whose comments and order stay."""
+"""What `homelab init` writes into a stack's settings file: text with comments, in which what a person may want next
+stands ready to be switched on. In a file that exists, comments and order stay."""
 
 from __future__ import annotations
 

@@ -58,8 +58,8 @@ def judge_stack(what: str, differences: Sequence[str], stage: Stage) -> list[Fin
     return Finding.of_steps(
         f"{what} to be as the settings say",
         differences,
-        "it was changed since the last `pulumi up`, or none has come so far, or one was cut short: programs find no "
-        "card unless the loaded module and all of NVIDIA's libraries are of one version",
+        "it was changed since the last `pulumi up`, or that has never run, or was cut short; programs find no card "
+        "unless the loaded module and all of NVIDIA's libraries have the same version",
         stage,
     )
 
@@ -75,6 +75,6 @@ def mismatch(loaded: str, libraries: Mapping[str, str]) -> tuple[str, str] | Non
         return None
     found = (f"{path}: {version or 'of no version'}" for path, version in libraries.items())
     return "; ".join(found) or "none (no libnvidia-ml.so.1, no libcuda.so.1)", (
-        "programs talk to the driver by the first library that they find, which must be of its version to the last "
-        "digit: they end in `Driver/library version mismatch` otherwise"
+        "programs talk to the driver by the first library that they find; if that hasn't exactly the driver's version, "
+        "they end with `Driver/library version mismatch`"
     )

@@ -2,8 +2,8 @@
 data/facts.yaml, and what apt says on that system.
 
 `tries` are the ways to the driver, the best first; the system simulates them (layers/nvidia_packages.py) and answers
-with the first that apt can carry out. `refused` says what can't be: without an answer what facts and settings alone
-decide, with one what apt has said. So the same functions serve the settings alone, a preview and `up`.
+with the first that apt can carry out. `refused` says what can't work: before apt's answer by facts and settings, then
+by that answer. So the same functions serve the settings alone, a preview and `up`.
 """
 
 from __future__ import annotations
@@ -206,8 +206,8 @@ def nvcc(release: Version) -> str:
 
 
 def _headers(request: Request) -> Iterator[str]:
-    """Of every kernel of a host, as the next boot may take any, in a VM of the one that runs; and what follows them,
-    but for a kernel that was built by hand."""
+    """The packages with headers: on a host for every kernel, as the next boot may take any; in a VM for the running
+    one. And the packages that bring those of later kernels, unless the kernel was built by hand."""
     system, row, running = request.system, request.distribution, request.system.running or ""
     version, flavour = of_kernel(running), flavour_of_kernel(running)
     if version is None or row is None or request.target == "lxc":

@@ -112,8 +112,8 @@ class Request:
 
     @cached_property
     def driver(self) -> Version | None:
-        """The named one, or the first of these; where none suits, the first that knows the cards, or the recommended
-        one, of which is said why. None in a container whose host isn't known."""
+        """The named one, or the first of `drivers`. If none suits, the first that knows the cards, or the recommended
+        one: the refusal then says why it doesn't suit. None in a container whose host isn't known."""
         if self.exact or self.drivers or self.target == "lxc":
             return self.exact or next(iter(self.drivers), None)
         return next(filter(self._knows_all, self.branches()), parse(str(self.data.recommended[0])))

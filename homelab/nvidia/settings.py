@@ -49,8 +49,8 @@ Capabilities = Annotated[list[Capability], AfterValidator(_with_compute)]
 
 
 class Mirror(Model):
-    """Copies of NVIDIA's servers. A mirror changes where files come from, and nothing about which are trusted: a key
-    must have the known fingerprint, an installer the known SHA-256."""
+    """Copies of NVIDIA's servers. A mirror changes where files come from, not which ones are trusted: a key must have
+    the known fingerprint, an installer the known SHA-256."""
 
     cuda: WebAddress | None = None
     """In place of `https://developer.download.nvidia.com/compute/cuda/repos`."""
@@ -76,14 +76,13 @@ class NvidiaTimeouts(Model):
 
 
 class Nvidia(Model):
-    """NVIDIA's stack on one system. `nvidia: {}` installs the recommended driver alone. What is taken out
-    here (CUDA, the toolkit) goes at the next `up`. [What works with
-    what](nvidia.md) has the versions. Without quotes YAML reads 12.10 as 12.1."""
+    """NVIDIA's stack on one system. `nvidia: {}` installs only the recommended driver. What you take out here (CUDA,
+    the toolkit) is removed by the next `up`. [What works with what](nvidia.md) has the versions. Without quotes YAML
+    reads 12.10 as 12.1."""
 
     driver: VersionText | None = None
-    """A branch (`"580"`), which is kept at its newest release, or a version (`"580.105.08"`), which is kept exactly. By
-    default the first recommended branch that suits cards and CUDA and that packages bring; in a container the host's
-    version."""
+    """A branch (`"580"`), kept at its newest release, or an exact version (`"580.105.08"`). By default the first
+    recommended branch that suits the cards and CUDA and that packages bring; in a container the host's version."""
     cuda: CudaText | None = None
     """CUDA's toolkit: a release (`"12.8"`) or one of its updates (`"12.8.1"`). It never brings a driver."""
     cudnn: MajorText | None = None
@@ -91,35 +90,33 @@ class Nvidia(Model):
     nccl: bool = False
     """`true`: NCCL, with its headers, for the major release of `cuda`, which must be set."""
     container_toolkit: Runtime | None = None
-    """NVIDIA's container toolkit, set up for this runtime (containerd alone you configure yourself, by
-    `nvidia-ctk runtime configure --runtime=containerd`). `k3s`: the system is a node of a k3s cluster ([how to
-    configure the cluster](nvidia-software.md#a-node-of-a-kubernetes-cluster)). It is verified by nvidia-smi and the
-    driver's libraries in a container of a small Ubuntu image, known by its digest: what the toolkit brings is the same
-    in NVIDIA's larger ones. An image that had to be fetched goes again; where it can't be fetched, `up` says that this
-    was not checked."""
+    """NVIDIA's container toolkit, set up for this runtime. (Configure containerd alone yourself: `nvidia-ctk runtime
+    configure --runtime=containerd`.) `k3s`: the system is a node of a k3s cluster ([how to configure the
+    cluster](nvidia-software.md#a-node-of-a-kubernetes-cluster)). To verify it, `up` runs nvidia-smi and loads the
+    driver's libraries in a container of a small Ubuntu image with a pinned digest. The image is removed again if it had
+    to be fetched; if it can't be fetched, `up` says that this was not checked."""
     flavour: Literal["auto", "open", "proprietary"] = "auto"
     """Which kernel modules. `auto`: the open ones wherever cards and branch allow them."""
     source: Literal["auto", "packages", "run"] = "auto"
     """`packages`, or `run` for NVIDIA's own installer. `auto`: packages where the repositories have the version, else
     the installer."""
     capabilities: Capabilities | None = None
-    """What the driver's libraries are for: `[compute, video, graphics]`, or fewer; `compute` belongs to each. `video`:
-    NVENC and NVDEC; `graphics`: OpenGL, Vulkan, EGL and NvFBC. By default compute and video for a driver that is
-    installed from now on; one that is there already is left as it is. What is named here is added to a driver that
-    lacks it, and demanded of it."""
+    """What the driver's libraries are for: `[compute, video, graphics]`, or fewer, but always with `compute`. `video`:
+    NVENC and NVDEC; `graphics`: OpenGL, Vulkan, EGL and NvFBC. By default a newly installed driver gets compute and
+    video; one that is there already stays as it is. What you name is added to a driver that lacks it, and verified."""
     docker: Literal["as-is", "install"] = "as-is"
-    """`install`: install the container runtime as well, if it is missing, until `pulumi destroy` with `onDestroy:
-    purge`; its data (`/var/lib/docker`) stay. k3s has its own installer."""
+    """`install`: install the container runtime, too, if it is missing. Only `pulumi destroy` with `onDestroy: purge`
+    removes it; its data (`/var/lib/docker`) stay. k3s has its own installer."""
     allow_minor_version_compatibility: bool = False
     """`true`: accept a driver that is older than the one CUDA came with, but of the same major family."""
     mirror: Mirror = Mirror()
     """Copies to use in place of NVIDIA's servers."""
     run_sha256: dict[DriverText, Sha256] = {}
-    """For versions of NVIDIA's installer, the SHA-256 that a file must have before it is run: `{"580.126.09": "…"}`. It
+    """The SHA-256 of a version of NVIDIA's installer, which runs only if its file has it: `{"580.126.09": "…"}`. It
     counts before the [known ones](nvidia.md#nvidias-installer)."""
     proxy: Proxy | None = None
-    """A proxy for downloads: `http://HOST:PORT`, with `USER:PASSWORD@` before the host where it asks for them; then as
-    an encrypted value."""
+    """A proxy for downloads: `http://HOST:PORT`. If it asks for a password, `http://USER:PASSWORD@HOST:PORT` as an
+    encrypted value."""
     timeouts: NvidiaTimeouts = NvidiaTimeouts()
     """How long the steps may take."""
     on_destroy: Literal["keep", "purge"] = "keep"

@@ -196,8 +196,8 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
     def _end_update(
         self, inputs: NvidiaVerification.Inputs, stack: Nvidia, errors: list[HomelabError], *, works: bool
     ) -> list[HomelabError]:
-        """An update of the driver that waited for a boot: with the new driver at work it is done; where that doesn't
-        answer the old one is put back, and each error says so."""
+        """Ends an update of the driver that waited for a boot. If the new driver works, the update is done; otherwise
+        the old driver is put back, and each error says so."""
         wanted = steps.driver_update(inputs.target, stack, inputs.system_name)
         reached = self.session(inputs, float(stack.timeouts.install) + SLACK_SECONDS)
         answer = reached.ask("apply" if works else "revert", "driver_update", wanted, proxy=stack.proxy_address)

@@ -1,6 +1,6 @@
-"""Messages to the person who watches. What a provider prints is hidden by the engine; what it is told by this call, it
-shows: what passes in the resource's own line, and what stays in the stack's, where all of it is in its order. (At the
-end Pulumi's display lists the messages of each resource by itself, and the resources in no order.)"""
+"""Messages to the person who watches. The engine hides what a provider prints, and shows what it is told by this call.
+Passing messages go to the resource's own line. Lasting ones go to the stack's, which keeps their order: at the end
+Pulumi lists messages by resource, and the resources in no order."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """The agent: this program's part on a host, in Python's standard library alone (remote_scripts/, ADR 33).
 
 A host keeps it as one file, which a resource's command runs with a request in JSON: the layer, its input, and a digest
-of the modules that the layer is made of, so that a changed module runs again those layers that use it, and no others.
-What a session asks is done by the one that is kept there, if it is of this version, and else by the same modules, sent
-along and kept in memory alone.
+of the layer's modules. So a changed module runs only those layers again that use it. A session uses the kept agent if
+that has this version; otherwise it sends the modules along, and they stay in memory.
 """
 
 from __future__ import annotations
@@ -175,12 +174,12 @@ def command(verb: str, user: str, owner: str, is_last: bool = False) -> str:
     """The command line that asks the agent on a host, with a request on standard input; as root, through sudo for any
     other user.
 
-    To give something back where the whole of /var/lib/homelab is gone (the host's root was put back to what it was
-    before this program) is to do nothing: what was there before is noted nowhere else.
+    If /var/lib/homelab is gone as a whole (the host's root was rolled back to before this program), `revert` does
+    nothing: the originals are noted nowhere else.
 
-    :param is_last: this command takes the agent's own folder away. Where the agent is gone, an earlier one of these was
-        cut short; where Python is, an earlier step has taken it away with what it had installed. What is left is of
-        this program alone, and is removed without them.
+    :param is_last: this command removes the agent's own folder. If the agent is gone, an earlier such command was cut
+        short. If Python is gone, an earlier step has removed it with what it had installed. What is left is this
+        program's, and is removed without them.
     """
     # pulumi-command quotes this text in the error of whatever fails: it stays a few words.
     lines = [f'agent="$ROOT"{place(owner)}']

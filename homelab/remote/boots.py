@@ -85,8 +85,8 @@ def wait_for_boot(
     :param on_wait: shows a line every few seconds while waiting; by default, `say` does.
     :param confirmation: the attempts so far.
     :raises UnreachableError: the host didn't come back in all that time.
-    :raises HomelabError: to the end of that time it refused the login, showed another host key, or couldn't be read; or
-        its layer says why the boot can't be confirmed; or the boot is confirmed, and the host can't be read.
+    :raises HomelabError: in all that time it refused the login, showed another host key, or couldn't be read; or the
+        agent says why the boot can't be confirmed; or the boot is confirmed, but the host can't be read.
     """
     started = time.monotonic()
     confirmation = confirmation or _Confirmation(say)
@@ -108,8 +108,9 @@ def wait_for_boot(
             last_problem, last_refusal = error.found, None
         except HomelabError as error:
             confirmation.failed(error)
-            # On its way down or up: root's keys lie in /etc/pve, which isn't there yet; the initramfs asks for a disk's
-            # passphrase over SSH, with a host key of its own; the shutdown ended a command of the script.
+            # The host is on its way down or up. Root's keys lie in /etc/pve, which may not be there yet. An initramfs
+            # that asks for a disk's passphrase over SSH has its own host key. The shutdown may have ended a command of
+            # the script.
             if last_refusal is None:
                 say(f"{host.address} answers, but can't be read yet: {error.found}")
             last_problem, last_refusal = error.found, error

@@ -18,8 +18,8 @@ from homelab.settings import Host
 # Types of host keys that a host is asked for, in this order; every Proxmox VE host has the first. By an RSA key
 # pulumi-command recognises no host (homelab/resources/command.py).
 _KEY_TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256")
-# As long as OpenSSH from 9.8 on (Proxmox VE 9) cuts off at once who it has refused a few times, and some seconds
-# (sshd_config(5), PerSourcePenalties).
+# For so long OpenSSH from 9.8 on (Proxmox VE 9) cuts off a client that it has refused a few times (sshd_config(5),
+# PerSourcePenalties), and some seconds more.
 LOCKED_OUT_SECONDS = 30
 # Keys that `ssh` looks for by itself, newest kind first (ssh_config(5), IdentityFile).
 _USUAL_KEY_FILES = ("id_ed25519", "homelab_ed25519", "id_ecdsa", "id_rsa")

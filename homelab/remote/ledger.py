@@ -1,15 +1,14 @@
 """The ledger: the originals of mappings and downloads that `destroy` needs, noted on their host as well as in
 Pulumi's state.
 
-A state can be lost: a laptop's disk, a backend that is gone. Changes in files can be found again by the records of the
-layers in /var/lib/homelab; a mapping's entry doesn't tell who wrote it. (A VM's originals: remote_scripts/guests.) So
-the originals that a resource puts into the state are noted here as well, before anything is changed, and forgotten when
-they have been given back. The state has them only once the work has ended: the note of a run that was killed before
-that counts beside the state.
+A state can be lost: a laptop's disk, a backend that is gone. The layers' records in /var/lib/homelab show which files
+were changed, but a mapping's entry doesn't show who wrote it. (A VM's originals: remote_scripts/guests.) So a resource
+notes its originals here, too, before it changes anything, and deletes the note when it has restored them. The state has
+them only once the work has ended: if a run was killed before that, only the note has them.
 
-A mapping's note has the card's key in `gpus` (`gpu`). That name is no identity: if a card gets another name in the
-settings, the engine first creates the resource of the new name, and deletes that of the old name after that. The
-deletion sees by the note that the mapping is the other resource's by then.
+A mapping's note has the card's key in `gpus` (`gpu`). If a card gets another name in the settings, the engine first
+creates a resource of the new name, then deletes the old one. By the note, the deletion sees that the mapping now
+belongs to the new one.
 
 Names: `mapping/<node>/<mapping>`, `file/<node>/<volume>`. Notes are JSON.
 """

@@ -21,11 +21,11 @@ from homelab.fields.paths import resolved
 from homelab.remote import loop
 from homelab.settings import Host, Ssh
 
-# Commands at a time on a connection, one of which is the guard's; sshd refuses more than its MaxSessions, of which 10
-# are the default.
+# How many commands run at a time on a connection, the guard's among them; sshd refuses more than its MaxSessions, by
+# default 10.
 COMMANDS = 8
-# Changes that Proxmox VE is asked for at a time: each of its three workers (PVE::Daemon, max_workers of pvedaemon) may
-# wait for a lock, and the owner's web page has none then.
+# How many changes Proxmox VE is asked for at a time. pvedaemon has three workers (PVE::Daemon, max_workers), and each
+# may wait for a lock: one stays free for the owner's web page.
 CHANGES = 2
 # Between two keepalives of an open connection, in seconds, as all times here.
 KEEPALIVE_SECONDS = 5

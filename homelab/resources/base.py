@@ -1,8 +1,8 @@
 """What the resources of homelab's provider have in common: inputs, outputs, and what a change of an input leads to.
 
-A resource is declared here, and its work is done in homelab/provider/, in the provider's process. Both go by the
-dataclasses of the declaration: a program that leaves out an input is told so before anything runs, and the provider
-turns properties into these types and back in one place (homelab/work/plain.py).
+A resource is declared in resource.py of its subject, and its work is done by work.py beside it, in the provider's
+process. Both go by the dataclasses of the declaration: a program that leaves out an input is told so before anything
+runs, and the provider turns properties into these types and back in one place (homelab/work/plain.py).
 """
 
 from __future__ import annotations

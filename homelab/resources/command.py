@@ -130,9 +130,9 @@ def putting_the_agent(host: Host, owner: str) -> pulumi.ResourceHookBinding | No
 
 
 def _around_each(host: Host) -> pulumi.ResourceHookBinding | None:
-    """The program's own connection before a step: pulumi-command would wait without end for a host that accepts one and
-    says nothing, and for an SSH agent that hangs. (Before an undo there can be none: a `destroy` runs no program.) And
-    its own words after one that was cut off.
+    """Before a step, the program connects by itself: pulumi-command would wait for ever for a host that accepts a
+    connection and says nothing, or for an SSH agent that hangs. (Not before an undo: `destroy` runs no program.) After
+    a step that was cut off, it says so in its own words.
 
     :returns: None where there are none (`_has_hooks`).
     """
@@ -247,10 +247,10 @@ def layer(
     :param generation: a new one makes Pulumi run it again.
     :param triggers: their change replaces the resource. Never together with `undone`, as Pulumi creates the new one
         first and deletes the old one then, so that the undo would run after the redo.
-    :param identity: what the layer is about, such as a container's id: a change undoes the old one first, where it was,
-        and then makes the new one.
-    :param place: what it is about, where the old one's undo leaves the new one's alone: a change makes the new one
-        first, and undoes the old one when nothing needs it any more.
+    :param identity: what the layer is about, such as a container's id: if it changes, the old one is undone first, then
+        the new one is made.
+    :param place: the same where undoing the old one doesn't touch the new one: the new one is made first, and the old
+        one is undone when nothing needs it any more.
     :param seconds: how long it may take; by default the host's `timeouts.step`.
     :param address: as of `connection`.
     :param is_act: as of `agent.request`, such as a test, or a restart.

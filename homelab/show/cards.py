@@ -34,9 +34,9 @@ class ShownGuest:
 
 @dataclass(frozen=True)
 class ShownCard:
-    """A card in the tree. `place`: its slot, or what the settings find it by; `name`: host/names.py; `group`: the title
-    of its IOMMU group; `others_in_group`: other functions there; `driver`: of its first function; `guests`: those whose
-    configuration has it; `traits`: its options.
+    """A card in the tree. `place`: its slot, or what the settings find it by; `name`: as of homelab/facts/names.py;
+    `group`: the title of its IOMMU group; `others_in_group`: other functions there; `driver`: of its first function;
+    `guests`: those whose configuration has it; `traits`: its options.
     """
 
     place: str

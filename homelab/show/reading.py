@@ -129,8 +129,8 @@ def _mappings(facts: HostFacts, host: Host, want: plan.Wanted) -> Iterator[str]:
 def _of_containers(
     facts: HostFacts, host: Host, want: plan.Wanted, vms: dict[str, Vm], containers: dict[str, Container]
 ) -> Iterator[tuple[ShownGuest, set[str], set[str]]]:
-    """Each container that is changed, with the slots of cards that it then has from this program, and of those that it
-    has no more; arguments as of `after`.
+    """Each container that is changed, with the slots of the cards that it then has from this program, and of those that
+    it loses; arguments as of `after`.
     """
     node = facts.cluster.node
     driver_cards = container_plan.cards(facts, want, vms, node, driver_comes=host.nvidia is not None)

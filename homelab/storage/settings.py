@@ -22,8 +22,8 @@ class Download(Model):
     """What the file must have, such as `sha256:` and 64 hexadecimal digits, as its maker publishes them. Without it,
     the file isn't checked."""
     storage: Storage = "local"
-    """The storage that it comes to. It must be one of files (a directory, NFS, CIFS, CephFS), with the content that the
-    file is: `iso`, `import` (disk images; from Proxmox VE 8.4 on) or `vztmpl`."""
+    """The storage for it. It must be one for files (a directory, NFS, CIFS, CephFS) that takes this kind of content:
+    `iso`, `import` (disk images; from Proxmox VE 8.4 on) or `vztmpl`."""
 
     def volume(self, name: str) -> str:
         """The volume, as guests' options name it: `local:iso/virtio-win.iso`.

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from homelab.cards import graphics, group_gates
+from homelab.cards import graphics, group_gates, options
 from homelab.errors import HomelabError
 from homelab.facts.guests import GuestConfig
 from homelab.facts.host import HostFacts
-from homelab.host import ha, options
+from homelab.host import ha
 from homelab.host.plan import Wanted
 from homelab.settings import Container, Host, Vm
 from homelab.shapes import CardPlan

@@ -33,8 +33,9 @@ class VmGpu(Model):
     """`true`: name the card by its PCI address, without a mapping."""
     take_over: bool = False
     """`true`: the VM has the card by a line of your own, such as `hostpci0: 0000:01:00,pcie=1,x-vga=1`, and the program
-    may replace it. A mapping replaces the address. The line's other options stay, unless you set another value than the
-    default here; lines for what it lacks stay, too. `pulumi destroy` restores the line. `homelab init` sets this."""
+    may replace it. A mapping replaces the address. The line's other options stay, unless you set them here to another
+    value than the default. So do lines for functions that aren't the card's. `pulumi destroy` restores the line.
+    `homelab init` sets this."""
     driver: Literal["vfio", "keep"] = "vfio"
     """`keep`: Proxmox VE leaves the card on the driver that it has and doesn't reset it: for a virtual function with a
     VFIO driver of its maker. From Proxmox VE 9.1 on (qemu-server 9.0.25)."""
@@ -51,8 +52,8 @@ class Shutdown(Model):
     timeout: Seconds = SHUTDOWN_SECONDS
     """How long the guest has for its shutdown."""
     otherwise: Literal["fail", "stop"] = "fail"
-    """If it still runs then. `fail`: it runs on, and nothing is changed. `stop`: it is stopped, as by its power
-    switch."""
+    """What happens if it still runs then. `fail`: it runs on, and nothing is changed. `stop`: it is stopped, as by its
+    power switch."""
 
 
 class Vm(NamedModel):

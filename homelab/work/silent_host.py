@@ -2,9 +2,9 @@
 
 pulumi-command has no limit while a command runs or a handshake lasts, and doesn't heed the engine's Cancel. Where a
 host's kernel keeps a connection and nothing answers any more (all programs wait for a dead disk), it would wait for
-ever. The connection by which this run holds the host ends then, as nothing answers its keepalives. If nobody can log in
-for as long as a step may take, and no resource of this provider is at work, there or on another host, which has a limit
-of its own, the engine is told what a person would tell it: Ctrl-C, and once more.
+ever. The connection by which this run holds the host ends then, as nothing answers its keepalives. This run's provider
+then tries to log in. If that fails for as long as a step may take, it sends the engine what a person would: Ctrl-C,
+twice. It waits while one of its own resources is at work, on any host: these have limits of their own.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ SystemT = TypeVar("SystemT", bound=SystemInputs)
 
 # Between two tries to reach a guest that starts. Nothing on this side tells when it is there.
 RETRY_SECONDS = 1.0
-# For how long one is tried that refuses the login, if it isn't known to restart: while a system starts, and again while
-# it goes down, PAM lets in nobody but root (pam_nologin).
+# For how long a guest that refuses the login is tried again, if it isn't known to restart: while a system starts or
+# goes down, PAM lets in nobody but root (pam_nologin).
 NO_LOGIN_SECONDS = 30.0
 
 

@@ -1,9 +1,9 @@
 """What a boot loader reads of a boot on trial, as texts: the entry, and the choice of it. Pure.
 
-GRUB: a section of custom.cfg, which its menu sources last, with a copy of the entry that the menu starts by default.
-The choice lies in an environment block (`grub-editenv`, 1024 bytes): `once` is set here; GRUB makes it `taken` before
-it starts the trial; `keep` says that the trial is confirmed, and is the default until the menu is made.
-systemd-boot: an entry of its own, which is chosen by a variable that the loader takes away.
+GRUB: a section of custom.cfg, which the menu reads last, has a copy of the menu's default entry. The choice lies in an
+environment block (`grub-editenv`, 1024 bytes). This program writes `once`; GRUB turns that into `taken` before it
+starts the trial; `keep` means that the trial is confirmed, and makes it the default until a new menu is made.
+systemd-boot: the trial is an entry of its own, chosen by a variable that the loader deletes.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def _entries(menu: str) -> Iterator[Entry]:
 
 
 def default_entry(menu: str, environment_block: bytes) -> tuple[str, bool]:
-    """The text of the entry that a menu starts by default, and whether that is the one that its `default` names: where
-    that can't be told, it is the first one with a kernel. Empty: there is none.
+    """The text of a menu's default entry, and whether the menu's `default` names it. Otherwise it is the first entry
+    with a kernel. Empty: there is none.
 
     :param environment_block: the one beside the menu, which has the saved entry.
     """
@@ -178,8 +178,8 @@ def section(entry: str, places: Iterable[str]) -> str:
 
 
 def custom_cfg(before: str | None, section: str) -> str | None:
-    """A custom.cfg with this section, which may be empty, in place of the one that it has; without one it is its
-    owner's byte for byte, who may have an empty one. None: there is none.
+    """A custom.cfg with this section in place of an earlier one. With an empty section it is again its owner's file,
+    byte for byte. None: the owner has no such file, which isn't the same as an empty one.
     """
     if before is None or _SECTION.fullmatch(before):
         return section or None
@@ -188,8 +188,8 @@ def custom_cfg(before: str | None, section: str) -> str | None:
 
 
 def esps(lsblk: str) -> list[str]:
-    """The UUID of the ESP for a host whose ESPs are no tool's: the one at /boot/efi, else the only one on the disk that
-    has /boot; nothing: there is none, or it can't be told.
+    """The UUID of the ESP of a host where no tool manages ESPs: the one at /boot/efi, else the only one on the disk
+    with /boot. Empty: there is none, or several.
 
     :param lsblk: `lsblk -Pno KNAME,PKNAME,UUID,PARTTYPE,MOUNTPOINT`.
     """

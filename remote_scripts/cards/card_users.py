@@ -99,9 +99,9 @@ def names_card(card: SharedCard, vmid: str) -> bool:
 
 
 def why_vm_keeps(card: SharedCard, record: Record) -> str | None:
-    """Whether the VM that has a card keeps it: what is to be said of that, empty: nothing, such as where it runs, or
-    it isn't known. None: it has ended, or has not begun; or it runs by now without the card, or another one does that
-    got its id. A start holds the VM's lock from before the hook to its end.
+    """Why the VM that has a card keeps it, in words; empty if there is nothing to say, as when it runs or its state
+    isn't known. None: it doesn't keep the card. It has ended or never began, or it runs without the card by now, or
+    another VM got its id. A start holds the VM's lock from before the hook to its end.
     """
     system = card.system
     try:
@@ -206,8 +206,8 @@ def _need_no_console(card: SharedCard) -> None:
 
 
 def need_unused(card: SharedCard, users: Iterable[str] | None = None) -> None:
-    """:param users: containers that are still to be shut down, who may have it, as NVIDIA's persistence daemon may,
-        which lets go when the mode goes off; None: what a handover ends has been ended.
+    """:param users: containers that are still to be shut down: they may have it. So may NVIDIA's persistence daemon,
+        which lets go when its mode goes off. None: all that a handover ends has ended.
     :raises RefusedError: another process has the card open, or that isn't known.
     """
     try:

@@ -54,15 +54,15 @@ class CardDriver:
         return f"homelab-handover-{self._card.name}-{step}"
 
     def is_active(self, *steps: str) -> bool:
-        """Whether the unit of one of these steps, by default of any, is at work, or waits in the kernel, as would every
-        program that touches the card meanwhile.
+        """Whether the unit of one of these steps (by default of any) is at work or waits in the kernel. Every other
+        program that touches the card then would wait, too.
         """
         return handover.is_active(self._system, *(f"{self._unit(step)}.service" for step in steps or STEPS))
 
     def run_unit(self, seconds: float, step: str, *command: str) -> Outcome:
-        """Runs a step of this card, or a command, in a unit: one write that waits in the kernel for ever would keep a
-        child of this process, and so its caller. `--wait` says "success" of a unit that goes on where systemd starts
-        anew meanwhile (daemon-reexec), so the unit itself is asked for.
+        """Runs a step of this card, or a command, in a unit. A write can wait in the kernel for ever: as a child of
+        this process it would make the caller wait, too. If systemd is restarted meanwhile (daemon-reexec), `--wait`
+        says "success" of a unit that still runs: so the unit's own state is read.
         """
         command = command or program(step, self._card.name)
         words = ("systemd-run", "-q", "--wait", "--collect", "--pipe", f"--unit={self._unit(step)}", *command)
@@ -123,8 +123,8 @@ class CardDriver:
         """
         system, card = self._system, self._card
         modules = [module for module in nvidia.MODULES if system.files.exists(f"/sys/module/{module}")]
-        # Before a module goes: of the numbers that it frees, vfio would have taken one (its own are given out as it is
-        # loaded), and the driver come back with others.
+        # vfio is loaded before a module goes, as it gets its numbers then. Later it would take one that the module has
+        # freed, and the driver would come back with other numbers.
         vfio = self.run("modprobe", "vfio-pci", seconds=60)
         if not vfio.is_done:
             raise RefusedError(f"vfio-pci can't be loaded: {vfio.output}")

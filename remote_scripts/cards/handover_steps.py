@@ -28,8 +28,8 @@ def _need(ok: bool, card: SharedCard, what: str) -> None:
 
 
 def _claim(card: SharedCard) -> None:
-    """For vfio-pci; and from here on it doesn't sleep so deep that it may not wake up again (D3cold), which idle cards
-    do on vfio-pci.
+    """Claims the card for vfio-pci. From here on it may not sleep in D3cold, as idle cards do on vfio-pci: some don't
+    wake up again.
     """
     _allow_d3cold(card, card.functions, "0")
     done = [_set(card, f"{DEVICES}/{address}/driver_override", "vfio-pci") for address in card.functions]

@@ -91,7 +91,7 @@ def refused(why: str) -> Failure:
         "this host restarted",
         why,
         "a restart would cut off what is at work here, such as a backup that is half written, or leave the cluster "
-        "without its quorum, or wait without an end for a guest that HA can't move away",
+        "without its quorum, or wait for ever for a guest that HA can't move away",
         "wait until that has ended, or end it: `pvenode task list --source active` shows the tasks of this host, "
         "`ha-manager status` what HA does, `pvecm status` and `ceph -s` how the cluster is. Shut guests down that HA "
         "would move away, or move them yourself (`ha-manager migrate vm:103 pve2`). Then run `pulumi up` again. Or "

@@ -10,9 +10,8 @@ from remote_scripts.tools.errors import Failure
 
 
 def options_of(resources: str, manager: str, service: str) -> dict[str, str] | None:
-    """HA's options of a guest that it starts and stops by itself, key -> value; None: it has no such guest, or leaves
-    it alone, as in the state `ignored`, or while it is disarmed and ignores all
-    (PVE::HA::Config::service_is_ha_managed).
+    """HA's options of a guest that HA starts and stops, key -> value. None: HA doesn't know the guest, ignores it
+    (state `ignored`), or is disarmed and ignores all (PVE::HA::Config::service_is_ha_managed).
 
     :param resources: the text of resources.cfg.
     :param manager: the text of manager_status.

@@ -1,9 +1,8 @@
 """The device nodes of cards that a container is to have. Pure.
 
-Those of Intel's and AMD's cards (cardN and renderDN in /dev/dri, AMD's /dev/kfd) get their numbers anew at each boot,
-in the order in which the drivers come; a card is known by its PCI address, and its nodes by what the kernel says of it
-now. Links such as /dev/dri/by-path/... are of no use: a container would get a node of that name, and programs look for
-renderDN.
+Intel's and AMD's nodes (cardN and renderDN in /dev/dri, AMD's /dev/kfd) get new numbers at each boot, in the order in
+which the drivers are loaded. So a card is known by its PCI address, and the kernel is asked for its nodes. Links such
+as /dev/dri/by-path/... are of no use: a container would get a node of that name, and programs look for renderDN.
 """
 
 from __future__ import annotations

@@ -84,9 +84,10 @@ def _is_allowed(others: ContainerConf, given_by: str, device: Device) -> bool:
 
 
 def _options(node: Node, device: Device, groups: Mapping[str, int]) -> str:
-    """Of a dev[n] option: for the group's members; without that group, a node for computing is for all, as udev
-    makes it where a distribution doesn't say otherwise, and one that sets the screen is root's. NVIDIA's nodes but for
-    MIG's are for all in there, whatever the driver's options say of the host's users.
+    """Mode and group of a dev[n] option. A node of a group is for the group's members. If the container lacks that
+    group, a node for computing is for everybody, which is also udev's default, and one that controls a screen is
+    root's. NVIDIA's nodes, except MIG's, are for everybody in there, whatever the driver's options say of the host's
+    users.
     """
     if not node.group:
         return f"mode=0{device.mode if node.path.startswith('/dev/nvidia-caps/') else 0o666:o}"

@@ -156,8 +156,8 @@ def give_back(guest: Guest, terms: Terms, *, goes_away: bool) -> None:
 
 
 def _write_again(guest: Guest, change: Options) -> None:
-    """Proxmox VE writes a configuration as it has read it once its guest is off: what was written in that moment is
-    gone, all of it, and written anew. What somebody else has set since stays.
+    """Once a guest is off, Proxmox VE writes its configuration back as it had read it. What was written in between is
+    lost as a whole, and is written again here. What somebody else has set since stays.
     """
     guest.settle()
     earlier = identity(guest.config)
@@ -170,8 +170,8 @@ def _write_again(guest: Guest, change: Options) -> None:
 
 
 def _taken_back(guest: Guest, note: Note, failure: Failure, *, ran: bool) -> Failure:
-    """Gives a guest whose change has failed what it had, also what waited for its next start; the failure with the
-    outcome, which it begins with where the guest is left off. What others have set meanwhile stays.
+    """Gives a guest whose change has failed what it had, also what waited for its next start. What others have set
+    meanwhile stays. The failure, with the outcome, which comes first if the guest is left off.
     """
     outcome, found = f"{guest.label} has back what it had", failure.found
     try:

@@ -30,7 +30,7 @@ _HALTED = "internal-error"
 STEADY_SECONDS = 20.0
 # Between two presses of the power button: a guest that is still booting ignores it.
 _PRESS_SECONDS = 60
-# What a shutdown ends with that the guest hasn't followed: QEMU's, and lxc's; and one that is ended itself, as by a
+# The end of a shutdown's log if the guest didn't follow (QEMU's text, lxc's), or if the task itself was ended: by a
 # restart of pvedaemon, or for a Stop, which is then among the tasks before the start.
 _DEAF = re.compile(r"powerdown failed|lxc-stop .*failed|received interrupt")
 _WAS_OFF = re.compile(r"CT \d+ not running")
@@ -75,8 +75,8 @@ def _since(guest: Guest, last: str | None) -> list[dict[str, Any]]:
 
 def _others(guest: Guest, since: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Which of these tasks aren't homelab's, and count: a start or restart of somebody else's, after which homelab has
-    shut the guest down, doesn't. Where a run was killed before it could note its shutdown, that is root's first one, if
-    it began right then: nothing else tells it from its owner's.
+    shut the guest down, doesn't. If a run was killed before it could note its shutdown, root's first shutdown counts as
+    homelab's if it began right then: nothing else tells it from its owner's.
     """
     own, at = {*guest.note.stops, *guest.begun}, guest.note.shut_down_at
     others = [task for task in since if task["upid"] not in own]

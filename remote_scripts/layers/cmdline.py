@@ -40,11 +40,11 @@ def plan(system: System, wanted: Wanted) -> None:
 
 @changes
 def apply(system: System, wanted: Wanted) -> Changed:
-    """Puts the words into a trial, or there at once; and makes the boot configuration anew where it, or a file that it
-    is made of, isn't as it is to be.
+    """Puts the words into a boot on trial, or into the configuration at once. Makes the boot configuration anew if it,
+    or a file that it is made of, isn't as it should be.
 
-    :raises Failure: as of `plan`; the words have no effect; the trial can't be armed, or the configuration not be made:
-        then all is as it was.
+    :raises Failure: as of `plan`; or the words have no effect; or the trial can't be armed or the configuration can't
+        be made, and all is as it was.
     """
     loader = loaders.need(system)
     trial.settle(system)
@@ -127,8 +127,8 @@ def _is_made_anew(system: System, wanted: Wanted) -> bool:
 
 
 def _finish_initramfs(system: System) -> None:
-    """Of a run of the layer initramfs that was cut short, or could not make them from the old files either: where
-    nothing of homelab's is in them any more, no other layer may come to make them anew.
+    """Makes the initramfs that a run of the layer initramfs left undone, as it was cut short or could not even make
+    them from the old files. If nothing of homelab's is in them any more, perhaps no other layer will.
     """
     if not system.files.is_pending("initramfs") or system.files.has_put("vfio", boot.INIT_TOP):
         return

@@ -1,5 +1,5 @@
-"""What hands a host's cards from its containers to VMs and back: a program, a service and a timer that bring to an end
-what was left half-way, and the hookscript that VMs name.
+"""Hands a host's cards from its containers to VMs and back: by a program, by a hookscript that VMs name, and by a
+service and a timer that finish what was left half-way.
 
 Changes /usr/local/sbin/homelab-handover and /etc/homelab-handover.json (the cards); homelab-handover.service and
 .timer, which are enabled; snippets/homelab-handover.sh of a storage of this host, and where none takes snippets, what

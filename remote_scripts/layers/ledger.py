@@ -1,5 +1,5 @@
-"""What `destroy` needs about things that aren't files of this host (a PCI mapping, a download), kept on the host as
-well as in Pulumi's state: a stack whose state was lost takes over by it what is ours.
+"""Keeps on the host, as well as in Pulumi's state, what `destroy` needs to know of things that aren't files of this
+host (a PCI mapping, a download). If the state is lost, a new stack sees by it what is ours.
 
 A note is /var/lib/homelab/ledger/NAME, one line of JSON.
 """

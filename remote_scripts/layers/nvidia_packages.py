@@ -2,11 +2,11 @@
 it by one run of apt, and NVIDIA's installer where no repository has the driver.
 
 `read` asks the system's own apt what it would do, with NVIDIA's repositories, and changes nothing. `apply` does that:
-repositories, each with a key whose fingerprint apt looks at, and pins; packages; modules for every kernel that must
-have them, in a container the libraries alone; a service that keeps the cards initialised. The module is loaded where
-nothing is in its way. What replaces a driver is tried (nvidia/driver_update.py): what was there is kept, and put back
-where the new one can't be had. A driver that is there and is what is wanted is left as it is, whoever installed it, and
-no server is asked for it.
+it adds repositories, each with a key whose fingerprint apt checks, and pins. It installs packages, with modules for
+every kernel that must have them (in a container only the libraries), and a service that keeps the cards initialised. It
+loads the module if nothing is in its way. A replaced driver is kept (nvidia/driver_update.py), and put back if the new
+one fails. A driver that is there and is what is wanted is left as it is, whoever installed it, and no server is asked
+for it.
 
 `revert` takes out what came; what others need by now stays, and is said. Where the user has a repository already, that
 is used, and no second entry is written: apt refuses two with different keyrings.

@@ -1,10 +1,9 @@
 """Lets one run (`pulumi up` or `pulumi destroy`) at a time be at work on this host: held as long as the client's
 connection lasts, whatever ends it.
 
-In /run/homelab, which no boot keeps: `up`, whose lock (flock(2)) the run has, and in which it stands meanwhile;
-`notes`, there while a run is at work: what its steps note for the end of the run (tools/log.py); `lock`, and of each
-container `inside-ID`, whose locks steps at work have. A step ends where it waits as soon as `up` says something else
-than the run that has started it (tools/state.py).
+Files in /run/homelab, which is empty after a boot: `up` names the run, which holds its lock (flock(2)); `notes` is what
+the run's steps note for its end (tools/log.py); steps at work hold the locks of `lock` and, of a container, of
+`inside-ID`. A step that waits ends as soon as `up` no longer names the run that started it (tools/state.py).
 """
 
 from __future__ import annotations

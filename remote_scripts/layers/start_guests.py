@@ -2,8 +2,8 @@
 host's own timer. /var/lib/homelab/ran and homelab-ran.{service,timer} go.
 
 A start is a task of Proxmox VE's own, which goes on where this process is cut off, and by which nothing is started
-twice. Who is off by somebody else's will stays off (guests/power.py). A guest that HA, or a run that hands it a card,
-sees to is left to them, and so is what `up` is to start itself, or wants off.
+twice. A guest that somebody else has switched off stays off (guests/power.py). This layer leaves alone what HA or a run
+that hands over a card starts, and what `up` itself starts or wants off.
 """
 
 from __future__ import annotations

@@ -91,8 +91,8 @@ class Note:
 
     def base(self, config: Mapping[str, str], devices: Mapping[str, str]) -> dict[str, str]:
         """The guest as it would be without this program: each key that still is homelab's has its original again. An
-        original that names an address isn't given back where another device is there by now, or where a line of the
-        owner's gives that function already, or has come in place of one for that slot.
+        original that names an address isn't given back if another device is at that address by now, or if the owner's
+        own lines give that function, or have replaced one for that slot.
 
         :param config: as it is, or will be at its next start.
         :param devices: vendor:device by address, of the node that the guest is on.

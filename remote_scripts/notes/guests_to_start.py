@@ -1,9 +1,9 @@
-"""The guests that ran before a restart of this program's: what is noted of them, and forgotten. Proxmox VE starts those
-alone that have `onboot` (get_start_stop_list of PVE::API2::Nodes): each of the others is started once, when the boot is
-confirmed, judged by the host, or given back (layers/start_guests.py).
+"""The guests that ran before a restart of this program's: what is noted of them, and forgotten. Proxmox VE itself
+starts only those with `onboot` (get_start_stop_list of PVE::API2::Nodes). Each of the others is started once, when the
+boot is confirmed, judged by the host, or given back (layers/start_guests.py).
 
-/var/lib/homelab/ran has them; one goes once nothing is owed any more. /run/homelab/started, which no boot keeps: what
-became of them without an `up`, for the next one.
+/var/lib/homelab/ran lists them; a guest goes from it once nothing more is owed to it. /run/homelab/started, which goes
+with the boot, tells the next `up` what became of them without one.
 """
 
 from __future__ import annotations

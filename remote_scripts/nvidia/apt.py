@@ -73,9 +73,9 @@ class Apt(AskedApt):
         self.system.files.note(self._step, f"{self.software.context.name}\n".encode())
 
     def is_anothers(self) -> bool:
-        """Whether the step was last carried out under another name of the settings: who gives a system a new name there
-        gets the step under the new one first, and its undoing under the old one then. By that time what is there is the
-        new one's.
+        """Whether the step was last carried out under another name of the settings. If a system gets a new name there,
+        the step is done under the new name first, then undone under the old one. By then everything belongs to the new
+        name.
 
         :raises OSError: its note can't be read.
         """
@@ -190,7 +190,7 @@ class Apt(AskedApt):
         may_remove: re.Pattern[str] = _NOTHING,
     ) -> None:
         """Packages for the layer. What apt-get announces is added to the record, done, and compared with what is there
-        then: apt-get also fails where another package can't be configured, which is in the way of none. What is there
+        then: apt-get also fails if an unrelated package can't be configured, and that does no harm here. What is there
         at its version stays untouched, and keeps its mark; a version may go down.
 
         :param words: NAME, NAME=PATTERN or a file; NAME-, of one that goes.

@@ -162,8 +162,8 @@ class AskedApt:
         return {*done.text.split()}
 
     def file_of(self, url: str) -> str:
-        """The file in which a repository stands, as apt reads its configuration; empty where it is in none, or where
-        apt can't read that, which it says when the lists are fetched.
+        """The file in which apt's configuration names a repository. Empty: none does, or apt can't read its
+        configuration (it says so when it fetches the lists).
         """
         asked = ("indextargets", "--no-release-info", "--format", "$(REPO_URI) $(SOURCESENTRY)", "Created-By: Packages")
         for line in self._ask("apt-get", *asked).text.split("\n"):

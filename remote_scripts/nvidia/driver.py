@@ -73,8 +73,8 @@ class Cards:
 
     @property
     def holder(self) -> str:
-        """The other driver that has one of the cards, or vfio-pci where it has all of them, of which one comes back
-        with the next boot; empty: none.
+        """The other driver that has one of the cards; or vfio-pci, if it has all of them and one comes back with the
+        next boot; empty: none.
         """
         others = next(iter(self.held.values()), "")
         return others or ("vfio-pci" if self.is_bound and not self.is_free else "")
@@ -184,8 +184,8 @@ def fits(version: str, driver: str) -> bool:
 
 
 def is_source_wanted(left: Left, source: str) -> bool:
-    """Whether what is there may go on: one that we installed from packages doesn't go on as an installer's, or the
-    other way round, if that is what is wanted now.
+    """Whether the driver that is there may stay: not if we installed it from packages and the installer's is wanted
+    now, or the other way round.
 
     :param source: packages, run or either.
     """

@@ -134,9 +134,9 @@ def _start(apt: Apt, path: str, *arguments: str) -> Done:
 
 
 def remove(apt: Apt) -> None:
-    """Takes away what the installer has put there, whoever ran it: its files and those of packages have the same
-    names. It notes each file as soon as it is there (NVIDIA/nvidia-installer, command-list.c), and its uninstaller is
-    one of the first to come and to go: where it was killed before, or that was, the installer itself takes them away.
+    """Takes away what the installer has put there, whoever ran it: its files and those of packages have the same names.
+    It notes each file as soon as it is there (NVIDIA/nvidia-installer, command-list.c). Its uninstaller is one of the
+    first files to come and to go: if a kill has left none, the installer itself removes the files.
 
     :raises Failure: it can't be removed.
     """

@@ -94,8 +94,8 @@ def trouble(system: System) -> Trouble | None:
 
 
 def names_of(system: System, module: str) -> list[str]:
-    """What the file of one of NVIDIA's modules may be called: as modprobe is told (Debian's packages have
-    nvidia-current, and other programs don't find it by its own name), else by its own name.
+    """The possible names of the file of one of NVIDIA's modules: the name that modprobe is told (Debian's packages have
+    nvidia-current, which other programs don't find by the module's own name), then its own.
     """
     match = re.search(
         rf"^\s*install\s+{module}\s(?:.*[\s/])?modprobe\s+(?:-i|--ignore-install)\s+(\S+)",

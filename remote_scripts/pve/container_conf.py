@@ -221,9 +221,9 @@ def parse(text: str) -> ContainerConf:
 
 
 def sections_of(text: str) -> dict[str, list[str]]:
-    """The lines of a guest's configuration by their sections, without blanks at their ends: those above the first one,
-    which are its own, by an empty name; those that wait for its next start by `pending` (a VM's) or `pve:pending`; a
-    snapshot's by its name. Of several sections of a name the last one counts.
+    """The lines of a guest's configuration by section, without blanks at their ends. The lines above the first section
+    are the guest's own, under an empty name. Those that wait for its next start are under `pending` (a VM) or
+    `pve:pending` (a container), those of a snapshot under its name. If a name is there twice, the last section counts.
     """
     by_section: dict[str, list[str]] = {"": []}
     name = ""

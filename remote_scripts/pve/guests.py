@@ -68,8 +68,8 @@ def place_of(system: System, kind: Kind, vmid: int) -> tuple[str, bool]:
 
 
 def power_of(system: System, program: str, guest: str, seconds: float = 120.0) -> Power:
-    """Whether a guest runs. `gone`: it is none of this node. What isn't known is neither on nor off: it is asked again
-    until then. `qm status` prints QMP's own word (PVE::CLI::qm, vmstatus with `full`), so that a VM which is paused, or
+    """Whether a guest runs. `gone`: it is none of this node. A guest whose state isn't known is asked again; it is
+    neither on nor off. `qm status` prints QMP's own word (PVE::CLI::qm, vmstatus with `full`): a VM that is paused, or
     waits for its disk (io-error), is on.
 
     :param program: qm or pct.

@@ -210,8 +210,9 @@ def here(system: System) -> list[str]:
 
 
 def restore_hook(system: System, vmid: str) -> str:
-    """A VM that is to have it and has none, such as after a snapshot's rollback, or a backup that was restored: without
-    it, its next start would take the card from its driver, who may wait for ever. What was done, in words; else empty.
+    """Gives a VM its hookscript again, if it has none, as after a snapshot's rollback or a restored backup. Without it,
+    the VM's next start would take the card from its driver, which may then wait for ever. What was done, in words;
+    empty: nothing.
 
     :raises Failure: its configuration can't be read.
     """

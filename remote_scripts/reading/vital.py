@@ -1,8 +1,8 @@
 """What the host can't do without, and the PCI functions on the way to it: disks that its kernel has in use, network
-interfaces that are up, its keyboards. What can't be told is said (`trouble`): who asks decides.
+interfaces that are up, its keyboards. What isn't known is named (`trouble`); the caller decides.
 
-What lies on a disk isn't asked: whatever uses it (a file system, swap, LVM, md, bcache, an imported pool, each disk of
-a btrfs) has claimed it, or a partition of it, from the kernel.
+What is on a disk doesn't matter: whatever uses the disk (a file system, swap, LVM, md, bcache, an imported pool, btrfs)
+has claimed it, or a partition of it, from the kernel.
 """
 
 from __future__ import annotations

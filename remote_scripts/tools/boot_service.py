@@ -1,8 +1,8 @@
 """A service of homelab's that starts at each boot, and by a timer, if it has one; and the program that it runs, if any.
 
-The program is an archive with the modules of a layer, and calls the layer's `program`: it needs nothing of the folder
-where a stack keeps the agent, and is of the version that the layer was when it put it there. Where Python is broken the
-service fails, as any other, and the host starts its guests.
+The program is an archive with the modules of a layer, and calls the layer's `program`. It doesn't need the folder in
+which a stack keeps the agent, and keeps the version of the layer that installed it. Where Python is broken the service
+fails, as any other, and the host starts its guests.
 """
 
 from __future__ import annotations

@@ -218,8 +218,8 @@ class WrittenFiles(ReadFiles):
 
     def remember(self, *paths: str) -> None:
         """Keeps files as they are for `undo`, unless this run has done so already. In the order in which they are going
-        to be written: `undo` goes the other way. The copy is on the file's own file system, so that putting it back is
-        a change of name, for which no disk is too full; and not beside the file, since initramfs-tools takes whatever
+        to be written: `undo` goes the other way. The copy is on the file's own file system: restoring it is then a mere
+        rename, which works on a full disk, too. It isn't in the file's own folder, since initramfs-tools takes whatever
         lies there.
         """
         for path in paths:

@@ -1,10 +1,10 @@
-"""A start by hand, and a run of this program (`pulumi up`, `pulumi destroy`): the steps of a run need the cards where
-they are, and a card that is taken between two of them would end it half-way. So a handover doesn't begin while a run
-holds the host (layers/run_guard.py), but for a VM that this run is about to start; and a run waits for one that has
-begun.
+"""Keeps the start of a VM by hand and a run of this program (`pulumi up`, `pulumi destroy`) apart. A run's steps need
+the cards where they are: a card that is taken between two steps would end the run half-way. So no handover begins while
+a run holds the host (layers/run_guard.py), except for a VM that the run itself is about to start. And a run waits for a
+handover that has begun.
 
-A pass is a line VMID WHO in /run/homelab/passes. It counts while the run of that name holds the host: so a run whose
-connection was cut has its passes again when it comes back, and no other run has them. The file goes with the boot.
+A pass is a line VMID WHO in /run/homelab/passes. It counts only while the run of that name holds the host: a run that
+comes back after a cut connection has its passes again, and no other run has them. The file goes with the boot.
 """
 
 from __future__ import annotations

@@ -34,9 +34,10 @@ def is_going_down(system: System) -> bool:
 
 
 def restart_soon(system: System) -> Done:
-    """In a unit of its own, which waits until this process has ended, not a minute; then until the connection has ended
-    that has the answer to send, as whoever has it ends that: a second, since one that serves others too stays. (Timers
-    are a minute inexact by default.) Of a system that goes down already the status is 0.
+    """Restarts the system from a unit of its own, once the answer has been sent. The unit waits up to a minute for this
+    process to end. Then it waits up to a second for the end of the connection that carries the answer, which its client
+    ends; one that serves others, too, stays. (By default timers are up to a minute late.) If the system goes down
+    already, the status is 0.
     """
     above = starters()
     # sshd's nearest process; the agent's last one before it has the answer to give.

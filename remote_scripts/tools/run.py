@@ -1,7 +1,7 @@
 """Programs of this system: started with a list of arguments, never by a shell, and always with an end.
 
-Each is a process group of its own, which is killed when its time is up, and says what it says into a file in memory.
-`ask` is for questions; `do` is for work, which another process watches, so that it goes on though this one is killed.
+Each is a process group of its own, which is killed when its time is up, and whose output goes into a file in memory.
+`ask` is for questions. `do` is for work: another process watches it, so that it goes on if this one is killed.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _LAST_LINES = 5
 _SHOWN = 100
 #: Of a program's output that goes into the log, how much is taken of what it says in a second, in bytes.
 _PART_BYTES = 1 << 20
-#: Of a program's output, how much the file in memory holds, in bytes: one that asks again and again, and gets no
-#: answer, says more in a minute than there is memory.
+#: How many bytes of a program's output the file in memory holds: a program that repeats a question without an end could
+#: fill all memory within a minute.
 _FILE_BYTES = 16 << 20
 #: How often that is looked at.
 _FILE_SECONDS = 0.1

@@ -10,8 +10,8 @@ import re
 import sys
 from typing import Any
 
-#: How much of a text goes into an answer, into the log at once, and into a line of the log, in bytes. pulumi-command
-#: waits for ever behind a line of 65,536 bytes and more (bufio.Scanner), and a byte that is no character becomes three.
+#: How many bytes of a text go into an answer, into the log at once, and into one line of the log. A line of 65,536
+#: bytes or more makes pulumi-command wait for ever (bufio.Scanner), and a byte that is no character becomes three.
 ANSWER_BYTES = 262144
 LOG_BYTES = 65536
 LINE_BYTES = 16384

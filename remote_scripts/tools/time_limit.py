@@ -1,5 +1,5 @@
-"""Calls of the kernel that may never return, with an end: of pmxcfs (/etc/pve is a FUSE file system, and hangs where
-its daemon does), and of what lies on a share or a disk that is gone.
+"""A time limit for calls of the kernel that may never return: in /etc/pve (a FUSE file system, which hangs if its
+daemon pmxcfs does), and on a share or a disk that is gone.
 """
 
 from __future__ import annotations

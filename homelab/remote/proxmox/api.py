@@ -35,8 +35,8 @@ from homelab.settings import Host
 
 T = TypeVar("T")
 
-# How long a request is repeated, in seconds: while the API doesn't answer; while a lock is held (Proxmox VE itself
-# waits ten seconds for it each time); while a cluster reports no quorum, as it does once more after it has one again.
+# How long a request is repeated, in seconds: while the API doesn't answer; while a lock is held (each time Proxmox VE
+# itself waits ten seconds for it); while a cluster reports no quorum, which it may still do once when it has one again.
 OUTAGE_SECONDS = 15.0
 LOCK_SECONDS = 90.0
 QUORUM_SECONDS = 5.0

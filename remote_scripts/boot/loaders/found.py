@@ -127,8 +127,8 @@ def need_default(system: System) -> None:
 
 
 def make_menus(system: System, loader: Loader, *, is_step: bool = True) -> None:
-    """What was configured made what the next boot uses, first all of it, beside what is there: each file is whole, the
-    old one or the new one, at any moment.
+    """Makes what the next boot uses from what is configured. All new files are made beside the old ones first; so at
+    any moment each file is whole, either the old one or the new one.
 
     :param is_step: whether it is what must follow a layer's change.
     :raises Failure: it could not be made: then nothing has changed.

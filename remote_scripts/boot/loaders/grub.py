@@ -69,8 +69,8 @@ class Grub(Loader):
         return output.removesuffix("\n").rstrip("\n")
 
     def generated(self, system: System) -> str:
-        """The kernel command line that was made of that, as the first entry of its menu has it; empty where there is no
-        menu, no entry in it, or it is on ESPs.
+        """The kernel command line of the menu's first entry, which update-grub made of the configuration. Empty: there
+        is no menu, it has no entry, or it is on ESPs.
 
         :raises Failure: there is one that can't be read.
         """
