@@ -49,8 +49,8 @@ test-nightly: export BENCH := --rounds 1 --memory-rounds 1 --hosts 1
 test-nightly: ## run both with every sample: a kill, a power cut and a full disk at each moment (hours); and bench, once
 	@$(MAKE) --no-print-directory --keep-going test test-lab bench
 
-# One part each of tests/e2e, tests/scripts and tests/lab, and what else starts a lab or the engine as they do.
-PLAIN_PARTS := $(patsubst tests/%.py,.plain/%.passed,$(wildcard $(patsubst %,tests/%/test_*.py,e2e scripts lab)) \
+# One part each of tests/e2e and tests/lab, and what else starts a lab or the engine as they do.
+PLAIN_PARTS := $(patsubst tests/%.py,.plain/%.passed,$(wildcard $(patsubst %,tests/%/test_*.py,e2e lab)) \
   tests/engine/test_settings_file.py tests/unit/test_deploy.py)
 
 test-plain: .venv/.dev ## test as users run it, without what makes the suite quick (75 minutes; a second call goes on)
@@ -66,7 +66,7 @@ test-plain: .venv/.dev ## test as users run it, without what makes the suite qui
 	@touch $@
 
 test-fast: .venv/.dev ## run the quick tests that need no Pulumi: a minute on two processors
-	@$(VENV) -m pytest -n $(WORKERS) --dist worksteal -m "not slow" tests/unit tests/scripts tests/lab
+	@$(VENV) -m pytest -n $(WORKERS) --dist worksteal -m "not slow" tests/unit tests/lab
 
 test-metal: .venv/.dev ## test on a real kernel, a Debian under QEMU (Linux; an hour; CUTS=50 SEED=7: more power cuts)
 	@$(VENV) -m tests.metal.prerequisites

@@ -45,7 +45,11 @@ SLOW = frozenset(
         "agent/test_nvidia_packages.py",
         "agent/test_strace.py",
         "lab/test_advice.py",
+        "lab/test_boots.py",
+        "lab/test_bound_hosts.py",
+        "lab/test_card_libraries.py",
         "lab/test_cards.py",
+        "lab/test_container_hosts.py",
         "lab/test_dead_mans_switch.py",
         "lab/test_doctor.py",
         "lab/test_handover.py",
@@ -54,6 +58,8 @@ SLOW = frozenset(
         "lab/test_kept_agent.py",
         "lab/test_mappings.py",
         "lab/test_moved_vms.py",
+        "lab/test_nvidia_read.py",
+        "lab/test_nvidia_stack.py",
         "lab/test_passthrough_test.py",
         "lab/test_proxmox_api.py",
         "lab/test_real_hosts.py",
@@ -62,17 +68,6 @@ SLOW = frozenset(
         "lab/test_several_takers.py",
         "lab/test_storage_files.py",
         "lab/test_vm_refusals.py",
-        "scripts/test_capabilities.py",
-        "scripts/test_card_libraries.py",
-        "scripts/test_container_cards.py",
-        "scripts/test_container_toolkit.py",
-        "scripts/test_full_disk.py",
-        "scripts/test_nvidia_packages.py",
-        "scripts/test_nvidia_read.py",
-        "scripts/test_nvidia_verification.py",
-        "scripts/test_on_a_host.py",
-        "scripts/test_planned_files.py",
-        "scripts/test_rollback.py",
         "agent/test_run_guard.py::test_it_goes_on_for_as_long_as_it_hears_something",
         "unit/test_settings_reach_resources.py::test_a_setting_that_changes_changes_what_a_resource_is_told",
         "unit/test_windows.py",
@@ -86,11 +81,11 @@ NEEDS_LINUX = {
     "engine/": "the engine as lab/engine/install.py makes it, with simulated hosts",
     "lab/": "simulated hosts",
     "metal/": "QEMU with KVM, loop devices",
-    "scripts/": "bash, and the tools of a Debian",
     "simulator/": "simulated hosts",
     "windows/": "Windows' programs under Wine, with simulated hosts",
     "unit/test_deploy.py": "starts a simulated host",
     "unit/test_stacks.py": "compares the stacks with the lab's scenarios",
+    "unit/test_workflow_steps.py": "runs the workflows' steps in bash",
 }
 #: Single tests that need what Windows doesn't have; there they are skipped, with the reason.
 NEEDS_UNIX = {
@@ -188,7 +183,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=f"not on Windows: {needed}"))
         # Simulated systems that install packages.
         if re.match(
-            "(scripts|e2e)/test_(nvidia_|cuda_|driver_|container_t|card_l)|simulator/test_(pack|driver_)", name
+            "e2e/test_nvidia_|lab/test_(nvidia_(read|stack)|card_l)|simulator/test_(pack|driver_)", name
         ) and not os.access("/usr/bin/apt-get", os.X_OK):
             item.add_marker(pytest.mark.skip(reason="packages are installed by this machine's apt: it has none"))
         if (

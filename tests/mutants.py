@@ -35,12 +35,12 @@ DATA = PROJECT / "tests" / "mutants.yaml"
 #: For so long a mutant's tests run.
 SECONDS = 240
 #: The quick ones first. Tests with the engine run only where no others name the module.
-TIERS = ("unit", "agent", "scripts", "lab", "simulator", "engine", "e2e")
+TIERS = ("unit", "agent", "lab", "simulator", "engine", "e2e")
 AGENTS_TIERS = ("agent", *(tier for tier in TIERS if tier != "agent"))
 
 STOPS = "tests/agent/test_stops.py"
 #: What survivors are tried against.
-SUITE = ("tests/unit", "tests/agent", "tests/scripts", "tests/lab")
+SUITE = ("tests/unit", "tests/agent", "tests/lab")
 #: One of mutants.yaml: `file`, `function`, `before`, `after`; `killed_by` (a test's id) and `seconds`, or `survived` (which tests), or `gone` (since when).
 Mutant = dict[str, Any]
 

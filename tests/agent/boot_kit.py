@@ -4,18 +4,21 @@ alone, and can be cut short half-way, too.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import re
+import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from remote_scripts.tools import disk
 from remote_scripts.tools.done import Done
-from tests.agent.kit import Cut, Host, left_by
-from tests.scripts import cut_kit
+from tests.agent import disk_kit
+from tests.agent.kit import Cut, Host, Refused, left_by, watched
 
 LOADERS = ("grub", "systemd-boot")
 KERNELS = ("6.14.8-2-pve", "6.8.12-1-pve")
@@ -188,9 +191,9 @@ def after(cut: Cut, host: Host, place: Path) -> Host:
     return left
 
 
-def lasting(host: Host) -> cut_kit.Tree:
+def lasting(host: Host) -> disk_kit.Tree:
     """All that a boot can read, ESPs included."""
-    return cut_kit.tree(host.root)
+    return disk_kit.tree(host.root)
 
 
 def configured_words(host: Host) -> list[str]:
@@ -201,12 +204,66 @@ def configured_words(host: Host) -> list[str]:
     return host.read(MENU).partition("root=/dev/x")[2].partition("\n")[0].split()
 
 
+def spoil(host: Host) -> None:
+    """What makes the boot configuration fails: GRUB's; an entry of systemd-boot that a full ESP has cut short."""
+    host.write("/fail", "")
+    for path in (host.root / f"esp/{ESPS[1]}/loader/entries").glob(f"proxmox-{KERNELS[0]}.conf"):
+        path.write_text(path.read_text().replace("options", "# options"))
+
+
+def mend(host: Host) -> None:
+    """What `spoil` has done is made good."""
+    (host.root / "fail").unlink()
+    if host.exists("/etc/kernel/proxmox-boot-uuids"):
+        host.programs["proxmox-boot-tool"](("refresh",), b"")
+
+
+_GROWS = ("create", "write", "mkdir", "symlink", "link", "mknod")
+
+
+def on_a_full_disk(
+    host: Host, act: Callable[[Host], object], place: Path, where: str = r"/(?!run/)|/run/.*/esp-[^/]+/"
+) -> Iterator[tuple[int, str, Host]]:
+    """The host after each way in which `act` may find the disk full; what it said, empty where it said nothing. Last of all it isn't.
+
+    :param where: which paths of the host are on that disk, a regular expression; by default all but what is in memory.
+    """
+    for number in itertools.count():
+        left = Host(place / str(number))
+        shutil.rmtree(left.root)
+        shutil.copytree(host.root, left.root, symlinks=True)
+        for link in (left.root / "dev/disk/by-uuid").iterdir():
+            link.unlink()
+        run(left)
+        for path in ("proc/cmdline", "proc/sys/kernel/random/boot_id"):
+            shutil.copy(host.root / path, left.root / path)
+        grew: list[str] = []
+        with watched(functools.partial(_full, re.compile(str(left.root) + f"(?:{where})"), grew, number)):
+            try:
+                act(left)
+                said = ""
+            except Refused as refused:
+                said = str(refused)
+        yield number, said, left
+        if len(grew) <= number:
+            return
+
+
+def _full(where: re.Pattern[str], grew: list[str], room: int, call: str, path: str) -> None:
+    if call in _GROWS and where.match(path):
+        grew.append(path)
+        if len(grew) > room:
+            raise OSError(28, "No space left on device", path)
+
+
 class _Programs:
     def __init__(self, host: Host) -> None:
         self.host, self.root = host, host.root
 
-    def fails(self) -> bool:
-        return (self.root / "fail").exists()
+    def fails(self, kernel: str = "") -> bool:
+        """A file says so: for all kernels, or for this one alone."""
+        file = self.root / "fail"
+        return file.exists() and file.read_text() == kernel
 
     def write(self, path: str, content: bytes) -> None:
         """As a program does it, which flushes nothing."""
@@ -257,6 +314,8 @@ class _Programs:
             image = f"boot/initrd.img-{kernel}"
             if (mode, wanted) == ("-u", "all") and not (self.root / image).exists():
                 continue
+            if self.fails(kernel):
+                return Done(1, b"no room\n")
             self.write(f"{image}.new", b"half of it")
             files = sorted(one for one in (self.root / "etc/initramfs-tools").rglob("*") if one.is_file())
             whole = b"".join(

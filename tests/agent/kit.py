@@ -23,7 +23,7 @@ from remote_scripts.tools.plain import to_plain
 from remote_scripts.tools.run import Stand
 from remote_scripts.tools.system import System
 from tests import sampling, sent_along
-from tests.scripts import cut_kit
+from tests.agent import disk_kit
 from tests.waiting import PATIENCE
 
 #: What lasts on a host, and is compared: the rest is the running system's.
@@ -110,14 +110,23 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
-def bash(host: Host, command: str, text: str) -> subprocess.CompletedProcess[str]:
+def command(host: Host, name: str, text: str) -> None:
+    """A stand-in in bash for a command of the host's, before this machine's own (`bash`)."""
+    file = host.root.parent / "commands" / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(f"#!/bin/bash\n{text}\n")
+    file.chmod(0o755)
+
+
+def bash(host: Host, line: str, text: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     """A command line as a host runs it, with this on standard input."""
+    path = f"{host.root.parent / 'commands'}:{os.environ['PATH']}"
     return subprocess.run(
-        ["bash", "-c", command],
+        ["/bin/bash", "-c", line],
         input=text,
         capture_output=True,
         text=True,
-        env={"ROOT": str(host.root), "PATH": os.environ["PATH"]},
+        env={"ROOT": str(host.root), "PATH": path, **environment},
         timeout=PATIENCE,
     )
 
@@ -144,7 +153,7 @@ class Cut:
     """A host whose act was cut short. `how`: before which call, for a test's message; `lasting`: what is on its disk; `kernel`: what is in /sys."""
 
     how: str
-    lasting: cut_kit.Tree
+    lasting: disk_kit.Tree
     kernel: Tree
 
 
@@ -181,7 +190,7 @@ def cuts(
     booted, drawn, numbers = host.tree("sys"), sampling.drawn(name), itertools.count()
     found: list[Cut] = []
     sampled: dict[int, Cut] = {}
-    power = cut_kit.Disk(host.root)
+    power = disk_kit.Disk(host.root)
     flushing: list[Path] = []
 
     def watch(call: str, path: str) -> None:
@@ -192,11 +201,11 @@ def cuts(
         looks = most is None or place < most
         flush()
         if looks or call in _MAKING:
-            below = cut_kit.all_below(host.root)
+            below = disk_kit.all_below(host.root)
             power.forget_gone(below)
         if looks:
             how = f"before call {number}, {call} /{os.path.relpath(path, host.root)}"
-            now = cut_kit.tree_of(below)
+            now = disk_kit.tree_of(below)
             left = [Cut(f"killed {how}", now, host.tree("sys"))]
             if power_cuts:
                 flushed, named = (power.after_a_cut(now, below, names_as_now=all_names) for all_names in (False, True))
@@ -230,9 +239,9 @@ def cuts(
     with watched(watch):
         act(host)
     flush()
-    below = cut_kit.all_below(host.root)
+    below = disk_kit.all_below(host.root)
     power.forget_gone(below)
-    now = cut_kit.tree_of(below)
+    now = disk_kit.tree_of(below)
     after = power.after_a_cut(now, below, names_as_now=False)
     not_flushed = sorted(
         path for path in {*now, *after} if now.get(path) != after.get(path) and not path.startswith(_UNFLUSHED)
@@ -241,7 +250,7 @@ def cuts(
     return found or [sampled[place] for place in sorted(sampled)]
 
 
-def _with_cluster(disk: cut_kit.Tree, now: cut_kit.Tree) -> cut_kit.Tree:
+def _with_cluster(disk: disk_kit.Tree, now: disk_kit.Tree) -> disk_kit.Tree:
     rest = {path: about for path, about in disk.items() if not path.startswith("etc/pve")}
     return {**rest, **{path: about for path, about in now.items() if path.startswith("etc/pve")}}
 
@@ -250,5 +259,5 @@ def left_by(cut: Cut, host: Host, place: Path) -> Host:
     """The host after the cut, killed or booted again, in a folder that isn't there yet."""
     left = Host(place)
     left.programs = {**host.programs, "sync": lambda _arguments, _stdin: 0}
-    cut_kit.write(left.root, {**cut.lasting, **cut.kernel})
+    disk_kit.write(left.root, {**cut.lasting, **cut.kernel})
     return left

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from remote_scripts.tools.run import Stand
-from tests.agent import api_kit, boot_kit, card_kit, cluster_kit, handover_kit
+from tests.agent import api_kit, boot_kit, card_kit, cluster_kit, disk_kit, handover_kit
 from tests.agent import test_guests_to_start as guests
 from tests.agent.kit import Cut, Host, Tree, left_by
-from tests.scripts import cut_kit
 
 # What a rule of udev's sets: of which function, and each attribute.
 _FUNCTION, _SETS = re.compile(r'KERNEL=="([^"]+)"'), re.compile(r'ATTR\{([^}]+)\}="([^"]*)"')
@@ -56,7 +55,7 @@ class Machine:
         left, is_booted = object.__new__(type(self)), cut.how.startswith("power")
         left.example, left.booted = self.example, self.booted
         left.host = left_by(replace(cut, kernel=self.booted) if is_booted else cut, self.host, place)
-        left_out = {*cut_kit.LASTING, "sys", *self.anew, *(["run"] if is_booted else [])}
+        left_out = {*disk_kit.LASTING, "sys", *self.anew, *(["run"] if is_booted else [])}
         for path in [path for path in self.host.root.iterdir() if path.name not in left_out]:
             if path.is_dir():
                 shutil.copytree(path, left.host.root / path.name, symlinks=True, dirs_exist_ok=True)

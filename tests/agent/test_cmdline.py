@@ -193,24 +193,14 @@ def test_entries_are_made_anew_after_a_boot_without_the_words(host: Host) -> Non
 
 
 @EACH_LOADER
-def test_a_configuration_that_cant_be_made_changes_nothing(host: Host, loader: str) -> None:
-
-    def spoil(host: Host, loader: str) -> None:
-        """What makes the boot configuration fails: GRUB's; an entry of systemd-boot that a full ESP has cut short."""
-        host.write("/fail", "")
-        if loader == "systemd-boot":
-            path = f"/esp/{ESPS[1]}/loader/entries/proxmox-{KERNELS[0]}.conf"
-            host.write(path, host.read(path).replace("options", "# options"))
-
+def test_a_configuration_that_cant_be_made_changes_nothing(host: Host) -> None:
     whole = lasting(host)
-    spoil(host, loader)
+    boot_kit.spoil(host)
     before = lasting(host)
     with pytest.raises(Refused, match="the boot configuration generated again\nfound: +(no room|.*it isn't whole)"):
         ask(host, "apply")
     assert lasting(host) == before
-    (host.root / "fail").unlink()
-    if loader == "systemd-boot":
-        host.programs["proxmox-boot-tool"](("refresh",), b"")
+    boot_kit.mend(host)
     assert ask(host, "apply")["changed"] is True
     ask(host, "revert")
     assert lasting(host) == whole
@@ -319,3 +309,21 @@ def test_a_former_dead_mans_switch_goes_with_the_words(host: Host) -> None:
         host.write(f"/var/lib/homelab/{name}", "former")
     ask(host, "revert")
     assert lasting(host) == before
+
+
+@pytest.mark.parametrize("where", ["/(?!run/)", "/var/"])
+def test_on_a_full_disk_the_message_comes_first_and_nothing_of_ours_is_left(
+    host: Host, where: str, tmp_path: Path
+) -> None:
+    """What could not be made of the old files either is still to be done. Words that are tried first: test_trial.py."""
+    before, failed = lasting(host), 0
+    found = [*boot_kit.on_a_full_disk(host, lambda one: ask(one, "apply", "vfio"), tmp_path / "full", where)]
+    configured = lasting(found[-1][2])
+    for number, said, left in found:
+        ours = {key for key in {*lasting(left), *before} if lasting(left).get(key) != before.get(key)}
+        if said:
+            failed += 1
+            assert said.startswith("wanted: ") and not [key for key in ours if not key.startswith(HOME[1:])], number
+        ask(left, "apply", "vfio")
+        assert lasting(left) == configured, number
+    assert failed

@@ -17,6 +17,7 @@ import pytest
 
 from remote_scripts.tools.done import Done
 from tests import sampling
+from tests.agent import disk_kit
 from tests.agent.handover_kit import (
     GPU,
     SERVICE,
@@ -39,7 +40,6 @@ from tests.agent.handover_kit import (
     with_the_vm,
 )
 from tests.agent.kit import Host, cuts, watched
-from tests.scripts import cut_kit
 
 SAMPLE = 8
 ONLY = pytest.mark.parametrize("only", [False, True], ids=["one card of two", "the driver's only card"])
@@ -200,7 +200,7 @@ def test_a_power_cut_at_any_call_ends_with_the_boot(tmp_path: Path, monkeypatch:
     assert len(lasting) > 3
     for number, files in enumerate(sampling.sample([*lasting.values()], SAMPLE, f"power {way}")):
         back(host, tmp_path / "first")
-        cut_kit.restore(host.root, files)
+        disk_kit.restore(host.root, files)
         host.write("/proc/sys/kernel/random/boot_id", "next\n")
         ran = "running\n" if number % 2 else "stopped\n"
         host.write("/ct950", ran)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,13 +12,15 @@ import pytest
 from homelab.remote import agent, scripts
 from remote_scripts import installed
 from remote_scripts.tools.done import Done
-from tests.agent import boot_kit
+from tests.agent import boot_kit, disk_kit
 from tests.agent.boot_kit import EACH_LOADER, INIT_TOP, KERNELS, lasting
 from tests.agent.cluster_kit import note_ran
 from tests.agent.kit import Host, Refused
 
 HOOK, MODULES = "/etc/initramfs-tools/hooks/homelab-vfio", "/etc/modules-load.d/homelab-vfio.conf"
 HOME = "/var/lib/homelab"
+#: What a run may leave that found the disk full.
+LEFT = ("boot/initrd.img-", "var/lib/homelab")
 
 pytestmark = pytest.mark.usefixtures("stocked_boot")
 
@@ -119,9 +122,10 @@ def test_an_initramfs_that_lacks_the_script_is_made_anew(host: Host, what: str) 
     assert lasting(host) == configured
 
 
-def test_one_that_cant_be_made_leaves_the_files_as_they_were_and_is_still_to_be_made(host: Host) -> None:
+@pytest.mark.parametrize("fails", ["", KERNELS[-1]], ids=["for all kernels", "for one"])
+def test_one_that_cant_be_made_leaves_the_files_as_they_were_and_is_still_to_be_made(host: Host, fails: str) -> None:
     before = lasting(host)
-    host.write("/fail", "")
+    host.write("/fail", fails)
     with pytest.raises(Refused, match=r"(?s)every installed kernel rebuilt\nfound: +no room"):
         ask(host, "apply")
     added = {HOME[1:], *(f"{HOME[1:]}/{one}" for one in ("pending", "pending/initramfs"))}
@@ -203,3 +207,19 @@ def test_a_boot_that_is_too_full_is_refused_by_the_plan_and_only_where_an_initra
     assert ask(host, "plan") == {"files": []} and ask(host, "apply") == {"changed": False}
     assert ask(host, "plan", needed=False)["files"], "to give back no room is asked for"
     assert ask(host, "apply", needed=False) == {"changed": True}
+
+
+def test_on_a_full_disk_the_message_comes_first_and_nothing_of_ours_is_left(host: Host, tmp_path: Path) -> None:
+    """What could not be made of the old files either is still to be done; what is made is the next run's to mend."""
+    before, failed = lasting(host), 0
+    configured: disk_kit.Tree = {}
+    found = [*boot_kit.on_a_full_disk(host, lambda one: ask(one, "apply"), tmp_path / "full")]
+    for number, said, left in found:
+        ours = {key for key in {*lasting(left), *before} if lasting(left).get(key) != before.get(key)}
+        if said:
+            failed += 1
+            assert said.startswith("wanted: ") and not [key for key in ours if not key.startswith(LEFT)], number
+        ask(left, "apply")
+        configured = configured or lasting(found[-1][2])
+        assert lasting(left) == configured, number
+    assert failed

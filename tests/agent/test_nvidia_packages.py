@@ -554,6 +554,29 @@ def test_an_installer_with_another_checksum_isnt_run_and_the_old_driver_stays(ol
     assert {name: old.versions().get(name) for name in before} == before
 
 
+def test_an_installer_that_is_not_there_is_named_by_its_address(machine: Machine) -> None:
+    way = machine.by_run()
+    assert way.run is not None
+    gone = "https://download.nvidia.com/gone.run"
+    text = str(refusal(machine, replace(machine.wanted(), tries=(replace(way, run=replace(way.run, url=gone)),))))
+    assert gone in text and "404" in text
+
+
+def test_video_comes_where_it_is_asked_for_and_goes_unless_somebody_has_installed_it(machine: Machine) -> None:
+    name, plain, video = "libnvidia-encode-580", machine.wanted(), machine.wanted(video=True)
+    apply(machine, plain)
+    assert name not in machine.versions()
+    added = apply(machine, video)
+    assert (added.changed, added.reboot) == (True, "no") and name in machine.versions()
+    assert not apply(machine, video).changed
+    machine.apt("remove", name)
+    assert apply(machine, video).changed and name in machine.versions()
+    assert apply(machine, plain).changed and name not in machine.versions()
+    machine.apt("install", name)
+    apply(machine, plain)
+    assert name in machine.versions()
+
+
 def test_a_container_takes_the_installer_without_modules(machine: Machine) -> None:
     wanted = replace(machine.wanted(BY_RUN, "lxc"), tries=(machine.by_run(driver=BY_RUN, target="lxc"),))
     answer = apply(machine, wanted)

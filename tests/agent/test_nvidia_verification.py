@@ -1,4 +1,4 @@
-"""layers/nvidia_verification.py on a host that is a folder. What it says on whole systems: tests/scripts/test_nvidia_verification.py."""
+"""layers/nvidia_verification.py on a host that is a folder. What it says on whole systems: tests/lab/test_nvidia_stack.py."""
 
 from __future__ import annotations
 

@@ -29,11 +29,10 @@ from remote_scripts.tools import disk
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.run import Stand
 from tests import sampling
-from tests.agent import card_kit, machines, machines_nvidia
+from tests.agent import card_kit, disk_kit, machines, machines_nvidia
 from tests.agent.cluster_kit import Clock
 from tests.agent.kit import Cut, Refused, Tree, cuts, watched
 from tests.agent.machines import Machine
-from tests.scripts import cut_kit
 
 EXAMPLES: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "stops.yaml").read_text())
 MACHINES = {**machines.MACHINES, **machines_nvidia.MACHINES}
@@ -181,7 +180,7 @@ class Example:
 
     def copy(self, machine: Machine, cut: Cut | None = None) -> Machine:
         """The host as a cut has left it; by default as it is now."""
-        now = Cut("", cut_kit.tree(machine.host.root), machine.host.tree("sys"))
+        now = Cut("", disk_kit.tree(machine.host.root), machine.host.tree("sys"))
         return machine.after(cut or now, next(self._places))
 
     def stops(self, machine: Machine, act: Callable[[], None], most: int | None, name: str, **about: bool) -> list[Cut]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import fcntl
-import functools
 import itertools
 import os
 import re
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +15,11 @@ import pytest
 
 from homelab.remote import scripts
 from remote_scripts.boot import esp, trial, trial_entry
+from remote_scripts.boot.wanted_boot import Boot
 from remote_scripts.both.cmdline import Wanted as Cmdline
 from remote_scripts.both.confirm_boot import Wanted as Confirm
 from remote_scripts.both.read_host import Wanted as ReadHost
+from remote_scripts.both.reboot import Wanted as Reboot
 from remote_scripts.layers import boot_verdict
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
@@ -34,6 +34,7 @@ WORDS, IOMMU = "homelab.vfio=0000:01:00.0=10de:2882", "amd_iommu=on iommu=pt"
 STAYS = "vmbr0 is up with 192.0.2.10, its gateway 192.0.2.1 answers, and sshd listens on port 22"
 LINK = "/etc/systemd/system/timers.target.wants/homelab-rollback.timer"
 CUSTOM = "/boot/grub/custom.cfg"
+REACHABLE = "192.0.2.1 lladdr 00:00:5e:00:53:01 REACHABLE\n"
 
 
 Name = Literal["iommu", "vfio"]
@@ -469,7 +470,7 @@ def test_how_the_host_is_reached_is_noted(host: Host, monkeypatch: pytest.Monkey
 def test_without_ssh_it_is_the_default_route(host: Host) -> None:
     def ip(arguments: Sequence[str], _stdin: bytes) -> str:
         if "neighbour" in arguments:
-            return "192.0.2.1 lladdr 00:00:5e:00:53:01 REACHABLE\n"
+            return REACHABLE
         return boot_kit.network(arguments, _stdin)
 
     host.programs["ip"] = ip
@@ -539,6 +540,27 @@ def test_one_that_is_not_is_given_back_and_changes_nothing(
     before = lasting(tried)
     assert verdict(tried).startswith("give back: was waited for by no `up`") and said in verdict(tried)
     assert lasting(tried) == before
+
+
+def test_a_gateway_that_answers_no_ping_is_known_by_its_hardware_address(tried: Host) -> None:
+    def ip(arguments: Sequence[str], _stdin: bytes) -> str:
+        return REACHABLE if "neighbour" in arguments else boot_kit.network(arguments, _stdin)
+
+    tried.programs |= {"ip": ip, "ping": lambda *_: 1}
+    assert verdict(tried) == "stay" and tried.read(JUDGED).endswith(STAYS)
+
+
+def held(host: Host) -> Any:
+    (host.root / "run/homelab").mkdir(mode=0o700, exist_ok=True)
+    lock = (host.root / "run/homelab/lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
+def test_a_run_that_holds_the_lock_does_not_keep_a_boot_from_being_given_back(tried: Host) -> None:
+    tried.programs["ping"] = lambda *_: 1
+    with held(tried):
+        assert verdict(tried).startswith("give back")
 
 
 def test_an_owners_checks_that_succeed_keep_the_boot(tried: Host) -> None:
@@ -612,7 +634,8 @@ def test_what_a_power_cut_left_of_it_goes(host: Host) -> None:
     note = host.root / TRIAL[1:]
     text = note.read_text()
     revert(host)
-    host.write(f"{HOME}/rollback", "")
+    for left in ("rollback", ".rolled-back.homelab-tmp"):
+        host.write(f"{HOME}/{left}", "")
     assert verdict(host) == "stay" and not host.exists(HOME)
     assert text.startswith("boot boot\nloader grub\n")
 
@@ -621,13 +644,6 @@ def test_what_a_power_cut_left_of_it_goes(host: Host) -> None:
 def test_it_is_confirmed_while_another_run_is_at_work_and_finished_after(
     tried: Host, act: Callable[[Host], str]
 ) -> None:
-
-    def held(host: Host) -> Any:
-        (host.root / "run/homelab").mkdir(mode=0o700, exist_ok=True)
-        lock = (host.root / "run/homelab/lock").open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return lock
-
     place = (tried.root / CHOICE[1:]).stat().st_ino
     with held(tried):
         assert act(tried) in ("stay", "later")
@@ -735,14 +751,25 @@ def test_what_another_run_arms_between_the_look_at_a_boot_and_its_confirmation_i
     assert WORDS not in boot_kit.configured_words(tried) and "homelab.vfio=other homelab.trial" in trial_line(tried)
 
 
+def test_a_boot_without_a_trial_is_confirmed_and_nothing_is_changed(host: Host) -> None:
+    before = lasting(host)
+    assert confirm(host)["confirmed"] == "boot" and lasting(host) == before
+
+
 def test_a_boot_that_is_about_to_be_left_is_not_confirmed(tried: Host) -> None:
     assert confirm(tried, unless="later")["confirmed"] == "" and state(tried) == "running"
 
 
-def test_one_that_is_being_ended_is_not_confirmed(tried: Host) -> None:
+@pytest.mark.parametrize("told", ["boot later was not confirmed within 2 s of its start", ""])
+def test_one_that_is_being_ended_is_not_confirmed(tried: Host, told: str) -> None:
+    """Also where the disk took no note of why."""
     (tried.root / TRIAL[1:]).rename(tried.root / f"{HOME[1:]}/taken-back")
+    restarting = tried.write("/run/homelab/restarting", told) if told else None
     answer = confirm(tried)
     assert (answer["confirmed"], answer["rolling_back"]) == ("", True) and "boot" in answer["rolled_back"]
+    if restarting:
+        assert answer["rolled_back"] == told
+        restarting.unlink()
     boot_kit.starts(tried, "third")
     answer = confirm(tried)
     assert (answer["confirmed"], answer["rolling_back"]) == ("", False) and state(tried) == ""
@@ -783,16 +810,54 @@ def test_a_confirmation_that_cant_be_written_says_so(tried: Host) -> None:
         confirm(tried)
 
 
-def test_a_generator_that_fails_leaves_the_host_on_keep_and_is_drift(tried: Host) -> None:
-    tried.write("/fail", "")
+@EACH_LOADER
+def test_a_generator_that_fails_leaves_the_host_on_keep_and_is_drift(tried: Host, loader: str) -> None:
+    boot_kit.spoil(tried)
     assert confirm(tried)["confirmed"] == "later" and state(tried) == "confirmed"
-    assert boot_kit.starts(tried, "third") and state(tried) == "confirmed", "it boots with what was confirmed"
+    if loader == "grub":
+        assert boot_kit.starts(tried, "third") and state(tried) == "confirmed", "it boots with what was confirmed"
     tried.programs |= {name: lambda *_: "" for name in ("lspci", "dmesg", "dpkg-query", "pveversion")}
     assert tried.ask("read", "read_host", ReadHost())["pending"] == ["boot"]
-    with pytest.raises(Refused, match="no room"):
+    with pytest.raises(Refused, match="no room|it isn't whole"):
         arm(tried)
-    (tried.root / "fail").unlink()
+    boot_kit.mend(tried)
     assert arm(tried)["changed"] is True and state(tried) == "" and WORDS in boot_kit.configured_words(tried)
+
+
+# Another restart.
+
+
+@pytest.fixture
+def on_nouveau(host: Host, tried: Host) -> Host:
+    """The same host, on which NVIDIA's driver is installed while nouveau has the card."""
+    for name, text in (("class", "0x030000\n"), ("vendor", "0x10de\n")):
+        host.write(f"/sys/bus/pci/devices/0000:02:00.0/{name}", text)
+    (host.root / "sys/bus/pci/drivers/nouveau").mkdir(parents=True)
+    (host.root / "sys/bus/pci/devices/0000:02:00.0/driver").symlink_to("../../drivers/nouveau")
+    host.programs["systemd-run"] = lambda *_: ""
+    api_kit.runs(host, {}, {})
+    return host
+
+
+def restart_for_the_driver(host: Host) -> None:
+    boot = Boot(words=(WORDS,), driver="580.95.05")
+    did = host.ask("apply", "reboot", Reboot(policy="auto", boot=boot, rollback_after=2, awaited=60))
+    assert did["reboot"] == "yes" and did["reasons"] == ["0000:02:00.0 is on nouveau, not on NVIDIA's driver"]
+
+
+def test_a_reboot_during_a_trial_starts_it_once_more(on_nouveau: Host) -> None:
+    """Such as for the host's driver, before anybody has confirmed the boot: its configuration would be lost."""
+    restart_for_the_driver(on_nouveau)
+    assert boot_kit.choice(on_nouveau) == "once" and boot_kit.starts(on_nouveau, "third")
+    assert state(on_nouveau) == "running" and confirm(on_nouveau)["confirmed"] == "third"
+
+
+def test_a_reboot_for_the_hosts_driver_leaves_a_confirmed_configuration_alone(on_nouveau: Host) -> None:
+    """It boots what runs already. Nobody may confirm it in time (a laptop sleeps), and the VM's card would be gone."""
+    confirm(on_nouveau)
+    boot_kit.starts(on_nouveau, "third")
+    restart_for_the_driver(on_nouveau)
+    assert state(on_nouveau) == "" and not on_nouveau.exists(LINK) and WORDS in boot_kit.configured_words(on_nouveau)
 
 
 # Cut short anywhere.
@@ -828,45 +893,12 @@ def test_a_cut_anywhere_ends_in_the_old_boot_or_the_new_one(host: Host, loader: 
         assert not left.exists(HOME) or not [*(left.root / HOME[1:]).iterdir()], cut.how
 
 
-GROWS = ("create", "write", "mkdir", "symlink", "link", "mknod")
-
-
-def on_a_full_disk(host: Host, act: Callable[[Host], object], place: Path) -> Iterator[tuple[int, bool, Host]]:
-    """The host after each way in which `act` may find the disk full; whether it said so. Last of all it isn't."""
-    for number in itertools.count():
-        left = Host(place / str(number))
-        shutil.rmtree(left.root)
-        shutil.copytree(host.root, left.root, symlinks=True)
-        for link in (left.root / "dev/disk/by-uuid").iterdir():
-            link.unlink()
-        boot_kit.run(left)
-        for path in ("proc/cmdline", "proc/sys/kernel/random/boot_id"):
-            shutil.copy(host.root / path, left.root / path)
-        grew: list[str] = []
-        with watched(functools.partial(_full, grew, number)):
-            try:
-                act(left)
-                said = False
-            except Refused:
-                said = True
-        yield number, said, left
-        if len(grew) <= number:
-            return
-
-
-def _full(grew: list[str], room: int, call: str, path: str) -> None:
-    if call in GROWS and ("/run/" not in path or re.search("/esp-[^/]+/", path)):
-        grew.append(path)
-        if len(grew) > room:
-            raise OSError(28, "No space left on device", path)
-
-
 @EACH_LOADER
 def test_a_disk_that_is_full_while_it_is_armed_starts_no_trial(host: Host, tmp_path: Path) -> None:
     before, refused = on_disk(host), 0
-    for number, said, left in on_a_full_disk(host, arm, tmp_path / "full"):
-        refused += said
-        assert bool(boot_kit.choice(left) == "once" and trial_line(left)) is not said, number
+    for number, said, left in boot_kit.on_a_full_disk(host, arm, tmp_path / "full"):
+        refused += bool(said)
+        assert bool(boot_kit.choice(left) == "once" and trial_line(left)) is not bool(said), number
         arm(left)
         revert(left)
         assert on_disk(left) == before and not left.exists(HOME), number
@@ -874,7 +906,7 @@ def test_a_disk_that_is_full_while_it_is_armed_starts_no_trial(host: Host, tmp_p
 
 
 def test_a_disk_that_is_full_while_a_boot_is_confirmed_keeps_it_from_nothing(tried: Host, tmp_path: Path) -> None:
-    for number, said, left in on_a_full_disk(tried, confirm, tmp_path / "full"):
+    for number, said, left in boot_kit.on_a_full_disk(tried, confirm, tmp_path / "full"):
         assert not said and state(left) in ("confirmed", ""), number
         assert confirm(left)["confirmed"] == "later" and state(left) == "" and WORDS in boot_kit.configured_words(left)
 
@@ -888,7 +920,7 @@ def test_a_disk_that_is_full_makes_no_boot_a_bad_one(tried: Host, boot: str, tmp
         assert verdict(left) == "stay"
 
     assert boot == "later" or not boot_kit.starts(tried, boot)
-    for number, said, left in on_a_full_disk(tried, judged, tmp_path / "full"):
+    for number, said, left in boot_kit.on_a_full_disk(tried, judged, tmp_path / "full"):
         assert not said and state(left) in ("confirmed" if boot == "later" else "over", ""), number
         judged(left)
         assert state(left) == "" and (WORDS in boot_kit.configured_words(left)) is (boot == "later"), number

@@ -1,6 +1,6 @@
 """A host that somebody configured by hand: what is done is recognised, and only the rest is added.
 
-One that has half of it, or is to be taken over: tests/scripts/test_on_a_host.py (`half-bound`, `bound-by-hand`). What may come in between when a VM's lines are
+One that has half of it, or is to be taken over: tests/lab/test_bound_hosts.py (`half-bound`, `bound-by-hand`). What may come in between when a VM's lines are
 taken over: tests/lab/test_vm_transaction.py.
 """
 

@@ -1,4 +1,4 @@
-"""A host converges, stays, and is given back. Which hosts there are, is shown without the engine: tests/scripts/test_on_a_host.py."""
+"""A host converges, stays, and is given back. Which hosts there are, is shown without the engine: tests/lab/test_bound_hosts.py."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def can_be_read(shown: Terminal) -> None:
 
 def test_from_stock_to_bound_and_back(by_init: Callable[..., Stack]) -> None:
     """From nothing but the host's address and a password, by `homelab init` at a terminal; the `up` can be read there. With systemd-boot; GRUB has
-    it in the other tests. What other hosts are bound by: tests/scripts/test_on_a_host.py (test_a_host_is_bound_by_what_is_planned_for_it_and_given_back).
+    it in the other tests. What other hosts are bound by: tests/lab/test_bound_hosts.py (test_a_host_is_bound_by_what_is_planned_for_it_and_given_back).
     """
     stack = by_init("intel-zfs", ("rtx4070: ", ENTER))
     stock = stack.lab.snapshot()

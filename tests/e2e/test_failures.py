@@ -92,7 +92,7 @@ def test_a_bad_day_ends_with_one_clear_message_each_and_the_next_up_goes_on(
     stack.lab.machine.clear_faults()
 
     # A menu that can't be made is said, and made by the next run. The boot is confirmed, and stays; which tools fail, and what they leave:
-    # tests/scripts/test_on_a_host.py.
+    # tests/agent/test_initramfs.py, test_cmdline.py.
     mark = stack.lab.mark()
     stack.host["timeouts"] = {"connect": 10, "reboot": 60, "rollback": 60}
     stack.lab.fault("update-grub", "fail")

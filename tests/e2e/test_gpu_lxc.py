@@ -68,7 +68,7 @@ def test_901_goes_from_broken_to_working_to_another_assignment_past_what_stands_
     assert opens(stack, 901, "/dev/nvidia1", NOBODY)
 
     # What stands against a card is said with the configuration as it was. Each obstacle that its host tells of, without the engine:
-    # tests/unit/test_containers.py, tests/scripts/test_on_a_host.py.
+    # tests/unit/test_containers.py, tests/lab/test_container_hosts.py.
     before, wanted = conf(stack, 901), containers(stack)["phoenix"]
     wanted["ctid"] = 999
     refused = refusal(stack)

@@ -578,7 +578,7 @@ SCENARIOS: dict[str, tuple[str, list[str], list[str]]] = {
 def test_what_a_person_answers_gives_the_slot_to_the_vm(
     desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, scenario: str
 ) -> None:
-    """Others with another seed. What `up` makes of that: tests/scripts/test_on_a_host.py has each of these hosts."""
+    """Others with another seed. What `up` makes of that: tests/lab/test_bound_hosts.py has each of these hosts."""
     slot, answers, options = SCENARIOS[scenario]
     answering(monkeypatch, *answers, "yes")
     assert run(desk, capsys, *desk.where, *desk.key, *options) == 0, desk.out
@@ -589,7 +589,7 @@ def test_what_a_person_answers_gives_the_slot_to_the_vm(
 
 
 # Scenario -> what the refusal names. All ask the same gates (homelab/remote/planning.py); what these say of each host:
-# tests/scripts/test_on_a_host.py (test_a_host_that_would_be_brought_down_is_refused).
+# tests/lab/test_bound_hosts.py (test_a_host_that_would_be_brought_down_is_refused).
 REFUSED = {
     "crowded-group": "nvme0n1",
     "nic-in-group": "network card",

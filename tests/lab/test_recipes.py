@@ -18,9 +18,9 @@ from homelab.cards import remapping
 from homelab.cards import remarks as card_remarks
 from homelab.host import gates, plan
 from tests.kept_systems import KeptSystems
+from tests.lab.boots_kit import BootingHost, layers_of
 from tests.lab.test_real_hosts import read
 from tests.sampling import sample
-from tests.scripts.test_on_a_host import Host, layers_of
 from tests.unit.hosts import settings
 
 
@@ -263,13 +263,13 @@ def below_the_root(commands: str) -> str:
 
 
 @pytest.fixture
-def machines(kept_systems: KeptSystems) -> Callable[[str], Host]:
+def machines(kept_systems: KeptSystems) -> Callable[[str], BootingHost]:
     """Each recipe's host, made once, and brought back for each of its tests."""
 
-    def made(name: str, folder: Path) -> Host:
+    def made(name: str, folder: Path) -> BootingHost:
         recipe = RECIPES[name]
-        machine = Host(folder, recipe.scenario)
-        machine.bash(below_the_root(recipe.commands))
+        machine = BootingHost(folder, recipe.scenario)
+        machine.output(below_the_root(recipe.commands))
         if recipe.restarted:
             machine.restart()
         return machine
@@ -283,7 +283,9 @@ TRIED = [("ids of two cards", 1), *sample(WITH_RESTART, 4, "what is made of reci
 
 
 @pytest.mark.parametrize(("name", "number"), OUTCOMES)
-def test_what_is_made_of_it_comes_back_byte_for_byte(machines: Callable[[str], Host], name: str, number: int) -> None:
+def test_what_is_made_of_it_comes_back_byte_for_byte(
+    machines: Callable[[str], BootingHost], name: str, number: int
+) -> None:
     recipe, machine = RECIPES[name], machines(name)
     outcome = recipe.outcomes[number]
     stock, before = machine.files(), machine.drivers()
@@ -302,7 +304,7 @@ def test_what_is_made_of_it_comes_back_byte_for_byte(machines: Callable[[str], H
         return
     layers = layers_of(want)
     for layer in layers:
-        done = machine.run("apply", layer)
+        done = machine.ask("apply", layer)
         assert done.returncode == 0, done.stdout + done.stderr
     machine.restart()
     drivers = machine.drivers()
@@ -310,7 +312,7 @@ def test_what_is_made_of_it_comes_back_byte_for_byte(machines: Callable[[str], H
     again = remapping.to_be(read(machine.machine), wanted)
     assert plan.wanted(again, wanted).words == want.words, "the next run changes nothing"
     for layer in reversed(layers):
-        assert machine.run("revert", layer).returncode == 0
+        assert machine.ask("revert", layer).returncode == 0
     assert machine.files() == stock
     machine.restart()
     if recipe.restarted:

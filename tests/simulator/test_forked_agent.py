@@ -9,7 +9,6 @@ from pathlib import Path
 
 from tests import forked_agent
 from tests.boot_layers import initramfs
-from tests.scripts.conftest import Folder
 
 
 class _Left:
@@ -31,7 +30,7 @@ class _Collecting(dict[str, str]):
         return super().__iter__()
 
 
-def test_what_the_tests_process_has_left_is_collected_by_it_alone(folder: Folder, tmp_path: Path) -> None:
+def test_what_the_tests_process_has_left_is_collected_by_it_alone(tmp_path: Path) -> None:
     """A finalizer in the middle of the agent's parsing was a SystemError of Python 3.11 (gh-106905) in all tests of one moment."""
     collected = tmp_path / "collected"
     gc.collect()
@@ -39,7 +38,9 @@ def test_what_the_tests_process_has_left_is_collected_by_it_alone(folder: Folder
     try:
         _Left(collected)
         asked = initramfs()
-        forked = forked_agent.asked(_Collecting(folder.environment), "plan", asked.layer, asked.wanted)
+        forked = forked_agent.asked(
+            _Collecting({"ROOT": str(tmp_path), "PATH": os.environ["PATH"]}), "plan", asked.layer, asked.wanted
+        )
         assert "initramfs-tools" in forked.stdout  # it had its way to an answer
         assert not collected.exists()
     finally:

@@ -1,10 +1,8 @@
-"""A host that is nothing but a folder, and what a power cut leaves on its disk.
+"""The disk of a host that is nothing but a folder, and what a power cut leaves on it.
 
 Of a power cut there are two disks: on one nothing is but what was flushed (`sync`), by the strictest reading of POSIX: a file's bytes by
 flushing the file, its name by flushing the directory. On the other every name is, as a journal may have it, and files whose bytes weren't
 flushed are empty.
-
-grub-mkconfig, update-initramfs and proxmox-boot-tool are stand-ins that derive what they make from the files alone.
 """
 
 from __future__ import annotations
@@ -20,110 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab.host.state import write_file
-from tests.scripts.conftest import Folder
 
 #: Path -> mode, and content, link target or None for a directory.
 Tree = Mapping[str, tuple[int, bytes | str | None]]
 
 #: What lasts, and is compared: the rest is the running system's.
 LASTING = ("etc", "boot", "usr", "var", "esp")
-
-_COMMANDS = {
-    "sync": "",
-    "systemctl": "",
-    **dict.fromkeys(("ip", "ss"), ""),
-    "ping": "exit 1",
-    # Of every file that the real one reads, as it reads them.
-    "lsblk": "",
-    # On a plain file system, without an ESP: GRUB's choice is beside its menu.
-    "grub-probe": "[[ $1 != --target=fs ]] || echo ext2",
-    "grub-mkconfig": """\
-set -e
-[[ ! -e $ROOT/fail ]] || { echo "no room" >&2; exit 1; }
-cd "$ROOT/etc/default"
-GRUB_CMDLINE_LINUX_DEFAULT=
-for file in grub grub.d/*.cfg; do [[ ! -e $file ]] || . ./"$file"; done
-{
-  for kernel in "$ROOT"/boot/vmlinuz-*; do
-    printf "menuentry '%s' {\\n\\tlinux\\t/boot/%s root=/dev/x %s\\n}\\n" "$kernel" "${kernel##*/}" "$GRUB_CMDLINE_LINUX_DEFAULT"
-  done
-  for file in "$ROOT"/etc/grub.d/*; do [[ ! -x $file ]] || { echo "# ${file##*/} $HOMELAB_WORDS"; cat "$file"; }; done
-  echo 'source ${config_directory}/custom.cfg'
-} >"$2.new"
-: >"$2"
-cat "$2.new" >"$2"
-rm "$2.new"
-""",
-    # It takes whatever lies in its folders, and whatever is in modules-load.d.
-    "update-initramfs": """\
-set -e
-[[ ! -e $ROOT/fail ]] || { echo "no room" >&2; exit 1; }
-for kernel in "$ROOT"/boot/vmlinuz-*; do
-  image=$ROOT/boot/initrd.img-${kernel##*/vmlinuz-}
-  cd "$ROOT/etc"
-  echo "half of it" >"$image.new"
-  { find initramfs-tools -type f | sort | while read -r file; do stat -c '%a %n' "$file"; cat "$file"; done; } >"$image.new"
-  mv "$image.new" "$image"
-done
-[[ ! -e $ROOT/etc/kernel/proxmox-boot-uuids ]] || proxmox-boot-tool refresh
-""",
-    "proxmox-boot-tool": """\
-set -e
-if [[ $1 == status ]]; then echo "AAAA-0001 is configured with: uefi (versions: x)"; exit; fi
-[[ ! -e $ROOT/fail ]] || { echo "no room" >&2; exit 1; }
-read -r line <"$ROOT/etc/kernel/cmdline"
-for esp in "$ROOT"/esp/*; do
-  for kernel in "$ROOT"/boot/vmlinuz-*; do
-    version=${kernel##*/vmlinuz-}
-    cp "$ROOT/boot/initrd.img-$version" "$esp/initrd.img-$version"
-    printf 'title    Proxmox\\nversion  %s\\noptions  %s\\nlinux    /vmlinuz\\n' "$version" "$line" >"$esp/loader/entries/proxmox-$version.conf"
-  done
-done
-sync -f
-""",
-    "mount": 'rmdir "$2" && ln -s "$(readlink "$1")" "$2"',
-    "umount": 'sync -f; rm "$1" && mkdir "$1"',
-    "df": 'echo; echo "x 1 1 100000000 1% /"',
-}
-
-
-def stock(folder: Folder, loader: str) -> None:
-    """Make of an empty folder a host with two kernels, and files of its owner where ours are going to be."""
-    for name, text in _COMMANDS.items():
-        folder.command(name, text)
-    for path in (
-        "sys",
-        "esp",
-        "dev/disk/by-uuid",
-        "boot/grub",
-        "etc/initramfs-tools/hooks",
-        "var/tmp",
-        "usr/share/initramfs-tools",
-    ):
-        (folder.root / path).mkdir(parents=True, exist_ok=True)
-    folder.write("/usr/share/initramfs-tools/hook-functions", "")
-    folder.write("/proc/cmdline", "quiet\n")
-    folder.write("/proc/sys/kernel/random/boot_id", "boot\n")
-    folder.write("/etc/default/grub", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\nGRUB_CMDLINE_LINUX=""\n')
-    folder.write("/etc/grub.d/10_linux", "#!/bin/sh\n", 0o755)
-    folder.write("/etc/modules-load.d/homelab-vfio.conf", "theirs, no newline", 0o640)
-    folder.write("/etc/initramfs-tools/hooks/homelab-vfio", "# theirs\n", 0o600)
-    for kernel in ("6.8.12-1-pve", "6.14.8-2-pve"):
-        folder.write(f"/boot/vmlinuz-{kernel}", "kernel")
-    if loader == "systemd-boot":
-        folder.write("/etc/kernel/proxmox-boot-uuids", "AAAA-0001\nAAAA-0002\n")
-        folder.write("/etc/kernel/cmdline", "root=ZFS=rpool/ROOT/pve-1 boot=zfs  quiet\n# a comment of theirs\n", 0o640)
-        name = "LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
-        folder.write(f"/sys/firmware/efi/efivars/{name}", "systemd-boot 252")
-        for uuid in ("AAAA-0001", "AAAA-0002"):
-            (folder.root / "esp" / uuid / "loader/entries").mkdir(parents=True)
-            folder.write(f"/esp/{uuid}/vmlinuz", "kernel")
-            (folder.root / "dev/disk/by-uuid" / uuid).symlink_to(folder.root / "esp" / uuid)
-    menu = f"grub-mkconfig -o {folder.root}/boot/grub/grub.cfg"
-    for command in ("update-initramfs", "proxmox-boot-tool refresh" if loader == "systemd-boot" else menu):
-        done = folder.bash(command)
-        assert done.returncode == 0, done.stderr
-
 
 #: A file's name below the root, its path and its inode.
 Listed = tuple[str, str, os.stat_result]

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from homelab.remote import scripts
-from tests.scripts.conftest import Folder
-from tests.waiting import PATIENCE
+from tests.agent.kit import Host, bash, command
 
 # Inside, every file in /dev is a node; where nothing matched, the pattern itself was asked for.
 NODES = """
@@ -21,32 +19,25 @@ done
 """
 
 
-def inside(folder: Folder, **environment: str) -> list[str]:
-    before = folder.tree()
-    done = subprocess.run(
-        ["/bin/sh", "-c", scripts.file("inspect_inside.sh")],
-        env=folder.environment | environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+def inside(host: Host, **environment: str) -> list[str]:
+    before = host.tree()
+    done = bash(host, "exec /bin/sh", scripts.file("inspect_inside.sh"), **environment)
     assert done.returncode == 0, done.stderr
-    assert folder.tree() == before
+    assert host.tree() == before
     return done.stdout.splitlines()
 
 
 @pytest.fixture
-def container(folder: Folder) -> Folder:
-    folder.write("/dev/nvidia0", "")
-    folder.command("stat", NODES)
-    folder.command(
-        "dd", "[[ -z ${NOBODY:-} ]] || { echo \"dd: can't open '$1': Permission denied\" >&2; exit 1; }\necho 0+0 >&2"
-    )
-    folder.command("setpriv", 'shift 5; NOBODY=1 exec "$@"')
-    return folder
+def container(host: Host) -> Host:
+    host.write("/dev/nvidia0", "")
+    command(host, "stat", NODES)
+    denied = "echo \"dd: can't open '$1': Permission denied\" >&2; exit 1"
+    command(host, "dd", f"[[ -z ${{NOBODY:-}} ]] || {{ {denied}; }}\necho 0+0 >&2")
+    command(host, "setpriv", 'shift 5; NOBODY=1 exec "$@"')
+    return host
 
 
-def test_who_may_open_a_node_is_told_for_root_and_for_an_ordinary_user(container: Folder) -> None:
+def test_who_may_open_a_node_is_told_for_root_and_for_an_ordinary_user(container: Host) -> None:
     assert inside(container) == [
         "node /dev/nvidia0 c3 0 660 0 44 character special file",
         "root /dev/nvidia0 ok",
@@ -54,34 +45,34 @@ def test_who_may_open_a_node_is_told_for_root_and_for_an_ordinary_user(container
     ]
 
 
-def test_nixos_has_its_programs_in_a_folder_of_its_own(container: Folder) -> None:
+def test_nixos_has_its_programs_in_a_folder_of_its_own(container: Host) -> None:
     for name in ("cat", "sh", "tail", "true"):
         path = container.write(f"/run/current-system/sw/bin/{name}", "")
         path.unlink()
         path.symlink_to(shutil.which(name) or "")
-    assert "user /dev/nvidia0 Permission denied" in inside(container, PATH=str(container.commands))
+    assert "user /dev/nvidia0 Permission denied" in inside(container, PATH=str(container.root.parent / "commands"))
 
 
-def test_without_setpriv_su_becomes_nobody(container: Folder) -> None:
-    container.command("setpriv", "exit 1")
-    container.command("su", '[[ $1 == nobody ]] || exit 9\nNOBODY=1 exec "$3" -c "${@:5}"')
+def test_without_setpriv_su_becomes_nobody(container: Host) -> None:
+    command(container, "setpriv", "exit 1")
+    command(container, "su", '[[ $1 == nobody ]] || exit 9\nNOBODY=1 exec "$3" -c "${@:5}"')
     assert inside(container)[2] == "user /dev/nvidia0 Permission denied"
 
 
-def test_capabilities_are_opened_for_reading_alone(container: Folder, tmp_path: Path) -> None:
+def test_capabilities_are_opened_for_reading_alone(container: Host, tmp_path: Path) -> None:
     (container.root / "dev/nvidia0").unlink()
     container.write("/dev/nvidia-caps/nvidia-cap2", "")
-    container.command("dd", f'echo "$2" >>{tmp_path}/opened')
+    command(container, "dd", f'echo "$2" >>{tmp_path}/opened')
     assert "root /dev/nvidia-caps/nvidia-cap2 ok" in inside(container)
     assert set((tmp_path / "opened").read_text().split()) == {"of=/dev/null"}
 
 
-def test_what_is_no_device_is_passed_over(container: Folder) -> None:
-    container.command("stat", 'echo "$3 0 0 644 0 0 regular file"')
+def test_what_is_no_device_is_passed_over(container: Host) -> None:
+    command(container, "stat", 'echo "$3 0 0 644 0 0 regular file"')
     assert inside(container) == []
 
 
-def test_libraries_are_told_by_the_file_behind_the_link(container: Folder) -> None:
+def test_libraries_are_told_by_the_file_behind_the_link(container: Host) -> None:
     (container.root / "dev/nvidia0").unlink()
     folder = container.write("/usr/lib/x86_64-linux-gnu/libcuda.so.580.105.08", "").parent
     (folder / "libcuda.so.1").symlink_to("libcuda.so.580.105.08")

@@ -12,7 +12,8 @@ from remote_scripts.both.read_system import Wanted
 from remote_scripts.both.stack_folder import Wanted as StackFolder
 from tests import sampling
 from tests.kept_systems import KeptSystems
-from tests.scripts.nvidia_kit import GUESTS, Container, ProxmoxHost, VirtualMachine
+from tests.lab.host_kit import Host
+from tests.lab.nvidia_kit import GUESTS, Container, ProxmoxHost, VirtualMachine
 
 MOK = "/var/lib/dkms/mok.pub"
 # The kernel of Ubuntu 26.04 knows the card.
@@ -54,7 +55,7 @@ def test_a_vms_secure_boot_its_key_and_the_runtimes_that_packages_bring(tmp_path
 
 
 def test_a_host_with_its_kernels_and_what_has_the_card(tmp_path: Path) -> None:
-    host = ProxmoxHost(tmp_path)
+    host = ProxmoxHost(Host(tmp_path, "rtx5090", running=True))
     reading = host.read()
     assert (reading.system.distribution, reading.system.version) == ("debian", "13")
     assert reading.system.kernels == ("6.14.11-4-pve", "6.17.2-1-pve")
@@ -64,7 +65,7 @@ def test_a_host_with_its_kernels_and_what_has_the_card(tmp_path: Path) -> None:
 
 
 def test_of_a_host_with_a_driver_cards_that_vms_get_are_not_its_own_until_they_come_back(phoenix: Container) -> None:
-    host = ProxmoxHost.of(phoenix.host)
+    host = ProxmoxHost(phoenix.host)
     asked, start = len(host.host.programs()), time.monotonic()
     reading = host.read()
     # Generous: the lab's programs start a Python each, and this machine may be busy.

@@ -15,8 +15,9 @@ from remote_scripts.both.software import Software
 from remote_scripts.both.symptoms import Context
 from remote_scripts.notes.container_note import Cards
 from tests import sampling
+from tests.boot_layers import Asked
 from tests.lab.host_kit import run_layer
-from tests.scripts.nvidia_kit import Container, Step
+from tests.lab.nvidia_kit import Container
 
 # In the scenario: Debian 13 and Ubuntu 24.04, beside a processor's graphics of Intel's.
 DEBIAN, UBUNTU = 210, 211
@@ -24,10 +25,10 @@ UHD = "0000:00:02.0"
 VIDEO = {"i965-va-driver", "vainfo"}
 
 
-def script(uses: str, makers: str = "intel", name: str = "containers.jellyfin") -> Step:
+def script(uses: str, makers: str = "intel", name: str = "containers.jellyfin") -> Asked:
     software = Software(context=Context(name, "lxc"), lock_seconds=1, download_seconds=60, install_seconds=60)
     choices = libraries.choices(uses.split(), makers.split())
-    return Step("card_libraries", Wanted(software=software, choices=choices))
+    return Asked("card_libraries", Wanted(software=software, choices=choices))
 
 
 @pytest.fixture(scope="module")

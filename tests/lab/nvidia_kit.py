@@ -1,0 +1,278 @@
+"""The lab's systems as the layers of NVIDIA's stack meet them: a VM, a host, a container; without SSH and the engine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from homelab.nvidia import plan as planning
+from homelab.nvidia.compatibility import Target
+from homelab.nvidia.expected import Expected
+from homelab.nvidia.reading import SystemReading, parse
+from homelab.nvidia.request import Request
+from homelab.nvidia.settings import Nvidia
+from homelab.nvidia.verification import judge
+from homelab.remote import nvidia_steps as steps
+from homelab.remote.scripts import answer
+from lab.api.guest_system import environment_of
+from remote_scripts.both import nvidia_verification, read_system
+from remote_scripts.both.nvidia_packages import Answer
+from tests import forked_agent
+from tests.boot_layers import Asked
+from tests.lab.guest_kit import Vm, scenario
+from tests.lab.host_kit import Host
+
+#: What NVIDIA's repository has of branch 580.
+VERSION = "580.178.04"
+# What a VM can have installed.
+GUESTS = ("ubuntu-24.04", "ubuntu-22.04", "ubuntu-26.04", "debian-12", "debian-13")
+
+
+class Machine:
+    """One system of a lab. ``root``: its tree; ``host``: the lab's host."""
+
+    target: Target
+    #: Of a container.
+    ctid = 0
+
+    def __init__(self, host: Host, root: Path) -> None:
+        self.host, self.root = host, root
+        self.settings = Nvidia()
+
+    # -- running ----------------------------------------------------------------------------------------------
+    def environment(self) -> dict[str, str]:
+        """Of the commands that run the scripts."""
+        return self.host.machine.environment()
+
+    def run(self, verb: str, script: Asked) -> subprocess.CompletedProcess[str]:
+        """A script, run to its end."""
+        return self.layer(verb, script.layer, script.wanted)
+
+    def answer(self, verb: str, script: Asked) -> dict[str, Any]:
+        """What a script that must succeed answers."""
+        done = self.run(verb, script)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return answer(done.stdout)
+
+    def refusal(self, script: Asked, verb: str = "apply") -> str:
+        """The message of a script that must fail, of the four lines that it has."""
+        done = self.run(verb, script)
+        assert done.returncode == 1, done.stdout + done.stderr
+        lines = [line.partition(":")[0] for line in done.stdout.splitlines()]
+        assert (lines[0], *lines[-2:]) == ("wanted", "why", "next"), done.stdout
+        return done.stdout
+
+    def bash(self, text: str) -> subprocess.CompletedProcess[str]:
+        """A person's commands on it."""
+        raise NotImplementedError
+
+    def output(self, text: str) -> str:
+        """What a person's commands print, which must succeed."""
+        done = self.bash(text)
+        assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def fault(self, name: str, value: Any = True) -> None:
+        """Set a fault of the lab; None takes it back."""
+        self.host.machine.set_fault(name, value)
+
+    # -- the steps --------------------------------------------------------------------------------------------
+    def want(self, **settings: Any) -> None:
+        """The settings from now on."""
+        self.settings = Nvidia.model_validate(settings)
+
+    def layer(self, verb: str, layer: str, wanted: Any) -> subprocess.CompletedProcess[str]:
+        """A layer of the agent."""
+        return forked_agent.asked(self.environment(), verb, layer, wanted, ctid=self.ctid)
+
+    def verify(self, wanted: nvidia_verification.Wanted) -> dict[str, Any]:
+        """What the stack is seen to do."""
+        return self.answer("apply", Asked("nvidia_verification", wanted))
+
+    def read(self, **wanted: Any) -> SystemReading:
+        """A reading."""
+        return parse(self.answer("read", Asked("read_system", read_system.Wanted(**wanted))))
+
+    def request(self) -> Request:
+        """What follows from settings and a reading."""
+        return Request(self.target, self.settings, self.read().system, "it")
+
+    def packages_step(self, **settings: Any) -> Asked:
+        """Driver, CUDA, toolkit: the first step."""
+        if settings:
+            self.want(**settings)
+        return Asked("nvidia_packages", planning.wanted(self.request()))
+
+    def install(self, **settings: Any) -> dict[str, Any]:
+        """The first step; its answer."""
+        return self.answer("apply", self.packages_step(**settings))
+
+    def undo(self) -> dict[str, Any]:
+        """Its way back."""
+        return self.answer("revert", self.packages_step())
+
+    def installed(self, version: str, capabilities: Sequence[str] = ()) -> Answer:
+        """What the first step would answer that has left this driver."""
+        return Answer(
+            version=version,
+            source="packages",
+            flavour=None if self.target == "lxc" else "open",
+            capabilities=tuple(capabilities),
+            reboot="no",
+            why="",
+            cuda="",
+            toolkit="",
+            packages=(),
+            changed=False,
+        )
+
+    def toolkit_step(self, version: str, capabilities: Sequence[str] = ()) -> Asked:
+        """The container toolkit's, after the first one, which has left this driver."""
+        return Asked("container_toolkit", steps.toolkit(self.request(), self.installed(version, capabilities)))
+
+    # -- what is there ----------------------------------------------------------------------------------------
+    def tree(self) -> dict[str, tuple[int, bytes]]:
+        """Mode and content of every file that stays over a reboot, but for logs, lists of packages, and the key that DKMS makes once."""
+        found = {}
+        passing = tuple(
+            [
+                "run",
+                "proc",
+                "sys",
+                "dev",
+                "tmp",
+                "var/log",
+                "var/lib/apt/lists",
+                "var/cache",
+                "var/lib/dpkg/",
+                "var/lib/dkms/mok.pub",
+            ]
+        )
+        for place in sorted(self.root.rglob("*")):
+            name = place.relative_to(self.root).as_posix()
+            if name.startswith(passing):
+                continue
+            if place.is_symlink():
+                found[name] = (0, str(place.readlink()).encode())
+            elif place.is_file():
+                found[name] = (place.stat().st_mode & 0o7777, place.read_bytes())
+        return found
+
+    def packages(self) -> dict[str, str]:
+        """Installed packages with their versions."""
+        lines = self.output("dpkg-query -W -f='${Package} ${db:Status-Status} ${Version}\\n'").splitlines()
+        return {name: version for name, state, version in (line.split(" ") for line in lines) if state == "installed"}
+
+
+def wanted_of(machine: Machine, settings: dict[str, Any]) -> tuple[nvidia_verification.Wanted, Expected]:
+    """What of a stack is tried, and what it is to have."""
+    machine.want(**settings)
+    request = Request(machine.target, machine.settings, machine.read().system, "vms.gaming")
+    version = request.system.host_driver or VERSION
+    capabilities = machine.settings.capabilities or ("compute", "video")
+    wanted = Expected.of(request, machine.installed(version, capabilities))
+    return steps.verification(machine.settings, wanted), wanted
+
+
+def verified(machine: Machine, settings: dict[str, Any]) -> Any:
+    """What the verification of a stack puts out, and what it says."""
+    tried, wanted = wanted_of(machine, settings)
+    return judge(machine.verify(tried), wanted)
+
+
+_KEYRING = (
+    "curl -fsSLo $ROOT/root/k.deb https://developer.download.nvidia.com/compute/cuda/repos/{}/x86_64/cuda-keyring_1.1-1_all.deb"
+    " && dpkg -i $ROOT/root/k.deb && apt-get -qq update"
+)
+
+
+def with_repository(machine: Machine, distribution: str) -> Machine:
+    """NVIDIA's repository, as an owner adds it by hand."""
+    machine.output(_KEYRING.format(distribution.replace("-", "").replace(".", "")))
+    return machine
+
+
+class VirtualMachine(Machine):
+    """VM 103 with a card: the RTX 5090, or another by its device id, or none."""
+
+    target = "vm"
+
+    def __init__(
+        self,
+        state: Path,
+        distribution: str = "ubuntu-24.04",
+        *,
+        card: str | None = "2b85",
+        system: dict[str, Any] | None = None,
+    ) -> None:
+        wanted = scenario(vm={"distribution": distribution, **(system or {})}, pci=other_card(card or "2b85"))
+        self.vm = Vm(state, wanted, card=card is not None)
+        super().__init__(self.vm.host, self.vm.root)
+
+    def environment(self) -> dict[str, str]:
+        return environment_of(self.vm.system, "root")
+
+    def bash(self, text: str) -> subprocess.CompletedProcess[str]:
+        return self.vm.run(text)
+
+    def reboot(self) -> None:
+        """Down and up again."""
+        self.vm.reboot()
+
+    def enrolled(self, value: bool) -> None:
+        """Whether DKMS's key is among those that Secure Boot takes."""
+        with self.vm.system.changing() as machine:
+            machine["mok_enrolled"] = value
+
+
+def other_card(device: str) -> list[Any]:
+    """The rtx5090 scenario's devices with another card in its place."""
+    pci: list[Any] = scenario().model_dump(mode="json", by_alias=True, exclude_defaults=True)["pci"]
+    for bridge in pci:
+        for child in bridge.get("children", []):
+            if child["address"].endswith("01:00.0") and device != "2b85":
+                child |= {"device": device, "name": f"another card ({device})"}
+    return pci
+
+
+class ProxmoxHost(Machine):
+    """A host that runs, and keeps its cards."""
+
+    target = "host"
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host, host.root)
+
+    def bash(self, text: str) -> subprocess.CompletedProcess[str]:
+        return self.host.run(text)
+
+
+class Container(Machine):
+    """A container in which nothing is installed; on phoenix, whose host has a driver, with a card's nodes."""
+
+    target = "lxc"
+
+    def __init__(self, state: Path, name: str = "phoenix", ctid: int = 901) -> None:
+        host = Host(state, name, running=True)
+        self.ctid = ctid
+        host.output(f"pct stop {ctid}; rm -rf $LAB_STATE/guests/{ctid}")
+        conf = host.root / f"etc/pve/lxc/{ctid}.conf"
+        head = conf.read_text().partition("\n[")[0]
+        kept = [line for line in head.splitlines() if not line.startswith(("dev", "lxc."))]
+        nodes = ("nvidia0", "nvidiactl", "nvidia-uvm") if name == "phoenix" else ()
+        kept += [f"dev{n}: /dev/{node},mode=0666" for n, node in enumerate(nodes)]
+        conf.write_text("\n".join(kept) + "\n")
+        host.output(f"pct start {ctid}")
+        super().__init__(host, host.root.parent / f"guests/{ctid}/root")
+
+    def bash(self, text: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["pct", "exec", str(self.ctid), "--", "bash", "-c", text],
+            env=self.environment() | {"PATH": f"{self.host.machine.state}/bin:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
