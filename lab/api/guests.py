@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from homelab.guest_options import split_list
-from lab.host import program
 from lab.host.boot import mark_running
 from lab.host.cluster import Cluster
 from lab.host.distributions import system as default_system
@@ -41,15 +40,10 @@ LOCKS: dict[Kind, str] = {
 
 @contextlib.contextmanager
 def exclusively(host: HostState) -> Iterator[None]:
-    """Keep other writers of /etc/pve out, in the daemon and at a shell, between a read and the write that follows.
-
-    Raises:
-        OSError: a command that only looks would have to wait; a process of its own does.
-    """
+    """Keep other writers of /etc/pve out, in the daemon and at a shell, between a read and the write that follows."""
     cluster = Cluster.of(host)
-    looks = program.looks_only
-    with ((cluster.folder if cluster else host.state) / _LOCK_FILE).open("r" if looks else "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if looks else 0))
+    with ((cluster.folder if cluster else host.state) / _LOCK_FILE).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         host.reload()
         yield
 

@@ -79,8 +79,7 @@ class HostState:
         state: the lab's state folder (absolute).
     """
 
-    #: Whether this process asks so often that it remembers each machine.json until there is another one: a lab's daemon does, a command
-    #: server for the commands that it does itself, and a fork of that as long as it does one.
+    #: Whether this process asks so often that it remembers each machine.json until there is another one: a lab's daemon does.
     remembers: ClassVar[bool] = False
     _remembered: ClassVar[dict[str, _Seen]] = {}
 
