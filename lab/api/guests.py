@@ -187,7 +187,7 @@ class Guest:
     @property
     def _record(self) -> dict[str, Any]:
         self.host.reload()
-        found: dict[str, Any] = self.host.looked_at["guests"].get(str(self.vmid), {})
+        found: dict[str, Any] = self.host.machine["guests"].get(str(self.vmid), {})
         return found
 
     @property

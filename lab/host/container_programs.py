@@ -37,7 +37,7 @@ class Opened:
 
     def __init__(self, system: HostState, path: str, wanted: str) -> None:
         self.path = path
-        if "container" not in system.looked_at:
+        if "container" not in system.machine:
             self._open_outside(system, wanted)
             return
         inside = container.name_inside(system, path)
@@ -129,7 +129,7 @@ def _dd(system: HostState, arguments: list[str]) -> int:
 # -- becoming another user -------------------------------------------------------------------------------------
 def _become(system: HostState, who: Identity, command: list[str]) -> int:
     """Run a command as somebody else; paths of a container's tree in it become those of that user's view."""
-    if "container" not in system.looked_at:
+    if "container" not in system.machine:
         import subprocess
 
         gids = ",".join(str(gid) for gid in sorted(who.gids))

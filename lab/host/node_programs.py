@@ -70,7 +70,7 @@ class ContainerTree(Tree):
 
     def make(self, path: str, node: Node) -> None:
         """mknod(2): never in a user namespace, else as the control group allows."""
-        inside = self._host.looked_at["container"]
+        inside = self._host.machine["container"]
         allowed = any(rule.covers(node, "m") for rule in container.rules(self._host))
         if inside["unprivileged"] or container.Identity.current().uid != 0 or not allowed:
             raise PermissionError
@@ -81,14 +81,14 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
     """One of the programs."""
     if not is_at_nodes(host, arguments):
         return real(name, arguments)
-    tree = ContainerTree(host) if "container" in host.looked_at else Tree(host)
+    tree = ContainerTree(host) if "container" in host.machine else Tree(host)
     work: dict[str, Callable[[Tree, list[str]], int]] = {"stat": _stat, "test": _test, "mknod": _mknod}
     return work[name](tree, arguments)
 
 
 def is_at_nodes(host: HostState, arguments: list[str]) -> bool:
     """Whether a command may be about device nodes: in a container always, elsewhere where it names a path in /dev."""
-    return "container" in host.looked_at or _AT_NODES.search(" ".join([os.getcwd(), *arguments])) is not None  # noqa: PTH109
+    return "container" in host.machine or _AT_NODES.search(" ".join([os.getcwd(), *arguments])) is not None  # noqa: PTH109
 
 
 def real(name: str, arguments: list[str]) -> int:

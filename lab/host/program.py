@@ -140,7 +140,7 @@ def ask_daemon(host: HostState, do: str, **arguments: Any) -> dict[str, Any] | N
         Failure: the daemon refuses.
     """
     state = host.state
-    if inside := host.looked_at.get("guest"):
+    if inside := host.machine.get("guest"):
         state, arguments = Path(inside["lab"]), {**arguments, "guest": inside["vmid"]}
     lab_file = state / "lab.json"
     if not lab_file.exists():

@@ -10,9 +10,7 @@ _CONTAINER = "--container"
 
 #: What every system with packages has: a host, a VM, a container.
 OF_PACKAGES = {
-    **{
-        name: "apt_programs" for name in ("apt", "apt-get", "apt-cache", "apt-mark", "apt-config", "dpkg", "dpkg-query")
-    },
+    **{name: "apt_programs" for name in ("apt", "apt-get", "apt-cache", "apt-mark", "dpkg", "dpkg-query")},
     "lab-apt-method": "apt_method",
     "lab-package": "contents",
     **{name: "download_programs" for name in ("curl", "sha256sum")},
@@ -33,7 +31,6 @@ PROGRAMS = {
     "rmmod": "module_programs",
     "lsmod": "module_programs",
     "modinfo": "module_programs",
-    "depmod": "module_programs",
     "uname": "system_programs",
     "dmesg": "system_programs",
     "journalctl": "system_programs",

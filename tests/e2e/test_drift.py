@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.e2e.conftest import Stack, out_of_reach
+from tests.lab.host_kit import rebound
 
 REBOOT = {"pve-reboot", "pve-booted"}
 
@@ -86,7 +87,7 @@ def a_boot_configuration_generated_by_somebody_else(stack: Stack) -> None:
 def a_kernel_booted_without_the_parameters_is_mended_by_a_reboot(stack: Stack) -> None:
     """With the card on another driver, as somebody's hand may bring it there, too."""
     stack.reboot_without_passthrough()
-    stack.lab.rebind("0000:01:00.0", "nouveau")
+    stack.lab.run(rebound("0000:01:00.0", "nouveau"))
     mark = stack.lab.mark()
     up = stack.up("--refresh")
     assert "is not on the running kernel's command line" in up.output
