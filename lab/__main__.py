@@ -43,7 +43,7 @@ def _start(arguments: argparse.Namespace) -> int:
     before = read_lab_file(state)
     already = is_running(before)
     scenario = arguments.scenario or (before.scenario if before is not None else DEFAULT_SCENARIO)
-    lab = Lab.start(scenario, state, ssh_port=arguments.ssh_port, outlives_caller=True)
+    lab = Lab.start(scenario, state, outlives_caller=True)
     if already:
         print(f"the lab in {lab.state} was already running", file=sys.stderr)
     status = lab.status()
@@ -116,11 +116,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _log(arguments: argparse.Namespace) -> int:
-    from lab.history import history
+    from lab.history import history, line
 
     lab = Lab.open(_state(arguments))
     entries = history(lab)
-    _show(arguments, {"events": [entry.data for entry in entries]}, "\n".join(str(entry) for entry in entries))
+    _show(arguments, {"events": entries}, "\n".join(map(line, entries)))
     return 0
 
 
@@ -160,8 +160,7 @@ def _parser() -> argparse.ArgumentParser:
         verb.set_defaults(work=work)
         return verb
 
-    start = add("start", _start, "start a lab; says so when it already runs")
-    start.add_argument("--ssh-port", type=int, default=0, metavar="N", help="default: a free one")
+    add("start", _start, "start a lab; says so when it already runs")
     add("stop", _stop, "stop a lab; its folder stays")
     add("status", _status, "say whether a lab runs and how to reach it (exit status 3: it doesn't)")
     add("reset", _reset, "the stock host again, booted; same port and keys")

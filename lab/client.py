@@ -11,7 +11,6 @@ import http.client
 import json
 import os
 import select
-import shutil
 import signal
 import stat
 import subprocess
@@ -87,9 +86,7 @@ class Lab:
     # Life
 
     @classmethod
-    def start(
-        cls, scenario: str, state: Path | None = None, *, ssh_port: int = 0, outlives_caller: bool = False
-    ) -> Self:
+    def start(cls, scenario: str, state: Path | None = None, *, outlives_caller: bool = False) -> Self:
         """Start a lab, or take the one that runs in the folder. A context manager: it stops at the end.
 
         A folder whose lab was stopped or killed is started as it was left, on its port if that's free.
@@ -97,11 +94,10 @@ class Lab:
         Args:
             scenario: a name that `python -m lab scenarios` lists, or a YAML file's path.
             state: its folder; default .lab/<scenario> in the project.
-            ssh_port: the SSH port, 0 for a free one.
             outlives_caller: False ends the lab with this process, however that ends.
 
         Raises:
-            LabError: no such scenario, the folder has another one's lab, the port is taken, the start failed.
+            LabError: no such scenario, the folder has another one's lab, the start failed.
         """
         _require_linux()
         state = (state if state is not None else default_state(scenario)).absolute()
@@ -111,12 +107,7 @@ class Lab:
             before = read_lab_file(state)
             _require_same_scenario(state, before, scenario)
             if not is_running(before):
-                lab._spawn(scenario, ssh_port, outlives_caller)
-            elif before is not None and ssh_port not in (0, before.ssh["port"]):
-                raise LabError(
-                    f"Unable to start the lab in {state} on port {ssh_port}: it already runs on port "
-                    f"{before.ssh['port']}. Stop it first (`python -m lab stop --state {state}`)."
-                )
+                lab._spawn(scenario, outlives_caller)
         return lab
 
     @classmethod
@@ -130,11 +121,11 @@ class Lab:
         lab._require_lab_file()
         return lab
 
-    def _spawn(self, scenario: str, ssh_port: int, outlives_caller: bool) -> None:
+    def _spawn(self, scenario: str, outlives_caller: bool) -> None:
         """Start the daemon and wait until it serves, or says why not."""
         self._paths.daemon_log.parent.mkdir(parents=True, exist_ok=True)
         ready_read, ready_write = os.pipe()
-        arguments = ["--state", str(self.state), "--scenario", scenario, "--ssh-port", str(ssh_port)]
+        arguments = ["--state", str(self.state), "--scenario", scenario]
         passed = [ready_write]
         if not outlives_caller:
             lifeline_read, self._lifeline = os.pipe()
@@ -242,11 +233,6 @@ class Lab:
     def restore(self) -> None:
         """Bring back what `save` kept, without a boot: sessions end, and the logs are those of then."""
         request(self.state, "restore")
-
-    def remove(self) -> None:
-        """Stop the lab and remove its folder."""
-        self.stop()
-        shutil.rmtree(self.state, ignore_errors=True)
 
     def _drop_lifeline(self) -> None:
         if self._lifeline is not None:
@@ -379,10 +365,6 @@ class Lab:
     def fault(self, name: str, value: Any = True) -> None:
         """Set a fault (FAULTS in lab/machine.py lists them); None clears it."""
         request(self.state, "fault", name=name, value=value)
-
-    def rebind(self, address: str, driver: str | None) -> None:
-        """Bind a PCI function (`0000:01:00.0`) to a driver by hand, None to none."""
-        request(self.state, "rebind", address=address, driver=driver)
 
     def reboot(self, wait: bool = True, timeout: float = WAIT_SECONDS) -> None:
         """Reboot the host as its `reboot` command would; with wait, return when it's settled again."""

@@ -16,7 +16,6 @@ from lab.host.cluster import Cluster
 from lab.state import LabError
 
 CLUSTERS = Path(__file__).resolve().parent / "clusters"
-SCENARIOS = Path(__file__).resolve().parent / "scenarios"
 
 
 class LabCluster:
@@ -36,8 +35,8 @@ class LabCluster:
         """Start all nodes of a cluster that is made anew, one after the other.
 
         Args:
-            description: a name in lab/clusters, or a YAML file: `name`, `qdevice`, `ceph` (lab/host/ceph.py; none without it), and `nodes`, each with `ip`,
-                `votes` (1 without it), and the keys of a scenario, or `scenario`, the one from which it takes what it doesn't say itself.
+            description: a name in lab/clusters, or a YAML file: `name`, `ceph` (lab/host/ceph.py; none without it), and `nodes`, each with `ip`,
+                the keys of a scenario, such as `extends`.
 
         Raises:
             LabError: there is something in the folder, or a node can't be started.
@@ -47,21 +46,18 @@ class LabCluster:
         if folder.exists() and any(folder.iterdir()):
             raise LabError(f"Unable to start a cluster in {folder}: wanted an empty folder. Give another one.")
         members = {
-            name: {"id": number, "ip": one.pop("ip"), "votes": one.pop("votes", 1)}
-            for number, (name, one) in enumerate(data["nodes"].items(), 1)
+            name: {"id": number, "ip": one.pop("ip")} for number, (name, one) in enumerate(data["nodes"].items(), 1)
         }
-        shared = Cluster.make(folder.absolute(), data["name"], members, qdevice=data.get("qdevice", False))
+        shared = Cluster.make(folder.absolute(), data["name"], members)
         ceph = data.get("ceph")
         if ceph:
             Ceph.make(shared.folder, ceph)
         nodes: dict[str, Lab] = {}
         for name, own in data["nodes"].items():
-            base = own.pop("scenario", None)
-            known = yaml.safe_load((SCENARIOS / f"{base}.yaml").read_text(encoding="utf-8")) if base else {}
             scenario = folder / f"{name}.yaml"
-            made = {**known, **own, "node": name, "cluster": str(shared.folder)}
+            made = {**own, "node": name, "cluster": str(shared.folder)}
             if ceph:
-                made["files"] = {**made.get("files", {}), **Ceph.files(ceph, name)}
+                made["files"] = Ceph.files(ceph, name)
             scenario.write_text(yaml.safe_dump(made))
             nodes[name] = Lab.start(str(scenario), state=folder / "nodes" / name)
         return cls(folder, nodes)

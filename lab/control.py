@@ -20,7 +20,6 @@ several may follow one another on a connection. The simulated programs speak it 
                                              disconnected (no SSH connection is open) or command (one that
                                              contains `text`, there or on stdin, runs), or answering (SSH does)
     fault        name, value                 set a fault; null clears it
-    rebind       address, driver             what a person does by hand in sysfs
     reset        [scenario]                  the stock host again, booted, logs empty; same port and keys
     save                                     keep the running host as it is, while nothing runs on it
     restore                                  it is so again, without a boot; sessions end

@@ -16,13 +16,10 @@ from lab import kept, network, quick_yaml
 from lab.host import boot as booting
 from lab.host import contents, dkms, holders, kernel_files, launchers, nvidia
 from lab.host.bootloader import write_grubenv
-from lab.host.catalogue import module_of_driver
 from lab.host.dpkg import forget, installed
 from lab.host.grub import mkconfig
 from lab.host.initramfs import build_image
 from lab.host.installed import install_headers, note_package
-from lab.host.kernel import ModprobeError, RunningKernel, modules_of
-from lab.host.modprobe import root_modprobe_config
 from lab.host.network import FAULTS as NETWORK_FAULTS
 from lab.host.program import Failure
 from lab.host.proxmox_boot import sync
@@ -56,7 +53,6 @@ FAULTS = {
     "download-seconds": "seconds: a download that the API starts takes so long, with half of it written",
     "api-answers": "[METHOD ]PART OF PATH=STATUS REASON: requests that have it in them are answered so, and not carried out",
     "api-drops": "[METHOD ]PART OF PATH: the request is carried out, its answer lost with the connection",
-    "agent-silent": "true, or a VM's id: the guest agent doesn't answer",
     "api-loses": "[METHOD ]PART OF PATH=NUMBER: that many requests are lost with their connections, and not carried out",
     "api-holds": "[METHOD ]PART OF PATH: the request is carried out, its answer held back for as long as this is set",
     "api-seconds": "seconds: every answer comes that much later",
@@ -64,7 +60,6 @@ FAULTS = {
     "foreign-change": "a number: that many changes of a guest find that somebody else has changed it just before",
     "config-lock": "a number: that many changes and tasks of guests find the configuration's lock held by another process",
     "no-quorum": "true: the node has lost the cluster's quorum: it writes nothing below /etc/pve; its own shell's `>` isn't held off",
-    "cut-off": "true: the node of a cluster and the other nodes don't hear of each other; clients reach all of them",
     "guest-ignores-shutdown": "true, or a guest's id: a shutdown runs into its time limit",
     "reset-fails": "true, or a part of an address: each reset of that device fails (ENOTTY), which a VM's start says in its task's log, and nothing else",
     "drm-order": "a list of PCI addresses: from the next boot on, these cards have card0 and renderD128, card1 and renderD129 … in this order, in place of the scenario's `drm`",
@@ -349,46 +344,6 @@ class Machine:
             device = next(entry for entry in machine["hardware"]["devices"] if entry["address"] == address)
             device["vendor"], device["device"] = ids.split(":")
             device |= {"subsystem": subsystem, "name": None}
-
-    def rebind(self, address: str, driver: str | None) -> None:
-        """Give a device to another driver on the running system, or to none, as a person does in sysfs.
-
-        Raises:
-            MachineError: the machine is off, or the kernel would refuse.
-        """
-        host = self._host()
-        if self.power() == "off" or not host.running:
-            raise MachineError(f"unable to rebind {address}: the machine is off; boot it first")
-        with RunningKernel.changing(host) as kernel:
-            if address not in kernel.devices:
-                raise MachineError(f"unable to rebind {address}: no such device; there are {', '.join(kernel.devices)}")
-            try:
-                self._give(kernel, address, driver)
-            finally:
-                (kernel.device_folder(address) / "driver_override").write_text("(null)\n", encoding="utf-8")
-        if kernel.bound.get(address) != driver:
-            raise MachineError(
-                f"unable to give {address} ({kernel.devices[address].label}) to {driver}: the driver doesn't take it"
-            )
-
-    def _give(self, kernel: RunningKernel, address: str, driver: str | None) -> None:
-        host = kernel.host
-        override = kernel.device_folder(address) / "driver_override"
-        override.write_text("(null)\n", encoding="utf-8")  # what an initramfs script left there would be in the way
-        if address in kernel.bound:
-            kernel.write(f"drivers/{kernel.bound[address]}/unbind", address)
-        if driver is None:
-            return
-        available = modules_of(host, kernel.data["kernel"])
-        try:
-            kernel.load_module(module_of_driver(driver), root_modprobe_config(host), available)
-        except ModprobeError as error:
-            raise MachineError(f"unable to give {address} to {driver}: {error}") from error
-        if driver == "vfio-pci":
-            # A driver with a table of its own needs no override, and one that doesn't know the device refuses it.
-            override.write_text("vfio-pci\n", encoding="utf-8")
-        if address not in kernel.bound:
-            kernel.write(f"drivers/{driver}/bind", address)
 
     def environment(self) -> dict[str, str]:
         """The environment in which commands and scripts run on this host; nothing of the caller's is in it."""

@@ -90,8 +90,6 @@ class Served(Protocol):
 
     async def set_fault(self, name: str, value: object) -> dict[str, Any]: ...
 
-    async def rebind(self, address: str, driver: str | None) -> None: ...
-
     async def reset(self, wanted: str | None) -> None: ...
 
     async def save(self) -> None: ...
@@ -119,7 +117,6 @@ class ControlServer:
             "pvedaemon": self._pvedaemon,
             "wait": self._wait,
             "fault": self._fault,
-            "rebind": self._rebind,
             "reset": self._reset,
             "save": self._save,
             "restore": self._restore,
@@ -250,10 +247,6 @@ class ControlServer:
 
     async def _fault(self, request: Request) -> Answer:
         return {"faults": await self._daemon.set_fault(request.get("name", str), request.arguments.get("value"))}
-
-    async def _rebind(self, request: Request) -> Answer:
-        await self._daemon.rebind(request.get("address", str), request.find("driver", str, "") or None)
-        return {}
 
     async def _reset(self, request: Request) -> Answer:
         await self._daemon.reset(request.find("scenario", str, "") or None)

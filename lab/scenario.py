@@ -253,7 +253,7 @@ class File(_Model):
 
 
 class Scenario(_Model):
-    """A whole host. In the YAML the keys have `-` for `_`.
+    """A whole host. In the YAML the keys have `-` for `_`; `extends` names the lab's scenario that has each key which isn't there.
 
     `title`: one line for people; `node`: its name; `pve`: `8.4` (Debian 12) or `9.1` (Debian 13); `qemu_server`: that package's version, from 9.1.13
     on a stop runs its guest's post-stop, before it `qm cleanup` does; `kernels`: the newest is booted; `files`: put over the stock tree before the
@@ -540,6 +540,11 @@ def load_scenario(name_or_path: str) -> Scenario:
             f"no scenario {name_or_path!r}: looked for {path}. There are: {', '.join(scenario_names())};"
             " or give the path of a YAML file"
         )
+    return scenario_from(_data(path), str(path), path.stem)
+
+
+def _data(path: Path) -> dict[str, Any]:
+    """What a file says, and of the scenario that it `extends` what it doesn't say itself."""
     try:
         data = quick_yaml.load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -548,7 +553,8 @@ def load_scenario(name_or_path: str) -> Scenario:
         raise ScenarioError(
             f"{path}: expected a mapping of keys such as title, kernels, cpu, pci; found {type(data).__name__}"
         )
-    return scenario_from(data, str(path), path.stem)
+    base = data.pop("extends", None)
+    return data if base is None else {**_data(SCENARIO_FOLDER / f"{base}.yaml"), **data}
 
 
 def scenario_from(data: dict[str, Any], origin: str, name: str) -> Scenario:

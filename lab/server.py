@@ -152,22 +152,12 @@ class Daemon:
         assert self._ssh is not None
         return self._ssh
 
-    def take_port(self, port: int, exactly: bool) -> None:
-        """Take the SSH port.
-
-        Args:
-            port: the wanted one, 0 for a free one.
-            exactly: whether another one won't do.
-        """
+    def take_port(self, port: int) -> None:
+        """Take the SSH port: this one if it is free, 0 for any."""
         host_key = StatePaths(self.state).host_key
         try:
             self._ssh = Server(self, host_key, port)
-        except OSError as error:
-            if exactly:
-                raise LabError(
-                    f"Unable to start the lab in {self.state}: wanted 127.0.0.1:{port} for SSH, found it "
-                    f"taken ({error.strerror}). Give another --ssh-port, or none for a free one."
-                ) from error
+        except OSError:
             _LOG.warning("port %d, which the lab had, is taken; another one is used", port)
             self._ssh = Server(self, host_key, 0)
         paths = StatePaths(self.state)
@@ -302,11 +292,6 @@ class Daemon:
             self.guests.look()
         return self._faults()
 
-    async def rebind(self, address: str, driver: str | None) -> None:
-        """Bind a PCI function to a driver, None to none, as a person does in sysfs."""
-        async with self._transition:
-            Machine.open(self.state).rebind(address, driver)
-
     async def reset(self, wanted: str | None) -> None:
         """Make the host stock again and boot it.
 
@@ -376,7 +361,7 @@ class Daemon:
 
     def _faults(self) -> dict[str, Any]:
         # Not by Machine.open, which looks through all launchers: every command asks for them.
-        return dict(HostState(self.state).looked_at["faults"])
+        return dict(HostState(self.state).machine["faults"])
 
     # Going up and down
 
@@ -529,7 +514,7 @@ def _prepare(state: Path, scenario: str) -> LabFile:
 
 async def _run(arguments: argparse.Namespace, lab: LabFile, commands: CommandServer, ready: Callable[[], None]) -> None:
     daemon = Daemon(arguments.state, Processes(asyncio.get_running_loop()), lab, commands)
-    daemon.take_port(arguments.ssh_port or int(lab.ssh.get("port", 0)), exactly=bool(arguments.ssh_port))
+    daemon.take_port(int(lab.ssh.get("port", 0)))
     daemon.guests.take_ports()
     if arguments.lifeline_fd is not None:
         asyncio.get_running_loop().add_reader(arguments.lifeline_fd, daemon.end)
@@ -554,7 +539,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m lab.server", description="The daemon of one lab.")
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--scenario", required=True)
-    parser.add_argument("--ssh-port", type=int, default=0)
     parser.add_argument("--ready-fd", type=int, required=True)
     parser.add_argument("--lifeline-fd", type=int, default=None)
     arguments = parser.parse_args()
@@ -570,7 +554,6 @@ def main() -> None:
         lab = _prepare(arguments.state, arguments.scenario)
         # Of the host and its guests; found as one of theirs if this process is killed. It may be a fork, which has nothing that comes below.
         commands = CommandServer({"LAB_STATE": str(arguments.state)})
-        HostState.remembers = True
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         logging.getLogger("asyncssh").setLevel(logging.WARNING)
         asyncio.run(_run(arguments, lab, commands, lambda: say({"ok": True})))

@@ -232,13 +232,6 @@ class Command:
         """
         self._lost.set()
 
-    def send_signal(self, name: str) -> None:
-        """Signal the command's process group at the client's request, as OpenSSH's session_signal_req."""
-        number = getattr(signal, f"SIG{name}", None)
-        if number is not None and self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):  # the group may have ended just now
-                os.killpg(self._process.pid, number)
-
     async def _run(self) -> None:
         started = now()
         status: int | None = None
@@ -380,11 +373,6 @@ class CommandChannel(asyncssh.SSHServerProcess[bytes]):
     def shell_requested(self) -> bool:
         """Refuse a login shell."""
         return False
-
-    def signal_received(self, signal: str) -> None:
-        """Hand a signal from the client to the command."""
-        if self.running is not None:
-            self.running.send_signal(signal)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The channel was closed, or the connection broke."""

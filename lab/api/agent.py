@@ -33,7 +33,7 @@ def _answering(call: Call) -> Guest:
 
 def answers(guest: Guest) -> bool:
     """Whether the agent in a running VM says something."""
-    silent = guest.paused or guest.has_fault("agent-silent") or boots_directly(guest.config())
+    silent = guest.paused or boots_directly(guest.config())
     return guest.booted and not silent
 
 

@@ -27,8 +27,7 @@ def unheard(_: str) -> None:
 
 @dataclass
 class Call:
-    """One request: for what on which host, with verified parameters; `start` starts a task of who asks,
-    `start_as_root` one of the node's own.
+    """One request: for what on which host, with verified parameters; `start` starts a task of who asks.
 
     `say` is what the operation prints besides its answer, which only a command at the node's shell shows.
     """
@@ -36,7 +35,6 @@ class Call:
     host: HostState
     parameters: dict[str, Any]
     start: Starter
-    start_as_root: Starter
     say: Callable[[str], None] = unheard
 
     def guest(self, kind: Kind) -> Guest:

@@ -139,8 +139,8 @@ class Shell:
         kind = _KINDS[name]
         base = f"/nodes/{self.host.node}/{kind}"
         verb, *rest = arguments or [""]
-        if verb == "list":
-            (_print_vms if kind == "qemu" else _print_containers)(self.ask("GET", base))
+        if (name, verb) == ("qm", "list"):
+            _print_vms(self.ask("GET", base))
             return
         if verb not in _VERBS[kind]:
             raise Misused(f"the lab's {name} has no {verb!r}")
@@ -256,10 +256,7 @@ class Shell:
             self.usage = f"pvenode task list {_FORMATTED}"
             options = _options(words)
             form = _form(options)
-            found = self.ask("GET", tasks, options)
-            print(
-                formatted(found if form != "text" else [_task_row(one) for one in found], form, _TASK_COLUMNS), end=""
-            )
+            print(formatted(self.ask("GET", tasks, options), form), end="")
         elif verb == "task log" and words:
             self.usage = "pvenode task log <upid> [OPTIONS]"
             for line in self.ask("GET", f"{tasks}/{words[0]}/log", _options(words[1:])):
@@ -289,32 +286,11 @@ class Shell:
             )
 
 
-_TASK_COLUMNS = ("UPID", "Type", "ID", "User", "Starttime", "Endtime", "Status")
-
-
-def _task_row(task: dict[str, Any]) -> dict[str, str]:
-    """A task as `pvenode task list` shows it."""
-
-    def at(name: str) -> str:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(task[name])) if name in task else ""
-
-    status = str(task.get("status", "UNKNOWN"))
-    shown = (task["upid"], task["type"], task.get("id", ""), task["user"], at("starttime"), at("endtime"), status)
-    return dict(zip(_TASK_COLUMNS, map(str, shown), strict=True))
-
-
 def _cluster_status(members: Members, node: str) -> str:
     """What `pvecm status` says of the votes, in a node's own form."""
     online = [about for about in members.nodes.values() if about["online"]]
-    device = members.cluster is not None and members.cluster.qdevice
-    total = sum(one.get("votes", 1) for one in online) + device
-    expected = members.expected or sum(one.get("votes", 1) for one in members.nodes.values()) + device
-    here = members.nodes[node]["id"]
-    flags = "    A,V,NMW" if device else ""
-    rows = [
-        f"{one['id']:#010x} {one.get('votes', 1):10}{flags} {one['ip']}{' (local)' if one['id'] == here else ''}"
-        for one in online
-    ] + ["0x00000000          1            Qdevice"] * device
+    expected, here = len(members.nodes), members.nodes[node]["id"]
+    rows = [f"{one['id']:#010x} {1:10} {one['ip']}{' (local)' if one['id'] == here else ''}" for one in online]
     return "\n".join(
         [
             "Cluster information", "-------------------", f"Name:             {members.name}",
@@ -323,21 +299,17 @@ def _cluster_status(members: Members, node: str) -> str:
             f"Nodes:            {len(online)}", f"Node ID:          {here:#010x}",
             f"Quorate:          {'Yes' if members.quorate else 'No'}", "",
             "Votequorum information", "----------------------", f"Expected votes:   {expected}",
-            f"Highest expected: {expected}", f"Total votes:      {total}",
+            f"Highest expected: {expected}", f"Total votes:      {len(online)}",
             f"Quorum:           {expected // 2 + 1} {' ' if members.quorate else 'Activity blocked'}",
-            f"Flags:            {'Quorate ' if members.quorate else ''}{'Qdevice ' * device}", "",
-            "Membership information", "----------------------", f"    Nodeid      Votes{'    Qdevice' * device} Name", *rows, "",
+            f"Flags:            {'Quorate ' if members.quorate else ''}", "",
+            "Membership information", "----------------------", "    Nodeid      Votes Name", *rows, "",
         ]
     )  # fmt: skip
 
 
 def _form(options: dict[str, list[str]]) -> str:
-    """Take out of a command's options how its answer is to be printed; what shapes tables alone is left unheard."""
+    """Take out of a command's options how its answer is to be printed."""
     form = options.pop("output-format", ["text"])[-1]
-    for name in ("noborder", "noheader", "human-readable"):
-        options.pop(name, None)
-    if options.pop("quiet", ["0"])[-1] != "0":
-        return "quiet"
     if form not in FORMATS:
         raise Misused(f"the lab prints {', '.join(FORMATS)}, not {form!r}")
     return form
@@ -374,13 +346,6 @@ def _print_vms(entries: list[dict[str, Any]]) -> None:
             f"{entry['vmid']:>10} {entry['name']:<20} {entry['status']:<10} {entry['maxmem'] >> 20:<10}"
             f" {entry['maxdisk'] / (1 << 30):>12.2f} {entry.get('pid', 0):<10}"
         )
-
-
-def _print_containers(entries: list[dict[str, Any]]) -> None:
-    if entries:
-        print("VMID       Status     Lock         Name                ")
-    for entry in entries:
-        print(f"{entry['vmid']:<10} {entry['status']:<10} {entry.get('lock', ''):<12} {entry['name']:<20}")
 
 
 def message(error: ApiError, usage: str) -> str:

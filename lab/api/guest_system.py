@@ -40,7 +40,7 @@ from .passthrough import hostpci_options, reservations
 _PROGRAMS = (
     "lspci", "uname", "dmesg", "journalctl", "hostname", "mokutil", "systemctl",
     "systemd-run", "reboot", "poweroff", "sudo", "modprobe", "rmmod", "lsmod", "modinfo",
-    "depmod", "df", "mknod", "dd", "setpriv", "stat", "tail", *host_run.OF_PACKAGES,
+    "df", "mknod", "dd", "setpriv", "stat", "tail", *host_run.OF_PACKAGES,
     "python3",
     "perl",
     "lab-python",

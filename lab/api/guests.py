@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from lab.api.schema import split_list
-from lab.host import program
 from lab.host.boot import mark_running
 from lab.host.cluster import Cluster
 from lab.host.distributions import system as default_system
@@ -41,15 +40,10 @@ LOCKS: dict[Kind, str] = {
 
 @contextlib.contextmanager
 def exclusively(host: HostState) -> Iterator[None]:
-    """Keep other writers of /etc/pve out, in the daemon and at a shell, between a read and the write that follows.
-
-    Raises:
-        OSError: a command that only looks would have to wait; a process of its own does.
-    """
+    """Keep other writers of /etc/pve out, in the daemon and at a shell, between a read and the write that follows."""
     cluster = Cluster.of(host)
-    looks = program.looks_only
-    with ((cluster.folder if cluster else host.state) / _LOCK_FILE).open("r" if looks else "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if looks else 0))
+    with ((cluster.folder if cluster else host.state) / _LOCK_FILE).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         host.reload()
         yield
 
@@ -193,7 +187,7 @@ class Guest:
     @property
     def _record(self) -> dict[str, Any]:
         self.host.reload()
-        found: dict[str, Any] = self.host.looked_at["guests"].get(str(self.vmid), {})
+        found: dict[str, Any] = self.host.machine["guests"].get(str(self.vmid), {})
         return found
 
     @property

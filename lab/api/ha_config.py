@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lab.host.cluster import Cluster
 from lab.host.state import HostState
@@ -61,3 +62,10 @@ def folder_of(host: HostState) -> Path:
     """Where a host's cluster, or a host that is alone, keeps what manager and agents know."""
     cluster = Cluster.of(host)
     return cluster.folder if cluster else host.state
+
+
+def shown(guest: Guest) -> dict[str, Any]:
+    """`ha` of a guest's status. A start or a stop doesn't ask the manager here: homelab touches no guest that it has."""
+    settings = read(guest.host).get(sid_of(guest))
+    state = "ignored" if settings is None else wanted(settings)
+    return {"managed": 0} if state == "ignored" else {"managed": 1, "state": state}

@@ -11,7 +11,7 @@ from typing import Any
 from lab.api.schema import UNKNOWN, parse_properties
 from lab.host.pve_packages import is_pve9
 
-from . import container_system, ha, hooks
+from . import container_system, ha_config, hooks
 from .call import Call
 from .errors import ApiError, Died, bad_parameters
 from .formats import format_properties, format_size, size_of
@@ -73,7 +73,7 @@ def status(call: Call) -> dict[str, Any]:
     """GET .../status/current."""
     guest = call.guest("lxc")
     guest.config()
-    return {**summary(guest), "ha": ha.shown(guest)}
+    return {**summary(guest), "ha": ha_config.shown(guest)}
 
 
 def config(call: Call) -> dict[str, Any]:
@@ -394,8 +394,6 @@ def start(call: Call) -> str:
     require_cluster_ready(call.host)
     if guest.running:
         raise Died(f"CT {guest.vmid} already running")
-    if upid := ha.asked(call, guest, "start", lambda log: start_work(guest, log)):
-        return upid
     return call.start("vzstart", str(guest.vmid), lambda log: start_work(guest, log))
 
 
@@ -404,8 +402,6 @@ def stop(call: Call) -> str:
     guest = call.guest("lxc")
     _require_running(guest)
     skip = bool(call.parameters.get("skiplock"))
-    if upid := ha.asked(call, guest, "stop", lambda log: stop_work(guest, log)):
-        return upid
     return call.start("vzstop", str(guest.vmid), lambda log: stop_work(guest, log, skip_lock=skip))
 
 
@@ -413,9 +409,7 @@ def shutdown(call: Call) -> str:
     """POST .../status/shutdown."""
     guest = call.guest("lxc")
     _require_running(guest)
-    timeout, force = float(call.parameters.get("timeout", ha.SHUTDOWN_SECONDS)), bool(call.parameters.get("forceStop"))
-    if upid := ha.asked(call, guest, "stop", lambda log: shutdown_work(guest, log, timeout, force=True)):
-        return upid
+    timeout, force = float(call.parameters.get("timeout", 60)), bool(call.parameters.get("forceStop"))
     return call.start("vzshutdown", str(guest.vmid), lambda log: shutdown_work(guest, log, timeout, force=force))
 
 

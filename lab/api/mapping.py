@@ -112,18 +112,6 @@ class Mappings:
             raise _update_failed(error.text) from error
 
     # -- the hardware ------------------------------------------------------------------------------------
-    def checks(self, mapping: Mapping, node: str) -> list[dict[str, str]]:
-        """What is wrong with a mapping on a node, as the web interface shows it."""
-        entries = mapping.of_node(node)
-        if not entries:
-            return [{"severity": "warning", "message": f"No mapping for node {node}."}]
-        found = []
-        for entry in entries:
-            problem = self.problem(mapping, entry)
-            if problem is not None:
-                found.append({"severity": "error", "message": f"Invalid configuration: {problem}\n"})
-        return found
-
     def problem(self, mapping: Mapping, entry: dict[str, str]) -> str | None:
         """Return why an entry doesn't fit this host's hardware, None when it does."""
         for number, path in enumerate(entry["path"].split(";")):

@@ -13,7 +13,7 @@ from lab.api.schema import parse_properties
 from lab.host.pve_packages import is_pve9
 from lab.host.state import HostState
 
-from . import ha, hooks
+from . import ha_config, hooks
 from .call import Call
 from .errors import ApiError, Died, bad_parameters
 from .formats import format_properties, format_size, size_of
@@ -58,10 +58,7 @@ _AT_ONCE = frozenset(
 # -- what is asked ---------------------------------------------------------------------------------------------
 def listing(call: Call) -> list[dict[str, Any]]:
     """GET /nodes/{node}/qemu."""
-    found = guests_of(call.host, "qemu")
-    if not call.parameters.get("full"):
-        return [summary(guest) for guest in found]
-    return [summary(guest) | _running_details(guest) | {"qmpstatus": _qmp_status(guest)} for guest in found]
+    return [summary(guest) for guest in guests_of(call.host, "qemu")]
 
 
 def summary(guest: Guest) -> dict[str, Any]:
@@ -110,7 +107,7 @@ def status(call: Call) -> dict[str, Any]:
     """GET .../status/current."""
     guest = call.guest("qemu")
     values = guest.config().values
-    found = {**summary(guest), **_running_details(guest), "ha": ha.shown(guest), "qmpstatus": _qmp_status(guest)}
+    found = {**summary(guest), **_running_details(guest), "ha": ha_config.shown(guest), "qmpstatus": _qmp_status(guest)}
     if agent_enabled(values):
         found["agent"] = 1
     if "vga" in values:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from lab.host.pve_packages import is_pve9
 
-from . import ha, hooks, passthrough
+from . import hooks, passthrough
 from .call import Call, unheard
 from .direct_boot import DirectBoot, power_off, power_on, require_files
 from .errors import ApiError, Died
@@ -180,8 +180,6 @@ def start(call: Call) -> str:
     guest = call.guest("qemu")
     require_cluster_ready(call.host)
     skip = bool(call.parameters.get("skiplock"))
-    if upid := ha.asked(call, guest, "start", lambda log: start_work(guest, log)):
-        return upid
     return call.start("qmstart", str(guest.vmid), lambda log: start_work(guest, log, skip_lock=skip))
 
 
@@ -189,8 +187,6 @@ def stop(call: Call) -> str:
     """POST .../status/stop."""
     guest = call.guest("qemu")
     skip = bool(call.parameters.get("skiplock"))
-    if upid := ha.asked(call, guest, "stop", lambda log: stop_work(guest, log)):
-        return upid
     tasks = Tasks(call.host)
     for task in tasks.running() if call.parameters.get("overrule-shutdown") else ():
         if (task.type, task.id) == ("qmshutdown", str(guest.vmid)):
@@ -206,10 +202,6 @@ def shutdown(call: Call) -> str:
     _say_why_it_cant_react(call, guest)
     if guest.paused and not force:
         raise Died("VM is paused - cannot shutdown")
-    # The manager is told the time, and ends the guest by force when it is over, whether or not that was asked for (PVE::HA::Resources::PVEVM).
-    given = float(call.parameters.get("timeout", ha.SHUTDOWN_SECONDS))
-    if upid := ha.asked(call, guest, "stop", lambda log: shutdown_work(guest, log, given, force=True)):
-        return upid
     timeout = float(call.parameters.get("timeout", 180))
     return call.start(
         "qmshutdown", str(guest.vmid), lambda log: shutdown_work(guest, log, timeout, force=force, skip_lock=skip)
@@ -255,16 +247,11 @@ def _require_running(guest: Guest) -> None:
 
 
 def suspend(call: Call) -> str:
-    """POST .../status/suspend: halts the processors; to disk, not with a device passed through."""
+    """POST .../status/suspend: halts the processors."""
     guest = call.guest("qemu")
-    values = guest.config().values
+    guest.config()
     _require_running(guest)
     if call.parameters.get("todisk"):
-        if passthrough.hostpci_options(values):
-            raise Died(
-                "cannot suspend VM to disk due to passed-through PCI device(s), which lack the possibility to"
-                " save/restore their internal state"
-            )
         raise Died("the lab suspends no VM to disk")
 
     def work(log: TaskLog) -> Work:

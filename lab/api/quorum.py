@@ -38,25 +38,17 @@ class Members:
             host.node: {"id": 0, "online": 1, "ip": _own_address(host)}
         }
 
-    @property
-    def expected(self) -> int | None:
-        """The votes that somebody said are all; None: those of all nodes."""
-        return self.cluster.expected if self.cluster else None
-
     def _of_labs(self, cluster: Cluster) -> None:
         seen = cluster.seen_by(self._host.node)
         self.name, self.version = cluster.name, cluster.version
         self.quorate = cluster.is_quorate(self._host.node) and not self._host.fault("no-quorum")
         self.nodes = {
-            peer.name: {"id": peer.id, "online": int(peer.name in seen), "ip": peer.ip, "votes": peer.votes}
+            peer.name: {"id": peer.id, "online": int(peer.name in seen), "ip": peer.ip}
             for peer in cluster.peers.values()
         }
 
     def expect(self, votes: int) -> None:
         """Let fewer votes be a quorum, as `corosync-quorumtool -e` does: never fewer than more than half of the nodes that are there."""
-        if self.cluster is not None:
-            self.cluster.expect(votes)
-            return
         there = sum(bool(about["online"]) for about in self.nodes.values())
         data = json.loads(self._host.read("/etc/pve/.members"))
         data["cluster"]["quorate"] = int(there > max(votes, there) // 2)

@@ -30,7 +30,7 @@ class Reference(Tables):
     """All operations, found by method and path.
 
     Args:
-        text: the content of guest_options.txt and reference.txt.
+        text: the content of options.txt and reference.txt.
     """
 
     def __init__(self, text: str) -> None:

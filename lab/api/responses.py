@@ -108,7 +108,7 @@ class Api:
         if operation.of_node:
             cluster.require_reachable(host, given["node"][0])
         parameters = verify(operation, given)
-        call = Call(host, parameters, partial(self._start, host, user), partial(self._start, host, ROOT), say)
+        call = Call(host, parameters, partial(self._start, host, user), say)
         return HANDLERS[operation.method, operation.path](call)
 
     def _start(self, host: HostState, user: str, kind: str, identifier: str, work: Callable[[TaskLog], Work]) -> str:

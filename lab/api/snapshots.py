@@ -26,6 +26,8 @@ _PREFIX: dict[Kind, str] = {"qemu": "qm", "lxc": "vz"}
 def create(call: Call, kind: Kind) -> str:
     """POST .../snapshot."""
     guest, name = call.guest(kind), call.parameters["snapname"]
+    if call.parameters.get("vmstate"):
+        raise Died("the lab saves no RAM")
 
     def work(log: TaskLog) -> Work:
         await_config_lock(guest, log)
@@ -36,14 +38,10 @@ def create(call: Call, kind: Kind) -> str:
         volumes = _volumes(config.values, kind)
         if not _can_be_taken(call.host, volumes):
             raise Died("snapshot feature is not available")
-        with_memory = bool(call.parameters.get("vmstate")) and guest.running
-        if with_memory and any(key.startswith("hostpci") for key in config.values):
-            raise Died("VFIO migration is not supported in kernel: a VM with a PCI device can't save its RAM")
         section = config.current.copy()
         section.values.pop("description", None)
-        section.values |= {"snaptime": str(int(time.time())), **_described(call)}
-        if with_memory:
-            section.values["vmstate"] = f"{volumes[0].partition(':')[0]}:vm-{guest.vmid}-state-{name}"
+        described = {"description": text} if (text := call.parameters.get("description")) else {}
+        section.values |= {"snaptime": str(int(time.time()))} | described
         # Whoever ends it here leaves both behind: a guest that is locked, and a snapshot that isn't one yet.
         config.snapshots[name] = section
         section.values["snapstate"] = "prepare"
@@ -74,10 +72,6 @@ def _can_be_taken(host: HostState, volumes: list[str]) -> bool:
     return True
 
 
-def _described(call: Call) -> dict[str, str]:
-    return {"description": call.parameters["description"]} if call.parameters.get("description") else {}
-
-
 def rollback(call: Call, kind: Kind) -> str:
     """POST .../snapshot/{snapname}/rollback: the configuration of then; a running guest is stopped."""
     guest, name = call.guest(kind), call.parameters["snapname"]
@@ -91,7 +85,7 @@ def rollback(call: Call, kind: Kind) -> str:
         if guest.running:
             guest.set_running(False)
         then: Section = config.snapshots[name].copy()
-        for key in ("snaptime", "snapstate", "vmstate", "description"):
+        for key in ("snaptime", "snapstate", "description"):
             then.values.pop(key, None)
         if "description" in config.values:
             then.values["description"] = config.values["description"]

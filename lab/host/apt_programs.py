@@ -20,7 +20,7 @@ from pathlib import Path
 from . import dpkg, network
 from .account_programs import current_user
 from .installed import fetch_lists
-from .node_programs import REAL_PATH, leave_to, real
+from .node_programs import REAL_PATH, real
 from .program import Failure, logged
 from .state import HostState, of_packages
 
@@ -61,7 +61,7 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
             done = subprocess.run([program, *words], stdout=subprocess.PIPE, text=True, check=False)
             print(done.stdout.replace(str(host.root), ""), end="")
             return done.returncode
-        return leave_to(name, words)
+        return real(name, words)
     if current_user() != "root" and "download" not in words:
         raise Failure(
             f"E: Could not open lock file {_LOCK} - open (13: Permission denied)\n"

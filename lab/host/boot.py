@@ -484,15 +484,3 @@ def undo_mounts(host: HostState) -> None:
     from .storage import unmount_all
 
     unmount_all(host)
-
-
-__all__ = [
-    "Booted",
-    "acs_override",
-    "boot",
-    "iommu_active",
-    "load_beside_nvidia",
-    "modules_to_load",
-    "shutdown",
-    "start_other_services",
-]

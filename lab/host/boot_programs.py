@@ -12,7 +12,6 @@ from .initramfs import MkinitramfsError, build_image
 from .program import Failure, Options, UsageError, logged
 from .proxmox_boot import (
     ESP_LIST,
-    MANUAL_KERNELS,
     NEXT_BOOT_PIN,
     PIN,
     BootToolError,
@@ -126,13 +125,8 @@ def _status_of_esp(uuid: str, esp: Path) -> None:
 
 
 def _refresh(host: HostState, rest: list[str]) -> int:
-    scripts = ["proxmox-auto-removal", "zz-proxmox-boot"]
     hook = Options(rest, "", ("hook=",)).value("hook")
-    if hook is not None:
-        if hook not in scripts:
-            raise Failure(f"E: '{hook}' is not a valid hook script name.")
-        scripts = [hook]
-    for script in scripts:
+    for script in [hook] if hook else ["proxmox-auto-removal", "zz-proxmox-boot"]:
         path = host.rooted(f"/etc/kernel/postinst.d/{script}")
         if not os.access(path, os.X_OK):
             warn(host, f"Hook script '{script}' not found or not executable, skipping.")
@@ -171,55 +165,36 @@ def _clean(host: HostState, dry_run: bool) -> int:
 
 
 def _kernel_verb(host: HostState, name: str, arguments: list[str], rest: list[str]) -> int:
-    verb, words = rest[0], [w for w in rest[1:] if not w.startswith("--")]
-    next_boot = "--next-boot" in rest
-    if verb == "list":
+    if rest == ["list"]:
         return _kernel_list(host)
-    if verb == "pin":
-        return logged(host, name, arguments, lambda: _pin(host, words[0] if words else "", next_boot))
-    raise UsageError(f"kernel {verb}: there are list and pin")
+    if rest[0] == "pin" and len(rest) == 2:
+        return logged(host, name, arguments, lambda: _pin(host, rest[1]))
+    raise UsageError(f"kernel {' '.join(rest)}: there are list and pin VERSION")
 
 
 def _kernel_list(host: HostState) -> int:
-    manual = host.read(MANUAL_KERNELS, "").split()
-    automatic = [k for k in kernels_to_boot(host) if k not in manual]
-    print("Manually selected kernels:\n" + ("\n".join(manual) or "None."))
-    print("\nAutomatically selected kernels:\n" + "\n".join(automatic))
+    print("Manually selected kernels:\nNone.\n\nAutomatically selected kernels:\n" + "\n".join(kernels_to_boot(host)))
     for title, path in (("Pinned kernel:", PIN), ("Kernel pinned on next-boot:", NEXT_BOOT_PIN)):
         if first_line(host, path):
             print(f"\n{title}\n{first_line(host, path)}")
     return 0
 
 
-def _after_pin(host: HostState, managed: str, unmanaged: str, kernel: str) -> int:
-    if host.rooted(ESP_LIST).exists():
-        print(f"{managed}. Use the 'refresh' command to update the ESPs.")
-        return 0
-    print(unmanaged, flush=True)
-    set_grub_default(host, kernel)
-    return _generate(host, host.root / "boot/grub/grub.cfg")
-
-
-def _pin(host: HostState, kernel: str, next_boot: bool) -> int:
-    path = NEXT_BOOT_PIN if next_boot else PIN
-    if not kernel or not host.rooted(f"/boot/vmlinuz-{kernel}").exists():
-        problem = (
-            f"no kernel image found in /boot for '{kernel}', not setting default."
-            if kernel
-            else ("<kernel-version> is mandatory")
-        )
+def _pin(host: HostState, kernel: str) -> int:
+    if not host.rooted(f"/boot/vmlinuz-{kernel}").exists():
+        problem = f"no kernel image found in /boot for '{kernel}', not setting default."
         raise Failure(f"E: {problem}\n\nPossible Proxmox kernel versions are:\n" + "\n".join(kernels_to_boot(host)))
-    old = first_line(host, path)
+    old = first_line(host, PIN)
     if old and old != kernel:
         print(f"Overriding previously pinned version '{old}' with '{kernel}'")
-    host.write(path, kernel + "\n")
+    host.write(PIN, kernel + "\n")
+    if host.rooted(ESP_LIST).exists():
+        print(f"Set kernel '{kernel}' in {PIN}. Use the 'refresh' command to update the ESPs.")
+        return 0
     wanted = first_line(host, NEXT_BOOT_PIN) or kernel
-    return _after_pin(
-        host,
-        f"Set kernel '{kernel}' in {path}",
-        f"Setting '{wanted}' as grub default entry and running update-grub.",
-        wanted,
-    )
+    print(f"Setting '{wanted}' as grub default entry and running update-grub.", flush=True)
+    set_grub_default(host, wanted)
+    return _generate(host, host.root / "boot/grub/grub.cfg")
 
 
 # -- initramfs-tools -------------------------------------------------------------------------------------

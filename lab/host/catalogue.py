@@ -100,76 +100,36 @@ class ModuleInfo(NamedTuple):
     needs: tuple[str, ...] = ()
     initrd: bool = False
     size: int = 16384
-    description: str = ""
     until: tuple[int, int] | None = None
 
 
 _GPU = "kernel/drivers/gpu/drm"
 _NET = "kernel/drivers/net/ethernet"
 MODULES = {
-    "vfio": ModuleInfo("kernel/drivers/vfio/vfio.ko", size=65536, description="VFIO - User Level meta-driver"),
-    "vfio_iommu_type1": ModuleInfo(
-        "kernel/drivers/vfio/vfio_iommu_type1.ko",
-        needs=("vfio",),
-        size=49152,
-        description="Type1 IOMMU driver for VFIO",
-    ),
-    "vfio_virqfd": ModuleInfo(
-        "kernel/drivers/vfio/vfio_virqfd.ko", description="IRQFD support for VFIO bus drivers", until=(6, 2)
-    ),
-    "irqbypass": ModuleInfo("kernel/virt/lib/irqbypass.ko", size=12288, description="IRQ bypass manager"),
+    "vfio": ModuleInfo("kernel/drivers/vfio/vfio.ko", size=65536),
+    "vfio_iommu_type1": ModuleInfo("kernel/drivers/vfio/vfio_iommu_type1.ko", needs=("vfio",), size=49152),
+    "vfio_virqfd": ModuleInfo("kernel/drivers/vfio/vfio_virqfd.ko", until=(6, 2)),
+    "irqbypass": ModuleInfo("kernel/virt/lib/irqbypass.ko", size=12288),
     "vfio_pci_core": ModuleInfo(
-        "kernel/drivers/vfio/pci/vfio-pci-core.ko",
-        needs=("vfio", "irqbypass", "vfio_virqfd"),
-        size=86016,
-        description="core driver for VFIO based PCI devices",
+        "kernel/drivers/vfio/pci/vfio-pci-core.ko", needs=("vfio", "irqbypass", "vfio_virqfd"), size=86016
     ),
-    "vfio_pci": ModuleInfo(
-        "kernel/drivers/vfio/pci/vfio-pci.ko",
-        "vfio-pci",
-        ("vfio_pci_core",),
-        description="VFIO PCI - User Level meta-driver",
-    ),
-    "drm": ModuleInfo(f"{_GPU}/drm.ko", size=790528, description="DRM core"),
-    "nouveau": ModuleInfo(
-        f"{_GPU}/nouveau/nouveau.ko",
-        "nouveau",
-        ("drm",),
-        size=3096576,
-        description="nVidia Riva/TNT/GeForce/Quadro/Tesla/Tegra K1+",
-    ),
+    "vfio_pci": ModuleInfo("kernel/drivers/vfio/pci/vfio-pci.ko", "vfio-pci", ("vfio_pci_core",)),
+    "drm": ModuleInfo(f"{_GPU}/drm.ko", size=790528),
+    "nouveau": ModuleInfo(f"{_GPU}/nouveau/nouveau.ko", "nouveau", ("drm",), size=3096576),
     "nova_core": ModuleInfo(f"{_GPU}/nova-core/nova_core.ko", "NovaCore", size=40960),
-    "nvidiafb": ModuleInfo(
-        "kernel/drivers/video/fbdev/nvidia/nvidiafb.ko",
-        "nvidiafb",
-        size=65536,
-        description="Framebuffer driver for nVidia graphics chipset",
-    ),
-    "nvidia": ModuleInfo("updates/dkms/nvidia.ko", "nvidia", ("drm",), size=14381056, description=""),
+    "nvidiafb": ModuleInfo("kernel/drivers/video/fbdev/nvidia/nvidiafb.ko", "nvidiafb", size=65536),
+    "nvidia": ModuleInfo("updates/dkms/nvidia.ko", "nvidia", ("drm",), size=14381056),
     "nvidia_modeset": ModuleInfo("updates/dkms/nvidia-modeset.ko", None, ("nvidia",), size=1585152),
     "nvidia_drm": ModuleInfo("updates/dkms/nvidia-drm.ko", None, ("nvidia_modeset", "drm"), size=135168),
     "nvidia_uvm": ModuleInfo("updates/dkms/nvidia-uvm.ko", None, ("nvidia",), size=2142208),
-    "amdgpu": ModuleInfo(f"{_GPU}/amd/amdgpu/amdgpu.ko", "amdgpu", ("drm",), size=19746816, description="AMD GPU"),
+    "amdgpu": ModuleInfo(f"{_GPU}/amd/amdgpu/amdgpu.ko", "amdgpu", ("drm",), size=19746816),
     "radeon": ModuleInfo(f"{_GPU}/radeon/radeon.ko", "radeon", ("drm",), size=2203648),
-    "i915": ModuleInfo(f"{_GPU}/i915/i915.ko", "i915", ("drm",), size=4632576, description="Intel Graphics"),
+    "i915": ModuleInfo(f"{_GPU}/i915/i915.ko", "i915", ("drm",), size=4632576),
     "xe": ModuleInfo(f"{_GPU}/xe/xe.ko", "xe", ("drm",), size=3153920),
     "ast": ModuleInfo(f"{_GPU}/ast/ast.ko", "ast", ("drm",), size=65536),
-    "snd_hda_intel": ModuleInfo(
-        "kernel/sound/pci/hda/snd-hda-intel.ko", "snd_hda_intel", size=61440, description="Intel HDA driver"
-    ),
-    "xhci_pci": ModuleInfo(
-        "kernel/drivers/usb/host/xhci-pci.ko",
-        "xhci_hcd",
-        (),
-        True,
-        24576,
-        description="xHCI PCI Host Controller Driver",
-    ),
-    "i2c_nvidia_gpu": ModuleInfo(
-        "kernel/drivers/i2c/busses/i2c-nvidia-gpu.ko",
-        "nvidia-gpu",
-        description="Nvidia GPU I2C controller driver",
-    ),
+    "snd_hda_intel": ModuleInfo("kernel/sound/pci/hda/snd-hda-intel.ko", "snd_hda_intel", size=61440),
+    "xhci_pci": ModuleInfo("kernel/drivers/usb/host/xhci-pci.ko", "xhci_hcd", (), True, 24576),
+    "i2c_nvidia_gpu": ModuleInfo("kernel/drivers/i2c/busses/i2c-nvidia-gpu.ko", "nvidia-gpu"),
     "i2c_piix4": ModuleInfo("kernel/drivers/i2c/busses/i2c-piix4.ko", "piix4_smbus", size=28672),
     "i2c_i801": ModuleInfo("kernel/drivers/i2c/busses/i2c-i801.ko", "i801_smbus", size=36864),
     "ahci": ModuleInfo("kernel/drivers/ata/ahci.ko", "ahci", ("libahci",), True, 49152),
@@ -187,7 +147,7 @@ MODULES = {
     "mei_me": ModuleInfo("kernel/drivers/misc/mei/mei-me.ko", "mei_me", size=57344),
     "ccp": ModuleInfo("kernel/drivers/crypto/ccp/ccp.ko", "ccp", size=155648),
     "mpt3sas": ModuleInfo("kernel/drivers/scsi/mpt3sas/mpt3sas.ko", "mpt3sas", (), True, 364544),
-    "zfs": ModuleInfo("kernel/zfs/zfs.ko", None, ("spl",), True, 6639616, description="ZFS"),
+    "zfs": ModuleInfo("kernel/zfs/zfs.ko", None, ("spl",), True, 6639616),
     "spl": ModuleInfo("kernel/zfs/spl.ko", None, (), True, 151552),
     "kvm": ModuleInfo("kernel/arch/x86/kvm/kvm.ko", None, ("irqbypass",), size=1413120),
     "kvm_amd": ModuleInfo("kernel/arch/x86/kvm/kvm-amd.ko", None, ("kvm",), size=208896),

@@ -1,7 +1,8 @@
 """Ceph on the nodes of a cluster: which disks (OSDs) and monitors each has, which of them run, and what is lost if some stop.
 
-`ceph.json` beside the cluster's /etc/pve has it; the cluster's description says what is in it (lab/cluster.py). A disk and a monitor run while their node does,
-and some time after its boot. Each placement group has a copy on `size` nodes. Not there: data, and that the disks of a node that stays away are replaced.
+`ceph.json` beside the cluster's /etc/pve has it; the cluster's description says what is in it (lab/cluster.py). A node with disks has a monitor. Both run
+while their node does, and some time after its boot. Each placement group has a copy on each disk. Not there: data, and that the disks of a node that stays
+away are replaced.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ FILE = "ceph.json"
 #: From a node's boot until its monitor has joined the others, and until its disks are up; a few seconds and some ten on a real one.
 MONITOR_SECONDS, OSD_SECONDS = 0.3, 0.6
 GROUPS = 33
+#: As many copies of a placement group must be there, so that it can be written.
+_MIN_SIZE = 2
 
 
 class Ceph:
@@ -29,12 +32,11 @@ class Ceph:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        data = json.loads((cluster.folder / FILE).read_text(encoding="utf-8"))
+        osds: dict[str, list[int]] = json.loads((cluster.folder / FILE).read_text(encoding="utf-8"))["osds"]
         #: Disk's number -> its node.
-        self.osds: dict[int, str] = {int(number): node for number, node in data["osds"].items()}
+        self.osds = {number: node for node, numbers in osds.items() for number in numbers}
         #: The nodes with a monitor, by name.
-        self.monitors: list[str] = data["monitors"]
-        self.size, self.min_size = int(data["size"]), int(data["min_size"])
+        self.monitors = list(osds)
 
     @classmethod
     def of(cls, host: HostState) -> Ceph | None:
@@ -44,29 +46,24 @@ class Ceph:
 
     @classmethod
     def make(cls, folder: Path, data: dict[str, Any]) -> None:
-        """Write what a description says: `osds`, node -> numbers; `monitors` (without it: the nodes with disks), `size` (3) and `min_size` (2).
+        """Write what a description says: `osds`, node -> numbers.
 
         Args:
             folder: the cluster's.
         """
-        osds = {number: node for node, numbers in data["osds"].items() for number in numbers}
-        made = {
-            "osds": osds, "monitors": data.get("monitors", list(data["osds"])),
-            "size": data.get("size", 3), "min_size": data.get("min_size", 2),
-        }  # fmt: skip
-        write_atomically(folder / FILE, json.dumps(made, indent=1) + "\n")
+        write_atomically(folder / FILE, json.dumps(data, indent=1) + "\n")
 
     @classmethod
     def files(cls, data: dict[str, Any], node: str) -> dict[str, str]:
         """What a node of such a cluster has of it: path -> content."""
         found = {f"/var/lib/ceph/osd/ceph-{number}/whoami": f"{number}\n" for number in data["osds"].get(node, [])}
-        if node in data.get("monitors", list(data["osds"])):
+        if node in data["osds"]:
             found[f"/var/lib/ceph/mon/ceph-{node}/kv_backend"] = "rocksdb\n"
         return found
 
     def _runs(self, node: str, seconds: float) -> bool:
         peer = self._cluster.peers[node]
-        return peer.listens and not peer.is_cut_off and peer.host.uptime() >= seconds
+        return peer.listens and peer.host.uptime() >= seconds
 
     @property
     def quorum(self) -> list[str]:
@@ -81,15 +78,4 @@ class Ceph:
 
     def offline_without(self, stopped: Collection[int]) -> int:
         """How many placement groups have too few copies to be written once these disks have stopped, too."""
-        left = set(self.up) - set(stopped)
-        return sum(sum(number in left for number in copies) < self.min_size for copies in self._placed())
-
-    def _placed(self) -> list[list[int]]:
-        """For each placement group the disks that have it: one of each of `size` nodes."""
-        nodes = sorted(set(self.osds.values()))
-        own = {node: [number for number, at in sorted(self.osds.items()) if at == node] for node in nodes}
-        chosen = [
-            [nodes[(group + turn) % len(nodes)] for turn in range(min(self.size, len(nodes)))]
-            for group in range(GROUPS)
-        ]
-        return [[own[node][group % len(own[node])] for node in some] for group, some in enumerate(chosen)]
+        return GROUPS if len(set(self.up) - set(stopped)) < _MIN_SIZE else 0

@@ -29,7 +29,6 @@ class Peer:
     name: str
     id: int
     ip: str
-    votes: int
     host: HostState
 
     @property
@@ -38,14 +37,9 @@ class Peer:
         if not (self.host.state / "machine.json").exists():
             return False
         self.host.reload()
-        return self.host.looked_at["power"] == "on" and all(
+        return self.host.machine["power"] == "on" and all(
             self.host.running.get("network", {}).get(part) for part in ("link", "address")
         )
-
-    @property
-    def is_cut_off(self) -> bool:
-        """Whether the fault `cut-off` keeps it from the others: the cluster's network is, the one of its clients goes on."""
-        return bool(self.host.fault("cut-off"))
 
 
 class Cluster:
@@ -60,29 +54,25 @@ class Cluster:
         data = json.loads((folder / _FILE).read_text(encoding="utf-8"))
         self.name: str = data["name"]
         self.version: int = data["version"]
-        self.qdevice: bool = data["qdevice"]
-        #: What `expect` was told.
-        self.expected: int | None = data.get("expected")
         self.peers = {
-            name: Peer(name, one["id"], one["ip"], one["votes"], HostState(folder / "nodes" / name))
+            name: Peer(name, one["id"], one["ip"], HostState(folder / "nodes" / name))
             for name, one in data["nodes"].items()
         }
 
     @classmethod
-    def make(cls, folder: Path, name: str, nodes: dict[str, dict[str, Any]], *, qdevice: bool) -> Cluster:
+    def make(cls, folder: Path, name: str, nodes: dict[str, dict[str, Any]]) -> Cluster:
         """Make the shared folder.
 
         Args:
-            nodes: node's name -> id, ip, votes.
-            qdevice: an outside arbiter has a vote, too.
+            nodes: node's name -> id and ip.
         """
         for one in _FOLDERS:
             (folder / "pve" / one).mkdir(parents=True, exist_ok=True)
         (folder / "pve" / "priv" / "lock").mkdir(exist_ok=True)
         (folder / "nodes").mkdir(exist_ok=True)
-        data = {"name": name, "version": len(nodes), "qdevice": qdevice, "nodes": nodes}
+        data = {"name": name, "version": len(nodes), "nodes": nodes}
         write_atomically(folder / _FILE, json.dumps(data, indent=1) + "\n")
-        write_atomically(folder / "pve" / "corosync.conf", _corosync(name, nodes, qdevice=qdevice))
+        write_atomically(folder / "pve" / "corosync.conf", _corosync(name, nodes))
         # As the installer writes it. What nobody has written leads to nothing by a node's links, and is no file there.
         write_atomically(folder / "pve" / "datacenter.cfg", "keyboard: en-us\n")
         for one in ("jobs.cfg", "replication.cfg", "vzdump.cron"):
@@ -92,7 +82,7 @@ class Cluster:
     @classmethod
     def of(cls, host: HostState) -> Cluster | None:
         """A host's cluster; None for one that is alone."""
-        folder = host.looked_at.get("cluster")
+        folder = host.machine.get("cluster")
         return cls(Path(folder)) if folder else None
 
     def show(self, host: HostState) -> None:
@@ -104,27 +94,11 @@ class Cluster:
 
     def seen_by(self, name: str) -> set[str]:
         """The nodes that a node sees, itself among them."""
-        own = self.peers[name]
-        if not own.listens or own.is_cut_off:
-            return {name}
-        return {name} | {peer.name for peer in self.peers.values() if peer.listens and not peer.is_cut_off}
+        return {name} | {peer.name for peer in self.peers.values() if self.peers[name].listens and peer.listens}
 
     def is_quorate(self, name: str) -> bool:
-        """Whether most votes are on a node's side; the arbiter gives its vote to the side with more nodes, then with the lowest id."""
-        seen = self.seen_by(name)
-        votes = sum(self.peers[one].votes for one in seen)
-        total = sum(peer.votes for peer in self.peers.values()) + self.qdevice
-        others = self.peers.keys() - seen
-        if self.qdevice and (len(seen), -min(self.peers[one].id for one in seen)) > (
-            len(others), -min((self.peers[one].id for one in others), default=0)
-        ):  # fmt: skip
-            votes += 1
-        return votes > max(self.expected or total, votes) // 2
-
-    def expect(self, votes: int) -> None:
-        """Let that many votes be all, as `pvecm expected` does."""
-        data = json.loads((self.folder / _FILE).read_text(encoding="utf-8"))
-        write_atomically(self.folder / _FILE, json.dumps({**data, "expected": votes}, indent=1) + "\n")
+        """Whether most nodes are on a node's side; each has one vote."""
+        return len(self.seen_by(name)) > len(self.peers) // 2
 
 
 def share_keys(host: HostState) -> None:
@@ -143,17 +117,16 @@ def share_keys(host: HostState) -> None:
     backup.unlink(missing_ok=True)
 
 
-def _corosync(name: str, nodes: dict[str, dict[str, Any]], *, qdevice: bool) -> str:
+def _corosync(name: str, nodes: dict[str, dict[str, Any]]) -> str:
     """corosync.conf as `pvecm create` and `pvecm add` leave it (the Proxmox VE Administration Guide, Cluster Manager)."""
     members = "".join(
-        f"  node {{\n    name: {node}\n    nodeid: {one['id']}\n    quorum_votes: {one['votes']}\n    ring0_addr: {one['ip']}\n  }}\n"
+        f"  node {{\n    name: {node}\n    nodeid: {one['id']}\n    quorum_votes: 1\n    ring0_addr: {one['ip']}\n  }}\n"
         for node, one in nodes.items()
     )
-    device = "  device {\n    model: net\n    votes: 1\n    net {\n      algorithm: ffsplit\n      host: 192.168.0.9\n      tls: on\n    }\n  }\n"
     return (
         "logging {\n  debug: off\n  to_syslog: yes\n}\n\n"
         f"nodelist {{\n{members}}}\n\n"
-        f"quorum {{\n{device if qdevice else ''}  provider: corosync_votequorum\n}}\n\n"
+        f"quorum {{\n  provider: corosync_votequorum\n}}\n\n"
         f"totem {{\n  cluster_name: {name}\n  config_version: {len(nodes)}\n  interface {{\n    linknumber: 0\n  }}\n"
         "  ip_version: ipv4-6\n  link_mode: passive\n  secauth: on\n  version: 2\n}\n"
     )

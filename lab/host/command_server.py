@@ -6,14 +6,6 @@ with the streams of whoever asks (command.pl), and with its arguments, environme
 has of a process that waits. It is a process group of its own. Signals that reach the asking process are passed on to the group, and
 when that process is killed, so is the group: for scripts, `timeout` and kill the one stands for the other.
 
-A fork that has done its command takes the next one. To make one, with the pages that each copies, costs as much as a small command,
-and what has been read once (network.py) is there already. It ends instead where its command has left a process, which would be in
-one group with the next command, and where the command was sent a signal.
-
-Half of all commands only look, for a millisecond: those the server does itself. Then the
-answer is what is to be printed, and perhaps the program of this machine that the asking process is to become. A hook of Python's makes
-sure that such a command writes and starts nothing and waits for no lock: one that is about to is done anew in a fork.
-
 The server ends with its stdin, which whoever started it holds open (lab.commands).
 """
 
@@ -21,11 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import gc
 import importlib
-import io
-import mmap
 import os
 import re
 import select
@@ -35,9 +24,8 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 #: In the environment of a server: the host's Python is a fork of it, too (host_python.py). Otherwise it is a process of its own, as on a host.
 FORKED_PYTHON = "LAB_FORKED_PYTHON"
@@ -46,31 +34,10 @@ _is_python_forked = FORKED_PYTHON in os.environ
 PRELOADED = (shutil, subprocess)
 #: How a fork's process is called in /proc/PID/comm, before the pid of who asked: lab.processes takes it for that one's child.
 MARK = "lab/"
-#: In the first number of an answer that isn't a status as wait(2) has it: all that is to be said follows, or the status does, when a
-#: fork has done the command.
-_TOLD, _BEGUN = 1 << 16, 1 << 17
-#: What a socket's buffer takes in any case: the server waits for nobody.
-_LONGEST_ANSWER = 1 << 16
-#: A number and what comes before a command's arguments.
-_LONGEST_QUESTION = 4096
-#: What a command that only looks doesn't do (sys.audit), besides opening a file for writing.
-_DOING = frozenset({
-    *("subprocess.Popen", "os.system", "os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn", "os.kill", "os.killpg"),
-    *("os.chmod", "os.chown", "os.chflags", "os.link", "os.symlink", "os.mkdir", "os.remove", "os.rename", "os.rmdir"),
-    *("os.truncate", "os.utime", "os.setxattr", "os.removexattr", "os.lockf", "shutil.rmtree", "shutil.copyfile"),
-    *("fcntl.flock", "fcntl.lockf", "fcntl.fcntl", "fcntl.ioctl", "socket.connect", "socket.bind", "signal.pthread_kill"),
-})  # fmt: skip
-#: By which a command has started what may be left when it ends.
-_STARTING = frozenset({
-    *("subprocess.Popen", "os.system", "os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn"),
-})  # fmt: skip
-#: Commands that run a program's own Python, whose process nobody else is given.
-_ALONE = frozenset({"python3", "perl", "lab-python"})
-#: How many commands a fork does, as nothing looks for garbage in it, and how many forks wait for one.
-_COMMANDS_EACH, _FORKS_WAITING = 200, 4
-#: Where a fork has its end of the channel to the server: above what a command of a shell has.
-_CHANNEL = 200
-_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+#: In the place of a status as wait(2) has it: who asks is to do the command itself.
+_ITSELF = 1 << 16
+#: Signals that a client passes on.
+_PASSED_ON = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 #: Lines of /proc/PID/status.
 _ABOUT = {name: re.compile(rb"^%s:\t(\w+)$" % name.encode(), re.M) for name in ("Umask", "SigIgn")}
 
@@ -83,25 +50,6 @@ def _end_server(number: int, frame: object) -> NoReturn:
     raise _ServerEnds
 
 
-class _Fork:
-    """A fork that does commands."""
-
-    def __init__(self, pid: int, channel: socket.socket) -> None:
-        self.pid = pid
-        self.channel = channel
-        #: How many modules it has.
-        self.modules = len(sys.modules)
-        #: Whose command it does now.
-        self.connection: socket.socket | None = None
-        #: What is asked of it, and the client's streams: another fork gets them where this one is killed before it took them.
-        self.request: tuple[bytes, list[int]] = (b"", [])
-        #: One byte that both processes see: whether it took them. What a fork received isn't that: one that dies may receive all the same
-        #: (net/core/datagram.c, __skb_wait_for_more_packets: what is queued is taken, whatever signal is pending).
-        self.taken = mmap.mmap(-1, 1)
-        #: Whether it was sent a signal, which may arrive at any time.
-        self.signalled = False
-
-
 class Server:
     """Accepts on a socket that listens already.
 
@@ -109,12 +57,9 @@ class Server:
         listener: the socket.
         prepare: is told a command's words before it is run; what it imports, all forks that follow have.
         run: the command itself, in a fork; returns its exit status.
-        look: is asked, before that, for the answer to a command of a client's process; without one the command is run, and the client is
-            told so if there is a `look`.
-        is_alone: whether a fork in which `run` has returned is left with something of the command, and takes no other one.
+        is_own_process: whether who asks for a command is told to do it itself.
 
-    A client sends its streams, and as text how many words of its command line come before the command's own. What follows that, each
-    after a zero byte, are words that come before these.
+    A client sends its streams, and as text how many words of its command line come before the command's own.
     """
 
     def __init__(
@@ -122,18 +67,14 @@ class Server:
         listener: socket.socket,
         prepare: Callable[[list[str]], object],
         run: Callable[[list[str]], int],
-        look: Callable[[int, list[str]], bytes | None] | None = None,
-        is_alone: Callable[[list[str]], bool] = lambda _words: True,
+        is_own_process: Callable[[list[str]], bool] = lambda _words: False,
     ) -> None:
         self._listener = listener
-        self._look = look
-        self._modules = 0
         self._prepare = prepare
         self._run = run
-        self._is_alone = is_alone
-        self._forks: dict[int, _Fork] = {}  # pid -> itself
-        self._told_by: dict[int, _Fork] = {}  # descriptor of its channel, or of its client's connection -> fork
-        self._waiting: list[_Fork] = []
+        self._is_own_process = is_own_process
+        self._forks: dict[int, int] = {}  # descriptor of the client's connection -> pid
+        self._clients: dict[int, socket.socket] = {}  # pid -> connection
         self._poll = select.poll()
         self._woken, waking = os.pipe()
         os.set_blocking(waking, False)
@@ -150,8 +91,8 @@ class Server:
         except _ServerEnds:
             sys.exit()
         finally:
-            for fork in list(self._forks.values()):
-                self._end(fork, signal.SIGKILL)
+            for pid in list(self._clients):
+                _end(pid, signal.SIGKILL)
 
     def _serve(self) -> None:
         while True:
@@ -163,135 +104,56 @@ class Server:
                     self._reap()
                 elif descriptor == self._listener.fileno():
                     self._accept()
-                elif fork := self._told_by.get(descriptor):
-                    if descriptor == fork.channel.fileno():
-                        self._done(fork)
-                    else:
-                        self._pass_on(fork, descriptor)
+                elif descriptor in self._forks:
+                    self._pass_on(descriptor)
 
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         client, user, _ = struct.unpack("3i", credentials)
-        asked, streams, _, _ = socket.recv_fds(connection, _LONGEST_QUESTION, 3)
+        asked, streams, _, _ = socket.recv_fds(connection, 16, 3)
         words = _words(client, asked) if user == os.geteuid() else []
         if not words or len(streams) != 3:
             connection.close()  # killed before it asked, or nobody of ours
+        elif self._is_own_process(words):
+            _answer(connection, _ITSELF)
         else:
             self._prepare(words)
-            if self._is_to_begin(connection, client, words):
-                self._start(connection, struct.pack("i", client) + asked, streams)
-                return
-            connection.close()
-        _close(streams)
+            self._start(connection, client, streams, words)
+        for stream in streams:
+            os.close(stream)
 
-    def _is_to_begin(self, connection: socket.socket, client: int, words: list[str]) -> bool:
-        """Whether a command takes a fork, as its client is told then; otherwise it has its answer, or was killed."""
-        if self._look is None:
-            return True
-        answer = self._look(client, words)
+    def _start(self, connection: socket.socket, client: int, streams: list[int], words: list[str]) -> None:
+        gc.freeze()  # what is here is nothing for a fork's collector to look through, and so to copy
+        signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)  # until the fork does with them what its client would
         try:
-            connection.sendall(struct.pack("I", _BEGUN) if answer is None else answer)
-        except ConnectionError:
-            return False
-        return answer is None
-
-    def _start(self, connection: socket.socket, asked: bytes, streams: list[int]) -> None:
-        while True:
-            try:
-                fork = self._waiting_fork() or self._new_fork()
-                fork.taken[0] = 0
-                socket.send_fds(fork.channel, [asked], streams)
-                break
-            except ConnectionError:
-                continue  # it was killed while it waited
-            except OSError:  # no process can be had
-                if self._told_by.pop(connection.fileno(), None):
-                    self._poll.unregister(connection)
-                connection.close()
-                _close(streams)
-                return
-        fork.connection, fork.request = connection, (asked, streams)
-        self._told_by[connection.fileno()] = fork
+            pid = os.fork()
+            if pid == 0:
+                _become(client, streams, words, self._run)
+        except OSError:  # no process can be had
+            connection.close()
+            return
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
+        _lead(pid)
+        self._forks[connection.fileno()], self._clients[pid] = pid, connection
         self._poll.register(connection, select.POLLIN)
 
-    def _waiting_fork(self) -> _Fork | None:
-        """One that has all that was imported meanwhile; others end."""
-        while self._waiting:
-            fork = self._waiting.pop()
-            if fork.modules == len(sys.modules):
-                return fork
-            self._leave(fork)
-        return None
-
-    def _new_fork(self) -> _Fork:
-        if self._modules != len(sys.modules):
-            self._modules = len(sys.modules)
-            gc.freeze()  # what is here is nothing for a fork's collector to look through, and so to copy
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        fork = _Fork(0, ours)
-        fork.pid = pid = os.fork()
-        if pid == 0:
-            _become(theirs, fork.taken, self._run, self._is_alone)
-        _lead(pid)
-        theirs.close()
-        self._forks[pid] = self._told_by[ours.fileno()] = fork
-        self._poll.register(ours, select.POLLIN)
-        return fork
-
-    def _pass_on(self, fork: _Fork, descriptor: int) -> None:
+    def _pass_on(self, descriptor: int) -> None:
         """Signals that came to the client; its end, which is the command's."""
-        if fork.connection is None:
-            return
+        pid = self._forks[descriptor]
         try:
-            signals = fork.connection.recv(64, socket.MSG_DONTWAIT)
+            signals = self._clients[pid].recv(64, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return  # what was to be read was another's, whose descriptor this one has now
         except ConnectionError:
             signals = b""
         for number in signals:
-            self._end(fork, signal.Signals(number))
+            _end(pid, signal.Signals(number))
         if not signals:
-            self._end(fork, signal.SIGKILL)
+            _end(pid, signal.SIGKILL)
             self._poll.unregister(descriptor)
-            del self._told_by[descriptor]
-
-    def _end(self, fork: _Fork, number: signal.Signals) -> None:
-        fork.signalled = True
-        try:
-            os.killpg(fork.pid, number)
-        except ProcessLookupError:
-            return  # it has ended; its status is about to be sent
-
-    def _done(self, fork: _Fork) -> None:
-        """A fork says that its command has ended; or has ended itself, as `_reap` is told."""
-        try:
-            status = self._told(fork)
-        except BlockingIOError:
-            return
-        if status is None:
-            self._leave(fork)
-            return
-        self._answer(fork, status)
-        if fork.signalled or len(self._waiting) == _FORKS_WAITING:
-            self._leave(fork)
-        else:
-            self._waiting.append(fork)
-
-    def _told(self, fork: _Fork) -> int | None:
-        try:
-            told = fork.channel.recv(4, socket.MSG_DONTWAIT)
-        except ConnectionError:
-            return None
-        return int(struct.unpack("I", told)[0]) if told else None
-
-    def _leave(self, fork: _Fork) -> None:
-        """Expect no more of a fork: it ends, if it hasn't."""
-        if self._told_by.pop(fork.channel.fileno(), None):
-            self._poll.unregister(fork.channel)
-            fork.channel.close()
-        if fork in self._waiting:
-            self._waiting.remove(fork)
+            del self._forks[descriptor]
 
     def _reap(self) -> None:
         while True:
@@ -301,36 +163,20 @@ class Server:
                 return
             if pid == 0:
                 return
-            if fork := self._forks.pop(pid, None):
-                told = None
-                with contextlib.suppress(BlockingIOError):
-                    told = self._told(fork) if fork.channel.fileno() in self._told_by else None
-                self._leave(fork)
-                # One that ends by itself has met with something that the next one would meet, too.
-                killed = os.WIFSIGNALED(status) and not fork.signalled
-                if told is None and fork.connection and killed and not fork.taken[0]:
-                    self._start(fork.connection, *fork.request)
-                else:
-                    self._answer(fork, status if told is None else told)
-
-    def _answer(self, fork: _Fork, status: int) -> None:
-        connection, fork.connection = fork.connection, None
-        if connection is None:
-            return
-        _close(fork.request[1])
-        try:
-            if self._told_by.pop(connection.fileno(), None):
-                self._poll.unregister(connection)
-                connection.sendall(struct.pack("I", status))
-        except ConnectionError:
-            pass  # noqa: S110  # the client was killed: nobody waits for an answer
-        finally:
-            connection.close()
+            if connection := self._clients.pop(pid, None):
+                if self._forks.pop(connection.fileno(), None):
+                    self._poll.unregister(connection)
+                _answer(connection, status)
 
 
-def _close(streams: list[int]) -> None:
-    for stream in streams:
-        os.close(stream)
+def _answer(connection: socket.socket, status: int) -> None:
+    with connection, contextlib.suppress(ConnectionError):  # the client was killed: nobody waits for an answer
+        connection.sendall(struct.pack("I", status))
+
+
+def _end(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended; its status is about to be sent
+        os.killpg(pid, number)
 
 
 def _read(process: int, name: str) -> bytes:
@@ -352,9 +198,8 @@ def _read(process: int, name: str) -> bytes:
 
 def _words(client: int, asked: bytes) -> list[str]:
     """A command with its arguments; nothing where who asked has ended."""
-    first, *own = asked.split(b"\0")
-    line = _read(client, "cmdline").split(b"\0")[:-1] if first.isdigit() else []
-    return [os.fsdecode(word) for word in (*own, *line[int(first) :])] if line else []
+    line = _read(client, "cmdline").split(b"\0")[:-1] if asked.isdigit() else []
+    return [os.fsdecode(word) for word in line[int(asked) :]] if line else []
 
 
 def _lead(process: int) -> None:
@@ -367,8 +212,6 @@ def _lead(process: int) -> None:
 
 def _prepare(words: list[str]) -> None:
     """Import a command's module, for this fork and those that follow. What fails here fails in the fork, and is told there."""
-    if _is_own_process(words):
-        return
     try:
         module = importlib.import_module("host.run").module_of(words)
         getattr(module, "preload", lambda: None)()
@@ -380,74 +223,28 @@ def _is_own_process(words: list[str]) -> bool:
     return words[0] == "lab-python" and not _is_python_forked
 
 
-def _become(
-    channel: socket.socket, taken: mmap.mmap, run: Callable[[list[str]], int], is_alone: Callable[[list[str]], bool]
-) -> NoReturn:
-    """The fork: one command after the other, until the server ends or one leaves something behind."""
+def _become(client: int, streams: list[int], words: list[str], run: Callable[[list[str]], int]) -> NoReturn:
+    """The fork: a command as the client's process would do it, in every respect."""
     status = 1
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        _take_signals(0)
         _lead(0)
-        os.dup2(channel.fileno(), _CHANNEL, inheritable=False)
-        channel = socket.socket(fileno=_CHANNEL)
         gc.disable()  # a command ends before there is much to collect
         # What it leaves when its client is killed is nobody's who asked for anything (lab/processes.py).
         os.register_at_fork(after_in_child=lambda: _take_name("python"))
-        for number in range(_COMMANDS_EACH):
-            _let_go()
-            if number:
-                channel.sendall(struct.pack("I", (status & 255) << 8))
-            asked, streams, _, _ = socket.recv_fds(channel, _LONGEST_QUESTION + 4, 3)
-            if not asked:
-                break
-            taken[0] = 1
-            client = struct.unpack_from("i", asked)[0]
-            words = _words(client, asked[4:])
-            status = _status(client, streams, words, run)
-            if not words or is_alone(words):
-                break
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        status = _status(client, words, run)
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
         os._exit(status & 255)
 
 
-def _has_company() -> bool:
-    """Whether anybody else is in this fork's process group."""
-    group = os.getpid()
-    try:
-        # The server's meanwhile: a fork that a signal misses now takes no other command anyway.
-        os.setpgid(0, os.getpgid(os.getppid()))
-        os.killpg(group, 0)
-    except PermissionError:
-        return True  # the server has ended
-    except ProcessLookupError:
-        os.setpgid(0, 0)
-        return False
-    return True
-
-
-def _let_go() -> None:
-    """Nothing of a command is kept: its streams, what it opened, its folder, the signals that it ignores, its name."""
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for number in range(3):
-        os.dup2(nothing, number)
-    os.closerange(3, _CHANNEL)
-    os.closerange(_CHANNEL + 1, os.sysconf("SC_OPEN_MAX"))
-    # What couldn't be written goes nowhere, not to the next one's streams.
-    sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
-    os.chdir("/")
-    _take_signals(0)
-    _take_name("lab")
-
-
-def _status(client: int, streams: list[int], words: list[str], run: Callable[[list[str]], int]) -> int:
-    """Do a command as the client's process would, in every respect, and return its exit status."""
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-        os.close(stream)
+def _status(client: int, words: list[str], run: Callable[[list[str]], int]) -> int:
+    """Do the command, and return its exit status."""
     try:
         ignored = _resemble(client)
     except OSError:
@@ -480,24 +277,14 @@ def _take_name(name: str) -> None:
     os.close(comm)
 
 
-def _set_environment(client: int) -> None:
-    environment = dict(one.partition(b"=")[::2] for one in _read(client, "environ").split(b"\0")[:-1])
-    # Most of it is what the last command had.
-    for name, value in environment.items():
-        if os.environb.get(name) != value:
-            os.environb[name] = value
-    if len(os.environb) > len(environment):
-        for name in set(os.environb) - environment.keys():
-            del os.environb[name]
-
-
 def _resemble(client: int) -> int:
     """Environment, umask and folder; return the signals that it ignores, as bits.
 
     Raises:
         OSError: it has ended.
     """
-    _set_environment(client)
+    os.environb.clear()
+    os.environb.update(one.partition(b"=")[::2] for one in _read(client, "environ").split(b"\0")[:-1])
     os.chdir(f"/proc/{client}/cwd")
     about = _read(client, "status")
     umask, ignored = (_ABOUT[name].search(about) for name in ("Umask", "SigIgn"))
@@ -509,9 +296,10 @@ def _resemble(client: int) -> int:
 
 def _take_signals(ignored: int) -> None:
     """The signals that the client ignores, as bits; the others as they are in a Python that starts."""
-    for one in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+    for one in _PASSED_ON:
         usual = signal.default_int_handler if one == signal.SIGINT else signal.SIG_DFL
         signal.signal(one, signal.SIG_IGN if ignored >> (one - 1) & 1 else usual)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
 
 
 def _take_streams() -> None:
@@ -521,106 +309,9 @@ def _take_streams() -> None:
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: PTH123, SIM115
 
 
-def _modules(name: str) -> list[Any]:
-    """A module of this package: what of the lab a command needs besides imports it by its other name (guest_programs.py)."""
-    return [module for package in ("host", "lab.host") if (module := sys.modules.get(f"{package}.{name}"))]
-
-
-def _number(value: object) -> int:
-    return value if isinstance(value, int) else 0
-
-
-class Looking:
-    """Commands that the server does itself; what they might do besides is kept from them.
-
-    In a fork, `is_alone` says of the command that was done whether it has left something.
-    """
-
-    def __init__(self) -> None:
-        self._program: Any = importlib.import_module("host.program")
-        self._commands: Any = importlib.import_module("host.run")
-        self._started_in = 0
-        sys.addaudithook(self._watch)
-
-    def _watch(self, event: str, arguments: tuple[object, ...]) -> None:
-        if not self._program.looks_only:
-            if event in _STARTING:
-                self._started_in = os.getpid()
-            return
-        if event == "open":
-            if not _number(arguments[2]) & _WRITING:
-                return
-        elif event not in _DOING or (event == "fcntl.flock" and _number(arguments[1]) & fcntl.LOCK_NB):
-            return
-        raise self._program.NotAtOnce(event)
-
-    def is_alone(self, words: list[str]) -> bool:
-        """Whether the fork that has done a command takes no other one."""
-        if self._started_in == os.getpid():
-            self._started_in = 0
-            if _has_company():
-                return True
-        return threading.active_count() > 1 or not _ALONE.isdisjoint(words[:2])
-
-    def _set(self, looks_only: bool) -> None:
-        for module in _modules("program"):
-            module.looks_only = looks_only
-        for module in _modules("state"):
-            module.HostState.remembers = looks_only
-
-    def answer(self, client: int, words: list[str]) -> bytes | None:
-        """The answer to a client whose command only looks: what it prints, its status, what it is to become; None if that takes a fork."""
-        if _is_own_process(words):
-            # The options are boot_service.PYTHON's.
-            python = [os.path.realpath(sys.executable), "-I", "-S", "-B", "-X", "utf8"]
-            return _whole(0, b"", b"", [*python, self._commands.__file__, *words])
-        if not self._commands.only_looks(words):
-            return None
-        try:
-            os.chdir(f"/proc/{client}/cwd")
-        except OSError:
-            return None  # killed before it was answered, or its folder is gone
-        before = sys.stdin, sys.stdout, sys.stderr
-        output, errors = io.BytesIO(), io.BytesIO()
-        become: list[str] = []
-        try:
-            _set_environment(client)
-            sys.stdin = None  # who reads it needs a process
-            sys.stdout = io.TextIOWrapper(output, encoding="utf-8", errors=before[1].errors, newline="\n")
-            sys.stderr = io.TextIOWrapper(errors, encoding="utf-8", errors="backslashreplace", newline="\n")
-            sys.argv[1:] = words
-            self._set(True)
-            status = int(self._commands.main()) & 255
-        except self._program.Instead as instead:
-            status, become = 0, instead.words
-        except (self._program.NotAtOnce, Exception, SystemExit):
-            return None  # done anew in a fork, and told there
-        finally:
-            self._set(False)
-            told = (sys.stdout, sys.stderr)
-            sys.stdin, sys.stdout, sys.stderr = before
-            os.chdir("/")
-        for stream in told:
-            stream.flush()
-        return _whole(status, errors.getvalue(), output.getvalue(), become)
-
-
-def _whole(status: int, errors: bytes, output: bytes, become: list[str]) -> bytes | None:
-    """An answer with all that is to be said; None if it is too long."""
-    last = b"".join(os.fsencode(word) + b"\0" for word in become)
-    answer = struct.pack("3I", _TOLD | status, len(errors), len(output)) + errors + output + last
-    return answer if len(answer) <= _LONGEST_ANSWER else None
-
-
 def _run(words: list[str]) -> int:
     sys.argv[1:] = words
-    for module in _modules("state"):
-        module.HostState.remembers = True
-    try:
-        return int(importlib.import_module("host.run").main())
-    finally:
-        for module in _modules("state"):
-            module.HostState.forget()  # a fork lets go of all files
+    return int(importlib.import_module("host.run").main())
 
 
 def read_ahead() -> None:
@@ -636,8 +327,7 @@ def read_ahead() -> None:
 def serve(listener: socket.socket) -> None:
     """Be a command server, until stdin ends."""
     _find_package()
-    looking = Looking()
-    Server(listener, _prepare, _run, looking.answer, looking.is_alone).serve()
+    Server(listener, _prepare, _run, _is_own_process).serve()
 
 
 def _find_package() -> None:

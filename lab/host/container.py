@@ -41,17 +41,17 @@ class Identity(NamedTuple):
 
 def outer(system: HostState) -> HostState:
     """The host that a container runs on."""
-    return HostState(Path(system.looked_at["container"]["host"]))
+    return HostState(Path(system.machine["container"]["host"]))
 
 
 def nodes(system: HostState) -> dict[str, Node]:
     """The nodes inside, by path."""
-    return {path: Node(**data) for path, data in system.looked_at["container"]["nodes"].items()}
+    return {path: Node(**data) for path, data in system.machine["container"]["nodes"].items()}
 
 
 def rules(system: HostState) -> list[Rule]:
     """What the control group allows."""
-    return [rule for text in system.looked_at["container"]["rules"] if (rule := parse_rule(text))]
+    return [rule for text in system.machine["container"]["rules"] if (rule := parse_rule(text))]
 
 
 def opening(system: HostState, path: str, wanted: str, who: Identity) -> int:

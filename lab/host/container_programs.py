@@ -14,7 +14,7 @@ from pathlib import Path
 
 from . import container, nvidia
 from .container import Identity
-from .node_programs import is_at_nodes, leave_to, real
+from .node_programs import is_at_nodes, real
 from .nodes import read_node
 from .program import Failure, UsageError
 from .state import HostState
@@ -37,7 +37,7 @@ class Opened:
 
     def __init__(self, system: HostState, path: str, wanted: str) -> None:
         self.path = path
-        if "container" not in system.looked_at:
+        if "container" not in system.machine:
             self._open_outside(system, wanted)
             return
         inside = container.name_inside(system, path)
@@ -96,13 +96,13 @@ def _read_files(system: HostState, name: str, arguments: list[str], refused: str
         kept.append(opened.place)
     if status and not any(not word.startswith("-") for word in kept):
         return status
-    return real(name, kept) or status if status else leave_to(name, kept)
+    return real(name, kept) or status
 
 
 def _dd(system: HostState, arguments: list[str]) -> int:
     """dd: its two openings, in its order, then nothing is copied from or to a driver's node."""
     if not is_at_nodes(system, arguments):
-        return leave_to("dd", arguments)
+        return real("dd", arguments)
     operands = dict(word.partition("=")[::2] for word in arguments)
     flags = operands.get("conv", "").split(",")
     opened = [
@@ -115,9 +115,7 @@ def _dd(system: HostState, arguments: list[str]) -> int:
     quiet = operands.get("status") in ("none", "noxfer")
     if not any(file.node for _, file in opened):
         places = {key: file.place for key, file in opened}
-        return leave_to(
-            "dd", [f"{k}={places[k]}" if k in places else w for w in arguments for k in [w.partition("=")[0]]]
-        )
+        return real("dd", [f"{k}={places[k]}" if k in places else w for w in arguments for k in [w.partition("=")[0]]])
     counts = "0+0 records in\n0+0 records out\n0 bytes copied, 0 s, 0.0 kB/s"
     if operands.get("count") == "0":
         if not quiet:
@@ -131,7 +129,7 @@ def _dd(system: HostState, arguments: list[str]) -> int:
 # -- becoming another user -------------------------------------------------------------------------------------
 def _become(system: HostState, who: Identity, command: list[str]) -> int:
     """Run a command as somebody else; paths of a container's tree in it become those of that user's view."""
-    if "container" not in system.looked_at:
+    if "container" not in system.machine:
         import subprocess
 
         gids = ",".join(str(gid) for gid in sorted(who.gids))

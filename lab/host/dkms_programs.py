@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from . import dkms
-from .kernel_files import has_headers
 from .program import Failure, Options, UsageError, logged
 from .state import HostState
 
 
 def main(host: HostState, name: str, arguments: list[str]) -> int:
     """dkms."""
-    options = Options(arguments, "m:v:k:a:q", ("all", "force", "kernelver=", "arch=", "kernelsourcedir=", "no-depmod"))
+    options = Options(arguments, "m:v:k:", ("force", "kernelver="))
     if not options.rest:
         raise UsageError("no action was given")
     verb = options.rest[0]
@@ -18,11 +17,9 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
     kernel = options.value("k", "kernelver") or host.read("/proc/sys/kernel/osrelease", "").strip()
     if verb == "status":
         return _status(host, module, version, options.value("k", "kernelver"))
-    if verb not in ("build", "install", "uninstall", "remove", "add", "autoinstall"):
-        raise UsageError(f"the lab's dkms has status, install, build, uninstall, remove and autoinstall, not {verb!r}")
-    return logged(
-        host, "dkms", arguments, lambda: _change(host, verb, module, version, kernel, every=options.has("all"))
-    )
+    if verb not in ("install", "uninstall", "remove", "autoinstall"):
+        raise UsageError(f"the lab's dkms has status, install, uninstall, remove and autoinstall, not {verb!r}")
+    return logged(host, "dkms", arguments, lambda: _change(host, verb, module, version, kernel))
 
 
 def _named(options: Options) -> tuple[str | None, str | None]:
@@ -47,7 +44,7 @@ def _status(host: HostState, module: str | None, version: str | None, kernel: st
     return 0
 
 
-def _change(host: HostState, verb: str, module: str | None, version: str | None, kernel: str, *, every: bool) -> int:
+def _change(host: HostState, verb: str, module: str | None, version: str | None, kernel: str) -> int:
     if verb == "autoinstall":
         dkms.autoinstall(host, kernel)
         return 0
@@ -57,14 +54,10 @@ def _change(host: HostState, verb: str, module: str | None, version: str | None,
         raise Failure(
             f"Error! Could not find module source directory.\nDirectory: /usr/src/{module}-{version} does not exist.", 2
         )
-    if verb in ("build", "install"):
-        for each in [k for k in host.kernels() if has_headers(host, k)] if every else [kernel]:
-            dkms.install(host, version, each)
-    elif verb == "uninstall":
+    if verb == "install":
+        dkms.install(host, version, kernel)
+    elif verb == "remove" and dkms.built(host, version) in ([kernel], []):
+        dkms.remove(host, version)
+    else:
         dkms.uninstall(host, version, kernel)
-    elif verb == "remove":
-        if every or dkms.built(host, version) in ([kernel], []):
-            dkms.remove(host, version)
-        else:
-            dkms.uninstall(host, version, kernel)
     return 0

@@ -57,12 +57,10 @@ def _transfer(host: HostState, url: str, offset: int, write: Callable[[bytes], N
 def _curl(host: HostState, arguments: list[str]) -> int:
     options = Options(
         arguments,
-        "fsSLo:OC:x:r:vkI4m:w:H:A:",
+        "fsSLo:OC:x:",
         (
-            "fail", "silent", "show-error", "location", "output=", "remote-name", "continue-at=", "retry=", "retry-delay=",
-            "retry-connrefused", "retry-all-errors", "retry-max-time=", "connect-timeout=", "max-time=", "proxy=", "proto=", "proto-redir=",
-            "tlsv1.2", "create-dirs", "head", "write-out=", "compressed", "speed-limit=", "speed-time=", "no-progress-meter",
-            "progress-bar", "ipv4", "header=", "user-agent=", "noproxy=",
+            "output=", "remote-name", "continue-at=", "retry=", "retry-all-errors", "retry-max-time=", "connect-timeout=", "max-time=",
+            "proto=", "proto-redir=", "proxy=", "silent", "show-error", "fail",
         ),
     )  # fmt: skip
     if len(options.rest) != 1:
@@ -86,8 +84,6 @@ def _curl(host: HostState, arguments: list[str]) -> int:
     if place is not None:
         if network.fault(host, "disk-full") is not None:
             raise Failure("curl: (23) Failure writing output to destination", 23)
-        if options.has("create-dirs"):
-            place.parent.mkdir(parents=True, exist_ok=True)
         if not place.parent.is_dir():
             raise failed(23, "Failure writing output to destination")
     try:

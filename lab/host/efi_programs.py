@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from .node_programs import leave_to
+from .node_programs import real
 from .state import HostState
 
 
@@ -17,4 +17,4 @@ def main(_: HostState, name: str, arguments: list[str]) -> int:
     if file and any(argument.startswith(("+", "-c+", "-n+")) for argument in arguments):
         print(f"{name}: {file}: cannot seek to relative offset: Illegal seek", file=sys.stderr)
         return 1
-    return leave_to(name, arguments)
+    return real(name, arguments)

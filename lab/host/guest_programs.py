@@ -89,7 +89,7 @@ def _shell(host: HostState, name: str, arguments: list[str]) -> int:
 
 def is_of_proxmox(host: HostState, arguments: list[str]) -> bool:
     """Whether Perl is asked for modules of Proxmox VE, on a system that has them."""
-    return any("PVE::" in word for word in arguments) and host.looked_at.keys().isdisjoint({"guest", "container"})
+    return any("PVE::" in word for word in arguments) and host.machine.keys().isdisjoint({"guest", "container"})
 
 
 def make_ticket(host: HostState, arguments: list[str]) -> int:

@@ -36,8 +36,6 @@ Acquire::Retries::Delay "false";
 DPkg::Path "";
 DPkg::Options {{ "--log={root}/var/log/dpkg.log"; }};
 """
-#: What the kernel reads of a script to find its interpreter is 256 bytes, its end among them (include/uapi/linux/binfmts.h).
-_LONGEST_FIRST_LINE = 255
 
 
 def write(folder: Path, names: Collection[str], *, container: bool = False) -> None:
@@ -68,23 +66,8 @@ def write(folder: Path, names: Collection[str], *, container: bool = False) -> N
 def texts(names: frozenset[str], *, container: bool) -> tuple[dict[str, str], str]:
     """What these launchers say, and a sum of it: a test's process asks for them hundreds of times."""
     places = {name: name for name in sorted(names)} | {f"{INSTALLED}/{name}": name for name in run.INSTALLED}
-    found = {
-        path: _started_by_perl(name, container) or text_of(name, container=container) for path, name in places.items()
-    }
+    found = {path: text_of(name, container=container) for path, name in places.items()}
     return found, hashlib.sha256(repr(found).encode()).hexdigest()
-
-
-def _started_by_perl(name: str, container: bool) -> str | None:
-    """A launcher that is started without a shell before Perl: of the processor time of a small command a sixth.
-
-    None where there is no Perl, or where the kernel doesn't take the line (execve(2)).
-    """
-    perl, client = shutil.which("perl", path="/usr/bin:/bin"), Path(__file__).with_name("command.pl")
-    first = f"#!{perl} {client}\n"
-    if perl is None or len(os.fsencode(first)) > _LONGEST_FIRST_LINE:
-        return None
-    words = [os.path.realpath(sys.executable), run.__file__, *(["--container"] if container else []), name]
-    return first + "".join(f"#:{word}\n" for word in words)
 
 
 def text_of(name: str, *, container: bool = False) -> str:
@@ -94,7 +77,7 @@ def text_of(name: str, *, container: bool = False) -> str:
     first = ""
     if perl := shutil.which("perl", path="/usr/bin:/bin"):
         client = shlex.quote(str(Path(__file__).with_name("command.pl")))
-        first = f'[ -z "${{LAB_COMMANDS-}}" ] || exec {perl} {client} -- {python} {words}\n'
+        first = f'[ -z "${{LAB_COMMANDS-}}" ] || exec {perl} {client} {python} {words}\n'
     return f"#!/bin/sh\n{first}exec {python} -I -S {words}\n"
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from . import guest_programs
 from .contents import LIBRARIES
 from .dpkg import installed
-from .node_programs import leave_to
+from .node_programs import real
 from .nvidia_programs import library_version
 from .state import HostState
 from .versions import holds
@@ -34,7 +34,7 @@ def main(system: HostState, name: str, arguments: list[str]) -> int:
         )
         return (guest_programs.by_perl if is_real else guest_programs.make_ticket)(system, arguments)
     if not any("load_libraries.py" in word or "dl_load_file" in word for word in arguments):
-        return leave_to(name, arguments)
+        return real(name, arguments)
     return _python(system, arguments) if name == "python3" else _perl(system, arguments)
 
 

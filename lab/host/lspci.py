@@ -33,7 +33,7 @@ class _Listing:
         self.slot = _slot_filter(options.value("s"))
         self.ids = _id_filter(options.value("d"))
         self._bus = f"{host.root}/sys/bus/pci/devices"
-        self.devices = [d for d in load_devices(host.looked_at) if os.path.exists(f"{self._bus}/{d.address}")]  # noqa: PTH110
+        self.devices = [d for d in load_devices(host.machine) if os.path.exists(f"{self._bus}/{d.address}")]  # noqa: PTH110
         self.domain = "D" in options or any(not d.address.startswith("0000:") for d in self.devices)
 
     def print(self) -> None:

@@ -25,7 +25,6 @@ FAULTS = {
     "package-missing": f"a name or pattern, also of NAME/VERSION, or {_WHERE}: repositories don't have it",
     "download-corrupt": f"{_WHERE}, or a part of an address: one byte of it is wrong",
     "download-breaks": f"{_WHERE}, or a part of an address: it ends half-way, unless it goes on with a broken one",
-    "key-wrong": f"{_WHERE}, or cuda, toolkit: another key is published in that key's place",
     "dkms-fails": f"{_WHERE}, or a part of DRIVER/KERNEL, such as 590.: the compiler gives up",
     "gpu-fails": f"{_WHERE}, an Xid, RmInitAdapter's code, or the start of a driver's version, such as 595., which alone fails: cards don't come up; the kernel's log says so",
 }
@@ -43,9 +42,9 @@ _INSTALLER_LINES = 2000
 
 def lab_of(system: HostState) -> tuple[HostState, str]:
     """The lab that a system is in, and the system's name for faults: `host`, or the guest's id."""
-    if inside := system.looked_at.get("guest"):
+    if inside := system.machine.get("guest"):
         return HostState(Path(inside["lab"])), str(inside["vmid"])
-    if inside := system.looked_at.get("container"):
+    if inside := system.machine.get("container"):
         return HostState(Path(inside["host"])), str(inside["id"])
     return system, "host"
 
@@ -63,7 +62,7 @@ def fault(system: HostState, name: str) -> str | None:
         return ""
     text = str(value)
     whose, equals, rest = text.partition("=")
-    known = {"host", *(identifier for identifier in lab.looked_at["guests"])}
+    known = {"host", *(identifier for identifier in lab.machine["guests"])}
     if equals and whose in known:
         return rest if whose == who else None
     if text in known and name not in _VALUED:
@@ -178,7 +177,7 @@ def file_at(system: HostState, url: str) -> bytes | None:
     known = data(system)
     for entry in known["files"]:
         if entry["url"] == url:
-            return entry["text"].encode() if "text" in entry else _published_key(system, entry["key"])
+            return entry["text"].encode() if "text" in entry else key_named(system, entry["key"]).armored().encode()
     if match := re.fullmatch(r"(.+)/([\d.]+)/NVIDIA-Linux-x86_64-([\d.]+)\.run(\.sha256sum)?", url):
         address, folder, version = match[1], match[2], match[3]
         installers = known["installers"]
@@ -188,13 +187,6 @@ def file_at(system: HostState, url: str) -> bytes | None:
                 return f"{known_digest(system, content)}  NVIDIA-Linux-x86_64-{version}.run\n".encode()
             return content
     return None
-
-
-def _published_key(system: HostState, name: str) -> bytes:
-    wanted = fault(system, "key-wrong")
-    if wanted is not None and wanted in ("", name, name.partition("-")[0]):
-        return Key(**data(system)["wrong_key"]).armored().encode()
-    return key_named(system, name).armored().encode()
 
 
 def groups_of(repository: dict[str, Any], components: tuple[str, ...]) -> list[str]:

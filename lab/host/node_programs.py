@@ -11,9 +11,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from . import container, program
+from . import container
 from .nodes import Node, read_node, write_node
-from .program import Failure, Instead, Options, UsageError
+from .program import Failure, Options, UsageError
 from .state import HostState
 
 #: Where the lab's device nodes are, by the working directory and the arguments of a command.
@@ -70,7 +70,7 @@ class ContainerTree(Tree):
 
     def make(self, path: str, node: Node) -> None:
         """mknod(2): never in a user namespace, else as the control group allows."""
-        inside = self._host.looked_at["container"]
+        inside = self._host.machine["container"]
         allowed = any(rule.covers(node, "m") for rule in container.rules(self._host))
         if inside["unprivileged"] or container.Identity.current().uid != 0 or not allowed:
             raise PermissionError
@@ -80,15 +80,15 @@ class ContainerTree(Tree):
 def main(host: HostState, name: str, arguments: list[str]) -> int:
     """One of the programs."""
     if not is_at_nodes(host, arguments):
-        return leave_to(name, arguments)
-    tree = ContainerTree(host) if "container" in host.looked_at else Tree(host)
+        return real(name, arguments)
+    tree = ContainerTree(host) if "container" in host.machine else Tree(host)
     work: dict[str, Callable[[Tree, list[str]], int]] = {"stat": _stat, "test": _test, "mknod": _mknod}
     return work[name](tree, arguments)
 
 
 def is_at_nodes(host: HostState, arguments: list[str]) -> bool:
     """Whether a command may be about device nodes: in a container always, elsewhere where it names a path in /dev."""
-    return "container" in host.looked_at or _AT_NODES.search(" ".join([os.getcwd(), *arguments])) is not None  # noqa: PTH109
+    return "container" in host.machine or _AT_NODES.search(" ".join([os.getcwd(), *arguments])) is not None  # noqa: PTH109
 
 
 def real(name: str, arguments: list[str]) -> int:
@@ -97,32 +97,14 @@ def real(name: str, arguments: list[str]) -> int:
     Raises:
         Failure: it has none.
     """
-    import subprocess
-
-    words = [_real_program(name), *arguments]
-    sys.stdout.flush()
-    done = subprocess.run(words, check=False)
-    return done.returncode if done.returncode >= 0 else 128 - done.returncode
-
-
-def leave_to(name: str, arguments: list[str]) -> int:
-    """As `real`, for a command's last act: its status is the command's, and nothing more is said.
-
-    Raises:
-        Instead: where it needs no process but that of who asked.
-        Failure: this machine has no such program.
-    """
-    if program.looks_only:
-        raise Instead([_real_program(name), *arguments])
-    return real(name, arguments)
-
-
-def _real_program(name: str) -> str:
     import shutil
+    import subprocess
 
     if (path := shutil.which(name, path=REAL_PATH)) is None:
         raise Failure(f"{name}: not found on this machine", 127)
-    return path
+    sys.stdout.flush()
+    done = subprocess.run([path, *arguments], check=False)
+    return done.returncode if done.returncode >= 0 else 128 - done.returncode
 
 
 def _without(arguments: list[str], operands: list[str]) -> list[str]:
@@ -138,10 +120,7 @@ def _stat(tree: Tree, arguments: list[str]) -> int:
     for path in options.rest:
         node = None if tree.place(path).is_symlink() and not options.has("L", "dereference") else tree.node(path)
         if node is None:
-            own = [*_without(arguments, options.rest), "--", str(tree.place(path))]
-            if options.rest == [path]:
-                return leave_to("stat", own)
-            status = real("stat", own) or status
+            status = real("stat", [*_without(arguments, options.rest), "--", str(tree.place(path))]) or status
         elif form is not None or printf is not None:
             text = format_node(tree, path, node, form if form is not None else printf or "")
             print(text) if form is not None else print(text.replace("\\n", "\n"), end="")
@@ -186,11 +165,11 @@ def _permissions(node: Node) -> str:
 # -- test and mknod --------------------------------------------------------------------------------------------
 def _test(tree: Tree, arguments: list[str]) -> int:
     if len(arguments) != 2 or arguments[0] not in ("-b", "-c", "-d", "-e", "-f", "-h", "-L", "-s"):
-        return leave_to("test", arguments)
+        return real("test", arguments)
     verb, path = arguments
     node = tree.node(path)
     if node is None or verb in ("-h", "-L"):
-        return leave_to("test", [verb, str(tree.place(path))])
+        return real("test", [verb, str(tree.place(path))])
     return int(verb not in ("-e", f"-{node.kind}"))
 
 

@@ -14,17 +14,10 @@ from .program import Failure, Options, UsageError, logged
 from .state import HostState
 from .versions import holds
 
-_FLAGS = (
-    "silent", "no-questions", "dkms", "no-dkms", "no-kernel-modules", "no-kernel-module", "no-nouveau-check",
-    "no-nvidia-modprobe", "no-rpms", "no-backup", "no-check-for-alternate-installs", "no-libglx-indirect",
-    "no-install-libglvnd", "no-opengl-files", "no-install-compat32-libs", "no-x-check", "no-systemd", "no-drm", "no-peermem",
-    "no-distro-scripts", "no-runlevel-check", "allow-installation-with-running-driver", "skip-module-load", "no-rebuild-initramfs",
-    "accept-license", "uninstall", "disable-nouveau", "no-disable-nouveau", "expert", "run-nvidia-xconfig",
-    "no-nvidia-xconfig-question", "no-wine-files", "no-cc-version-check", "check", "version", "print-recommended-kernel-module-type",
-)  # fmt: skip
-_VALUED = (
-    "kernel-module-type=", "kernel-module-build-directory=", "x-prefix=", "x-module-path=", "x-library-path=", "x-sysconfig-path=",
-    "ui=", "kernel-name=", "kernel-source-path=", "log-file-name=", "tmpdir=", "utility-prefix=", "opengl-prefix=",
+_OPTIONS = (
+    "silent", "no-questions", "dkms", "no-kernel-modules", "no-kernel-module", "no-nouveau-check", "no-nvidia-modprobe", "no-rpms",
+    "no-backup", "no-check-for-alternate-installs", "no-libglx-indirect", "no-install-libglvnd", "no-opengl-files", "no-systemd",
+    "no-drm", "no-peermem", "allow-installation-with-running-driver", "skip-module-load", "uninstall", "kernel-module-type=", "tmpdir=",
 )  # fmt: skip
 _LOG = "/var/log/nvidia-installer.log"
 #: What an installation leaves of itself, by which it is found again.
@@ -43,14 +36,11 @@ def main(system: HostState, name: str, arguments: list[str]) -> int:
         raise UsageError("it is started by NVIDIA-Linux-x86_64-VERSION.run")
     archive, version, given = arguments[1], arguments[2], arguments[3:]
     words = ["silent" if word == "-s" else word for word in given]
-    options = Options(words, "sqaNzxM:m:j:", (*_FLAGS, *_VALUED))
+    options = Options(words, "sM:m:", _OPTIONS)
     if system.rooted(archive).read_bytes() != network.installer(version):
         raise Failure(
             "Verifying archive integrity... Error in check sums.\nError in MD5 checksums: the archive is damaged."
         )
-    if options.has("check"):
-        print("Verifying archive integrity... OK")
-        return 0
     print(
         f"Verifying archive integrity... OK\nUncompressing NVIDIA Accelerated Graphics Driver for Linux-x86_64 {version}",
         flush=True,

@@ -61,13 +61,13 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
     """One of NVIDIA's programs."""
     if name == "nvidia-modprobe":
         return logged(host, name, arguments, lambda: _nvidia_modprobe(host, arguments))
-    inside = "container" in host.looked_at
+    inside = "container" in host.machine
     return _smi(kernel_of(host), _cards_inside(host) if inside else _cards_of_host(host), arguments)
 
 
 def kernel_of(system: HostState) -> HostState:
     """The system whose kernel this is: a container's is its host's."""
-    return container.outer(system) if "container" in system.looked_at else system
+    return container.outer(system) if "container" in system.machine else system
 
 
 # -- nvidia-modprobe -------------------------------------------------------------------------------------------
@@ -87,40 +87,18 @@ def load_uvm(host: HostState) -> bool:
 
 
 def _nvidia_modprobe(host: HostState, arguments: list[str]) -> int:
-    """As nvidia-modprobe.c: -l before -s before -u, one of them alone; -m and -f besides; silent when it fails."""
-    long = (
-        "create-nvidia-device-file=",
-        "modeset",
-        "unified-memory",
-        "nvswitch",
-        "nvlink",
-        "create-nvidia-cap-device-file=",
-    )
-    options = Options(arguments, "c:musvhlf:i:a", (*long, "version", "help"))
-    minors = [int(value) for key, value in options.given if key in ("c", long[0].rstrip("="))]
-    try:
-        if options.has("l", "nvlink", "s", "nvswitch"):
-            if not _load(host, "nvidia"):
-                return 1
-        elif options.has("u", "unified-memory"):
-            if not _load(host, "nvidia_uvm"):
-                return 1
-            for base in minors:
-                nvidia.make_uvm_nodes(host, base)
-        else:
-            if not _load(host, "nvidia"):
-                return 1
-            for minor in minors:
-                nvidia.make_card_node(host, minor)
-        if options.has("m", "modeset"):
-            if not _load(host, "nvidia_modeset"):
-                return 1
-            nvidia.make_modeset_node(host)
-        for key, value in options.given:
-            if key in ("f", "create-nvidia-cap-device-file"):
-                nvidia.make_capability_node(host, value)
-    except nvidia.NvidiaError:
+    """As nvidia-modprobe.c: with -u another module and its nodes; -m besides; silent when it fails. Without -l, -s and -f, which nobody gives."""
+    options = Options(arguments, "c:mu", ("create-nvidia-device-file=", "modeset", "unified-memory"))
+    minors = [int(value) for key, value in options.given if key in ("c", "create-nvidia-device-file")]
+    of_uvm = options.has("u", "unified-memory")
+    if not _load(host, "nvidia_uvm" if of_uvm else "nvidia"):
         return 1
+    for minor in minors:
+        (nvidia.make_uvm_nodes if of_uvm else nvidia.make_card_node)(host, minor)
+    if options.has("m", "modeset"):
+        if not _load(host, "nvidia_modeset"):
+            return 1
+        nvidia.make_modeset_node(host)
     return 0
 
 
@@ -174,7 +152,7 @@ def cards_of(system: HostState) -> list[Card]:
     Raises:
         Failure: in NVML's words, what is missing.
     """
-    return _cards_inside(system) if "container" in system.looked_at else _cards_of_host(system)
+    return _cards_inside(system) if "container" in system.machine else _cards_of_host(system)
 
 
 def _cards(host: HostState) -> list[Card]:
@@ -253,18 +231,12 @@ def _smi(host: HostState, cards: list[Card], arguments: list[str]) -> int:
         return 0
     if arguments in (["-pm", "1"], ["-pm", "0"], ["--persistence-mode=1"], ["--persistence-mode=0"]):
         return logged(host, "nvidia-smi", arguments, lambda: _persistence(host, cards, arguments[-1][-1] == "1"))
-    if arguments in (["--version"],):
-        print(f"NVIDIA-SMI version  : {version}\nNVML version        : {version}\nDRIVER version      : {version}")
-        print(f"CUDA Version        : {cuda_of(version)}")
-        return 0
     queries = [a.removeprefix("--query-gpu=") for a in arguments if a.startswith("--query-gpu=")]
     if queries:
         _query(host, [field.strip() for field in queries[0].split(",")], cards, version, arguments)
         return 0
     if arguments:
-        raise UsageError(
-            f"the lab's nvidia-smi has -L, -pm, --version and --query-gpu=...; not {' '.join(arguments)!r}"
-        )
+        raise UsageError(f"the lab's nvidia-smi has -L, -pm and --query-gpu=...; not {' '.join(arguments)!r}")
     line = "+" + "-" * 89 + "+"
     print(time.strftime("%a %b %d %H:%M:%S %Y"))
     print(

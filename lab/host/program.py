@@ -24,26 +24,6 @@ class Failure(Exception):
         self.status = status
 
 
-class NotAtOnce(BaseException):
-    """A command that looks, done by the command server itself, wants what takes a process of its own: it is done anew in one."""
-
-
-class Instead(BaseException):
-    """A command ends as a program of this machine: the process that asked for it becomes that.
-
-    Args:
-        words: the program's path, then its arguments.
-    """
-
-    def __init__(self, words: list[str]) -> None:
-        super().__init__(words)
-        self.words = words
-
-
-#: Whether the command server does this command itself (command_server.py): nothing may be written or started, and no lock taken.
-looks_only = False
-
-
 def run(main: Callable[[HostState, str, list[str]], int], name: str, arguments: list[str]) -> int:
     """Run a command's main and turn its errors into what people see."""
     host = HostState.from_environment()
@@ -160,7 +140,7 @@ def ask_daemon(host: HostState, do: str, **arguments: Any) -> dict[str, Any] | N
         Failure: the daemon refuses.
     """
     state = host.state
-    if inside := host.looked_at.get("guest"):
+    if inside := host.machine.get("guest"):
         state, arguments = Path(inside["lab"]), {**arguments, "guest": inside["vmid"]}
     lab_file = state / "lab.json"
     if not lab_file.exists():

@@ -19,7 +19,6 @@ from .state import HostState
 ESP_LIST = "/etc/kernel/proxmox-boot-uuids"
 PIN = "/etc/kernel/proxmox-boot-pin"
 NEXT_BOOT_PIN = "/etc/kernel/next-boot-pin"
-MANUAL_KERNELS = "/etc/kernel/proxmox-boot-manual-kernels"
 PIN_SNIPPET = "/etc/default/grub.d/proxmox-kernel-pin.cfg"
 _UUID = re.compile(r"[0-9a-fA-F]{4}-[0-9a-fA-F]{4}")
 
@@ -40,10 +39,9 @@ def first_line(host: HostState, path: str) -> str:
 
 
 def kernels_to_boot(host: HostState) -> list[str]:
-    """Kernels that are kept on the partitions: the running one, the latest two, manual and pinned ones."""
+    """Kernels that are kept on the partitions: the running one, the latest two, pinned ones."""
     installed = host.kernels()
     wanted = set(installed[-2:])
-    wanted.update(host.read(MANUAL_KERNELS, "").split())
     wanted.update(filter(None, (first_line(host, PIN), first_line(host, NEXT_BOOT_PIN))))
     running = host.running.get("kernel")
     if running in installed:
@@ -67,7 +65,7 @@ def each_esp(host: HostState, work: Callable[[str, Path], None]) -> None:
 
 def is_uefi(host: HostState) -> bool:
     """Whether the machine was started by UEFI firmware."""
-    return bool(host.looked_at["hardware"]["firmware"]["mode"] == "uefi")
+    return bool(host.machine["hardware"]["firmware"]["mode"] == "uefi")
 
 
 def sync(host: HostState, environment: dict[str, str] | None = None) -> None:

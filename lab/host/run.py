@@ -10,9 +10,7 @@ _CONTAINER = "--container"
 
 #: What every system with packages has: a host, a VM, a container.
 OF_PACKAGES = {
-    **{
-        name: "apt_programs" for name in ("apt", "apt-get", "apt-cache", "apt-mark", "apt-config", "dpkg", "dpkg-query")
-    },
+    **{name: "apt_programs" for name in ("apt", "apt-get", "apt-cache", "apt-mark", "dpkg", "dpkg-query")},
     "lab-apt-method": "apt_method",
     "lab-package": "contents",
     **{name: "download_programs" for name in ("curl", "sha256sum")},
@@ -33,7 +31,6 @@ PROGRAMS = {
     "rmmod": "module_programs",
     "lsmod": "module_programs",
     "modinfo": "module_programs",
-    "depmod": "module_programs",
     "uname": "system_programs",
     "dmesg": "system_programs",
     "journalctl": "system_programs",
@@ -99,32 +96,6 @@ INSTALLED = {
 
 #: Whether of a container -> command name -> module.
 _MODULES = {False: {**PROGRAMS, **INSTALLED}, True: {**CONTAINER_PROGRAMS, **INSTALLED}}
-
-#: Commands that only look, and are quick: a command server does them itself (command_server.py). By their first argument where
-#: that says whether they do; an empty set means always. What turns out to do more is done in a process of its own all the same.
-LOOKING: dict[str, frozenset[str]] = {
-    **dict.fromkeys(("stat", "test", "cat", "head", "dd", "tail"), frozenset()),
-    **dict.fromkeys(("getent", "uname", "hostname", "ip", "ss", "dmesg", "journalctl"), frozenset()),
-    **dict.fromkeys(("df", "lsblk"), frozenset()),
-    **dict.fromkeys(("lspci", "lsmod", "modinfo", "dpkg-query", "pveversion"), frozenset()),
-    **dict.fromkeys(("sha256sum", "apt-cache", "apt-config"), frozenset()),
-    "apt-mark": frozenset({"showmanual", "showauto", "showhold"}),
-    "ha-manager": frozenset({"status"}),
-    "dpkg": frozenset({"--compare-versions", "--print-architecture", "--audit", "-l", "-s"}),
-    "systemctl": frozenset({"is-active", "is-system-running", "show", "cat"}),
-    **dict.fromkeys(("qm", "pct"), frozenset({"status", "list", "config"})),
-}
-#: Paths that lead to something of the process that looks, by which a server's is another one.
-_OWN_PATHS = ("/proc/self", "/dev/fd", "/dev/std", "/dev/tty")
-
-
-def only_looks(words: list[str]) -> bool:
-    """Whether a launcher's command is one of LOOKING."""
-    name, *arguments = words[1:] if words[0] == _CONTAINER else words
-    wanted = LOOKING.get(name)
-    if wanted is None or (wanted and not wanted.intersection(arguments[:1])):
-        return False
-    return not any(own in word for word in arguments for own in _OWN_PATHS)
 
 
 def main() -> int:

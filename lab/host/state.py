@@ -9,14 +9,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import marshal
 import os
 import re
 import time
 from collections.abc import Iterator
-from io import FileIO
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 #: Permissions of a control file of sysfs: the sticky bit tells it from every other file (sysfs_writes.py).
 CONTROL_FILE = 0o1644
@@ -31,8 +29,6 @@ PVEDAEMON = ("127.0.0.1", 85)
 APT_CONFIG = "apt.conf"
 SHELL_FILE = "bash-env"
 PYTHON_IN_BASH = f'{HOST_PYTHON}() {{ "$LAB_STATE/bin/lab-python" "$@" || return; }}\n'
-#: How many hosts' files a process keeps open: one that tests share sees hundreds of hosts.
-_MOST_REMEMBERED = 32
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -59,30 +55,12 @@ def write_file(path: str, data: bytes, mode: int) -> None:
         os.close(descriptor)
 
 
-class _Seen(NamedTuple):
-    """A machine.json as it was read. `file` keeps it open, so that no other file gets its number."""
-
-    file: FileIO
-    status: tuple[int, int, int, int]
-    values: dict[str, Any]
-    copied: bytes
-
-
-def _status(status: os.stat_result) -> tuple[int, int, int, int]:
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
-
-
 class HostState:
     """The paths and the small JSON files of one lab host.
 
     Args:
         state: the lab's state folder (absolute).
     """
-
-    #: Whether this process asks so often that it remembers each machine.json until there is another one: a lab's daemon does, a command
-    #: server for the commands that it does itself, and a fork of that as long as it does one.
-    remembers: ClassVar[bool] = False
-    _remembered: ClassVar[dict[str, _Seen]] = {}
 
     def __init__(self, state: Path) -> None:
         self.state = state
@@ -114,38 +92,8 @@ class HostState:
     def machine(self) -> dict[str, Any]:
         """machine.json, read once per object; change it and call `save_machine`."""
         if self._machine is None:
-            if self.remembers:
-                self._machine = marshal.loads(self._seen().copied)  # its own: who asked may change it  # noqa: S302
-            else:
-                self._machine = json.loads((self.state / "machine.json").read_text(encoding="utf-8"))
+            self._machine = json.loads((self.state / "machine.json").read_text(encoding="utf-8"))
         return self._machine
-
-    def _seen(self) -> _Seen:
-        """machine.json as it is now, read where it is another one than the last time."""
-        path = f"{self.state}/machine.json"
-        seen = self._remembered.get(path)
-        if seen is not None and seen.status == _status(os.stat(path)):  # noqa: PTH116
-            return seen
-        if before := self._remembered.pop(path, None):
-            before.file.close()
-        file = FileIO(path)
-        status = _status(os.fstat(file.fileno()))
-        values = json.loads(file.readall())
-        seen = self._remembered[path] = _Seen(file, status, values, marshal.dumps(values))
-        if len(self._remembered) > _MOST_REMEMBERED:  # the oldest
-            self._remembered.pop(next(iter(self._remembered))).file.close()
-        return seen
-
-    @classmethod
-    def forget(cls) -> None:
-        """Let go of every machine.json."""
-        while cls._remembered:
-            cls._remembered.popitem()[1].file.close()
-
-    @property
-    def looked_at(self) -> dict[str, Any]:
-        """machine.json for who doesn't change what it finds."""
-        return self._seen().values if self.remembers and self._machine is None else self.machine
 
     def reload(self) -> None:
         """Forget what was read of machine.json: somebody else may have changed it."""
@@ -167,11 +115,11 @@ class HostState:
     @property
     def node(self) -> str:
         """The node's name, which is the host's."""
-        return str(self.looked_at["node"])
+        return str(self.machine["node"])
 
     def fault(self, name: str) -> Any:
         """The value of a fault that is set, else None."""
-        return self.looked_at["faults"].get(name)
+        return self.machine["faults"].get(name)
 
     # -- paths -------------------------------------------------------------------------------------------
     def rooted(self, path: str) -> Path:
@@ -334,8 +282,6 @@ class HostState:
         started = self.running.get("started_at")
         return max(0.0, time.time() - float(started)) if started is not None else 0.0
 
-
-os.register_at_fork(after_in_child=HostState.forget)  # what is open there is let go of, not what gets its number later
 
 #: The end of a host's PATH: this machine's own programs.
 OF_MACHINE = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

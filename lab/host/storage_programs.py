@@ -26,7 +26,7 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
 def _mount(host: HostState, arguments: list[str]) -> int:
     options = Options(arguments, "t:o:Brwnv", ("bind", "types=", "options=", "rbind", "make-private", "mkdir"))
     if not options.rest:
-        for entry in host.looked_at["mounts"]:
+        for entry in host.machine["mounts"]:
             print(f"{entry['source']} on {entry['target']} type {entry['fstype']} ({entry['options']})")
         return 0
     extra = (options.value("o", "options") or "").split(",")
@@ -68,9 +68,9 @@ def _mount_of(host: HostState, path: str) -> dict[str, Any]:
     name = host.unrooted(target if mounted_here(host, target) else target.resolve())
     esp = str(host.esp)
     if name.startswith(esp):
-        return next(e for e in host.looked_at["mounts"] if e.get("covered"))
+        return next(e for e in host.machine["mounts"] if e.get("covered"))
     best: dict[str, Any] = {}
-    for entry in host.looked_at["mounts"]:
+    for entry in host.machine["mounts"]:
         point = entry["target"]
         if (name == point or name.startswith(point.rstrip("/") + "/")) and len(point) >= len(best.get("target", "")):
             best = entry
@@ -103,7 +103,7 @@ def _df(host: HostState, arguments: list[str]) -> int:
 def block_tree(host: HostState) -> list[dict[str, str]]:
     """Disks, partitions and volumes with lsblk's columns."""
     rows = []
-    for device in host.looked_at["hardware"]["devices"]:
+    for device in host.machine["hardware"]["devices"]:
         for disk in device["blocks"]:
             rows.append(_row(disk["name"], ""))
             for part in disk["partitions"]:
@@ -116,7 +116,7 @@ def block_tree(host: HostState) -> list[dict[str, str]]:
                 if part["fstype"] == "vfat":
                     row["PARTTYPE"] = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
                 rows.append(row)
-    for index, volume in enumerate(host.looked_at["hardware"]["volumes"]):
+    for index, volume in enumerate(host.machine["hardware"]["volumes"]):
         row = _row(f"dm-{index}", volume["on"])
         mountpoint = volume["mountpoint"] or ("[SWAP]" if volume["fstype"] == "swap" else "")
         row |= {
@@ -127,7 +127,7 @@ def block_tree(host: HostState) -> list[dict[str, str]]:
             "MOUNTPOINT": mountpoint,
         }
         rows.append(row)
-    for entry in host.looked_at["mounts"]:
+    for entry in host.machine["mounts"]:
         for row in rows:
             if entry.get("covered") and row["PATH"] == entry["source"]:
                 row["MOUNTPOINT"] = entry["target"]

@@ -482,6 +482,3 @@ def iommu_messages(machine: dict[str, Any], running: Running, devices: list[PciD
                 "perf/amd_iommu: Detected AMD IOMMU #0 (2 banks, 4 counters/bank).",
             ]
     return lines
-
-
-__all__ = ["Running", "build", "clear", "device_paths", "iommu_messages"]

@@ -45,13 +45,7 @@ def messages(host: HostState) -> list[tuple[float, str]]:
 
 
 def _dmesg(host: HostState, arguments: list[str]) -> int:
-    options = Options(
-        arguments,
-        "tTkxHPl:",
-        ("notime", "ctime", "kernel", "decode", "color=", "nopager", "level=", "human", "time-format="),
-    )
-    if options.rest:
-        raise UsageError(f"unexpected argument {options.rest[0]!r}")
+    options = Options(arguments, "tTk", ("notime", "ctime", "kernel"))
     started = float(host.running.get("started_at", 0))
     bare, by_clock = options.has("t", "notime"), options.has("T", "ctime")
     for seconds, text in messages(host):
@@ -71,38 +65,15 @@ def _journalctl(host: HostState, arguments: list[str]) -> int:
         if not (a.lstrip("-").isdigit() and i and arguments[i - 1] in ("-b", "--boot"))
     ]
     previous = len(cleaned) < len(arguments) and any(a in ("-1", "1") for a in arguments)
-    options = Options(
-        cleaned,
-        "kbqxeu:n:o:p:g:rt:",
-        (
-            "dmesg",
-            "boot",
-            "no-pager",
-            "quiet",
-            "unit=",
-            "lines=",
-            "output=",
-            "since=",
-            "priority=",
-            "grep=",
-            "identifier=",
-            "no-hostname",
-            "reverse",
-            "catalog",
-            "pager-end",
-        ),
-    )
+    options = Options(cleaned, "kbqxeu:n:o:", ("dmesg", "boot", "no-pager", "quiet", "unit=", "lines=", "output="))
     if options.value("o", "output") not in (None, "short", "cat", "short-monotonic"):
         raise UsageError(
             f"output format {options.value('o', 'output')!r} is not simulated; short, short-monotonic and cat are"
         )
-    if options.has("u", "unit", "t", "identifier") or previous:
+    if options.has("u", "unit") or previous:
         print("-- No entries --")
         return 0
     lines = messages(host)
-    pattern = options.value("g", "grep")
-    if pattern:
-        lines = [line for line in lines if pattern.lower() in line[1].lower()]
     count = options.value("n", "lines")
     lines = lines[-int(count) :] if count else lines
     started = float(host.running.get("started_at", 0))
@@ -122,7 +93,7 @@ def _journalctl(host: HostState, arguments: list[str]) -> int:
 def _hostname(host: HostState, arguments: list[str]) -> int:
     if arguments not in ([], ["-I"]):
         raise UsageError("the lab's hostname has -I; the host keeps its name")
-    print(f"{host.looked_at.get('address', addresses.ADDRESS)} " if arguments else host.node)
+    print(f"{host.machine.get('address', addresses.ADDRESS)} " if arguments else host.node)
     return 0
 
 

@@ -46,27 +46,7 @@ GUEST_STOCK = (
     "timers.target",
     "multi-user.target",
 )
-_LONG = (
-    "now",
-    "quiet",
-    "no-block",
-    "no-pager",
-    "full",
-    "no-legend",
-    "all",
-    "plain",
-    "value",
-    "property=",
-    "type=",
-    "state=",
-    "force",
-    "system",
-    "no-ask-password",
-    "job-mode=",
-    "lines=",
-    "no-wall",
-    "runtime",
-)
+_LONG = ("now", "quiet", "no-block", "no-pager", "value", "force")
 
 
 def main(host: HostState, name: str, arguments: list[str]) -> int:
@@ -86,7 +66,7 @@ def _power_command(host: HostState, name: str, arguments: list[str]) -> int:
 
 
 def _stock(host: HostState) -> tuple[str, ...]:
-    return STOCK if host.looked_at.keys().isdisjoint({"guest", "container"}) else GUEST_STOCK
+    return STOCK if host.machine.keys().isdisjoint({"guest", "container"}) else GUEST_STOCK
 
 
 def _power(host: HostState, do: str) -> int:
@@ -101,14 +81,9 @@ def _power(host: HostState, do: str) -> int:
     return 0
 
 
-def _arm(host: HostState, unit: str, command: str, seconds: float, since_boot: bool) -> int:
-    ask_daemon(host, "timer-start", unit=unit, command=command, seconds=seconds, since_boot=since_boot)
-    return 0
-
-
 # -- systemctl -------------------------------------------------------------------------------------------
 def _systemctl(host: HostState, arguments: list[str]) -> int:
-    options = Options(arguments, "qlanp:t:f", _LONG)
+    options = Options(arguments, "qnp:f", _LONG)
     verb, names = (options.rest[0], options.rest[1:]) if options.rest else ("", [])
     names = [n if "." in n else f"{n}.service" for n in names]
     quiet = options.has("q", "quiet")
@@ -133,7 +108,6 @@ def _systemctl(host: HostState, arguments: list[str]) -> int:
         "start": _start,
         "stop": _stop,
         "restart": _restart,
-        "reset-failed": _reset_failed,
     }
     if verb not in changing:
         raise UsageError(f"Unknown command verb {verb}.")
@@ -197,10 +171,6 @@ def _enabled_state(host: HostState, unit: str) -> str:
 
 def _reload(host: HostState, names: list[str], options: Options) -> int:
     units.forget_removed(host)
-    return 0
-
-
-def _reset_failed(host: HostState, names: list[str], options: Options) -> int:
     return 0
 
 
@@ -329,14 +299,9 @@ def _systemd_run(host: HostState, arguments: list[str]) -> int:
         "collect",
         "quiet",
         "property=",
-        "description=",
-        "wait",
         "timer-property=",
-        "slice=",
+        "wait",
         "scope",
-        "setenv=",
-        "service-type=",
-        "remain-after-exit",
         "pipe",
     )
     split = _first_word(arguments, known)
@@ -360,7 +325,8 @@ def _systemd_run(host: HostState, arguments: list[str]) -> int:
             seconds = units.parse_time_span(delay)
         except units.UnitError as error:
             raise Failure(f"Failed to parse time span: {delay}") from error
-        _arm(host, f"{unit}.timer", text, seconds, options.has("on-boot"))
+        since_boot = options.has("on-boot")
+        ask_daemon(host, "timer-start", unit=f"{unit}.timer", command=text, seconds=seconds, since_boot=since_boot)
         if not options.has("q", "quiet"):
             print(
                 f"Running timer as unit: {unit}.timer\nWill run service as unit: {unit}.service",

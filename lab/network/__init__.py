@@ -37,7 +37,6 @@ def network() -> dict[str, Any]:
     groups = _load("packages.yaml")["groups"]
     return {
         "keys": found["keys"],
-        "wrong_key": found["wrong-key"],
         "repositories": found["repositories"],
         "sources": found["sources"],
         "installed": found["installed"],

@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 
 from lab import Lab
-from lab.scenario import SCENARIO_FOLDER
 from tests.e2e.person import ENTER
 from tests.e2e.terminal import Conversation
 
@@ -85,8 +84,7 @@ def _below_the_root(commands: str) -> str:
 
 def scenario(folder: Path) -> Path:
     """Writes the host's scenario: `phoenix` with other guests."""
-    host: dict[str, Any] = yaml.safe_load((SCENARIO_FOLDER / "phoenix.yaml").read_text(encoding="utf-8"))
-    host |= {"title": "A host with a history", "node": "pve"}
+    host: dict[str, Any] = {"extends": "phoenix", "title": "A host with a history", "node": "pve"}
     host["guests"] = [{"id": 110, "kind": "vm", "name": "gaming", "onboot": True, "conf": _WINDOWS}]
     for number, name in _CONTAINERS.items():
         has_lines = number in _WITH_LINES

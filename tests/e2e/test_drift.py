@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.conftest import PROJECT
 from tests.e2e.conftest import Stack, out_of_reach
 from tests.e2e.person import PROGRAM
+from tests.lab.host_kit import rebound
 from tests.workflow_steps import Steps
 
 REBOOT = {"pve-reboot", "pve-booted"}
@@ -68,7 +69,7 @@ def test_what_changed_is_named_and_mended_without_a_needless_reboot_and_a_host_t
 
     # A kernel booted without the parameters is mended by a reboot. With the card on another driver, as somebody's hand may bring it there, too.
     stack.reboot_without_passthrough()
-    stack.lab.rebind("0000:01:00.0", "nouveau")
+    stack.lab.run(rebound("0000:01:00.0", "nouveau"))
     mark = stack.lab.mark()
     up = stack.up("--refresh")
     assert "is not on the running kernel's command line" in up.output

@@ -39,6 +39,16 @@ def settings_of(lab: Lab, **timeouts: int) -> settings.Host:
     return settings.Host.model_validate({"address": reached["host"], "ssh": access, "timeouts": timeouts})
 
 
+def rebound(address: str, driver: str) -> str:
+    """What a person types to have a running host give a PCI function to another driver."""
+    device = f"$ROOT/sys/bus/pci/devices/{address}"
+    return (
+        f"modprobe {driver} && {{ [ ! -e {device}/driver ] || echo {address} >{device}/driver/unbind; }} && "
+        f"echo {driver} >{device}/driver_override && echo {address} >$ROOT/sys/bus/pci/drivers_probe && "
+        f"echo '(null)' >{device}/driver_override"
+    )
+
+
 def run_layer(
     machine: Machine, verb: str, layer: str, wanted: Any, *, ctid: int = 0
 ) -> subprocess.CompletedProcess[str]:

@@ -21,7 +21,7 @@ from remote_scripts.guests import power
 from tests import forked_agent
 from tests.lab.test_proxmox_api import NODE, VM, host_of, map_card
 
-SCENARIO = Path(__file__).parents[2] / "lab/scenarios/bound-by-hand.yaml"
+SCENARIO = Path(__file__).parents[2] / "lab/scenarios/rtx5090.yaml"
 FUNCTION, SHUTDOWN = "0000:01:00.0", ShutdownInputs(timeout=5, otherwise="fail")
 URN = "urn:pulumi:s::p::homelab:vm:Cards::sandbox"
 # The resets of each of the card's functions.
@@ -44,7 +44,7 @@ def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 @pytest.fixture
 def lab(shared_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Lab:
     """Its card is mapped, and has these resets; the VM is off."""
-    scenario = yaml.safe_load(SCENARIO.read_text(encoding="utf-8"))
+    scenario = {"extends": "bound-by-hand", "pci": yaml.safe_load(SCENARIO.read_text(encoding="utf-8"))["pci"]}
     bridge = next(one for one in scenario["pci"] if one["address"] == "00:01.1")
     resets = request.param
     bridge["children"] = [one | {"resets": own} for one, own in zip(bridge["children"], resets, strict=False)]

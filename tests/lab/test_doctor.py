@@ -17,6 +17,7 @@ from lab import Lab
 from remote_scripts.both.handover import Wanted as Handover
 from remote_scripts.both.hookscript import Wanted as Hook
 from tests import forked_agent, sent_along
+from tests.lab.host_kit import rebound
 from tests.lab.test_handover import BIG, OLLAMA
 
 SECRET = "not-to-be-shown"
@@ -42,7 +43,7 @@ class Doctor:
         """A card with two functions is given to vfio-pci."""
         self.changed = True
         for number in (0, 1):
-            self.lab.rebind(f"{slot}.{number}", "vfio-pci")
+            self.lab.run(rebound(f"{slot}.{number}", "vfio-pci"))
 
     def config(self) -> Path:
         connection = self.lab.connection

@@ -16,7 +16,7 @@ from homelab.errors import HomelabError
 from homelab.remote import agent, ssh
 from lab import Lab, LogMark
 from remote_scripts.both.passthrough_test import NAME, Wanted
-from tests.lab.host_kit import settings_of
+from tests.lab.host_kit import rebound, settings_of
 
 FUNCTIONS = {"0000:01:00.0": "10de:2b85", "0000:01:00.1": "10de:22e8"}
 CONF = "$ROOT/etc/pve/qemu-server"
@@ -32,7 +32,7 @@ def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def lab(shared_lab: Lab) -> Iterator[Lab]:
     """A lab whose card is on vfio-pci; VM 103 runs without it."""
     for address in FUNCTIONS:
-        shared_lab.rebind(address, "vfio-pci")
+        shared_lab.run(rebound(address, "vfio-pci"))
     yield shared_lab
     shared_lab.reset()
 
@@ -114,7 +114,7 @@ def test_two_cards_with_the_same_ids_are_each_found(tmp_path: Path) -> None:
     }
     with Lab.start("two-identical", state=tmp_path / "lab") as lab:
         for address in cards:
-            lab.rebind(address, "vfio-pci")
+            lab.run(rebound(address, "vfio-pci"))
         seen = apply(lab, cards)
         assert [(f["address"], f["guest"], f["id"]) for f in seen["functions"]] == [
             ("0000:1d:00.0", "0000:01:00.0", "10de:2204"),
@@ -139,7 +139,7 @@ def test_while_another_vm_runs_with_the_card_by_its_mapping_it_is_named_and_goes
 
 
 def test_a_card_that_is_not_on_vfio_pci_is_left_where_it_is(lab: Lab) -> None:
-    lab.rebind("0000:01:00.1", "snd_hda_intel")
+    lab.run(rebound("0000:01:00.1", "snd_hda_intel"))
     since = lab.mark()
     assert failure(lab).found == "its driver is snd_hda_intel"
     assert power(lab, since) == []

@@ -91,7 +91,7 @@ def before_qemu_states(node: Node) -> dict[int, Callable[[], object]]:
         32: off(101),
         53: change(100, agent=1),
         49: off(101),
-        56: then(fault("agent-silent", True), on(100)),
+        56: on(100),
         58: held,
         77: on(101),
         89: off(100),

@@ -99,7 +99,8 @@ def test_a_unit_that_the_guests_require_keeps_them_off_when_it_fails(tmp_path: P
     host.output("systemctl enable broken.service")
     host.reboot()
     assert host.run("systemctl is-active broken.service").stdout == "failed\n"
-    assert "stopped" in host.output("pct list") and "running" not in host.output("pct list")
+    said = host.output("for file in $ROOT/etc/pve/lxc/*.conf; do pct status $(basename $file .conf); done")
+    assert set(said.splitlines()) == {"status: stopped"}
     assert "Dependency failed for pve-guests.service" in host.output("dmesg")
 
 

@@ -244,9 +244,9 @@ def test_log_tells_boots_connections_and_commands_in_their_order(state: Path) ->
     subprocess.run(["ssh", *options, *target, "exit 3"], stdin=subprocess.DEVNULL, check=False)
     lines = cli("log", "--state", str(state)).stdout.splitlines()
     kinds = [line.split()[1] for line in lines]
-    assert kinds[0] == "boot"
-    assert kinds[-2:] == ["connection", "command"]
-    assert "exit 3" in lines[-1]
+    assert kinds[0] == "boots"
+    assert kinds[-2:] == ["connections", "commands"]
+    assert '"exit": 3' in lines[-1]
     events = json.loads(cli("log", "--state", str(state), "--json").stdout)["events"]
     assert [event["log"] for event in events][-2:] == ["connections", "commands"]
 

@@ -26,13 +26,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabCluster]:
         yield started
 
 
-@pytest.fixture(autouse=True)
-def whole(cluster: LabCluster) -> Iterator[None]:
-    yield
-    for lab in cluster.nodes.values():
-        lab.fault("cut-off", None)
-
-
 def quorate(cluster: LabCluster, name: str) -> tuple[int, set[str]]:
     """Whether a node has a quorum, and the nodes that it sees."""
     said = cluster[name].run("pvecm status", check=False).stdout
@@ -54,7 +47,7 @@ def test_each_node_knows_all_of_them_and_which_it_is(cluster: LabCluster) -> Non
 def test_pvedaemon_answers_for_its_own_node_alone(cluster: LabCluster) -> None:
     with session(cluster["pve1"]) as ssh:
         assert ssh.api.nodes("pve1").qemu.get() is not None
-        for path in ("/nodes/pve2/qemu", "/cluster/mapping/pci?check-node=pve2"):
+        for path in ("/nodes/pve2/qemu", "/nodes/pve2/tasks"):
             answer = ssh.ask("GET", f"/api2/json{path}")
             assert (answer.status_code, answer.reason) == (500, "proxy not allowed")
         assert "hostname lookup 'pve9' failed" in ssh.ask("GET", "/api2/json/nodes/pve9/qemu").reason
@@ -64,13 +57,11 @@ def test_pvedaemon_answers_for_its_own_node_alone(cluster: LabCluster) -> None:
         assert other.ask("GET", "/api2/json/nodes/pve2/qemu").status_code == 200
 
 
-def test_a_mapping_that_one_node_makes_is_the_others_and_each_checks_its_own_hardware(cluster: LabCluster) -> None:
+def test_a_mapping_that_one_node_makes_is_the_others(cluster: LabCluster) -> None:
     mappings, cards = "/cluster/mapping/pci", [CARD.format("pve1"), CARD.format("pve3")]
     cluster["pve2"].ask_api("POST", mappings, id="gpu", map=cards)
     try:
         assert cluster["pve3"].ask_api("GET", f"{mappings}/gpu")["map"] == cards
-        [found] = cluster["pve2"].ask_api("GET", mappings, **{"check-node": "pve2"})
-        assert "pve2" in found["checks"][0]["message"]
     finally:
         cluster["pve3"].ask_api("DELETE", f"{mappings}/gpu")
     assert cluster["pve1"].ask_api("GET", mappings) == []
@@ -99,7 +90,7 @@ def test_a_guest_of_another_node_is_known_everywhere_and_its_id_is_taken(cluster
     there.run("qm stop 300 && qm destroy 300")
 
 
-def test_a_node_that_is_off_is_out_of_reach_and_two_of_three_go_on(cluster: LabCluster) -> None:
+def test_a_node_that_is_off_is_out_of_reach_and_two_of_three_go_on_but_not_one(cluster: LabCluster) -> None:
     request(cluster["pve3"].state, "poweroff")
     cluster["pve3"].wait_settled()
     try:
@@ -108,30 +99,15 @@ def test_a_node_that_is_off_is_out_of_reach_and_two_of_three_go_on(cluster: LabC
         assert "ssh: connect to host 192.168.0.203 port 22: No route to host" in done.stderr
         nodes = {one["node"]: one["status"] for one in cluster["pve1"].ask_api("GET", "/nodes")}
         assert nodes == {"pve1": "online", "pve2": "online", "pve3": "offline"}
+        read = ssh.read(settings_of(cluster["pve1"]), guests=True).cluster
+        assert read.quorate and read.described == ", node of the cluster homelab"
+        request(cluster["pve2"].state, "poweroff")
+        cluster["pve2"].wait_settled()
+        assert quorate(cluster, "pve1") == (0, {"pve1"})
+        with pytest.raises(LabError, match="cluster not ready - no quorum"):
+            cluster["pve1"].ask_api("POST", "/nodes/pve1/qemu", vmid=301)
+        assert not ssh.read(settings_of(cluster["pve1"]), guests=True).cluster.quorate
     finally:
-        cluster["pve3"].power_cycle()
+        for name in ("pve2", "pve3"):
+            cluster[name].power_cycle()
     assert quorate(cluster, "pve1") == (1, {"pve1", "pve2", "pve3"})
-
-
-def test_a_node_that_is_cut_off_has_no_quorum_and_may_write_nothing(cluster: LabCluster) -> None:
-    cluster["pve1"].fault("cut-off")
-    assert quorate(cluster, "pve1") == (0, {"pve1"}) and quorate(cluster, "pve2") == (1, {"pve2", "pve3"})
-    with pytest.raises(LabError, match="cluster not ready - no quorum"):
-        cluster["pve1"].ask_api("POST", "/nodes/pve1/qemu", vmid=301)
-    (cluster["pve2"].root / "etc/pve/datacenter.cfg").write_text("description: late\n")
-    cluster["pve1"].fault("cut-off", None)
-    assert (cluster["pve1"].root / "etc/pve/datacenter.cfg").read_text() == "description: late\n"
-
-
-def test_when_two_are_gone_the_third_has_no_quorum(cluster: LabCluster) -> None:
-    cluster["pve2"].fault("cut-off")
-    cluster["pve3"].fault("cut-off")
-    assert [quorate(cluster, name)[0] for name in cluster.nodes] == [0, 0, 0]
-
-
-def test_a_reading_says_whether_a_node_has_a_quorum(cluster: LabCluster) -> None:
-    host = settings_of(cluster["pve1"])
-    read = ssh.read(host, guests=True).cluster
-    assert read.quorate and read.described == ", node of the cluster homelab"
-    cluster["pve1"].fault("cut-off")
-    assert not ssh.read(host, guests=True).cluster.quorate

@@ -11,7 +11,7 @@ import pytest
 from lab.host.container import nodes
 from lab.host.state import HostState
 from tests.conftest import shared
-from tests.lab.host_kit import Host
+from tests.lab.host_kit import Host, rebound
 
 ALL = ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm")
 REFUSED = "Operation not permitted"
@@ -242,7 +242,7 @@ def test_a_bound_node_that_only_the_hosts_root_may_open(phoenix: Host) -> None:
 
 
 def test_a_node_without_a_driver_behind_it(phoenix: Host) -> None:
-    phoenix.machine.rebind("0000:02:00.0", "vfio-pci")
+    phoenix.output(rebound("0000:02:00.0", "vfio-pci"))
     phoenix.output("rmmod nvidia_uvm")
     assert [opening(phoenix, name, ctid=950) for name in ALL] == [
         "", "No such device or address", "", "No such device or address",

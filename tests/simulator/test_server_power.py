@@ -183,14 +183,6 @@ def test_a_host_that_is_off_can_be_switched_on(lab: Lab) -> None:
     assert [boot["reason"] for boot in lab.boots(since=mark)] == ["power"]
 
 
-def test_a_rebind_by_hand_shows_in_sysfs(lab: Lab) -> None:
-    driver = lab.root / "sys/bus/pci/devices/0000:01:00.1/driver"
-    lab.rebind("0000:01:00.1", None)
-    assert not driver.exists()
-    lab.rebind("0000:01:00.1", "snd_hda_intel")
-    assert driver.resolve().name == "snd_hda_intel"
-
-
 # Timers
 
 
@@ -479,13 +471,6 @@ def test_two_starts_of_one_lab_at_once_make_one_daemon(tmp_path: Path) -> None:
     assert len(started[0].boots()) == 1
     started[0].stop()
     assert not started[1].running
-
-
-def test_a_port_that_is_taken_is_refused_when_asked_for(tmp_path: Path) -> None:
-    with Lab.start("rtx5090", state=tmp_path / "one") as one:
-        port = one.connection["port"]
-        with pytest.raises(LabError, match=rf"wanted 127\.0\.0\.1:{port} for SSH, found it taken"):
-            Lab.start("rtx5090", state=tmp_path / "two", ssh_port=port)
 
 
 def test_a_folder_with_another_scenario_is_refused(tmp_path: Path) -> None:

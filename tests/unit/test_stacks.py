@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from homelab import tables
 from homelab.settings import Gpu
-from lab.cluster import SCENARIOS
-from lab.machine import scenario_names
+from lab.machine import load_scenario, scenario_names
 from tests.conftest import PROJECT
 
 
 def test_a_container_that_runs_gets_the_drivers_libraries_with_its_card() -> None:
     for path in (PROJECT / "lab" / "stacks").glob("*.yaml"):
-        guests = {guest["id"]: guest for guest in tables.read(SCENARIOS / path.name).get("guests", ())}
+        guests = {guest.id: guest for guest in load_scenario(path.stem).guests}
         for name, container in tables.read(path).get("containers", {}).items():
             guest = guests[container["ctid"]]
-            assert "nvidia" in container or "nvidia" in guest or not guest.get("onboot"), f"{path.stem}: {name}"
+            assert "nvidia" in container or guest.nvidia or not guest.onboot, f"{path.stem}: {name}"
 
 
 def test_every_scenario_has_a_stack_with_valid_cards() -> None:
