@@ -29,7 +29,7 @@ from .host_reboot import HostReboot
 
 
 class GpuCards(pulumi.ComponentResource):
-    """Mappings of a host's cards; none for a host without an `api`, whose cards are only bound.
+    """Mappings of a host's cards; none of cards that VMs get by address.
 
     Outputs: `cards`, name -> `mapping` and `slot` (its path), for GpuVm; `tests`, name -> what
     the passthrough test saw. `probe`: has the host's cards; `boot`: verified them.

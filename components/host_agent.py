@@ -11,7 +11,7 @@ import pulumi
 from homelab.host.resource import HostProbe
 from homelab.remote import agent
 from homelab.resources import command as remote
-from homelab.resources.kept_agent import KeptFolder, are_kept, owner
+from homelab.resources.kept_agent import KeptFolder, owner, run_the_kept
 from homelab.settings import Host
 from remote_scripts.both.stack_folder import Wanted as StackFolder
 
@@ -37,5 +37,5 @@ class HostAgent(pulumi.ComponentResource):
             hooks=remote.putting_the_agent(host, wanted.owner),
             folder=KeptFolder(wanted.owner, probe),
         )
-        are_kept(host.name, host, last)
+        run_the_kept(host.name, host, last)
         self.register_outputs({})

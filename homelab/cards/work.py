@@ -13,7 +13,7 @@ from typing import Any
 
 from homelab.cards.resource import CardMapping
 from homelab.errors import ApiError, ChangedMeanwhileError, GoneError, HomelabError, NotThereError, UnansweredError
-from homelab.facts.guests import note_in, noted_in
+from homelab.facts.guests import guest_note, ledger_entry
 from homelab.facts.host import HostFacts
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.api import Api
@@ -48,7 +48,7 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         mapping = _mapping(api, name)
         # Before anything is noted: what is there may be another card's of this program, with a note of its own.
         about = {"before": _replaced(mapping["map"], inputs, None), "had_flag": _has_flag(mapping)}
-        noted = _noted(host, inputs, about)
+        noted = _note_mapping(host, inputs, about)
         try:
             _write(api, inputs, None)
         except UnansweredError:
@@ -66,7 +66,7 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
             # As in `create`: what is there already may be another's.
             _replaced(_mapping(self.api(inputs), inputs.mapping)["map"], inputs, had.entry["path"])
             about = {"before": outputs.before or None, "had_flag": outputs.had_flag}
-            _noted(self.host(inputs), inputs, about)
+            _note_mapping(self.host(inputs), inputs, about)
         _write(self.api(inputs), inputs, had.entry["path"])
         if not inputs.live_migration:
             self._take_flag_back(had, outputs)
@@ -102,22 +102,22 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         except NotThereError:
             tell(f"{name}: drift: the PCI mapping is gone")
             raise GoneError from None
-        ours = _ours(mapping["map"], inputs.node, inputs.entry["path"])
-        if ours is None:
+        present = _entry_at(mapping["map"], inputs.node, inputs.entry["path"])
+        if present is None:
             tell(f"{name}: drift: the PCI mapping has no entry for {inputs.entry['path']} of {inputs.node} any more")
             raise GoneError
         if inputs.live_migration and not _has_flag(mapping):
             tell(f"{name}: drift: the PCI mapping is not for live migration any more ({FLAG})")
             return dataclasses.replace(outputs, drift=[FLAG])
-        if _equal(ours, entry_of(inputs)):
+        if _equal(present, entry_of(inputs)):
             return dataclasses.replace(outputs, drift=[])
-        tell(f"{name}: drift: the PCI mapping's entry is {ours} instead of {entry_of(inputs)}")
-        return dataclasses.replace(outputs, drift=[ours])
+        tell(f"{name}: drift: the PCI mapping's entry is {present} instead of {entry_of(inputs)}")
+        return dataclasses.replace(outputs, drift=[present])
 
     def delete(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs) -> None:
         host = self.host(inputs)
         facts = ssh.read(host)
-        holder = ledger.held_by(noted_in(facts.ledger, ledger.of_mapping(inputs.node, inputs.mapping)), inputs.gpu)
+        holder = ledger.held_by(ledger_entry(facts.ledger, ledger.of_mapping(inputs.node, inputs.mapping)), inputs.gpu)
         if holder in host.gpus and host.mapping_of(holder) == inputs.mapping:
             tell(f"{inputs.mapping}: the PCI mapping is gpus.{holder}'s now, and stays")
             if not host.gpus[holder].live_migration:
@@ -138,7 +138,7 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         host = self.stack.host(host_name)
         for gpu, settings in host.gpus.items():
             mapping = host.mapping_of(gpu)
-            noted = noted_in(facts.ledger, ledger.of_mapping(node, mapping))
+            noted = ledger_entry(facts.ledger, ledger.of_mapping(node, mapping))
             if noted is None or ledger.held_by(noted, gpu):
                 continue
             inputs = CardMapping.Inputs(
@@ -157,9 +157,9 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
     def _delete(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs, notes: Mapping[str, str]) -> None:
         noted_vms = [name.partition("-")[2] for name in notes if name.startswith(f"{VM.name}-")]
         own = ledger.stack_of(self.urn)
-        if any(note_in(notes, VM, int(vmid), Note).owner.rpartition("/")[0] == own for vmid in noted_vms):
+        if any(guest_note(notes, VM, int(vmid), Note).owner.rpartition("/")[0] == own for vmid in noted_vms):
             self._take_from_others(inputs, goes=True)
-        noted = noted_in(notes, ledger.of_mapping(inputs.node, inputs.mapping)) or {}
+        noted = ledger_entry(notes, ledger.of_mapping(inputs.node, inputs.mapping)) or {}
         paths = [noted["path"]] if "path" in noted else []
         _remove(self.api(inputs), inputs, outputs, self._needing_flag(inputs), paths)
         ledger.forget(ssh.Session(self.host(inputs)), ledger.of_mapping(inputs.node, inputs.mapping))
@@ -168,7 +168,7 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         """A VM of this node that would lose its card with this entry, and isn't this stack's, such as a clone; empty:
         there is none."""
         here = {config.id: config.values for config in facts.guests.configs if config.kind == "vm"}
-        notes = {vmid: note_in(facts.ledger, VM, vmid, Note) for vmid in here}
+        notes = {vmid: guest_note(facts.ledger, VM, vmid, Note) for vmid in here}
         given = [vmid for vmid, note in notes.items() if _names(inputs, _given(note))]
         own = ledger.stack_of(self.urn)
         for vmid in given:
@@ -197,7 +197,7 @@ def _names(inputs: CardMapping.Inputs, options: Iterable[tuple[str, str]]) -> bo
     return any(parse(key, value).get("mapping") == inputs.mapping for key, value in options if "hostpci" in key)
 
 
-def _noted(host: Host, inputs: CardMapping.Inputs, about: dict[str, Any]) -> dict[str, Any]:
+def _note_mapping(host: Host, inputs: CardMapping.Inputs, about: dict[str, Any]) -> dict[str, Any]:
     """What is noted now: `about`, or what was noted before; with the card and its key in the settings.
 
     What was noted of this card stays, also where somebody has taken its entry out since. What was noted of another
@@ -232,7 +232,7 @@ def _equal(entry: str, other: str) -> bool:
     return {**first, "description": ""} == {**second, "description": ""}
 
 
-def _ours(entries: list[str], node: str, path: str) -> str | None:
+def _entry_at(entries: list[str], node: str, path: str) -> str | None:
     for entry in entries:
         properties = _parsed(entry)
         if properties.get("node") == node and overlap(properties["path"], path):
@@ -249,7 +249,7 @@ def _is_needed(entries: list[str], nodes: Set[str]) -> bool:
 
 
 def _take_flag(api: Api, inputs: CardMapping.Inputs, needing: Set[str]) -> None:
-    """Takes the flag away that was ours.
+    """Takes the flag away that homelab has set.
 
     :param needing: other nodes; it stays while one of them has an entry.
     """
@@ -264,11 +264,11 @@ def _write(api: Api, inputs: CardMapping.Inputs, old_path: str | None) -> None:
     """Puts the entry in, in the place of what this node has of the card."""
 
     def decide(entries: list[str], has_flag: bool) -> tuple[list[str], bool]:
-        entry, ours = entry_of(inputs), _replaced(entries, inputs, old_path)
-        if ours is None:
+        entry, present = entry_of(inputs), _replaced(entries, inputs, old_path)
+        if present is None:
             entries = [*entries, entry]
-        elif not _equal(ours, entry):
-            entries = _with(entry, ours, entries)
+        elif not _equal(present, entry):
+            entries = _with(entry, present, entries)
         return entries, has_flag or inputs.live_migration
 
     _change(api, inputs.mapping, f"to change the PCI mapping {inputs.mapping}", decide)
@@ -316,11 +316,11 @@ def _replaced(entries: list[str], inputs: CardMapping.Inputs, old_path: str | No
 
     :raises HomelabError: the node has an entry of somebody else's as well.
     """
-    ours = _ours(entries, inputs.node, inputs.entry["path"])
-    if ours is None and old_path is not None:
-        ours = _ours(entries, inputs.node, old_path)
-    _require_free(inputs, [other for other in entries if other != ours])
-    return ours
+    present = _entry_at(entries, inputs.node, inputs.entry["path"])
+    if present is None and old_path is not None:
+        present = _entry_at(entries, inputs.node, old_path)
+    _require_free(inputs, [other for other in entries if other != present])
+    return present
 
 
 def _with(new: str, old: str, entries: list[str]) -> list[str]:
@@ -350,11 +350,11 @@ def _remove(
     before = outputs.before
 
     def decide(entries: list[str], has_flag: bool) -> tuple[list[str], bool]:
-        found = (_ours(entries, inputs.node, place) for place in (inputs.entry["path"], *noted))
-        ours = next(filter(None, found), None)
-        if ours is None or (before and _equal(ours, before)):
+        found = (_entry_at(entries, inputs.node, place) for place in (inputs.entry["path"], *noted))
+        present = next(filter(None, found), None)
+        if present is None or (before and _equal(present, before)):
             return entries, has_flag
-        left = _with(before, ours, entries) if before else [other for other in entries if other != ours]
+        left = _with(before, present, entries) if before else [other for other in entries if other != present]
         is_ours = inputs.live_migration and not outputs.had_flag and not _is_needed(left, needing)
         return left, has_flag and not is_ours
 

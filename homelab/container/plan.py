@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from homelab.container import libraries, makers, other_makers
 from homelab.errors import HomelabError
-from homelab.facts.guests import CardUser, GuestConfig, note_in
+from homelab.facts.guests import CardUser, GuestConfig, guest_note
 from homelab.facts.host import HostFacts
 from homelab.findings import Finding, JudgedGuest, Stage, Turn
 from homelab.host import ha
@@ -260,7 +260,7 @@ def judge_container(wish: ContainerWish, facts: HostFacts, stack: str = "") -> J
         steps += _shown(change, config)
         steps += [] if facts.guests.unlisted else power_steps(runs, is_to_run(runs, wish.power))
         steps += [UNFINISHED] * note.is_under_way
-        if not note and note_in(facts.ledger, CONTAINER, wish.ctid, ContainerNote):
+        if not note and guest_note(facts.ledger, CONTAINER, wish.ctid, ContainerNote):
             steps.append(f"container {wish.ctid} isn't the container that was given its cards")
         if stack and (others := refused_to_stack(note, wish.ctid, stack)):
             refused.append(HomelabError(**vars(others)))

@@ -9,7 +9,7 @@ from homelab.container import plan as container_plan
 from homelab.container.plan import ContainerWish
 from homelab.container.resource import ContainerProbe, ContainerVerification
 from homelab.errors import HomelabError, UnreachableError, elsewhere, raise_all
-from homelab.facts.guests import note_in
+from homelab.facts.guests import guest_note
 from homelab.facts.host import HostFacts
 from homelab.host import gates, plan
 from homelab.nvidia import judge
@@ -163,7 +163,7 @@ def _wish(inputs: ContainerProbe.Inputs, container: Container, facts: HostFacts,
 def _drift(facts: HostFacts, inputs: ContainerProbe.Inputs) -> list[str]:
     """With what it was given as wanted."""
     wish = container_plan.as_given(inputs.container, inputs.ctid, facts, inputs.power)
-    is_told = note_in(facts.ledger, CONTAINER, inputs.ctid, ContainerNote) or not facts.guests.config(inputs.ctid)
+    is_told = guest_note(facts.ledger, CONTAINER, inputs.ctid, ContainerNote) or not facts.guests.config(inputs.ctid)
     lost = [] if is_told else ["nothing on the host tells what was given to it"]
     return [*lost, *container_plan.judge_container(wish, facts).steps]
 

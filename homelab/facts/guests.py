@@ -29,7 +29,7 @@ _OF_A_MAPPING: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def noted_in(ledger: Mapping[str, str], name: str) -> dict[str, Any] | None:
+def ledger_entry(ledger: Mapping[str, str], name: str) -> dict[str, Any] | None:
     """The ledger's entry of this name. One that can't be parsed, or lacks something, counts as none: entries are
     written whole, so it was edited by hand.
 
@@ -125,7 +125,7 @@ class GuestConfig(answer.GuestConfig):
         return kept + [pair for pair in pending if pair[0] != "delete"]
 
 
-def note_in(ledger: Mapping[str, str], kind: Kind, guest: int, form: type[NoteT]) -> NoteT:
+def guest_note(ledger: Mapping[str, str], kind: Kind, guest: int, form: type[NoteT]) -> NoteT:
     """What is noted of a guest. A note that can't be read counts as none: the host's layer refuses it.
 
     :param ledger: `HostFacts.ledger`.

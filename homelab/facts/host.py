@@ -17,7 +17,7 @@ from homelab.errors import HomelabError, elsewhere
 from homelab.facts import acs, names
 from homelab.facts.classes import AUDIO, DISPLAY, USB_C
 from homelab.facts.devices import Device
-from homelab.facts.guests import CardUser, GuestConfig, Guests, NoteT, note_in
+from homelab.facts.guests import CardUser, GuestConfig, Guests, NoteT, guest_note
 from homelab.properties import slot_of
 from remote_scripts.containers.card_nodes import DrmNodes, HostNodes
 from remote_scripts.notes.container_note import ContainerNote
@@ -205,7 +205,7 @@ class HostFacts(Answer):
         return self._noted(CONTAINER, ctid, ContainerNote)
 
     def _noted(self, kind: Kind, guest: int, form: type[NoteT]) -> NoteT:
-        config, note = self.guests.config(guest), note_in(self.ledger, kind, guest, form)
+        config, note = self.guests.config(guest), guest_note(self.ledger, kind, guest, form)
         return form() if is_another(note, config.options if config else {}) else note
 
     def containers_with(self, slot: str) -> list[GuestConfig]:

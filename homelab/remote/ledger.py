@@ -19,7 +19,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from homelab.facts.guests import noted_in
+from homelab.facts.guests import ledger_entry
 from remote_scripts.both.ledger import Wanted
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def noted(session: Session, name: str) -> Mapping[str, Any] | None:
     :raises HomelabError: as `Session.run`.
     """
     answer = session.ask("read", "ledger", Wanted(name=name))
-    return noted_in({name: str(answer["note"])}, name)
+    return ledger_entry({name: str(answer["note"])}, name)
 
 
 def note(session: Session, name: str, values: Mapping[str, Any]) -> None:

@@ -50,7 +50,7 @@ def of_program(host: Host) -> HostCommands:
     return _of_way(f"{host.ssh.user}@{host.address}:{host.ssh.port} {host.ssh.pinned_host_key}")
 
 
-def are_kept(host_name: str, host: Host, after: pulumi.Resource) -> None:
+def run_the_kept(host_name: str, host: Host, after: pulumi.Resource) -> None:
     """From here on commands for `host` come after the resource `after`, and run the agent that is kept."""
     of_program(host).kept = KeptFolder(owner(host_name), after)
 

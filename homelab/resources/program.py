@@ -81,7 +81,7 @@ def settings_of(parts: Mapping[str, Mapping[str, object]]) -> Settings:
     """
     outputs: dict[str, pulumi.Output[str]] = {}
     try:
-        settings = parse(_with_stand_ins(parts, (), outputs))
+        settings = parse(_with_placeholders(parts, (), outputs))
     except HomelabError as error:
         # They stand in no file of settings.
         in_file = "correct Pulumi.<stack>.yaml"
@@ -91,13 +91,13 @@ def settings_of(parts: Mapping[str, Mapping[str, object]]) -> Settings:
     return settings
 
 
-def _with_stand_ins(value: Any, place: tuple[str, ...], outputs: dict[str, pulumi.Output[str]]) -> Any:
+def _with_placeholders(value: Any, place: tuple[str, ...], outputs: dict[str, pulumi.Output[str]]) -> Any:
     """A value of the settings with a text in place of each output.
 
     :param outputs: gets each output, by its text.
     """
     if isinstance(value, Mapping):
-        return {key: _with_stand_ins(entry, (*place, str(key)), outputs) for key, entry in value.items()}
+        return {key: _with_placeholders(entry, (*place, str(key)), outputs) for key, entry in value.items()}
     if not isinstance(value, pulumi.Output):
         return value
     if place[-2:] not in _SECRETS:

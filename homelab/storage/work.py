@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from homelab.errors import HomelabError, UnansweredError
-from homelab.facts.guests import noted_in
+from homelab.facts.guests import ledger_entry
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.files import Files, Source
 from homelab.settings import Host
@@ -131,7 +131,7 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
         """
         for name, download in self.stack.host(host_name).downloads.items():
             inputs = StorageFile.inputs_of(host_name, node, name, download)
-            noted = noted_in(ledger_of_host, ledger.of_file(node, inputs.volume))
+            noted = ledger_entry(ledger_of_host, ledger.of_file(node, inputs.volume))
             if noted is not None and _identity(inputs).items() <= noted.items():
                 tell(f"{name}: {inputs.volume} was begun by a run that was interrupted")
                 self.delete(inputs, StorageFile.Outputs(made=True))
@@ -147,7 +147,7 @@ def _identity(inputs: StorageFile.Inputs) -> dict[str, object]:
 
 def _noted(host: Host, inputs: StorageFile.Inputs) -> dict[str, object] | None:
     facts = ssh.Session(host).read()
-    return noted_in(facts.ledger, ledger.of_file(inputs.node, inputs.volume))
+    return ledger_entry(facts.ledger, ledger.of_file(inputs.node, inputs.volume))
 
 
 def _users(host: Host, volume: str) -> list[str]:

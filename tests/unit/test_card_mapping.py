@@ -175,7 +175,7 @@ def test_an_entry_that_moves_to_another_slot_is_noted_before_it_does(
         seen.append(api.mapping)
 
     monkeypatch.setattr(work, "api", lambda _: api)
-    monkeypatch.setattr(card_mapping, "_noted", take_note)
+    monkeypatch.setattr(card_mapping, "_note_mapping", take_note)
     if isinstance(after, str):
         with pytest.raises(HomelabError, match=after):
             work.update(inputs, had, PRIOR)
@@ -387,7 +387,7 @@ def test_what_was_there_at_first_stays_noted(
     monkeypatch.setattr(ledger, "noted", read)
     monkeypatch.setattr(ledger, "note", take_note)
     host: Any = None
-    found = card_mapping._noted(host, INPUTS, about)
+    found = card_mapping._note_mapping(host, INPUTS, about)
     assert found == notes["mapping/pve1/card"] == {**noted, "gpu": "card", "path": "0000:01:00"}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from homelab.facts.guests import noted_in
+from homelab.facts.guests import ledger_entry
 from homelab.guest.work import marked_anew, names_another_instance
 from homelab.remote import ledger
 from homelab.work.base import StackTexts
@@ -92,5 +92,5 @@ def test_the_stack_of_a_resource_is_in_its_urn(urn: str, stack: str) -> None:
     ],
 )
 def test_a_note_that_lacks_something_counts_as_none(text: str, counts: bool) -> None:
-    assert (noted_in({"mapping/pve/a": text}, "mapping/pve/a") is not None) is counts
-    assert noted_in({"mapping/pve/a": text}, "mapping/pve/b") is None
+    assert (ledger_entry({"mapping/pve/a": text}, "mapping/pve/a") is not None) is counts
+    assert ledger_entry({"mapping/pve/a": text}, "mapping/pve/b") is None
