@@ -21,6 +21,6 @@ def refusal(found: str) -> HomelabError:
         found=found,
         why="this version can't read what that one noted, so it could neither change it nor undo it; nothing was "
         "changed",
-        next="check out commit 082c80e5 of homelab, run `pulumi destroy` there for each stack (`pulumi up` first where "
-        "its state is lost), then come back to this version and run `pulumi up`",
+        next="check out commit 082c80e5 of homelab, or the later one that wrote it, run `pulumi destroy` there for "
+        "each stack (`pulumi up` first where its state is lost), then come back to this version and run `pulumi up`",
     )

@@ -197,7 +197,7 @@ def one_function(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[
     )
 
 
-def virtual_function(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
+def virtual_function(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: a virtual function (SR-IOV) can be given away. The IOMMU is on, and the host's driver has its physical
     function."""
     device = facts.by_address.get(slot)
@@ -219,6 +219,13 @@ def virtual_function(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Itera
             found=f"the card that it is of, {device.physfn}, is {'not there' if owner is None else 'on vfio-pci'}",
             why="the virtual functions of such a card need a VFIO token, for which Proxmox VE has no option",
             next=f"give {device.physfn} back to the host's driver, which makes its virtual functions",
+        )
+    if gpu.passthrough_test:
+        yield HomelabError(
+            wanted=f"gpus.{name}.passthroughTest for a card that is bound at boot",
+            found=f"{device.address} is a virtual function of {device.physfn} (SR-IOV)",
+            why="the test takes a card that is on vfio-pci already; a virtual function gets there when its VM starts",
+            next=f"take gpus.{name}.passthroughTest out",
         )
 
 

@@ -16,7 +16,6 @@ from homelab.container import makers
 from homelab.container import plan as container_plan
 from homelab.errors import HomelabError, NoPythonError, UnreachableError, raise_all
 from homelab.facts.host import HostFacts
-from homelab.guest.settings import is_disk
 from homelab.host import ha, handover, holder_gates, plan
 from homelab.host.judge import judge_host
 from homelab.host.reboot import wanted as wanted_reboot
@@ -123,19 +122,15 @@ def planned(
 
 
 def _of_new_guests(session: ssh.Session, facts: HostFacts, guests: Mapping[str, Vm | Container]) -> list[HomelabError]:
-    """What Proxmox VE's own code says against guests that are made here: one refusal for each, with all mistakes.
-    One that is there already keeps its disks.
+    """What Proxmox VE's own code says against guests that are to be made: one refusal for each, with all mistakes.
 
     :param guests: of this host, by their names in the settings.
     """
     new: dict[str, dict[str, dict[str, str]]] = {"qemu": {}, "lxc": {}}
     for name, guest in guests.items():
-        if guest.create:
+        if guest.create and facts.guests.config(guest.guest_id) is None:
             options = {**guest.create.configuration(name), "vmid": str(guest.guest_id)}
-            is_there = facts.guests.config(guest.guest_id) is not None
-            new[guest.create.kind][name] = {
-                key: value for key, value in options.items() if not (is_there and is_disk(key, value))
-            }
+            new[guest.create.kind][name] = options
     if not any(new.values()):
         return []
     wanted = judge_guests.Wanted(vms=new["qemu"], containers=new["lxc"])
@@ -144,7 +139,7 @@ def _of_new_guests(session: ssh.Session, facts: HostFacts, guests: Mapping[str, 
         HomelabError(
             wanted=f"{name}, made as its settings say (create)",
             found="\n        ".join(f"{key}: {' '.join(text.split())}" for key, text in sorted(of_guest.items())),
-            why="Proxmox VE's own code on this host doesn't take it; nothing was changed",
+            why="Proxmox VE's own code on this host doesn't take it; nothing was made",
             next="correct these keys",
         )
         for name, of_guest in mistakes.items()

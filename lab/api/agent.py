@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lab.api.schema import parse_properties
+from homelab.guest.options import parse_properties
 from lab.ports import guest_address
 
 from .call import Call

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from homelab.guest.options import Parameter
-from lab.api.schema import check_all, check_value
+from homelab.guest.options import Parameter, check_all, check_value
 
 from .errors import bad_parameters
 from .reference import Operation

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from lab.api.schema import parse_properties
+from homelab.guest.options import parse_properties
 from lab.host import container, launchers
 from lab.host import run as host_run
 from lab.host.contents import install_libraries, install_program

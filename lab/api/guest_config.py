@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import quote, unquote
 
-from lab.api.schema import FormatError, as_boolean, check_format, split_list
+from homelab.errors import FormatError
+from homelab.guest.options import as_boolean, check_format, split_list
 
 from .checks import typed
 from .reference import reference

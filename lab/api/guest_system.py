@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from lab.api.schema import parse_properties
+from homelab.guest.options import parse_properties
 from lab.host import boot, dkms, launchers, nvidia, sysfs, units
 from lab.host import run as host_run
 from lab.host.account_programs import Account, accounts

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.api.schema import split_list
+from homelab.guest.options import split_list
 from lab.host.boot import mark_running
 from lab.host.cluster import Cluster
 from lab.host.distributions import system as default_system

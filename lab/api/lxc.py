@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from lab.api.schema import UNKNOWN, parse_properties
+from homelab.guest.options import UNKNOWN, parse_properties
 from lab.host.pve_packages import is_pve9
 
 from . import container_system, ha_config, hooks

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from lab.api.schema import parse_properties, split_list
+from homelab.guest.options import parse_properties, split_list
 from lab.host.devices import PciDevice, load_devices
 from lab.host.kernel import RunningKernel
 from lab.host.state import HostState

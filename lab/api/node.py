@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lab.api.schema import split_list
+from homelab.guest.options import split_list
 from lab.host.catalogue import SUBSYSTEM_VENDORS, VENDORS
 from lab.host.devices import load_devices
 from lab.host.kernel import RunningKernel

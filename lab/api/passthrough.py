@@ -10,7 +10,8 @@ import os
 import re
 from collections.abc import Callable
 
-from lab.api.schema import FormatError, parse_properties
+from homelab.errors import FormatError
+from homelab.guest.options import parse_properties
 from lab.host import nvidia
 from lab.host.devices import load_devices
 from lab.host.kernel import ModprobeError, RunningKernel, modules_of

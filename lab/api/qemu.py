@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from lab.api.schema import parse_properties
+from homelab.guest.options import parse_properties
 from lab.host.pve_packages import is_pve9
 from lab.host.state import HostState
 

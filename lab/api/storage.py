@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from lab.api.schema import split_list
+from homelab.guest.options import split_list
 from lab.host.state import HostState
 
 from .errors import Died

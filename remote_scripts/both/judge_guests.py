@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """`vms`, `containers`: those that this program makes: name in the settings -> options as the API takes them, also
-    the id (`vmid`)."""
+    """`vms`, `containers`: those that are to be made: name in the settings -> options as the API takes them, also the
+    id (`vmid`)."""
 
     vms: dict[str, dict[str, str]]
     containers: dict[str, dict[str, str]]

@@ -1,4 +1,4 @@
-# What Proxmox VE's own code says against guests that this program makes. Nothing is made.
+# What Proxmox VE's own code says against guests that don't exist yet. Nothing is made.
 #
 # Standard input: {"vms": name -> options, "containers": the same}. Output: name -> option -> mistake.
 use strict;

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from homelab.guest.options import Parameter
+from homelab.errors import FormatError
+from homelab.guest.options import Parameter, check_format, parse_properties
 from lab.api.formats import format_properties
 from lab.api.reference import Operation, reference
 from lab.api.responses import HANDLERS
-from lab.api.schema import FormatError, check_format, parse_properties
 from tests.conftest import shared
 from tests.rows import check_rows
 

@@ -386,6 +386,7 @@ ONE = {"address": "41:00.1"}
         (with_one(alone=True), ONE, "the card that it is of, 0000:41:00.0, is not there"),
         (with_one(group=30), ONE, "it shares its IOMMU group with 0000:41:00.0 graphics card [8086:46a6]"),
         (with_one(iommu={"tables": ["DMAR"], "groups": 0, "kernel_log": ""}, group=None), ONE, "no IOMMU groups yet"),
+        (with_one(), {**ONE, "passthroughTest": True}, "0000:41:00.1 is a virtual function of 0000:41:00.0"),
         (with_one(), {**ONE, "functions": ["0000:41:00.0"]}, "neither in the card's slot"),
     ],
 )  # fmt: skip

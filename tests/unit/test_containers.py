@@ -433,6 +433,7 @@ TEMPLATE = "local:vztmpl/debian.tar.zst"
         ({"host": "other"}, "containers.phoenix.host: no such host; there are pve"),
         ({"ctid": 99}, "containers.phoenix.ctid"),
         ({"method": "bind"}, "found 'bind'"),
+        ({"create": {}}, "create.ostemplate: property is missing and it is not optional"),
         ({"gpuAssignement": "0"}, "did you mean `gpuAssignment`?"),
     ],
 )
