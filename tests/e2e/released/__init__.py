@@ -1,5 +1,5 @@
-"""What this version leaves on hosts and in states, kept for all later commits and versions: `python -m tests.e2e.released` makes it. Until
-2.0.0 is out, each commit that changes the state or what lies on hosts makes it anew.
+"""What this version leaves on hosts and in states, kept for all later commits and versions: `python -m tests.e2e.released` makes it, once for each
+version.
 
 A file for each of `SCENARIOS`, VERSION-SCENARIO.tar.gz: below `root/` what its first `up` has changed on the host, but for the agent, which each version
 puts there itself, and for what is made of the rest; `gone`, a line for each file that isn't there any more; and `state.json`, the stack's exported state. What each lab has of its own (keys, its port) is a word like `@sshPort@` in all of it.
