@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from homelab import __version__
+from homelab.text import by_address
 from tests.conftest import PROJECT
 from tests.installed import install, wheel
 
@@ -61,9 +63,8 @@ def test_it_makes_a_project_with_its_own_environment(built: Path, tmp_path: Path
     done = subprocess.run([programs / "python", "-c", made], cwd=folder, check=True, capture_output=True, text=True)
     # It has no documents: they are named by their address.
     address = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
-    assert done.stdout.startswith(
-        f"{address}/blob/main/docs/settings.md # yaml-language-server: $schema={address}/raw/"
-    )
+    page = by_address("docs/settings.md", address, __version__)
+    assert done.stdout.startswith(f"{page} # yaml-language-server: $schema={address}/raw/")
     assert not (folder / "docs").exists()
     project = yaml.safe_load((folder / "Pulumi.yaml").read_text(encoding="utf-8"))
     assert project["runtime"]["options"]["virtualenv"] == ".venv" and project["name"] == "a-lab"
