@@ -185,6 +185,7 @@ def arm(system: System, after: int, words: Mapping[str, str]) -> None:
     for path in (NOTE, TAKEN_BACK, ROLLED_BACK, JUDGED):
         files.remember(path)
     system.also_put_back = lambda: _put_back(system, before)
+    files.at_finish.insert(0, lambda: setattr(system, "also_put_back", None))
     _install(system, after)
     _write_note(system, lines)
     _set_up(system, lines)

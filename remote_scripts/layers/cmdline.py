@@ -30,7 +30,7 @@ def plan(system: System, wanted: Wanted) -> None:
     added = _added(system, wanted, loader)
     if _is_to_come(system, wanted.name, added):
         return
-    if _is_tried(system, added, loaders.own(system)[wanted.name].split()):
+    if _is_tried(system, wanted, added, loaders.own(system)[wanted.name].split()):
         trial.plan(system, loader)
     loaders.write(system, wanted.name, " ".join(added), loader)
     if _is_made_anew(system, wanted):
@@ -61,13 +61,14 @@ def apply(system: System, wanted: Wanted) -> Changed:
         )
     if _is_to_come(system, wanted.name, added):
         return Changed(system.files.changed)
-    if _is_tried(system, added, own_words[wanted.name].split()):
+    if _is_tried(system, wanted, added, own_words[wanted.name].split()):
         trial.arm(system, wanted.rollback_after, {wanted.name: words})
         return Changed(True)
     system.files.followed_by = _STEP
     loaders.write(system, wanted.name, words, loader)
     if _is_made_anew(system, wanted):
         loaders.make_menus(system, loader)
+    system.files.finish()  # the entry on trial is made of what is configured, and of the records
     trial.drop(system, wanted.name, wanted.rollback_after)
     return Changed(system.files.changed)
 
@@ -108,12 +109,12 @@ def _is_to_come(system: System, name: str, added: tuple[str, ...]) -> bool:
     return trial.is_chosen(system) and trial.note(system).get(name) == " ".join(added)
 
 
-def _is_tried(system: System, added: tuple[str, ...], before: list[str]) -> bool:
+def _is_tried(system: System, wanted: Wanted, added: tuple[str, ...], before: list[str]) -> bool:
     """Unless nothing changes or all of it goes, or this boot shows what these words do: with them, and without those
-    that go.
+    that go. One that somebody else has by now doesn't go.
     """
     running = system.files.need_text("/proc/cmdline")
-    going = [word for word in before if word not in added]
+    going = [word for word in before if word not in wanted.words.split()]
     runs = not missing_words(" ".join(added), running) and all(missing_words(word, running) for word in going)
     return bool(added) and before != [*added] and not runs
 

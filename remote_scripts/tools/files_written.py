@@ -39,6 +39,8 @@ class WrittenFiles(ReadFiles):
         self.followed_by = ""
         #: Where `undo` couldn't put something back.
         self.not_put_back = ""
+        #: What has become of the run's changes once it has failed, in words.
+        self.outcome = "what this run changed is put back"
         #: Called by `finish`, once nothing is to be undone any more.
         self.at_finish: list[Callable[[], None]] = []
         self._undo: dict[str, Path | None] = {}
@@ -239,6 +241,7 @@ class WrittenFiles(ReadFiles):
         be put back, it ends there: the record and the copy that belong to it stay for the next run.
         """
         if self._undo and self._step_begun:
+            self.outcome = "its files are put back, and the next run makes anew what was made of them"
             with suppress(OSError, Failure):  # maybe done already, of what is put back now
                 self.set_pending(self._step_begun)
         for path, backup in reversed(self._undo.items()):
@@ -249,7 +252,7 @@ class WrittenFiles(ReadFiles):
                     self._put_back(backup, path)
             except (OSError, Failure):  # a container may be gone meanwhile
                 if not self._is_as_before(backup, path):
-                    self.not_put_back = path
+                    self.not_put_back, self.outcome = path, "not all that this run changed is put back"
                     break
         self._undo.clear()
         self.at_finish.clear()
@@ -287,6 +290,7 @@ class WrittenFiles(ReadFiles):
         """
         if self.changed:
             self.flush_all()
+            self.outcome = "what this run had done by then stays, and the next run goes on from there"
         self._undo.clear()
         while self.at_finish:
             self.at_finish.pop(0)()

@@ -88,7 +88,7 @@ class System:
         return Failure(
             "every step of this layer to succeed",
             f"{message} at {Path(place.filename).stem}:{place.lineno} ({place.name})",
-            "going on would leave the host half configured; what this run changed is put back",
+            f"going on would leave the host half configured; {self.files.outcome}",
             "see the log above, mend it, and run `pulumi up` again",
         )
 

@@ -14,13 +14,17 @@ from homelab.remote import scripts
 from remote_scripts.both.cmdline import Wanted
 from remote_scripts.cluster import turn
 from remote_scripts.tools.done import Done
-from tests.agent import boot_kit
-from tests.agent.boot_kit import EACH_LOADER, ESPS, KERNELS, MENU, SYSTEMD_BOOT, configured_words, lasting
+from tests.agent import boot_kit, disk_kit
+from tests.agent.boot_kit import EACH_LOADER, ESPS, KERNELS, MENU, SYSTEMD_BOOT, configured_words, lasting, trial_line
 from tests.agent.kit import Host, Refused, cuts, watched
 
 HOME = "/var/lib/homelab"
 LINE = "/etc/kernel/cmdline"
 WORDS = {"iommu": "amd_iommu=on iommu=pt", "vfio": "homelab.vfio=0000:01:00.0=10de:2882 modprobe.blacklist=nouveau"}
+#: What has become of a run's changes.
+OUTCOMES = ("what this run changed is put back", "what this run had done by then stays")
+#: Disks alone: an EFI variable is the firmware's.
+NO_FIRMWARE = r"/(?!run/|sys/)|/run/.*/esp-[^/]+/"
 OTHER = "homelab.vfio=0000:01:00.0=10de:2882"
 
 
@@ -193,6 +197,18 @@ def test_entries_are_made_anew_after_a_boot_without_the_words(host: Host) -> Non
 
 
 @EACH_LOADER
+def test_a_word_that_somebody_else_has_by_now_is_left_to_them_without_a_trial(host: Host, loader: str) -> None:
+    ask(host, "apply")
+    theirs = {
+        "grub": ("/etc/default/grub", 'GRUB_CMDLINE_LINUX_DEFAULT="iommu=pt"\n'),
+        "systemd-boot": (LINE, "iommu=pt\n"),
+    }
+    host.write(*theirs[loader])
+    assert ask(host, "apply") == {"changed": True} and not host.exists(boot_kit.TRIAL)
+    assert sorted(configured_words(host)) == ["amd_iommu=on", "iommu=pt"]
+
+
+@EACH_LOADER
 def test_a_configuration_that_cant_be_made_changes_nothing(host: Host) -> None:
     whole = lasting(host)
     boot_kit.spoil(host)
@@ -327,3 +343,33 @@ def test_on_a_full_disk_the_message_comes_first_and_nothing_of_ours_is_left(
         ask(left, "apply", "vfio")
         assert lasting(left) == configured, number
     assert failed
+
+
+@EACH_LOADER
+def test_on_a_full_disk_the_message_says_what_is_put_back_and_the_next_run_goes_on(host: Host, tmp_path: Path) -> None:
+    """A word goes at once while another layer's are on trial, whose entry is made anew: without that word, too."""
+    before, said_of = lasting(host), set[str]()
+    ask(host, "apply", "vfio")
+    host.write("/proc/cmdline", f"quiet {OTHER}\n")
+    ask(host, "apply")
+    start, words = lasting(host), {" ".join(configured_words(host))}
+    found = [
+        *boot_kit.on_a_full_disk(host, lambda one: ask(one, "apply", "vfio", OTHER), tmp_path / "full", NO_FIRMWARE)
+    ]
+    configured, words = lasting(found[-1][2]), {*words, " ".join(configured_words(found[-1][2]))}
+    assert OTHER in trial_line(found[-1][2]) and "nouveau" not in trial_line(found[-1][2])
+    for number, said, left in found:
+        now, twin = lasting(left), Host(tmp_path / f"twin {number}")
+        differs = [key for key in {*now, *start} if now.get(key) != start.get(key) and not key.startswith(HOME[1:])]
+        said_of |= {outcome for outcome in OUTCOMES if outcome in said}
+        assert not (differs and OUTCOMES[0] in said), number
+        assert differs or OUTCOMES[1] not in said, number
+        assert {" ".join(configured_words(left))} < words, number
+        disk_kit.write(twin.root, {**now, **left.tree("proc", "sys")})
+        boot_kit.run(twin)
+        for name in ("vfio", "iommu"):
+            ask(twin, "revert", name)
+        assert lasting(twin) == before, number
+        ask(left, "apply", "vfio", OTHER)
+        assert lasting(left) == configured, number
+    assert said_of == {*OUTCOMES}

@@ -170,7 +170,6 @@ def _edit_line(system: System, name: str, words: str) -> None:
         return
     files.about_to_change()
     files.remember(record, path)
-    files.need_folder(record.rpartition("/")[0])
     _record(system, record, [*old, *new])
     if files.exists(path):
         files.rewrite(path, f"{line}{newline}{rest}".encode("utf-8", "surrogateescape"))
@@ -189,6 +188,6 @@ def _without_last(line: str, words: Iterable[str]) -> str:
 
 def _record(system: System, record: str, words: Iterable[str]) -> None:
     if text := " ".join(dict.fromkeys(words)):
-        system.files.write(record, f"{text}\n".encode("utf-8", "surrogateescape"), 0o600)
+        system.files.note(record, f"{text}\n".encode("utf-8", "surrogateescape"))
     else:
         system.files.remove(record)
