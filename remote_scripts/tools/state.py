@@ -94,7 +94,7 @@ class Work:
             raise Failure(
                 f"this step done within {self.limit:g} s",
                 f"it is still {what or 'waiting'}",
-                "it ends here, so that the next run finds it ended; what it has changed is put back",
+                "it ends here, so that the next run finds it ended; what it had not finished is put back",
                 "see what it waits for, then run `pulumi up` again. What takes longer by nature: timeouts.step",
             )
         if self.client and self._at_work() != self.client:
@@ -102,7 +102,7 @@ class Work:
             raise Failure(
                 "the run at work that has started this step",
                 "it has ended, or was cancelled",
-                "another run may begin now, so this step ends; what it has changed is put back",
+                "another run may begin now, so this step ends; what it had not finished is put back",
                 "run `pulumi up` again, which starts it again",
             )
 
