@@ -71,6 +71,13 @@ def test_docker_gets_the_runtime_beside_what_is_there_and_once(host: Host, conf:
     assert host.read(DAEMON) == before and not host.exists("/var/lib/homelab")
 
 
+def test_docker_that_its_owner_has_configured_is_neither_written_nor_restarted(host: Host, conf: Conf) -> None:
+    host.write(DAEMON, '{ "runtimes": {"nvidia": {"path": "nvidia-container-runtime", "args": []}} }')
+    before = host.lasting()
+    conf.configure()
+    assert host.lasting() == before
+
+
 @pytest.mark.parametrize("text", ["{", "[1]", '{"runtimes": 1}'])
 def test_a_file_that_docker_could_not_read_is_refused_and_left(host: Host, conf: Conf, text: str) -> None:
     host.write(DAEMON, text)
@@ -295,6 +302,15 @@ def specified(host: Host, service: list[str], given: list[str]) -> Specified:
         return found, len(restarts)
 
     return make
+
+
+def test_docker_gets_its_configuration_back_when_podman_is_meant(host: Host, conf: Conf, specified: Specified) -> None:
+    host.write(DAEMON, '{"dns": []}')
+    Docker(host)
+    host.write("/usr/bin/podman", "")
+    conf.configure()
+    wanted = Wanted(target="vm", runtime="podman", software=SOFTWARE, driver="580.1.2", cdi=CDI)
+    assert container_toolkit.apply(host.system(), wanted).cdi == CDI and host.read(DAEMON) == '{"dns": []}'
 
 
 def test_the_toolkits_own_service_makes_the_one_specification_anew_each_time(

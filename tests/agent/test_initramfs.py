@@ -21,6 +21,7 @@ HOOK, MODULES = "/etc/initramfs-tools/hooks/homelab-vfio", "/etc/modules-load.d/
 HOME = "/var/lib/homelab"
 #: What a run may leave that found the disk full.
 LEFT = ("boot/initrd.img-", "var/lib/homelab")
+NOTES = {HOME[1:], *(f"{HOME[1:]}/{one}" for one in ("pending", "pending/boot", "pending/initramfs"))}
 
 pytestmark = pytest.mark.usefixtures("stocked_boot")
 
@@ -219,6 +220,8 @@ def test_on_a_full_disk_the_message_comes_first_and_nothing_of_ours_is_left(host
         if said:
             failed += 1
             assert said.startswith("wanted: ") and not [key for key in ours if not key.startswith(LEFT)], number
+            assert {key for key in ours if key.startswith("var/")} <= NOTES, number
+            assert not ours or f"{HOME[1:]}/pending/initramfs" in ours, number
         ask(left, "apply")
         configured = configured or lasting(found[-1][2])
         assert lasting(left) == configured, number

@@ -25,6 +25,7 @@ from remote_scripts.nvidia.driver import LAYER
 from remote_scripts.nvidia.driver_update import Update, noted
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.system import System
 from tests import sampling
 from tests.agent import apt_kit
 from tests.agent.apt_kit import BY_RUN, KERNELS, LATER, NEW, OLD, SOFTWARE, Machine, Repo
@@ -582,6 +583,14 @@ def test_a_container_takes_the_installer_without_modules(machine: Machine) -> No
     answer = apply(machine, wanted)
     assert (answer.version, answer.source, answer.reboot, machine.modules()) == (BY_RUN, "run", "no-module", {""})
     assert revert(machine, wanted) == () and {*machine.versions()} == {"dpkg", "gdm"}
+
+
+def test_the_proxys_password_is_on_no_command_line_of_a_download(machine: Machine) -> None:
+    curl, words = machine.root.parent / "bin/curl", machine.root.parent / "words"
+    curl.write_text(curl.read_text().replace("\n", f'\necho "$*" >>{words}\n', 1))
+    wanted = replace(machine.wanted(BY_RUN, "lxc"), tries=(machine.by_run(driver=BY_RUN, target="lxc"),))
+    nvidia_packages.apply(System(machine.root, proxy="http://me:s3cret@proxy.lan:3128"), wanted)
+    assert BY_RUN in words.read_text() and "s3cret" not in words.read_text()
 
 
 # -- killed --------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import pytest
 
 from homelab.remote.scripts import FOLDER
 from remote_scripts.tools.done import NOT_FOUND, TIMED_OUT, TOO_MUCH
+from remote_scripts.tools.log import Log
 from remote_scripts.tools.run import Run
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import LOG_BYTES, as_text, without_secrets
@@ -150,6 +151,11 @@ def test_what_a_program_says_is_no_note_of_ours(run: Run, tmp_path: Path) -> Non
     notes.write_bytes(b"")
     run.do("sh", "-c", "echo note: run this on the host; exit 1")
     assert notes.read_bytes() == b""
+
+
+def test_a_proxys_user_and_password_are_taken_out_wherever_a_program_says_them(tmp_path: Path) -> None:
+    log = Log(tmp_path, "http://me:s3cret@proxy.lan:3128")
+    assert log.clean("curl: s3cret for me:s3cret") == "curl: (secret) for (secret)"
 
 
 def test_texts_are_cleaned_in_no_time() -> None:

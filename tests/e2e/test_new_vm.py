@@ -81,7 +81,7 @@ def test_a_vm_is_made_changed_in_place_and_removed(by_init: Callable[..., Stack]
     given_back(stack, stock)
 
 
-def test_from_nothing_to_cuda_past_what_is_refused_with_an_image_that_is_downloaded_and_a_protected_clone_that_stays(
+def test_from_nothing_to_cuda_past_what_is_refused_with_an_image_that_is_downloaded_and_a_protected_vm_that_stays(
     stack_on: Callable[..., Stack],
 ) -> None:
     """Beside them a VM for Windows, with virtio's drivers; with the card: tests/e2e/test_gaming_vm.py."""
@@ -94,11 +94,11 @@ def test_from_nothing_to_cuda_past_what_is_refused_with_an_image_that_is_downloa
     digest = hashlib.sha256(b"the lab's stand-in of Ubuntu 24.04's cloud image\n").hexdigest()
     downloads[image]["checksum"] = f"sha256:{digest}"
     windows = of_windows["homelab:vms"]["gaming"]["create"] | {"sata0": "local:iso/Win11.iso,media=cdrom"}
-    cloned = {"clone": 900, "size": 64, "ide2": "local-lvm:cloudinit", "ciuser": "dev", "sshkeys": KEY, "protect": True}
+    cloned = {"clone": 900, "size": 64, "ide2": "local-lvm:cloudinit", "ciuser": "dev", "sshkeys": KEY}
     stack = stack_on(
         "bound-by-hand",
         vms={
-            "dev": new_vm(**{**example["homelab:vms"]["sandbox"]["create"], "sshkeys": KEY}),
+            "dev": new_vm(**{**example["homelab:vms"]["sandbox"]["create"], "sshkeys": KEY, "protect": True}),
             "copy": {**new_vm(**cloned), "vmid": 103, "gpus": []},
             "gaming": {**new_vm(**windows), "vmid": 202, "gpus": []},
         },
@@ -157,7 +157,8 @@ def test_from_nothing_to_cuda_past_what_is_refused_with_an_image_that_is_downloa
         assert any(one.startswith(line) for one in lines), line
     assert any("pre-enrolled-keys=1" in line for line in lines)
     gone = stack.destroy_as_left()
-    assert "VM 201 stays: it is protected" in gone.output and "size=64G" in conf(stack, 201)
+    assert "VM 200 stays: it is protected" in gone.output and "size=64G" in conf(stack, 200)
+    assert "hostpci" not in conf(stack, 200), "its card goes all the same"
     assert not list((stack.lab.root / "var/lib/vz/import").iterdir())
-    stack.lab.run("qm stop 201; qm destroy 201")
+    stack.lab.run("qm stop 200; qm destroy 200")
     given_back(stack, allowed)

@@ -40,6 +40,7 @@ def test_a_stock_host_gets_the_driver_for_every_kernel_and_a_kernel_update_is_dr
     up = stack.up()
     assert "NVIDIA GeForce RTX 5090, 580." in stack.lab.run(SMI).stdout
     assert built(stack) == dict.fromkeys(kernels, "installed")
+    assert stack.lab.run("systemctl is-active homelab-nvidia-persistence.service").stdout == "active\n"
     found = stack.output()["hosts"]["pve"]["nvidia"]
     assert (found["flavour"], [card["name"] for card in found["gpus"]]) == ("open", ["NVIDIA GeForce RTX 5090"])
     # One reboot at most, for all layers, and after the modules were built for what may boot.

@@ -112,7 +112,6 @@ def test_without_its_file_system_nothing_is_believed(world: World) -> None:
 
 
 def test_where_nothing_is_to_change_nothing_is_written(world: World) -> None:
-    world.give()
     for act in (world.give, world.destroy):
         act()
         world.left = 0

@@ -311,6 +311,7 @@ def test_what_is_made_of_it_comes_back_byte_for_byte(
     assert {address: drivers.get(address, "") for address in outcome.drivers} == outcome.drivers
     again = remapping.to_be(read(machine.machine), wanted)
     assert plan.wanted(again, wanted).words == want.words, "the next run changes nothing"
+    assert not [*plan.verify(again, wanted, want)] and not any(plan.drift(again, want).values())
     for layer in reversed(layers):
         assert machine.ask("revert", layer).returncode == 0
     assert machine.files() == stock

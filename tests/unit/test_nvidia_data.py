@@ -15,6 +15,10 @@ from tests.rows import rows
 DATA = load()
 
 
+def test_only_a_pinned_image_is_run() -> None:
+    assert "@sha256:" in DATA.toolkit.image
+
+
 @rows("row", DATA.generations, ids=lambda row: row.name)
 def test_every_block_of_a_generation_leads_to_it(row: Generation) -> None:
     for block in row.ranges:
