@@ -390,7 +390,7 @@ def test_a_dead_card_is_a_fault_that_can_be_taken_back(tmp_path: Path) -> None:
 # -- systemd-run -----------------------------------------------------------------------------------------------------
 def test_systemd_run_hands_its_streams_over_with_pipe_alone(tmp_path: Path) -> None:
     host = phoenix(tmp_path)
-    run = "systemd-run -q --wait --collect --slice=homelab.slice --unit=x"
+    run = "systemd-run -q --wait --collect --unit=x"
     assert host.output(f"echo in | {run} --pipe cat") == "in\n"
     assert host.output(f"{run} echo out") == ""
     assert host.run(f"{run} bash -c 'exit 3'").returncode == 3
