@@ -201,7 +201,9 @@ def test_what_happens_in_a_guest_is_logged_as_its_own(lab: Lab) -> None:
         check=True,
     ).stdout
     lines = [line for line in shown.splitlines() if f'"guest": {VM}' in line]
-    assert any("true # in the guest" in line for line in lines) and any("6.8.0-86-generic" in line for line in lines), shown
+    assert any("true # in the guest" in line for line in lines) and any("6.8.0-86-generic" in line for line in lines), (
+        shown
+    )
 
 
 def test_sftp_starts_in_the_users_home_and_stays_in_the_guests_tree(lab: Lab) -> None:
