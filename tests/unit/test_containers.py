@@ -410,7 +410,6 @@ def loaded(vms: dict[str, Any] | None = None, **containers: dict[str, Any]) -> N
     parse({"hosts": {"pve": of_file.host() | {"gpus": GPUS}}, "containers": containers, "vms": vms or {}})
 
 
-DISK = {"storage": "local-lvm", "size": 8}
 TEMPLATE = "local:vztmpl/debian.tar.zst"
 
 

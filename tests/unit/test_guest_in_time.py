@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+from typing import Any
 
 import pytest
 
@@ -32,20 +32,18 @@ TEXTS = {
         }
     ),
 }
-INPUTS = GuestReboot.Inputs(
-    host="pve",
-    target="vm",
-    system_name="vms.sandbox",
-    address="192.0.2.103",
-    nvidia={},
-    after="",
-    passed=[],
-    stays=True,
-    driver=VERSION,
-    timeout=30,
-    step="{}",
-    generation="0",
-)
+# What each resource of the VM's stack is told.
+SYSTEM: dict[str, Any] = {
+    "host": "pve",
+    "target": "vm",
+    "system_name": "vms.sandbox",
+    "address": "192.0.2.103",
+    "nvidia": {},
+    "after": "",
+    "passed": [],
+    "stays": True,
+}
+INPUTS = GuestReboot.Inputs(**SYSTEM, driver=VERSION, timeout=30, step="{}", generation="0")
 OFF = UnreachableError(wanted="a connection", found="Connection reset by peer", why="", next="")
 NO_LOGIN = LoginRefusedError(wanted="to log in", found="refused: Permission denied", why="", next="")
 CUT = HomelabError(wanted="the command to read system to succeed", found="exit status 143", why="", next="")
@@ -165,16 +163,6 @@ def test_what_no_waiting_mends_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_refresh_sees_a_vms_agent_that_is_missing_or_another_one(
     there: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    vm_inputs = NvidiaSystem.Inputs(
-        host="pve",
-        target="vm",
-        system_name="vms.sandbox",
-        address="192.0.2.103",
-        nvidia={},
-        after="",
-        passed=[],
-        stays=True,
-    )
     guest = Guest(("1", NEW))
     guest.agent = there
     monkeypatch.setattr(ssh, "Session", guest.connect)
@@ -182,7 +170,7 @@ def test_a_refresh_sees_a_vms_agent_that_is_missing_or_another_one(
     facts |= {"distribution": "ubuntu", "version": "24.04", "running": "6.8.0-90-generic"}
     # An older version's state knows fewer layers.
     before = NvidiaSystem.Outputs(facts=facts, generation={"packages": 3}, stale=False)
-    inputs = dataclasses.replace(vm_inputs, agent="1", agent_owner="homelab-lab")
+    inputs = NvidiaSystem.Inputs(**SYSTEM, agent="1", agent_owner="homelab-lab")
     after = NvidiaSystemWork(TEXTS).read(inputs, before)
     assert after.stale == (there != "1")
     assert after.generation == {"packages": 4, "boot": 1, "toolkit": 0}
