@@ -121,8 +121,10 @@ class ApiServer:
             response = Response(500, text.replace("\n", " "), {"data": None, "message": f"{text}\n"})
         if asked.method != "GET":
             self._owner.guests_changed()
+        host.reload()
         while (held := host.fault("api-holds")) is not None and str(held) in f"{asked.method} {asked.path}":
             await asyncio.sleep(_HOLD_SECONDS)  # faults are a file, which tells nobody
+            host.reload()
         dropped = host.fault("api-drops")
         if dropped is not None and str(dropped) in f"{asked.method} {asked.path}" and request.transport is not None:
             request.transport.abort()  # what was asked for is done: the answer alone is lost

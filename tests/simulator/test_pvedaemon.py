@@ -250,7 +250,7 @@ def test_a_put_whose_ssh_connection_is_lost_is_done_all_the_same(lab: Lab, ssh: 
 
         lost.wait(send())
     lab.fault("api-seconds", None)
-    wait_until(lambda: ssh.api.nodes("pve").qemu(103).config.get()["tags"] == "it")
+    wait_until(lambda: ssh.api.nodes("pve").qemu(103).config.get().get("tags") == "it")
 
 
 # -- the ticket, by states of the host -----------------------------------------------------------------------------
