@@ -487,6 +487,8 @@ def test_a_host_whose_files_hold_anything_can_be_read(host: Host, junk: bytes) -
 HANGING = {*reading_kit.SILENT, "qm", "perl", "dpkg-query", "proxmox-boot-tool", "head"}
 
 
+# On a busy machine a killed program may not have ended when it is given up: it is left to whoever takes this process's children.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 def test_programs_that_hang_hide_nothing_that_is_known_without_them(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
