@@ -17,8 +17,10 @@ from homelab.properties import same, strings
 from homelab.remote import ssh
 from homelab.remote.ledger import stack_of
 from homelab.text import tell
+from homelab.vm.plan import changes
 from homelab.work import started
 from homelab.work.api import ApiWork
+from homelab.work.plain import Properties
 from homelab.work.vm_transaction import VmTransaction
 from remote_scripts.both.container_cards import Wanted as ContainerCards
 from remote_scripts.both.guest_cards import Wanted
@@ -128,6 +130,26 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
         written = written_of(self.config(inputs), inputs, changed) if changed else {}
         return replace(outputs, drift=[], written={**kept, **written})
 
+    def foretell(self, state: Properties, properties: Properties) -> None:
+        """Tells what an update changes, without asking the host, and refuses what it would.
+
+        :param state: the guest's so far.
+        :param properties: its new inputs.
+        :raises HomelabError: as of `require_same_disks`.
+        """
+        inputs, before, outputs = self._inputs(properties), self._inputs(state), self._outputs(state)
+        self.require_same_disks(inputs, before)
+        options, secret = _differing(inputs, before, outputs.drift), inputs.secret_config
+        had = {**before.config, **dict.fromkeys(outputs.drift, "changed by hand")}
+        lines = changes({key: inputs.config.get(key) for key in options}, had)
+        lines += [f"{key}: set anew" for key, value in secret.items() if before.secret_config.get(key) != value]
+        lines += [f"size: {inputs.size} GiB"] if inputs.size not in (None, before.size) else []
+        when = "if it runs, it is shut down and started for what Proxmox VE can't change meanwhile"
+        if inputs.guest_kind == "lxc":
+            when = "if it runs, it gets at its next start what Proxmox VE can't change meanwhile"
+        if lines:
+            _say(inputs, f"{CreatedGuest.of(inputs).label}: {', '.join(lines)}; {when}")
+
     def require_same_disks(self, inputs: Guest.Inputs, before: Guest.Inputs) -> None:
         """:raises HomelabError: only a new guest could have what the inputs say."""
         for key, original in before.config.items():
@@ -147,12 +169,12 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
         :returns: the keys of the options that were changed.
         """
         options, current = inputs.config, self.config(inputs)
-        changed: dict[str, str | None] = {
-            key: with_address(key, value, current)
-            for key, value in options.items()
-            if (before.config.get(key) != value or key in drift) and not (is_disk(key, value) and key in current)
-        }
-        changed |= dict.fromkeys(key for key in before.config if key not in options and key in current)
+        changed: dict[str, str | None] = {}
+        for key in _differing(inputs, before, drift):
+            if key not in options:
+                changed |= {key: None} if key in current else {}
+            elif not (is_disk(key, options[key]) and key in current):
+                changed[key] = with_address(key, options[key], current)
         if inputs.guest_kind == "qemu":
             # Proxmox VE alone is told these: on the host they would be noted, and shown.
             secret = {key: one for key, one in inputs.secret_config.items() if before.secret_config.get(key) != one}
@@ -285,6 +307,12 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
 
 def _say(inputs: Guest.Inputs, text: str) -> None:
     tell(f"{inputs.guest}: {text}")
+
+
+def _differing(inputs: Guest.Inputs, before: Guest.Inputs, drift: Iterable[str]) -> list[str]:
+    """The options that differ between the inputs, or from those `before`: the latter are `drift`."""
+    keys = dict.fromkeys((*inputs.config, *before.config))
+    return [key for key in keys if inputs.config.get(key) != before.config.get(key) or key in drift]
 
 
 def _gib(disk: str) -> float:

@@ -31,6 +31,7 @@ from pulumi.runtime.proto import plugin_pb2, provider_pb2, provider_pb2_grpc, st
 
 from homelab import __version__, earlier, text
 from homelab.errors import HomelabError, UnfinishedError
+from homelab.guest.resource import Guest
 from homelab.host.resource import HostProbe
 from homelab.provider import log
 from homelab.provider.difference import differences, top
@@ -146,6 +147,8 @@ class Homelab:
         resource, state, inputs = _declared(request.urn), plain(request.olds), plain(request.news)
         if request.preview:
             plan = await self._show_plan(inputs.get("host"))
+            if resource is Guest and not any(value is UNKNOWN for value in inputs.values()):
+                await self._in_thread(resource, request.urn, lambda work: work.foretell(state, inputs))
             previewed = _previewed(resource, inputs)
             if resource is HostProbe and not state["stale"] and state["settings"] == inputs["settings"]:
                 previewed = {**state, **inputs}  # another agent, for which nothing is planned anew

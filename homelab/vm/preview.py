@@ -78,8 +78,11 @@ def _of_existing(
     """The plan's lines for a VM that is there, and refusals."""
     judged = judge_vm(seen, wish, facts)
     will_run, renewed = is_to_run(seen.runs, wish.power), bool(judged.steps)
+    # What changes of the rest of one that was made here, its own resource says.
+    same = "no change" if vm.create is None else "no change for its cards"
+    same = "what is noted of it is renewed" if renewed else same
     return [
-        _head(wish.vm, config, changed=bool(judged.change), running=seen.runs, will_run=will_run, renewed=renewed),
+        _head(wish.vm, config, changed=bool(judged.change), running=seen.runs, will_run=will_run, same=same),
         *(f"    {step}" for step in judged.steps),
         *(copy_first(vm) if judged.change else []),
         *(f"    {line}" for line in (*judged.remarks, *judged.met)),
@@ -157,10 +160,12 @@ POWER = {
 
 
 def _head(
-    guest: str, config: GuestConfig, *, changed: bool, running: bool, will_run: bool, renewed: bool = False
+    guest: str, config: GuestConfig, *, changed: bool, running: bool, will_run: bool, same: str = "no change"
 ) -> str:
-    """What is done with a guest."""
-    power = "what is noted of it is renewed" if renewed else "no change"
-    power = POWER[running, will_run] if changed or running != will_run else power
+    """What is done with a guest.
+
+    :param same: said where nothing is changed in it, and it goes on running or not.
+    """
+    power = POWER[running, will_run] if changed or running != will_run else same
     state = "running" if running else "off"
     return f"  {config.guest_kind.label} {config.id} ({config.name or guest}), {state}: {power}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 from types import SimpleNamespace
 from typing import Any
 
@@ -103,6 +105,26 @@ def test_what_only_a_new_disk_could_have_is_refused(changes: dict[str, Any]) -> 
     config = {key: value for key, value in {**before.config, **changes}.items() if value is not None}
     with pytest.raises(HomelabError, match="what is on the disk would be lost"):
         Work().require_same_disks(dataclasses.replace(before, config=config), before)
+
+
+def told_ahead(before: Any, inputs: Any, drift: list[str]) -> str:
+    with io.StringIO() as out, contextlib.redirect_stdout(out):
+        state = {**dataclasses.asdict(before), "instance": "0" * 16, "written": before.config, "drift": drift}
+        Work().foretell(state, dataclasses.asdict(inputs))
+        return out.getvalue()
+
+
+def test_a_preview_says_what_is_changed_in_a_guest_that_was_made_here_and_refuses_another_disk() -> None:
+    secret = dataclasses.replace(BEFORE, secret_config={"cipassword": "old"})
+    config = {**{key: value for key, value in BEFORE.config.items() if key != "net0"}, "cores": "4"}
+    wanted = dataclasses.replace(secret, config=config, size=12, secret_config={"cipassword": "hidden"})
+    assert told_ahead(secret, wanted, ["memory"]) == (
+        "a: VM 103: cores: not there -> 4, memory: changed by hand -> 512, net0: virtio,bridge=vmbr0 -> not there, cipassword: set anew,"
+        " size: 12 GiB; if it runs, it is shut down and started for what Proxmox VE can't change meanwhile\n"
+    )
+    assert told_ahead(BEFORE, BEFORE, []) == ""
+    with pytest.raises(HomelabError, match="what is on the disk would be lost"):
+        told_ahead(BEFORE, dataclasses.replace(BEFORE, size=1), [])
 
 
 @pytest.mark.parametrize("changes", [{"size": 4}, {"clone": 9}])
