@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -108,7 +108,7 @@ class Processes:
             at_once: SIGKILL, as to a machine whose power is cut; otherwise SIGTERM first.
         """
         signals = (signal.SIGKILL,) if at_once else (signal.SIGTERM, signal.SIGKILL)
-        await self._kill(lambda: of_system(state, self.spared), signals)
+        await self._kill(lambda: of_system(state), signals)
 
     async def _kill(self, find: Callable[[], set[tuple[int, int]]], signals: Iterable[signal.Signals]) -> None:
         known: set[tuple[int, int]] = set()
@@ -180,21 +180,17 @@ def _below(pid: int, processes: dict[int, tuple[int, int]]) -> set[tuple[int, in
     return {(child, processes[child][1]) for child in found}
 
 
-def of_system(state: Path, spared: Collection[int] = ()) -> set[tuple[int, int]]:
+def of_system(state: Path) -> set[tuple[int, int]]:
     """Return the daemon's descendants that belong to one guest, and theirs.
 
     A guest's processes have its folder as LAB_STATE in their environment, or, when they cleared that, work in its tree.
 
     Args:
         state: the guest's own LAB_STATE.
-        spared: those that are no guest's, wherever they are. A command server works in a guest's tree for as long as it answers one of the
-            guest's commands itself; with it all commands of host and guests would end.
     """
     mark, processes = f"\0LAB_STATE={state}\0".encode(), _all_processes()
     found: set[tuple[int, int]] = set()
     for pid, started in _below(os.getpid(), processes):
-        if pid in spared:
-            continue
         if mark in _environment(pid) or _folder(pid).is_relative_to(state / "root"):
             found |= {(pid, started)} | _below(pid, processes)
     return found

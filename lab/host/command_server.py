@@ -6,6 +6,11 @@ with the streams of whoever asks (command.pl), and with its arguments, environme
 has of a process that waits. It is a process group of its own. Signals that reach the asking process are passed on to the group, and
 when that process is killed, so is the group: for scripts, `timeout` and kill the one stands for the other.
 
+A fork that has done its command takes the next one of the same system: to make one, with the pages that each copies, costs four times what
+a small command does. It ends instead where its command has left a process, which would be in one group with the next command, and where
+it was sent a signal. Who ends a system finds its forks by the commands that they do (lab/processes.py); such a fork may do the next one
+when it is killed, so that must be one of the same system.
+
 The server ends with its stdin, which whoever started it holds open (lab.commands).
 """
 
@@ -15,6 +20,7 @@ import contextlib
 import errno
 import gc
 import importlib
+import itertools
 import os
 import re
 import select
@@ -24,6 +30,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -38,6 +45,10 @@ MARK = "lab/"
 _ITSELF = 1 << 16
 #: Signals that a client passes on.
 _PASSED_ON = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+#: What a client, or the server, says of a command at most.
+_LONGEST = 4096
+#: How many commands a fork does, as nothing looks for garbage in it, and how many forks wait for one.
+_COMMANDS_EACH, _WAITING = 200, 8
 #: Lines of /proc/PID/status.
 _ABOUT = {name: re.compile(rb"^%s:\t(\w+)$" % name.encode(), re.M) for name in ("Umask", "SigIgn")}
 
@@ -50,6 +61,23 @@ def _end_server(number: int, frame: object) -> NoReturn:
     raise _ServerEnds
 
 
+class _Fork:
+    """A fork that does commands of one system, which is the LAB_STATE of those who ask.
+
+    Args:
+        pid: its process, and process group.
+        channel: by which it is told of commands, until this is closed.
+        system: whose commands it does.
+    """
+
+    def __init__(self, pid: int, channel: socket.socket, system: bytes) -> None:
+        self.pid = pid
+        self.channel = channel
+        self.system = system
+        #: To the client whose command it does now.
+        self.connection: socket.socket | None = None
+
+
 class Server:
     """Accepts on a socket that listens already.
 
@@ -58,8 +86,10 @@ class Server:
         prepare: is told a command's words before it is run; what it imports, all forks that follow have.
         run: the command itself, in a fork; returns its exit status.
         is_own_process: whether who asks for a command is told to do it itself.
+        is_alone: whether a command has a fork that has done no other one, and does none after it.
 
-    A client sends its streams, and as text how many words of its command line come before the command's own.
+    A client sends its streams, and as text how many words of its command line come before the command's own; what comes in their place, each
+    after a zero byte.
     """
 
     def __init__(
@@ -68,19 +98,26 @@ class Server:
         prepare: Callable[[list[str]], object],
         run: Callable[[list[str]], int],
         is_own_process: Callable[[list[str]], bool] = lambda _words: False,
+        is_alone: Callable[[list[str]], bool] = lambda _words: True,
     ) -> None:
         self._listener = listener
         self._prepare = prepare
         self._run = run
         self._is_own_process = is_own_process
-        self._forks: dict[int, int] = {}  # descriptor of the client's connection -> pid
-        self._clients: dict[int, socket.socket] = {}  # pid -> connection
+        self._is_alone = is_alone
+        self._forks: dict[int, _Fork] = {}  # pid -> itself
+        self._busy: dict[int, _Fork] = {}  # descriptor of the client's connection -> its fork
+        self._waiting: list[_Fork] = []
         self._poll = select.poll()
         self._woken, waking = os.pipe()
         os.set_blocking(waking, False)
+        self._done, self._saying = (
+            os.pipe()
+        )  # what a fork says that has done a command: its pid, and a status as wait(2) has it
+        os.set_blocking(self._done, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
-        for descriptor in (0, self._woken, listener.fileno()):
+        for descriptor in (0, self._woken, self._done, listener.fileno()):
             self._poll.register(descriptor, select.POLLIN)
 
     def serve(self) -> None:
@@ -91,7 +128,7 @@ class Server:
         except _ServerEnds:
             sys.exit()
         finally:
-            for pid in list(self._clients):
+            for pid in list(self._forks):
                 _end(pid, signal.SIGKILL)
 
     def _serve(self) -> None:
@@ -102,16 +139,18 @@ class Server:
                 if descriptor == self._woken:
                     os.read(self._woken, 4096)
                     self._reap()
+                elif descriptor == self._done:
+                    self._hear()
                 elif descriptor == self._listener.fileno():
                     self._accept()
-                elif descriptor in self._forks:
+                elif descriptor in self._busy:
                     self._pass_on(descriptor)
 
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         client, user, _ = struct.unpack("3i", credentials)
-        asked, streams, _, _ = socket.recv_fds(connection, 16, 3)
+        asked, streams, _, _ = socket.recv_fds(connection, _LONGEST, 3)
         words = _words(client, asked) if user == os.geteuid() else []
         if not words or len(streams) != 3:
             connection.close()  # killed before it asked, or nobody of ours
@@ -119,41 +158,66 @@ class Server:
             _answer(connection, _ITSELF)
         else:
             self._prepare(words)
-            self._start(connection, client, streams, words)
+            try:
+                fork = self._fork(_environment(client).get(b"LAB_STATE", b""), words)
+                socket.send_fds(fork.channel, [struct.pack("i", client) + asked], streams)
+                fork.connection = connection
+                self._busy[connection.fileno()] = fork
+                self._poll.register(connection, select.POLLIN)
+            except OSError:  # no process can be had, or it was just killed with its system
+                connection.close()
         for stream in streams:
             os.close(stream)
 
-    def _start(self, connection: socket.socket, client: int, streams: list[int], words: list[str]) -> None:
+    def _fork(self, system: bytes, words: list[str]) -> _Fork:
+        self._reap()  # none that has ended is waiting
+        for fork in reversed(self._waiting):
+            if fork.system == system and not self._is_alone(words):
+                self._waiting.remove(fork)
+                return fork
         gc.freeze()  # what is here is nothing for a fork's collector to look through, and so to copy
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)  # until the fork does with them what its client would
         try:
             pid = os.fork()
             if pid == 0:
-                _become(client, streams, words, self._run)
-        except OSError:  # no process can be had
-            connection.close()
-            return
+                _become(theirs, self._saying, self._run, self._is_alone)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
         _lead(pid)
-        self._forks[connection.fileno()], self._clients[pid] = pid, connection
-        self._poll.register(connection, select.POLLIN)
+        theirs.close()
+        self._forks[pid] = _Fork(pid, ours, system)
+        return self._forks[pid]
 
     def _pass_on(self, descriptor: int) -> None:
         """Signals that came to the client; its end, which is the command's."""
-        pid = self._forks[descriptor]
+        fork = self._busy[descriptor]
         try:
-            signals = self._clients[pid].recv(64, socket.MSG_DONTWAIT)
+            signals = fork.connection.recv(64, socket.MSG_DONTWAIT) if fork.connection else b""
         except BlockingIOError:
             return  # what was to be read was another's, whose descriptor this one has now
         except ConnectionError:
             signals = b""
+        fork.channel.close()  # the signals may reach it once the command is done
         for number in signals:
-            _end(pid, signal.Signals(number))
+            _end(fork.pid, signal.Signals(number))
         if not signals:
-            _end(pid, signal.SIGKILL)
+            _end(fork.pid, signal.SIGKILL)
             self._poll.unregister(descriptor)
-            del self._forks[descriptor]
+            del self._busy[descriptor]
+
+    def _hear(self) -> None:
+        """Take what forks have said."""
+        with contextlib.suppress(BlockingIOError):
+            while said := os.read(self._done, struct.calcsize("2i")):
+                pid, status = struct.unpack("2i", said)
+                fork = self._forks[pid]
+                self._tell(fork, status)
+                if fork.channel.fileno() >= 0:
+                    self._waiting.append(fork)
+        for fork in self._waiting[:-_WAITING]:
+            self._waiting.remove(fork)
+            fork.channel.close()
 
     def _reap(self) -> None:
         while True:
@@ -163,10 +227,20 @@ class Server:
                 return
             if pid == 0:
                 return
-            if connection := self._clients.pop(pid, None):
-                if self._forks.pop(connection.fileno(), None):
-                    self._poll.unregister(connection)
-                _answer(connection, status)
+            self._hear()
+            if fork := self._forks.pop(pid, None):
+                fork.channel.close()
+                if fork in self._waiting:
+                    self._waiting.remove(fork)
+                self._tell(fork, status)
+
+    def _tell(self, fork: _Fork, status: int) -> None:
+        """The client, unless it was told."""
+        if fork.connection:
+            if self._busy.pop(fork.connection.fileno(), None):
+                self._poll.unregister(fork.connection)
+            _answer(fork.connection, status)
+            fork.connection = None
 
 
 def _answer(connection: socket.socket, status: int) -> None:
@@ -196,10 +270,15 @@ def _read(process: int, name: str) -> bytes:
         os.close(descriptor)
 
 
+def _environment(client: int) -> dict[bytes, bytes]:
+    return dict(one.partition(b"=")[::2] for one in _read(client, "environ").split(b"\0")[:-1])
+
+
 def _words(client: int, asked: bytes) -> list[str]:
     """A command with its arguments; nothing where who asked has ended."""
-    line = _read(client, "cmdline").split(b"\0")[:-1] if asked.isdigit() else []
-    return [os.fsdecode(word) for word in line[int(asked) :]] if line else []
+    first, *own = asked.split(b"\0")
+    line = _read(client, "cmdline").split(b"\0")[:-1] if first else []
+    return [os.fsdecode(word) for word in (*own, *line[int(first) :])] if line else []
 
 
 def _lead(process: int) -> None:
@@ -223,28 +302,74 @@ def _is_own_process(words: list[str]) -> bool:
     return words[0] == "lab-python" and not _is_python_forked
 
 
-def _become(client: int, streams: list[int], words: list[str], run: Callable[[list[str]], int]) -> NoReturn:
-    """The fork: a command as the client's process would do it, in every respect."""
+def _is_alone(words: list[str]) -> bool:
+    """Commands that run a program's own Python here, for which they change this one."""
+    return words[0] == "lab-python"
+
+
+def _become(
+    channel: socket.socket, saying: int, run: Callable[[list[str]], int], is_alone: Callable[[list[str]], bool]
+) -> NoReturn:
+    """The fork: one command after the other, until it is told of no more, or has left something of one."""
     status = 1
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         _lead(0)
-        gc.disable()  # a command ends before there is much to collect
+        gc.disable()  # it ends before there is much to collect
         # What it leaves when its client is killed is nobody's who asked for anything (lab/processes.py).
         os.register_at_fork(after_in_child=lambda: _take_name("python"))
-        for number, stream in enumerate(streams):
-            os.dup2(stream, number)
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-        status = _status(client, words, run)
+        for number in range(_COMMANDS_EACH):
+            _let_go(channel.fileno(), saying)
+            if number:
+                os.write(saying, struct.pack("2i", os.getpid(), (status & 255) << 8))
+            asked, streams, _, _ = socket.recv_fds(channel, _LONGEST, 3)
+            if not asked:
+                break
+            client = struct.unpack_from("i", asked)[0]
+            words = _words(client, asked[struct.calcsize("i") :])
+            for to, stream in enumerate(streams):
+                os.dup2(stream, to)
+                os.close(stream)
+            status = _status(client, words, run)
+            if is_alone(words) or _has_company():
+                break
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
         os._exit(status & 255)
 
 
+def _let_go(*kept: int) -> None:
+    """Nothing of a command is kept: its streams, what it opened, its folder, the signals that it ignores, its name."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        os.dup2(nothing, number)
+    for before, after in itertools.pairwise((2, *sorted(kept), os.sysconf("SC_OPEN_MAX"))):
+        os.closerange(before + 1, after)
+    # What couldn't be written goes nowhere, not to the next one's streams.
+    sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
+    os.chdir("/")
+    _take_signals(0)
+    _take_name("lab")
+
+
+def _has_company() -> bool:
+    """Whether the command has left a process in this fork's group, or a thread."""
+    group = os.getpid()
+    try:
+        os.setpgid(
+            0, os.getpgid(os.getppid())
+        )  # for a moment the server's: a signal that misses it now is one to a command that is done
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        os.setpgid(0, 0)
+        return threading.active_count() > 1
+    return True
+
+
 def _status(client: int, words: list[str], run: Callable[[list[str]], int]) -> int:
-    """Do the command, and return its exit status."""
+    """Do a command as the client's process would, in every respect, and return its exit status."""
     try:
         ignored = _resemble(client)
     except OSError:
@@ -284,7 +409,7 @@ def _resemble(client: int) -> int:
         OSError: it has ended.
     """
     os.environb.clear()
-    os.environb.update(one.partition(b"=")[::2] for one in _read(client, "environ").split(b"\0")[:-1])
+    os.environb.update(_environment(client))
     os.chdir(f"/proc/{client}/cwd")
     about = _read(client, "status")
     umask, ignored = (_ABOUT[name].search(about) for name in ("Umask", "SigIgn"))
@@ -327,7 +452,7 @@ def read_ahead() -> None:
 def serve(listener: socket.socket) -> None:
     """Be a command server, until stdin ends."""
     _find_package()
-    Server(listener, _prepare, _run, _is_own_process).serve()
+    Server(listener, _prepare, _run, _is_own_process, _is_alone).serve()
 
 
 def _find_package() -> None:

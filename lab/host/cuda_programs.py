@@ -110,8 +110,7 @@ def _build(host: HostState, sources: list[str], output: str, architectures: list
     for source in sources:
         _check(_place(host, source), source)
     about = {"release": release, "architectures": built}
-    start = launchers.text_of("cuda-program", container="container" in host.machine)
-    text = start.replace('"$@"', f"'{json.dumps(about)}' \"$@\"")
+    text = launchers.text_of("cuda-program", json.dumps(about), container="container" in host.machine)
     target = _place(host, output)
     target.write_text(text, encoding="utf-8")
     target.chmod(0o755)

@@ -18,6 +18,8 @@ from .state import APT_CONFIG
 _MADE = ".made"
 #: In it: those of the programs that a package or an installer puts into a system's tree.
 INSTALLED = "installed"
+#: What asks a command server for a command.
+_CLIENT = Path(__file__).with_name("command.pl")
 #: apt's configuration: this machine's apt works on the system, and gets the lab's files, checked by the lab's keys.
 _APT = """\
 Dir "{root}";
@@ -70,15 +72,20 @@ def texts(names: frozenset[str], *, container: bool) -> tuple[dict[str, str], st
     return found, hashlib.sha256(repr(found).encode()).hexdigest()
 
 
-def text_of(name: str, *, container: bool = False) -> str:
-    """What starts one simulated command, as a shell's script."""
-    python, program = shlex.quote(os.path.realpath(sys.executable)), shlex.quote(run.__file__)
-    words = f'{program} --container {name} "$@"' if container else f'{program} {name} "$@"'
-    first = ""
+def text_of(name: str, *first: str, container: bool = False) -> str:
+    """What starts one simulated command, as a script.
+
+    Args:
+        name: of a launcher.
+        first: arguments that come before those that it is given.
+        container: whether it is a container's.
+    """
+    command = [*(["--container"] if container else []), name, *first]
+    words = [os.path.realpath(sys.executable), "-I", "-S", run.__file__, *command]
     if perl := shutil.which("perl", path="/usr/bin:/bin"):
-        client = shlex.quote(str(Path(__file__).with_name("command.pl")))
-        first = f'[ -z "${{LAB_COMMANDS-}}" ] || exec {perl} {client} {python} {words}\n'
-    return f"#!/bin/sh\n{first}exec {python} -I -S {words}\n"
+        said, client = (" ".join(os.fsencode(word).hex() for word in some) for some in (words, [str(_CLIENT)]))
+        return f"#!{perl}\n@own = map {{ pack 'H*', $_ }} qw({said}); do pack 'H*', '{client}';\n"
+    return f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n'
 
 
 def _is(launcher: Path, text: str) -> bool:

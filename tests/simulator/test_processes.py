@@ -18,17 +18,16 @@ def started(folder: Path, environment: dict[str, str]) -> subprocess.Popen[bytes
 
 
 @pytest.mark.parametrize("guests_by", ["folder", "environment"])
-def test_a_command_server_at_work_in_a_guests_tree_is_not_the_guests_but_what_it_started_there_is(
+def test_what_works_in_a_guests_tree_or_environment_is_the_guests_with_what_it_started(
     tmp_path: Path, guests_by: str
 ) -> None:
     state = tmp_path / "guests" / "qemu-103"
     (state / "root").mkdir(parents=True)
     folder, environment = (state / "root", {}) if guests_by == "folder" else (tmp_path, {"LAB_STATE": str(state)})
-    with started(folder, {"PATH": "/usr/bin:/bin", **environment}) as server:
-        assert server.stdout is not None
-        command = int(server.stdout.readline())
+    with started(folder, {"PATH": "/usr/bin:/bin", **environment}) as shell:
+        assert shell.stdout is not None
+        command = int(shell.stdout.readline())
         try:
-            assert {pid for pid, _ in of_system(state)} == {server.pid, command}
-            assert {pid for pid, _ in of_system(state, {server.pid})} == {command}
+            assert {pid for pid, _ in of_system(state)} == {shell.pid, command}
         finally:
-            subprocess.run(["/bin/kill", "-9", str(command), str(server.pid)], check=True)
+            subprocess.run(["/bin/kill", "-9", str(command), str(shell.pid)], check=True)
