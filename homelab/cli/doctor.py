@@ -156,7 +156,7 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
             continue
         parts.append(whole.Part(f"hosts.{name}", host_judge.diagnose(reading, host, vms.values(), refusals)))
         for vm_name, guest in vms.items():
-            of_vm = functools.partial(vm.diagnose, reading, guest.vmid, host, {vm_name: guest}, noted, refusals)
+            of_vm = functools.partial(vm.diagnose, reading, guest.vmid, host, vms, noted, refusals)
             parts.append(_part(f"vms.{vm_name}", of_vm))
         for lxc_name, lxc in containers.items():
             of_lxc = functools.partial(_container, file, name, host, lxc.ctid, reading, noted, refusals)

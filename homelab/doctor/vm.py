@@ -13,8 +13,9 @@ from homelab.doctor import cards, starts
 from homelab.doctor.reading import Reading, not_here
 from homelab.doctor.report import Report, Table
 from homelab.errors import HomelabError
-from homelab.findings import UP, Finding, JudgedGuest, Stage, Turn, cured
+from homelab.findings import Finding, JudgedGuest, Stage, Turn, cured
 from homelab.host import gates, plan
+from homelab.host.judge import judge_host
 from homelab.settings import Gpu, Host, Vm
 from homelab.vm import preview
 from homelab.vm.cards import Wish, hostpci_of
@@ -50,10 +51,9 @@ def diagnose(
     options = dict(sorted(hostpci_of({**current, **config}).items()))
     slots = list(dict.fromkeys(slot for key, value in options.items() for slot in cards.slots_of(reading, key, value)))
     name = f"VM {vmid} ({config.get('name', 'no name')})"
-    findings = [*_iommu(reading, name), *_mappings(reading, options, host)]
+    findings = [*_of_host(reading, vmid, host, vms or {}), *_mappings(reading, options, host)]
     for slot in slots:
         findings += [*(_functions(reading, name, vmid, slot) if running else []), *_gates(reading, slot, host)]
-    findings += _hook(reading, vmid)
     findings += [] if running else starts.findings(reading, vmid, name)
     judged = _judged(reading, vmid, host, vms or {}, stack)
     findings, notes = [*findings, *judged.findings], [*judged.remarks]
@@ -106,15 +106,14 @@ def _head(reading: Reading, config: dict[str, str], running: bool) -> list[str]:
     ]
 
 
-def _iommu(reading: Reading, name: str) -> Iterator[Finding]:
-    if reading.facts.iommu.groups:
-        return
-    yield Finding(
-        "IOMMU groups on the host",
-        f"none; ACPI tables that announce an IOMMU: {', '.join(reading.facts.iommu.tables) or 'none'}",
-        f"without them no device can be given to {name}",
-        "`homelab doctor host` says why; the firmware's switch is VT-d or AMD-Vi (IOMMU)",
-    )
+def _of_host(reading: Reading, vmid: int, host: Host | None, vms: Mapping[str, Vm]) -> list[Finding]:
+    """What is judged of the host where it can't give the VM a card; arguments as of `diagnose`."""
+    facts = reading.facts
+    if facts.iommu.groups and str(vmid) not in facts.handover.lost_hooks:
+        return []
+    if host is not None and host.gives_cards:
+        return judge_host(facts, host, vms.values()).findings
+    return Finding.of(*plan.without_groups(facts))
 
 
 def _mappings(reading: Reading, options: dict[str, str], host: Host | None) -> list[Finding]:
@@ -151,20 +150,6 @@ def _gates(reading: Reading, slot: str, host: Host | None) -> list[Finding]:
     apart = () if gpu.use == "shared" else (gates.containers,)
     errors = [error for gate in (*gates.VERIFIED, *apart) for error in gate(reading.facts, gpu_name, gpu, slot)]
     return Finding.of(*errors, turn=Turn.PERSON if gpu_name == _UNNAMED else Turn.REFUSED)
-
-
-def _hook(reading: Reading, vmid: int) -> Iterator[Finding]:
-    """A VM that takes a shared card, and has lost what asks for it."""
-    if str(vmid) not in reading.facts.handover.lost_hooks:
-        return
-    yield Finding(
-        f"VM {vmid} with the hookscript that takes its shared card from the containers",
-        "the VM's configuration no longer names it",
-        "leave the VM off until it does: a start would take the card from its driver without any check, and "
-        "containers that use it would hang",
-        UP,
-        turn=Turn.UP,
-    )
 
 
 def _starts(reading: Reading) -> list[str]:

@@ -195,7 +195,11 @@ def _lost_nodes(facts: HostFacts) -> list[str]:
 
 def _lost_handover(facts: HostFacts) -> list[str]:
     """The drift of the handover of cards, if it is installed."""
-    lost = [f"VM {vmid} has lost the hookscript that hands it its card" for vmid in facts.handover.lost_hooks]
+    lost = [
+        f"VM {vmid} has lost the hookscript that hands it its card: leave it off until it has that again, "
+        "or containers that use the card hang"
+        for vmid in facts.handover.lost_hooks
+    ]
     units = "homelab-handover.service or its timer"
     return _lost_service(facts, "handover", units, facts.handover.enabled, lost)
 
@@ -288,13 +292,8 @@ def verify(facts: HostFacts, host: Host, want: Wanted) -> Iterator[HomelabError]
             "`pulumi up --refresh`",
         )
     leaving = {name: gpu["slot"] for name, gpu in want.gpus.items() if gpu["use"] in ("vm", "shared")}
-    if leaving and facts.iommu.groups == 0:
-        yield HomelabError(
-            wanted="IOMMU groups in /sys/kernel/iommu_groups",
-            found="none; the kernel says: " + (kernel_log.excerpt(facts.iommu.kernel_log) or "nothing about an IOMMU"),
-            why="only groups prove that the IOMMU works ('DMAR: IOMMU enabled' is printed without one, too)",
-            next="switch on VT-d or AMD-Vi (IOMMU) in the firmware, then `pulumi up --refresh`",
-        )
+    if leaving:
+        yield from without_groups(facts)
     missing = [name for name in VFIO_MODULES if name not in facts.modules]
     if want.functions and missing:
         yield HomelabError(
@@ -313,6 +312,17 @@ def verify(facts: HostFacts, host: Host, want: Wanted) -> Iterator[HomelabError]
         for name, slot in leaving.items():
             for gate in gates.VERIFIED:
                 yield from gate(facts, name, host.gpus[name], slot)
+
+
+def without_groups(facts: HostFacts) -> Iterator[HomelabError]:
+    """The error for a host whose kernel uses no IOMMU."""
+    if facts.iommu.groups == 0:
+        yield HomelabError(
+            wanted="IOMMU groups in /sys/kernel/iommu_groups",
+            found="none; the kernel says: " + (kernel_log.excerpt(facts.iommu.kernel_log) or "nothing about an IOMMU"),
+            why="only groups prove that the IOMMU works ('DMAR: IOMMU enabled' is printed without one, too)",
+            next="switch on VT-d or AMD-Vi (IOMMU) in the firmware, then `pulumi up --refresh`",
+        )
 
 
 def _not_made(name: str, address: str) -> HomelabError:

@@ -72,7 +72,6 @@ def test_what_was_done_to_a_host_is_told_alike_and_mended(converged: Callable[..
     left_out: dict[str, dict[str, str]] = {
         "the doctor's steps are a refresh's": {
             "its agent gone": "the doctor doesn't look at it",
-            "the hook gone": "it is told of the host, and of the VM",
         },
         "refusals are the doctor's": {"the VM has it": "that is nothing wrong: it stands in the cures alone"},
         "an `up` ends it": {"the VM has it": "the preview of a host whose settings are as they were passes"},

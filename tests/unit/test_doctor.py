@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from dataclasses import replace
 from typing import Any
@@ -397,18 +396,27 @@ def test_a_shared_card_is_not_to_be_taken_out_of_its_containers() -> None:
         {"big": {"match": "10de:2b85", "use": "shared"}},
         nvidia={"driver": "580"},
     )
-    seen = with_vm()
+    handover = {"layer": "handover", "path": "/usr/local/sbin/homelab-handover", "state": "ok"}
+    seen = with_vm(managed=[handover], handover={"enabled": True, "lost_hooks": ["103"]})
     configs = [*seen.facts.guests.configs, GuestConfig(id=901, kind="lxc", lines=DEVICE_LINES)]
     facts = replace(
         seen.facts,
         nvidia_minors={"0000:01:00.0": 0},
         guests=replace(seen.facts.guests, configs=configs),
-        handover=dataclasses.replace(seen.facts.handover, lost_hooks=["103"]),
     )
     report = diagnose_vm(replace(seen, facts=facts), 103, shared)
     assert not any("containers that use it" in one.found for one in report.findings)
     assert report.next[0].startswith("`pulumi up --refresh`")
-    assert any("leave the VM off" in one.why for one in report.findings)
+    assert any("VM 103 has lost the hookscript" in one.found for one in report.findings)
+
+
+def test_without_an_iommu_a_vm_is_told_what_its_host_is() -> None:
+    seen, of_settings = with_vm(), settings(iommu={"enable": True})
+    no_groups = replace(seen, facts=replace(seen.facts, iommu=replace(seen.facts.iommu, groups=0)))
+    (alone,) = [one for one in diagnose_vm(no_groups, 103).findings if "IOMMU" in one.wanted]
+    assert alone.found == "none; the kernel says: nothing about an IOMMU" and "in the firmware" in alone.next
+    (of_host,) = [one for one in diagnose_host(no_groups, of_settings).findings if "the host" in one.wanted]
+    assert of_host.turn is Turn.UP and of_host in diagnose_vm(no_groups, 103, of_settings).findings
 
 
 @rows(

@@ -211,7 +211,8 @@ def test_what_hands_over_drifts_where_it_is_ours() -> None:
     assert plan.drift(facts(handover=lost, managed=managed), want)["handover"] == [
         "/usr/local/sbin/homelab-handover was changed by hand",
         "homelab-handover.service or its timer is not enabled",
-        "VM 103 has lost the hookscript that hands it its card",
+        "VM 103 has lost the hookscript that hands it its card: leave it off until it has that again, or containers "
+        "that use the card hang",
     ]
 
 

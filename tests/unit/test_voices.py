@@ -47,6 +47,7 @@ USUAL |= {
     "VM's note": {},
     "VM's power": "keep",
     "103 runs": False,
+    "lost hooks": [],
     "VM 104's owner": "",
     "104 runs": False,
 }
@@ -91,6 +92,9 @@ def seen(state: State, had: plan.Wanted) -> HostFacts:
     lacks += [f"{name} is on {drivers[name]}, not on vfio-pci" for name in bound if drivers[name] != "vfio-pci"]
     files = {"iommu": "/etc/default/grub.d/zz-homelab-iommu.cfg", "vfio": "/etc/scripts/init-top/homelab-vfio"}
     layers = [layer for layer in files if state["file"] and getattr(had, f"{layer}_words")]
+    managed = [{"layer": layer, "path": files[layer], "state": state["file"]} for layer in layers]
+    if is_in_turn := state["use"] == "shared":
+        managed.append({"layer": "handover", "path": "/usr/local/sbin/homelab-handover", "state": "ok"})
     base, other = "bios: ovmf\nmachine: q35\nname: Sandbox\nsmbios1: uuid=1\n", f"machine: q35\nname: Other\n{GIVEN}"
     configs = [("vm", 103, base + state["VM"]), ("lxc", 901, f"hostname: phoenix\n{state['container']}")]
     ledger = dict[str, str]()
@@ -112,12 +116,16 @@ def seen(state: State, had: plan.Wanted) -> HostFacts:
     usual = {
         "cmdline": {**words, "others": "quiet"},
         "boot_lacks": lacks,
-        "managed": [{"layer": layer, "path": files[layer], "state": state["file"]} for layer in layers],
+        "managed": managed,
         "modules": ["vfio", "vfio_iommu_type1", "vfio_pci", "nvidia", "nvidia_uvm"],
         "nvidia": {"trouble": ["", ""]},
         "nvidia_minors": {CARD: 0, OTHER: 1} if drivers[CARD] == "nvidia" else {OTHER: 0},
         "cluster": {"node": "pve"},
-        "handover": {"enabled": state["use"] == "shared", **(away if takes and state["use"] == "shared" else {})},
+        "handover": {
+            "enabled": is_in_turn,
+            "lost_hooks": state["lost hooks"],
+            **(away if takes and is_in_turn else {}),
+        },
         "nodes": device_nodes(NODES),
         "ledger": ledger,
         "guests": guests,
@@ -182,6 +190,7 @@ def test_the_voices_say_the_same_of_drawn_states(monkeypatch: pytest.MonkeyPatch
     kinds: dict[str, dict[str, State]] = {
         "cards": {
             "in turn": {"use": "shared"},
+            "without its hook": {"use": "shared", "lost hooks": ["103"]},
             "with the VM": {"use": "shared", "103 runs": True, "901 runs": False},
             "for containers": {"use": "lxc", "VM": "", "VM's note": None},
             "for the host": {"use": "host", "VM": "", "VM's note": None},
@@ -256,7 +265,6 @@ def test_the_voices_say_the_same_of_drawn_states(monkeypatch: pytest.MonkeyPatch
         "a refresh's step is the preview's": new,
         "the doctor's step is a refresh's": new | given,
         "refusals are the doctor's": closed,
-        "what a person meets is the preview's": {"boot: no IOMMU": "a VM's report has a judge of its own"},
     }
 
     def contradictions(told: Heard) -> Iterator[tuple[str, str, str]]:
