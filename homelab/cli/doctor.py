@@ -104,7 +104,7 @@ def diagnose(arguments: argparse.Namespace) -> Report:
         return container.diagnose(reading, ids[0], like=like, cards=cards, refusals=refusals)
     if arguments.kind == "vm":
         return vm.diagnose(reading, ids[0], host, vms, noted, refusals)
-    return host_judge.diagnose(reading, host, vms.values(), refusals)
+    return host_judge.diagnose(reading, host, vms.values(), refusals, noted)
 
 
 def _ids(arguments: argparse.Namespace, settings: Settings, name: str, host: Host) -> list[int]:
@@ -154,7 +154,7 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
         except HomelabError as error:
             parts.append(whole.Part(f"hosts.{host_name}", error=error))
             continue
-        parts.append(whole.Part(f"hosts.{name}", host_judge.diagnose(reading, host, vms.values(), refusals)))
+        parts.append(whole.Part(f"hosts.{name}", host_judge.diagnose(reading, host, vms.values(), refusals, noted)))
         for vm_name, guest in vms.items():
             of_vm = functools.partial(vm.diagnose, reading, guest.vmid, host, vms, noted, refusals)
             parts.append(_part(f"vms.{vm_name}", of_vm))

@@ -20,14 +20,17 @@ from homelab.nvidia.reading import SystemReading
 from homelab.settings import Container, Host, Vm
 
 
-def diagnose(reading: Reading, host: Host, vms: Collection[Vm] = (), refusals: Sequence[HomelabError] = ()) -> Report:
+def diagnose(
+    reading: Reading, host: Host, vms: Collection[Vm] = (), refusals: Sequence[HomelabError] = (), stack: str = ""
+) -> Report:
     """The report on a host: its differences from the settings, refusals, and its kernel's messages about its cards.
 
     :param vms: of the settings, on this host.
     :param refusals: what a preview refuses.
+    :param stack: PROJECT/STACK; empty: it isn't known.
     """
     facts = reading.facts
-    judged = judge_host(facts, host, vms)
+    judged = judge_host(facts, host, vms, stack=stack)
     slots, _ = resolving.resolve(facts, host.gpus)
     shown_slots = sorted({one.slot for one in facts.display_devices if one.is_nvidia} | set(slots.values()))
     # That a VM has a shared card is nothing wrong, though nothing can be changed then.

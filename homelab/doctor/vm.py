@@ -51,7 +51,7 @@ def diagnose(
     options = dict(sorted(hostpci_of({**current, **config}).items()))
     slots = list(dict.fromkeys(slot for key, value in options.items() for slot in cards.slots_of(reading, key, value)))
     name = f"VM {vmid} ({config.get('name', 'no name')})"
-    findings = [*_of_host(reading, vmid, host, vms or {}), *_mappings(reading, options, host)]
+    findings = [*_of_host(reading, vmid, host, vms or {}, stack), *_mappings(reading, options, host)]
     for slot in slots:
         findings += [*(_functions(reading, name, vmid, slot) if running else []), *_gates(reading, slot, host)]
     findings += [] if running else starts.findings(reading, vmid, name)
@@ -106,13 +106,13 @@ def _head(reading: Reading, config: dict[str, str], running: bool) -> list[str]:
     ]
 
 
-def _of_host(reading: Reading, vmid: int, host: Host | None, vms: Mapping[str, Vm]) -> list[Finding]:
+def _of_host(reading: Reading, vmid: int, host: Host | None, vms: Mapping[str, Vm], stack: str) -> list[Finding]:
     """What is judged of the host where it can't give the VM a card; arguments as of `diagnose`."""
     facts = reading.facts
     if facts.iommu.groups and str(vmid) not in facts.handover.lost_hooks:
         return []
     if host is not None and host.gives_cards:
-        return judge_host(facts, host, vms.values()).findings
+        return judge_host(facts, host, vms.values(), stack=stack).findings
     return Finding.of(*plan.without_groups(facts))
 
 

@@ -11,7 +11,7 @@ from homelab.errors import HomelabError
 from homelab.facts import kernel_log
 from homelab.facts.host import HostFacts
 from homelab.findings import Finding, Judged, Turn
-from homelab.host import handover, plan
+from homelab.host import handover, plan, stack_folder
 from homelab.host.plan import Wanted
 from homelab.settings import Host, Vm
 from homelab.shapes import BOOT_LAYERS
@@ -27,11 +27,15 @@ class JudgedHost(Judged):
     """Layer -> its differences from the plan: what the next `up` mends, a refresh's drift."""
 
 
-def judge_host(facts: HostFacts, host: Host, vms: Collection[Vm] = (), planned: Wanted | None = None) -> JudgedHost:
+def judge_host(
+    facts: HostFacts, host: Host, vms: Collection[Vm] = (), had: Wanted | None = None, stack: str = "", agent: str = ""
+) -> JudgedHost:
     """What is planned for a host, and what is judged of it.
 
     :param vms: of this host.
-    :param planned: the plan of an earlier run, of which the settings may have lost cards; by default it is theirs.
+    :param had: the plan of an earlier run, of which the settings may have lost cards; by default it is theirs.
+    :param stack: PROJECT/STACK; empty: it isn't known.
+    :param agent: the version of the stack's agent there; empty: any.
     """
     slots, _ = resolving.resolve(facts, host.gpus)
     cards = {f"gpus.{name}": [one.address for one in facts.functions(slot)] for name, slot in slots.items()}
@@ -41,13 +45,17 @@ def judge_host(facts: HostFacts, host: Host, vms: Collection[Vm] = (), planned: 
         *_sunk(facts, host), *_lost_partitions(facts), *(one.error for one in troubles if not one.harmless)
     )
     try:
-        want = planned or plan.wanted(facts, host, vms)
+        want = had or plan.wanted(facts, host, vms)
     except HomelabError as error:
         return JudgedHost([*Finding.of(error, turn=Turn.REFUSED), *met], [], Wanted("", "", {}, []), {})
     want = replace(want, gpus={name: card for name, card in want.gpus.items() if name in host.gpus})
     drift = plan.drift(facts, want)
-    if planned and facts.boot_lacks is None:  # whoever decides on a reboot writes it, whether or not one is needed
+    # Without a folder of the stack's there may have been no `up`.
+    kept = facts.agents.get(stack_folder.owner(stack, host.name))
+    if (had or kept is not None) and facts.boot_lacks is None:  # whoever decides on a reboot notes it
         drift["iommu"].append("the host has no note of what its boot should have")
+    is_lost = kept != agent if agent else kept == ""
+    drift["agent"] = ["this program's agent is missing on the host, or changed"] if is_lost else []
     lines = list(dict.fromkeys(line for lines in drift.values() for line in lines))
     findings = Finding.of_steps(
         f"the host {facts.cluster.node} configured as the settings have it",

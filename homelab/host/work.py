@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.facts import kernel_log, names
 from homelab.facts.host import HostFacts
-from homelab.host import plan
+from homelab.host import plan, stack_folder
 from homelab.host.judge import judge_host, verified
 from homelab.host.reboot import in_short, stopping
 from homelab.host.resource import BootVerification, HostProbe
 from homelab.later import later
 from homelab.properties import mark_of, strings
-from homelab.remote import agent, boots, host_session, ledger, logins, scripts, ssh, stack_folder
+from homelab.remote import agent, boots, host_session, ledger, logins, scripts, ssh
 from homelab.settings import Host
 from homelab.shapes import BootSeen
 from homelab.text import tell, tell_meanwhile
@@ -57,22 +57,18 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
     def read(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> HostProbe.Outputs:
         facts = self.facts_of_refresh(inputs)
         want = plan.Wanted(**{field.name: getattr(outputs, field.name) for field in dataclasses.fields(plan.Wanted)})
-        judged = judge_host(facts, self.host(inputs), planned=want)
-        drift = {**judged.drift, "agent": self._drift_of_agent(inputs, facts)}
-        for layer, differences in drift.items():
+        # Another version's agent is no drift: this one's comes with the next `up`.
+        version = inputs.agent if inputs.agent == agent.version() else ""
+        stack = ledger.stack_of(self.urn)
+        judged = judge_host(facts, self.host(inputs), had=want, stack=stack, agent=version)
+        for layer, differences in judged.drift.items():
             for difference in differences:
                 tell(f"{inputs.host}: drift ({layer}): {difference}")
         for line in judged.met:
             tell(f"{inputs.host}: note: {line}")
-        drifted = {layer for layer, differences in drift.items() if differences}
-        generation = raised(outputs.generation, drifted, drift.keys())
+        drifted = {layer for layer, differences in judged.drift.items() if differences}
+        generation = raised(outputs.generation, drifted, judged.drift.keys())
         return dataclasses.replace(outputs, generation=generation, stale=plan.stale(facts, want))
-
-    def _drift_of_agent(self, inputs: HostProbe.Inputs, facts: HostFacts) -> list[str]:
-        """Another version's is none: that of this one comes with the next `up`."""
-        kept = facts.agents.get(stack_folder.owner_of(self.urn, inputs.host))
-        is_there = inputs.agent != agent.version() or kept == inputs.agent
-        return [] if is_there else ["this program's agent is missing on the host, or changed"]
 
     def _plan(self, inputs: HostProbe.Inputs, generation: dict[str, int]) -> HostProbe.Outputs:
         host_session.of(inputs.host).hold(self.host(inputs))
@@ -136,7 +132,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
             node = host.node_name
             storage_file.StorageFileWork(self.stack.texts).remove_unfinished(node, inputs.host, facts.ledger)
             card_mapping.CardMappingWork(self.stack.texts, self.urn).remove_unfinished(node, inputs.host, facts)
-            owner = stack_folder.owner_of(self.urn, inputs.host)
+            owner = stack_folder.owner(ledger.stack_of(self.urn), inputs.host)
             if owner in facts.agents:
                 self._remove_folder_left(inputs.host, host, owner)
             self._tell_of_guests(api.Api(host, node))

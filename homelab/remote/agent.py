@@ -42,7 +42,7 @@ _MADE_OF = tuple(Path(__file__).parents[1] / name for name in ("symptoms.py", "n
 def place(owner: str) -> str:
     """Where a host keeps the agent of a stack.
 
-    :param owner: the stack's folder there (`homelab.remote.stack_folder.owner`).
+    :param owner: the stack's folder there (`homelab.host.stack_folder.owner`).
     :raises ValueError: it has characters that could lead out of the folder.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", owner):

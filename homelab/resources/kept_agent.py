@@ -11,10 +11,10 @@ import pulumi
 from homelab.later import later
 
 if TYPE_CHECKING:
-    from homelab.remote import stack_folder
+    from homelab.host import stack_folder
     from homelab.settings import Host
 else:
-    stack_folder = later("homelab.remote.stack_folder")
+    stack_folder = later("homelab.host.stack_folder")
 
 
 @dataclass(frozen=True)
@@ -57,4 +57,4 @@ def run_the_kept(host_name: str, host: Host, after: pulumi.Resource) -> None:
 
 def owner(host_name: str) -> str:
     """The running stack's folder on a host of the settings."""
-    return stack_folder.owner(pulumi.get_project(), pulumi.get_stack(), host_name)
+    return stack_folder.owner(f"{pulumi.get_project()}/{pulumi.get_stack()}", host_name)

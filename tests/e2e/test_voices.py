@@ -70,9 +70,6 @@ def test_what_was_done_to_a_host_is_told_alike_and_mended(converged: Callable[..
     }
     # What differs so far, by rule: a kind -> why.
     left_out: dict[str, dict[str, str]] = {
-        "the doctor's steps are a refresh's": {
-            "its agent gone": "the doctor doesn't look at it",
-        },
         "refusals are the doctor's": {"the VM has it": "that is nothing wrong: it stands in the cures alone"},
         "an `up` ends it": {"the VM has it": "the preview of a host whose settings are as they were passes"},
     }

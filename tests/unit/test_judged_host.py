@@ -7,17 +7,20 @@ from typing import Any
 
 import pytest
 
+from homelab import earlier
 from homelab.doctor.host import diagnose
 from homelab.facts.host import HostFacts
 from homelab.findings import Turn, cured
-from homelab.host import plan
+from homelab.host import plan, stack_folder
 from homelab.host.handover import refused
 from homelab.host.judge import judge_host
+from tests.rows import rows
 from tests.unit.hosts import desktop, settings
 from tests.unit.test_doctor import reading
 from tests.unit.test_plan import bound, cmdline
 
 HOST, WANT = settings(), plan.wanted(desktop(), settings())
+OWNER, OURS = stack_folder.owner("p/s", HOST.name), earlier.AGENTS
 
 
 @pytest.mark.parametrize(
@@ -33,7 +36,7 @@ def test_what_the_next_up_mends_is_a_refreshs_drift_and_the_doctors_one_finding(
     changes: dict[str, Any], steps: list[str]
 ) -> None:
     facts = bound(**changes)
-    judged = judge_host(facts, HOST, planned=WANT)
+    judged = judge_host(facts, HOST, had=WANT)
     lines = list(dict.fromkeys(line for lines in judged.drift.values() for line in lines))
     found = [
         one for one in diagnose(reading(facts=facts), HOST).findings if one.turn is Turn.UP and "host" in one.wanted
@@ -44,14 +47,23 @@ def test_what_the_next_up_mends_is_a_refreshs_drift_and_the_doctors_one_finding(
 
 def test_a_lost_note_of_what_a_boot_should_have_is_written_again_after_an_up() -> None:
     facts = bound(boot_lacks=None)
-    assert judge_host(facts, HOST, planned=WANT).drift["iommu"] == ["the host has no note of what its boot should have"]
+    assert judge_host(facts, HOST, had=WANT).drift["iommu"] == ["the host has no note of what its boot should have"]
     assert judge_host(facts, HOST).drift["boot"] == [], "there may have been no `up`"
+
+
+@rows(
+    ("kept", "version", "is_lost"),
+    [({}, "", False), ({}, "1", True), ({OWNER: ""}, "", True), ({OWNER: OURS}, "", False), ({OWNER: OURS}, "1", True)],
+)
+def test_the_agent_that_commands_run_is_missed_once(kept: dict[str, str], version: str, is_lost: bool) -> None:
+    judged = judge_host(bound(agents=kept), HOST, stack="p/s", agent=version)
+    assert any("agent is missing" in one.found for one in judged.findings) is is_lost is bool(judged.drift["agent"])
 
 
 def test_what_no_up_mends_is_told_by_refresh_preview_and_doctor_and_is_no_drift() -> None:
     no_groups = {"tables": ["IVRS"], "groups": 0, "kernel_log": "AMD-Vi: Interrupt remapping enabled"}
     facts = bound(iommu=no_groups)
-    judged = judge_host(facts, HOST, planned=WANT)
+    judged = judge_host(facts, HOST, had=WANT)
     assert not any(judged.drift.values())
     (line,) = [line for line in judged.met if "IOMMU groups" in line]
     assert "switch on VT-d or AMD-Vi (IOMMU) in the firmware" in line
@@ -61,11 +73,11 @@ def test_what_no_up_mends_is_told_by_refresh_preview_and_doctor_and_is_no_drift(
 
 def test_a_verification_comes_after_the_boot_that_is_to_mend_it() -> None:
     lost = {"boot_lacks": ["amd_iommu=on is not on the running kernel's command line"], "cmdline": cmdline("quiet")}
-    assert judge_host(bound(**lost), HOST, planned=WANT).met == []
+    assert judge_host(bound(**lost), HOST, had=WANT).met == []
 
 
 def test_a_refresh_after_a_card_has_left_the_settings_goes_on() -> None:
-    assert judge_host(bound(), settings({}), planned=WANT).met == []
+    assert judge_host(bound(), settings({}), had=WANT).met == []
 
 
 def test_where_the_preview_refuses_no_finding_says_up() -> None:

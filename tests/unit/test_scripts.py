@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from homelab.remote import agent, scripts, stack_folder
+from homelab.host import stack_folder
+from homelab.remote import agent, ledger, scripts
 from tests.rows import rows
 
 
@@ -22,7 +23,7 @@ def test_the_agent_is_kept_in_a_folder_of_its_own(owner: str) -> None:
 
 
 def test_each_stack_has_a_folder_of_its_own_on_each_host() -> None:
-    names = [("homelab", "a.b", "pve"), ("homelab", "a-b", "pve"), ("homelab-a", "b", "pve"), ("homelab", "a.b", "two")]
+    names = [("homelab/a.b", "pve"), ("homelab/a-b", "pve"), ("homelab-a/b", "pve"), ("homelab/a.b", "two")]
     owners = [stack_folder.owner(*name) for name in names]
     assert len({*owners}) == len(owners) and all(re.fullmatch(r"[A-Za-z0-9_-]+", one) for one in owners)
-    assert stack_folder.owner_of("urn:pulumi:a.b::homelab::homelab:host:Probe::pve-probe", "pve") == owners[0]
+    assert ledger.stack_of("urn:pulumi:a.b::homelab::homelab:host:Probe::pve-probe") == names[0][0]

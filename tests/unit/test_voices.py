@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from homelab import earlier
 from homelab.cli import doctor, show, stack_options
 from homelab.container.work import _drift
 from homelab.doctor.stack import StackFile
@@ -22,6 +23,8 @@ from homelab.doctor.whole import Whole
 from homelab.facts.host import HostFacts
 from homelab.findings import Finding, Turn
 from homelab.host import plan
+from homelab.host.judge import judge_host
+from homelab.host.stack_folder import owner
 from homelab.remote import diagnosis, planning, ssh
 from homelab.remote.proxmox import probe as api
 from homelab.settings import parse
@@ -121,6 +124,7 @@ def seen(state: State, had: plan.Wanted) -> HostFacts:
         "nvidia": {"trouble": ["", ""]},
         "nvidia_minors": {CARD: 0, OTHER: 1} if drivers[CARD] == "nvidia" else {OTHER: 0},
         "cluster": {"node": "pve"},
+        "agents": {owner("p/s", "pve"): earlier.AGENTS},
         "handover": {
             "enabled": is_in_turn,
             "lost_hooks": state["lost hooks"],
@@ -161,7 +165,8 @@ def heard(state: State, monkeypatch: pytest.MonkeyPatch) -> Heard:
     monkeypatch.setattr(api, "check", lambda *_: [])
     planned, errors = planning.judged("pve", one, vms, containers, "p/s", facts)
     is_mapped = state["entry"] == USUAL["entry"] or not vms
-    drift = {HOST: [line for of_layer in plan.drift(facts, had).values() for line in of_layer]}
+    of_host = judge_host(facts, one, had=had, stack="p/s", agent=earlier.AGENTS).drift
+    drift = {HOST: [line for of_layer in of_host.values() for line in of_layer]}
     drift[MAPPING] = [] if is_mapped else ["the PCI mapping big"]
     gpus = {gpu: plan.card_plan(facts, one, gpu, card["slot"]) for gpu, card in had.gpus.items()}
     for name, of_vm in vms.items():
@@ -210,6 +215,7 @@ def test_the_voices_say_the_same_of_drawn_states(monkeypatch: pytest.MonkeyPatch
             "missing": {"file": "missing"},
             "never written": {"file": "", "words": (), "read": {"boot_lacks": None}},
         },
+        "agent": {"gone": {"read": {"agents": {owner("p/s", "pve"): ""}}}},
         "driver": {"another": {"driver": "nouveau"}},
         "log": {
             "of the card": {"read": {"kernel_log": f"[ 9.1] vfio-pci {CARD}: not ready 65535ms after FLR; giving up"}},
