@@ -58,7 +58,7 @@ class HostProbe(Probe):
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
         """`functions`: address -> vendor:device; `by_hand`: addresses; `gpus`: name -> the card;
-        `generation`: layer -> how often it drifted; `stale`: does the plan no longer fit the hardware?
+        `generation`: layer -> how often it drifted; `stale`: is the plan to be made again?
         """
 
         iommu_words: str

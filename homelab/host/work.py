@@ -68,7 +68,9 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
             tell(f"{inputs.host}: note: {line}")
         drifted = {layer for layer, differences in judged.drift.items() if differences}
         generation = raised(outputs.generation, drifted, judged.drift.keys())
-        return dataclasses.replace(outputs, generation=generation, stale=plan.stale(facts, want))
+        # What a shared card keeps from being mended is refused by the plan, before anything is changed.
+        stale = plan.stale(facts, want) or bool(facts.handover.away and drifted)
+        return dataclasses.replace(outputs, generation=generation, stale=stale)
 
     def _plan(self, inputs: HostProbe.Inputs, generation: dict[str, int]) -> HostProbe.Outputs:
         host_session.of(inputs.host).hold(self.host(inputs))

@@ -174,6 +174,20 @@ def test_a_host_that_may_have_another_name_by_now_is_told_of(monkeypatch: pytest
     assert not any("another name" in one for one in said)
 
 
+@pytest.mark.parametrize(
+    ("away", "lost"), [("gpus.card is with VM 103", True), ("gpus.card is with VM 103", False), ("", True)]
+)
+def test_what_drifts_while_a_card_is_away_is_planned_anew_and_so_refused_in_a_preview(
+    monkeypatch: pytest.MonkeyPatch, away: str, lost: bool
+) -> None:
+    managed = [{"layer": "handover", "path": "/usr/local/sbin/homelab-handover", "state": "missing" if lost else "ok"}]
+    found = desktop(managed=managed, handover={"enabled": True, "away": away}, boot_lacks=[])
+    monkeypatch.setattr(ssh, "read", lambda *_, **__: found)
+    state = {"host": "pve", "settings": "", **WANTED, "generation": {}}
+    refreshed = HostProbeWork(TEXTS).refreshed(state)
+    assert refreshed and refreshed["stale"] is (bool(away) and lost) and refreshed["generation"]["handover"] == lost
+
+
 @pytest.mark.parametrize("bound", [True, False])
 def test_only_what_runs_with_words_that_the_next_boot_has_not_is_said_to_keep_them(
     monkeypatch: pytest.MonkeyPatch, bound: bool
