@@ -226,7 +226,7 @@ def mapping_of(card: Card, vms: Iterable[int], facts: HostFacts) -> str:
 
 def in_vm(vmid: int, card: Card, mapping: str, facts: HostFacts) -> VmCard:
     """A card as its VM's settings give it: taken over where the VM has it by a line of a person's own."""
-    plain = VmCard(card.key, mapping, facts.path_of(card.place), name=card.name)
+    plain = VmCard(card.key, mapping, facts.path_of(card.place))
     lines = lines_of(seen_of(facts, vmid).base, plain).items()
     return replace(plain, take_over=any(not same(*line, plain.in_place_of("")) for line in lines))
 

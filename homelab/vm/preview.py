@@ -57,7 +57,7 @@ def describe(
         else:
             its_cards = ", ".join(card.in_place_of("") for card in wish.cards) or "no card"
             vm_lines = [f"  VM {vm.vmid} ({guest}): created with {its_cards}"]
-            vm_errors = refusals.of_users({}, wish, users_of(seen, wish.cards, facts))
+            vm_errors = refusals.of_users({}, wish, users_of(seen, wish.cards, facts), facts)
         lines += vm_lines
         errors += vm_errors
         for use in vm.gpus:

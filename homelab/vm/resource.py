@@ -10,12 +10,13 @@ this program set it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import pulumi
 
 from homelab.resources.base import Owned, VmInputs
 from homelab.shapes import BootSeen
+from homelab.vm.cards import VmCard
 
 
 class VmCards(Owned):
@@ -28,10 +29,10 @@ class VmCards(Owned):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(VmInputs):
-        """`cards`: fields of `vm.cards.VmCard`; `instance`: of a VM that was made here; `goes_away`: is the VM itself
+        """`instance`: of a VM that was made here; `goes_away`: is the VM itself
         deleted next?; `address`: the guest's; `agent`: it is asked."""
 
-        cards: list[dict[str, Any]]
+        cards: list[VmCard]
         machine: str | None = None
         display: str
         power: Literal["keep", "running", "stopped"]

@@ -11,7 +11,7 @@ from homelab.host import gates, ha
 from homelab.remote.ledger import stack_of
 from homelab.remote.proxmox import guest_address
 from homelab.text import tell
-from homelab.vm.cards import VmCard, Wish
+from homelab.vm.cards import Wish
 from homelab.vm.plan import UNFINISHED, SeenVm, judge_vm
 from homelab.vm.resource import VmCards
 from homelab.work import started
@@ -37,9 +37,8 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
 
     def _brought(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs) -> VmCards.Outputs:
         host, vmid = self.host(inputs), inputs.vmid
-        places = [] if inputs.power == "stopped" else [str(card["slot"]) for card in inputs.cards]
+        places = [] if inputs.power == "stopped" else [card.slot for card in inputs.cards]
         facts = started.awake(host, vmid, places)
-        names = {str(card["slot"]): facts.card(str(card["slot"])) for card in inputs.cards}
         same_id = [vm for vm in self.stack.vms(inputs.host).values() if vm.vmid == vmid]
         begun: VmCards.Outputs | None = None
 
@@ -47,7 +46,7 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
             nonlocal begun
             if seen.node != inputs.node:
                 raise elsewhere(f"VM {vmid} given its cards", "qemu", vmid, inputs.node, seen.node)
-            judged = judge_vm(_seen(seen), _wish(inputs, names), facts)
+            judged = judge_vm(_seen(seen), _wish(inputs), facts)
             refused = [*gates.readable(facts), *gates.guests_listed(facts, host), *judged.refusals]
             raise_all([*refused, *ha.refused_under_ha(facts, host, same_id)])
             begun = replace(outputs, guest_name=seen.config.get("name", inputs.vm), state="", drift=[UNFINISHED])
@@ -90,7 +89,7 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
             return [f"VM {vmid} is gone"]
         if not seen.is_here or seen.node != inputs.node:
             return [elsewhere("", "qemu", vmid, inputs.node, seen.node).found]
-        return judge_vm(_seen(seen, outputs.state), _wish(inputs, {}), facts).steps
+        return judge_vm(_seen(seen, outputs.state), _wish(inputs), facts).steps
 
     def delete(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs) -> None:
         left = self._transaction(inputs).revert(replace(self._wanted(inputs), goes_away=inputs.goes_away))
@@ -112,10 +111,8 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
         return Wanted(vmid=inputs.vmid, terms=terms)
 
 
-def _wish(inputs: VmCards.Inputs, names: dict[str, str]) -> Wish:
-    """:param names: of cards, by their slots, for messages."""
-    cards = [VmCard(**card, name=names.get(str(card["slot"]), "")) for card in inputs.cards]
-    return Wish(inputs.vm, inputs.vmid, cards, inputs.machine, inputs.display, inputs.power)
+def _wish(inputs: VmCards.Inputs) -> Wish:
+    return Wish(inputs.vm, inputs.vmid, inputs.cards, inputs.machine, inputs.display, inputs.power)
 
 
 def _seen(answer: Answer, state: str = "running") -> SeenVm:

@@ -13,6 +13,7 @@ import yaml
 
 from homelab.errors import HomelabError
 from homelab.shapes import BootSeen, ShutdownInputs
+from homelab.vm.cards import VmCard
 from homelab.vm.resource import VmCards
 from homelab.vm.work import VmCardsWork
 from homelab.work import started
@@ -30,7 +31,7 @@ NO_FLR: Resets = ([], [])
 FLR: Resets = (["flr"], ["flr"])
 SINGLE: Resets = ([],)
 INPUTS = VmCards.Inputs(
-    host=NODE, node=NODE, vm="sandbox", vmid=VM, cards=[{"gpu": "rtx5090", "mapping": "rtx5090", "slot": "0000:01:00"}], display="keep",
+    host=NODE, node=NODE, vm="sandbox", vmid=VM, cards=[VmCard("rtx5090", "rtx5090", "0000:01:00")], display="keep",
     power="running", instance="", goes_away=False, boot=BootSeen(id="b", stopped=[], at=0), shutdown=SHUTDOWN,
 )  # fmt: skip
 

@@ -19,6 +19,7 @@ from homelab.guest.resource import Guest
 from homelab.guest.work import GuestWork
 from homelab.remote.proxmox import api as api_module
 from homelab.shapes import BootSeen, ShutdownInputs
+from homelab.vm.cards import VmCard
 from homelab.vm.resource import VmCards
 from homelab.vm.work import VmCardsWork
 from homelab.work.vm_transaction import VmTransaction
@@ -28,7 +29,7 @@ from tests.lab.test_proxmox_api import host_of
 
 VM = 103
 SHUTDOWN = ShutdownInputs(timeout=5, otherwise="stop")
-CARD = {"gpu": "gpu", "mapping": "gpu", "slot": "0000:01:00"}
+CARD = VmCard("gpu", "gpu", "0000:01:00")
 GIVEN = "hostpci0: mapping=gpu,pcie=1"
 URN = "urn:pulumi:s::p::homelab:vm:Cards::sandbox"
 
@@ -202,7 +203,7 @@ def test_one_that_a_killed_run_has_left_off_stays_off_where_it_has_moved(
 def test_what_was_given_is_given_back_where_the_vm_is_but_no_address_of_another_node(cluster: LabCluster) -> None:
     """The address on pve1 is another device's on pve2."""
     cluster["pve1"].run(f"qm set {VM} --hostpci0 0000:01:00,pcie=1,romfile=a.rom --machine q35")
-    works(cluster).create(cards_of("pve1", cards=[{**CARD, "take_over": True}]))
+    works(cluster).create(cards_of("pve1", cards=[dataclasses.replace(CARD, take_over=True)]))
     assert f"{GIVEN},romfile=a.rom" in conf(cluster, "pve1")
     move(cluster, "pve1", "pve2")
     cluster["pve2"].machine.exchange("0000:01:00.0", "10de:2684", "1458:40bf")
@@ -282,7 +283,7 @@ def test_a_made_vm_that_wasnt_removed_can_lose_its_card_again(
     config = {"name": "mine", "memory": "512", "machine": "q35"}
     vm = dataclasses.replace(made_of("pve1", config=config), shutdown=shutdown)
     cards = dataclasses.replace(cards_of("pve1", goes_away=True, power="running"), vm="mine", vmid=ID)
-    cards = dataclasses.replace(cards, shutdown=shutdown, cards=[{**CARD, "by_address": True}])
+    cards = dataclasses.replace(cards, shutdown=shutdown, cards=[dataclasses.replace(CARD, by_address=True)])
     machine, work = GuestWork(texts(cluster, vms={}), URN), works(cluster)
     made, given = machine.create(vm), work.create(cards)
     cluster["pve1"].fault("guest-ignores-shutdown", ID)

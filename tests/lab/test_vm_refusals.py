@@ -16,6 +16,7 @@ from homelab.errors import HomelabError
 from homelab.facts.host import HostFacts
 from homelab.remote.ssh import Session
 from homelab.shapes import BootSeen, ShutdownInputs
+from homelab.vm.cards import VmCard
 from homelab.vm.resource import VmCards
 from homelab.vm.work import VmCardsWork
 from lab import Lab
@@ -24,7 +25,7 @@ from tests import forked_agent
 from tests.lab.test_proxmox_api import host_of, map_card
 
 NODE, VM = "pve", 103
-CARD = {"gpu": "rtx5090", "mapping": "rtx5090", "slot": "0000:01:00"}
+CARD = VmCard("rtx5090", "rtx5090", "0000:01:00")
 MAPPED = "mapping=rtx5090,pcie=1"
 
 

@@ -197,6 +197,7 @@ def test_a_card_that_is_taken_in_turn_is_taken_from_no_vm_by_a_run() -> None:
         seen = facts(guests=guests, ledger=vm_note(104, lines, "hostpci0"))
         errors = describe(seen, one, plan.wanted(seen, one), {"gaming": VM}, "p/s")[1]
         assert [error.found for error in errors] == found
+        assert all(seen.card("0000:01:00") in error.wanted for error in errors), "as an `up` names it"
 
 
 # -- drift, and what is away -----------------------------------------------------------------------------------------

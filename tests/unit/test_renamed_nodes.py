@@ -14,6 +14,7 @@ from homelab.remote import ssh
 from homelab.settings import Host
 from homelab.shapes import BootSeen, ShutdownInputs
 from homelab.vm import work as vm_cards
+from homelab.vm.cards import VmCard
 from homelab.vm.resource import VmCards
 from homelab.vm.work import VmCardsWork
 from remote_scripts.both.container_cards import Left
@@ -27,7 +28,7 @@ OLD = VmCards.Inputs(
     node="old",
     vm="sandbox",
     vmid=103,
-    cards=[{"gpu": "rtx5090", "mapping": "rtx5090", "slot": "0000:01:00"}],
+    cards=[VmCard("rtx5090", "rtx5090", "0000:01:00")],
     display="keep",
     power="keep",
     instance="",
