@@ -1,8 +1,8 @@
 """Small faults put into the product, one at a time: which test notices each. mutants.yaml has them, and what became of each.
 
 python -m tests.mutants [ID …]: runs these, or all, each in a copy of the checkout, against the tests that name its module, until one fails; rewrites
-mutants.yaml; 1 where one lives, or its text is gone. --survivors: those that lived, against all tests without the engine. --table: prints the results as Markdown.
---draw N [PART]: prints N others for each part, to be read, and put into mutants.yaml in the place of those whose code is gone.
+mutants.yaml; 1 where one lives, or its text is gone. --survivors: those that lived, against all tests without the engine.
+One whose code is gone gets another in its place by hand, in a line of its part that chance chooses.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import ast
 import functools
 import importlib.util
 import os
-import random
 import re
 import shutil
 import subprocess
@@ -21,7 +20,7 @@ import sysconfig
 import tempfile
 import time
 import venv
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import SimpleQueue
@@ -175,109 +174,6 @@ def tried(tree: Path, mutant: Mutant, tests: Sequence[str], seconds: int) -> Mut
     return kept | {"killed_by": failed, "seconds": took}
 
 
-_SIGNS: dict[type[ast.AST], tuple[str, str]] = {
-    **{ast.Eq: ("==", "!="), ast.NotEq: ("!=", "=="), ast.In: ("in", "not in"), ast.NotIn: ("not in", "in")},
-    **{ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="), ast.GtE: (">=", ">")},
-    **{ast.Is: ("is", "is not"), ast.IsNot: ("is not", "is"), ast.And: ("and", "or"), ast.Or: ("or", "and")},
-}
-_EMPTY = {"bool": "False", "str": "''", "int": "0", "list": "[]", "tuple": "()", "dict": "{}", "None": "None"}
-# What is said to people, and for how long something is waited.
-_SAYS = re.compile(r"(say|tell\w*|debug|info|warn\w*|Failure|_about|\w*Error|Refusal|\w*[Rr]emark\w*|write_log)$")
-_WAITS = re.compile(r"second|timeout|wait|_grace|interval", re.IGNORECASE)
-
-
-def _faults(node: ast.AST, returns: str) -> Iterator[tuple[str, ast.expr | ast.stmt, int, int, str, str]]:
-    """Kind, node, columns from and to, and the text that goes and that comes, of each fault that a node can have."""
-
-    def gap(kind: str, sign: type[ast.AST], left: ast.expr, right: ast.expr) -> Iterator[Any]:
-        if left.end_lineno == right.lineno:
-            yield kind, left, left.end_col_offset, right.col_offset, *_SIGNS[sign]
-
-    match node:
-        case ast.Compare(left=left, ops=[sign], comparators=[right]):
-            yield from gap("comparison turned", type(sign), left, right)
-        case ast.BoolOp(op=sign, values=values):
-            for left, right in zip(values, values[1:], strict=False):
-                yield from gap("and, or exchanged", type(sign), left, right)
-        case ast.If(test=test) | ast.While(test=test) | ast.IfExp(test=test) if not isinstance(test, ast.UnaryOp):
-            yield "condition negated", test, test.col_offset, test.end_col_offset or 0, "", "not ({})"
-        case ast.UnaryOp(op=ast.Not(), operand=operand):
-            yield "not removed", node, node.col_offset, operand.col_offset, "not ", ""
-        case ast.Constant(value=bool(value)):
-            yield "constant changed", node, node.col_offset, node.end_col_offset or 0, str(value), str(not value)
-        case ast.Constant(value=int(value)):
-            yield "constant changed", node, node.col_offset, node.end_col_offset or 0, str(value), str(value + 1)
-        case ast.Expr(value=ast.Call()):
-            yield "call dropped", node, node.col_offset, node.end_col_offset or 0, "", "pass"
-        case ast.Return(value=ast.expr() as value) if empty := _EMPTY.get(re.split(r"\[| \|", returns)[0]):
-            empty = "None" if "None" in returns else empty
-            yield "return emptied", value, value.col_offset, value.end_col_offset or 0, "", empty
-        case ast.Tuple(elts=[*_, before, last], ctx=ast.Load()) | ast.List(elts=[*_, before, last], ctx=ast.Load()):
-            if before.end_lineno == last.end_lineno:
-                end = last.end_col_offset or 0
-                yield "element dropped", before, before.end_col_offset or 0, end, "", ","
-
-
-def drawable(file: str) -> Iterator[tuple[str, Mutant]]:
-    """All mutants that can be drawn of a module, with their kinds: each in one line that is there once in its function."""
-    text = (PROJECT / file).read_text(encoding="utf-8")
-    lines = text.splitlines()
-    for name, function in functions(text).items():
-        todo: list[ast.AST] = list(function.body)
-        returns = ast.unparse(function.returns) if function.returns else ""
-        while todo:
-            node = todo.pop()
-            match node:
-                case ast.Raise() | ast.JoinedStr():
-                    continue
-                case ast.Call(func=ast.Name(id=called) | ast.Attribute(attr=called)) if _SAYS.search(called):
-                    continue
-                case ast.Expr(value=ast.Call(func=ast.Name(id=called) | ast.Attribute(attr=called))) if _SAYS.search(
-                    called
-                ):
-                    continue
-                case ast.keyword(arg=str(target)) | ast.Assign(targets=[ast.Name(id=target)]) if _WAITS.search(target):
-                    continue
-                case ast.AnnAssign():
-                    todo += [node.value] if node.value else []
-                    continue
-            todo += ast.iter_child_nodes(node)
-            for kind, place, start, end, old, new in _faults(node, returns):
-                if place.lineno != place.end_lineno:
-                    continue
-                whole = lines[place.lineno - 1]
-                piece = whole.encode()[start:end].decode()
-                changed = piece.replace(old, new, 1) if old else new.format(piece) if "({})" in new else new
-                after = whole.encode()[:start].decode() + changed + whole.encode()[end:].decode()
-                mutant = {"file": file, "function": name, "before": whole.strip(), "after": after.strip()}
-                try:
-                    ast.parse(mutated(text, mutant))
-                except (Gone, SyntaxError):
-                    continue
-                if mutant["after"] != mutant["before"]:
-                    yield kind, mutant
-
-
-def drawn(files: Sequence[str], seed: str) -> Iterator[Mutant]:
-    """Mutants of some modules, in an order that chance gives: each of another function, of a kind that chance chooses."""
-    chance = random.Random(seed)
-    kinds: dict[str, list[Mutant]] = {}
-    for file in files:
-        for kind, mutant in drawable(file):
-            kinds.setdefault(kind, []).append(mutant)
-    met = set[tuple[str, str]]()
-    while any(kinds.values()):
-        of_kind = kinds[chance.choice(sorted(kind for kind, mutants in kinds.items() if mutants))]
-        mutant = of_kind.pop(chance.randrange(len(of_kind)))
-        if (mutant["file"], mutant["function"]) not in met:
-            met.add((mutant["file"], mutant["function"]))
-            yield mutant
-
-
-def _dumped(head: str, data: dict[str, Any]) -> str:
-    return head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1000)
-
-
 def _result(mutant: Mutant) -> str:
     if "killed_by" in mutant:
         return f"killed by {mutant['killed_by']} in {mutant['seconds']} s"
@@ -285,7 +181,7 @@ def _result(mutant: Mutant) -> str:
 
 
 def main() -> int:
-    """Run, print or draw."""
+    """Run them."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("ids", nargs="*", help="which; all where none is named")
     parser.add_argument(
@@ -293,28 +189,13 @@ def main() -> int:
         action="store_true",
         help="those that lived, against all tests that need no engine, for as long as these take",
     )
-    parser.add_argument("--table", action="store_true", help="print the results as Markdown")
-    parser.add_argument(
-        "--draw", type=int, metavar="N", help="print N others of each part, or of the part that is named"
-    )
-    parser.add_argument("--seed", default="2026-11-27", help="for --draw")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     text = DATA.read_text(encoding="utf-8")
     head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
     data = yaml.safe_load(text)
     mutants: dict[str, Mutant] = data["mutants"]
-    if options.draw:
-        for part in options.ids or data["parts"]:
-            order = drawn(data["parts"][part], f"{options.seed} {part}")
-            print(_dumped("", {part: [mutant for _, mutant in zip(range(options.draw), order, strict=False)]}))
-        return 0
     chosen = options.ids or [id for id, mutant in mutants.items() if "survived" in mutant or not options.survivors]
-    if options.table:
-        print("| id | function | result |\n|---|---|---|")
-        for id in chosen:
-            print(f"| {id} | {mutants[id]['file']}: {mutants[id]['function']} | {_result(mutants[id])} |")
-        return 0
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder, ThreadPoolExecutor(options.workers) as pool:
         trees: SimpleQueue[Path] = SimpleQueue()
         for number in range(options.workers):
@@ -331,7 +212,8 @@ def main() -> int:
         for done in as_completed([pool.submit(one, id) for id in chosen]):
             id, mutant = done.result()
             mutants[id] = mutant
-            DATA.write_text(_dumped(head, data), encoding="utf-8")
+            written = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1000)
+            DATA.write_text(head + written, encoding="utf-8")
             print(f"{id}: {_result(mutant)}", flush=True)
     return 0 if all("killed_by" in mutants[id] for id in chosen) else 1
 
