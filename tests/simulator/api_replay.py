@@ -5,8 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import time
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,76 +131,40 @@ def _is_the_nodes_alone(line: dict[str, Any]) -> bool:
 
 @dataclass
 class Replay:
-    """Sends a transcript's exchanges and collects differences.
+    """Sends exchanges, and tells how the answers differ.
 
     Args:
         client: who sends.
-        name: the transcript's.
-        treatments: of api_not_held.txt.
-        shell: runs a command on the node and returns its output; None where that can't be done.
-        before: by line number, what to do before it.
     """
 
     client: Client
-    name: str
-    treatments: dict[tuple[str, int], str]
-    shell: Callable[[str], str] | None = None
-    before: dict[int, Callable[[], object]] = field(default_factory=dict)
-    differences: list[str] = field(default_factory=list)
-    sent: int = 0
     _upids: dict[str, str] = field(default_factory=dict)
     _digests: dict[str, str] = field(default_factory=dict)
 
-    def run(self, path: Path) -> None:
-        """The whole transcript."""
-        lines = list(recorded(path))
-        polled = {part for _, line in lines for part in line.get("path", "").split("/") if part.startswith("UPID:")}
-        for number, line in lines:
-            if number in self.before:
-                self.before[number]()
-            treatment = self.treatments.get((self.name, number), "")
-            if treatment == "skipped" or not line:
-                continue
-            found = self._shell(line, treatment) if "shell" in line else self.compare(line, treatment, polled)
-            self.sent += 1
-            self.differences += [f"{self.name}.jsonl:{number}: {text}" for text in found]
-
-    # -- one line ----------------------------------------------------------------------------------------
-    def _shell(self, line: dict[str, Any], treatment: str) -> list[str]:
-        assert self.shell is not None
-        got, wanted = self.shell(line["shell"]), line["out"]
-        if treatment == "configuration alone":
-            wanted = wanted.partition("\0")[0]
-        return _compare(_neutral(wanted), _neutral(got), "out", exact=True)
-
-    def compare(self, line: dict[str, Any], treatment: str, polled: Set[str] = frozenset()) -> list[str]:
+    def compare(self, line: dict[str, Any], treatment: str = "") -> list[str]:
         """Send one exchange's request and return how the answer differs.
 
         Args:
-            polled: recorded task ids that later lines ask about; others' ends are waited for here.
+            treatment: of api_not_held.txt.
         """
         method = line.get("method", "GET")
         path = "/".join(self._upids.get(part, part) for part in (line.get("url") or line["path"]).split("/"))
         params = dict(line.get("params") or {})
         if params.get("digest") in self._digests:
             params["digest"] = self._digests[params["digest"]]
-        wanted = line["body"]
         reply = self.client.send(method, path, params)
-        if (
-            path.endswith("/status")
-            and "/tasks/" in path
-            and wanted.get("data")
-            and reply.status == line["status"] == 200
-        ):
-            wanted, reply = self._poll(line, path, reply)
-        self._learn(line, reply, polled)
+        if "/tasks/" in path and path.endswith("/status") and reply.status == line["status"] == 200:
+            _as_then(line["body"], reply)
+        self._learn(line, reply)
         found = [f"status {reply.status} {reply.reason!r}, recorded {line['status']} {line['reason']!r}"]
         if (reply.status, _neutral(reply.reason)) == (line["status"], _neutral(line["reason"] or "")):
             found = []
         if reply.status == line["status"]:
             if "ctype" in line and reply.content_type != line["ctype"]:
                 found.append(f"content type {reply.content_type}, recorded {line['ctype']}")
-            found += _compare_bodies(self._translated(wanted), reply.body, treatment, is_log=path.endswith("/log"))
+            found += _compare_bodies(
+                self._translated(line["body"]), reply.body, treatment, is_log=path.endswith("/log")
+            )
         return [f"{method} {path} {params}: {text}" for text in found]
 
     def version_differences(
@@ -224,37 +187,14 @@ class Replay:
         reply = self.client.send(line["method"], path, line["params"])
         return [] if reply.status == answer["status"] else [f"{path}: {reply.status} {reply.reason}, recorded {answer}"]
 
-    def _poll(self, line: dict[str, Any], path: str, reply: Reply) -> tuple[Any, Reply]:
-        """A task that had ended when it was recorded is waited for; one that still ran may have ended here."""
-        wanted = json.loads(json.dumps(line["body"]))
-        deadline = time.monotonic() + 60
-        while wanted["data"]["status"] == "stopped" and reply.body["data"]["status"] != "stopped":
-            assert time.monotonic() < deadline, f"{path} didn't end"
-            time.sleep(0.02)
-            reply = self.client.send("GET", path)
-        if wanted["data"]["status"] == "running" and isinstance(reply.body, dict):
-            reply.body["data"].pop("exitstatus", None)
-            reply.body["data"]["status"] = "running"
-        return wanted, reply
-
-    def _learn(self, line: dict[str, Any], reply: Reply, polled: Set[str]) -> None:
+    def _learn(self, line: dict[str, Any], reply: Reply) -> None:
         """Take note of what the answer's own ids are here."""
         theirs = line["body"].get("data") if isinstance(line["body"], dict) else None
         ours = reply.body.get("data") if isinstance(reply.body, dict) else None
         if isinstance(theirs, str) and theirs.startswith("UPID:") and isinstance(ours, str):
             self._upids[theirs] = ours
-            if theirs not in polled:
-                self.wait(ours)
         if isinstance(theirs, dict) and isinstance(ours, dict) and {"digest"} <= theirs.keys() & ours.keys():
             self._digests[theirs["digest"]] = ours["digest"]
-
-    def wait(self, upid: str) -> None:
-        """Wait until a task has ended."""
-        node = upid.split(":")[1]
-        deadline = time.monotonic() + 60
-        while self.client.data("GET", f"/nodes/{node}/tasks/{upid}/status")["status"] != "stopped":
-            assert time.monotonic() < deadline, f"{upid} didn't end"
-            time.sleep(0.02)
 
     def lines(self, text: str) -> list[str]:
         """What a command printed, without what is different each time, in an order of its own."""
@@ -272,12 +212,23 @@ class Replay:
         alike = ("\n" in wanted.strip()) == ("\n" in got.strip()) and (": " in wanted) == (": " in got)
         return _compare(answers[0], answers[1], "out") if alike else ["out is laid out in another way"]
 
+    def compare_text(self, wanted: str, got: str) -> list[str]:
+        """How what a command printed differs, in any place."""
+        return _compare(_neutral(wanted), _neutral(got), "out", exact=True)
+
     def _translated(self, wanted: Any) -> Any:
         """The recorded body with the ids that tasks have here."""
         text = json.dumps(wanted)
         for theirs, ours in self._upids.items():
             text = text.replace(theirs, ours)
         return json.loads(text)
+
+
+def _as_then(wanted: Any, reply: Reply) -> None:
+    """A task that still ran when it was recorded has ended here."""
+    if wanted["data"]["status"] == "running":
+        reply.body["data"].pop("exitstatus", None)
+        reply.body["data"]["status"] = "running"
 
 
 def _neutral(text: str) -> str:

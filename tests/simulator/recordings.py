@@ -10,7 +10,7 @@ import contextlib
 import io
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from lab.api.tasks import Work
 from lab.host import guest_programs
 from lab.host.program import Failure, UsageError
 from lab.host.state import HostState
+from tests.conftest import shared
 from tests.lab.host_kit import Host
 from tests.simulator.api_replay import Client, Replay, Reply, recorded
 
@@ -53,6 +54,11 @@ def _numbers(text: str) -> Iterator[int]:
     for part in text.split(","):
         first, _, last = part.strip().partition("-")
         yield from range(int(first), int(last or first) + 1)
+
+
+def path_of(name: str) -> Path:
+    """A transcript."""
+    return shared("pve_api", "transcripts", f"{name}.jsonl")
 
 
 class Node(Client):
@@ -147,31 +153,32 @@ class Outcome:
     compared: int = 0
     same_though_listed: list[int] = field(default_factory=list)
 
+    def check(self) -> None:
+        """
+        Raises:
+            AssertionError: with all differences.
+        """
+        lines = [f"{number}: {text}" for number, texts in self.differences.items() for text in texts]
+        assert not lines, f"{len(self.differences)} of {self.compared} differ:\n" + "\n".join(lines)
+        assert not self.same_though_listed, f"these can be compared: {self.same_though_listed}"
+        assert self.compared > 0
 
-def replay(
-    node: Node, name: str, path: Path, before: dict[int, Callable[[], object]], only: Iterable[int] | None = None
-) -> Outcome:
+
+def replay(node: Node, name: str, before: dict[int, Callable[[], object]]) -> Outcome:
     """Send a transcript's exchanges.
 
     Args:
         before: by line, what the recording's makers did between two lines without writing it down.
-        only: the lines to send; None for all.
     """
-    listed, found = not_held(), Outcome()
-    one = Replay(node, name, {})
-    # A task that isn't asked about later has ended as well here, where none is waited for.
-    for number, line in recorded(path):
+    listed, found, one = not_held(), Outcome(), Replay(node)
+    for number, line in recorded(path_of(name)):
         if number in before:
             before[number]()
-        held = listed.get((name, number))
-        if (
-            (only is not None and number not in only)
-            or not (line.get("path") or line.get("shell"))
-            or held == "skipped"
-        ):
+        treatment = listed.get((name, number), "")
+        if treatment == "skipped" or not (line.get("path") or line.get("shell")):
             continue
-        differences = _compare_shell(node, one, line) if "shell" in line else one.compare(line, "")
-        if held is None:
+        differences = _compare_shell(node, one, line) if "shell" in line else one.compare(line, treatment)
+        if treatment != "sent":
             found.compared += 1
             if differences:
                 found.differences[number] = differences
@@ -182,7 +189,10 @@ def replay(
 
 def _compare_shell(node: Node, one: Replay, line: dict[str, Any]) -> list[str]:
     """A command's exit status, and its lines in any order: which of its two streams came first wasn't recorded."""
-    printed, status = node.shell(line["shell"])
+    command, first, _ = line["shell"].partition("; tail")
+    printed, status = node.shell(command)
+    if "rc" not in line:  # a file's text, whose lines have their order
+        return one.compare_text(line["out"].partition("\0")[0] if first else line["out"], printed)
     found = (
         []
         if _class(status) == _class(line["rc"])

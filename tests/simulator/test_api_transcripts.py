@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ import pytest
 from lab import Lab
 from lab.api.auth import ROOT, ticket
 from lab.host.state import HostState
-from tests.conftest import shared
+from tests.lab.host_kit import Host
 from tests.simulator.api_replay import Client, Replay, recorded
-from tests.simulator.recordings import not_held
+from tests.simulator.recordings import Node, path_of, replay
+from tests.simulator.test_api_recordings import GPU0, GPU1
 
 NAMES = (
     "auth_and_mapping",
@@ -33,8 +34,6 @@ NAMES = (
     "lxc_start_with_devices",
     "reads",
 )
-GPU0 = "node=pve1,path=0000:01:00,id=10de:2684,iommugroup=16,subsystem-id=1043:88e2"
-GPU1 = "node=pve1,path=0000:41:00,id=10de:2684,iommugroup=42,subsystem-id=1043:88e2"
 CONTAINER = """\
 arch: amd64
 cmode: shell
@@ -48,66 +47,42 @@ unprivileged: 1
 """
 
 
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    with Lab.start("recorded-node", state=tmp_path / "lab") as started:
-        yield started
-
-
-@pytest.fixture
-def client(lab: Lab) -> Iterator[Client]:
-    with closing(Client(lab.api["url"], ticket(HostState(lab.state), ROOT))) as made:
-        yield made
-
-
-def path_of(name: str) -> Path:
-    return shared("pve_api", "transcripts", f"{name}.jsonl")
-
-
-def prepare(lab: Lab, client: Client, name: str) -> dict[int, Callable[[], object]]:
-    """Bring the lab to the state in which a transcript begins; return what is to be done before some of its lines."""
+def prepare(node: Node, name: str) -> dict[int, Callable[[], object]]:
+    """Bring the node to the state in which a transcript begins; return what is to be done before some of its lines."""
     if name in ("qemu_start_and_pending", "qemu_start_with_gpu", "reads"):
-        client.data("POST", "/cluster/mapping/pci", id="gpu0", map=GPU0)
+        node.done("POST", "/cluster/mapping/pci", id="gpu0", map=GPU0)
     if name in ("qemu_start_with_gpu", "reads"):
-        client.data("POST", "/cluster/mapping/pci", id="pool", map=[GPU0, GPU1])
+        node.done("POST", "/cluster/mapping/pci", id="pool", map=[GPU0, GPU1])
     if name in ("lxc_start_with_devices", "reads"):
-        lab.run("mkdir -p $ROOT/dev/dri && touch $ROOT/dev/dri/renderD128")
-        lab.run("cat >$ROOT/etc/pve/lxc/201.conf", stdin=CONTAINER)
+        node.write("/dev/dri/renderD128", "")
+        node.write("/etc/pve/lxc/201.conf", CONTAINER)
     if name == "reads":
-        prepare_reads(lab, client)
+        prepare_reads(node)
     if name == "qemu_config":
-        return {70: lambda: client.data("PUT", "/nodes/pve1/qemu/100/config", cores=3)}
+        return {70: lambda: node.done("PUT", "/nodes/pve1/qemu/100/config", cores=3)}
     if name == "qemu_start_and_pending":
-        return {44: lambda: lab.run("rm -r $ROOT/sys/class/iommu/*")}
+        return {44: lambda: node.shell("rm -r $ROOT/sys/class/iommu/*")}
     if name == "lxc_config":
         failure = "vzstart=command 'systemctl start pve-container@200' failed: exit code 1"
-        return {65: lambda: lab.fault("task-fails", failure)}
+        return {65: lambda: node.fault("task-fails", failure)}
     return {}
 
 
-def prepare_reads(lab: Lab, client: Client) -> None:
+def prepare_reads(node: Node) -> None:
     """What the recording node held in the end."""
-    client.data("PUT", "/storage/local", content="images,rootdir,vztmpl,iso,backup,snippets")
-    lab.run(
-        "printf 'cores: 2\\nmemory: 4096\\nname: renamed\\nscsi0: local:100/vm-100-disk-0.raw,size=1G\\ntags: a;b\\n'"
-        " >$ROOT/etc/pve/qemu-server/100.conf; printf 'hostpci0: 0000:01:00\\n' >$ROOT/etc/pve/qemu-server/105.conf;"
-        "for id in 110 111 112; do printf 'memory: 128\\nname: v%s\\n' $id >$ROOT/etc/pve/qemu-server/$id.conf; done;"
-        "printf 'memory: 301\\nrootfs: local:200/subvol-200-disk-0.subvol,size=0T\\n' >$ROOT/etc/pve/lxc/200.conf"
-    )
-    replay = Replay(client, "reads", {})
-    replay.wait(client.data("POST", "/nodes/pve1/qemu/110/status/stop"))
+    node.done("PUT", "/storage/local", content="images,rootdir,vztmpl,iso,backup,snippets")
+    disk = "scsi0: local:100/vm-100-disk-0.raw,size=1G"
+    vms = {100: f"cores: 2\nmemory: 4096\nname: renamed\n{disk}\ntags: a;b\n", 105: "hostpci0: 0000:01:00\n"}
+    for vmid, text in (vms | {vmid: f"memory: 128\nname: v{vmid}\n" for vmid in (110, 111, 112)}).items():
+        node.write(f"/etc/pve/qemu-server/{vmid}.conf", text)
+    node.write("/etc/pve/lxc/200.conf", "memory: 301\nrootfs: local:200/subvol-200-disk-0.subvol,size=0T\n")
+    node.power(110, "stop")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_lab_answers_as_the_recorded_node(lab: Lab, client: Client, name: str) -> None:
-    def shell(command: str) -> str:
-        return lab.run(command.partition("; tail")[0].replace("/etc/pve", "$ROOT/etc/pve")).stdout
-
-    replay = Replay(client, name, not_held(), shell)
-    replay.before = prepare(lab, client, name)
-    replay.run(path_of(name))
-    assert replay.sent > 0
-    assert not replay.differences, f"{len(replay.differences)} differences:\n" + "\n".join(replay.differences)
+def test_the_lab_answers_as_the_recorded_node(tmp_path: Path, name: str) -> None:
+    node = Node(Host(tmp_path / "lab", "recorded-node", running=True))
+    replay(node, name, prepare(node, name)).check()
 
 
 def real_node() -> tuple[Client, str] | None:
@@ -117,17 +92,17 @@ def real_node() -> tuple[Client, str] | None:
 
 def harmless_differences(client: Client, node: str) -> list[str]:
     """Send what changes nothing: it reads, or is refused for its parameters before anything is done."""
-    replay = Replay(client, "another node", {})
+    one, sent, found = Replay(client), 0, list[str]()
     for name in ("reads", "auth_and_mapping", "qemu_config", "lxc_config"):
         for number, line in recorded(path_of(name)):
             if not is_harmless(name, line):
                 continue
             asked = json.loads(json.dumps(line).replace("pve1", node))
             treatment = "another installation" if asked["status"] == 200 else ""
-            replay.differences += [f"{name}:{number}: {text}" for text in replay.compare(asked, treatment)]
-            replay.sent += 1
-    assert replay.sent > 20
-    return replay.differences
+            found += [f"{name}:{number}: {text}" for text in one.compare(asked, treatment)]
+            sent += 1
+    assert sent > 20
+    return found
 
 
 def is_harmless(name: str, line: dict[str, Any]) -> bool:
@@ -151,8 +126,10 @@ def test_a_real_node_answers_reads_and_refusals_as_recorded() -> None:
     assert not differences, "\n".join(differences)
 
 
-def test_what_is_sent_to_a_real_node_is_answered_by_a_lab_and_changes_nothing(lab: Lab, client: Client) -> None:
-    before = lab.snapshot("etc/pve")
-    differences = harmless_differences(client, "pve1")
-    assert not differences, "\n".join(differences)
-    assert lab.snapshot("etc/pve") == before
+def test_what_is_sent_to_a_real_node_is_answered_by_a_lab_and_changes_nothing(tmp_path: Path) -> None:
+    with Lab.start("recorded-node", state=tmp_path / "lab") as lab:
+        before = lab.snapshot("etc/pve")
+        with closing(Client(lab.api["url"], ticket(HostState(lab.state), ROOT))) as client:
+            differences = harmless_differences(client, "pve1")
+        assert not differences, "\n".join(differences)
+        assert lab.snapshot("etc/pve") == before
