@@ -21,8 +21,7 @@ SERVER = "QUICK_PYTHON"
 
 @contextlib.contextmanager
 def server() -> Iterator[None]:
-    """A server (server.py) for the runs of the engine that this process starts; it ends with this process, however that ends. One within another's
-    time takes its place."""
+    """A server (server.py) for the runs of the engine that this process starts; it ends with this process, however that ends."""
     if PLAIN or platform.system() != "Linux":  # abstract names of sockets
         yield
         return
@@ -34,12 +33,9 @@ def server() -> Iterator[None]:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, cwd="/", pass_fds=[listener.fileno()], start_new_session=True
         )
-    before = os.environ.get(SERVER)
     os.environ[SERVER] = name
     try:
         yield
     finally:
         del os.environ[SERVER]
-        if before is not None:
-            os.environ[SERVER] = before
         process.communicate()

@@ -22,13 +22,6 @@ PROJECT = Path(__file__).resolve().parent.parent.parent
 IMPORTED = (
     "asyncssh",
     "proxmoxer.backends.https",
-    "homelab.doctor.report",
-    "homelab.remote.card_libraries",
-    "homelab.remote.diagnosis",
-    "homelab.remote.nvidia_steps",
-    "homelab.remote.planning",
-    "homelab.show.cards",
-    "homelab.show.result",
     "grpc.aio",
     "pulumi.runtime",
     "pulumi_command.remote",
@@ -36,7 +29,18 @@ IMPORTED = (
     "homelab.contract",
 )
 #: And all modules of these.
-PACKAGES = ("components", "homelab.provider", "homelab.resources", "homelab.work")
+PACKAGES = (
+    "components",
+    *(f"homelab.{name}" for name in ("doctor", "provider", "remote", "resources", "show", "work")),
+)
+
+
+def load(name: str) -> None:
+    """All modules of a package but its program."""
+    for module in pkgutil.iter_modules(importlib.import_module(name).__path__):
+        if module.name != "__main__":
+            # Which imports it now (homelab/later.py).
+            importlib.import_module(f"{name}.{module.name}").__doc__  # noqa: B018
 
 
 def warm() -> None:
@@ -60,10 +64,7 @@ def warm() -> None:
     from tests import put_agent
 
     for name in (*PACKAGES, *(f"homelab.{subject}" for subject in registry.SUBJECTS)):
-        package = importlib.import_module(name)
-        for module in pkgutil.iter_modules(package.__path__):
-            if module.name != "__main__":
-                importlib.import_module(f"{name}.{module.name}")
+        load(name)
     pulumi_command.remote.Command  # noqa: B018  # a module of the SDK is read at its first attribute
     # Eighty calls of the engine in a run, each waited for, that nobody sees without --debug.
     pulumi.log.debug = lambda *_, **__: None
@@ -84,11 +85,8 @@ def warm() -> None:
 
 def warm_commands() -> None:
     """What `python -m homelab` imports besides."""
-    import homelab.cli
-
     importlib.import_module("ruamel.yaml")
-    for module in pkgutil.iter_modules(homelab.cli.__path__):
-        importlib.import_module(f"homelab.cli.{module.name}").__doc__  # noqa: B018  # which imports it now (homelab/later.py)
+    load("homelab.cli")
 
 
 def prepare(words: list[str]) -> None:

@@ -18,17 +18,12 @@ from tests.conftest import PROJECT
 from tests.engine_stack import kill_tree
 from tests.waiting import wait_until
 
-SESSIONS = "the session's"
-
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[None]:
-    """One in the time of another one, to which it gives its place back; its imports take two seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(quick_python.SERVER, SESSIONS)
-        with quick_python.server():
-            yield
-        assert os.environ[quick_python.SERVER] == SESSIONS
+    """Its imports take two seconds."""
+    with quick_python.server():
+        yield
 
 
 def started(folder: Path, *words: str, **changes: str) -> subprocess.CompletedProcess[str]:
@@ -82,10 +77,6 @@ def test_who_is_killed_with_all_that_it_started_is_killed_with_its_fork(server: 
 def state_of(process: int) -> list[str]:
     """Its state, its parent and what follows in /proc/PID/stat."""
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-
-
-def test_one_server_in_anothers_time_has_its_place(server: None) -> None:
-    assert os.environ[quick_python.SERVER] != SESSIONS
 
 
 @pytest.mark.parametrize("name", ["", "nobody-listens"])
