@@ -65,8 +65,8 @@ test-plain: .venv/.dev ## test as users run it, without what makes the suite qui
 	@HOMELAB_PLAIN=1 $(VENV) -m tests.scratch -m pytest --timeout 3600 tests/$*.py >$(@D)/$(*F).log 2>&1
 	@touch $@
 
-test-fast: .venv/.dev ## run the quick tests that need no Pulumi: a minute on two processors
-	@$(VENV) -m pytest -n $(WORKERS) --dist worksteal -m "not slow" tests/unit tests/lab
+test-fast: .venv/.dev ## run the quick tests, of what is decided: a minute on two processors
+	@$(VENV) -m pytest -n $(WORKERS) --dist worksteal -m "not slow" tests/unit
 
 test-metal: .venv/.dev ## test on a real kernel, a Debian under QEMU (Linux; an hour; CUTS=50 SEED=7: more power cuts)
 	@$(VENV) -m tests.metal.prerequisites

@@ -36,42 +36,10 @@ def ours_below(folder: Path, suffix: str) -> Iterator[Path]:
         yield from (Path(parent, name) for name in files if name.endswith(suffix))
 
 
-# A real engine, real kernels.
-_SLOW_TIERS = ("e2e/", "engine/", "metal/", "windows/")
-#: Files and functions that `make test-fast` leaves out, by what they took: lab daemons that boot, sweeps over every moment of a script,
-#: the steps of NVIDIA's stack on whole systems.
-SLOW = frozenset(
-    {
-        "agent/test_nvidia_packages.py",
-        "agent/test_strace.py",
-        "lab/test_advice.py",
-        "lab/test_boots.py",
-        "lab/test_bound_hosts.py",
-        "lab/test_card_libraries.py",
-        "lab/test_cards.py",
-        "lab/test_container_hosts.py",
-        "lab/test_dead_mans_switch.py",
-        "lab/test_doctor.py",
-        "lab/test_handover.py",
-        "lab/test_host_ssh.py",
-        "lab/test_init.py",
-        "lab/test_kept_agent.py",
-        "lab/test_mappings.py",
-        "lab/test_moved_vms.py",
-        "lab/test_nvidia_read.py",
-        "lab/test_nvidia_stack.py",
-        "lab/test_passthrough_test.py",
-        "lab/test_proxmox_api.py",
-        "lab/test_real_hosts.py",
-        "lab/test_remapping.py",
-        "lab/test_renamed_guests.py",
-        "lab/test_several_takers.py",
-        "lab/test_storage_files.py",
-        "lab/test_vm_refusals.py",
-        "agent/test_run_guard.py::test_it_goes_on_for_as_long_as_it_hears_something",
-        "unit/test_settings_reach_resources.py::test_a_setting_that_changes_changes_what_a_resource_is_told",
-        "unit/test_windows.py",
-    }
+#: Of tests/unit what `make test-fast` leaves out, by what it took.
+SLOW = (
+    "unit/test_settings_reach_resources.py::test_a_setting_that_changes_changes_what_a_resource_is_told",
+    "unit/test_windows.py::",
 )
 
 #: Tiers and files whose tests need what only Linux has, and why. Elsewhere they aren't collected; the others run on Windows, too
@@ -186,11 +154,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             "e2e/test_nvidia_|lab/test_(nvidia_(read|stack)|card_l)|simulator/test_(pack|driver_)", name
         ) and not os.access("/usr/bin/apt-get", os.X_OK):
             item.add_marker(pytest.mark.skip(reason="packages are installed by this machine's apt: it has none"))
-        if (
-            name.startswith(_SLOW_TIERS)
-            or name in SLOW
-            or f"{name}::{getattr(item, 'originalname', item.name)}" in SLOW
-        ):
+        if not name.startswith("unit/") or f"{name}::{item.name}".startswith(SLOW):
             item.add_marker(pytest.mark.slow)
 
 
