@@ -45,22 +45,17 @@ class Result:
     @property
     def steps(self) -> list[tuple[str, str]]:
         """(operation, resource name) of every step that did something, in the order in which it ended."""
-        done = []
-        for event in self.events:
-            step = event.get("resOutputsEvent", {}).get("metadata")
-            if step and step["op"] not in ("same", "read") and not step["type"].startswith("pulumi:providers:"):
-                done.append((step["op"], name_of(step["urn"])))
-        return done
+        return self._noted("resOutputsEvent")
 
     @property
     def planned(self) -> list[tuple[str, str]]:
         """(operation, resource name) of every step that was begun, in that order; what a preview shows."""
-        begun = []
-        for event in self.events:
-            step = event.get("resourcePreEvent", {}).get("metadata")
-            if step and step["op"] not in ("same", "read") and not step["type"].startswith("pulumi:providers:"):
-                begun.append((step["op"], name_of(step["urn"])))
-        return begun
+        return self._noted("resourcePreEvent")
+
+    def _noted(self, kind: str) -> list[tuple[str, str]]:
+        steps = [event[kind]["metadata"] for event in self.events if "metadata" in event.get(kind, {})]
+        done = [step for step in steps if step["op"] not in ("same", "read")]
+        return [(step["op"], name_of(step["urn"])) for step in done if not step["type"].startswith("pulumi:providers:")]
 
     @property
     def changed(self) -> set[str]:

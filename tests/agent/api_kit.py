@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 from lab.api.tasks import Upid
+from lab.host.guest_programs import modules
 from remote_scripts.pve import pmxcfs
 from remote_scripts.tools.done import Done
 from tests.agent.kit import Host
@@ -53,6 +57,13 @@ def says_nothing(host: Host) -> None:
     host.programs |= dict.fromkeys(("perl", "qm"), lambda _arguments, _stdin: Done(2, b"", b"no quorum!\n"))
 
 
+def perl(root: Path, arguments: Sequence[str], stdin: bytes = b"") -> Done:
+    """Perl with the lab's calls of Proxmox VE's modules."""
+    environment = os.environ | modules(root / "etc/pve", quorate=True)
+    done = subprocess.run(["perl", *arguments], input=stdin, capture_output=True, env=environment)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
 def serve(host: Host, answers: Answers, node: str = "pve") -> None:
     """Has the host's programs ask it.
 
@@ -77,7 +88,7 @@ def serve(host: Host, answers: Answers, node: str = "pve") -> None:
 
     others = host.programs.get("perl")
 
-    def perl(arguments: Sequence[str], stdin: bytes) -> Done | int | str | None:
+    def of_host(arguments: Sequence[str], stdin: bytes) -> Done | int | str | None:
         return others(arguments, stdin) if others and MINTS not in arguments else f"a warning\n{_TICKET}"
 
-    host.programs |= {"perl": perl, "pvedaemon": answered}
+    host.programs |= {"perl": of_host, "pvedaemon": answered}

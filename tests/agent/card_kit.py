@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,7 +14,6 @@ from typing import Any
 import pytest
 
 from lab.api.guest_config import GuestConfig
-from lab.host.guest_programs import modules
 from lab.host.host_python import nodes_below
 from remote_scripts.both import container_cards
 from remote_scripts.both.terms import Terms
@@ -142,10 +140,9 @@ class Cards300:
         if [*arguments] == [*api.MINT[1:]]:
             return self.mint(arguments, stdin)
         self.calls.append(["perl"])
-        environment = {**os.environ, **modules(self.root / "etc/pve", quorate=True)}
-        done = subprocess.run(["perl", *arguments], input=stdin, capture_output=True, env=environment, check=False)
+        done = api_kit.perl(self.root, arguments, stdin)
         self.after.get("perl", lambda: None)()
-        return Done(done.returncode, done.stdout, done.stderr)
+        return done
 
     def answer(self, _method: str, path: str, _parameters: dict[str, str]) -> Any:
         text = (self.root / CONF[1:]).read_bytes().decode("utf-8", "surrogateescape")

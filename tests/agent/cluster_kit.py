@@ -7,7 +7,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from lab.host.guest_programs import modules
 from remote_scripts.cluster import cluster, turn
 from remote_scripts.tools import disk
 from remote_scripts.tools.done import Done
@@ -110,13 +108,6 @@ def run(host: Host) -> None:
         "ceph": lambda arguments, _stdin: Done(0 if arguments[1] == "ok-to-stop" else 22, b""),
         "ha-manager": lambda arguments, _stdin: _ha_manager(host, arguments),
     }
-
-
-def perl(host: Host, arguments: Sequence[str]) -> Done:
-    """Perl with the lab's calls of Proxmox VE's modules."""
-    environment = os.environ | modules(host.root / "etc/pve", quorate=True)
-    done = subprocess.run(["perl", *arguments], env=environment, capture_output=True)
-    return Done(done.returncode, done.stdout, done.stderr)
 
 
 def without_quorum(host: Host, patch: pytest.MonkeyPatch) -> None:

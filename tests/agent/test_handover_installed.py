@@ -19,7 +19,7 @@ from remote_scripts.reading.answer import HandedOver
 from remote_scripts.reading.handover import handed_over
 from remote_scripts.reading.source import Source
 from remote_scripts.tools.done import Done
-from tests.agent import cluster_kit, handover_kit
+from tests.agent import api_kit, handover_kit
 from tests.agent.handover_kit import BIG, START, STATE, VM, asked, fails, run, state, story
 from tests.agent.handover_kit import host as host  # a fixture
 from tests.agent.kit import Host, Refused
@@ -166,7 +166,7 @@ SWITCHED = AS_INSTALLED.replace("backup", "backup,snippets")
 def as_installed(host: Host) -> None:
     host.write("/etc/pve/storage.cfg", AS_INSTALLED, 0o640)
     (host.root / "etc/pve/priv/lock").mkdir(parents=True, exist_ok=True)
-    host.programs["perl"] = lambda arguments, _stdin: cluster_kit.perl(host, arguments)
+    host.programs["perl"] = lambda arguments, stdin: api_kit.perl(host.root, arguments, stdin)
 
 
 def test_a_host_as_installed_gets_a_storage_for_it_and_has_its_own_back(host: Host) -> None:

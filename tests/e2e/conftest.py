@@ -22,6 +22,7 @@ from tests import connections, quick_python
 from tests.conftest import PROJECT
 from tests.e2e.person import ENTER, PROGRAM, Person
 from tests.engine_stack import EngineStack, Result, kill_tree, name_of
+from tests.lab.stack_kit import gpus_of, host_settings
 
 __all__ = [
     "Result",
@@ -34,12 +35,6 @@ __all__ = [
 
 # What an `up` says before anything is changed (HostProbe); nothing where the host's settings are as they were.
 _SAID_OF_REBOOT = re.compile(r"pve: reboot: (one, because|by you|not needed)")
-
-
-def gpus_of(scenario: str | Path) -> dict[str, Any]:
-    """The cards that the scenario's own stack names, as `make up SCENARIO=…` uses it."""
-    gpus: dict[str, Any] = yaml.safe_load((PROJECT / "lab" / "stacks" / f"{scenario}.yaml").read_text())["gpus"]
-    return gpus
 
 
 @dataclass(kw_only=True)
@@ -114,17 +109,6 @@ def stack_of(
     stack = Stack(folder / "stack", engine, config, lab=lab)
     stack.create()
     return stack
-
-
-def host_settings(lab: Lab) -> dict[str, Any]:
-    """How a lab's host is reached, and its node's name."""
-    ssh = lab.connection
-    return {
-        "address": ssh["host"],
-        "node": lab.api["node"],
-        "ssh": {"port": ssh["port"], "hostKey": ssh["hostKey"], "privateKeyFile": ssh["privateKeyFile"]},
-        "timeouts": {"connect": 10, "reboot": 60, "rollback": 60},
-    }
 
 
 def refusal(stack: Stack) -> str:

@@ -33,14 +33,7 @@ def with_stack(stack: Stack, nvidia: dict[str, Any] | None = None, vm: str = "sa
 def inside(stack: Stack, command: str, vmid: int = 103, *, ok: bool = True) -> str:
     """What a command prints in a VM, as root, over SSH."""
     guest = stack.lab.guest(vmid)
-    options = [
-        "-o",
-        f"UserKnownHostsFile={guest['hostKeyFile']}",
-        "-o",
-        "StrictHostKeyChecking=no",
-        "-o",
-        "LogLevel=ERROR",
-    ]
+    options = [f"-oUserKnownHostsFile={guest['hostKeyFile']}", "-oStrictHostKeyChecking=no", "-oLogLevel=ERROR"]
     where = ["-i", guest["privateKeyFile"], "-p", str(guest["port"]), f"root@{guest['host']}"]
     done = subprocess.run(
         ["ssh", "-F", "none", *options, *where, command], capture_output=True, text=True, timeout=PATIENCE

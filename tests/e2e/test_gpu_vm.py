@@ -11,7 +11,7 @@ from homelab.cli.doctor import main as doctor
 from homelab.remote import host_session
 from tests import connections
 from tests.e2e.conftest import Result, Stack, name_of
-from tests.lab.host_kit import settings_of
+from tests.lab.stack_kit import host_of
 
 SANDBOX = {"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}}
 MAPPING = "etc/pve/mapping/pci.cfg"
@@ -123,7 +123,7 @@ def test_a_running_vm_is_adopted_its_card_gets_another_name_and_is_exchanged_and
 
     # Taken back in the other order; not at all while another run has the host.
     configured = stack.lab.snapshot()
-    host_session.of("another").hold(settings_of(stack.lab))
+    host_session.of("another").hold(host_of(stack.lab))
     try:
         refused = stack.destroy(ok=False)
         assert refused.message.count("wanted:") == 1, refused.message

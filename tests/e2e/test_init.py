@@ -20,7 +20,8 @@ from lab.scenario import SCENARIO_FOLDER
 from tests.e2e import history, recording, terminal
 from tests.e2e.person import ENTER, PASSPHRASE, Person, agree
 from tests.e2e.terminal import Conversation
-from tests.lab.test_init import REFUSED, SCENARIOS
+from tests.lab.test_bound_hosts import REFUSED
+from tests.lab.test_init import SCENARIOS
 from tests.sampling import sample
 
 

@@ -29,6 +29,19 @@ def labs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], L
         yield lab
 
 
+@pytest.fixture(scope="module")
+def shared_lab(labs: Callable[[str], Lab], request: pytest.FixtureRequest) -> Lab:
+    """One for all tests of a module, whose SCENARIO may name another."""
+    return labs(getattr(request.module, "SCENARIO", "bound-by-hand"))
+
+
+@pytest.fixture
+def lab(shared_lab: Lab) -> Iterator[Lab]:
+    """The same; the next test has it as it was."""
+    yield shared_lab
+    shared_lab.reset()
+
+
 @pytest.fixture(autouse=True)
 def not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is put on a host needs no bytecode there."""

@@ -12,7 +12,7 @@ from lab.host.state import HostState
 from lab.machine import Scenario, load_scenario, scenario_from
 from lab.ssh import make_key
 from lab.state import StatePaths
-from tests.lab.host_kit import Host
+from tests.lab.host_kit import Host, ran, succeeded
 
 CARD = "0000:01:00"
 
@@ -58,20 +58,11 @@ class Vm:
 
     def run(self, script: str, user: str = "root") -> subprocess.CompletedProcess[str]:
         """A script in bash inside."""
-        return subprocess.run(
-            ["bash", "-c", script],
-            env=environment_of(self.system, user),
-            cwd=self.root,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return ran(["bash", "-c", script], environment_of(self.system, user), self.root)
 
     def output(self, script: str) -> str:
         """What a script that must succeed prints."""
-        done = self.run(script)
-        assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
-        return done.stdout
+        return succeeded(script, self.run(script))
 
     def refusal(self, script: str, status: int | None = None) -> str:
         """What a script that must fail says, on either stream."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from homelab import settings
-from lab import Lab, kept, network
+from lab import kept, network
 from lab.machine import BootResult, Machine, Scenario, load_scenario
 from lab.processes import end_left_behind
 from tests import forked_agent
@@ -32,13 +32,6 @@ echo "early: $(readlink "$bus/devices/{first}/driver")" >"$HOMELAB_SYSROOT/dev/k
 """
 
 
-def settings_of(lab: Lab, **timeouts: int) -> settings.Host:
-    """How the program reaches a lab that runs; with the program's own timeouts where none are given."""
-    reached = lab.connection
-    access = {"port": reached["port"], "hostKey": reached["hostKey"], "privateKeyFile": reached["privateKeyFile"]}
-    return settings.Host.model_validate({"address": reached["host"], "ssh": access, "timeouts": timeouts})
-
-
 def rebound(address: str, driver: str) -> str:
     """What a person types to have a running host give a PCI function to another driver."""
     device = f"$ROOT/sys/bus/pci/devices/{address}"
@@ -54,6 +47,19 @@ def run_layer(
 ) -> subprocess.CompletedProcess[str]:
     """A layer of the host's agent, in the host's environment."""
     return forked_agent.asked(machine.environment(), verb, layer, wanted, ctid=ctid)
+
+
+def ran(
+    command: Sequence[str], environment: Mapping[str, str], folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A command of a simulated system, to its end, however that is."""
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def succeeded(script: str, done: subprocess.CompletedProcess[str]) -> str:
+    """What a script that must succeed has printed."""
+    assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
+    return done.stdout
 
 
 class Host:
@@ -83,20 +89,11 @@ class Host:
 
     def run(self, script: str) -> subprocess.CompletedProcess[str]:
         """A script in bash, in the host's environment."""
-        return subprocess.run(
-            ["bash", "-c", script],
-            env=self.machine.environment(),
-            cwd=self.root / "root",
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return ran(["bash", "-c", script], self.machine.environment(), self.root / "root")
 
     def output(self, script: str) -> str:
         """What a script that must succeed prints."""
-        done = self.run(script)
-        assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
-        return done.stdout
+        return succeeded(script, self.run(script))
 
     def write(self, path: str, content: str, mode: int = 0o644) -> None:
         """A file of the host."""

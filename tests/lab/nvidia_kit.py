@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from remote_scripts.both.nvidia_packages import Answer
 from tests import forked_agent
 from tests.boot_layers import Asked
 from tests.lab.guest_kit import Vm, scenario
-from tests.lab.host_kit import Host
+from tests.lab.host_kit import Host, ran, succeeded
 
 #: What NVIDIA's repository has of branch 580.
 VERSION = "580.178.04"
@@ -38,7 +38,9 @@ class Machine:
     #: Of a container.
     ctid = 0
 
-    def __init__(self, host: Host, root: Path) -> None:
+    def __init__(self, host: Host, root: Path, bash: Callable[[str], subprocess.CompletedProcess[str]]) -> None:
+        #: A person's commands on it.
+        self.bash = bash
         self.host, self.root = host, root
         self.settings = Nvidia()
 
@@ -65,15 +67,9 @@ class Machine:
         assert (lines[0], *lines[-2:]) == ("wanted", "why", "next"), done.stdout
         return done.stdout
 
-    def bash(self, text: str) -> subprocess.CompletedProcess[str]:
-        """A person's commands on it."""
-        raise NotImplementedError
-
     def output(self, text: str) -> str:
         """What a person's commands print, which must succeed."""
-        done = self.bash(text)
-        assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
-        return done.stdout
+        return succeeded(text, self.bash(text))
 
     def fault(self, name: str, value: Any = True) -> None:
         """Set a fault of the lab; None takes it back."""
@@ -210,13 +206,10 @@ class VirtualMachine(Machine):
     ) -> None:
         wanted = scenario(vm={"distribution": distribution, **(system or {})}, pci=other_card(card or "2b85"))
         self.vm = Vm(state, wanted, card=card is not None)
-        super().__init__(self.vm.host, self.vm.root)
+        super().__init__(self.vm.host, self.vm.root, self.vm.run)
 
     def environment(self) -> dict[str, str]:
         return environment_of(self.vm.system, "root")
-
-    def bash(self, text: str) -> subprocess.CompletedProcess[str]:
-        return self.vm.run(text)
 
     def reboot(self) -> None:
         """Down and up again."""
@@ -244,10 +237,7 @@ class ProxmoxHost(Machine):
     target = "host"
 
     def __init__(self, host: Host) -> None:
-        super().__init__(host, host.root)
-
-    def bash(self, text: str) -> subprocess.CompletedProcess[str]:
-        return self.host.run(text)
+        super().__init__(host, host.root, host.run)
 
 
 class Container(Machine):
@@ -266,13 +256,8 @@ class Container(Machine):
         kept += [f"dev{n}: /dev/{node},mode=0666" for n, node in enumerate(nodes)]
         conf.write_text("\n".join(kept) + "\n")
         host.output(f"pct start {ctid}")
-        super().__init__(host, host.root.parent / f"guests/{ctid}/root")
+        super().__init__(host, host.root.parent / f"guests/{ctid}/root", self.execute)
 
-    def bash(self, text: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["pct", "exec", str(self.ctid), "--", "bash", "-c", text],
-            env=self.environment() | {"PATH": f"{self.host.machine.state}/bin:{os.environ['PATH']}"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    def execute(self, text: str) -> subprocess.CompletedProcess[str]:
+        environment = self.environment() | {"PATH": f"{self.host.machine.state}/bin:{os.environ['PATH']}"}
+        return ran(["pct", "exec", str(self.ctid), "--", "bash", "-c", text], environment)

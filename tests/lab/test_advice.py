@@ -30,7 +30,9 @@ from tests import advice
 from tests.boot_layers import Asked, container_cards, initramfs, iommu, vfio
 from tests.conftest import shared
 from tests.lab.host_kit import run_layer
-from tests.lab.test_proxmox_api import client, host_of, without_quorum
+from tests.lab.stack_kit import client, host_of
+from tests.lab.stack_kit import host_settings as reached
+from tests.lab.test_proxmox_api import without_quorum
 from tests.unit.hosts import settings as host_settings
 
 KNOWN: dict[str, Any] = tables.read(advice.REGISTER)
@@ -108,9 +110,7 @@ def of_step(verb: str, asked: Asked, ctid: int = 0) -> Callable[[Lab], list[str]
 
 def of_doctor(*words: str) -> Callable[[Lab], list[str]]:
     def said(lab: Lab) -> list[str]:
-        reached = lab.connection
-        login = {key: reached[key] for key in ("port", "hostKey", "privateKeyFile")}
-        host = {"address": reached["host"], "node": lab.api["node"], "ssh": login, "gpus": {}}
+        host = reached(lab) | {"gpus": {}}
         file = lab.state / "Pulumi.lab.yaml"
         file.write_text(yaml.safe_dump({"config": {"homelab:hosts": {"pve": host}}}))
         with contextlib.redirect_stdout(io.StringIO()) as out:

@@ -14,7 +14,7 @@ from homelab.host.work import HostProbeWork
 from homelab.remote import first_contact
 from lab import Lab
 from lab.cluster import LabCluster
-from tests.lab.host_kit import settings_of
+from tests.lab.stack_kit import as_text, host_of
 
 OTHER_PC = f"ssh-ed25519 AAAA{'B' * 64} homelab"
 OUTPUTS: Any = {"iommu_words": "", "vfio_words": "", "functions": {}, "by_hand": [], "gpus": {}, "generation": {}}
@@ -43,8 +43,7 @@ def lines(lab: Lab) -> list[str]:
 
 def printed_by_destroy(lab: Lab, key: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """The command by which the key goes; empty: none is given."""
-    host = settings_of(lab).model_dump(mode="json", by_alias=True)
-    host["ssh"]["privateKeyFile"] = str(key)
+    host = as_text(host_of(lab, privateKeyFile=str(key)))
     texts = {"hosts": json.dumps({lab.status()["node"]: host})}
     HostProbeWork(texts).delete(
         HostProbe.Inputs(host=lab.status()["node"], settings=""), HostProbe.Outputs(**OUTPUTS, stale=False)
@@ -61,7 +60,7 @@ def test_the_command_that_destroy_prints_takes_the_key_away_for_good(
     first.run(f"echo '{OTHER_PC}' >>~/.ssh/authorized_keys")
     first_contact.made(key)
     assert printed_by_destroy(first, Path(first.connection["privateKeyFile"]), capsys) == ""
-    first_contact.authorize(settings_of(first), key)
+    first_contact.authorize(host_of(first), key)
     [ours] = set(lines(last)) - {*before, OTHER_PC}
     assert ours == f"{first_contact.made(key)} homelab"
     last.run(printed_by_destroy(last, key, capsys))
@@ -75,6 +74,6 @@ def test_a_key_is_put_where_a_link_that_leads_nowhere_points_to(nodes: list[Lab]
     keys = nodes[0].root / "etc/pve/priv/authorized_keys"
     before = keys.read_text()
     keys.unlink()
-    first_contact.authorize(settings_of(nodes[0]), tmp_path / "key")
+    first_contact.authorize(host_of(nodes[0]), tmp_path / "key")
     assert [lines(lab) for lab in nodes] == [[f"{first_contact.made(tmp_path / 'key')} homelab"]] * len(nodes)
     keys.write_text(before)

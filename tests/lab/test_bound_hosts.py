@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from homelab.host import gates, plan
 from homelab.settings import Host as HostSettings
 from tests import sampling
-from tests.conftest import PROJECT
 from tests.lab.boots_kit import BootingHost, layers_of
+from tests.lab.stack_kit import gpus_of
 from tests.lab.test_real_hosts import read
 from tests.rows import rows
 from tests.unit.hosts import settings
@@ -37,12 +36,6 @@ SLOTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def cards_of(scenario: str) -> dict[str, Any]:
-    """Those of the scenario's own stack."""
-    cards: dict[str, Any] = yaml.safe_load((PROJECT / "lab" / "stacks" / f"{scenario}.yaml").read_text())["gpus"]
-    return cards
-
-
 def bind(machine: BootingHost, wanted: HostSettings) -> plan.Wanted:
     """What is planned for the host, applied; it takes a restart."""
     want = machine.plan(wanted)
@@ -56,7 +49,7 @@ def bind(machine: BootingHost, wanted: HostSettings) -> plan.Wanted:
 def test_a_host_is_bound_by_what_is_planned_for_it_and_given_back(tmp_path: Path, scenario: str) -> None:
     machine = BootingHost(tmp_path, scenario)
     stock, before = machine.files(), machine.drivers()
-    wanted = settings(**({"gpus": cards_of(scenario)} | SLOTS[scenario][1]))
+    wanted = settings(**({"gpus": gpus_of(scenario)} | SLOTS[scenario][1]))
     want = bind(machine, wanted)
     machine.restart()
     bound = {address for address, driver in machine.drivers().items() if driver == "vfio-pci"}
@@ -86,7 +79,7 @@ def test_a_host_is_bound_by_what_is_planned_for_it_and_given_back(tmp_path: Path
 def test_another_card_chosen_is_bound_in_place_of_the_first(tmp_path: Path) -> None:
     machine = BootingHost(tmp_path, "two-identical")
     before = machine.drivers()
-    bind(machine, settings(cards_of("two-identical")))
+    bind(machine, settings(gpus_of("two-identical")))
     machine.restart()
     bind(machine, settings({"first": {"match": "10de:2204", "address": "1d:00", "allowConsole": True}}))
     machine.restart()
@@ -101,7 +94,7 @@ def test_the_second_boot_entry_gives_the_card_back_for_one_boot_and_a_new_kernel
     """With either loader."""
     machine = BootingHost(tmp_path, scenario)
     machine.put_agent()
-    bind(machine, settings(cards_of(scenario)))
+    bind(machine, settings(gpus_of(scenario)))
     machine.restart()
     machine.confirm()
     bound = machine.drivers()
@@ -134,5 +127,5 @@ REFUSED = {
 @rows("scenario", [*REFUSED])
 def test_a_host_that_would_be_brought_down_is_refused(tmp_path: Path, scenario: str) -> None:
     machine = BootingHost(tmp_path / scenario, scenario)
-    slots, errors = gates.check(read(machine.machine), settings(cards_of(scenario)))
+    slots, errors = gates.check(read(machine.machine), settings(gpus_of(scenario)))
     assert slots and REFUSED[scenario] in "\n".join(map(str, errors))

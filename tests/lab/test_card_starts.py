@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,40 +10,29 @@ import pytest
 import yaml
 
 from homelab.errors import HomelabError
-from homelab.shapes import BootSeen, ShutdownInputs
-from homelab.vm.cards import VmCard
+from homelab.shapes import ShutdownInputs
 from homelab.vm.resource import VmCards
 from homelab.vm.work import VmCardsWork
 from homelab.work import started
 from lab import Lab
 from remote_scripts.guests import power
 from tests import forked_agent
-from tests.lab.test_proxmox_api import NODE, VM, host_of, map_card
+from tests.lab.stack_kit import CARDS_URN, NODE, VM, given_card, map_card, stack_of
 
-SCENARIO = Path(__file__).parents[2] / "lab/scenarios/rtx5090.yaml"
-FUNCTION, SHUTDOWN = "0000:01:00.0", ShutdownInputs(timeout=5, otherwise="fail")
-URN = "urn:pulumi:s::p::homelab:vm:Cards::sandbox"
+BOUND = Path(__file__).parents[2] / "lab/scenarios/rtx5090.yaml"
+FUNCTION = "0000:01:00.0"
 # The resets of each of the card's functions.
 Resets = tuple[list[str], ...]
 NO_FLR: Resets = ([], [])
 FLR: Resets = (["flr"], ["flr"])
 SINGLE: Resets = ([],)
-INPUTS = VmCards.Inputs(
-    host=NODE, node=NODE, vm="sandbox", vmid=VM, cards=[VmCard("rtx5090", "rtx5090", "0000:01:00")], display="keep",
-    power="running", instance="", goes_away=False, boot=BootSeen(id="b", stopped=[], at=0), shutdown=SHUTDOWN,
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with Lab.start("bound-by-hand", state=tmp_path_factory.mktemp("starts") / "lab") as lab:
-        yield lab
+INPUTS = given_card(power="running", shutdown=ShutdownInputs(timeout=5, otherwise="fail"))
 
 
 @pytest.fixture
 def lab(shared_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Lab:
     """Its card is mapped, and has these resets; the VM is off."""
-    scenario = {"extends": "bound-by-hand", "pci": yaml.safe_load(SCENARIO.read_text(encoding="utf-8"))["pci"]}
+    scenario = {"extends": "bound-by-hand", "pci": yaml.safe_load(BOUND.read_text(encoding="utf-8"))["pci"]}
     bridge = next(one for one in scenario["pci"] if one["address"] == "00:01.1")
     resets = request.param
     bridge["children"] = [one | {"resets": own} for one, own in zip(bridge["children"], resets, strict=False)]
@@ -61,9 +48,7 @@ def lab(shared_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reques
 
 
 def work(lab: Lab) -> VmCardsWork:
-    host = host_of(lab).model_dump(mode="json", by_alias=True)
-    vms = {"sandbox": {"host": NODE, "vmid": VM, "gpus": ["rtx5090"]}}
-    return VmCardsWork({"hosts": json.dumps({NODE: host}), "vms": json.dumps(vms)}, URN)
+    return VmCardsWork(stack_of(lab, vms={"sandbox": {"host": NODE, "vmid": VM, "gpus": ["rtx5090"]}}), CARDS_URN)
 
 
 def start(lab: Lab, **changes: Any) -> VmCards.Outputs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
@@ -13,26 +12,16 @@ from homelab.guest.work import GuestWork
 from homelab.remote import host_session
 from homelab.remote.proxmox import api as api_module
 from homelab.settings import NewContainer
-from homelab.shapes import ShutdownInputs
 from lab import Lab
-from tests.lab.test_proxmox_api import host_of
+from tests.lab.stack_kit import ID, NODE, TEMPLATE, made_guest, put_template, stack_of
 
-NODE, ID = "pve", 300
-TEMPLATE = "debian-12-standard_12.7-1_amd64.tar.zst"
 FILMS, SONGS = "/tank/films,mp=/films", "/tank/songs,mp=/songs"
 
 
 def inputs(*mounts: str) -> Guest.Inputs:
     new = {"ostemplate": f"local:vztmpl/{TEMPLATE}", "rootfs": "local-lvm:8", "features": "keyctl=1"}
-    made = NewContainer.model_validate({**new, **{f"mp{number}": mount for number, mount in enumerate(mounts)}})
-    return Guest.Inputs(
-        host=NODE, node=NODE, guest="media", guest_kind="lxc", vmid=ID, config=made.configuration("media"), protect=False,
-        mark="Created by Pulumi: a/b/c", shutdown=ShutdownInputs(timeout=5, otherwise="stop"),
-    )  # fmt: skip
-
-
-def work(lab: Lab) -> GuestWork:
-    return GuestWork({"hosts": json.dumps({NODE: host_of(lab).model_dump(mode="json", by_alias=True)})})
+    options = NewContainer.model_validate({**new, **{f"mp{number}": mount for number, mount in enumerate(mounts)}})
+    return made_guest("lxc", "media", options.configuration("media"))
 
 
 def mounted(lab: Lab) -> list[str]:
@@ -45,11 +34,9 @@ def test_folders_are_given_mended_changed_and_taken_away_and_stay_as_they_are(
 ) -> None:
     monkeypatch.setattr(api_module, "POLL_SECONDS", (0.02, 0.05))
     with Lab.start("bound-by-hand", state=tmp_path / "lab") as lab:
-        lab.run(
-            "mkdir -p $ROOT/tank/films $ROOT/tank/songs $ROOT/var/lib/vz/template/cache; echo a >$ROOT/tank/films/a; "
-            "touch $ROOT/var/lib/vz/template/cache/debian-12-standard_12.7-1_amd64.tar.zst"
-        )
-        root = work(lab)
+        put_template(lab)
+        lab.run("mkdir -p $ROOT/tank/films $ROOT/tank/songs; echo a >$ROOT/tank/films/a")
+        root = GuestWork(stack_of(lab))
         first = inputs(FILMS, SONGS)
         outputs = root.create(first)
         assert mounted(lab) == ["mp0: /tank/films,mp=/films", "mp1: /tank/songs,mp=/songs"]

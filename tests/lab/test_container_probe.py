@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +14,10 @@ from lab import Lab
 from remote_scripts.both.container_cards import Wanted as ContainerCards
 from remote_scripts.both.terms import Terms
 from remote_scripts.notes.container_note import Cards
-from tests.lab.test_proxmox_api import host_of
+from tests.lab.stack_kit import NODE, host_of, stack_of
 from tests.unit.test_moved_containers import outputs, probe
 
-NODE, CTID = "pve", 901
+CTID = 901
 
 
 @pytest.mark.parametrize(("guest", "goes_away"), [("ai", False), ("another", False), ("ai", True)])
@@ -34,11 +33,9 @@ def test_a_container_that_a_killed_run_has_given_its_cards_has_them_no_more(
         ssh.Session(host).ask("apply", "container_cards", wanted)
         with_cards = conf.read_text()
         assert with_cards != before
-        settings = host.model_dump(mode="json", by_alias=True)
         shutdown = ShutdownInputs(timeout=10, otherwise="stop")
         inputs = replace(probe(NODE), goes_away=goes_away, shutdown=shutdown)
-        stack = {"hosts": json.dumps({NODE: settings})}
-        ContainerProbeWork(stack, "urn:pulumi:s::p::homelab:lxc:Probe::ai-probe").delete(inputs, outputs())
+        ContainerProbeWork(stack_of(lab), "urn:pulumi:s::p::homelab:lxc:Probe::ai-probe").delete(inputs, outputs())
         stays = guest != "ai" or goes_away
         assert conf.read_text() == (with_cards if stays else before)
         assert (lab.root / f"etc/pve/homelab/lxc-{CTID}").exists() == stays

@@ -15,7 +15,7 @@ from homelab.remote import agent, boots, ssh
 from lab import Lab
 from remote_scripts.both import start_guests
 from tests.boot_layers import Asked, archive_with, iommu, reboot, vfio
-from tests.lab.host_kit import settings_of
+from tests.lab.stack_kit import host_of
 from tests.waiting import wait_until
 
 IOMMU = "amd_iommu=on iommu=pt"
@@ -33,7 +33,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 def on(lab: Lab, *composed: str | Asked) -> list[Any]:
     """Runs scripts and layers on the host, as `up` does; their answers."""
 
-    session = ssh.Session(settings_of(lab))
+    session = ssh.Session(host_of(lab))
     session.put_agent("test", 60)
     return [
         session.run("apply", one) if isinstance(one, str) else session.ask("apply", one.layer, one.wanted)
@@ -51,7 +51,7 @@ def configure(lab: Lab) -> None:
 
 def confirmed(lab: Lab, old_boot_id: str | None = None) -> tuple[HostFacts, list[str]]:
     said: list[str] = []
-    host = settings_of(lab, connect=5, reboot=60)
+    host = host_of(lab, {"connect": 5, "reboot": 60})
     return boots.confirm(host, old_boot_id, said.append), said
 
 
@@ -132,7 +132,7 @@ def starts(lab: Lab) -> list[str]:
 def started(lab: Lab) -> dict[str, list[str]]:
     """What the host answers that is asked to start what ran."""
 
-    return ssh.Session(settings_of(lab)).ask("apply", "start_guests", start_guests.Wanted(), goes_on=True)
+    return ssh.Session(host_of(lab)).ask("apply", "start_guests", start_guests.Wanted(), goes_on=True)
 
 
 def no_unit_is_left(lab: Lab, names: str) -> bool:

@@ -18,6 +18,7 @@ from remote_scripts.both.handover import Wanted as Handover
 from remote_scripts.both.hookscript import Wanted as Hook
 from tests import forked_agent, sent_along
 from tests.lab.host_kit import rebound
+from tests.lab.stack_kit import host_settings
 from tests.lab.test_handover import BIG, OLLAMA
 
 SECRET = "not-to-be-shown"
@@ -46,9 +47,7 @@ class Doctor:
             self.lab.run(rebound(f"{slot}.{number}", "vfio-pci"))
 
     def config(self) -> Path:
-        connection = self.lab.connection
-        ssh = {key: connection[key] for key in ("port", "hostKey", "privateKeyFile")}
-        host = {"address": connection["host"], "node": self.lab.api["node"], "ssh": ssh, "gpus": self.gpus}
+        host = host_settings(self.lab) | {"gpus": self.gpus}
         file = self._folder / "Pulumi.lab.yaml"
         file.write_text(yaml.safe_dump({"config": {"homelab:hosts": {"pve": host}, **self.more}}))
         return file

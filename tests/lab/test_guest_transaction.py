@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from remote_scripts.tools.errors import Failure
-from tests.lab.transaction_kit import SHUT_DOWN, Containers, World, shared_lab, world
+from tests.lab.transaction_kit import SHUT_DOWN, Containers, World, world
 
-__all__ = ["shared_lab", "world"]
+__all__ = ["world"]
 
 
 @pytest.fixture(scope="module", params=[World, Containers], ids=["VM", "container"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from homelab.host import work as host_probe
 from homelab.host.resource import HostProbe
 from homelab.host.work import HostProbeWork
 from lab import Lab
-from tests.lab.test_proxmox_api import host_of
+from tests.lab.stack_kit import stack_of
 
 
 def test_a_guest_of_a_killed_run_and_files_that_were_edited_by_hand_are_named(
@@ -24,9 +23,7 @@ def test_a_guest_of_a_killed_run_and_files_that_were_edited_by_hand_are_named(
         lab.run("qm create 104 --name other --description 'Created by Pulumi: homelab/lab2/other 0123456789abcdef'")
         for path in ("a.0a1b2c3d", "b.0a1b2c3d"):
             lab.run(f'mkdir -p "$ROOT/var/backups/homelab/etc"; echo edited > "$ROOT/var/backups/homelab/etc/{path}"')
-        host = host_of(lab).model_dump(mode="json", by_alias=True)
-        stack = {"hosts": json.dumps({"pve": host})}
-        work = HostProbeWork(stack, "urn:pulumi:lab::homelab::homelab:host:Probe::pve-probe")
+        work = HostProbeWork(stack_of(lab), "urn:pulumi:lab::homelab::homelab:host:Probe::pve-probe")
         nothing = HostProbe.Outputs(
             iommu_words="", vfio_words="", functions={}, by_hand=[], gpus={}, generation={}, stale=False
         )

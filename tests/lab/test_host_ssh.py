@@ -7,14 +7,14 @@ from pathlib import Path
 
 from homelab.remote import boots, ssh
 from lab import Lab
-from tests.lab.host_kit import settings_of
+from tests.lab.stack_kit import host_of
 
 
 def test_a_reading_that_hangs_after_the_reboot_leaves_time_to_confirm_the_boot(tmp_path: Path) -> None:
     late: list[str] = []
 
     with Lab.start("rtx5090", state=tmp_path / "lab") as lab, ThreadPoolExecutor(1) as threads:
-        host = settings_of(lab, reboot=30, rollback=30)
+        host = host_of(lab, {"reboot": 30, "rollback": 30})
         before = ssh.read(host).boot_id
         lab.reboot()
         lab.fault("script-hangs", '"guests": false')

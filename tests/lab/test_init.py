@@ -28,6 +28,7 @@ from lab import Lab
 from tests import agent_kit, sampling
 from tests.conftest import PROJECT
 from tests.lab import test_way_in
+from tests.lab.test_bound_hosts import REFUSED
 from tests.lab.test_real_hosts import read
 from tests.unit import hosts
 
@@ -586,17 +587,6 @@ def test_what_a_person_answers_gives_the_slot_to_the_vm(
     (name,) = vm["gpus"]
     wanted = hosts.settings({name: host["gpus"][name]})
     assert gates.check(read(desk.lab.machine), wanted) == ({name: slot}, [])
-
-
-# Scenario -> what the refusal names. All ask the same gates (homelab/remote/planning.py); what these say of each host:
-# tests/lab/test_bound_hosts.py (test_a_host_that_would_be_brought_down_is_refused).
-REFUSED = {
-    "crowded-group": "nvme0n1",
-    "nic-in-group": "network card",
-    "firmware-off": "switch on Intel VT-d",
-    "z370-two-cards-one-group": "graphics card",
-    "one-to-one": "mapped 1:1",
-}
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,12 @@ from homelab.errors import HomelabError
 from homelab.remote import planning
 from homelab.settings import Container, Vm
 from lab import Lab
-from tests.lab.test_proxmox_api import host_of
-
-TEMPLATE = "debian-12-standard_12.7-1_amd64.tar.zst"
+from tests.lab.stack_kit import TEMPLATE, host_of, put_template
 
 
 def test_the_hosts_own_code_names_all_mistakes_of_all_new_guests_at_once(tmp_path: Path) -> None:
     with Lab.start("bound-by-hand", state=tmp_path / "lab") as lab:
-        lab.run(f"mkdir -p $ROOT/var/lib/vz/template/cache; touch $ROOT/var/lib/vz/template/cache/{TEMPLATE}")
+        put_template(lab)
         host, stock, mark = host_of(lab), lab.snapshot(), lab.mark()
         options = {"scsi0": "fast:32", "net0": "virtio,bridge=vmbr9", "scsi1": "local:8", "efidisk0": "nowhere:1"}
         vm = Vm.model_validate({"host": "pve", "vmid": 300, "create": options})

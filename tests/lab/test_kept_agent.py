@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import pytest
@@ -12,9 +11,8 @@ from homelab.host.resource import HostProbe
 from homelab.host.work import HostProbeWork
 from homelab.remote import agent, host_session, ssh
 from lab import Lab
-from tests.lab.test_proxmox_api import host_of
+from tests.lab.stack_kit import NODE, host_of, stack_of
 
-NODE = "pve"
 OWNER = stack_folder.owner("homelab/lab", NODE)
 URN = "urn:pulumi:lab::homelab::homelab:host:Probe::pve-probe"
 PROBED = HostProbe.Outputs(iommu_words="", vfio_words="", functions={}, by_hand=[], gpus={}, generation={}, stale=False)
@@ -28,8 +26,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 @pytest.fixture
 def texts(lab: Lab) -> dict[str, str]:
-    host = host_of(lab).model_dump(mode="json", by_alias=True)
-    return {"hosts": json.dumps({NODE: host})}
+    return stack_of(lab)
 
 
 def test_the_agent_is_put_found_missing_and_put_again(lab: Lab, texts: dict[str, str]) -> None:

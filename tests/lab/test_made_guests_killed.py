@@ -3,43 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pytest
 
-from homelab.guest.resource import Guest
 from homelab.guest.work import CreatedGuest, GuestWork, id_in_use
 from homelab.remote.proxmox import api as api_module
-from homelab.shapes import ShutdownInputs
 from lab import Lab
 from tests.lab.killed_kit import until_done
-from tests.lab.test_proxmox_api import host_of
+from tests.lab.stack_kit import ID, NODE, TEMPLATE, made_guest, put_template, stack_of
 from tests.waiting import wait_until
 
 T = TypeVar("T")
-NODE, ID = "pve", 300
-WHERE: dict[str, Any] = {
-    "host": NODE,
-    "node": NODE,
-    "guest": "c",
-    "vmid": ID,
-    "protect": False,
-    "mark": "Created by Pulumi: a/b/c",
-}
-WHERE |= {"shutdown": ShutdownInputs(timeout=5, otherwise="stop")}
-VM = Guest.Inputs(guest_kind="qemu", config={"name": "c", "memory": "512", "net0": "virtio,bridge=vmbr0"}, **WHERE)
-TEMPLATE = "debian-12-standard_12.7-1_amd64.tar.zst"
+VM = made_guest("qemu", "c", {"name": "c", "memory": "512", "net0": "virtio,bridge=vmbr0"})
 CONTAINER_CONFIG = {"hostname": "c", "memory": "512", "rootfs": "local-lvm:8", "ostemplate": f"local:vztmpl/{TEMPLATE}"}
-CONTAINER = Guest.Inputs(guest_kind="lxc", config=CONTAINER_CONFIG, **WHERE)
+CONTAINER = made_guest("lxc", "c", CONTAINER_CONFIG)
 
 
 @pytest.mark.parametrize(("lock", "waits"), [({"lock": "create"}, True), ({"lock": "backup"}, False), ({}, False)])
 def test_one_that_a_task_still_makes_is_waited_for(lock: dict[str, str], waits: bool) -> None:
     """Its description, by which it is known, comes with the task's end."""
-    error = id_in_use(WHERE["mark"], CreatedGuest.of(VM), lock)
+    error = id_in_use(VM.mark, CreatedGuest.of(VM), lock)
     assert ("wait until the task on the node has ended" in error.next) is waits and "choose another vmid" in error.next
 
 
@@ -49,11 +35,9 @@ def test_a_run_that_is_killed_after_any_change_goes_on(
 ) -> None:
     monkeypatch.setattr(api_module, "POLL_SECONDS", (0.02, 0.05))
     with Lab.start("bound-by-hand", state=tmp_path / "lab") as lab:
-        lab.run(f"mkdir -p $ROOT/var/lib/vz/template/cache; touch $ROOT/var/lib/vz/template/cache/{TEMPLATE}")
-        host = host_of(lab).model_dump(mode="json", by_alias=True)
-        stack = {"hosts": json.dumps({NODE: host})}
-        work: Any = GuestWork(stack)
-        inputs: Any = VM if kind == "VM" else CONTAINER
+        put_template(lab)
+        work = GuestWork(stack_of(lab))
+        inputs = VM if kind == "VM" else CONTAINER
         program, folder = ("qm", "qemu-server") if kind == "VM" else ("pct", "lxc")
         conf, tasks = lab.root / f"etc/pve/nodes/{NODE}/{folder}/{ID}.conf", lab.root / "var/log/pve/tasks/active"
 

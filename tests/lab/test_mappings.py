@@ -16,18 +16,12 @@ from homelab.remote.proxmox.api import Api
 from lab import Lab
 from tests import forked_agent
 from tests.lab.killed_kit import KilledError, killed_after, until_done
-from tests.lab.test_proxmox_api import NODE, client, host_of
+from tests.lab.stack_kit import NODE, as_text, client, host_of
 from tests.sampling import sample
 
 PATH = "cluster/mapping/pci"
 OTHERS = [f"node=pve{number},path=0000:01:00,id=10de:2b85" for number in (2, 3)]
 GONE = "node=left-long-ago,path=0000:41:00,id=10de:2684"
-
-
-@pytest.fixture(scope="module")
-def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with Lab.start("bound-by-hand", state=tmp_path_factory.mktemp("mappings") / "lab") as started:
-        yield started
 
 
 @pytest.fixture
@@ -38,7 +32,7 @@ def lab(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
 
 
 def work(lab: Lab, **gpus: Any) -> CardMappingWork:
-    about = host_of(lab).model_dump(mode="json", by_alias=True) | ({"gpus": gpus} if gpus else {})
+    about = as_text(host_of(lab)) | ({"gpus": gpus} if gpus else {})
     return CardMappingWork({"hosts": json.dumps({NODE: about})})
 
 

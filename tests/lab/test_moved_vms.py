@@ -18,20 +18,17 @@ from homelab.errors import GoneError, HomelabError, UnreachableError
 from homelab.guest.resource import Guest
 from homelab.guest.work import GuestWork
 from homelab.remote.proxmox import api as api_module
-from homelab.shapes import BootSeen, ShutdownInputs
+from homelab.shapes import ShutdownInputs
 from homelab.vm.cards import VmCard
 from homelab.vm.resource import VmCards
 from homelab.vm.work import VmCardsWork
 from homelab.work.vm_transaction import VmTransaction
 from lab.cluster import LabCluster
 from tests import forked_agent
-from tests.lab.test_proxmox_api import host_of
+from tests.lab.stack_kit import CARDS_URN, ID, VM, as_text, given_card, host_of, made_guest
 
-VM = 103
-SHUTDOWN = ShutdownInputs(timeout=5, otherwise="stop")
 CARD = VmCard("gpu", "gpu", "0000:01:00")
 GIVEN = "hostpci0: mapping=gpu,pcie=1"
-URN = "urn:pulumi:s::p::homelab:vm:Cards::sandbox"
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +54,7 @@ def texts(cluster: LabCluster, *, off: str = "", **more: dict[str, Any]) -> dict
     """The stack's configuration; ``off``: of the nodes at whose addresses nobody answers."""
     hosts: dict[str, Any] = {}
     for name, lab in cluster.nodes.items():
-        about = host_of(lab).model_dump(mode="json", by_alias=True)
+        about = as_text(host_of(lab))
         hosts[name] = about | {"cluster": "home", "gpus": {"gpu": {"match": "10de:2b85"}}}
     for name in off.split():
         with socket.socket() as unused:
@@ -69,15 +66,7 @@ def texts(cluster: LabCluster, *, off: str = "", **more: dict[str, Any]) -> dict
 
 
 def cards_of(node: str, **more: Any) -> VmCards.Inputs:
-    about: dict[str, Any] = {
-        "cards": [CARD],
-        "display": "keep",
-        "power": "keep",
-        "instance": "",
-        "goes_away": False,
-    }
-    about |= {"boot": BootSeen(id="b", stopped=[], at=0), "machine": "q35", **more}
-    return VmCards.Inputs(host=node, node=node, vm="sandbox", vmid=VM, shutdown=SHUTDOWN, **about)  # fmt: skip
+    return given_card(node, **{"cards": [CARD], "machine": "q35", **more})
 
 
 def conf(cluster: LabCluster, node: str) -> str:
@@ -92,7 +81,7 @@ def move(cluster: LabCluster, here: str, there: str, vmid: int = VM) -> None:
 
 
 def works(cluster: LabCluster, **settings: Any) -> VmCardsWork:
-    return VmCardsWork(texts(cluster, **settings), URN)
+    return VmCardsWork(texts(cluster, **settings), CARDS_URN)
 
 
 def given_and_moved(cluster: LabCluster, there: str = "pve2", **more: Any) -> VmCards.Outputs:
@@ -165,7 +154,7 @@ def test_a_mapping_that_goes_on_the_node_that_a_vm_has_left_takes_nothing_from_i
     given_and_moved(cluster)
     before = conf(cluster, "pve2")
     mapping = CardMapping.Inputs(host="pve1", node="pve1", gpu="gpu", mapping="gpu", entry={"path": "0000:01:00"})
-    CardMappingWork(texts(cluster), URN).delete(mapping, CardMapping.Outputs(before="", had_flag=False))
+    CardMappingWork(texts(cluster), CARDS_URN).delete(mapping, CardMapping.Outputs(before="", had_flag=False))
     assert conf(cluster, "pve2") == before and is_noted(cluster)
 
 
@@ -173,7 +162,7 @@ def test_a_vm_whose_first_run_was_killed_is_given_back_what_it_had_by_the_mappin
     cluster: LabCluster,
 ) -> None:
     """No state has its VmCards."""
-    before, work = conf(cluster, "pve1"), CardMappingWork(texts(cluster), URN)
+    before, work = conf(cluster, "pve1"), CardMappingWork(texts(cluster), CARDS_URN)
     given_and_moved(cluster)
     assert conf(cluster, "pve2") != before
     mapping = CardMapping.Inputs(host="pve2", node="pve2", gpu="gpu", mapping="gpu", entry={"path": "0000:01:00"})
@@ -212,13 +201,12 @@ def test_what_was_given_is_given_back_where_the_vm_is_but_no_address_of_another_
 
 
 # -- a VM that was made here ---------------------------------------------------------------------------------------------------
-ID, MARK = 300, "Created by Pulumi: project/stack/mine"
+MARK = "Created by Pulumi: project/stack/mine"
 
 
 def made_of(node: str, **more: Any) -> Guest.Inputs:
-    about: dict[str, Any] = {"guest": "mine", "guest_kind": "qemu", "vmid": ID, "protect": False}
-    about |= {"config": {"name": "mine", "memory": "512"}, "mark": MARK, **more}
-    return Guest.Inputs(host=node, node=node, shutdown=SHUTDOWN, **about)
+    config = {"name": "mine", "memory": "512", **more.pop("config", {})}
+    return made_guest("qemu", "mine", config, host=node, node=node, **more)
 
 
 @pytest.mark.parametrize("who", ["a stranger's", "made anew", "a container"])
@@ -284,7 +272,7 @@ def test_a_made_vm_that_wasnt_removed_can_lose_its_card_again(
     vm = dataclasses.replace(made_of("pve1", config=config), shutdown=shutdown)
     cards = dataclasses.replace(cards_of("pve1", goes_away=True, power="running"), vm="mine", vmid=ID)
     cards = dataclasses.replace(cards, shutdown=shutdown, cards=[dataclasses.replace(CARD, by_address=True)])
-    machine, work = GuestWork(texts(cluster, vms={}), URN), works(cluster)
+    machine, work = GuestWork(texts(cluster, vms={}), CARDS_URN), works(cluster)
     made, given = machine.create(vm), work.create(cards)
     cluster["pve1"].fault("guest-ignores-shutdown", ID)
     work.delete(cards, given)
@@ -319,12 +307,8 @@ def guest(cluster: LabCluster) -> Iterator[tuple[Path, str]]:
 def test_a_made_container_that_moved_is_found_where_the_settings_have_it_now(
     cluster: LabCluster, guest: tuple[Path, str]
 ) -> None:
-
-    def container_of(node: str, **more: Any) -> Guest.Inputs:
-        about: dict[str, Any] = {"guest": "mine", "guest_kind": "lxc", "vmid": ID}
-        about |= {"config": {"hostname": "mine", "memory": "512"}}
-        about |= {"protect": False, "mark": MARK, **more}
-        return Guest.Inputs(host=node, node=node, shutdown=SHUTDOWN, **about)
+    def container_of(node: str) -> Guest.Inputs:
+        return made_guest("lxc", "mine", {"hostname": "mine", "memory": "512"}, host=node, node=node)
 
     path, instance = guest
     create = {"ostemplate": "local:vztmpl/x.tar.zst"}

@@ -15,7 +15,7 @@ from homelab.remote import planning
 from homelab.remote.ssh import _failed
 from homelab.settings import Container, Host, Vm
 from lab import Lab
-from tests.lab.test_proxmox_api import host_of
+from tests.lab.stack_kit import host_of
 
 SCENARIOS = Path(__file__).parents[2] / "lab/scenarios"
 CARDS = {f"p4{name}": {"match": "10de:1bb3", "address": place, "use": use} for name, place, use in (

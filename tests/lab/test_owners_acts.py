@@ -19,7 +19,7 @@ from lab.host.state import HostState
 from remote_scripts.pve import api
 from tests.lab import transaction_kit as kit
 from tests.lab.killed_kit import KilledError
-from tests.lab.test_proxmox_api import map_card
+from tests.lab.stack_kit import map_card
 from tests.sampling import sample
 
 

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +15,24 @@ from homelab.errors import HomelabError
 from homelab.remote import agent, ssh
 from lab import Lab, LogMark
 from remote_scripts.both.passthrough_test import NAME, Wanted
-from tests.lab.host_kit import rebound, settings_of
+from tests.lab.host_kit import rebound
+from tests.lab.stack_kit import host_of
 
 FUNCTIONS = {"0000:01:00.0": "10de:2b85", "0000:01:00.1": "10de:22e8"}
+SCENARIO = "rtx5090"
 CONF = "$ROOT/etc/pve/qemu-server"
 
 
-@pytest.fixture(scope="module")
-def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with Lab.start("rtx5090", state=tmp_path_factory.mktemp("passthrough") / "lab") as started:
-        yield started
-
-
 @pytest.fixture
-def lab(shared_lab: Lab) -> Iterator[Lab]:
+def lab(lab: Lab) -> Lab:
     """A lab whose card is on vfio-pci; VM 103 runs without it."""
     for address in FUNCTIONS:
-        shared_lab.run(rebound(address, "vfio-pci"))
-    yield shared_lab
-    shared_lab.reset()
+        lab.run(rebound(address, "vfio-pci"))
+    return lab
 
 
 def apply(lab: Lab, functions: dict[str, str] = FUNCTIONS, **options: Any) -> dict[str, Any]:
-    return ssh.Session(settings_of(lab)).ask("apply", "passthrough_test", Wanted(functions=functions, **options))
+    return ssh.Session(host_of(lab)).ask("apply", "passthrough_test", Wanted(functions=functions, **options))
 
 
 def failure(lab: Lab, **options: Any) -> HomelabError:

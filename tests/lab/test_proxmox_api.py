@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,50 +13,10 @@ import pytest
 from homelab.errors import ApiError, ElsewhereError, LockHeldError, NoQuorumError, UnansweredError
 from homelab.remote.proxmox import api as api_module
 from homelab.remote.proxmox.api import Api, Clock
-from homelab.settings import Host
 from lab import Lab
+from tests.lab.stack_kit import NODE, VM, Quick, client, host_of, map_card
 
-NODE, VM = "pve", 103
 CONFIG = f"nodes/{NODE}/qemu/{VM}/config"
-
-
-class Quick(Clock):
-    """Time that passes by being waited for; ``then`` is what happens meanwhile: after so many waits, do that."""
-
-    def __init__(self, then: dict[int, Callable[[], object]] | None = None, real: float = 0.005) -> None:
-        self.at, self.waits, self._then, self._real = 0.0, 0, then or {}, real
-
-    def now(self) -> float:
-        return self.at
-
-    def sleep(self, seconds: float) -> None:
-        self.at += seconds
-        self.waits += 1
-        self._then.get(self.waits, lambda: None)()
-        time.sleep(self._real)  # the lab's tasks take real time
-
-
-@pytest.fixture(scope="module")
-def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A host whose card can be given to a VM."""
-    with Lab.start("bound-by-hand", state=tmp_path_factory.mktemp("api") / "lab") as started:
-        yield started
-
-
-@pytest.fixture
-def lab(shared_lab: Lab) -> Iterator[Lab]:
-    yield shared_lab
-    shared_lab.reset()
-
-
-def host_of(lab: Lab, **ssh: Any) -> Host:
-    about = {key: lab.connection[key] for key in ("hostKey", "privateKeyFile", "port")}
-    cards = {"rtx5090": {"match": "10de:2b85"}}
-    return Host.model_validate({"address": lab.connection["host"], "ssh": {**about, **ssh}, "gpus": cards})
-
-
-def client(lab: Lab, clock: Clock | None = None) -> Api:
-    return Api(host_of(lab), NODE, clock=clock or Quick())
 
 
 def put(lab: Lab, clock: Clock | None = None, **options: Any) -> None:
@@ -79,11 +38,6 @@ def without_quorum(lab: Lab) -> None:
     lab.run(
         "cat >$ROOT/etc/pve/.members", stdin=json.dumps({"cluster": {"name": "c", "quorate": 0}, "nodelist": nodes})
     )
-
-
-def map_card(lab: Lab) -> None:
-    entry = "node=pve,path=0000:01:00,id=10de:2b85,iommugroup=14,subsystem-id=1043:89e3"
-    client(lab).post("cluster/mapping/pci", "a mapping", id="rtx5090", map=entry)
 
 
 # -- the lock of a VM's configuration --------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,57 +13,29 @@ from homelab.guest.resource import Guest
 from homelab.guest.work import GuestWork
 from homelab.remote.proxmox import api as api_module
 from homelab.settings import NewContainer, NewVm
-from homelab.shapes import BootSeen, ShutdownInputs
-from homelab.vm.resource import VmCards
 from homelab.vm.work import VmCardsWork
 from lab import Lab
-from tests.lab.test_proxmox_api import host_of
+from tests.lab.stack_kit import CARDS_URN, ID, NODE, TEMPLATE, given_card, made_guest, put_template, stack_of
 
-NODE, ID = "pve", 300
-SHUTDOWN = ShutdownInputs(timeout=5, otherwise="stop")
-TEMPLATE = "debian-12-standard_12.7-1_amd64.tar.zst"
 # The old name begins as the new one does.
 OLD, NEW = "media2", "media"
 
 
-@pytest.fixture(scope="module")
-def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with Lab.start("bound-by-hand", state=tmp_path_factory.mktemp("renamed") / "lab") as started:
-        yield started
-
-
 @pytest.fixture
-def lab(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+def lab(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Lab:
     monkeypatch.setattr(api_module, "POLL_SECONDS", (0.02, 0.05))
-    cache = "$ROOT/var/lib/vz/template/cache"
-    shared_lab.run(f"mkdir -p {cache}; touch {cache}/{TEMPLATE}")
-    yield shared_lab
-    shared_lab.reset()
-
-
-def texts(lab: Lab, **guests: dict[str, Any]) -> dict[str, str]:
-    host = host_of(lab).model_dump(mode="json", by_alias=True)
-    about = {key: json.dumps(value) for key, value in guests.items()}
-    return {"hosts": json.dumps({NODE: host}), **about}
-
-
-def mark(name: str) -> str:
-    return f"Created by Pulumi: project/stack/{name}"
+    put_template(lab)
+    return lab
 
 
 def container(name: str, **options: Any) -> Guest.Inputs:
     new = NewContainer.model_validate({"ostemplate": f"local:vztmpl/{TEMPLATE}", "rootfs": "local-lvm:8"} | options)
-    return Guest.Inputs(
-        host=NODE, node=NODE, guest=name, guest_kind="lxc", vmid=ID, config=new.configuration(name), protect=False, mark=mark(name), shutdown=SHUTDOWN,
-    )  # fmt: skip
+    return made_guest("lxc", name, new.configuration(name))
 
 
 def machine(name: str, **options: Any) -> Guest.Inputs:
     new = NewVm.model_validate({"scsi0": "local-lvm:8", "net0": "virtio,bridge=vmbr0"} | options)
-    return Guest.Inputs(
-        host=NODE, node=NODE, guest=name, guest_kind="qemu", vmid=ID, config=new.configuration(name), clone=new.clone, size=new.size, protect=False,
-        mark=mark(name), shutdown=SHUTDOWN,
-    )  # fmt: skip
+    return made_guest("qemu", name, new.configuration(name), clone=new.clone, size=new.size)
 
 
 def conf(lab: Lab, kind: str) -> str:
@@ -72,7 +43,7 @@ def conf(lab: Lab, kind: str) -> str:
 
 
 def test_a_created_container_under_another_name_is_refused_and_stays(lab: Lab) -> None:
-    work = GuestWork(texts(lab, containers={NEW: {"host": NODE, "ctid": ID, "gpus": []}}))
+    work = GuestWork(stack_of(lab, containers={NEW: {"host": NODE, "ctid": ID, "gpus": []}}))
     made = work.create(container(OLD))
     before = conf(lab, "lxc")
     with pytest.raises(HomelabError) as error:
@@ -86,14 +57,14 @@ def test_a_created_container_under_another_name_is_refused_and_stays(lab: Lab) -
     assert conf(lab, "lxc") == before
     # A run that was interrupted finds its own; what had it before no longer removes it.
     again = work.create(container(OLD))
-    GuestWork(texts(lab)).delete(container(OLD), made)
+    GuestWork(stack_of(lab)).delete(container(OLD), made)
     assert conf(lab, "lxc") == before.replace(made.instance, again.instance)
-    GuestWork(texts(lab)).delete(container(OLD), again)
+    GuestWork(stack_of(lab)).delete(container(OLD), again)
     assert not (lab.root / f"etc/pve/nodes/{NODE}/lxc/{ID}.conf").exists()
 
 
 def test_what_is_noted_of_a_created_container_goes_once_it_is_removed(lab: Lab) -> None:
-    work = GuestWork(texts(lab), "urn:pulumi:s::p::homelab:guest:Guest::old")
+    work = GuestWork(stack_of(lab), "urn:pulumi:s::p::homelab:guest:Guest::old")
     made = work.create(container(OLD))
     note = lab.root / f"etc/pve/homelab/lxc-{ID}"
     note.parent.mkdir(exist_ok=True)
@@ -108,7 +79,7 @@ def test_what_is_noted_of_a_created_container_goes_once_it_is_removed(lab: Lab) 
 
 
 def test_a_created_vm_under_another_name_is_refused_and_stays(lab: Lab) -> None:
-    work = GuestWork(texts(lab, vms={NEW: {"host": NODE, "vmid": ID, "gpus": []}}))
+    work = GuestWork(stack_of(lab, vms={NEW: {"host": NODE, "vmid": ID, "gpus": []}}))
     made = work.create(machine(OLD))
     before = conf(lab, "qemu-server")
     with pytest.raises(HomelabError) as error:
@@ -117,12 +88,12 @@ def test_a_created_vm_under_another_name_is_refused_and_stays(lab: Lab) -> None:
     assert f"put the name {OLD} back" in error.value.next
     work.delete(machine(OLD), made)
     assert conf(lab, "qemu-server") == before
-    GuestWork(texts(lab)).delete(machine(OLD), made)
+    GuestWork(stack_of(lab)).delete(machine(OLD), made)
     assert not (lab.root / f"etc/pve/nodes/{NODE}/qemu-server/{ID}.conf").exists()
 
 
 def test_a_created_vm_keeps_its_hardware_address_on_another_bridge(lab: Lab) -> None:
-    work = GuestWork(texts(lab))
+    work = GuestWork(stack_of(lab))
     made = work.create(machine(OLD))
     before = conf(lab, "qemu-server")
     moved = machine(OLD, net0="virtio,bridge=vmbr1")
@@ -133,11 +104,8 @@ def test_a_created_vm_keeps_its_hardware_address_on_another_bridge(lab: Lab) -> 
 
 def test_another_vm_that_has_the_id_by_now_gets_nothing_back_that_it_never_had(lab: Lab) -> None:
     lab.run(f"qm create {ID} --name old --memory 2048 --machine pc")
-    work = VmCardsWork(texts(lab), "urn:pulumi:s::p::homelab:vm:Cards::sandbox")
-    inputs = VmCards.Inputs(
-        host=NODE, node=NODE, vm="sandbox", vmid=ID, shutdown=SHUTDOWN, cards=[], machine="q35", display="keep", power="keep",
-        instance="", goes_away=False, boot=BootSeen(id="b", stopped=[], at=0),
-    )  # fmt: skip
+    work = VmCardsWork(stack_of(lab), CARDS_URN)
+    inputs = given_card(vmid=ID, cards=[], machine="q35")
     first = work.create(inputs)
     lab.run(f"qm set {ID} --machine q35")
     # What its owner changes beside that doesn't make it another one.
@@ -170,13 +138,13 @@ def test_what_would_lose_a_created_vms_disk_is_refused_before_anything_is_asked(
 ) -> None:
     mark_of_log, made = lab.mark(), Guest.Outputs(instance="")
     with pytest.raises(HomelabError) as error:
-        GuestWork(texts(lab)).update(machine(OLD, **changed), machine(OLD), made)
+        GuestWork(stack_of(lab)).update(machine(OLD, **changed), machine(OLD), made)
     assert "what is on the disk would be lost" in error.value.why
     assert lab.api_calls(mark_of_log) == []
 
 
 def test_what_would_lose_a_created_containers_disk_is_refused_and_it_stays_as_it_was(lab: Lab) -> None:
-    work = GuestWork(texts(lab))
+    work = GuestWork(stack_of(lab))
     made = work.create(container(OLD))
     before = conf(lab, "lxc")
     with pytest.raises(HomelabError) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,28 +20,20 @@ from homelab.storage.resource import StorageFile
 from homelab.storage.work import StorageFileWork
 from lab import Lab
 from tests import forked_agent
-from tests.lab.test_proxmox_api import host_of
+from tests.lab.stack_kit import NODE, as_text, host_of
 
-NODE = "pve"
 NOBLE = {"url": "https://cloud-images.ubuntu.com/noble/current/noble-server-cloudimg-amd64.img"}
 VIRTIO = {"url": "https://fedorapeople.org/groups/virt/virtio-win/direct-downloads/stable-virtio/virtio-win.iso"}
 CD, IMAGE = "virtio-win.iso", "noble.qcow2"
 FOLDERS = {"import": "import", "iso": "template/iso"}
 
 
-@pytest.fixture(scope="module")
-def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with Lab.start("bound-by-hand", state=tmp_path_factory.mktemp("files") / "lab") as started:
-        yield started
-
-
 @pytest.fixture
-def lab(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+def lab(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Lab:
     monkeypatch.setattr(api_module, "POLL_SECONDS", (0.02, 0.05))
-    forked_agent.in_place_of_what_is_sent(monkeypatch, shared_lab)
-    allow(shared_lab, "iso,vztmpl,backup,import")
-    yield shared_lab
-    shared_lab.reset()
+    forked_agent.in_place_of_what_is_sent(monkeypatch, lab)
+    allow(lab, "iso,vztmpl,backup,import")
+    return lab
 
 
 def allow(lab: Lab, content: str) -> None:
@@ -54,7 +45,7 @@ class Stack:
 
     def __init__(self, lab: Lab, about: dict[str, Any], name: str = CD, **timeouts: int) -> None:
         self.lab, self.name = lab, name
-        self.host = host_of(lab).model_dump(mode="json", by_alias=True)
+        self.host = as_text(host_of(lab))
         self.host["timeouts"] |= timeouts
         self.set(about)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,28 +15,21 @@ from lab import Lab
 from remote_scripts.both.guest_cards import Answer, Wanted
 from remote_scripts.both.terms import Terms
 from tests import forked_agent
-from tests.lab.test_proxmox_api import host_of, map_card
+from tests.lab.stack_kit import host_of, map_card
 from tests.lab.transaction_kit import CARD, LINES, NODE, OURS, VM
 from tests.unit.hosts import desktop
 
 WANTED = Wanted(vmid=VM, terms=Terms(owner="p/s/sandbox", shutdown=5))
 
 
-@pytest.fixture(scope="module")
-def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with Lab.start("bound-by-hand", state=tmp_path_factory.mktemp("asked-for") / "lab") as started:
-        yield started
-
-
 @pytest.fixture
-def lab(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+def lab(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Lab:
     """VM 103 runs with the card, by a line for each function."""
-    forked_agent.in_place_of_what_is_sent(monkeypatch, shared_lab)
-    map_card(shared_lab)
+    forked_agent.in_place_of_what_is_sent(monkeypatch, lab)
+    map_card(lab)
     lines = " ".join(f"--{key} {value}" for key, value in LINES.items())
-    shared_lab.run(f"qm stop {VM}; qm set {VM} {lines}; qm start {VM}")
-    yield shared_lab
-    shared_lab.reset()
+    lab.run(f"qm stop {VM}; qm set {VM} {lines}; qm start {VM}")
+    return lab
 
 
 def transaction(lab: Lab) -> VmTransaction:

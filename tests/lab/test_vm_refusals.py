@@ -5,8 +5,6 @@ What the VM's configuration alone tells: tests/unit/test_vm_plan.py. As `up` say
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,48 +13,30 @@ import pytest
 from homelab.errors import HomelabError
 from homelab.facts.host import HostFacts
 from homelab.remote.ssh import Session
-from homelab.shapes import BootSeen, ShutdownInputs
-from homelab.vm.cards import VmCard
-from homelab.vm.resource import VmCards
+from homelab.shapes import ShutdownInputs
 from homelab.vm.work import VmCardsWork
 from lab import Lab
 from remote_scripts.guests import power
 from tests import forked_agent
-from tests.lab.test_proxmox_api import host_of, map_card
+from tests.lab.stack_kit import CARDS_URN, NODE, VM, given_card, map_card, stack_of
 
-NODE, VM = "pve", 103
-CARD = VmCard("rtx5090", "rtx5090", "0000:01:00")
 MAPPED = "mapping=rtx5090,pcie=1"
 
 
-@pytest.fixture(scope="module")
-def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with Lab.start("bound-by-hand", state=tmp_path_factory.mktemp("refusals") / "lab") as started:
-        yield started
-
-
 @pytest.fixture
-def lab(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+def lab(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Lab:
     """The card is mapped; VM 103 runs without it, and beside it there is VM 104, which is off."""
     monkeypatch.setattr(power, "STEADY_SECONDS", 0.3)
-    forked_agent.in_place_of_what_is_sent(monkeypatch, shared_lab)
-    map_card(shared_lab)
-    shared_lab.run("qm create 104 --name gaming --machine q35 --bios ovmf --cores 4 --memory 8192 --ostype l26")
-    yield shared_lab
-    shared_lab.reset()
+    forked_agent.in_place_of_what_is_sent(monkeypatch, lab)
+    map_card(lab)
+    lab.run("qm create 104 --name gaming --machine q35 --bios ovmf --cores 4 --memory 8192 --ostype l26")
+    return lab
 
 
 def give(lab: Lab, *, vmid: int = VM, timeout: int = 5, otherwise: Literal["fail", "stop"] = "fail") -> None:
     """The card is given to a VM, as an `up` does it."""
-    host = host_of(lab).model_dump(mode="json", by_alias=True)
-    stack = {"hosts": json.dumps({NODE: host})}
-    about: dict[str, Any] = {"host": NODE, "node": NODE, "vm": "sandbox", "vmid": vmid, "power": "keep"}
-    about["shutdown"] = ShutdownInputs(timeout=timeout, otherwise=otherwise)
-    VmCardsWork(stack, "urn:pulumi:s::p::homelab:vm:Cards::sandbox").create(
-        VmCards.Inputs(
-            **about, cards=[CARD], display="keep", instance="", goes_away=False, boot=BootSeen(id="b", stopped=[], at=0)
-        )
-    )  # fmt: skip
+    shutdown = ShutdownInputs(timeout=timeout, otherwise=otherwise)
+    VmCardsWork(stack_of(lab), CARDS_URN).create(given_card(vmid=vmid, shutdown=shutdown))
 
 
 def conf(lab: Lab) -> str:

@@ -29,10 +29,10 @@ from remote_scripts.pve import api, guest_kinds, guest_tasks, pmxcfs
 from remote_scripts.tools import passes
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
-from tests.lab.test_proxmox_api import host_of
-from tests.lab.transaction_kit import CARD, LINES, NODE, OURS, OWN, SHUT_DOWN, SLOT, VM, World, shared_lab, world
+from tests.lab.stack_kit import host_of
+from tests.lab.transaction_kit import CARD, LINES, NODE, OURS, OWN, SHUT_DOWN, SLOT, VM, World, world
 
-__all__ = ["shared_lab", "world"]
+__all__ = ["world"]
 
 
 @pytest.fixture(scope="module")

@@ -12,47 +12,20 @@ import pytest
 
 from homelab.errors import HomelabError, UnansweredError, UnreachableError
 from homelab.remote import logins, loop, ssh
-from homelab.remote.proxmox.api import Api, Clock
-from homelab.settings import Host
+from homelab.remote.proxmox.api import Api
 from lab import Lab
 from tests import connections
+from tests.lab.stack_kit import Quick, client
 from tests.waiting import wait_until
 
 CONFIG = "nodes/pve/qemu/103/config"
 
 
-class Quick(Clock):
-    """Time that passes by being waited for."""
-
-    def __init__(self, then: Callable[[], object] = lambda: None) -> None:
-        self._now, self._then = 0.0, then
-
-    def now(self) -> float:
-        return self._now
-
-    def sleep(self, seconds: float) -> None:
-        self._now += seconds
-        self._then()
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with Lab.start("bound-by-hand", state=tmp_path_factory.mktemp("way") / "lab") as started:
-        yield started
-
-
 @pytest.fixture
-def lab(shared: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+def lab(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     connections.end_all()  # with their tickets; another's sshd_config counts for what is opened under it
-    yield shared
+    yield lab
     connections.end_all()
-    shared.reset()
-
-
-def api_of(lab: Lab, clock: Clock | None = None, user: str = "root") -> Api:
-    about = {key: lab.connection[key] for key in ("hostKey", "privateKeyFile", "port")}
-    host = Host.model_validate({"address": lab.connection["host"], "ssh": {**about, "user": user}})
-    return Api(host, "pve", clock=clock or Quick())
 
 
 def forbid_forwarding(lab: Lab) -> None:
@@ -66,10 +39,10 @@ def changed(api: Api, cores: int) -> int:
 
 def test_where_sshd_forbids_forwarding_bash_is_the_way(lab: Lab) -> None:
     forbid_forwarding(lab)
-    assert changed(api_of(lab), 3) == 3
+    assert changed(client(lab), 3) == 3
     lab.run("systemctl stop pvedaemon")
     with pytest.raises(HomelabError) as refused:
-        api_of(lab).put(CONFIG, "", cores=2)
+        client(lab).put(CONFIG, "", cores=2)
     assert "nobody listens" in refused.value.found and "nothing was asked" in refused.value.why
 
 
@@ -89,22 +62,22 @@ def test_a_user_with_sudo_is_root_there_too(lab: Lab, forwards: bool) -> None:
     let_ops_log_in(lab, by_sudo=True)
     if not forwards:
         forbid_forwarding(lab)
-    assert changed(api_of(lab, user="ops"), 4) == 4
+    assert changed(client(lab, user="ops"), 4) == 4
 
 
 def test_what_only_root_may_set_is_set(lab: Lab) -> None:
-    api = api_of(lab)
+    api = client(lab)
     api.put(CONFIG, "", args="-cpu host,kvm=off", hostpci1="host=0000:01:00.0,romfile=a.rom")
     assert api.get(CONFIG, "")["hostpci1"] == "host=0000:01:00.0,romfile=a.rom"
 
 
 def test_a_pvedaemon_that_restarts_is_waited_for(lab: Lab) -> None:
     lab.run("systemctl stop pvedaemon")
-    assert changed(api_of(lab, Quick(lambda: lab.run("systemctl start pvedaemon"))), 3) == 3
+    assert changed(client(lab, Quick({1: lambda: lab.run("systemctl start pvedaemon")})), 3) == 3
 
 
 def test_a_clock_that_has_jumped_takes_a_new_ticket(lab: Lab) -> None:
-    api = api_of(lab)
+    api = client(lab)
     assert api.get("version", "")
     lab.fault("clock-ahead", 121 * 60)
     assert changed(api, 3) == 3
@@ -112,7 +85,7 @@ def test_a_clock_that_has_jumped_takes_a_new_ticket(lab: Lab) -> None:
 
 def test_a_change_whose_connection_is_lost_may_have_been_carried_out(lab: Lab) -> None:
     """Proxmox VE carries it out all the same."""
-    api = api_of(lab)
+    api = client(lab)
     digest = api.get(CONFIG, "")["digest"]
     lab.fault("api-seconds", 0.5)
     work = loop.submit(_lose_in(0.25))
@@ -126,7 +99,7 @@ def test_a_change_whose_connection_is_lost_may_have_been_carried_out(lab: Lab) -
 def test_a_connection_that_ends_while_it_is_asked_says_nothing_of_pvedaemon(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    api = api_of(lab)
+    api = client(lab)
     api.get("version", "")
     open_connection = asyncssh.SSHClientConnection.open_connection
 
@@ -168,7 +141,7 @@ def test_each_trouble_has_its_sentence(lab: Lab, trouble: str) -> None:
     cause(lab)
     try:
         with pytest.raises(HomelabError) as refused:
-            api_of(lab).put(CONFIG, "", cores=3)
+            client(lab).put(CONFIG, "", cores=3)
     finally:
         lab.fault("no-quorum", None)
         lab.run("systemctl start pve-cluster pvedaemon")
@@ -178,11 +151,11 @@ def test_each_trouble_has_its_sentence(lab: Lab, trouble: str) -> None:
 def test_a_user_whom_sudo_refuses_is_told_what_to_allow(lab: Lab) -> None:
     let_ops_log_in(lab, by_sudo=False)
     with pytest.raises(HomelabError, match="allow this user `sudo -n bash`"):
-        api_of(lab, user="ops").get("version", "")
+        client(lab, user="ops").get("version", "")
 
 
 def test_a_host_that_is_away_is_that_and_not_its_api(lab: Lab) -> None:
-    api = api_of(lab)
+    api = client(lab)
     gone = api.host.model_copy(update={"address": "127.0.0.2", "ssh": api.host.ssh.model_copy(update={"port": 1})})
     with pytest.raises(UnreachableError) as away:
         Api(gone, "pve", clock=Quick()).put(CONFIG, "", cores=3)
@@ -190,13 +163,13 @@ def test_a_host_that_is_away_is_that_and_not_its_api(lab: Lab) -> None:
 
 
 def test_a_host_that_is_away_for_a_moment_is_waited_for(lab: Lab) -> None:
-    host = api_of(lab).host
+    host = client(lab).host
     at = {"port": 1}
 
     class Moving(ssh.Session):
         def connect(self, *, anew: bool = False) -> None:
             ssh.Session(host.model_copy(update={"ssh": host.ssh.model_copy(update=at)})).connect(anew=anew)
 
-    api = api_of(lab, Quick(at.clear))
+    api = client(lab, Quick({1: at.clear}))
     api._connection._session = Moving(host)
     assert changed(api, 3) == 3

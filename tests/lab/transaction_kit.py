@@ -10,7 +10,6 @@ import os
 import re
 import shlex
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,6 @@ from homelab.vm import plan
 from homelab.vm.cards import VmCard, Wish
 from lab import Lab
 from lab.api.tasks import Tasks
-from lab.host.guest_programs import modules
 from lab.host.host_python import nodes_below
 from lab.host.state import HostState
 from remote_scripts.both import container_cards as of_containers
@@ -46,8 +44,9 @@ from remote_scripts.tools import state
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.run import Stand
 from remote_scripts.tools.system import System
+from tests.agent import api_kit
 from tests.lab.killed_kit import KilledError
-from tests.lab.test_proxmox_api import host_of, map_card
+from tests.lab.stack_kit import host_of, map_card
 from tests.unit.hosts import desktop
 
 NODE, VM, SLOT = "pve", 103, "0000:01:00"
@@ -268,15 +267,13 @@ class Containers(World):
     def perl(self, arguments: Sequence[str], stdin: bytes) -> Done:
         if arguments[: len(api.MINT) - 1] == api.MINT[1:]:
             return super().perl(arguments, stdin)
-        environment = {**os.environ, **modules(self.lab.root / "etc/pve", quorate=True)}
-        before = self.conf()
-        done = subprocess.run(["perl", *arguments], input=stdin, capture_output=True, env=environment, check=False)
-        if done.returncode == 0:
+        before, done = self.conf(), api_kit.perl(self.lab.root, arguments, stdin)
+        if done.status == 0:
             if self.vanishes:
                 self.vanishes = False
                 self.then = ("POST", "status/shutdown", lambda: self.written(before))
             self.count()
-        return Done(done.returncode, done.stdout, done.stderr)
+        return done
 
     def written(self, text: str) -> None:
         (self.lab.root / f"etc/pve/lxc/{CT}.conf").write_text(text)
@@ -320,16 +317,10 @@ class Containers(World):
         return [line for line in head if re.match(r"dev\d|lxc\.", line)]
 
 
-@pytest.fixture(scope="module")
-def shared_lab(kind: type[World], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """:param kind: of each file's own."""
-    with Lab.start(kind.scenario, state=tmp_path_factory.mktemp("transaction") / "lab") as started:
-        yield started
-
-
 @pytest.fixture
-def world(kind: type[World], shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    world = kind(shared_lab, monkeypatch)
+def world(kind: type[World], labs: Callable[[str], Lab], monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """:param kind: of each file's own."""
+    world = kind(labs(kind.scenario), monkeypatch)
     world.prepare(monkeypatch)
     yield world
-    shared_lab.reset()
+    world.lab.reset()

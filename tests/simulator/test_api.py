@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,24 +11,13 @@ import pytest
 from lab import Lab, LabError
 from lab.control import request
 
+#: Its host is stock: VM 103 runs, nothing else is there.
+SCENARIO = "rtx5090"
 GPU = "0000:01:00"
 NODE = "pve"
 VM = 103
 QEMU = f"/nodes/{NODE}/qemu/{VM}"
 CONFIG = f"{QEMU}/config"
-
-
-@pytest.fixture(scope="module")
-def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with Lab.start("rtx5090", state=tmp_path_factory.mktemp("api") / "lab") as started:
-        yield started
-
-
-@pytest.fixture
-def lab(shared_lab: Lab) -> Iterator[Lab]:
-    """A lab whose host is stock: VM 103 runs, nothing else is there."""
-    yield shared_lab
-    shared_lab.reset()
 
 
 def finish(lab: Lab, upid: str) -> str:

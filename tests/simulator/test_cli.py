@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab import Lab
+from tests.simulator.ssh_kit import openssh
 from tests.waiting import PATIENCE, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
@@ -238,10 +239,8 @@ def test_log_tells_boots_connections_and_commands_in_their_order(state: Path) ->
     lab = Lab.open(state)
     # A VM that starts with the host has its own time.
     wait_until(lambda: [one["at"] for one in lab.guest_boots(103)][-1:] > [one["at"] for one in lab.boots()][-1:])
-    connection = lab.connection
-    options = ["-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null", "-oLogLevel=ERROR", "-F/dev/null"]
-    target = ["-i", connection["privateKeyFile"], "-p", str(connection["port"]), "root@127.0.0.1"]
-    subprocess.run(["ssh", *options, *target, "exit 3"], stdin=subprocess.DEVNULL, check=False)
+    with openssh(lab.connection, "exit 3") as client:
+        client.wait()
     lines = cli("log", "--state", str(state)).stdout.splitlines()
     kinds = [line.split()[1] for line in lines]
     assert kinds[0] == "boots"

@@ -14,7 +14,7 @@ from homelab.remote import ssh
 from lab import LabError
 from lab.cluster import LabCluster
 from lab.control import request
-from tests.lab.host_kit import settings_of
+from tests.lab.stack_kit import host_of
 from tests.simulator.test_pvedaemon import session
 
 CARD = "node={},path=0000:01:00,id=10de:2b85"
@@ -99,14 +99,14 @@ def test_a_node_that_is_off_is_out_of_reach_and_two_of_three_go_on_but_not_one(c
         assert "ssh: connect to host 192.168.0.203 port 22: No route to host" in done.stderr
         nodes = {one["node"]: one["status"] for one in cluster["pve1"].ask_api("GET", "/nodes")}
         assert nodes == {"pve1": "online", "pve2": "online", "pve3": "offline"}
-        read = ssh.read(settings_of(cluster["pve1"]), guests=True).cluster
+        read = ssh.read(host_of(cluster["pve1"]), guests=True).cluster
         assert read.quorate and read.described == ", node of the cluster homelab"
         request(cluster["pve2"].state, "poweroff")
         cluster["pve2"].wait_settled()
         assert quorate(cluster, "pve1") == (0, {"pve1"})
         with pytest.raises(LabError, match="cluster not ready - no quorum"):
             cluster["pve1"].ask_api("POST", "/nodes/pve1/qemu", vmid=301)
-        assert not ssh.read(settings_of(cluster["pve1"]), guests=True).cluster.quorate
+        assert not ssh.read(host_of(cluster["pve1"]), guests=True).cluster.quorate
     finally:
         for name in ("pve2", "pve3"):
             cluster[name].power_cycle()

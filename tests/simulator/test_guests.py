@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,32 +24,27 @@ from lab.ports import guest_address
 from lab.scenario import SCENARIO_FOLDER, ScenarioError, scenario_from
 from lab.state import process_start_time, read_lab_file
 from tests import waiting
+from tests.simulator.ssh_kit import connect, connected, openssh
 from tests.simulator.test_api import finish
 from tests.waiting import PATIENCE
 
 # A guest takes its time to boot.
 wait_until = functools.partial(waiting.wait_until, seconds=30.0)
 
-VM = 103
+SCENARIO, VM = "rtx5090", 103
 BOOT_ID = "cat $ROOT/proc/sys/kernel/random/boot_id"
 NET = "virtio,bridge=vmbr0"
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with Lab.start("rtx5090", state=tmp_path_factory.mktemp("guests") / "lab") as started:
-        yield started
-
-
 @pytest.fixture
-def lab(shared: Lab) -> Lab:
+def lab(shared_lab: Lab) -> Lab:
     """A lab whose VM 103 answers SSH."""
-    for name in shared.machine.faults:
-        shared.fault(name, None)
-    if "stopped" in shared.run(f"qm status {VM}").stdout:
-        shared.run(f"qm start {VM}")
-    shared.wait_guest(VM)
-    return shared
+    for name in shared_lab.machine.faults:
+        shared_lab.fault(name, None)
+    if "stopped" in shared_lab.run(f"qm status {VM}").stdout:
+        shared_lab.run(f"qm start {VM}")
+    shared_lab.wait_guest(VM)
+    return shared_lab
 
 
 @pytest.fixture
@@ -60,29 +55,9 @@ def other(lab: Lab) -> Iterator[int]:
     lab.run("qm stop 200 && qm destroy 200")
 
 
-async def connect(lab: Lab, vmid: int = VM, **changes: Any) -> asyncssh.SSHClientConnection:
-    to = lab.guest(vmid)
-    known = asyncssh.import_known_hosts(f"[{to['host']}]:{to['port']} {to['hostKey']}\n")
-    options = {
-        "username": "root",
-        "client_keys": [to["privateKeyFile"]],
-        "known_hosts": known,
-        "config": None,
-        "agent_path": None,
-        **changes,
-    }
-    return await asyncssh.connect(to["host"], to["port"], **options)
-
-
-@contextlib.asynccontextmanager
-async def connected(lab: Lab, vmid: int = VM, **changes: Any) -> AsyncIterator[asyncssh.SSHClientConnection]:
-    async with await connect(lab, vmid, **changes) as connection:
-        yield connection
-
-
 def execute(lab: Lab, command: str, stdin: str = "", vmid: int = VM, **changes: Any) -> asyncssh.SSHCompletedProcess:
     async def main() -> asyncssh.SSHCompletedProcess:
-        async with connected(lab, vmid, **changes) as connection:
+        async with connected(lab.guest(vmid), **changes) as connection:
             return await connection.run(command, input=stdin)
 
     return asyncio.run(asyncio.wait_for(main(), PATIENCE))
@@ -97,12 +72,7 @@ def output(lab: Lab, command: str, stdin: str = "", vmid: int = VM, **changes: A
 @contextlib.contextmanager
 def session(lab: Lab, command: str, vmid: int = VM) -> Iterator[subprocess.Popen[str]]:
     """A command over OpenSSH's client that has said its first line, `ready`."""
-    to = lab.guest(vmid)
-    options = ["-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null", "-oLogLevel=ERROR", "-F/dev/null"]
-    target = ["-i", to["privateKeyFile"], "-p", str(to["port"]), f"root@{to['host']}"]
-    with subprocess.Popen(
-        ["ssh", *options, *target, command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
-    ) as client:
+    with openssh(lab.guest(vmid), command) as client:
         assert client.stdout is not None
         assert client.stdout.readline() == "ready\n"
         yield client
@@ -162,7 +132,7 @@ def test_a_wrong_key_and_an_unknown_user_are_refused(lab: Lab, user: str) -> Non
     keys = right if user == "nobody-here" else [asyncssh.generate_private_key("ssh-ed25519")]
     mark = lab.mark()
     with pytest.raises(asyncssh.PermissionDenied):
-        asyncio.run(connect(lab, username=user, client_keys=keys))
+        asyncio.run(connect(lab.guest(VM), username=user, client_keys=keys))
     wait_until(lambda: len(lab.connections(since=mark, guest=VM)) == 1)
     [refused] = lab.connections(since=mark, guest=VM)
     assert (refused["user"], refused["accepted"]) == (user, False)
@@ -172,7 +142,7 @@ def test_a_guest_has_a_host_key_of_its_own(lab: Lab) -> None:
     assert lab.guest(VM)["hostKey"] != lab.connection["hostKey"]
     known = asyncssh.import_known_hosts(f"* {lab.connection['hostKey']}\n")
     with pytest.raises(asyncssh.HostKeyNotVerifiable):
-        asyncio.run(connect(lab, known_hosts=known))
+        asyncio.run(connect(lab.guest(VM), known_hosts=known))
 
 
 def test_who_is_taken_out_of_authorized_keys_gets_in_no_more(lab: Lab) -> None:
@@ -180,7 +150,7 @@ def test_who_is_taken_out_of_authorized_keys_gets_in_no_more(lab: Lab) -> None:
     output(lab, f"mv {path} {path}.away", username="root")
     try:
         with pytest.raises(asyncssh.PermissionDenied):
-            asyncio.run(connect(lab, username="ubuntu"))
+            asyncio.run(connect(lab.guest(VM), username="ubuntu"))
     finally:
         output(lab, f"mv {path}.away {path}", username="root")
     assert output(lab, "printenv USER", username="ubuntu") == "ubuntu\n"
@@ -208,7 +178,10 @@ def test_what_happens_in_a_guest_is_logged_as_its_own(lab: Lab) -> None:
 
 def test_sftp_starts_in_the_users_home_and_stays_in_the_guests_tree(lab: Lab) -> None:
     async def main() -> str:
-        async with connected(lab, username="ubuntu") as connection, connection.start_sftp_client() as sftp:
+        async with (
+            connected(lab.guest(VM), username="ubuntu") as connection,
+            connection.start_sftp_client() as sftp,
+        ):
             async with sftp.open("by-sftp", "wb") as file:
                 await file.write(b"\0\xff")
             await sftp.stat("/etc/os-release")
@@ -501,9 +474,9 @@ def test_a_vm_made_over_the_api_has_cloud_inits_user_and_keys(lab: Lab) -> None:
     assert output(lab, "printenv USER; hostname", vmid=201, username="ada", client_keys=[key]) == "ada\nmade\n"
     assert output(lab, "sudo -n printenv USER", vmid=201, username="ada") == "root\n", "the lab's key is let in too"
     with pytest.raises(asyncssh.PermissionDenied):
-        asyncio.run(connect(lab, 201, client_keys=[key]))  # root has the lab's key alone
+        asyncio.run(connect(lab.guest(201), client_keys=[key]))  # root has the lab's key alone
     with pytest.raises(asyncssh.PermissionDenied):
-        asyncio.run(connect(lab, 201, username="ubuntu"))
+        asyncio.run(connect(lab.guest(201), username="ubuntu"))
     lab.run("qm stop 201 && qm destroy 201")
 
 

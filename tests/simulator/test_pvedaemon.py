@@ -8,7 +8,7 @@ import io
 import json
 import shlex
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +21,8 @@ from proxmoxer.core import ProxmoxResource
 
 from lab import Lab
 from lab.host.guest_programs import TICKET
-from tests.simulator.test_server_ssh import connect, execute
+from tests.simulator.ssh_kit import connect
+from tests.simulator.test_server_ssh import execute
 from tests.waiting import PATIENCE, wait_until
 
 MINT = shlex.join(["perl", *TICKET])
@@ -57,7 +58,7 @@ class OverSsh:
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
-        self.connection = self.wait(connect(lab))
+        self.connection = self.wait(connect(lab.connection))
         self.ticket = self.run(MINT)
         self.api = ProxmoxResource(base_url="http://pve/api2/json", session=self, serializer=Json())
 
@@ -107,9 +108,8 @@ def session(lab: Lab) -> Iterator[OverSsh]:
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with Lab.start("rtx5090", state=tmp_path_factory.mktemp("pvedaemon") / "lab") as started:
-        yield started
+def lab(labs: Callable[[str], Lab]) -> Lab:
+    return labs("rtx5090")
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +289,7 @@ def test_another_user_makes_a_ticket_by_sudo_alone(lab: Lab, ssh: OverSsh) -> No
     keys.write_text(Path(f"{lab.connection['privateKeyFile']}.pub").read_text())
 
     async def as_ops(command: str) -> tuple[int | None, str, str]:
-        async with await connect(lab, username="ops") as connection:
+        async with await connect(lab.connection, username="ops") as connection:
             done = await connection.run(command)
         return done.exit_status, str(done.stdout), str(done.stderr)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,12 +12,11 @@ VM = 103
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with Lab.start("bound-by-hand", state=tmp_path_factory.mktemp("saved") / "lab") as started:
-        started.wait_guest(VM)
-        started.wait_idle()
-        started.save()
-        yield started
+def lab(shared_lab: Lab) -> Lab:
+    shared_lab.wait_guest(VM)
+    shared_lab.wait_idle()
+    shared_lab.save()
+    return shared_lab
 
 
 def boots(lab: Lab) -> tuple[list[str], list[str]]:

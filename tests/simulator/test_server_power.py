@@ -16,38 +16,25 @@ import pytest
 from lab import Lab, LabError
 from lab.control import request
 from lab.state import process_start_time, read_lab_file
+from tests.simulator.ssh_kit import openssh
 from tests.waiting import PATIENCE, wait_until
 
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with Lab.start("rtx5090", state=tmp_path_factory.mktemp("power") / "lab") as started:
-        yield started
+SCENARIO = "rtx5090"
 
 
 @pytest.fixture
-def lab(shared: Lab) -> Iterator[Lab]:
+def lab(shared_lab: Lab) -> Iterator[Lab]:
     """A lab that runs, with no fault set when the test begins."""
-    yield shared
-    for name in shared.machine.faults:
-        shared.fault(name, None)
-    if shared.status()["phase"] != "up":
-        shared.power_cycle()
-
-
-def ssh(lab: Lab, command: str) -> subprocess.Popen[str]:
-    """Start a command over a client of its own; to be used in a `with`."""
-    connection = lab.connection
-    options = ["-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null", "-oLogLevel=ERROR", "-F/dev/null"]
-    target = ["-i", connection["privateKeyFile"], "-p", str(connection["port"]), "root@127.0.0.1"]
-    return subprocess.Popen(
-        ["ssh", *options, *target, command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
-    )
+    yield shared_lab
+    for name in shared_lab.machine.faults:
+        shared_lab.fault(name, None)
+    if shared_lab.status()["phase"] != "up":
+        shared_lab.power_cycle()
 
 
 def ssh_status(lab: Lab, command: str) -> int:
     """Run a command to its end; its exit status."""
-    with ssh(lab, command) as client:
+    with openssh(lab.connection, command) as client:
         return client.wait(PATIENCE)
 
 
@@ -87,7 +74,7 @@ def test_a_reboot_gives_a_new_boot_id_on_the_same_port(lab: Lab) -> None:
 def test_the_reboot_command_answers_at_once_and_ends_what_runs(lab: Lab) -> None:
     boots, mark = len(lab.boots()), lab.mark()
     # One process: a shell whose child is killed first says so, to a pipe that is closed by then, and dies of that.
-    with ssh(lab, "trap '' TERM HUP; echo started; exec sleep 300") as stubborn:
+    with openssh(lab.connection, "trap '' TERM HUP; echo started; exec sleep 300") as stubborn:
         assert stubborn.stdout is not None
         assert stubborn.stdout.readline() == "started\n"
         assert lab.run("reboot").returncode == 0
@@ -337,7 +324,7 @@ def test_a_lab_whose_daemon_was_killed_starts_again_as_it_was(tmp_path: Path) ->
     lab = Lab.start("rtx5090", state=tmp_path / "lab")
     (lab.root / "etc/kept").write_text("kept\n")
     before, boots = lab.connection, len(lab.boots())
-    with ssh(lab, "echo $$; exec sleep 300") as client:
+    with openssh(lab.connection, "echo $$; exec sleep 300") as client:
         assert client.stdout is not None
         orphan = int(client.stdout.readline())
         os.kill(daemon_pid(lab), signal.SIGKILL)
@@ -374,7 +361,7 @@ def test_another_process_with_the_daemons_pid_isnt_taken_for_it(tmp_path: Path) 
 def test_a_stopped_lab_leaves_no_process_and_no_socket(tmp_path: Path) -> None:
     lab = Lab.start("rtx5090", state=tmp_path / "lab")
     daemon = daemon_pid(lab)
-    with ssh(lab, "trap '' TERM; echo $$; while :; do sleep 1; done") as client:
+    with openssh(lab.connection, "trap '' TERM; echo $$; while :; do sleep 1; done") as client:
         assert client.stdout is not None
         command = int(client.stdout.readline())
         lab.stop()
@@ -390,7 +377,7 @@ def test_a_daemon_that_hangs_is_stopped_all_the_same(tmp_path: Path, monkeypatch
     monkeypatch.setattr("lab.client.STOP_SECONDS", 0.5)
     lab = Lab.start("rtx5090", state=tmp_path / "lab")
     daemon = daemon_pid(lab)
-    with ssh(lab, "echo $$; exec sleep 300") as client:
+    with openssh(lab.connection, "echo $$; exec sleep 300") as client:
         assert client.stdout is not None
         command = int(client.stdout.readline())
         os.kill(daemon, signal.SIGSTOP)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import asyncssh
@@ -22,6 +22,7 @@ from lab import Lab
 from lab.host.state import COMMANDS
 from lab.ssh import may_forward
 from tests.plain import PLAIN
+from tests.simulator.ssh_kit import connect, connected
 from tests.waiting import PATIENCE, wait_until, writer_of
 
 CLIENT = """
@@ -35,34 +36,13 @@ asyncio.run(main())
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with Lab.start("rtx5090", state=tmp_path_factory.mktemp("ssh") / "lab") as started:
-        yield started
-
-
-async def connect(lab: Lab, **changes: object) -> asyncssh.SSHClientConnection:
-    ssh = lab.connection
-    known = asyncssh.import_known_hosts(f"[{ssh['host']}]:{ssh['port']} {ssh['hostKey']}\n")
-    options: dict[str, object] = {
-        "username": ssh["user"],
-        "client_keys": [ssh["privateKeyFile"]],
-        "known_hosts": known,
-        "config": None,
-        "agent_path": None,
-        **changes,
-    }
-    return await asyncssh.connect(ssh["host"], ssh["port"], **options)
-
-
-@contextlib.asynccontextmanager
-async def connected(lab: Lab, **changes: object) -> AsyncIterator[asyncssh.SSHClientConnection]:
-    async with await connect(lab, **changes) as connection:
-        yield connection
+def lab(labs: Callable[[str], Lab]) -> Lab:
+    return labs("rtx5090")
 
 
 def execute(lab: Lab, command: str, stdin: bytes = b"") -> asyncssh.SSHCompletedProcess:
     async def main() -> asyncssh.SSHCompletedProcess:
-        async with connected(lab) as connection:
+        async with connected(lab.connection) as connection:
             return await connection.run(command, input=stdin, encoding=None)
 
     return asyncio.run(main())
@@ -121,7 +101,7 @@ def test_output_is_not_read_faster_than_the_client_takes_it(lab: Lab) -> None:
     written = lab.root / "tmp" / "written"
 
     async def main() -> None:
-        async with connected(lab) as connection:
+        async with connected(lab.connection) as connection:
             text = f"for i in {{1..400}}; do head -c 65536 /dev/zero; echo $i > {written}; done"
             async with connection.create_process(text, encoding=None, window=1 << 16) as process:
                 await process.stdout.readexactly(1)
@@ -137,7 +117,7 @@ def test_output_is_not_read_faster_than_the_client_takes_it(lab: Lab) -> None:
 
 def test_a_command_that_reads_no_stdin_ends_though_much_was_sent(lab: Lab) -> None:
     async def main() -> int | None:
-        async with connected(lab) as connection:
+        async with connected(lab.connection) as connection:
             process = await connection.create_process("exit 3", encoding=None)
             with contextlib.suppress(BrokenPipeError):  # it may have ended before anything was sent
                 process.stdin.write(os.urandom(8 << 20))
@@ -168,7 +148,7 @@ def test_a_detached_process_doesnt_hold_the_channel_and_lives_on(lab: Lab) -> No
 
 def test_environment_variables_are_refused_as_by_sshd_without_accept_env(lab: Lab) -> None:
     async def main() -> tuple[bool | None, object]:
-        async with connected(lab) as connection:
+        async with connected(lab.connection) as connection:
             # AsyncSSH's client sends variables without asking for an answer; Go's asks, and fails on a refusal.
             process = await connection.create_process("echo ${PULUMI_COMMAND_STDOUT-unset}; read -r line")
             accepted = await process.channel._make_request(b"env", String("PULUMI_COMMAND_STDOUT"), String("taken"))
@@ -184,7 +164,7 @@ def test_only_root_with_the_labs_key_gets_in(lab: Lab, tmp_path: Path, user: str
     keys = {"admin": lab.connection["privateKeyFile"], "root": asyncssh.generate_private_key("ssh-ed25519")}
     mark = lab.mark()
     with pytest.raises(asyncssh.PermissionDenied):
-        asyncio.run(connect(lab, username=user, client_keys=[keys[user]]))
+        asyncio.run(connect(lab.connection, username=user, client_keys=[keys[user]]))
     wait_until(lambda: len(lab.connections(since=mark)) == 1)
     [refused] = lab.connections(since=mark)
     assert (refused["user"], refused["accepted"]) == (user, False)
@@ -192,7 +172,7 @@ def test_only_root_with_the_labs_key_gets_in(lab: Lab, tmp_path: Path, user: str
 
 def test_no_password_is_asked_for(lab: Lab) -> None:
     with pytest.raises(asyncssh.PermissionDenied):
-        asyncio.run(connect(lab, client_keys=None, password="secret", preferred_auth="password"))
+        asyncio.run(connect(lab.connection, client_keys=None, password="secret", preferred_auth="password"))
 
 
 def test_the_host_key_is_the_one_that_lab_json_names(lab: Lab) -> None:
@@ -200,12 +180,12 @@ def test_the_host_key_is_the_one_that_lab_json_names(lab: Lab) -> None:
     other = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode()
     known = asyncssh.import_known_hosts(f"[{ssh['host']}]:{ssh['port']} {other}")
     with pytest.raises(asyncssh.HostKeyNotVerifiable):
-        asyncio.run(connect(lab, known_hosts=known))
+        asyncio.run(connect(lab.connection, known_hosts=known))
 
 
 def test_a_shell_and_a_connection_to_a_port_where_nobody_listens_are_refused(lab: Lab) -> None:
     async def main() -> tuple[int, str]:
-        async with connected(lab) as connection:
+        async with connected(lab.connection) as connection:
             with pytest.raises(asyncssh.ChannelOpenError):
                 await connection.create_process()
             with pytest.raises(asyncssh.ChannelOpenError) as refused:
@@ -244,7 +224,7 @@ def test_sshd_config_says_who_may_connect_through_it(tmp_path: Path, config: str
 
 def test_sftp_works_in_the_hosts_tree_and_cant_leave_it(lab: Lab) -> None:
     async def main() -> tuple[str, bytes]:
-        async with connected(lab) as connection, connection.start_sftp_client() as sftp:
+        async with connected(lab.connection) as connection, connection.start_sftp_client() as sftp:
             async with sftp.open("/etc/from-sftp", "wb") as file:
                 await file.write(b"\0\xff")
             async with sftp.open("../../../../../etc/from-sftp", "rb") as file:
@@ -258,7 +238,7 @@ def test_scp_copies_into_the_hosts_tree(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"copied")
 
     async def main() -> None:
-        async with connected(lab) as connection:
+        async with connected(lab.connection) as connection:
             await asyncssh.scp(tmp_path / "file", (connection, "/tmp/by-scp"))
 
     asyncio.run(main())
@@ -267,7 +247,7 @@ def test_scp_copies_into_the_hosts_tree(lab: Lab, tmp_path: Path) -> None:
 
 def test_keepalives_are_answered_while_a_command_says_nothing(lab: Lab) -> None:
     async def main() -> int | None:
-        async with connected(lab, keepalive_interval=0.1, keepalive_count_max=2) as connection:
+        async with connected(lab.connection, keepalive_interval=0.1, keepalive_count_max=2) as connection:
             return (await connection.run("sleep 1")).exit_status
 
     assert asyncio.run(main()) == 0
@@ -279,7 +259,7 @@ def test_several_commands_run_at_once_over_one_connection(lab: Lab) -> None:
     os.mkfifo(second)
 
     async def main() -> list[object]:
-        async with connected(lab) as connection:
+        async with connected(lab.connection) as connection:
             # Each ends only if the other runs at the same time.
             there = connection.run(f"echo a > {first}; cat {second}")
             back = connection.run(f"cat {first}; echo b > {second}")
@@ -293,7 +273,7 @@ def test_several_commands_run_at_once_over_one_connection(lab: Lab) -> None:
 
 def test_a_connection_has_ten_sessions_at_a_time(lab: Lab) -> None:
     async def main() -> int | None:
-        async with connected(lab) as connection:
+        async with connected(lab.connection) as connection:
             ten = [await connection.create_process("cat") for _ in range(10)]
             with pytest.raises(asyncssh.ChannelOpenError, match="open failed") as refused:
                 await connection.create_process("true")
@@ -352,7 +332,7 @@ def test_a_script_that_writes_to_a_client_that_is_gone_gets_a_broken_pipe(lab: L
     script = f"trap '' PIPE; read -r word < {gate}; echo $word || echo broken > {result}; echo end >> {result}\n"
 
     async def main() -> None:
-        connection = await connect(lab)
+        connection = await connect(lab.connection)
         process = await connection.create_process("bash -s")
         process.stdin.write(script)
         await asyncio.to_thread(lab.wait_command, "epipe.gate")
@@ -371,7 +351,7 @@ def test_a_lost_client_gives_the_script_the_end_of_its_stdin(lab: Lab) -> None:
     result = lab.root / "tmp" / "half-sent"
 
     async def main() -> None:
-        connection = await connect(lab)
+        connection = await connect(lab.connection)
         process = await connection.create_process(f"cat > {result}; echo end >> {result}")
         process.stdin.write("half")
         await asyncio.to_thread(lab.wait_command, "half")
@@ -388,7 +368,7 @@ def test_a_command_over_a_new_connection_takes_milliseconds(lab: Lab) -> None:
 
     async def main() -> float:
         started = time.monotonic()
-        async with connected(lab) as connection:
+        async with connected(lab.connection) as connection:
             await connection.run("true")
         return time.monotonic() - started
 
