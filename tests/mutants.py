@@ -2,7 +2,7 @@
 
 python -m tests.mutants [ID …]: runs these, or all, each in a copy of the checkout, against the tests that name its module, until one fails; rewrites
 mutants.yaml; 1 where one lives, or its text is gone. --survivors: those that lived, against all tests without the engine.
-One whose code is gone gets another in its place by hand, in a line of its part that chance chooses.
+One whose code is gone gets another in its place by hand, in a line of its module that chance chooses.
 """
 
 from __future__ import annotations

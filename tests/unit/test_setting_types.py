@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import pytest
 from pydantic import BaseModel, SecretStr
 
+from homelab import tables
 from homelab.errors import HomelabError
 from homelab.nvidia.settings import Nvidia
 from homelab.settings import NewContainer, NewVm, Settings, parse
@@ -17,120 +19,8 @@ from tests.rows import check_rows, rows
 from tests.unit.test_settings import KEY, refused
 from tests.unit.test_settings import hosts as one_host
 
-NVIDIA = {
-    "driver": "580",
-    "cuda": "12.8",
-    "cudnn": "9",
-    "containerToolkit": "docker",
-    "mirror": {"cuda": "https://m.lan/cuda", "containerToolkit": "https://m.lan/ctk", "run": "https://m.lan:8443/run"},
-    "runSha256": {"580.105.08": "ab" * 32},
-    "proxy": "http://me:pass@proxy.lan:3128",
-}
-SSH = {"user": "root", "hostKey": KEY, "privateKey": "-----BEGIN KEY-----\nAAAA\n-----END KEY-----\n"}
-# Between them every field that holds text.
-WHOLE: list[dict[str, Any]] = [
-    {
-        "hosts": {
-            "pve": {
-                "address": "pve.lan",
-                "node": "pve",
-                "ssh": SSH,
-                "iommu": {"acsOverride": "downstream,multifunction"},
-                "gpus": {
-                    "big": {
-                        "match": "10de:2b85",
-                        "address": "0000:01:00",
-                        "mapping": "big-card",
-                        "functions": ["0000:01:00.0"],
-                    },
-                    "small": {"match": "10de:2684", "use": "lxc", "allowGroupMembers": ["0000:02:00.0"]},
-                },
-                "reboot": "manual",
-                "cluster": "home",
-                "downloads": {
-                    "noble.qcow2": {"url": "https://example.org/noble.img", "checksum": "sha256:" + "ab" * 32},
-                    "cd.iso": {"url": "https://example.org/cd.iso", "storage": "nas"},
-                },
-                "nvidia": NVIDIA,
-            }
-        },
-        "vms": {
-            "gaming": {
-                "host": "pve",
-                "vmid": 104,
-                "gpus": ["big"],
-                "power": "running",
-                "shutdown": {"timeout": 30, "otherwise": "stop"},
-                "address": "192.168.0.50",
-                "ssh": {"hostKeyFile": "k.pub", "privateKeyFile": "~/.ssh/id"},
-                "nvidia": {"flavour": "open", "source": "run", "docker": "install", "onDestroy": "purge"},
-                "create": {
-                    "name": "gaming.lan",
-                    "scsi0": "local-lvm:0,import-from=local:import/noble.qcow2",
-                    "size": 32,
-                    "net0": "virtio,bridge=vmbr0",
-                    "cpu": "host,flags=+aes",
-                    "sshkeys": KEY,
-                    "cipassword": "geheim",
-                    "args": "-smbios type=1",
-                },
-            }
-        },
-        "containers": {
-            "ai": {
-                "host": "pve",
-                "ctid": 901,
-                "gpus": ["small"],
-                "method": "device",
-                "create": {"ostemplate": "local:vztmpl/debian.tar.zst", "rootfs": "local-lvm:8", "password": "geheim"},
-            }
-        },
-        "plan": "never",
-    },
-    {
-        "hosts": {
-            "pve": {
-                "address": "fe80::1%eth0",
-                "ssh": {"hostKey": KEY, "password": "geheim"},
-                "gpus": {"big": {"match": "10de:2b85"}},
-            }
-        },
-        "vms": {
-            "old": {
-                "host": "pve",
-                "vmid": 103,
-                "machine": "q35",
-                "display": "none",
-                "gpus": [{"gpu": "big", "romfile": "big.rom"}],
-            },
-            "cloned": {"host": "pve", "vmid": 105, "create": {"clone": 900}},
-        },
-        "containers": {
-            "ai": {"host": "pve", "ctid": 901, "gpuAssignment": "0,1"},
-            "media": {
-                "host": "pve",
-                "ctid": 902,
-                "gpuAssignment": "none",
-                "create": {"ostemplate": "local:vztmpl/debian.tar.zst", "mp0": "/tank/films,mp=/films"},
-            },
-        },
-    },
-    {
-        "hosts": {
-            "pve1": {
-                "cluster": "home",
-                "address": "192.168.0.201",
-                "ssh": {"hostKey": KEY, "user": "admin", "privateKeyFile": "~/.ssh/id"},
-            },
-            "second": {
-                "cluster": "home",
-                "node": "pve2",
-                "address": "pve2.lan",
-                "ssh": {"hostKeyFile": "pve2.pub", "privateKey": SSH["privateKey"]},
-            },
-        },
-    },
-]
+#: Between them every field that holds text.
+WHOLE: list[dict[str, Any]] = tables.read(Path(__file__).with_name("whole_settings.yaml"))
 Place = tuple[Any, ...]
 
 
