@@ -139,16 +139,18 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
         """
         inputs, before, outputs = self._inputs(properties), self._inputs(state), self._outputs(state)
         self.require_same_disks(inputs, before)
-        options, secret = _differing(inputs, before, outputs.drift), inputs.secret_config
+        guest, options = CreatedGuest.of(inputs), _differing(inputs, before, outputs.drift)
         had = {**before.config, **dict.fromkeys(outputs.drift, "changed by hand")}
         lines = changes({key: inputs.config.get(key) for key in options}, had)
-        lines += [f"{key}: set anew" for key, value in secret.items() if before.secret_config.get(key) != value]
-        lines += [f"size: {inputs.size} GiB"] if inputs.size not in (None, before.size) else []
-        when = "if it runs, it is shut down and started for what Proxmox VE can't change meanwhile"
-        if inputs.guest_kind == "lxc":
-            when = "if it runs, it gets at its next start what Proxmox VE can't change meanwhile"
+        if inputs.guest_kind == "qemu":  # a container's secrets count only while it is made
+            secret = [key for key, value in inputs.secret_config.items() if before.secret_config.get(key) != value]
+            lines += [f"{key}: set anew, for its next start" for key in secret]
+        lines += [f"size: {inputs.size} GiB"] if (inputs.size or 0) > (before.size or 0) else []
         if lines:
-            _say(inputs, f"{CreatedGuest.of(inputs).label}: {', '.join(lines)}; {when}")
+            _say(inputs, f"{guest.label}: {', '.join(lines)}")
+        if options:
+            restart = "is shut down and started for" if inputs.guest_kind == "qemu" else "gets at its next start"
+            _say(inputs, f"{guest.label}, if it runs, {restart} what Proxmox VE can't change meanwhile")
 
     def require_same_disks(self, inputs: Guest.Inputs, before: Guest.Inputs) -> None:
         """:raises HomelabError: only a new guest could have what the inputs say."""

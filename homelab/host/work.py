@@ -69,7 +69,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         drifted = {layer for layer, differences in judged.drift.items() if differences}
         generation = raised(outputs.generation, drifted, judged.drift.keys())
         # What a shared card keeps from being mended is refused by the plan, before anything is changed.
-        stale = plan.stale(facts, want) or bool(facts.handover.away and drifted)
+        stale = plan.stale(facts, want) or bool(facts.handover.away and "handover" in drifted)
         return dataclasses.replace(outputs, generation=generation, stale=stale)
 
     def _plan(self, inputs: HostProbe.Inputs, generation: dict[str, int]) -> HostProbe.Outputs:

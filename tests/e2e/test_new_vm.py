@@ -67,7 +67,8 @@ def test_a_vm_is_made_changed_in_place_and_removed(by_init: Callable[..., Stack]
     mark = stack.lab.mark()
     previewed = stack.preview("--refresh").output
     assert "VM 100 (dev), running: no change for its cards" in previewed
-    assert "dev: VM 100: cores: changed by hand -> 4, size: 80 GiB; if it runs, it is shut down" in previewed
+    assert "dev: VM 100: cores: changed by hand -> 4, size: 80 GiB" in previewed
+    assert "VM 100, if it runs, is shut down and started for what Proxmox VE can't change" in previewed
     changed = stack.up("--refresh")
     assert "drift: cores is 2 instead of 8" in changed.output
     assert ("update", "dev-vm") in changed.steps and ("delete-replaced", "dev-vm") not in changed.steps

@@ -408,13 +408,19 @@ def test_a_shared_card_is_not_to_be_taken_out_of_its_containers() -> None:
     assert not any("containers that use it" in one.found for one in report.findings)
     assert report.next[0].startswith("`pulumi up --refresh`")
     assert any("VM 103 has lost the hookscript" in one.found for one in report.findings)
+    for seen_otherwise, of_settings in ((seen, None), (replace(seen, facts=replace(facts, managed=[])), shared)):
+        otherwise = diagnose_vm(seen_otherwise, 103, of_settings)
+        assert sum("VM 103 has lost the hookscript" in one.found for one in otherwise.findings) == 1
 
 
 def test_without_an_iommu_a_vm_is_told_what_its_host_is() -> None:
     seen, of_settings = with_vm(), settings(iommu={"enable": True})
     no_groups = replace(seen, facts=replace(seen.facts, iommu=replace(seen.facts.iommu, groups=0)))
     (alone,) = [one for one in diagnose_vm(no_groups, 103).findings if "IOMMU" in one.wanted]
-    assert alone.found == "none; the kernel says: nothing about an IOMMU" and "in the firmware" in alone.next
+    assert (
+        alone.found == "none; the kernel says: nothing about an IOMMU"
+        and "`homelab doctor host` says why" in alone.next
+    )
     (of_host,) = [one for one in diagnose_host(no_groups, of_settings).findings if "the host" in one.wanted]
     assert of_host.turn is Turn.UP and of_host in diagnose_vm(no_groups, 103, of_settings).findings
 

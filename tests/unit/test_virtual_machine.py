@@ -119,9 +119,14 @@ def test_a_preview_says_what_is_changed_in_a_guest_that_was_made_here_and_refuse
     config = {**{key: value for key, value in BEFORE.config.items() if key != "net0"}, "cores": "4"}
     wanted = dataclasses.replace(secret, config=config, size=12, secret_config={"cipassword": "hidden"})
     assert told_ahead(secret, wanted, ["memory"]) == (
-        "a: VM 103: cores: not there -> 4, memory: changed by hand -> 512, net0: virtio,bridge=vmbr0 -> not there, cipassword: set anew,"
-        " size: 12 GiB; if it runs, it is shut down and started for what Proxmox VE can't change meanwhile\n"
+        "a: VM 103: cores: not there -> 4, memory: changed by hand -> 512, net0: virtio,bridge=vmbr0 -> not there,"
+        " cipassword: set anew, for its next start, size: 12 GiB\n"
+        "a: VM 103, if it runs, is shut down and started for what Proxmox VE can't change meanwhile\n"
     )
+    larger = dataclasses.replace(BEFORE, size=12)
+    assert told_ahead(BEFORE, larger, []) == "a: VM 103: size: 12 GiB\n"
+    container = dataclasses.replace(secret, guest_kind="lxc", size=None)
+    assert told_ahead(container, dataclasses.replace(container, secret_config={"password": "hidden"}), []) == ""
     assert told_ahead(BEFORE, BEFORE, []) == ""
     with pytest.raises(HomelabError, match="what is on the disk would be lost"):
         told_ahead(BEFORE, dataclasses.replace(BEFORE, size=1), [])
