@@ -26,12 +26,7 @@ COLUMNS = 80
 
 def _without_wines(lines: Sequence[str]) -> Iterator[str]:
     """What a run shows, without that sentence of the engine's, which makes the stack's own row one of a failure."""
-    text = re.sub(
-        r"^  pulumi:pulumi:Stack \(\S+\):\n    error: Detected that .*?^$\n",
-        "",
-        "\n".join(lines),
-        flags=re.MULTILINE | re.DOTALL,
-    )
+    text = re.sub(r"^    error: Detected that .*?^$\n", "", "\n".join(lines), flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"\*\*creating failed(?: \((\d+s)\))?\*\*.*", lambda found: f"created ({found[1] or '0s'})", text)
     yield from re.sub(r"^ +\d+ errored\n", "", text, flags=re.MULTILINE).splitlines()
 

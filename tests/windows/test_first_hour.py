@@ -89,7 +89,7 @@ def in_each_code_page(person: Person) -> None:
     (person.folder / "refused.yaml").write_text(settings.replace("rtx5090:", "größe:"), encoding="utf-16")
     for page in ("cp850", "cp1252", "utf-8"):
         shown = person.homelab("show", "--config-file", "utf-16.yaml", encoding=page, PYTHONIOENCODING=page)
-        assert "VM 103 (sandbox)" in shown and ("├── " in shown) is (page == "utf-8"), shown
+        assert "VM 103 (Sandbox)" in shown and ("├── " in shown) is (page == "utf-8"), shown
         refused = person.homelab(
             "show", "--config-file", "refused.yaml", status=2, encoding=page, PYTHONIOENCODING=page
         )
