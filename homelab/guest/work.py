@@ -142,9 +142,7 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
         guest, options = CreatedGuest.of(inputs), _differing(inputs, before, outputs.drift)
         had = {**before.config, **dict.fromkeys(outputs.drift, "changed by hand")}
         lines = changes({key: inputs.config.get(key) for key in options}, had)
-        if inputs.guest_kind == "qemu":  # a container's secrets count only while it is made
-            secret = [key for key, value in inputs.secret_config.items() if before.secret_config.get(key) != value]
-            lines += [f"{key}: set anew, for its next start" for key in secret]
+        lines += [f"{key}: set anew, for its next start" for key in _new_secrets(inputs, before)]
         lines += [f"size: {inputs.size} GiB"] if (inputs.size or 0) > (before.size or 0) else []
         if lines:
             _say(inputs, f"{guest.label}: {', '.join(lines)}")
@@ -179,7 +177,7 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
                 changed[key] = with_address(key, options[key], current)
         if inputs.guest_kind == "qemu":
             # Proxmox VE alone is told these: on the host they would be noted, and shown.
-            secret = {key: one for key, one in inputs.secret_config.items() if before.secret_config.get(key) != one}
+            secret = _new_secrets(inputs, before)
             self._put(inputs, secret)
             for key in secret:
                 _say(inputs, f"{key} set anew: the guest gets it at its next start")
@@ -315,6 +313,13 @@ def _differing(inputs: Guest.Inputs, before: Guest.Inputs, drift: Iterable[str])
     """The options that differ between the inputs, or from those `before`: the latter are `drift`."""
     keys = dict.fromkeys((*inputs.config, *before.config))
     return [key for key in keys if inputs.config.get(key) != before.config.get(key) or key in drift]
+
+
+def _new_secrets(inputs: Guest.Inputs, before: Guest.Inputs) -> dict[str, str]:
+    """The secret options to set; none of a container, whose count only while it is made."""
+    if inputs.guest_kind == "lxc":
+        return {}
+    return {key: value for key, value in inputs.secret_config.items() if before.secret_config.get(key) != value}
 
 
 def _gib(disk: str) -> float:

@@ -29,8 +29,8 @@ class VmCards(Owned):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(VmInputs):
-        """`instance`: of a VM that was made here; `goes_away`: is the VM itself
-        deleted next?; `address`: the guest's; `agent`: it is asked."""
+        """`instance`: of a VM that was made here; `goes_away`: is the VM itself deleted next?; `address`: the guest's;
+        `agent`: it is asked."""
 
         cards: list[VmCard]
         machine: str | None = None

@@ -111,9 +111,8 @@ class Server:
         self._poll = select.poll()
         self._woken, waking = os.pipe()
         os.set_blocking(waking, False)
-        self._done, self._saying = (
-            os.pipe()
-        )  # what a fork says that has done a command: its pid, and a status as wait(2) has it
+        # What a fork says that has done a command: its pid, and a status as wait(2) has it.
+        self._done, self._saying = os.pipe()
         os.set_blocking(self._done, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
@@ -358,9 +357,8 @@ def _has_company() -> bool:
     """Whether the command has left a process in this fork's group, or a thread."""
     group = os.getpid()
     try:
-        os.setpgid(
-            0, os.getpgid(os.getppid())
-        )  # for a moment the server's: a signal that misses it now is one to a command that is done
+        # For a moment the server's: a signal that misses it now is one to a command that is done.
+        os.setpgid(0, os.getpgid(os.getppid()))
         os.killpg(group, 0)
     except ProcessLookupError:
         os.setpgid(0, 0)
