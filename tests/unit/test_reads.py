@@ -188,6 +188,15 @@ def test_what_drifts_while_a_card_is_away_is_planned_anew_and_so_refused_in_a_pr
     assert refreshed and refreshed["stale"] is (bool(away) and lost) and refreshed["generation"]["handover"] == lost
 
 
+def test_what_drifts_elsewhere_while_a_card_is_away_is_mended_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = desktop(
+        handover={"enabled": True, "away": "gpus.card is with VM 103"}
+    )  # no note of what the boot should have
+    monkeypatch.setattr(ssh, "read", lambda *_, **__: found)
+    refreshed = HostProbeWork(TEXTS).refreshed({"host": "pve", "settings": "", **WANTED, "generation": {}})
+    assert refreshed and refreshed["generation"]["iommu"] == 1 and refreshed["stale"] is False
+
+
 @pytest.mark.parametrize("bound", [True, False])
 def test_only_what_runs_with_words_that_the_next_boot_has_not_is_said_to_keep_them(
     monkeypatch: pytest.MonkeyPatch, bound: bool
