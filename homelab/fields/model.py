@@ -7,13 +7,7 @@ import os
 # Without this, pydantic looks through every installed package for plugins, at each start.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr  # noqa: E402
-
-
-def camel(name: str) -> str:
-    """`on_destroy` as `onDestroy`."""
-    head, *rest = name.split("_")
-    return head + "".join(word.capitalize() for word in rest)
+from pydantic import BaseModel, ConfigDict, PrivateAttr, alias_generators  # noqa: E402
 
 
 class Model(BaseModel):
@@ -21,7 +15,7 @@ class Model(BaseModel):
 
     # Names in YAML are camelCase, as everywhere in Pulumi.
     # The text below a key says what it means; docs/settings.md is made of these (docs/tables/meanings.py).
-    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=camel, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=alias_generators.to_camel, strict=True)
 
 
 class NamedModel(Model):

@@ -6,17 +6,14 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from homelab.errors import HomelabError
-from homelab.fields.model import Model
 from homelab.host.settings import Host
 from homelab.settings.whole import Settings
-
-ModelT = TypeVar("ModelT", bound=Model)
 
 
 def parse(values: Mapping[str, Any]) -> Settings:
@@ -30,18 +27,6 @@ def parse(values: Mapping[str, Any]) -> Settings:
         return Settings.model_validate({key: _decode(value) for key, value in values.items()})
     except ValidationError as error:
         raise _explain(error) from None
-
-
-def model_of(model: type[ModelT], section: str, values: Mapping[str, Any]) -> ModelT:
-    """The settings of one host or guest.
-
-    :param section: hosts, vms or containers.
-    :raises HomelabError: one error that names every mistake.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise _explain(error, (section, "NAME")) from None
 
 
 def load_host(hosts: Any, name: str) -> Host:
@@ -78,16 +63,10 @@ _SECRET_PLACES = {"ssh", "proxy", "password", "cipassword", "mirror", "create"}
 _SECTION_ERRORS = {"dict_type", "list_type", "model_type"}
 
 
-def _explain(error: ValidationError, place_of_all: tuple[str, ...] = ()) -> HomelabError:
-    """The error for the user, with a line for each of pydantic's errors. It quotes no value that may be secret.
-
-    :param place_of_all: where in the settings the model is that was validated.
-    """
+def _explain(error: ValidationError) -> HomelabError:
+    """The error for the user, with a line for each of pydantic's errors. It quotes no value that may be secret."""
     lines = []
-    problems = error.errors(include_url=False)
-    for problem in problems:
-        problem["loc"] = (*place_of_all, *problem["loc"])
-    for problem in problems:
+    for problem in error.errors(include_url=False):
         # A key may be any JSON string, with a terminal's control characters too.
         place = ".".join(_visible(str(part)) for part in problem["loc"] if part != "[key]")
         text = problem["msg"].removeprefix("Value error, ")

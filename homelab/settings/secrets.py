@@ -91,29 +91,20 @@ def in_plain_text(settings: BaseModel, environ: Mapping[str, str], stack_file: P
     """
     encrypted_keys = json.loads(environ.get("PULUMI_CONFIG_SECRET_KEYS") or "[]")
     configuration = json.loads(environ.get("PULUMI_CONFIG") or "{}")
-    places = secrets(settings)
+    content, places = file_of_configuration(configuration, stack_file), secrets(settings)
+    written = (content or {}).get("config") or {}
     plain: list[Place] = []
     uncertain: list[Place] = []
     for key in dict.fromkeys(place[0] for place in places):
         secrets_of_key = [place for place in places if place[0] == key]
         if f"homelab:{key}" not in encrypted_keys:
             plain += secrets_of_key
-        elif (value := _value_in_file(f"homelab:{key}", configuration, stack_file)) is not None:
+        # A key of the project's own may stand without the project's name.
+        elif (value := written.get(f"homelab:{key}", written.get(key))) is not None:
             plain += [place for place in secrets_of_key if not _is_encrypted_at(value, place[1:])]
         elif len(secrets_of_key) > 1:
             uncertain += secrets_of_key
     return plain, uncertain
-
-
-def _value_in_file(key: str, whole: Mapping[str, str], stack_file: Path) -> Any:
-    """The file's value of a key, with encrypted values as they are; None: Pulumi read another file."""
-    try:
-        config = parsed(text_of(stack_file))["config"]
-        # A key of the project's own may stand without the project's name.
-        value = config.get(key, config.get(key.partition(":")[2]))
-        return value if _same(value, json.loads(whole[key])) else None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):
-        return None
 
 
 def file_of_configuration(whole: Mapping[str, str], stack_file: Path) -> Any:

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
+from pydantic.alias_generators import to_camel
 
 from homelab.errors import HomelabError
-from homelab.fields.model import camel
 from homelab.settings.whole import Settings
 
 # The keys that Pulumi reads (sdk/go/common/workspace/project.go, ProjectStack), and their descriptions.
@@ -27,7 +27,7 @@ KEYS_OF_PULUMI = {
     "secretsprovider": "Where the key to the secrets is kept. Pulumi writes it.",
     "environment": "Environments of Pulumi ESC whose values this stack takes.",
 }
-_SETTINGS = [camel(name) for name in Settings.model_fields]
+_SETTINGS = [to_camel(name) for name in Settings.model_fields]
 # The similarity, for difflib, from which on a name is a misspelt one; `homelab-gaming`, another project, is below it.
 _ALIKE = 0.8
 

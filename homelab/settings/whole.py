@@ -11,7 +11,7 @@ from homelab.fields.model import Model
 from homelab.fields.types import Name
 from homelab.host.settings import Host
 from homelab.nvidia.settings import Nvidia
-from homelab.vm.settings import Vm, VmGpu
+from homelab.vm.settings import Vm
 
 
 class Settings(Model):
@@ -38,50 +38,41 @@ class Settings(Model):
 
     @model_validator(mode="after")
     def _guests_fit(self) -> Self:
-        self._check_vms()
-        self._check_containers()
+        ids, holders = dict[tuple[str, int], str](), dict[tuple[str, str], str]()
+        for name, vm in self.vms.items():
+            self._check(f"vms.{name}", vm, "vm", ids)
+            for gpu in vm.cards:
+                if self.hosts[vm.host].gpus[gpu].use == "shared":
+                    continue  # the VM that starts first has it
+                if (holder := holders.setdefault((vm.host, gpu), name)) != name:
+                    raise ValueError(
+                        f"gpus: {gpu} is given to vms.{holder} and vms.{name}; one VM at a time can have it: give it "
+                        "to one, or set use: shared"
+                    )
+        for name, container in self.containers.items():
+            if name in self.vms:
+                raise ValueError(f"containers.{name} and vms.{name}: a name is one guest's")
+            self._check(f"containers.{name}", container, "lxc", ids)
         return self
 
-    def _check_vms(self) -> None:
-        holders: dict[tuple[str, str], str] = {}
-        ids: dict[tuple[str, int], str] = {}
-        for name, vm in self.vms.items():
-            host = self._host_of(f"vms.{name}", vm)
-            if other_vm := ids.get((vm.host, vm.vmid)):
-                raise ValueError(f"vms.{name} and vms.{other_vm} have the same vmid {vm.vmid}")
-            ids[vm.host, vm.vmid] = name
-            for use in vm.gpus:
-                _check_vm_card(name, vm, use, host)
-                if host.gpus[use.gpu].use == "shared":
-                    continue  # the VM that starts first has it
-                if holder := holders.get((vm.host, use.gpu)):
-                    raise ValueError(
-                        f"gpus: {use.gpu} is given to vms.{holder} and vms.{name}; one VM at a time can have it: "
-                        "give it to one, or set use: shared"
-                    )
-                holders[vm.host, use.gpu] = name
+    def _check(self, place: str, guest: Vm | Container, use: str, ids: dict[tuple[str, int], str]) -> None:
+        """Checks the host, the id and the cards of a guest.
 
-    def _host_of(self, place: str, guest: Vm | Container) -> Host:
-        """The host that a guest names.
-
-        :param place: in the settings, such as `vms.sandbox`.
-        :raises ValueError: there is no such host.
+        :param use: of a card that is for its kind alone.
+        :param ids: of the guests before; gets its own.
         """
         if guest.host not in self.hosts:
             raise ValueError(f"{place}.host: no such host; there are {', '.join(self.hosts)}")
-        return self.hosts[guest.host]
-
-    def _check_containers(self) -> None:
-        ids = {(vm.host, vm.vmid): f"vms.{name}" for name, vm in self.vms.items()}
-        for name, container in self.containers.items():
-            host = self._host_of(f"containers.{name}", container)
-            if name in self.vms:
-                raise ValueError(f"containers.{name} and vms.{name}: a name is one guest's")
-            if other_guest := ids.get((container.host, container.ctid)):
-                raise ValueError(f"containers.{name} and {other_guest} have the same id {container.ctid}")
-            ids[container.host, container.ctid] = f"containers.{name}"
-            for gpu in container.cards:
-                _check_container_card(name, container, gpu, host)
+        if (other := ids.setdefault((guest.host, guest.guest_id), place)) != place:
+            raise ValueError(f"{place} and {other} have the same id {guest.guest_id}")
+        gpus = self.hosts[guest.host].gpus
+        for gpu in guest.cards:
+            if gpu not in gpus:
+                raise ValueError(
+                    f"{place}.gpus: hosts.{guest.host} has no card {gpu}; it has {', '.join(gpus) or 'none'}"
+                )
+            if gpus[gpu].use not in (use, "shared"):
+                raise ValueError(f"{place}.gpus: {gpu} is for use: {gpus[gpu].use}; this guest needs {use}, or shared")
 
     @model_validator(mode="after")
     def _take_places(self) -> Self:
@@ -133,28 +124,3 @@ class Settings(Model):
             if addresses.count(address) > 1:
                 raise ValueError(f"two hosts with the address {address}")
         return value
-
-
-def _check_vm_card(name: str, vm: Vm, use: VmGpu, host: Host) -> None:
-    gpu = host.gpus.get(use.gpu)
-    if gpu is None:
-        raise ValueError(
-            f"vms.{name}.gpus: hosts.{vm.host} has no card {use.gpu}; it has {', '.join(host.gpus) or 'none'}"
-        )
-    if not gpu.may_leave:
-        raise ValueError(
-            f"vms.{name}.gpus: {use.gpu} stays with the host (use: {gpu.use}); a VM needs use: vm, or shared with "
-            "containers"
-        )
-
-
-def _check_container_card(name: str, container: Container, gpu: str, host: Host) -> None:
-    card = host.gpus.get(gpu)
-    if card is None:
-        raise ValueError(
-            f"containers.{name}.gpus: hosts.{container.host} has no card {gpu}; it has {', '.join(host.gpus) or 'none'}"
-        )
-    if card.use not in ("lxc", "shared"):
-        raise ValueError(
-            f"containers.{name}.gpus: {gpu} is for use: {card.use}; a container needs use: lxc, or shared with a VM"
-        )

@@ -48,7 +48,7 @@ def facts(qemu: str = "9.1.2", **changes: Any) -> HostFacts:
         ({"allowConsole": True}, {}, "expected no allowConsole"),
         ({"allowContainers": [901]}, {}, "expected no allowContainers"),
         ({"passthroughTest": True}, {}, "expected no passthroughTest"),
-        ({"reset": "bus"}, {}, "expected neither reset nor keepAwake"),
+        ({"reset": "bus"}, {}, "expected no reset"),
         ({"functions": ["0000:01:00.0"]}, {}, "expected no functions"),
         ({}, {"nvidia": None}, "use: shared needs nvidia, also for a driver that is installed already"),
     ],

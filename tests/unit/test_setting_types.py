@@ -191,9 +191,7 @@ def test_a_number_has_bounds(which: int, place: Place) -> None:
 
 @pytest.mark.parametrize("seconds", [1, 29, 86_401])
 def test_a_dead_mans_switch_that_undoes_every_boot_is_refused(seconds: int) -> None:
-    said = refused(one_host(timeouts={"rollback": seconds}))
-    assert "homelab:hosts.pve.timeouts.rollback" in said
-    assert ("a healthy host needs them" in said) is (seconds < 30)
+    assert "homelab:hosts.pve.timeouts.rollback" in refused(one_host(timeouts={"rollback": seconds}))
 
 
 VM, CONTAINER = ("vms", "gaming", "create"), ("containers", "ai", "create")

@@ -84,16 +84,16 @@ def test_a_pci_address_is_a_slot_or_a_function_in_any_notation(written: str, mea
         ({"gpus": {"big": {"match": "10de:2b85", "functions": ["02:00"]}}}, "expected a PCI function's address"),
         (
             {"gpus": {"big": {"match": "10de:2b85", "use": "lxc", "reset": "flr"}}},
-            "expected neither reset nor keepAwake",
+            "expected no reset",
         ),
         (
             {"gpus": {"big": {"match": "10de:2b85", "use": "host", "keepAwake": True}}},
-            "expected neither reset nor keepAwake",
+            "expected no keepAwake",
         ),
         ({"gpus": {"big": {"match": "10de:2b85", "reset": "hot"}}}, "found 'hot'"),
         (
             {"gpus": {"big": {"match": "10de:2b85", "use": "lxc", "functions": ["0000:02:00.0"]}}},
-            "expected no functions: they are for a card that goes to a VM",
+            "expected no functions: it is for a card that is bound to vfio-pci",
         ),
         (
             {"address": "192.168.0.2002"},
@@ -236,10 +236,14 @@ def test_two_resources_of_one_name_are_refused(hosts: dict[str, str], what: str)
     [
         ("no such host", with_vms({"a": VM | {"host": "pv"}}), "homelab:vms.a.host: no such host; there are pve"),
         ("no such card", with_vms({"a": VM | {"gpus": ["rtx"]}}), "hosts.pve has no card rtx; it has rtx5090"),
-        ("a card that stays", with_vms({"a": VM}, rtx5090={"match": "10de:2b85", "use": "lxc"}), "stays with the host"),
+        (
+            "a card that stays",
+            with_vms({"a": VM}, rtx5090={"match": "10de:2b85", "use": "lxc"}),
+            "is for use: lxc; this guest needs vm, or shared",
+        ),
         ("one card, two VMs", with_vms({"a": VM, "b": VM | {"vmid": 104}}), "given to vms.a and vms.b"),
         ("one card twice", with_vms({"a": VM | {"gpus": ["rtx5090", "rtx5090"]}}), "rtx5090 is there twice"),
-        ("one id twice", with_vms({"a": VM, "b": VM | {"gpus": []}}), "have the same vmid 103"),
+        ("one id twice", with_vms({"a": VM, "b": VM | {"gpus": []}}), "have the same id 103"),
         ("an id that can't be", with_vms({"a": VM | {"vmid": 99}}), "greater than or equal to 100; found 99"),
         (
             "a new VM's line taken over",
