@@ -85,46 +85,12 @@ def without_remapping(facts: HostFacts) -> bool:
 
 # -- what stands against the settings
 # ------------------------------------------------------------------------------------------
-def refused(facts: HostFacts, host: Host) -> list[HomelabError]:
-    """The refusals of settings about the IOMMU that this host can't have."""
-    errors = []
-    if host.iommu.acs_override and not acs.knows_override(facts.kernel):
-        errors.append(
-            HomelabError(
-                wanted=f"iommu.acsOverride ({host.iommu.acs_override})",
-                found=f"the kernel {facts.kernel}",
-                why="only Proxmox VE's own kernels know the word; any other ignores it, and the groups stay as they "
-                "are",
-                next="boot a kernel of Proxmox VE, or take iommu.acsOverride out",
-            )
-        )
-    if host.iommu.relax_rmrr and not is_intel(facts):
-        errors.append(
-            HomelabError(
-                wanted="iommu.relaxRmrr",
-                found=f"a processor of {facts.cpu_vendor}",
-                why="RMRRs are Intel's, and so is the word: the kernel has nothing like it for AMD",
-                next="take iommu.relaxRmrr out; look for an update of the board's firmware instead",
-            )
-        )
-    elif host.iommu.relax_rmrr and not relaxes_rmrr(facts):
-        errors.append(
-            HomelabError(
-                wanted="iommu.relaxRmrr",
-                found=f"the kernel {facts.kernel}",
-                why="only Proxmox VE's own kernels from 6.5 on know intel_iommu=relax_rmrr; any other ignores it",
-                next="boot such a kernel, or take iommu.relaxRmrr out",
-            )
-        )
-    return [*errors, *_plain_interrupts(facts, host)]
-
-
 def relaxes_rmrr(facts: HostFacts) -> bool:
     """Whether the kernel knows relax_rmrr."""
     return "-pve" in facts.kernel and release(facts.kernel) >= _RELAXES
 
 
-def _plain_interrupts(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
+def refused(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
     """A gate: interrupts are remapped, or may stay plain. VFIO gives no card away without remapping
     (drivers/vfio/vfio_iommu_type1.c, vfio_iommu_type1_attach_group)."""
     if not host.gives_cards or host.iommu.allow_unsafe_interrupts or without_remapping(facts):

@@ -37,23 +37,6 @@ def methods(facts: HostFacts, address: str) -> list[str] | None:
     return None if state is None or state.reset_method is None else state.reset_method.split()
 
 
-def works_alone(facts: HostFacts, address: str) -> bool | None:
-    """Whether the kernel can reset a function without the others of its bus; None: unknown.
-
-    It lists `bus` for the first function of each bus, and carries it out only for one that is alone there
-    (drivers/pci/pci.c, pci_parent_bus_reset).
-    """
-    reset_methods = methods(facts, address)
-    if reset_methods is None:
-        return None
-    if set(reset_methods) - {"bus", "cxl_bus"}:
-        return True
-    bus = address.rpartition(":")[0]
-    return bool(reset_methods) and not any(
-        device.address != address and device.address.startswith(f"{bus}:") for device in facts.devices
-    )
-
-
 def row_of(facts: HostFacts, functions: Sequence[Device]) -> ResetRow | None:
     """The row for a card, by its graphics function; None: none. A virtual function is reset by itself."""
     for device in functions:

@@ -69,28 +69,10 @@ def _unresolved_error(facts: HostFacts, name: str, gpu: Gpu, places: list[str]) 
             why="identical cards can't be told apart by their id",
             next=f'add `address: "{places[0]}"` (or another of them) to gpus.{name}',
         )
-    # Another function may have that id or address, such as the card's audio function.
-    named = [
-        device
-        for device in facts.devices
-        if gpu.address in (None, device.address, device.slot) and gpu.match in (None, device.id)
-    ]
-    device = next((device for device in named if not device.is_display), None)
-    if device is not None:
-        card = next((device for device in facts.functions(device.slot) if device.is_display), None)
-        return HomelabError(
-            wanted=f"gpus.{name}: a card ({wanted})",
-            found=f"{facts.describe(device)}"
-            + (f"; the graphics card of its slot is {facts.describe(card)}" if card else ""),
-            why="a card is named by its graphics function; what else belongs to it follows",
-            next=f'set `address: "{card.slot}"` or `match: {card.id}`'
-            if card
-            else "correct `match` or `address` (see `lspci -nn`)",
-        )
     cards = "; ".join(facts.card(device.address) for device in facts.display_devices) or "no graphics card at all"
     return HomelabError(
         wanted=f"gpus.{name}: a card ({wanted})",
         found=f"graphics cards here: {cards}",
-        why="nothing is bound in place of a card that isn't there",
+        why="a card is named by its graphics function; nothing is bound in place of one that isn't there",
         next="correct `match` or `address`; if the card is missing from `lspci -nn`, look at its power and its slot",
     )

@@ -10,14 +10,12 @@ is well.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from homelab.cards import resets
 from homelab.errors import HomelabError
 from homelab.facts import kernel_log
 from homelab.facts.host import HostFacts
-from homelab.messages import messages
 from remote_scripts.both.symptoms import compiled
 from remote_scripts.pve import reservations
 from remote_scripts.pve.properties import parse
@@ -27,12 +25,10 @@ _NOT_RESET = re.compile(r"failed to reset PCI device '([^']+)'")
 
 @dataclass
 class Outcome:
-    """The result of a VM's start for its cards. `errors`: of lost cards; `remarks`: on what may surprise the user;
-    `explained`: on messages of Proxmox VE that look like errors and are none."""
+    """The result of a VM's start for its cards. `errors`: of lost cards; `remarks`: on what may surprise the user."""
 
     errors: list[HomelabError] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
-    explained: list[str] = field(default_factory=list)
 
 
 def functions_of(facts: HostFacts, vmid: int) -> list[str]:
@@ -57,7 +53,9 @@ def outcome_of(before: HostFacts, after: HostFacts, functions: list[str], start_
     :param vm: for messages, such as `VM 103 (sandbox)`.
     """
     card = f"the card of {vm}"
-    since_start = replace(after, kernel_log="\n".join(_new_log_lines(before.kernel_log, after.kernel_log)))
+    earlier = {*before.kernel_log.splitlines()}
+    new_lines = [line for line in after.kernel_log.splitlines() if line not in earlier]
+    since_start = replace(after, kernel_log="\n".join(new_lines))
     outcome = Outcome()
     if missing := [address for address in functions if address not in after.by_address]:
         outcome.errors.append(
@@ -74,30 +72,9 @@ def outcome_of(before: HostFacts, after: HostFacts, functions: list[str], start_
             )
     for address in sorted({match[1] for line in start_log if (match := _NOT_RESET.search(line))}):
         methods = ", ".join(resets.methods(after, address) or ["unknown"])
-        if resets.works_alone(after, address) is False:
-            outcome.explained.append(
-                f"that {address} could not be reset is normal: it has no reset of its own, and QEMU resets the "
-                "whole card where the VM has all of it"
-            )
-        else:
-            outcome.remarks.append(
-                f"{address} could not be reset when {vm} started (its resets: {methods}), and answers all the same: it "
-                "may be as its last user left it. If the guest's driver fails on it, shut the VM down and restart the "
-                "host"
-            )
+        outcome.remarks.append(
+            f"{address} could not be reset when {vm} started (its resets: {methods}), and answers all the same. That "
+            "is normal for one of several functions whose only reset is their bus: QEMU resets the whole card where "
+            "the VM has all of it. If the guest's driver fails on it, shut the VM down and restart the host"
+        )
     return outcome
-
-
-def _new_log_lines(before: str, after: str) -> list[str]:
-    """The lines of the kernel's log `after` that aren't in `before`. One may come from `journalctl` and the other from
-    `dmesg`, whose lines begin differently: then messages are compared without their beginnings."""
-    lines_before, lines_after = set(before.splitlines()), after.splitlines()
-    if not lines_before.isdisjoint(lines_after):
-        return [line for line in lines_after if line not in lines_before]
-    remaining = Counter(message.text for message in messages(before))
-    new_lines = []
-    for message in messages(after):
-        remaining[message.text] -= 1
-        if remaining[message.text] < 0:
-            new_lines += message.raw
-    return new_lines

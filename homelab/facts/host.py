@@ -5,7 +5,6 @@ Pure: no Pulumi, no SSH. The tests parse captures of real machines.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -383,13 +382,7 @@ class HostFacts(Answer):
     def _lspci_names(self) -> dict[str, str]:
         """Address -> name and id, as `lspci -Dnn` prints them: `Ethernet Controller I226-V [8086:125c]`; empty: lspci
         wasn't run."""
-        name_by_address = {}
-        for line in self.lspci.splitlines():
-            address, _, rest = line.partition(" ")
-            match = re.search(r"\[[0-9a-f]{4}\]: (.+) \[([0-9a-f]{4}:[0-9a-f]{4})\]", rest)
-            if address.strip() and match:
-                name_by_address[address] = f"{match[1]}, {match[2]}"
-        return name_by_address
+        return {address: f"{name}, {ids}" for address, name, ids in names.LINE.findall(self.lspci)}
 
     @cached_property
     def _models(self) -> dict[str, str]:

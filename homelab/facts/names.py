@@ -14,7 +14,7 @@ NEWER = {
     "10de:2f04": "RTX 5070", "10de:2d04": "RTX 5060 Ti", "10de:2d05": "RTX 5060",
 }  # fmt: skip
 # `01:00.0 VGA compatible controller [0300]: NVIDIA Corporation AD102 [GeForce RTX 4090] [10de:2684] (rev a1)`
-_LINE = re.compile(r"^(\S+) .*?\[[0-9a-f]{4}\]: (.+) \[([0-9a-f]{4}:[0-9a-f]{4})\]", re.MULTILINE)
+LINE = re.compile(r"^(\S+) .*?\[[0-9a-f]{4}\]: (.+) \[([0-9a-f]{4}:[0-9a-f]{4})\]", re.MULTILINE)
 # A marketing name, behind the chip's.
 _BRACKETS = re.compile(r"\[([^\[\]]+)\]\s*$")
 # The beginnings of names that all cards of a maker share, which are left out.
@@ -28,7 +28,7 @@ def of_lspci(lspci: str) -> dict[str, str]:
     """PCI address -> the card's name, from lines of `lspci -Dnn`; without those that pci.ids doesn't know
     (`Device`)."""
     by_address = {}
-    for address, text, _ in _LINE.findall(lspci):
+    for address, text, _ in LINE.findall(lspci):
         if name := short(text):
             by_address[address] = name
     return by_address

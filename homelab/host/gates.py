@@ -197,35 +197,15 @@ def one_function(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[
     )
 
 
-def virtual_function(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
-    """A gate: a virtual function (SR-IOV) can be given away. The IOMMU is on, and the host's driver has its physical
-    function."""
-    device = facts.by_address.get(slot)
-    if device is None:
-        return
-    wanted = f"gpus.{name} ({facts.card(slot)}), a virtual function, for a VM"
-    why = "Proxmox VE binds a virtual function when a VM with it starts, which it can do only under a running IOMMU"
-    if not facts.iommu.groups:
+def virtual_function(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
+    """A gate: a virtual function (SR-IOV) is given away under a running IOMMU."""
+    if slot in facts.by_address and not facts.iommu.groups:
         yield HomelabError(
-            wanted=wanted,
+            wanted=f"gpus.{name} ({facts.card(slot)}), a virtual function, for a VM",
             found="the host has no IOMMU groups yet",
-            why=why,
+            why="Proxmox VE binds a virtual function when a VM with it starts, which it can do only under a running "
+            "IOMMU",
             next=f"run `pulumi up` with iommu.enable: true and without gpus.{name} first, then add it",
-        )
-    owner = facts.by_address.get(device.physfn)
-    if owner is None or owner.driver == "vfio-pci":
-        yield HomelabError(
-            wanted=wanted,
-            found=f"the card that it is of, {device.physfn}, is {'not there' if owner is None else 'on vfio-pci'}",
-            why="the virtual functions of such a card need a VFIO token, for which Proxmox VE has no option",
-            next=f"give {device.physfn} back to the host's driver, which makes its virtual functions",
-        )
-    if gpu.passthrough_test:
-        yield HomelabError(
-            wanted=f"gpus.{name}.passthroughTest for a card that is bound at boot",
-            found=f"{device.address} is a virtual function of {device.physfn} (SR-IOV)",
-            why="the test takes a card that is on vfio-pci already; a virtual function gets there when its VM starts",
-            next=f"take gpus.{name}.passthroughTest out",
         )
 
 

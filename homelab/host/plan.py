@@ -307,11 +307,6 @@ def verify(facts: HostFacts, host: Host, want: Wanted) -> Iterator[HomelabError]
             next="try `modprobe vfio-pci` and read `dmesg | tail`; then `pulumi up --refresh`",
         )
     yield from _verify_drivers(facts, want)
-    yield from [
-        _not_made(name, gpu["slot"])
-        for name, gpu in want.gpus.items()
-        if "." in gpu["slot"] and gpu["slot"] not in facts.by_address
-    ]
     if facts.iommu.groups:
         for name, slot in leaving.items():
             for gate in gates.VERIFIED:
@@ -327,17 +322,6 @@ def without_groups(facts: HostFacts) -> Iterator[HomelabError]:
             why="only groups prove that the IOMMU works ('DMAR: IOMMU enabled' is printed without one, too)",
             next="switch on VT-d or AMD-Vi (IOMMU) in the firmware, then `pulumi up --refresh`",
         )
-
-
-def _not_made(name: str, address: str) -> HomelabError:
-    return HomelabError(
-        wanted=f"gpus.{name}, the virtual function {address}, made at boot",
-        found="it is not there",
-        why="virtual functions are made by the card's driver while the host starts: a VM with one that isn't there "
-        "doesn't start",
-        next="make sure that what makes it (sriov_numvfs in sysfs.conf, a module's option) does so at every boot; "
-        "then run `pulumi up` again",
-    )
 
 
 def _verify_drivers(facts: HostFacts, want: Wanted) -> Iterator[HomelabError]:

@@ -70,8 +70,8 @@ def require_cards(host: Host, label: str, vmid: int, before: HostFacts, log: Seq
         outcome = card_start.outcome_of(before, facts, functions, list(log), f"VM {vmid} ({label})")
         if not outcome.errors:
             break
-    for text in (*outcome.explained, *(f"note: {remark}" for remark in outcome.remarks)):
-        tell(f"{label}: {text}")
+    for remark in outcome.remarks:
+        tell(f"{label}: note: {remark}")
     runs = f"VM {vmid} {'runs' if vmid in facts.guests.running else 'is off by now'}"
     raise_all([error.retold(found=f"{error.found}; {runs}") for error in outcome.errors])
 

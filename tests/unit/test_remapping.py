@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from homelab.cards import remapping
 from homelab.cards import remarks as card_remarks
 from homelab.facts.host import HostFacts
@@ -110,19 +108,6 @@ def test_intels_reserved_memory_is_relaxed_where_the_kernel_can() -> None:
     # A kernel that doesn't know it holds to the memory, and the way isn't named.
     (error,) = errors(held(cmdline=line("intel_iommu=on,relax_rmrr"), kernel="6.2.16-20-pve", **INTEL))
     assert "relaxRmrr" not in error.next
-
-
-@pytest.mark.parametrize(
-    ("changes", "found"),
-    [
-        ({}, "a processor of AuthenticAMD"),
-        (INTEL | {"kernel": "6.12.48+deb13-amd64"}, "the kernel 6.12.48+deb13-amd64"),
-        (INTEL | {"kernel": "6.2.16-20-pve"}, "the kernel 6.2.16-20-pve"),
-        (INTEL | {"kernel": "strange"}, "the kernel strange"),
-    ],
-)
-def test_elsewhere_it_is_refused(changes: dict[str, Any], found: str) -> None:
-    assert [error.found for error in errors(desktop(**changes), iommu=RELAXED)] == [found]
 
 
 # -- interrupts ------------------------------------------------------------------------------------------------------------
