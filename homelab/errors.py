@@ -13,8 +13,6 @@
                 AwayError              an UnreachableError, too
             LockHeldError
             NoQuorumError
-            TaskFailedError
-            StillRunsError
         SeveralErrors
     UnfinishedError                    carries a HomelabError to Pulumi's engine
     GoneError, NoAnswerError           caught within the program
@@ -102,7 +100,7 @@ class ChangedMeanwhileError(ApiError):
 
 
 class UnansweredError(ApiError):
-    """No answer, or none from the node."""
+    """No answer, or none from the node; or what was asked for still goes on."""
 
 
 class AwayError(UnansweredError, UnreachableError):
@@ -121,16 +119,6 @@ class NoQuorumError(ApiError):
     """The cluster has no quorum, so that /etc/pve is read-only; nothing was done."""
 
     sent = False
-
-
-class TaskFailedError(ApiError):
-    """A task ended badly; `reason` is its exit status."""
-
-
-class StillRunsError(ApiError):
-    """A task hasn't ended in its time. `upid`: the task's id."""
-
-    upid = ""
 
 
 class SeveralErrors(HomelabError):

@@ -137,9 +137,8 @@ class Node:
         assert filters == {"source": "active", "typefilter": "download"}
         return [{"id": name, "upid": f"of {name}"} for name in self.names]
 
-    def end_task(self, upid: str, *_: object) -> bool:
+    def end_task(self, upid: str, *_: object) -> None:
         self.asked.append(("end", upid))
-        return True
 
     def task(self, upid: str, *_: object) -> list[str]:
         self.asked.append(("wait", upid))

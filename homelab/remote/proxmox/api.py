@@ -23,14 +23,11 @@ from homelab.errors import (
     NoAnswerError,
     NoQuorumError,
     NotThereError,
-    StillRunsError,
-    TaskFailedError,
     UnansweredError,
     elsewhere,
-    unlocking,
 )
 from homelab.remote.proxmox.connection import Connection, no_answer
-from homelab.remote.proxmox.errors import TAKEN_ELSEWHERE, explained, plain
+from homelab.remote.proxmox.errors import explained, plain
 from homelab.settings import Host
 
 T = TypeVar("T")
@@ -54,7 +51,6 @@ CHUNKS = 20
 
 # Parameters that no message may show.
 SECRETS = ("password", "cipassword")
-_GUEST_LOCKED = re.compile(r"(?:VM|CT) is locked \((?P<lock>[\w-]+)\)")
 # In a name that is part of a path, these would make it another path, or add parameters.
 _UNSAFE_IN_PATH = re.compile(r"(?:^|/)\.{1,2}(?:/|$)|[?#%\\]")
 _GUEST = re.compile(r"^nodes/[^/]+/(?P<kind>qemu|lxc)/(?P<id>\d+)(?:/|$)")
@@ -148,7 +144,7 @@ class Api:
             except ApiError as error:
                 limit = self._passing.get(type(error), -1) if reads or not error.sent else -1
                 if self.clock.now() - start_time > limit:
-                    raise self._with_details(error, path) from error
+                    raise self._with_node(error, path) from error
             self.clock.sleep(next(pauses))
 
     # -- tasks ---------------------------------------------------------------------------------------------------
@@ -193,13 +189,13 @@ class Api:
             raise self._error_of_task(wanted, upid, plain(exit_status), log)
         return log.lines
 
-    def end_task(self, upid: str, wanted: str, seconds: float) -> bool:
-        """Tells a task to end; returns whether it has ended after so many seconds at most.
+    def end_task(self, upid: str, wanted: str, seconds: float) -> None:
+        """Tells a task to end, and waits until it has, for so many seconds at most.
 
         :raises ApiError: it was refused, or not answered.
         """
         self.delete(_path_of(upid), wanted)
-        return self._end_of(upid, wanted, seconds) is not None
+        self._end_of(upid, wanted, seconds)
 
     def _end_of(self, upid: str, wanted: str, seconds: float, each: Callable[[], None] = lambda: None) -> str | None:
         """A task's exit status; None: it still runs after so many seconds.
@@ -234,7 +230,7 @@ class Api:
         error.sent = not isinstance(error, LockHeldError)
         # A task that had begun its work before it lacked a lock may have changed something.
         if type(error) is ApiError or not (error.sent or log.only_waited):
-            return TaskFailedError(
+            return ApiError(
                 wanted=wanted,
                 found=found,
                 why="Proxmox VE didn't do what the task was for",
@@ -253,39 +249,18 @@ class Api:
         found = f"{status} {reason}" + (f" ({details})" if details else "")
         return explained(wanted, found, status, reason)
 
-    def _with_details(self, error: ApiError, path: str) -> ApiError:
-        """The error with details for which the node is asked again: the lock's holder, the guest's node, the missing
-        nodes.
-        """
-        guest, taken = _GUEST.match(path), TAKEN_ELSEWHERE.search(error.reason)
-        if isinstance(error, LockHeldError) and guest:
-            return error.retold(found=f"{error.found}; {self._lock_holder(guest['id'])}")
-        if isinstance(error, NoQuorumError):
-            return error.retold(found=f"{error.found}: no quorum{self._missing_nodes()}")
-        if taken and taken["node"] != self.node:
-            kind = "qemu" if taken["kind"] == "VM" else "lxc"
-            return _moved(error, kind, int(taken["id"]), self.node, taken["node"])
-        if guest and (lock := _GUEST_LOCKED.search(error.reason)):
-            step = f"{unlocking(guest['kind'], guest['id'], lock['lock'])}; then run `pulumi up` again"
-            return error.retold(next=step)
-        if isinstance(error, NotThereError) and guest and (node := self._node_of(int(guest["id"]))):
-            return _moved(error, guest["kind"], int(guest["id"]), self.node, node)
-        return error
-
-    def _lock_holder(self, vmid: str) -> str:
-        """A text that names the tasks which hold a guest's lock."""
-        with suppress(ApiError):
-            active = self.tasks(source="active", vmid=vmid)
-            if tasks := ", ".join(f"{task['type']} of {task['user']} ({task['upid']})" for task in active):
-                return f"the running task {tasks} works on it"
-        return "no task works on it: perhaps `qm cleanup` after a stop, which takes half a minute at most"
-
-    def _missing_nodes(self) -> str:
-        with suppress(ApiError):
-            nodes = self.get("nodes", "to see which nodes are missing")
-            if missing := sorted(node["node"] for node in nodes if node.get("status") != "online"):
-                return f"; {', '.join(missing)} of the cluster's {len(nodes)} nodes don't answer"
-        return ""
+    def _with_node(self, error: ApiError, path: str) -> ApiError:
+        """The error of a guest that isn't there, with the node that it is on, if that is known."""
+        guest = _GUEST.match(path)
+        if not isinstance(error, NotThereError) or guest is None:
+            return error
+        vmid = int(guest["id"])
+        if not (node := self._node_of(vmid)):
+            return error
+        parts = elsewhere(error.wanted, guest["kind"], vmid, self.node, node).parts()
+        moved = ElsewhereError(**parts, status=error.status, reason=error.reason)
+        moved.node = node
+        return moved
 
     def _node_of(self, vmid: int) -> str:
         """The node of a guest, if it isn't on this one; empty: it isn't known."""
@@ -294,13 +269,6 @@ class Api:
                 if guest.get("vmid") == vmid and guest["node"] != self.node:
                     return str(guest["node"])
         return ""
-
-
-def _moved(error: ApiError, kind: str, vmid: int, node: str, new_node: str) -> ElsewhereError:
-    parts = elsewhere(error.wanted, kind, vmid, node, new_node).parts()
-    moved = ElsewhereError(**parts, status=error.status, reason=error.reason)
-    moved.node = new_node
-    return moved
 
 
 def _path_of(upid: str) -> str:
@@ -348,7 +316,7 @@ class _Log:
 
 
 def _still_runs(wanted: str, upid: str, seconds: float, log: _Log) -> ApiError:
-    error = StillRunsError(
+    return UnansweredError(
         wanted=wanted,
         found=f"the task still runs after {seconds:.0f} seconds{log.quoted}",
         why="its work isn't done yet; it continues by itself",
@@ -357,5 +325,3 @@ def _still_runs(wanted: str, upid: str, seconds: float, log: _Log) -> ApiError:
         status=500,
         reason="still running",
     )
-    error.upid = upid
-    return error

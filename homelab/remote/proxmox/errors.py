@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from homelab.errors import ApiError, ChangedMeanwhileError, ElsewhereError, LockHeldError, NoQuorumError, NotThereError
+from homelab.errors import ApiError, ChangedMeanwhileError, LockHeldError, NoQuorumError, NotThereError
 from homelab.text import clean
 
 # Longer than any reason of a node; texts that a guest can make longer, such as a log, have limits of their own.
@@ -17,7 +17,6 @@ _NOT_THERE = re.compile(
     r"Configuration file '.*' does not exist|pci ID '.*' does not exist|^mapping '.*' not found"
     r"|^unable to find configuration file for (?:VM|CT) \d+"
 )
-TAKEN_ELSEWHERE = re.compile(r"(?P<kind>VM|CT) (?P<id>\d+) already exists on node '(?P<node>[^']+)'")
 # Waiting for the lock of a guest's configuration, or of a file of the whole cluster, failed: nothing was begun.
 _LOCK_HELD = re.compile(
     r"^(?:[\w ]+ failed: )?(?:can't lock file '[^']+' - got timeout|cfs-lock '[^']+' error: got lock request timeout)"
@@ -44,7 +43,6 @@ def explained(wanted: str, found: str, status: int, reason: str) -> ApiError:
     :param reason: the node's own words.
     """
     for pattern, error_type, why, next_step in (
-        (TAKEN_ELSEWHERE, ElsewhereError, *_ELSEWHERE),
         (_NOT_THERE, NotThereError, *_GONE),
         (_LOCK_HELD, LockHeldError, *_HELD),
         (_NO_QUORUM, NoQuorumError, *_UNWRITABLE),
@@ -52,20 +50,16 @@ def explained(wanted: str, found: str, status: int, reason: str) -> ApiError:
     ):
         if pattern.search(reason):
             return error_type(wanted=wanted, found=found, why=why, next=next_step, status=status, reason=reason)
-    why, next_step = _why_and_next(status, reason)
+    why, next_step = _why_and_next(reason)
     return ApiError(wanted=wanted, found=found, why=why, next=next_step, status=status, reason=reason)
 
 
 _DIGEST_MISMATCH = re.compile("checksum mismatch|detected modified configuration")
 _GONE = ("it is the one that the stack's configuration names", "correct its id, or bring it back")
-_ELSEWHERE = (
-    "an id belongs to one guest in the whole cluster",
-    "choose another id; or, if it is the guest that is meant, migrate it to this node, or name the node that it is "
-    "on as a host",
-)
 _HELD = (
     "Proxmox VE changes a guest under a lock, and another process had it all that time; nothing was done",
-    "wait until that process has ended, then run `pulumi up` again",
+    "see the node's running tasks (`pvenode task list --source active`), or `qm cleanup` after a stop; wait until that "
+    "has ended, then run `pulumi up` again",
 )
 _UNWRITABLE = (
     "without a quorum /etc/pve can only be read: nothing can be changed or started; nothing was changed by this "
@@ -85,14 +79,8 @@ NO_FILE_SYSTEM = (
 )
 
 
-def _why_and_next(status: int, reason: str) -> tuple[str, str]:
+def _why_and_next(reason: str) -> tuple[str, str]:
     """An error's parts `why` and `next` for a refusal without a type of its own."""
-    if "proxy not allowed" in reason or "hostname lookup" in reason:
-        return (
-            "each node answers for itself alone, and this one has another name",
-            "correct hosts.<name>.node (the name that `hostname` prints on the host); where a guest is on another node "
-            "of the cluster by now, describe that one under hosts",
-        )
     if "RPCEnvironment init request failed" in reason:
         return NO_FILE_SYSTEM
     if "is locked" in reason:
@@ -100,8 +88,6 @@ def _why_and_next(status: int, reason: str) -> tuple[str, str]:
             "another task works on it, such as a backup, a clone, a migration, or died while it did",
             "wait for it, then run `pulumi up` again",
         )
-    if status == 501:
-        return "this Proxmox VE doesn't know the operation; PCI mappings came with Proxmox VE 8", "upgrade the host"
     return (
         "the node refused it; nothing was changed by this request",
         "correct what it names, then run `pulumi up` again",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from homelab.errors import ApiError, HomelabError, StillRunsError, TaskFailedError, UnansweredError
+from homelab.errors import ApiError, HomelabError, UnansweredError
 from homelab.remote.proxmox.api import Api
 from homelab.settings import Container, Host, Vm
 from homelab.storage import files as vm_files
@@ -82,8 +82,6 @@ class Files:
                 algorithm, _, digits = source.checksum.partition(":")
                 parameters |= {"checksum": digits, "checksum-algorithm": algorithm}
             api.carry_out("post", path, wanted, seconds, self._say, **parameters)
-        except StillRunsError as error:
-            raise self._ended(error, source, seconds) from error
         except UnansweredError:
             raise
         except ApiError as error:
@@ -92,24 +90,6 @@ class Files:
                 next=f"correct what it names, or {source.name}; see whether the host reaches {source.url} (a proxy: "
                 "Datacenter -> Options -> HTTP proxy); then run `pulumi up` again",
             ) from error
-
-    def _ended(self, error: StillRunsError, source: Source, seconds: float) -> HomelabError:
-        """Ends a download that has taken too long, which would go on by itself without the user knowing, and returns
-        the error for it.
-        """
-        has_ended = self._api.end_task(error.upid, error.wanted, END_SECONDS)
-        return TaskFailedError(
-            wanted=error.wanted,
-            found=error.found,
-            why="it was stopped, and the part that had arrived was deleted"
-            if has_ended
-            else "it was asked to stop, and hasn't: it may still finish",
-            next=f"see whether the host reaches {source.url}, and how fast. One that takes "
-            f"longer than {seconds:.0f} seconds gets more time with hosts.<name>.timeouts.create; then run `pulumi up` "
-            "again",
-            status=error.status,
-            reason=error.reason,
-        )
 
     def end(self, volume: str) -> None:
         """Ends the node's download of a volume, if a run that was interrupted has left one; nothing is left of it.
