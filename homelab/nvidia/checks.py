@@ -40,7 +40,7 @@ def driver_text(driver: Version) -> str:
 
 # -- the system ------------------------------------------------------------------------------------------------
 def supported_system(request: Request) -> Iterator[HomelabError]:
-    """The data has the system's distribution and architecture."""
+    """The data has the system's distribution."""
     system = request.system
     rows = [row for row in request.data.distributions if request.target in row.targets]
     supported = ", ".join(row.text for row in rows)
@@ -62,14 +62,6 @@ def supported_system(request: Request) -> Iterator[HomelabError]:
             found=f"{system.distribution} {version}".strip(),
             why="each distribution has its own packages of NVIDIA's, with their own names and repository",
             next="use one of those systems, or leave `nvidia` out and install the driver there in its own way",
-        )
-    if system.architecture not in (None, "x86_64"):
-        yield refusal(
-            request,
-            wanted="an x86_64 system",
-            found=f"{system.architecture}",
-            why="the packages and the installer named here are for x86_64",
-            next="leave `nvidia` out for this system",
         )
 
 

@@ -29,7 +29,6 @@ class SystemFacts:
 
     distribution: str | None = None
     version: str | None = None
-    architecture: str | None = None
     kernels: tuple[str, ...] | None = None
     running: str | None = None
     secure_boot: bool | None = None

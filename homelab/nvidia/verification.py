@@ -226,19 +226,6 @@ _REFUSED = {
             "run `pulumi up --refresh`: it brings the container's rules to the nodes' numbers, which may change",
         ),
     },
-    "No such device": {
-        "": (
-            "no driver is behind its numbers",
-            "run `nvidia-smi` on the machine that has the driver; then restart the container, or run "
-            "`pulumi up --refresh`",
-        ),
-    },
-    "Input/output error": {
-        "": (
-            "the driver can't start the card",
-            "read `dmesg | grep NVRM`; power the host off once if the card wasn't reset",
-        ),
-    },
 }
 
 

@@ -204,7 +204,6 @@ def inside_vm(config: dict[str, Any] = VM_103, read: SystemReading | None = None
     [
         ({"secure_boot": True, "mok_enrolled": False}, {}, "Secure Boot is on, and DKMS's key isn't enrolled"),
         ({"runtimes": frozenset()}, {"containerToolkit": "docker"}, "installed: no container runtime"),
-        ({"architecture": "aarch64"}, {}, "aarch64"),
     ],
 )  # fmt: skip
 def test_a_vms_stack_is_refused_before_the_hosts_reboot_for_its_card(

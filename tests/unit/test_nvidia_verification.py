@@ -389,8 +389,7 @@ def test_a_program_that_ends_well_and_says_nothing_hasnt_passed() -> None:
         ("lxc", "Permission denied", "mode=0666"),
         ("host", "Permission denied", "NVreg_DeviceFileMode"),
         ("lxc", "Operation not permitted", "control group"),
-        ("lxc", "No such device or address", "no driver"),
-        ("vm", "Input/output error", "can't start the card"),
+        ("lxc", "No such device or address", "refuses"),
         ("vm", "no answer", "refuses"),
     ],
 )
