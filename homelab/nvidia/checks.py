@@ -173,29 +173,25 @@ def flavour_possible(request: Request) -> Iterator[HomelabError]:
         card_text(request, *(device for device, row in request.generations.items() if row.modules == flavour))
         for flavour in ("open", "proprietary")
     )
-    text, of_branch, step = driver_text(driver), data.flavours(driver.major), "leave nvidia.flavour at auto"
-    what, found = "kernel modules that fit cards and driver", f"flavour: {wanted}, with {new or old}"
+    of_branch, step = data.flavours(driver.major), "leave nvidia.flavour at auto"
+    found = [
+        new and f"{new} works with the open ones alone",
+        old and f"{old} works with the proprietary ones alone",
+        f"{driver_text(driver)} has the {' and '.join(of_branch)} ones",
+        wanted != "auto" and f"nvidia.flavour is {wanted}",
+    ]
     if new and old:
-        what = "one kind of kernel modules for all its cards"
-        found = f"{new} works with the open ones alone, {old} with the proprietary ones alone"
-        why = "a running kernel has one nvidia module; one of the cards would stay without a driver"
-        step = "give them to different VMs"
-        if request.target == "host":
-            step = "give one of them to a VM of its own (`use: vm`), whose driver is its own"
-    elif (new or old) and not {"open" if new else "proprietary"} & {*of_branch}:
-        found, step = text, f'set nvidia.driver: "{data.recommended[0]}"'
-        why = "that branch has the proprietary modules alone"
-        if old:
-            why = f"from branch {data.open_alone_from} on there are only the open modules, which need a GSP (Turing or "
-            why += "later)"
-    elif wanted not in of_branch:
-        found, why = f"flavour: {wanted}, with {text}", f"{text} has the {' and '.join(of_branch)} modules alone"
-        step += f", or choose another driver ({data.recommended[0]} has both)"
-    elif new:
-        why = "the proprietary modules don't initialise the card: `No devices were found`"
-    else:
-        why = "the open modules need a GSP, which cards have from Turing on"
-    yield refusal(request, wanted=what, found=found, why=why, next=step)
+        step = "give these cards to different systems: one of them to a VM of its own (`use: vm`)"
+    elif (new or old) and ("open" if new else "proprietary") not in of_branch:
+        step += f', and set nvidia.driver: "{data.recommended[0]}"'
+    yield refusal(
+        request,
+        wanted="kernel modules that fit cards and driver",
+        found="; ".join(text for text in found if text),
+        why="a running kernel has one nvidia module. The open ones need a GSP, which cards have from Turing on; where "
+        "the proprietary ones don't know a card, `No devices were found`",
+        next=step,
+    )
 
 
 def installer_known(request: Request) -> Iterator[HomelabError]:
