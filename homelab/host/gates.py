@@ -415,7 +415,6 @@ LEAVING = (
     virtual_function,
     divided,
     options.migratable,
-    graphics.rebound,
     usable,
     resets.refused,
     group_gates.grouped,
@@ -429,7 +428,6 @@ HANDED_OVER = (handed_over, *LEAVING)
 STAYING = (out_of_vms, usable)
 GATES = {"vm": GIVEN, "lxc": STAYING, "host": STAYING, "shared": HANDED_OVER}
 VERIFIED = (
-    graphics.rebound,
     group_gates.grouped,
     group_gates.isolation,
     group_gates.vital,
