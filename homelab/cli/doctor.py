@@ -13,6 +13,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from homelab.cli import access, log, stack_options
 from homelab.cli.whereabouts import guests_on, named
@@ -25,7 +26,7 @@ from homelab.errors import HomelabError
 from homelab.host.named import meant
 from homelab.nvidia import compatibility, judge
 from homelab.remote import diagnosis, planning, ssh
-from homelab.settings import Container, Host, Settings, Vm
+from homelab.settings import Container, Host, Settings, Vm, assigned_numbers
 from homelab.settings import project as project_folder
 from homelab.show import terminal
 from remote_scripts.pve.guest_kinds import CONTAINER, VM
@@ -40,7 +41,6 @@ def parser() -> argparse.ArgumentParser:
     """The command's arguments. argparse exits with 2 for a wrong one, too."""
     read = argparse.ArgumentParser(add_help=False)
     stack_options.add(read)
-    read.add_argument("--identity", metavar="FILE", help="log in with this private key, not as the settings say")
     common = argparse.ArgumentParser(add_help=False, parents=[read])
     common.add_argument(
         "--host",
@@ -59,7 +59,9 @@ def parser() -> argparse.ArgumentParser:
     )
     of_container.add_argument("guest", help="its id or name")
     of_container.add_argument("--like", metavar="GUEST", help="compare with this container, which works")
-    of_container.add_argument("--gpus", metavar="0,1", help="cards it should have: N of /dev/nvidiaN, all, none")
+    of_container.add_argument(
+        "--gpus", type=numbers, metavar="0,1", help="cards it should have: N of /dev/nvidiaN, all, none"
+    )
     of_vm = kinds.add_parser("vm", parents=[common], help="checks its cards, and whether it would get them now")
     of_vm.add_argument("guest", help="its id or name")
     kinds.add_parser("host", parents=[common], help="checks IOMMU, cards, drivers, groups, mappings, homelab's files")
@@ -69,6 +71,17 @@ def parser() -> argparse.ArgumentParser:
     of_log.add_argument("system", nargs="?", help="hosts.NAME, vms.NAME or containers.NAME (default: the only host)")
     of_log.add_argument("--lines", type=int, default=200, help="how many lines from the end (default: 200)")
     return main_parser
+
+
+def numbers(text: str) -> list[int] | Literal["all"]:
+    """The cards that `--gpus` names.
+
+    :raises argparse.ArgumentTypeError: it is none of its forms.
+    """
+    try:
+        return assigned_numbers(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _settings(arguments: argparse.Namespace) -> stack.StackFile:
@@ -96,10 +109,8 @@ def diagnose(arguments: argparse.Namespace) -> Report:
     noted = stack_options.noted(arguments, file)
     vms, _, refusals = _judged(file, name, host, reading, noted)
     if arguments.kind == "container":
-        if arguments.gpus is not None:
-            cards: WantedCards | None = WantedCards(stack.assignment(arguments.gpus, reading, "--gpus"), "--gpus")
-        else:
-            cards = file.cards(name, host, ids[0], reading, noted)
+        gpus = [*reading.cards] if arguments.gpus == "all" else arguments.gpus
+        cards = file.cards(name, host, ids[0], reading, noted) if gpus is None else WantedCards(gpus, "--gpus")
         like = ids[1] if arguments.like else None
         return container.diagnose(reading, ids[0], like=like, cards=cards, refusals=refusals)
     if arguments.kind == "vm":

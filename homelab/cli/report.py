@@ -27,7 +27,6 @@ def parser() -> argparse.ArgumentParser:
         "and what the doctor finds. It has no addresses, names, keys or serial numbers.",
     )
     stack_options.add(parser)
-    parser.add_argument("--identity", metavar="FILE", help="log in with this private key, not as the settings say")
     parser.add_argument(
         "--undo",
         choices=get_args(hardware.Undo),

@@ -25,7 +25,6 @@ def parser() -> argparse.ArgumentParser:
     )
     stack_options.add(parser)
     parser.add_argument("--host", help="show only this host of the settings")
-    parser.add_argument("--identity", metavar="FILE", help="log in with this private key, not as the settings say")
     return parser
 
 

@@ -24,9 +24,10 @@ def name(text: str) -> str:
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Adds `--stack` and `--config-file` to a command's options."""
+    """Adds the options of what reads hosts: which settings, and how to log in."""
     add_name(parser)
     parser.add_argument("--config-file", type=Path, help="read this file instead, like Pulumi's option of that name")
+    parser.add_argument("--identity", metavar="FILE", help="log in with this private key, not as the settings say")
 
 
 def add_name(parser: argparse.ArgumentParser) -> None:

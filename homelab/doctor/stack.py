@@ -21,7 +21,7 @@ from homelab.host import handover, plan
 from homelab.nvidia import judge
 from homelab.nvidia.reading import SystemReading
 from homelab.properties import slot_of
-from homelab.settings import Host, Settings, assigned_numbers, parse, project, stack_file
+from homelab.settings import Host, Settings, parse, project, stack_file
 from homelab.settings.secrets import is_encrypted, readable
 
 
@@ -148,25 +148,6 @@ def read(path: Path) -> StackFile:
 def path_of(stack: str) -> Path:
     """Where Pulumi keeps a stack's configuration; of `organization/project/stack` the last part counts."""
     return project() / f"Pulumi.{stack.rpartition('/')[2]}.yaml"
-
-
-def assignment(text: str, reading: Reading, place: str) -> list[int]:
-    """`"0,1"`, `"all"`, `"none"` as numbers N of /dev/nvidiaN.
-
-    :param place: where the text stands, for the message.
-    :raises HomelabError: it is something else.
-    """
-    try:
-        numbers = assigned_numbers(text)
-    except ValueError:
-        raise HomelabError(
-            wanted=f"cards in {place}: numbers such as 0,1, or all, or none",
-            found=repr(text),
-            why="a number is N of the host's /dev/nvidiaN",
-            next="the host has "
-            f"{', '.join(f'{n} ({address})' for n, address in reading.cards.items()) or 'none with a driver'}",
-        ) from None
-    return list(reading.cards) if numbers == "all" else numbers
 
 
 # -- what Pulumi has encrypted --------------------------------------------------------------------------------------

@@ -32,8 +32,8 @@ _NO_GROUPS = "`homelab doctor host` says why; the firmware's switch is VT-d or A
 def diagnose(
     reading: Reading,
     vmid: int,
-    host: Host | None = None,
-    vms: Mapping[str, Vm] | None = None,
+    host: Host,
+    vms: Mapping[str, Vm],
     stack: str = "",
     refusals: Iterable[HomelabError] = (),
 ) -> Report:
@@ -52,11 +52,11 @@ def diagnose(
     options = dict(sorted(hostpci_of({**current, **config}).items()))
     slots = list(dict.fromkeys(slot for key, value in options.items() for slot in cards.slots_of(reading, key, value)))
     name = f"VM {vmid} ({config.get('name', 'no name')})"
-    findings = [*_of_host(reading, vmid, host, vms or {}, stack), *_mappings(reading, options, host)]
+    findings = [*_of_host(reading, vmid, host, vms, stack), *_mappings(reading, options, host)]
     for slot in slots:
         findings += [*(_functions(reading, name, vmid, slot) if running else []), *_gates(reading, slot, host)]
     findings += [] if running else starts.findings(reading, vmid, name)
-    judged = _judged(reading, vmid, host, vms or {}, stack)
+    judged = _judged(reading, vmid, host, vms, stack)
     findings, notes = [*findings, *judged.findings], [*judged.remarks]
     if slots:
         of_log, remarks = cards.log_findings(reading, {slot: slot for slot in slots}, of_host=True)
@@ -107,13 +107,13 @@ def _head(reading: Reading, config: dict[str, str], running: bool) -> list[str]:
     ]
 
 
-def _of_host(reading: Reading, vmid: int, host: Host | None, vms: Mapping[str, Vm], stack: str) -> list[Finding]:
+def _of_host(reading: Reading, vmid: int, host: Host, vms: Mapping[str, Vm], stack: str) -> list[Finding]:
     """What is judged of the host where it can't give the VM a card; arguments as of `diagnose`."""
     facts = reading.facts
     lost = [plan.lost_hook(str(vmid))] * (str(vmid) in facts.handover.lost_hooks)
     if facts.iommu.groups and not lost:
         return []
-    if host is not None and host.gives_cards:
+    if host.gives_cards:
         findings = judge_host(facts, host, vms.values(), stack=stack).findings
     else:
         findings = Finding.of(*(error.retold(next=_NO_GROUPS) for error in plan.without_groups(facts)))
@@ -123,9 +123,9 @@ def _of_host(reading: Reading, vmid: int, host: Host | None, vms: Mapping[str, V
     return [*findings, *Finding.of_steps(wanted, lost, "its start would take the card without any check")]
 
 
-def _mappings(reading: Reading, options: dict[str, str], host: Host | None) -> list[Finding]:
+def _mappings(reading: Reading, options: dict[str, str], host: Host) -> list[Finding]:
     """Of the mappings that it names. That an owner's gives nothing is judged of the VM itself."""
-    own = {host.mapping_of(gpu) for gpu in host.gpus} if host else set()
+    own = {host.mapping_of(gpu) for gpu in host.gpus}
     named = [option for key, value in options.items() if "mapping" in (option := parse_properties(key, value))]
     there = [option["mapping"] for option in named if option["mapping"] in own or not missing(option, reading.facts)]
     return [finding for name in there for finding in cards.mapping_findings(reading, name, own=name in own)]
@@ -146,13 +146,11 @@ def _functions(reading: Reading, name: str, vmid: int, slot: str) -> Iterator[Fi
     )
 
 
-def _gates(reading: Reading, slot: str, host: Host | None) -> list[Finding]:
+def _gates(reading: Reading, slot: str, host: Host) -> list[Finding]:
     """What the program's own gates say of the card, with what the settings open."""
-    gpu_name, gpu = _UNNAMED, Gpu(address=slot)
-    if host is not None:
-        slots, _ = resolving.resolve(reading.facts, host.gpus)
-        gpu_name = next((gpu for gpu, its in slots.items() if its == slot), _UNNAMED)
-        gpu = host.gpus.get(gpu_name, gpu)
+    slots, _ = resolving.resolve(reading.facts, host.gpus)
+    gpu_name = next((gpu for gpu, its in slots.items() if its == slot), _UNNAMED)
+    gpu = host.gpus.get(gpu_name, Gpu(address=slot))
     # Containers have a shared card while no VM has it, and are shut down for the one that takes it.
     apart = () if gpu.use == "shared" else (gates.containers,)
     errors = [error for gate in (*gates.VERIFIED, *apart) for error in gate(reading.facts, gpu_name, gpu, slot)]
@@ -170,12 +168,12 @@ def _starts(reading: Reading) -> list[str]:
     return lines
 
 
-def _judged(reading: Reading, vmid: int, host: Host | None, vms: Mapping[str, Vm], stack: str) -> JudgedGuest:
+def _judged(reading: Reading, vmid: int, host: Host, vms: Mapping[str, Vm], stack: str) -> JudgedGuest:
     """The VM beside its settings; one that they don't have, or whose cards aren't found, as its owner has it."""
     facts = reading.facts
     seen = seen_of(facts, vmid)
     for name, vm in vms.items():
-        if host is not None and vm.vmid == vmid:
+        if vm.vmid == vmid:
             places, _ = resolving.resolve(facts, host.gpus)
             gpus = {gpu: plan.card_plan(facts, host, gpu, place) for gpu, place in places.items()}
             wish = preview.wish_of(name, vm, host, gpus)

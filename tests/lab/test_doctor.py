@@ -312,7 +312,6 @@ def test_secrets_of_a_configuration_stay_on_the_host(doctor: Callable[[str], Doc
         (["container", "999"], "no guest of the cluster has this id"),
         (["container", "103"], "it is a virtual machine"),
         (["container", "901", "--like", "103"], "it is a virtual machine"),
-        (["container", "901", "--gpus", "0,x"], "'0,x'"),
         (["vm", "901"], "it is a container"),
         (["vm", "104"], "no guest of the cluster has this id"),
         (["vm", "ollama"], "no guest of the cluster has this id or name"),

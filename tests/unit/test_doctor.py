@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from homelab.doctor import vm as vm_doctor
 from homelab.doctor.container import diagnose
 from homelab.doctor.devices import WantedCards
 from homelab.doctor.host import diagnose as diagnose_host
 from homelab.doctor.reading import Extra, Reading
 from homelab.doctor.report import Report, Table, in_order
-from homelab.doctor.vm import diagnose as diagnose_vm
 from homelab.errors import HomelabError
 from homelab.facts.guests import GuestConfig
 from homelab.findings import Finding, Stage, Turn
@@ -21,7 +21,7 @@ from homelab.host import plan
 from homelab.nvidia import preview, request, state
 from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.work import NvidiaSystemWork
-from homelab.settings import Vm
+from homelab.settings import Host, Vm
 from remote_scripts.tools.plain import of_plain
 from tests.conftest import shared
 from tests.rows import rows
@@ -360,8 +360,12 @@ def with_vm(entry: str = ENTRY, hostpci: str = "mapping=gpu,pcie=1", **changes: 
     return reading(facts=desktop(guests=guests, **changes))
 
 
+def diagnose_vm(seen: Reading, host: Host | None = None, vms: dict[str, Vm] | None = None) -> Report:
+    return vm_doctor.diagnose(seen, 103, host or settings({}), vms or {})
+
+
 def test_a_vm_whose_mapping_is_what_is_in_the_slot_is_well() -> None:
-    assert diagnose_vm(with_vm(), 103).well
+    assert diagnose_vm(with_vm()).well
 
 
 @pytest.mark.parametrize(("hostpci", "said"), [("mapping=gpu", False), ("01:00.0;01:00.1", True), ("01:00.0", False)])
@@ -369,7 +373,7 @@ def test_a_function_that_a_running_vm_doesnt_have_may_be_on_the_hosts_driver(hos
     vm, drivers = with_vm(ENTRY.replace("01:00,", "01:00.0,"), hostpci), {"0000:01:00.0": "vfio-pci"}
     devices = [replace(one, driver=drivers.get(one.address, one.driver)) for one in vm.facts.devices]
     facts = replace(vm.facts, devices=devices, guests=replace(vm.facts.guests, running=frozenset([103])))
-    findings = diagnose_vm(replace(vm, facts=facts), 103).findings
+    findings = diagnose_vm(replace(vm, facts=facts)).findings
     assert any(one.found == "0000:01:00.1 is on snd_hda_intel" for one in findings) is said
 
 
@@ -404,25 +408,28 @@ def test_a_shared_card_is_not_to_be_taken_out_of_its_containers() -> None:
         nvidia_minors={"0000:01:00.0": 0},
         guests=replace(seen.facts.guests, configs=configs),
     )
-    report = diagnose_vm(replace(seen, facts=facts), 103, shared)
+    report = diagnose_vm(replace(seen, facts=facts), shared)
     assert not any("containers that use it" in one.found for one in report.findings)
     assert report.next[0].startswith("`pulumi up --refresh`")
     assert any("VM 103 has lost the hookscript" in one.found for one in report.findings)
-    for seen_otherwise, of_settings in ((seen, None), (replace(seen, facts=replace(facts, managed=[])), shared)):
-        otherwise = diagnose_vm(seen_otherwise, 103, of_settings)
+    for seen_otherwise, of_settings in (
+        (seen, settings({})),
+        (replace(seen, facts=replace(facts, managed=[])), shared),
+    ):
+        otherwise = diagnose_vm(seen_otherwise, of_settings)
         assert sum("VM 103 has lost the hookscript" in one.found for one in otherwise.findings) == 1
 
 
 def test_without_an_iommu_a_vm_is_told_what_its_host_is() -> None:
     seen, of_settings = with_vm(), settings(iommu={"enable": True})
     no_groups = replace(seen, facts=replace(seen.facts, iommu=replace(seen.facts.iommu, groups=0)))
-    (alone,) = [one for one in diagnose_vm(no_groups, 103).findings if "IOMMU" in one.wanted]
+    (alone,) = [one for one in diagnose_vm(no_groups).findings if "IOMMU" in one.wanted]
     assert (
         alone.found == "none; the kernel says: nothing about an IOMMU"
         and "`homelab doctor host` says why" in alone.next
     )
     (of_host,) = [one for one in diagnose_host(no_groups, of_settings).findings if "the host" in one.wanted]
-    assert of_host.turn is Turn.UP and of_host in diagnose_vm(no_groups, 103, of_settings).findings
+    assert of_host.turn is Turn.UP and of_host in diagnose_vm(no_groups, of_settings).findings
 
 
 @rows(
@@ -440,12 +447,12 @@ def test_without_an_iommu_a_vm_is_told_what_its_host_is() -> None:
     ],
 )
 def test_a_mapping_that_proxmox_would_refuse(old: str, new: str, said: str) -> None:
-    assert said in [one.found for one in diagnose_vm(with_vm(ENTRY.replace(old, new)), 103).findings]
+    assert said in [one.found for one in diagnose_vm(with_vm(ENTRY.replace(old, new))).findings]
 
 
 def test_a_mapping_and_an_address_that_do_not_exist() -> None:
     for hostpci, gone in (("mapping=x", "mapping x for this node (mappings: gpu)"), ("09:00,pcie=1", "0000:09:00")):
-        (finding,) = diagnose_vm(with_vm(hostpci=hostpci), 103).findings
+        (finding,) = diagnose_vm(with_vm(hostpci=hostpci)).findings
         assert finding.found == f"hostpci0: {hostpci}: there is no {gone}"
         assert "Resource Mappings" in finding.next and "`qm set 103 --delete hostpci0`" in finding.next
 
@@ -460,7 +467,7 @@ def of_settings(lines: str, ledger: dict[str, str], *, gpus: Any = ("gpu",), **v
     guests = replace(seen.facts.guests, configs=[GuestConfig(kind="vm", id=103, lines=lines)])
     wanted = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": [*gpus], **vm})
     seen = replace(seen, facts=replace(seen.facts, guests=guests))
-    return diagnose_vm(seen, 103, settings({"gpu": {"match": "10de:2b85"}}), {"sandbox": wanted})
+    return diagnose_vm(seen, settings({"gpu": {"match": "10de:2b85"}}), {"sandbox": wanted})
 
 
 NOTED = vm_note(103, LINES, "hostpci0")
@@ -492,7 +499,7 @@ def test_a_vm_that_has_not_what_the_settings_say_is_told(lines: str, ledger: dic
 @pytest.mark.parametrize("left", [{"before": {"hostpci0": None}}, {"shut_down_after": "UPID:pve:1"}])
 def test_a_run_that_was_cut_short_within_a_vm_is_told(left: dict[str, Any]) -> None:
     seen = with_vm(ledger=vm_note(103, LINES, "hostpci0", **left))
-    (finding,) = diagnose_vm(seen, 103).findings
+    (finding,) = diagnose_vm(seen).findings
     assert finding.found == "the last run didn't finish with it" and "`pulumi up --refresh`" in finding.next
 
 
@@ -518,14 +525,14 @@ def test_a_vm_that_runs_has_its_card_until_it_is_off() -> None:
     conf = {"kind": "vm", "id": 103, "lines": "hostpci0: 01:00\n[PENDING]\ndelete: hostpci0\n"}
     for running, options in (([103], ["hostpci0"]), ([], [])):
         guests = {"running": running, "configs": [conf], "mappings": "", "reservations": ""}
-        report = diagnose_vm(reading(facts=desktop(guests=guests)), 103)
+        report = diagnose_vm(reading(facts=desktop(guests=guests)))
         assert [one["option"] for one in report.data["hostpci"]] == options
 
 
 def test_a_vm_of_which_nobody_knows_whether_it_runs() -> None:
     seen = with_vm()
     guests = replace(seen.facts.guests, unlisted="Connection refused")
-    report = diagnose_vm(reading(facts=replace(seen.facts, guests=guests)), 103)
+    report = diagnose_vm(reading(facts=replace(seen.facts, guests=guests)))
     assert any("whether it runs isn't known" in note for note in report.notes)
 
 
@@ -537,7 +544,7 @@ def test_a_group_that_holds_more_than_the_card() -> None:
         "mappings": "",
         "reservations": "",
     }
-    report = diagnose_vm(reading(facts=desktop(more, guests=conf)), 103)
+    report = diagnose_vm(reading(facts=desktop(more, guests=conf)))
     assert any("0000:03:00.0 NVMe disk" in one.found for one in report.findings)
 
 
@@ -746,7 +753,7 @@ def test_why_a_guest_is_off_since_its_last_start_is_said(log: str, why: str, too
     vm = replace(vm, extra=reading(failed_starts=starts).extra)
     reports = {
         "container 901": diagnose(reading(DEVICE_LINES, failed_starts=starts), 901),
-        "VM 103 (Sandbox)": diagnose_vm(vm, 103),
+        "VM 103 (Sandbox)": diagnose_vm(vm),
     }
     for name, report in reports.items():
         (finding,) = [one for one in report.findings if one.wanted == f"{name} started"]

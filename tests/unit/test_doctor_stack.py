@@ -19,7 +19,6 @@ from homelab.doctor.report import Report
 from homelab.errors import HomelabError
 from remote_scripts.notes.record import Record, State
 from tests.conftest import PROJECT
-from tests.rows import rows
 from tests.unit.hosts import KEY, desktop
 from tests.unit.test_doctor import BARE, DEVICE_LINES, LIBRARY, inside, reading
 
@@ -96,17 +95,6 @@ def test_what_is_no_text_and_no_list_is_a_mistake_in_words(tmp_path: Path) -> No
 def test_a_mistake_in_the_settings_is_named(tmp_path: Path) -> None:
     with pytest.raises(HomelabError, match="homelab:hosts.pve.adress"):
         written(tmp_path, {"hosts": {"pve": host() | {"adress": "x"}}}).host(None)
-
-
-@pytest.mark.parametrize(("text", "numbers"), [("0", [0]), (" 1 , 0", [0, 1]), ("all", [0]), ("none", [])])
-def test_an_assignment_of_cards(text: str, numbers: list[int]) -> None:
-    assert stack.assignment(text, reading(), "--gpus") == numbers
-
-
-@rows("text", ["", "0,", "0,0", "a", "-1", "0 1", "all,0", "²"])
-def test_what_is_no_assignment(text: str) -> None:
-    with pytest.raises(HomelabError, match="numbers such as 0,1"):
-        stack.assignment(text, reading(), "--gpus")
 
 
 def test_the_settings_say_which_cards_a_container_is_to_have(tmp_path: Path) -> None:
@@ -207,7 +195,10 @@ def test_a_program_gets_the_reason_as_json(tmp_path: Path, capsys: pytest.Captur
     assert value["errors"][0]["found"] == "No such file or directory"
 
 
-@pytest.mark.parametrize("words", [[], ["container"], ["host", "1"], ["vm", "1", "--like", "2"]])
+@pytest.mark.parametrize(
+    "words",
+    [[], ["container"], ["container", "1", "--gpus", "0,x"], ["host", "1"], ["vm", "1", "--like", "2"]],
+)
 def test_wrong_words_end_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         parser().parse_args(words)
