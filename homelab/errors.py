@@ -192,16 +192,3 @@ def elsewhere(wanted: str, kind: str, guest: int, here: str, there: str) -> Home
         next=f"migrate it to {here} (on {there}, while it is off: `{command} migrate {guest} {here}`); or describe "
         f"{there} as a host of its own under homelab:hosts, and name that host for the guest",
     )
-
-
-def unlocking(kind: str, guest: int | str, lock: str) -> str:
-    """What to do next about a guest that is locked.
-
-    :param kind: qemu or lxc.
-    :param guest: its id.
-    :param lock: the lock's name, such as `backup`.
-    """
-    if lock == "suspended":
-        # It sleeps, with its memory on a disk: without the lock it would start anew, and that memory would be lost.
-        return f"wake it up: `qm resume {guest}`"
-    return f"wait for the task; if there is none any more: `{'qm' if kind == 'qemu' else 'pct'} unlock {guest}`"

@@ -206,11 +206,6 @@ def without_driver(lab: Lab) -> None:
 ROWS: dict[str, Row] = {
     # -- VMs
     "a locked VM": Row("bound-by-hand", with_lock("qemu-server/103"), of_vms()),
-    "a locked VM, for the API": Row(
-        "bound-by-hand",
-        with_lock("qemu-server/103"),
-        lambda lab: steps(lambda: client(lab).put("nodes/pve/qemu/103/config", "a change", tags="x")),
-    ),
     "a VM that sleeps": Row(
         "bound-by-hand", all_of(on_host("qm stop 103"), with_lock("qemu-server/103", "suspended")), of_vms()
     ),

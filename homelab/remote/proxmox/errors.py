@@ -86,7 +86,7 @@ def _why_and_next(reason: str) -> tuple[str, str]:
     if "is locked" in reason:
         return (
             "another task works on it, such as a backup, a clone, a migration, or died while it did",
-            "wait for it, then run `pulumi up` again",
+            'wait for it (one that died: docs/troubleshooting.md, "A guest is locked"), then run `pulumi up` again',
         )
     return (
         "the node refused it; nothing was changed by this request",
