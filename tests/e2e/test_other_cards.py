@@ -70,21 +70,17 @@ def test_a_processors_graphics_bring_nothing_of_nvidias_and_a_second_makers_card
     assert ["/dev/dri/card" in conf(stack, ctid) for ctid in stock] == [True, False]
     dpkg(stack, "--purge vainfo", 211)
     stack.lab.run("rm /etc/systemd/system/homelab-card-nodes.service".replace(" /", f" {stack.lab.root}/"))
-    again = stack.up("--refresh")
-    assert "homelab-card-nodes.service is gone" in again.output
-    assert again.changed == {"pve-cards", "ai-libraries", "ai-opened"}, again.output
-    assert "ai: drift: libraries: package vainfo is gone" in again.output
-
-    # Video of both makers in one container stays there under another name, and goes with the stack.
+    # What was changed is mended, in the run in which video of both makers comes to one container. Under another name of the settings:
+    # tests/lab/test_card_libraries.py.
     stack.host["gpus"]["big"] = {"match": "10de:2882", "use": "lxc"}
     both = containers(stack)["media"]
     del both["nodes"]
     both |= {"gpus": ["uhd", "big"], "libraries": ["video"], "nvidia": {"onDestroy": "purge"}}
-    stack.up()
-    containers(stack)["jellyfin"] = containers(stack).pop("media")
-    renamed = stack.up().output
-    assert "containers.jellyfin has it by now: nothing is taken back under the name containers.media" in renamed
-    assert "\nii  vainfo " in dpkg(stack, "-l", 210)
+    again = stack.up("--refresh")
+    assert "homelab-card-nodes.service is gone" in again.output
+    assert again.changed >= {"pve-cards", "ai-libraries", "ai-opened"}, again.output
+    assert "ai: drift: libraries: package vainfo is gone" in again.output
+    assert all("\nii  vainfo " in dpkg(stack, "-l", ctid) for ctid in stock)
     assert "RTX 4060" in stack.lab.run("pct exec 210 -- nvidia-smi -L").stdout
     stack.destroy_as_left()
     assert {ctid: conf(stack, ctid) for ctid in stock} == stock
