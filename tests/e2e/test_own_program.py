@@ -4,10 +4,8 @@ a program that describes host and VM itself, with no homelab: key in the configu
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +15,6 @@ from tests.conftest import PROJECT
 from tests.e2e.conftest import Stack
 from tests.e2e.test_gaming_vm import environment_with_homelab
 from tests.e2e.test_gpu_vm import SANDBOX, given_back, with_card
-from tests.installed import wheel
 from tests.workflow_steps import step_of
 
 EXAMPLE = PROJECT / "examples" / "own_program"
@@ -44,21 +41,16 @@ def test_a_project_made_by_the_package_and_then_a_program_that_describes_its_hos
     made = yaml.safe_load((folder / "Pulumi.lab.yaml").read_text())["config"]
     assert made["homelab:vms"] == {"sandbox": {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}}
     stack.project = folder
-    # For a pull request, by the steps of the workflow for such a project, in what git has of it: without the host, though it is in reach.
+    # For a pull request, by the step of the workflow for such a project, in what git has of it: without the host, though it is in reach.
     mark = stack.lab.mark()
     (folder / "Pulumi.lab.yaml").write_text(yaml.safe_dump({"config": stack.config}))
-    link = (folder / ".venv").readlink()
     (folder / ".venv").unlink()
-    runner = {"RUNNER_TEMP": str(tmp_path), "STACK": "lab", "HOMELAB": str(wheel(tmp_path)), "PULUMI_BACKEND_URL": ""}
-    # No registry is asked: what the wheel needs is this environment's.
-    needed = os.pathsep.join(filter(None, (stack.environment.get("PYTHONPATH"), sysconfig.get_path("purelib"))))
-    for name, path in (("homelab", ""), ("preview", needed)):
-        step = ["bash", "-eo", "pipefail", "-c", step_of("preview.yml", "preview", name)[0]]
-        environment = stack.environment | runner | {"PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1", "PYTHONPATH": path}
-        subprocess.run(step, cwd=folder, env=environment, check=True)
-    assert (folder / ".venv").readlink() == tmp_path / "homelab", "the environment that it ran in"
-    (folder / ".venv").unlink()
-    (folder / ".venv").symlink_to(link)
+    # What its first step installs is there: tests/unit/test_wheel.py.
+    (tmp_path / "homelab").symlink_to(environment_with_homelab())
+    environment = stack.environment | {"RUNNER_TEMP": str(tmp_path), "STACK": "lab", "PULUMI_BACKEND_URL": ""}
+    step = ["bash", "-eo", "pipefail", "-c", step_of("preview.yml", "preview", "preview")[0]]
+    subprocess.run(step, cwd=folder, env=environment, check=True)
+    assert (folder / ".venv").readlink() == environment_with_homelab(), "the environment that it ran in"
     text = (folder / "preview.md").read_text()
     assert text.startswith("### Preview of stack lab\n") and "+ VM 103 (sandbox)" in text
     assert "pve-bind" in text and stack.lab.connections(since=mark) == []
