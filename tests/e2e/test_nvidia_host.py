@@ -8,7 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import pytest
+
+from homelab.cli.doctor import WELL
+from homelab.cli.doctor import main as doctor
 from lab.stock import without_subscription
+from tests import connections
 from tests.conftest import PROJECT
 from tests.e2e.conftest import Stack, name_of
 from tests.e2e.nvidia import inside, inside_container, reached
@@ -26,7 +31,7 @@ def built(stack: Stack) -> dict[str, str]:
 
 
 def test_a_stock_host_gets_the_driver_for_every_kernel_and_a_kernel_update_is_drift(
-    stack_on: Callable[..., Stack],
+    stack_on: Callable[..., Stack], capsys: pytest.CaptureFixture[str]
 ) -> None:
     stack = stack_on("rtx5090", gpus=KEPT, nvidia={"driver": "580", "onDestroy": "purge"})
     refused = stack.preview(ok=False)  # as installed: without a list of packages
@@ -52,16 +57,17 @@ def test_a_stock_host_gets_the_driver_for_every_kernel_and_a_kernel_update_is_dr
     stack.lab.run(f"dkms uninstall nvidia/$(modinfo -F version nvidia) -k {newest}")
     assert "installed" not in built(stack).get(newest, "")
     stack.write_config()
-    words = ["-m", "homelab", "doctor", "host", "--json", "--config-file", str(stack.folder / "Pulumi.lab.yaml")]
-    doctor = [sys.executable, *words]
-    told = json.loads(subprocess.run(doctor, cwd=PROJECT, capture_output=True, check=False).stdout)
+    words = ["host", "--json", "--config-file", str(stack.folder / "Pulumi.lab.yaml")]
+    assert doctor(words) != WELL
+    told = json.loads(capsys.readouterr().out)
     (finding,) = told["findings"]
     assert finding["next"].startswith("`pulumi up --refresh`") and newest in finding["found"]
     up = stack.up("--refresh")
     assert all(f"drift: {line}\n" in up.output for line in finding["found"].split("; "))
     assert {"pve-packages", "pve-verified"} <= up.changed
     assert built(stack)[newest] == "installed"
-    assert json.loads(subprocess.run(doctor, cwd=PROJECT, capture_output=True, check=True).stdout)["well"]
+    connections.end_all()
+    assert doctor(words) == WELL
 
     stack.destroy_as_left()
     assert stack.lab.run(inventory).stdout == before
