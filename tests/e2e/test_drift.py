@@ -68,7 +68,8 @@ def test_what_changed_is_named_and_mended_without_a_needless_reboot_and_a_host_t
     assert stack.lab.snapshot() == configured
 
     # A kernel booted without the parameters is mended by a reboot. With the card on another driver, as somebody's hand may bring it there, too.
-    stack.reboot_without_passthrough()
+    stack.lab.machine.next_entry = "Proxmox VE without GPU passthrough, GNU/Linux"
+    stack.lab.reboot()
     stack.lab.run(rebound("0000:01:00.0", "nouveau"))
     mark = stack.lab.mark()
     up = stack.up("--refresh")
