@@ -67,13 +67,6 @@ class Stack(EngineStack):
             assert "reboot" not in made, result.output
         return result
 
-    def reboot_without_passthrough(self) -> None:
-        """The person at the boot menu chooses the second entry, once."""
-        ours = sorted(path.stem for path in self.lab.state.glob("esp/*/loader/entries/homelab-without-gpu-*.conf"))
-        self.lab.machine.next_entry = ours[-1] if ours else "Proxmox VE without GPU passthrough, GNU/Linux"
-        self.lab.reboot()
-        assert self.lab.machine.power() == "on"
-
     def container_power(self, ctid: int, mark: Any = None) -> list[str]:
         """What was done to a container's power, in order."""
         asked = [call["path"] for call in self.lab.api_calls(mark) if call["method"] == "POST"]

@@ -56,18 +56,18 @@ def recorded(person: Person, scenario: str) -> Iterator[Shown]:
     ]
     options = CONTAINERS[scenario][2] if scenario in CONTAINERS else ()
     yield f"homelab init {recording.ADDRESS}", person.init([*asked, *agree()], *options)[1]
-    files = FILES.get(scenario)
-    if files:
-        yield f"ssh root@pve sha256sum {files}", history.checksums(person.lab, files)
+    if scenario in CONTAINERS:
+        return
+    files = FILES[scenario]
+    yield f"ssh root@pve sha256sum {files}", history.checksums(person.lab, files)
     up = list(recording.shortened(person.at_a_terminal("up").lines()))
     yield "pulumi up --yes --skip-preview", list(recording.without_rows(up)) if scenario == "history" else up
     yield "homelab show", person.show()
-    if files:
-        yield (
-            "pulumi destroy --yes --skip-preview",
-            list(recording.without_rows(person.at_a_terminal("destroy").lines())),
-        )
-        yield f"ssh root@pve sha256sum {files}", history.checksums(person.lab, files)
+    yield (
+        "pulumi destroy --yes --skip-preview",
+        list(recording.without_rows(person.at_a_terminal("destroy").lines())),
+    )
+    yield f"ssh root@pve sha256sum {files}", history.checksums(person.lab, files)
 
 
 def record(scenario: str, engine: install.Engine) -> str:

@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.e2e.conftest import Stack
-from tests.e2e.person import ENTER
 from tests.e2e.terminal import Terminal, readable, said_meanwhile
 from tests.e2e.test_gpu_vm import conf, given_back, with_card
 
 
-def up_at_80_columns(stack: Stack) -> Terminal:
-    """A first `up` at a terminal, as a person sees it."""
+def test_from_stock_to_bound_and_back(stack_on: Callable[..., Stack]) -> None:
+    """By an `up` that can be read at a terminal. With systemd-boot; GRUB has it in the other tests. From `homelab init` on: tests/e2e/test_init.py. What other hosts are bound by: tests/lab/test_bound_hosts.py (test_a_host_is_bound_by_what_is_planned_for_it_and_given_back)."""
+    stack = stack_on("intel-zfs", vms={"sandbox": {"vmid": 103, "gpus": ["rtx4070"]}})
+    stock = stack.lab.snapshot()
+    before = stack.drivers()
+    mark = stack.lab.mark()
+
+    # A first `up` at a terminal of 80 columns, as a person sees it.
     environment = {name: value for name, value in stack.environment.items() if name != "NO_COLOR"}
     command = [str(stack.engine.pulumi), "up", "--yes", "--skip-preview", "--stack", "lab", "--cwd", str(stack.project)]
     command += ["--config-file", str(stack.folder / "Pulumi.lab.yaml")]
     stack.write_config()
-    terminal = Terminal(command, 80, environment | {"TERM": "xterm-256color"}, stack.folder, keeps=True)
-    terminal.answer()
-    return terminal
-
-
-def can_be_read(shown: Terminal) -> None:
+    shown = Terminal(command, 80, environment | {"TERM": "xterm-256color"}, stack.folder, keeps=True)
+    shown.answer()
     assert ("homelab:host:BootCheck", "pve-booted") in readable(shown)
     # While it is at work, the beginning of what a step says is there.
     said = said_meanwhile(shown, "homelab:vm:Cards")
@@ -30,18 +31,6 @@ def can_be_read(shown: Terminal) -> None:
     text = "".join("".join(shown.lines()).split())
     assert text.count("thekernelcommandlinegetsintel_iommu=oniommu=pt") == 1, text
     assert "homelab.vfio=" not in text.partition("Outputs:")[0] and text.count("itstopsVM103(Sandbox)") <= 2
-
-
-def test_from_stock_to_bound_and_back(by_init: Callable[..., Stack]) -> None:
-    """From nothing but the host's address and a password, by `homelab init` at a terminal; the `up` can be read there. With systemd-boot; GRUB has
-    it in the other tests. What other hosts are bound by: tests/lab/test_bound_hosts.py (test_a_host_is_bound_by_what_is_planned_for_it_and_given_back).
-    """
-    stack = by_init("intel-zfs", ("rtx4070: ", ENTER))
-    stock = stack.lab.snapshot()
-    before = stack.drivers()
-    mark = stack.lab.mark()
-
-    can_be_read(up_at_80_columns(stack))
 
     bound = {address for address, driver in stack.drivers().items() if driver == "vfio-pci"}
     assert bound == {address for address in before if address.startswith("0000:01:00")}

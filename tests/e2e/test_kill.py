@@ -91,26 +91,6 @@ def a_second_run_gets_one_sentence(stack: Stack, engine: install.Engine, folder:
     assert "to be the only run at work on this host" in refused.message and "since 20" in refused.message
 
 
-def test_ctrl_c_ends_a_step_where_it_waits_and_the_next_run_goes_on(stack_on: Callable[..., Stack]) -> None:
-    """Once: pulumi-command ends nothing, but the host is told. Where a step ends: tests/agent/test_run_guard.py."""
-    stack = stack_on("rtx5090")
-    with (stack.lab.root / "run/vzdump.lock").open("w") as backup:  # for which a restart waits three minutes
-        fcntl.flock(backup, fcntl.LOCK_EX)
-        process = stack.start("up", "--yes", "--skip-preview")
-        wait_until(lambda: "pve-reboot creating" in (stack.folder / "killed.log").read_text())
-        time.sleep(3)
-        began = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(PATIENCE) != 0
-        assert time.monotonic() - began < reboot.TURN_SECONDS / 2
-        stack.lab.wait_idle()
-    said = (stack.folder / "killed.log").read_text()
-    assert "wanted: the run at work that has started this step" in said, said
-    assert [boot["reason"] for boot in stack.lab.boots()] == ["start"]
-    stack.up()
-    assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
-
-
 # Requests, by which a run has got so far.
 MAPPED, CONFIGURED = "POST /cluster/mapping/pci", "PUT /nodes/pve/qemu/103/config"
 OFF, ON = "POST /nodes/pve/qemu/103/status/shutdown", "POST /nodes/pve/qemu/103/status/start"
@@ -162,16 +142,19 @@ class Unhurried(Stack):
         return {name: value for name, value in super().environment.items() if name != "PYTHONPATH"}
 
 
-def test_a_run_whose_host_keeps_the_connection_and_says_nothing_more_ends_with_a_sentence(
+def test_a_run_whose_host_says_nothing_more_ends_with_a_sentence_ctrl_c_ends_a_step_where_it_waits_and_the_next_run_goes_on(
     stack_on: Callable[..., Stack],
 ) -> None:
     """The lab's server is stopped in the middle of a step: the kernel takes connections, and nobody answers, as where all
-    programs of a host wait for a dead disk. pulumi-command waits for ever."""
+    programs of a host wait for a dead disk. pulumi-command waits for ever; at Ctrl-C it ends nothing, but the host is told. Where a step ends:
+    tests/agent/test_run_guard.py.
+    """
     stack = stack_on("rtx5090")
-    stack = Unhurried(stack.folder, stack.engine, stack.config, lab=stack.lab)
+    unhurried = Unhurried(stack.folder, stack.engine, stack.config, lab=stack.lab)
+    usual = {**stack.host["timeouts"]}
     stack.host["timeouts"].update(step=5, connect=3)
     stack.lab.fault("script-hangs", STEP)
-    process = stack.start("up", "--yes", "--skip-preview")
+    process = unhurried.start("up", "--yes", "--skip-preview")
     stack.lab.wait_command(STEP, timeout=PATIENCE)
     server = stack.lab.status()["pid"]
     os.kill(server, signal.SIGSTOP)
@@ -179,10 +162,26 @@ def test_a_run_whose_host_keeps_the_connection_and_says_nothing_more_ends_with_a
         assert process.wait(PATIENCE) != 0
     finally:
         os.kill(server, signal.SIGCONT)
-    said = (stack.folder / "killed.log").read_text()
+    log = stack.folder / "killed.log"
+    said = log.read_text()
     assert "wanted: pve to answer within 5 s" in said and "^C received; terminating" in said, said
     stack.lab.fault("script-hangs", None)
     comes_to_rest(stack)
-    stack.host["timeouts"]["step"] = 600
+    stack.host["timeouts"] = usual
+    stack.host["gpus"]["rtx5090"]["allowConsole"] = True  # a run that plans, and so holds the host
+    log.unlink()
+    with (stack.lab.root / "run/vzdump.lock").open("w") as backup:  # for which a restart waits three minutes
+        fcntl.flock(backup, fcntl.LOCK_EX)
+        process = stack.start("up", "--yes", "--skip-preview")
+        wait_until(lambda: "pve-reboot creating" in log.read_text())
+        time.sleep(3)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) != 0
+        assert time.monotonic() - began < reboot.TURN_SECONDS / 2
+        stack.lab.wait_idle()
+    said = log.read_text()
+    assert "wanted: the run at work that has started this step" in said, said
+    assert [boot["reason"] for boot in stack.lab.boots()] == ["start"]
     stack.up()
     assert stack.drivers()["0000:01:00.0"] == "vfio-pci"

@@ -36,10 +36,25 @@ KILLED_IN = ('"layer": "initramfs"', '"guests": false')
 
 
 @pytest.mark.parametrize("script", sample(KILLED_IN, 1, "make up"))
-def test_up_goes_on_after_one_that_was_killed_and_outputs_and_down(
+def test_the_preview_of_a_pull_request_and_up_which_goes_on_after_one_that_was_killed_and_outputs_and_down(
     tmp_path: Path, engine: install.Engine, script: str
 ) -> None:
     assert engine.pulumi.exists()
+    # The preview for a pull request fails where `up` will refuse, and needs neither host nor key.
+    # What make sees to first isn't among what a program reads: `make outputs` prints JSON.
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    ready = subprocess.run(["make", ".ready"], cwd=PROJECT, env=outside, capture_output=True, text=True)
+    assert (ready.returncode, ready.stdout) == (0, ""), ready.stderr
+    without = {name: value for name, value in os.environ.items() if not name.startswith("PULUMI_")}
+    done = subprocess.run(
+        ["make", "pull-request-preview", f"OUTPUT={tmp_path / 'preview.md'}"],
+        cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL,
+        env=without | {"PULUMI_ACCESS_TOKEN": "", "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode != 0 and "pve-bind" in done.stdout, done.stdout + done.stderr
+    text = (tmp_path / "preview.md").read_text()
+    assert text.startswith("### Preview of stack homelab: refused") and "without the key" not in text
+
     state = tmp_path / "rtx5090"
     try:
         with (tmp_path / "log").open("w") as log:  # of processes that make their imports, and a CLI that isn't hurried
@@ -75,22 +90,3 @@ def test_up_goes_on_after_one_that_was_killed_and_outputs_and_down(
         assert deploy("down", state, engine).returncode == 0
     finally:
         Lab.open(state).stop()
-
-
-def test_the_preview_for_a_pull_request_fails_where_up_will_refuse_and_needs_neither_host_nor_key(
-    tmp_path: Path, engine: install.Engine
-) -> None:
-    assert engine.pulumi.exists()
-    # What make sees to first isn't among what a program reads: `make outputs` prints JSON.
-    outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    ready = subprocess.run(["make", ".ready"], cwd=PROJECT, env=outside, capture_output=True, text=True)
-    assert (ready.returncode, ready.stdout) == (0, ""), ready.stderr
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PULUMI_")}
-    done = subprocess.run(
-        ["make", "pull-request-preview", f"OUTPUT={tmp_path / 'preview.md'}"],
-        cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL,
-        env=environment | {"PULUMI_ACCESS_TOKEN": "", "HOME": str(tmp_path)},
-    )  # fmt: skip
-    assert done.returncode != 0 and "pve-bind" in done.stdout, done.stdout + done.stderr
-    text = (tmp_path / "preview.md").read_text()
-    assert text.startswith("### Preview of stack homelab: refused") and "without the key" not in text

@@ -26,9 +26,7 @@ REBOOT, VERIFICATION = '"layer": "reboot_guest"', '"layer": "nvidia_verification
 # In the order of the steps, so that each `up` goes on a little further: fault, value, the resource that fails, what is said, what that step has in it.
 FAULTS: list[tuple[str, Any, str, tuple[str, ...], str]] = [
     ("guest-unreachable", 103, "sandbox-system", ("vms.sandbox in reach", "its console in Proxmox VE"), READING),
-    ("apt-offline", True, "sandbox-system", ("network",), READING),
     ("dkms-fails", True, "sandbox-packages", ("make.log",), PACKAGES),
-    ("gpu-fails", 79, "sandbox-verified", ("Xid 79", "power the host off"), VERIFICATION),
 ]
 
 
@@ -46,7 +44,7 @@ def test_each_failure_is_named_once_the_next_run_goes_on_and_no_secret_is_told_o
     stack_on: Callable[..., Stack],
 ) -> None:
     stack = stack_on("bound-by-hand", vms=SANDBOX)
-    # What can never work is refused without the host.
+    # What can never work is refused without the host. A card that fails: tests/e2e/test_nvidia_vm.py.
     with_stack(stack, {"driver": "570", "cuda": "13.0"})
     mark = stack.lab.mark()
     assert "CUDA 13.0" in stack.preview(ok=False).message
@@ -67,9 +65,6 @@ def test_each_failure_is_named_once_the_next_run_goes_on_and_no_secret_is_told_o
         if fault == "guest-unreachable":
             stack.lab.wait_guest(103)
             nvidia["timeouts"]["reboot"] = 120
-        if fault == "gpu-fails":
-            stack.lab.run("qm stop 103; qm start 103")
-            stack.lab.wait_guest(103)
         if script in killed:
             killed_at(stack, script, 103)
     told += stack.up().output

@@ -55,8 +55,8 @@ def test_a_processors_graphics_bring_nothing_of_nvidias_and_a_second_makers_card
 ) -> None:
     cards = {"uhd": {"match": "8086:a780", "use": "lxc"}}
     wanted = {
-        "media": {"ctid": 210, "gpus": ["uhd"], "nodes": "all"},
-        "ai": {"ctid": 211, "gpus": ["uhd"], "libraries": ["video"]},
+        "media": {"ctid": 210, "gpus": ["uhd"], "libraries": ["video"]},
+        "ai": {"ctid": 211, "gpus": ["uhd"], "nodes": "all"},
     }
     stack = stack_on("containers-pve8", gpus=cards, containers=wanted, **NO_REBOOT)
     stock = {ctid: conf(stack, ctid) for ctid in (210, 211)}
@@ -65,25 +65,19 @@ def test_a_processors_graphics_bring_nothing_of_nvidias_and_a_second_makers_card
     assert "/dev/dri/renderD128: vainfo works, Driver version: Intel iHD driver" in up.output
     assert (stack.lab.root / UNIT.format("card")).exists() and not (stack.lab.root / UNIT.format("nvidia")).exists()
     assert not [name for _, name in up.steps if "nvidia" in name]
-    node = stack.output()["containers"]["ai"]["cards"]["uhd"][0]
+    node = stack.output()["containers"]["media"]["cards"]["uhd"][0]
     assert opens(stack, 210, node, MEMBER) and opens(stack, 211, node, MEMBER)
-    assert ["/dev/dri/card" in conf(stack, ctid) for ctid in stock] == [True, False]
-    dpkg(stack, "--purge vainfo", 211)
+    assert ["/dev/dri/card" in conf(stack, ctid) for ctid in stock] == [False, True]
+    dpkg(stack, "--purge vainfo", 210)
     stack.lab.run("rm /etc/systemd/system/homelab-card-nodes.service".replace(" /", f" {stack.lab.root}/"))
+    # What was changed is mended, in the run in which another maker's card and libraries join it. Under another name of the settings:
+    # tests/lab/test_card_libraries.py.
+    stack.host["gpus"]["big"] = {"match": "10de:2882", "use": "lxc"}
+    containers(stack)["media"] |= {"gpus": ["uhd", "big"], "nvidia": {"onDestroy": "purge"}}
     again = stack.up("--refresh")
     assert "homelab-card-nodes.service is gone" in again.output
-    assert again.changed == {"pve-cards", "ai-libraries", "ai-opened"}, again.output
-    assert "ai: drift: libraries: package vainfo is gone" in again.output
-
-    # Video of both makers in one container stays there under another name, and goes with the stack.
-    stack.host["gpus"]["big"] = {"match": "10de:2882", "use": "lxc"}
-    both = containers(stack)["media"]
-    del both["nodes"]
-    both |= {"gpus": ["uhd", "big"], "libraries": ["video"], "nvidia": {"onDestroy": "purge"}}
-    stack.up()
-    containers(stack)["jellyfin"] = containers(stack).pop("media")
-    renamed = stack.up().output
-    assert "containers.jellyfin has it by now: nothing is taken back under the name containers.media" in renamed
+    assert again.changed >= {"pve-cards", "media-libraries", "media-opened"}, again.output
+    assert "media: drift: libraries: package vainfo is gone" in again.output
     assert "\nii  vainfo " in dpkg(stack, "-l", 210)
     assert "RTX 4060" in stack.lab.run("pct exec 210 -- nvidia-smi -L").stdout
     stack.destroy_as_left()

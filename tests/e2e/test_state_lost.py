@@ -17,15 +17,10 @@ def lose_the_state(stack: Stack) -> None:
 
 
 def test_a_stack_without_its_state_takes_over_what_is_ours_and_gives_back_all_but_what_somebody_changed_since(
-    stack_on: Callable[..., Stack],
+    converged: Callable[..., Stack],
 ) -> None:
-    stack = stack_on("rtx5090", vms=SANDBOX)
-    stack.lab.run("qm set 103 --balloon 2048; qm stop 103; qm start 103")
-    stock = stack.lab.snapshot()
-    stack.up()
-    assert "balloon: 0" in conf(stack, 103)
+    stack = converged("rtx5090", vms=SANDBOX)
     made, mark, boots = stack.lab.snapshot(), stack.lab.mark(), len(stack.lab.boots())
-
     lose_the_state(stack)
     stack.up()
     assert stack.lab.snapshot() == made
@@ -35,8 +30,9 @@ def test_a_stack_without_its_state_takes_over_what_is_ours_and_gives_back_all_bu
     lose_the_state(stack)
     stack.lab.run("qm set 103 --balloon 4096; qm stop 103; qm start 103")
     stack.up()
+    assert "balloon: 0" in conf(stack, 103)
     stack.destroy_as_left()
     assert (running(stack), with_card(stack)) == ({103}, {})
     assert "balloon: 4096" in conf(stack, 103) and "hostpci" not in conf(stack, 103)
-    stack.lab.run("qm set 103 --balloon 2048; qm stop 103; qm start 103")
-    given_back(stack, stock)
+    stack.lab.run("qm set 103 --delete balloon; qm stop 103; qm start 103")
+    given_back(stack, stack.stock)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -25,8 +26,10 @@ from homelab.cli.pulumi import Pulumi
 from homelab.host import gates
 from homelab.remote import first_contact
 from lab import Lab
+from lab.scenario import SCENARIO_FOLDER
 from tests import agent_kit, sampling
 from tests.conftest import PROJECT
+from tests.e2e.test_init import CONTAINERS, VMS
 from tests.lab import test_way_in
 from tests.lab.test_bound_hosts import REFUSED
 from tests.lab.test_real_hosts import read
@@ -559,6 +562,17 @@ SCENARIOS: dict[str, tuple[str, list[str], list[str]]] = {
     "iommu-off": ("0000:03:00", ITS_SCREEN, []),
     "bound-by-hand": ("0000:01:00", [""], ["--set", "hosts.pve.takeOver=true"]),
     "half-bound": ("0000:01:00", [""], []),
+    # The other one of its two identical cards goes to containers.
+    "mixed": ("0000:1d:00", ["103", "201,202"], []),
+    # No guest.
+    "laptop-egpu": (
+        "0000:04:00",
+        [""],
+        [
+            *("--set", 'hosts.pve.gpus.rtx4060-ti={match: "10de:2803", use: vm}'),
+            *("--set", "vms.dev={host: pve, vmid: 100, gpus: [rtx4060-ti], create: {scsi0: local-lvm:64}}"),
+        ],
+    ),
     # No guest, and the host's driver has both cards.
     "recorded-node": (
         "0000:41:00",
@@ -601,3 +615,11 @@ def test_what_would_bring_the_host_down_is_refused_and_the_host_is_as_it_was(
     shown = " ".join(desk.out.split())
     assert REFUSED[scenario] in shown and "No card was given to anybody" in shown
     assert (desk.lab.snapshot(), desk.lab.boots()) == (stock, boots)
+
+
+def test_every_scenario_is_set_up_or_refused_by_init_at_a_terminal() -> None:
+    """Here, or with the engine (tests/e2e: test_init.py, and those that begin with `by_init`); of some a sample is tried."""
+    texts = [path.read_text(encoding="utf-8") for path in (PROJECT / "tests/e2e").glob("test_*.py")]
+    begun = {name for text in texts for name in re.findall(r'= by_init\(\s*"([\w-]+)"', text)}
+    named = {*VMS, *CONTAINERS, *SCENARIOS, *REFUSED, *begun}
+    assert named == {path.stem for path in SCENARIO_FOLDER.glob("*.yaml")}

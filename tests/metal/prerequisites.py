@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from homelab.errors import HomelabError
@@ -105,20 +105,21 @@ def _lacking(found: Sequence[str], step: str) -> HomelabError:
     )
 
 
-def install() -> None:
-    """Installs what is missing, where that is possible. `check` says what is still missing then."""
-    packages = missing_packages()
-    if packages and os.geteuid() == 0 and shutil.which("apt-get"):
-        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(["apt-get", "-qq", "update"], env=environment, check=True)
-        command = ["apt-get", "-qq", "-y", "--no-install-recommends", "install", *packages]
-        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+def main(tier: str, missing: Callable[[], list[str]], check: Callable[[], None]) -> None:
+    """Says what is missing, after it has installed what it can, where that is asked for.
+
+    :param missing: packages.
+    """
+    try:
+        if "--install" in sys.argv[1:] and (packages := missing()) and os.geteuid() == 0 and shutil.which("apt-get"):
+            environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+            subprocess.run(["apt-get", "-qq", "update"], env=environment, check=True)
+            command = ["apt-get", "-qq", "-y", "--no-install-recommends", "install", *packages]
+            subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+        check()
+    except (HomelabError, subprocess.CalledProcessError) as error:
+        sys.exit(f"the {tier} tier was not run\n{error}")
 
 
 if __name__ == "__main__":
-    try:
-        if "--install" in sys.argv[1:]:
-            install()
-        check()
-    except (HomelabError, subprocess.CalledProcessError) as error:
-        sys.exit(f"the metal tier was not run\n{error}")
+    main("metal", missing_packages, check)

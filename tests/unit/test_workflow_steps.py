@@ -1,4 +1,4 @@
-"""What the workflows' steps do, in a real bash: one comment that is updated."""
+"""What the workflows' steps do, in a real bash: one comment that is updated; what a look for drift ends with."""
 
 from __future__ import annotations
 
@@ -47,3 +47,13 @@ def test_what_a_pull_request_has_put_in_the_files_place_is_not_posted(kind: str,
     elif kind == "a folder":
         place.mkdir()
     assert steps.run(*COMMENT, PULL_REQUEST="7").returncode != 0 and steps.known == []
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [(0, ""), (7, "::error title=Drift::"), (255, "::error title=Not known::")]
+)
+def test_a_look_for_drift_ends_as_its_preview_does(status: int, said: str, steps: Steps) -> None:
+    steps.program("pulumi", f"#!/bin/sh\nexit {status}\n")
+    done = steps.run("drift.yml", "look", "look")
+    assert done.returncode == status
+    assert done.stdout.startswith(said) and bool(done.stdout) is bool(said)

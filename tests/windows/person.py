@@ -8,10 +8,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from lab import Lab
 from tests.e2e.terminal import Terminal
+from tests.engine_stack import Result
 from tests.installed import wheel
 from tests.windows.pc import Pc, windows_path
 
@@ -31,20 +31,19 @@ def _without_wines(lines: Sequence[str]) -> Iterator[str]:
     yield from re.sub(r"^ +\d+ errored\n", "", text, flags=re.MULTILINE).splitlines()
 
 
-class Run:
-    """One run of the CLI under Wine, without what it says because of Wine."""
+class Run(Result):
+    """One run of the CLI under Wine."""
 
-    def __init__(self, output: str, events: Path) -> None:
-        self.output = output
-        logged = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()]
-        said = [one["diagnosticEvent"] for one in logged if "diagnosticEvent" in one]
-        self.errors = [
-            one["message"] for one in said if one["severity"] == "error" and not _OF_WINE.search(one["message"])
-        ]
-        steps: list[dict[str, Any]] = [one["resOutputsEvent"]["metadata"] for one in logged if "resOutputsEvent" in one]
-        self.changed = {
-            step["urn"].rpartition("::")[2] for step in steps if step["op"] not in ("same", "read", "refresh")
-        }
+    @property
+    def errors(self) -> list[str]:
+        """Without what it says because of Wine."""
+        said = [one["diagnosticEvent"] for one in self.events if "diagnosticEvent" in one]
+        return [one["message"] for one in said if one["severity"] == "error" and not _OF_WINE.search(one["message"])]
+
+
+def run_of(output: str, events: Path) -> Run:
+    """What it said, and the file with its events."""
+    return Run(0, output, [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()])
 
 
 class Person:
@@ -86,7 +85,7 @@ class Person:
         log = self.folder / f"{verb}{len(list(self.folder.glob('*.jsonl')))}.jsonl"
         done = self.pc.run(self.folder, *self._run(verb, log, *options, "--non-interactive"), **self.own)
         assert log.exists(), done.stdout
-        return Run(done.stdout, log)
+        return run_of(done.stdout, log)
 
     def _run(self, verb: str, log: Path, *options: str) -> list[str]:
         yes = [] if verb == "preview" else ["--yes", "--skip-preview"]
@@ -118,7 +117,7 @@ class Person:
         terminal, log = self.begin_up()
         terminal.answer(status=None)
         lines = terminal.lines()
-        return Run("\n".join(lines), log), list(_without_wines(lines))
+        return run_of("\n".join(lines), log), list(_without_wines(lines))
 
     def homelab_at_a_console(self, *words: str, **more: str) -> list[str]:
         """What a command shows in a console."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 
 from homelab.errors import HomelabError
+from tests.metal.prerequisites import main
 
 #: Program -> the Debian package that has it. Debian's wine64 isn't on PATH.
 PROGRAMS = {
@@ -35,20 +35,5 @@ def check() -> None:
         )
 
 
-def install() -> None:
-    """Installs what is missing, where that is possible. `check` says what is still missing then."""
-    packages = missing_packages()
-    if packages and os.geteuid() == 0 and shutil.which("apt-get"):
-        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(["apt-get", "-qq", "update"], env=environment, check=True)
-        command = ["apt-get", "-qq", "-y", "--no-install-recommends", "install", *packages]
-        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-
-
 if __name__ == "__main__":
-    try:
-        if "--install" in sys.argv[1:]:
-            install()
-        check()
-    except (HomelabError, subprocess.CalledProcessError) as error:
-        sys.exit(f"the Windows tier was not run\n{error}")
+    main("Windows", missing_packages, check)
