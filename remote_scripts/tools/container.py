@@ -1,5 +1,5 @@
-"""A container of this host as a system that a layer works on: its files and its programs, each program by an
-`lxc-attach` of its own.
+"""A container of this host as a system that a layer works on: its files and its programs, each program and each
+change of a file by an `lxc-attach` of its own.
 
 Nothing is installed in there for our sake, and none of our Python runs where a container's root could change it. Its
 files are never reached from outside (/proc/PID/root): a link in there would lead to the host's; and its programs get
@@ -33,9 +33,11 @@ GREATEST_BYTES = 16 * 1024 * 1024
 #: How long lxc-attach's end is waited for once it is killed, in seconds.
 _END_SECONDS = 2.0
 # lxc-attach's own status says too little: 1 is a "no", and a container that is off. At most five bytes.
-_ASKED = '"$@"; printf "\\n$?\\n"'
-# A new file; none may be there.
-_MADE = 'umask 077; set -C; cat >"$2" && [ "$(wc -c <"$2")" -eq "$1" ]'
+_ASKED = '%s; printf "\\n$?\\n"'
+# Of a file that isn't there, and of what is none.
+_NOTHING, _NO_FILE = 8, 9
+# Done with each of the paths, "$2", which comes after the folder that it is in; where it fails, the answer is which.
+_EACH = 'while [ $# != 0 ]; do %s || { printf %%s "$2"; exit 1; }; shift 2; done'
 
 
 class ContainerRun(Run):
@@ -58,20 +60,19 @@ class ContainerRun(Run):
         """:raises Failure: as of `ask`."""
         return self.ask("command", "-v", program).status == 0
 
-    def ask(
-        self,
-        *arguments: str,
-        seconds: float = ASK_SECONDS,
-        limit: int = ANSWER_BYTES,
-        stdin: bytes = b"",
-        environment: Mapping[str, str] | None = None,
-    ) -> Done:
+    def ask(self, *arguments: str, **more: Any) -> Done:
         """As of a host; the status is the program's.
 
         :raises Failure: the container doesn't run, or stops meanwhile, or has no shell.
         """
-        words = ("/bin/sh", "-c", _ASKED, "sh", *arguments)
-        done = super().ask(*words, seconds=seconds, limit=limit + 5, stdin=stdin, environment=environment)
+        return self.script('"$@"', *arguments, **more)
+
+    def script(
+        self, text: str, *arguments: str, seconds: float = ASK_SECONDS, limit: int = ANSWER_BYTES, **more: Any
+    ) -> Done:
+        """The same of a script of the container's own shell; nothing of an argument is read as a part of it."""
+        words = ("/bin/sh", "-c", _ASKED % text, "sh", *arguments)
+        done = super().ask(*words, seconds=seconds, limit=limit + 5, **more)
         if done.status == TIMED_OUT:
             return done
         end = re.search(rb"\n([0-9]{1,3})\n\Z", done.output)
@@ -111,7 +112,7 @@ class ContainerRun(Run):
 
 
 class ContainerDisk(disk.Disk):
-    """The file systems of a container."""
+    """The file systems of a container. What a call does is one script: an lxc-attach takes some ten milliseconds."""
 
     is_near = False
 
@@ -120,6 +121,10 @@ class ContainerDisk(disk.Disk):
 
     def exists(self, where: Path) -> bool:
         return self._is("-e", str(where), "-o", "-L", str(where))
+
+    def there(self, places: Sequence[Path]) -> list[Path]:
+        looked_for = 'for p; do if [ -e "$p" ] || [ -L "$p" ]; then printf "%s\\0" "$p"; fi; done'
+        return [Path(path) for path in self._paths(looked_for, *map(str, places))]
 
     def is_file(self, where: Path) -> bool:
         return self._is("-f", str(where))
@@ -131,104 +136,115 @@ class ContainerDisk(disk.Disk):
         return self._is("-L", str(where))
 
     def target(self, where: Path) -> str:
-        return self._said("readlink", "-n", str(where))
+        return self._said('readlink -n "$1"', str(where))
 
     def resolved(self, where: Path) -> str:
-        done = self._asked("readlink", "-f", "--", str(where))
-        path = done.output.decode("utf-8", "surrogateescape").removesuffix("\n")
-        return path if done.status == 0 and self._is("-e", path) else ""
-
-    def mode(self, where: Path) -> int:
-        output = self._said("stat", "-c", "%a", str(where))
-        return int(output, 8) if re.fullmatch(r"[0-7]{1,4}\n?", output) else -1
+        done = self._asked('readlink -f -- "$1" && [ -e "$1" ]', str(where))
+        return done.output.decode("utf-8", "surrogateescape").removesuffix("\n") if done.status == 0 else ""
 
     def read(self, where: Path, limit: int) -> bytes | None:
-        if self.is_file(where):
-            done = self._asked("head", "-c", str(limit + 1), str(where), limit=limit + 1)
-            if done.status == 0:
-                return done.output
-        if self.exists(where):
-            raise OSError(errno.EIO, "it can't be read", str(where))
-        return None
+        others = f'[ -e "$2" ] || [ -L "$2" ] || exit {_NOTHING}; exit {_NO_FILE}'
+        done = self._asked(
+            f'[ ! -f "$2" ] || exec head -c "$1" "$2"; {others}', str(limit + 1), str(where), limit=limit + 1
+        )
+        if done.status == 0:
+            return done.output
+        if done.status == _NOTHING:
+            return None
+        raise OSError(errno.EIO, "it can't be read", str(where))
 
     def names(self, where: Path) -> list[str]:
         return [Path(path).name for path in self._found(where, "-mindepth", "1", "-maxdepth", "1")]
 
+    def look(self, where: Path) -> tuple[int, str]:
+        mode, _, digest = self._said('stat -c %a "$1" && sha256sum "$1"', str(where)).partition("\n")
+        # Of a name with a backslash there is one before the sum.
+        return int(mode, 8) if re.fullmatch(r"[0-7]{1,4}", mode) else -1, digest.lstrip("\\").partition(" ")[0]
+
     def digest(self, where: Path) -> str:
-        output = self._said("sha256sum", str(where), seconds=600)
-        # A name with a backslash has one before the sum.
-        return output.lstrip("\\").partition(" ")[0]
+        return self.look(where)[1]
 
     def files_below(self, where: Path) -> list[str]:
         return [os.path.relpath(path, where) for path in self._found(where, "-type", "f")]
 
-    def folders_of(self, where: Path) -> Iterator[Path]:
-        return (Path(path) for path in self._found(where, "-depth", "-type", "d") if self.is_folder(where))
+    def folders_of(self, where: Path) -> list[Path]:
+        return [Path(path) for path in self._found(where, "-depth", "-type", "d")]
 
     def left_below(self, places: Sequence[Path], but: Path, is_left: Callable[[str], bool]) -> Iterator[Path]:
         for place in places:
             paths = self._found(place, "-xdev", "-name", ".?*", "!", "-type", "d")
             yield from (Path(path) for path in paths if is_left(Path(path).name))
 
-    def make(self, where: Path, content: bytes, mode: int) -> None:
-        self._do("create", "sh", "-c", _MADE, "sh", str(len(content)), str(where), stdin=content)
-        self._do("chmod", "chmod", f"{mode:04o}", str(where))
-        self.flush(where)
+    def write(self, temporary: Path, content: bytes, mode: int, where: Path) -> None:
+        self._said(
+            'umask 077; rm -f -- "$4" && (set -C; cat >"$4") && [ "$(wc -c <"$4")" -eq "$1" ] && chmod "$2" "$4" && '
+            'sync "$4" && mv -fT -- "$4" "$5" && sync "$3"',
+            *(str(len(content)), f"{mode:04o}", str(where.parent), str(temporary), str(where)),
+            stdin=content,
+        )
 
     def copy(self, source: Path, where: Path) -> None:
-        self._do("create", "cp", "-a", "--", str(source), str(where))
-        if not self.is_link(where):
-            self.flush(where)
+        self._said(
+            'rm -f -- "$2" && cp -a -- "$1" "$2" && { [ -L "$2" ] || sync "$2"; }',
+            *(str(source), str(where)),
+        )
 
     def link(self, target: str, where: Path) -> None:
-        self._do("symlink", "ln", "-s", "--", target, str(where))
+        self._said('rm -f -- "$2" && ln -s -- "$1" "$2"', target, str(where))
 
     def rename(self, source: Path, where: Path) -> None:
-        self._do("rename", "mv", "-fT", "--", str(source), str(where))
+        self._said('mv -fT -- "$2" "$3" && sync "$1"', str(where.parent), str(source), str(where))
 
-    def remove(self, where: Path) -> None:
-        self._do("remove", "rm", "-f", "--", str(where))
-
-    def make_folder(self, where: Path) -> None:
-        self._do("mkdir", "mkdir", "-m", "0755", "--", str(where))
-
-    def remove_folder(self, where: Path) -> None:
-        self._do("rmdir", "rmdir", "--", str(where))
+    def remove(self, *places: Path) -> None:
+        self._said(
+            _EACH % '{ [ ! -e "$2" ] && [ ! -L "$2" ]; } || { rm -f -- "$2" && sync "$1"; }', *_in_folders(places)
+        )
 
     def remove_all(self, where: Path) -> None:
-        self._do("remove", "rm", "-rf", "--", str(where))
+        self._said('rm -rf -- "$2" && sync "$1"', *_in_folders([where]))
+
+    def need_folder(self, where: Path) -> None:
+        self._said(
+            _EACH % '[ -d "$2" ] || { mkdir -m 0755 -- "$2" && sync "$1"; }',
+            *_in_folders([*reversed(where.parents), where]),
+        )
+
+    def remove_folders(self, folders: Sequence[Path]) -> None:
+        self._said(_EACH % '! rmdir -- "$2" 2>/dev/null || sync "$1"', *_in_folders(folders))
 
     def flush(self, where: Path) -> None:
-        self._do("flush", "sync", str(where))
+        self._said('sync "$1"', str(where))
 
-    def _asked(self, *words: str, seconds: float = ASK_SECONDS, **more: Any) -> Done:
+    def _asked(self, script: str, *words: str, seconds: float = ASK_SECONDS, **more: Any) -> Done:
         """:raises Failure: there is no answer in time, or it is too long: that is no "no"."""
-        done = self._run.ask(*words, seconds=seconds, **more)
+        done = self._run.script(f"({script})", *words, seconds=seconds, **more)
         if done.status in (TIMED_OUT, TOO_MUCH):
-            raise self._run.no_answer(f"{words[0]}: none after {seconds:.0f} s, or one without end")
+            raise self._run.no_answer(f"{words[-1]}: none after {seconds:.0f} s, or one without end")
         return done
 
     def _is(self, *words: str) -> bool:
-        return self._asked("test", *words).status == 0
+        return self._asked('test "$@"', *words).status == 0
 
-    def _said(self, *words: str, **more: Any) -> str:
-        """:raises OSError: the program fails; its last word is a path."""
-        done = self._asked(*words, **more)
+    def _said(self, script: str, *words: str, **more: Any) -> str:
+        """:raises OSError: the script fails: at the path that it says, or the last of the words."""
+        done = self._asked(script, *words, seconds=600, **more)
         if done.status:
             message = as_text(done.error, 1000).strip() or f"exit status {done.status}"
-            raise OSError(errno.EIO, message, f"{words[-1]} in {self._run.name}")
+            path = done.text if done.text.startswith("/") else words[-1]
+            raise OSError(errno.EIO, message, f"{path} in {self._run.name}")
         return done.output.decode("utf-8", "surrogateescape")
 
     def _found(self, where: Path, *words: str) -> list[str]:
         """What `find` finds in a folder; nothing where it can't be read. It may be a link."""
-        if not self.is_folder(where):
-            return []
-        done = self._asked("find", f"{where}/", *words, "-print0", limit=GREATEST_BYTES)
+        return self._paths('[ ! -d "$1" ] || find "$@" -print0', f"{where}/", *words)
+
+    def _paths(self, script: str, *words: str) -> list[str]:
+        done = self._asked(script, *words, limit=GREATEST_BYTES)
         return [path for path in done.output.decode("utf-8", "surrogateescape").split("\0") if path]
 
-    def _do(self, call: str, *words: str, stdin: bytes = b"") -> None:
-        disk.WATCH[-1](call, words[-1])
-        self._said(*words, seconds=600, stdin=stdin)
+
+def _in_folders(places: Sequence[Path]) -> Iterator[str]:
+    return (str(path) for where in places for path in (where.parent, where))
 
 
 class ContainerSystem(System):

@@ -221,9 +221,7 @@ class Disk:
     #: Whether this process reaches them itself.
     is_near = True
 
-    # The calls above, as they are.
-    link, rename, flush = staticmethod(link), staticmethod(rename), staticmethod(flush)
-    remove, remove_folder, remove_all = staticmethod(remove), staticmethod(remove_folder), staticmethod(remove_all)
+    flush = staticmethod(flush)
 
     def exists(self, where: Path) -> bool:
         """A link counts, wherever it leads.
@@ -239,6 +237,10 @@ class Disk:
         except ValueError:  # a NUL
             return False
         return True
+
+    def there(self, places: Sequence[Path]) -> list[Path]:
+        """Those of the paths that exist."""
+        return [where for where in places if self.exists(where)]
 
     def is_file(self, where: Path) -> bool:
         """Whether it is a file, or a link that leads to one."""
@@ -259,10 +261,6 @@ class Disk:
     def resolved(self, where: Path) -> str:
         """The path that a path leads to, by all links; empty where there is nothing."""
         return os.path.realpath(where) if where.exists() else ""
-
-    def mode(self, where: Path) -> int:
-        """The permissions; of a link its own."""
-        return where.lstat().st_mode & 0o7777
 
     def read(self, where: Path, limit: int) -> bytes | None:
         """What a file has, at most `limit` bytes and one more; None: there is nothing.
@@ -295,6 +293,10 @@ class Disk:
                 digest.update(data)
         return digest.hexdigest()
 
+    def look(self, where: Path) -> tuple[int, str]:
+        """The permissions, of a link its own, and the SHA-256 of a file's bytes."""
+        return where.lstat().st_mode & 0o7777, self.digest(where)
+
     def files_below(self, where: Path) -> list[str]:
         """The files in a folder and below it, no links, by their paths from there; none where there is no such folder.
 
@@ -307,9 +309,9 @@ class Disk:
         found = below(where, on_error=fail) if self.exists(where) else ()
         return [os.path.relpath(path, where) for path in found if not path.is_symlink() and path.is_file()]
 
-    def folders_of(self, where: Path) -> Iterator[Path]:
-        """A folder and those below it, the lowest first, each when those in it were looked at."""
-        return (Path(folder) for folder, _, _ in os.walk(where, topdown=False))
+    def folders_of(self, where: Path) -> list[Path]:
+        """A folder and those below it, the lowest first."""
+        return [Path(folder) for folder, _, _ in os.walk(where, topdown=False)]
 
     def left_below(self, places: Sequence[Path], but: Path, is_left: Callable[[str], bool]) -> Iterator[Path]:
         """What `is_left` says of by its name, and is no folder, below these places and on their file systems.
@@ -330,8 +332,18 @@ class Disk:
                 os.fchmod(descriptor, mode)
             flush_open(descriptor, where)
 
+    def write(self, temporary: Path, content: bytes, mode: int, where: Path) -> None:
+        """A file that is new as a whole, by another name beside it, which a run that was cut short may have left."""
+        if self.exists(temporary):  # it may be a link
+            remove(temporary)
+        self.make(temporary, content, mode)
+        self.rename(temporary, where)
+
     def copy(self, source: Path, where: Path) -> None:
-        """A copy of a file or link, with owner, mode, times and extended attributes, on the disk."""
+        """A copy of a file or link, with owner, mode, times and extended attributes, in the place of what is there.
+        Its bytes are on the disk.
+        """
+        remove(where)
         if source.is_symlink():
             link(os.readlink(source), where)
             copy_attributes(source, where)
@@ -342,9 +354,42 @@ class Disk:
             copy_attributes(source, where)
             flush_open(descriptor, where)
 
-    def make_folder(self, where: Path) -> None:
-        """Makes one folder."""
-        make_folder(where)
+    def link(self, target: str, where: Path) -> None:
+        """Makes a symbolic link, in the place of what is there."""
+        remove(where)
+        link(target, where)
+
+    def rename(self, source: Path, where: Path) -> None:
+        """`source` takes the name `where`, in the place of what has it; that is on the disk."""
+        rename(source, where)
+        flush(where.parent)
+
+    def remove(self, *places: Path) -> None:
+        """Takes files away, which is on the disk; what isn't there is no error."""
+        for where in self.there(places):
+            remove(where)
+            flush(where.parent)
+
+    def remove_all(self, where: Path) -> None:
+        """Takes away what is there, a folder with all that is in it, which is on the disk."""
+        remove_all(where)
+        flush(where.parent)
+
+    def need_folder(self, where: Path) -> None:
+        """Makes a folder and those above it, which is on the disk."""
+        if where == where.parent or self.is_folder(where):
+            return
+        self.need_folder(where.parent)
+        with suppress(FileExistsError):
+            make_folder(where)
+        flush(where.parent)
+
+    def remove_folders(self, folders: Sequence[Path]) -> None:
+        """Takes those away that are empty by then, one after the other, which is on the disk."""
+        for folder in folders:
+            with suppress(OSError):
+                remove_folder(folder)
+                flush(folder.parent)
 
 
 def _is_near(place: Path, but: Path, folder: Path) -> bool:

@@ -124,14 +124,11 @@ class Files(WrittenFiles):
 
     def state(self, layer: str, path: str) -> State:
         """What became of a file that we wrote."""
-        where = self._at(path)
         if not self.is_file(path):
             return "changed" if self.exists(path) and not self.is_link(path) else "missing"
-        mode, _, digest = self.line(_record(layer, path)).partition(" ")
-        is_same = (
-            bool(digest) and self._disk.digest(where) == digest and f"{self._disk.mode(where):o}" == mode.lstrip("0")
-        )
-        return "ok" if is_same else "changed"
+        noted = self.line(_record(layer, path))
+        mode, digest = self._disk.look(self._at(path))
+        return "ok" if noted == f"{mode:04o} {digest}" else "changed"
 
     # Plans.
 
@@ -163,7 +160,7 @@ class Files(WrittenFiles):
                 self.forget(path)
         # With the one before: until the file is written, it still is what that says, and no edit.
         earlier = next((line for line in self._lines(where) if line != record), None)
-        self._need_folder(self._at(where).parent)
+        self._disk.need_folder(self._at(where).parent)
         self._write_lines(where, [record, *([earlier] if earlier else [])])
         self.make_folder(path.rpartition("/")[0])
 
@@ -178,7 +175,7 @@ class Files(WrittenFiles):
 
     def note_kept(self, path: str) -> None:
         """The sum of what is kept."""
-        self._need_folder(self._at(f"{HOME}/sums{path}").parent)
+        self._disk.need_folder(self._at(f"{HOME}/sums{path}").parent)
         self._write_lines(f"{HOME}/sums{path}", [self._kept_sum(path)])
 
     def forget(self, path: str) -> None:
@@ -208,12 +205,12 @@ class Files(WrittenFiles):
 
     def is_edited(self, layer: str, path: str) -> bool:
         """Whether others have made something else of a file of homelab's."""
-        record = _record(layer, path)
-        if not self.is_file(path) or not self.exists(record):
+        lines = self._lines(_record(layer, path))
+        if not lines or not self.is_file(path):
             return False
         digest = self._disk.digest(self._at(path))
         # One that we wrote, or what was there before us: a run that was cut short hadn't come further.
-        if any(line.endswith(f" {digest}") for line in self._lines(record)):
+        if any(line.endswith(f" {digest}") for line in lines):
             return False
         return not (self.exists(f"{HOME}/kept{path}") and digest == self._kept_sum(path))
 

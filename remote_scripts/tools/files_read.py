@@ -98,9 +98,11 @@ class ReadFiles:
 
     def resolved(self, path: str) -> str:
         """The path that a path leads to, by all links; empty where there is nothing."""
-        real = self._disk.resolved(self._at(path))
-        root = self._disk.resolved(self._root).rstrip("/") if str(self._root) != "/" else ""
-        return real.removeprefix(root)
+        return self._disk.resolved(self._at(path)).removeprefix(self._real_root)
+
+    @functools.cached_property
+    def _real_root(self) -> str:
+        return self._disk.resolved(self._root).rstrip("/") if str(self._root) != "/" else ""
 
     def real(self, path: str) -> str:
         """The path without links, whether anything is there or not."""
@@ -176,7 +178,7 @@ class ReadFiles:
 
     def mode(self, path: str) -> int:
         """The permission bits of a file; of a link its own."""
-        return self._disk.mode(self._at(path))
+        return self._disk.look(self._at(path))[0]
 
     def digest(self, path: str) -> str:
         """The SHA-256 of a file's content, links followed.

@@ -52,22 +52,17 @@ class WrittenFiles(ReadFiles):
 
     def write(self, path: str, content: bytes, mode: int) -> None:
         """A reader sees the old bytes or the new ones, never a mixture."""
-        temporary = self._temporary(path)
-        if self._disk.exists(temporary):  # of a run that was cut short; it may be a link
-            self._disk.remove(temporary)
-        self._disk.make(temporary, content, mode)
-        self._in_place(temporary, path)
+        self._disk.write(self._temporary(path), content, mode, self._at(path))
 
     def copy(self, source: str, path: str) -> None:
         """The same for a copy of a file or link, with owner and times; it may be on another file system."""
         self._copy(self._at(source), path)
 
     def _copy(self, source: Path, path: str) -> None:
-        self._need_folder(self._at(path).parent)
+        self._disk.need_folder(self._at(path).parent)
         temporary = self._temporary(path)
-        self._disk.remove(temporary)
         self._disk.copy(source, temporary)
-        self._in_place(temporary, path)
+        self._disk.rename(temporary, self._at(path))
 
     def rewrite(self, path: str, content: bytes) -> None:
         """The same for a file that is there, whose owner, mode and extended attributes stay; where it is a link, the
@@ -94,45 +89,32 @@ class WrittenFiles(ReadFiles):
     def write_link(self, target: str, path: str) -> None:
         """The same for a symbolic link, which leads to `target`."""
         temporary = self._temporary(path)
-        self._disk.remove(temporary)
         self._disk.link(target, temporary)
-        self._in_place(temporary, path)
+        self._disk.rename(temporary, self._at(path))
 
     def remove(self, *paths: str) -> None:
         """Takes files away; what isn't there is no error."""
-        for path in paths:
-            if self.exists(path):
-                self._disk.remove(self._at(path))
-                self._disk.flush(self._at(path).parent)
+        self._disk.remove(*map(self._at, paths))
 
     def move(self, source: str, path: str) -> None:
         """A file that a program has made gets its name, with its bytes on the disk before."""
         self._disk.flush(self._at(source))
-        self._in_place(self._at(source), path)
+        self._disk.rename(self._at(source), self._at(path))
 
     def remove_tree(self, path: str) -> None:
         """Takes a folder away with all that is in it, without a copy; what isn't there is no error."""
         if self.is_folder(path):
             self._disk.remove_all(self._at(path))
-            self._disk.flush(self._at(path).parent)
 
     def note(self, path: str, content: bytes) -> None:
         """A file of our own below /var/lib/homelab, with its folder. Nothing is done where it has that content."""
         if self.read(path, len(content)) != content:
-            self._need_folder(self._at(path).parent)
+            self._disk.need_folder(self._at(path).parent)
             self.write(path, content, 0o600)
 
     def need_folder(self, path: str) -> None:
         """Makes a folder and those above it, with nothing noted: of our own below /var/lib/homelab."""
-        self._need_folder(self._at(path))
-
-    def _need_folder(self, folder: Path) -> None:
-        if folder == folder.parent or self._disk.is_folder(folder):
-            return
-        self._need_folder(folder.parent)
-        with suppress(FileExistsError):
-            self._disk.make_folder(folder)
-        self._disk.flush(folder.parent)
+        self._disk.need_folder(self._at(path))
 
     def make_folder(self, path: str) -> None:
         """The same for a folder of the system: which weren't there is noted, and they go with our last file."""
@@ -142,15 +124,15 @@ class WrittenFiles(ReadFiles):
             path = path.rpartition("/")[0]
         if not missing:
             return
-        self._need_folder(self._at(HOME))
+        self._disk.need_folder(self._at(HOME))
         noted = {*missing, *self._lines(f"{HOME}/dirs")}
         self._write_lines(f"{HOME}/dirs", sorted(noted))
-        self._need_folder(self._at(missing[0]))
+        self._disk.need_folder(self._at(missing[0]))
 
     def make_device(self, path: str, device: Device) -> None:
         """Makes a character device in the place of what is there; it lasts until the next boot."""
         where = self.at(path)
-        self._need_folder(where.parent)
+        self._disk.need_folder(where.parent)
         disk.remove(where)
         disk.make_node(where, device.mode, device.major, device.minor)
 
@@ -162,7 +144,7 @@ class WrittenFiles(ReadFiles):
     def append(self, path: str, line: bytes, limit: int) -> None:
         """Adds a line to a log. It isn't flushed; of more than `limit` bytes the second half is left."""
         where = self.at(path)
-        self._need_folder(where.parent)
+        self._disk.need_folder(where.parent)
         disk.append(where, line + b"\n", 0o600)
         if where.stat().st_size > limit:
             self.write(path, (self.read(path, 2 * limit) or b"")[-limit // 2 :].partition(b"\n")[2], 0o600)
@@ -210,7 +192,7 @@ class WrittenFiles(ReadFiles):
 
         :raises OSError: a disk doesn't take it.
         """
-        places = [self.name(place) for place in _FLUSHED if self.is_folder(place)]
+        places = [*map(str, self._disk.there([self._at(place) for place in _FLUSHED]))]
         done = self._run.ask("sync", "-f", *places, seconds=600)
         if done.status != 0:
             message = as_text(done.error).strip() or f"sync ended with {done.status}"
@@ -231,8 +213,7 @@ class WrittenFiles(ReadFiles):
             if self.exists(path):
                 place = next((place for place in _PLACES if path.startswith(f"{place}/")), HOME)
                 backup = self._at(f"{place}/{_UNDO}/{len(self._undo)}")
-                self._need_folder(backup.parent)
-                self._disk.remove(backup)
+                self._disk.need_folder(backup.parent)
                 self._disk.copy(self._at(path), backup)
             self._undo[path] = backup
 
@@ -273,14 +254,11 @@ class WrittenFiles(ReadFiles):
             if error.errno != errno.EXDEV:  # it is on another file system than its copy
                 raise
             self._copy(backup, path)
-        else:
-            self._disk.flush(self._at(path).parent)
 
     def _is_as_before(self, backup: Path | None, path: str) -> bool:
         """Whether a file was never changed, such as one that is immutable."""
         with suppress(OSError, Failure):
-            looks = (self._disk.mode, self._disk.digest)
-            return backup is not None and all(look(backup) == look(self._at(path)) for look in looks)
+            return backup is not None and self._disk.look(backup) == self._disk.look(self._at(path))
         return False
 
     def finish(self) -> None:
@@ -313,42 +291,26 @@ class WrittenFiles(ReadFiles):
 
     def _unlink(self, path: Path) -> None:
         try:
-            if self._disk.exists(path):
-                self._disk.remove_all(path)
-                self._disk.flush(path.parent)  # after a power cut no run may come that would take it away once more
+            self._disk.remove_all(path)  # after a power cut no run may come that would take it away once more
         except OSError as error:
             self._log.say(f"note: {path}, which an earlier run left, could not be removed: {error.strerror}")
 
     def _clear_own(self) -> None:
-        for temporary in self._temporaries:
-            self._unlink(temporary)
+        undo = [self._at(f"{place}/{_UNDO}") for place in _PLACES]
+        for path in self._disk.there([*self._temporaries, *undo]):
+            self._unlink(path)
         self._temporaries.clear()
-        for place in _PLACES:
-            self._unlink(self._at(f"{place}/{_UNDO}"))
 
     def _tidy(self) -> None:
         """Takes away what is empty: folders that we made, and our own state."""
         noted = self._lines(f"{HOME}/dirs")
-        left = []
-        for path in sorted(noted, reverse=True):
-            folder = self._at(path)
-            if not self._disk.is_folder(folder):
-                continue
-            try:
-                self._disk.remove_folder(folder)
-            except OSError:
-                left.append(path)
-            else:
-                self._disk.flush(folder.parent)
+        self._disk.remove_folders([self._at(path) for path in sorted(noted, reverse=True)])
+        left = [path for path in noted if self.is_folder(path)]
         if noted and not left:
             self.remove(f"{HOME}/dirs")
         elif sorted(left) != noted:
             self._write_lines(f"{HOME}/dirs", sorted(left))
-        for below in self._disk.folders_of(self._at(HOME)):
-            if not self._disk.names(below):
-                with suppress(OSError):
-                    self._disk.remove_folder(below)
-                    self._disk.flush(below.parent)
+        self._disk.remove_folders(self._disk.folders_of(self._at(HOME)))
 
     def _write_lines(self, path: str, lines: Iterable[str]) -> None:
         self.write(path, "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"), 0o600)
@@ -361,10 +323,6 @@ class WrittenFiles(ReadFiles):
         temporary = where.with_name(f".{where.name}{_TEMPORARY}")
         self._temporaries.append(temporary)
         return temporary
-
-    def _in_place(self, temporary: Path, path: str) -> None:
-        self._disk.rename(temporary, self._at(path))
-        self._disk.flush(self._at(path).parent)
 
 
 def is_temporary(name: str) -> bool:

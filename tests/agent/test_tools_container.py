@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 import types
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from typing import cast
 import pytest
 
 from remote_scripts import agent
+from remote_scripts.tools import disk
 from remote_scripts.tools.container import ContainerSystem
 from remote_scripts.tools.done import NOT_FOUND, TIMED_OUT, TOO_MUCH
 from remote_scripts.tools.errors import Failure
@@ -38,6 +40,72 @@ def attach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
     return path
+
+
+#: Programs that change a file, and which of disk's calls each is.
+CALLS = {
+    "cat": "create",
+    "chmod": "chmod",
+    "cp": "create",
+    "ln": "symlink",
+    "mkdir": "mkdir",
+    "mv": "rename",
+    "rm": "remove",
+    "rmdir": "rmdir",
+    "sync": "flush",
+}
+_SAYS = """#!/bin/sh
+(IFS='\t'; printf '%s\n' "$$\t${{0##*/}}\t$*" >{asked})
+read -r answer <{answers}
+[ "$answer" = go ] || kill -9 0
+PATH=${{PATH#*:}}
+exec "${{0##*/}}" "$@"
+"""
+
+
+@pytest.fixture
+def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """disk.WATCH is told of programs in there, each before it does its work, as it is of this process's own calls; if it raises, they are killed."""
+    asked, answers, programs = tmp_path / "asked", tmp_path / "answers", tmp_path / "programs"
+    programs.mkdir()
+    for place in (asked, answers):
+        os.mkfifo(place)
+    for name in CALLS:
+        (programs / name).write_text(_SAYS.format(asked=asked, answers=answers))
+        (programs / name).chmod(0o755)
+    before = os.environ.get("STAND_IN_PATH")
+    monkeypatch.setenv("STAND_IN_PATH", f"{programs}:{before}" if before else str(programs))
+
+    failed: list[Exception] = []
+
+    def listen() -> None:
+        # Both ends of each: whoever opens the other one waits for nobody.
+        with os.fdopen(os.open(asked, os.O_RDWR)) as questions, os.fdopen(os.open(answers, os.O_RDWR), "w") as said:
+            while (line := questions.readline()) != "end\n":
+                pid, name, *words = line.rstrip("\n").split("\t")
+                if name == "sync":  # -f: whole file systems, of which no test needs to know
+                    paths = [] if words[0] == "-f" else words
+                else:
+                    paths = words[-1:] or [str(Path(f"/proc/{pid}/fd/1").readlink())]
+                try:
+                    for path in paths:
+                        disk.WATCH[-1](CALLS[name], path)
+                except Exception as error:
+                    failed.append(error)
+                    said.write("stop\n")
+                else:
+                    said.write("go\n")
+                said.flush()
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    yield
+    with asked.open("w") as questions:
+        questions.write("end\n")
+    listener.join()
+    for error in failed:
+        if not isinstance(error, InterruptedError):
+            raise error
 
 
 def one(host: Host, *, limit: float = 0) -> ContainerSystem:
@@ -252,20 +320,22 @@ def test_files_are_read_as_they_are(inside: ContainerSystem, host: Host) -> None
     assert files.names("/etc/d") == ["a\nb"] and files.names("/etc/none") == []
 
 
-def test_a_file_is_the_old_or_the_new_one_at_every_call(inside: ContainerSystem, host: Host) -> None:
+@pytest.mark.usefixtures("seen")
+def test_a_file_is_the_old_or_the_new_one_at_every_call(host: Host) -> None:
+    inside = one(host)
     place, old, new = "/etc/app/conf", b"old\n", bytes(range(256)) * 400
     path = host.write(place, old, 0o600)
     victim = host.write("/etc/victim", "kept\n")
     left_over = host.root / "etc/app/.conf.homelab-tmp"  # of a run that was cut short, or somebody has put it there
     left_over.symlink_to(victim)
-    seen: list[tuple[str, bytes]] = []
-    with watched(lambda call, _path: seen.append((call, path.read_bytes()))):
+    calls: list[tuple[str, bytes]] = []
+    with watched(lambda call, _path: calls.append((call, path.read_bytes()))):
         inside.files.write(place, new, 0o640)
-    assert [call for call, _ in seen] == ["remove", "create", "chmod", "flush", "rename", "flush"]
-    assert {content for _, content in seen[:-1]} == {old} and seen[-1][1] == new
+    assert [call for call, _ in calls] == ["remove", "create", "chmod", "flush", "rename", "flush"]
+    assert {content for _, content in calls[:-1]} == {old} and calls[-1][1] == new
     assert path.stat().st_mode & 0o7777 == 0o640 and victim.read_text() == "kept\n"
     assert [one.name for one in path.parent.iterdir()] == ["conf"]
-    for stop in range(len(seen)):
+    for stop in range(len(calls)):
         path.write_bytes(old)
         left_over.unlink(missing_ok=True)
         left_over.symlink_to(victim)
@@ -276,7 +346,7 @@ def test_a_file_is_the_old_or_the_new_one_at_every_call(inside: ContainerSystem,
             if next(left) == 0:
                 raise InterruptedError(call)
 
-        with watched(cut), pytest.raises(InterruptedError):
+        with watched(cut), pytest.raises(Failure, match="an answer from container 901"):
             inside.files.write(place, new, 0o640)
         assert path.read_bytes() in (old, new)
         inside.files.write(place, new, 0o640)
@@ -353,6 +423,7 @@ def test_files_of_ours_are_noted_and_given_back_as_on_a_host(tmp_path: Path) -> 
     assert host.root.joinpath(OLD[1:]).stat().st_mtime_ns == 1_000_000_000
 
 
+@pytest.mark.usefixtures("seen")
 @pytest.mark.parametrize("what", ["put", "drop"])
 def test_what_is_cut_short_in_there_is_gone_on_from_and_given_back(tmp_path: Path, what: str) -> None:
     """Killed, or by a power cut, before each call; a sample of these."""
@@ -481,7 +552,9 @@ def test_one_of_which_it_cant_be_known_is_not_gone(host: Host) -> None:
 
 
 def test_what_cant_be_written_is_said_and_the_old_one_is_there(inside: ContainerSystem, host: Host) -> None:
-    with pytest.raises(OSError, match="/etc/none/.conf.homelab-tmp in container 901"):
+    inside.files.write("/etc/conf", b"new\n", 0o640)
+    assert host.read("/etc/conf") == "new\n" and (host.root / "etc/conf").stat().st_mode & 0o7777 == 0o640
+    with pytest.raises(OSError, match="/etc/none/conf in container 901"):
         inside.files.write("/etc/none/conf", b"new\n", 0o644)
     host.write("/etc/folder/in", "")
     with pytest.raises(OSError, match="/etc/folder in container 901"):
