@@ -72,14 +72,10 @@ class Firmware(_Model):
 
 
 class Boot(_Model):
-    """How the host boots. `esps`: UUIDs of the partitions that proxmox-boot-tool manages (none: it doesn't).
-
-    `stale_esps` are listed in /etc/kernel/proxmox-boot-uuids although no such partition exists any more.
-    """
+    """How the host boots. `esps`: UUIDs of the partitions that proxmox-boot-tool manages (none: it doesn't)."""
 
     loader: Literal["grub", "systemd-boot"] = "grub"
     esps: list[Annotated[str, Field(pattern=r"^[0-9A-F]{4}-[0-9A-F]{4}$")]] = []
-    stale_esps: list[str] = []
     cmdline: str = "quiet"
     root: str = "/dev/mapper/pve-root"
 
@@ -278,7 +274,6 @@ class Scenario(_Model):
     no_subscription: bool = False
     drm: list[Address] = []
     faults: dict[str, Any] = {}
-    boot_seconds: Annotated[float, Field(ge=0)] = 0.3
     cluster: Annotated[str, Field(pattern="^/")] | None = None
 
     @model_validator(mode="after")
@@ -358,7 +353,6 @@ class Scenario(_Model):
             "power": "off",
             "boots": 0,
             "next_entry": None,
-            "boot_seconds": self.boot_seconds,
             "drm": list(self.drm),
             "cluster": self.cluster,
             "faults": dict(self.faults),

@@ -265,10 +265,7 @@ class Daemon:
         return True
 
     def begin_reboot(self) -> None:
-        """Reboot in a moment, unless the fault reboot-ignored is set."""
-        if self._faults().get("reboot-ignored"):
-            _LOG.warning("reboot asked for and ignored: fault reboot-ignored")
-            return
+        """Reboot in a moment."""
         self._begin(self._cycle("reboot"))
 
     def begin_power_off(self) -> None:

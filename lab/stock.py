@@ -175,10 +175,10 @@ def _grub_defaults(host: HostState, scenario: Scenario) -> None:
             if scenario.boot.is_zfs
             else f"root={scenario.boot.root} ro {scenario.boot.cmdline}\n",
         )
-    if scenario.boot.esps or scenario.boot.stale_esps:
+    if scenario.boot.esps:
         host.write(
             "/etc/kernel/proxmox-boot-uuids",
-            "".join(f"{uuid}\n" for uuid in sorted([*scenario.boot.esps, *scenario.boot.stale_esps])),
+            "".join(f"{uuid}\n" for uuid in sorted(scenario.boot.esps)),
         )
 
 

@@ -196,6 +196,8 @@ class Shell:
         command = words[1:] if words[:1] == ["--"] else words
         if not command:
             raise Died("missing command")
+        if not guest.running:
+            raise Died(f"container '{guest.vmid}' not running!")
         self.status = container_system.execute(guest, command)
 
     def attach(self, words: list[str]) -> None:

@@ -256,7 +256,7 @@ def begin(guest: Guest, config: GuestConfig) -> None:
 
 def plug(guest: Guest, config: GuestConfig, values: dict[str, str]) -> None:
     """Put new dev[n] entries into a running container."""
-    system = _running(guest, config)
+    system = _running(guest)
     start = Start(guest, config)
     for option in device_options(guest.host, values).values():
         start.add_device(option)
@@ -267,11 +267,11 @@ def plug(guest: Guest, config: GuestConfig, values: dict[str, str]) -> None:
     container.materialise(system)
 
 
-def _running(guest: Guest, config: GuestConfig) -> HostState:
+def _running(guest: Guest) -> HostState:
     """The system of a running container; one that somebody only marked as running is begun here."""
     system = system_of(guest)
     if not (system.state / "machine.json").exists():
-        begin(guest, config)
+        begin(guest, guest.config())
     return system_of(guest)
 
 
@@ -313,13 +313,7 @@ def execute(guest: Guest, command: list[str], kept: Mapping[str, str] | None = N
 
     Args:
         kept: what its environment has besides the container's own.
-
-    Raises:
-        ApiError: 500: the container doesn't run.
     """
-    config = guest.config()
-    if not guest.running:
-        raise Died(f"container '{guest.vmid}' not running!")
-    system = _running(guest, config)
+    system = _running(guest)
     container.materialise(system)
     return container.run(system, command, container.Identity(0, frozenset({0})), kept or {})

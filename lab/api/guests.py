@@ -193,7 +193,7 @@ class Guest:
     @property
     def running(self) -> bool:
         """Whether it runs."""
-        return self.exists and bool(self._record.get("running"))
+        return bool(self._record.get("running")) and self.exists
 
     @property
     def paused(self) -> bool:

@@ -26,6 +26,8 @@ from .kernel import ModprobeError, RunningKernel, modules_of, modules_on_disk
 from .modprobe import ModprobeConfig, kernel_words, root_modprobe_config
 from .state import HostState, kernel_release
 
+#: How long a boot takes.
+_SECONDS = 0.3
 _SCRIPT_TIMEOUT = 120.0
 _GUESTS = "pve-guests.service"
 
@@ -71,7 +73,7 @@ def boot(host: HostState, reason: str, environment: Mapping[str, str]) -> Booted
         environment: that of the host's commands, in which its services run.
     """
     machine = host.machine
-    seconds = float(machine["boot_seconds"]) + float(machine["faults"].get("hang-seconds", 0) or 0)
+    seconds = _SECONDS + float(machine["faults"].get("hang-seconds", 0) or 0)
     (host.state / "dmesg").write_text("", encoding="utf-8")
     boot_id = str(uuid.uuid4())
     try:

@@ -292,7 +292,7 @@ def _prepare(words: list[str]) -> None:
     """Import a command's module, for this fork and those that follow. What fails here fails in the fork, and is told there."""
     try:
         module = importlib.import_module("host.run").module_of(words)
-        getattr(module, "preload", lambda: None)()
+        getattr(module, "preload", lambda _words: None)(words)
     except Exception:
         return
 

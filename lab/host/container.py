@@ -9,6 +9,7 @@ Another user than root gets a view of the tree, in which /dev is as that user fi
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
 import sys
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 from . import nvidia
 from .nodes import Node, Rule, parse_rule, refusal
-from .state import HostState, of_command_server, of_packages, own_path
+from .state import HostState, of_command_server, of_packages, own_path, stamp
 
 #: What the kernel shows for an owner that a user namespace doesn't know (/proc/sys/kernel/overflowuid).
 NOBODY = 65534
@@ -96,7 +97,7 @@ def name_inside(system: HostState, path: str) -> str:
     """A path as it is called inside, whether it was given so or below the tree; links in /dev are followed."""
     path = path if path.startswith("/") else str(Path.cwd() / path)
     for base in (system.root, *_views(system)):
-        if path == str(base) or path.startswith(f"{base}/"):
+        if f"{path}/".startswith(f"{base}/"):
             path = path[len(str(base)) :] or "/"
             break
     path = os.path.normpath(path)
@@ -121,14 +122,26 @@ def materialise(system: HostState) -> None:
 
 
 def _materialise(system: HostState, tree: Path, who: Identity) -> None:
-    openings = Openings(system)
-    for path in nodes(system):
-        allowed = "".join(letter for letter in "rw" if openings.answer(path, letter, who) == 0)
-        _put(tree / path.lstrip("/"), allowed)
+    host = system.machine["container"]["host"]
+    read = (f"{system.state}/machine.json", f"{host}/kernel.json", f"{host}/root/proc/devices")
+    for place, kind in _kinds(system.state, tree, who, tuple(map(stamp, read))).items():
+        _put(place, kind)
 
 
-def _put(place: Path, allowed: str) -> None:
-    wanted = {"rw": stat.S_IFREG, "r": stat.S_IFDIR}.get(allowed, stat.S_IFSOCK)
+@functools.lru_cache(maxsize=8)
+def _kinds(state: Path, tree: Path, who: Identity, _stamps: tuple[tuple[int, ...], ...]) -> dict[Path, int]:
+    """What kind of file stands for each node: worked out once for what it depends on, by its stamps."""
+    system = HostState(state)
+    openings, kinds = Openings(system), {"rw": stat.S_IFREG, "r": stat.S_IFDIR}
+    return {
+        tree / path[1:]: kinds.get(
+            "".join(letter for letter in "rw" if openings.answer(path, letter, who) == 0), stat.S_IFSOCK
+        )
+        for path in nodes(system)
+    }
+
+
+def _put(place: Path, wanted: int) -> None:
     try:
         found = stat.S_IFMT(place.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -155,7 +168,7 @@ def add_node(system: HostState, path: str, node: Node) -> None:
 
 def remove_missing_nodes(system: HostState) -> None:
     """Forget nodes that were removed from the tree (`rm`) since they were put there."""
-    missing = [path for path in nodes(system) if not os.path.lexists(system.rooted(path))]
+    missing = [path for path in system.machine["container"]["nodes"] if not os.path.lexists(f"{system.root}{path}")]
     if missing:
         with system.changing() as machine:
             for path in missing:

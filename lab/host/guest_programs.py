@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from .account_programs import current_user
@@ -29,7 +30,7 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
     return (_pveversion if name == "pveversion" else _shell)(host, name, arguments)
 
 
-def preload() -> None:
+def preload(_words: Sequence[str] = ()) -> None:
     """Have what these commands need besides this package: modules, and the API's reference, which takes longer to read than most of them."""
     if (project := str(Path(__file__).parents[2])) not in sys.path:
         sys.path.append(project)

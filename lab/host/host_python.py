@@ -11,6 +11,7 @@ project: a program whose archive has these very modules has them as they are the
 from __future__ import annotations
 
 import errno
+import functools
 import importlib
 import os
 import re
@@ -28,7 +29,7 @@ from types import ModuleType
 from typing import Any, NamedTuple, cast
 
 from .program import ask_daemon
-from .state import HOST_PYTHON, PVEDAEMON, HostState
+from .state import HOST_PYTHON, PVEDAEMON, HostState, stamp
 
 _PROJECT = Path(__file__).resolve().parents[2]
 _PACKAGE = "remote_scripts"
@@ -142,19 +143,30 @@ class _Ready(NamedTuple):
 
 _ready: dict[str, _Ready] = {}
 _packages: dict[str, ModuleType] = {}
-#: The lab's modules here, which a program doesn't find; and themselves, as to take them apart takes as long as half a start.
-_foreign: list[str] = []
+#: Directories that zipimport has, by archive; and the archives' stamps when those here were read.
+_directory_cache: dict[str, Any] = zipimport._zip_directory_cache  # type: ignore[attr-defined]
+_read: dict[str, tuple[int, ...]] = {}
+#: The lab's modules, which a program doesn't find: to take them apart takes as long as half a start.
 _kept: list[ModuleType] = []
 
 
-def preload() -> None:
-    """Import the agent's modules of this project for the programs to come; nobody else finds them here."""
+def preload(words: Sequence[str]) -> None:
+    """Import the agent's modules of this project for the programs to come; nobody else finds them here. Of a program in an archive, read its directory."""
     if not _ready and (_PROJECT / _PACKAGE).is_dir():
         _import_agent()
-    _foreign[:] = _of_the_lab()
+    _of_the_lab(len(sys.modules))
+    for archive in (word for word in words if word.endswith(".pyz")):
+        found = stamp(archive)
+        if found and _read.get(archive) != found:
+            _directory_cache.pop(archive, None)
+            zipimport.zipimporter(archive)
+            _fitting(archive, found)
+            _read[archive] = found
 
 
-def _of_the_lab() -> list[str]:
+@functools.cache
+def _of_the_lab(_count: int) -> list[str]:
+    """The lab's modules among so many."""
     own = {*sys.stdlib_module_names, "__main__"}
     return [name for name in sys.modules if name.partition(".")[0] not in own]
 
@@ -190,9 +202,10 @@ class _Archives:
         return spec
 
 
-def _take(archive: str) -> bool:
-    """Have the modules of an archive that are ready, unless one of them is another one there, or one that they import isn't there."""
-    directory = zipimport._zip_directory_cache[archive]  # type: ignore[attr-defined]
+@functools.cache
+def _fitting(archive: str, _stamp: tuple[int, ...]) -> dict[str, _Ready]:
+    """The modules of an archive that are ready; none where one of them is another one there, or one that they import isn't there."""
+    directory = _directory_cache[archive]
     entries = {
         path.removesuffix(".py").replace("/", "."): entry for path, entry in directory.items() if path.endswith(".py")
     }
@@ -200,7 +213,13 @@ def _take(archive: str) -> bool:
     for name, one in taken.items():
         (*_, size, _, _, _, checksum), is_text = entries[name], name in _TEXTS
         if not one.imports <= entries.keys() or not (is_text or (size, checksum) == (one.size, one.checksum)):
-            return False
+            return {}
+    return taken
+
+
+def _take(archive: str) -> bool:
+    """Have the modules of an archive that are ready."""
+    taken = _fitting(archive, stamp(archive))
     if not taken:
         return False
     for name, package in _packages.items():
@@ -226,7 +245,7 @@ def on_the_host() -> None:
 def _forget_the_lab() -> None:
     """Nothing but the standard library is found, or was imported."""
     sys.path[:] = [folder for folder in sys.path if folder.startswith(sys.base_prefix) and "-packages" not in folder]
-    _kept.extend(map(sys.modules.pop, _foreign or _of_the_lab()))
+    _kept.extend(map(sys.modules.pop, _of_the_lab(len(sys.modules))))
 
 
 def main(_host: HostState, _name: str, arguments: list[str]) -> int:

@@ -18,8 +18,6 @@ from .catalogue import MODULES, normal
 from .kernel import modules_on_disk
 from .state import HostState, kernel_release, of_command_server
 
-#: The size that a real image has, in MiB: what must be free in /boot while a new one is written beside the old.
-NOMINAL_SIZE_MB = 64
 _STAGES = ("init-top", "init-premount", "local-top", "local-premount", "local-bottom", "init-bottom", "panic")
 
 
@@ -36,12 +34,6 @@ def build_image(host: HostState, kernel: str) -> bytes:
     fault = host.fault("update-initramfs")
     if fault in ("fail", f"fail:{kernel}"):
         raise MkinitramfsError("mkinitramfs failure zstd -q -9 -T0 1")
-    free = host.fault("boot-free-mb")
-    if free is not None and int(free) < NOMINAL_SIZE_MB:
-        raise MkinitramfsError(
-            "zstd: error 70 : Write error : cannot write block : No space left on device \n"
-            "mkinitramfs failure zstd -q -9 -T0 70"
-        )
     temporary = host.root / "var/tmp"
     temporary.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="mkinitramfs_", dir=temporary))

@@ -12,7 +12,7 @@ from .modprobe import root_modprobe_config
 from .program import Failure, Options, logged
 from .state import HostState
 
-_MODPROBE_LONG = ("all", "remove", "quiet", "verbose", "use-blacklist", "ignore-install")
+_MODPROBE_LONG = ("all", "remove", "quiet", "verbose", "ignore-install")
 
 
 def main(host: HostState, name: str, arguments: list[str]) -> int:
@@ -40,7 +40,7 @@ def _in_container(host: HostState, name: str, arguments: list[str]) -> int:
 
 
 def _modprobe(host: HostState, arguments: list[str]) -> int:
-    options = Options(arguments, "arqvbi", _MODPROBE_LONG)
+    options = Options(arguments, "arqvi", _MODPROBE_LONG)
     quiet, remove = options.has("q", "quiet"), options.has("r", "remove")
     if not options.rest:
         raise Failure("modprobe: ERROR: missing parameters. See -h.")
@@ -57,8 +57,6 @@ def _change(host: HostState, jobs: list[tuple[str, str]], options: Options, remo
     with RunningKernel.changing(host) as kernel:
         available = modules_of(host, kernel.data["kernel"])
         for module, text in jobs:
-            if options.has("b", "use-blacklist") and normal(module) in config.blacklist:
-                continue
             try:
                 if remove:
                     kernel.remove_module(module)

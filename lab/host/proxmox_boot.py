@@ -98,9 +98,6 @@ def _update_esp(host: HostState, uuid: str, esp: Path, cmdline: str, environment
         warn(host, f"/dev/disk/by-uuid/{uuid} contains no grub directory - skipping")
         return
     warn(host, f"Copying and configuring kernels on /dev/disk/by-uuid/{uuid}")
-    free = host.fault("boot-free-mb")
-    if free is not None and int(free) < 64:
-        raise BootToolError(f"cp: error writing '/var/tmp/espmounts/{uuid}/initrd.img': No space left on device")
     kernels = kernels_to_boot(host)
     for kernel in kernels:
         _copy_kernel(host, esp, kernel, cmdline, grub)

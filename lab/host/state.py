@@ -55,6 +55,15 @@ def write_file(path: str, data: bytes, mode: int) -> None:
         os.close(descriptor)
 
 
+def stamp(path: str) -> tuple[int, ...]:
+    """What a file has for each content of its own, where it is put in place whole; nothing where there is none."""
+    try:
+        found = Path(path).stat()
+    except FileNotFoundError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 class HostState:
     """The paths and the small JSON files of one lab host.
 
@@ -320,7 +329,7 @@ def host_environment(state: Path) -> dict[str, str]:
 
 def own_path(root: Path) -> str:
     """The part of PATH that leads to a system's own programs, in its tree."""
-    return ":".join(str(root / folder) for folder in ("usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin"))
+    return ":".join(f"{root}/{folder}" for folder in ("usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin"))
 
 
 def version_key(version: str) -> tuple[tuple[int, int, str], ...]:

@@ -77,16 +77,11 @@ def _mount_of(host: HostState, path: str) -> dict[str, Any]:
     return best
 
 
-def _sizes(host: HostState, entry: dict[str, Any]) -> tuple[int, int]:
-    """(size, free) in bytes. /boot and the ESPs obey the fault boot-free-mb."""
-    fault = host.fault("boot-free-mb")
+def _sizes(entry: dict[str, Any]) -> tuple[int, int]:
+    """(size, free) in bytes."""
     if entry["fstype"] == "vfat":
-        size, free = 1024 * _MIB, 700 * _MIB
-    elif entry["target"] == "/":
-        size, free = 96 * 1024 * _MIB, 80 * 1024 * _MIB
-    else:
-        return 32 * 1024 * _MIB, 32 * 1024 * _MIB
-    return size, free if fault is None else int(fault) * _MIB
+        return 1024 * _MIB, 700 * _MIB
+    return (96 * 1024 * _MIB, 80 * 1024 * _MIB) if entry["target"] == "/" else (32 * 1024 * _MIB, 32 * 1024 * _MIB)
 
 
 def _df(host: HostState, arguments: list[str]) -> int:
@@ -95,7 +90,7 @@ def _df(host: HostState, arguments: list[str]) -> int:
         raise UsageError("the lab's df has -P -B1 PATH...")
     print("Filesystem 1-blocks Used Available Capacity Mounted on")
     for entry in (_mount_of(host, path) for path in options.rest):
-        size, free = _sizes(host, entry)
+        size, free = _sizes(entry)
         print(entry["source"], size, size - free, free, f"{(size - free) * 100 // size}%", entry["target"])
     return 0
 

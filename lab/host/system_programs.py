@@ -45,16 +45,9 @@ def messages(host: HostState) -> list[tuple[float, str]]:
 
 
 def _dmesg(host: HostState, arguments: list[str]) -> int:
-    options = Options(arguments, "tTk", ("notime", "ctime", "kernel"))
-    started = float(host.running.get("started_at", 0))
-    bare, by_clock = options.has("t", "notime"), options.has("T", "ctime")
+    bare = Options(arguments, "t").has("t")
     for seconds, text in messages(host):
-        if bare:
-            print(text)
-        elif by_clock:
-            print(f"[{time.strftime('%a %b %d %H:%M:%S %Y', time.gmtime(started + seconds))}] {text}")
-        else:
-            print(f"[{seconds:12.6f}] {text}")
+        print(text if bare else f"[{seconds:12.6f}] {text}")
     return 0
 
 
@@ -74,14 +67,10 @@ def _journalctl(host: HostState, arguments: list[str]) -> int:
         print("-- No entries --")
         return 0
     lines = messages(host)
-    count = options.value("n", "lines")
-    lines = lines[-int(count) :] if count else lines
     started = float(host.running.get("started_at", 0))
     form = options.value("o", "output") or "short"
     for seconds, text in lines:
-        if form == "cat":
-            print(text)
-        elif form == "short-monotonic":
+        if form == "short-monotonic":
             print(f"[{seconds:12.6f}] {host.node} kernel: {text}")
         else:
             print(f"{time.strftime('%b %d %H:%M:%S', time.gmtime(started + seconds))} {host.node} kernel: {text}")

@@ -74,8 +74,6 @@ def _power(host: HostState, do: str) -> int:
         raise Failure(
             f"Call to {'Reboot' if do == 'reboot' else 'PowerOff'} failed: Interactive authentication required."
         )
-    if do == "reboot" and host.fault("reboot-ignored"):
-        return 0
     if ask_daemon(host, do) is None:
         raise Failure("Failed to connect to bus: the lab's daemon doesn't run, so nothing can reboot this host", 1)
     return 0
@@ -293,7 +291,6 @@ def _show(host: HostState, verb: str, names: list[str], options: Options) -> int
 def _systemd_run(host: HostState, arguments: list[str]) -> int:
     known = (
         "on-active=",
-        "on-boot=",
         "unit=",
         "no-block",
         "collect",
@@ -312,7 +309,7 @@ def _systemd_run(host: HostState, arguments: list[str]) -> int:
     unit = (options.value("u", "unit") or f"run-r{os.getpid():08x}").removesuffix(".timer").removesuffix(".service")
 
     def work() -> int:
-        delay = options.value("on-active", "on-boot")
+        delay = options.value("on-active")
         text = shlex.join(command)
         if units.find(host, f"{unit}.service") or _state(host, f"{unit}.timer") == "active":
             raise Failure(
@@ -325,8 +322,7 @@ def _systemd_run(host: HostState, arguments: list[str]) -> int:
             seconds = units.parse_time_span(delay)
         except units.UnitError as error:
             raise Failure(f"Failed to parse time span: {delay}") from error
-        since_boot = options.has("on-boot")
-        ask_daemon(host, "timer-start", unit=f"{unit}.timer", command=text, seconds=seconds, since_boot=since_boot)
+        ask_daemon(host, "timer-start", unit=f"{unit}.timer", command=text, seconds=seconds, since_boot=False)
         if not options.has("q", "quiet"):
             print(
                 f"Running timer as unit: {unit}.timer\nWill run service as unit: {unit}.service",

@@ -284,8 +284,6 @@ def test_the_boot_loader_leaves_its_name_in_an_efi_variable(tmp_path: Path) -> N
         ("rtx5090", "update-initramfs", "fail", "update-initramfs -u -k all", "mkinitramfs failure"),
         ("rtx5090", "update-initramfs", "fail:6.14.11-4-pve", "update-initramfs -u -k all", "6.14.11-4-pve with 1"),
         ("rtx5090", "update-grub", "fail", "update-grub", "grub-probe: error"),
-        ("rtx5090", "boot-free-mb", 10, "update-initramfs -u", "No space left on device"),
-        ("intel-zfs", "boot-free-mb", 10, "proxmox-boot-tool refresh", "No space left on device"),
         ("intel-zfs", "proxmox-boot-tool", "fail", "proxmox-boot-tool refresh", "can't read superblock"),
     ],
 )
@@ -310,11 +308,6 @@ def test_a_fault_of_one_kernel_leaves_the_others_images_made(host: Host) -> None
     old = host.output("lsinitramfs $ROOT/boot/initrd.img-6.14.11-4-pve")
     assert "give-gpu" in made
     assert "give-gpu" not in old
-
-
-def test_df_tells_how_little_room_there_is(host: Host) -> None:
-    host.machine.set_fault("boot-free-mb", 20)
-    assert host.output("df -P -B1 $ROOT/boot | awk 'NR == 2 { print $4 }'").strip() == str(20 << 20)
 
 
 # -- modules -----------------------------------------------------------------------------------------------
@@ -398,12 +391,8 @@ def test_units_that_are_not_there_are_reported_with_systemds_status(host: Host) 
     assert host.output("systemctl is-active ssh pve-guests").split() == ["active", "active"]
 
 
-def test_a_reboot_needs_a_daemon_unless_it_is_ignored(host: Host) -> None:
-    done = host.run("reboot")
-    assert done.returncode == 1
-    assert "daemon doesn't run" in done.stderr
-    host.machine.set_fault("reboot-ignored", True)
-    assert host.run("systemctl reboot").returncode == 0
+def test_a_reboot_needs_a_daemon(host: Host) -> None:
+    assert "daemon doesn't run" in host.run("reboot").stderr
 
 
 @pytest.mark.parametrize(

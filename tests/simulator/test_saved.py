@@ -47,12 +47,12 @@ def test_a_guest_that_was_made_since_can_be_made_again(lab: Lab) -> None:
 
 
 def test_a_fault_set_since_is_gone_and_a_host_that_is_off_runs_again(lab: Lab) -> None:
-    lab.fault("reboot-ignored", "yes")
+    lab.fault("no-quorum", "yes")
     lab.run("poweroff")
     lab.wait_settled()
     lab.restore()
     assert lab.status()["phase"] == "up"
-    assert lab.machine.faults.get("reboot-ignored") is None
+    assert lab.machine.faults.get("no-quorum") is None
 
 
 def test_a_host_on_which_something_runs_is_not_saved(lab: Lab) -> None:

@@ -64,8 +64,8 @@ def test_a_kept_host_belongs_to_its_scenario_alone(tmp_path: Path, monkeypatch: 
     (tmp_path / "kept").mkdir()
     monkeypatch.setenv(kept.FOLDER, str(tmp_path / "kept"))
     Machine.install(tmp_path / "one", load_scenario("rtx5090"))
-    other = scenario_from(raw("rtx5090") | {"faults": {"reboot-ignored": True}}, "test", "test")
-    assert Machine.install(tmp_path / "other", other).faults == {"reboot-ignored": True}
+    other = scenario_from(raw("rtx5090") | {"faults": {"never-comes-back": True}}, "test", "test")
+    assert Machine.install(tmp_path / "other", other).faults == {"never-comes-back": True}
     assert Machine.install(tmp_path / "other", load_scenario("rtx5090")).faults == {}
 
 

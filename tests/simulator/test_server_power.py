@@ -149,14 +149,6 @@ def test_the_network_fault_concerns_only_the_cmdlines_it_names(lab: Lab) -> None
     assert lab.status()["phase"] == "up"
 
 
-def test_an_ignored_reboot_changes_nothing(lab: Lab) -> None:
-    lab.fault("reboot-ignored", True)
-    before, boots = boot_id(lab), len(lab.boots())
-    assert lab.run("reboot").returncode == 0
-    lab.reboot()
-    assert (boot_id(lab), len(lab.boots()), lab.status()["phase"]) == (before, boots, "up")
-
-
 def test_two_reboots_asked_for_at_once_are_one(lab: Lab) -> None:
     mark = lab.mark()
     lab.reboot(wait=False)
