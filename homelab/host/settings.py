@@ -160,7 +160,7 @@ class Timeouts(Model):
     """Until a host that reboots answers again."""
     rollback: Annotated[Seconds, Field(ge=30)] = 600
     """From the host's start until a boot is undone that no `up` has confirmed; if no `up` waits, the host then judges
-    the boot itself. At least 30: a healthy host needs that long to start and to be confirmed."""
+    the boot itself. A healthy host needs 30 to start and be confirmed."""
     step: Seconds = 3600
     """For one step on the host, including the wait for another run; then the host ends the step. Steps of NVIDIA's
     stack have their own timeouts in addition. If you change it, each step runs once more."""

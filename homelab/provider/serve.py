@@ -89,7 +89,9 @@ class Homelab:
         inputs = plain(request.news)
         self._not_shown[str(inputs["host"])] = request.urn
         # That this is a preview, the engine says of a change alone.
-        if inputs.pop("preview", False) and self._texts.get("plan") == "always":
+        if not inputs.pop("preview", False):  # where the plan stays, nothing else of ours is called before a command
+            await self._in_thread(HostProbe, request.urn, lambda work: work.hold(HostProbe.Inputs(**inputs)))
+        elif self._texts.get("plan") == "always":
             await self._show_plan(inputs.get("host"))
         return provider_pb2.CheckResponse(inputs=valued(inputs))
 

@@ -168,7 +168,6 @@ def test_a_run_whose_host_says_nothing_more_ends_with_a_sentence_ctrl_c_ends_a_s
     stack.lab.fault("script-hangs", None)
     comes_to_rest(stack)
     stack.host["timeouts"] = usual
-    stack.host["gpus"]["rtx5090"]["allowConsole"] = True  # a run that plans, and so holds the host
     log.unlink()
     with (stack.lab.root / "run/vzdump.lock").open("w") as backup:  # for which a restart waits three minutes
         fcntl.flock(backup, fcntl.LOCK_EX)
