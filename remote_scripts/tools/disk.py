@@ -340,9 +340,7 @@ class Disk:
         self.rename(temporary, where)
 
     def copy(self, source: Path, where: Path) -> None:
-        """A copy of a file or link, with owner, mode, times and extended attributes, in the place of what is there.
-        Its bytes are on the disk.
-        """
+        """A copy of a file or link, with its attributes (`copy_attributes`), in the place of what is there; flushed."""
         remove(where)
         if source.is_symlink():
             link(os.readlink(source), where)
