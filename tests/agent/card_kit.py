@@ -33,6 +33,7 @@ from tests.agent.kit import Host
 CTID = 300
 CONF = f"/etc/pve/lxc/{CTID}.conf"
 STATE = f"/var/lib/lxc/{CTID}/state"
+TASKS = f"{STATE}.tasks"
 BASE = "arch: amd64\nhostname: box\nmemory: 512\nunprivileged: 1\n"
 PRIVILEGED = BASE.replace("unprivileged: 1\n", "")
 ALLOW = "lxc.cgroup2.devices.allow: c "
@@ -63,7 +64,6 @@ class Cards300:
         #: What has changed something, or switched it.
         self.calls: list[list[str]] = []
         self.after: dict[str, Callable[[], None]] = {}
-        self.tasks: list[dict[str, Any]] = []
         self.refusals: dict[str, str] = {}
         self.ha: dict[str, Any] = {"managed": 0}
         self.inside = "root:x:0:\nvideo:x:44:\nrender:x:104:\n"
@@ -126,6 +126,12 @@ class Cards300:
     def state(self, state: str) -> None:
         self.host.write(STATE, state)
 
+    @property
+    def tasks(self) -> list[dict[str, Any]]:
+        """What its log has; a host that was cut short has none of what came later."""
+        tasks: list[dict[str, Any]] = json.loads(self.host.read(TASKS) or "[]") if self.host.exists(TASKS) else []
+        return tasks
+
     def pct(self, arguments: Sequence[str], _stdin: bytes) -> Done | int | str:
         if arguments[0] not in ("status", "exec"):
             self.calls.append([*arguments])
@@ -176,7 +182,7 @@ class Cards300:
         at, number = int(time.time()), len(self.tasks)
         upid = f"UPID:pve:{number:08X}:0000ABCD:{at:08X}:vz{verb}:{CTID}:root@pam:"
         task = {"upid": upid, "type": f"vz{verb}", "user": "root@pam", "starttime": at, "pstart": number}
-        self.tasks.append({**task, "endtime": at, "status": said or "OK"})
+        self.host.write(TASKS, json.dumps([*self.tasks, {**task, "endtime": at, "status": said or "OK"}]))
         self.after.get(verb, lambda: None)()
         return upid
 
@@ -230,7 +236,7 @@ class Cards300:
 def on(box: Cards300, host: Host) -> Cards300:
     """The same container on a copy of its host."""
     copied = copy.copy(box)
-    copied.host, copied.root, copied.calls, copied.tasks = host, host.root, [], [*box.tasks]
+    copied.host, copied.root, copied.calls = host, host.root, []
     host.programs |= {**box.host.programs, "pct": copied.pct}
     copied.serve()
     return copied
