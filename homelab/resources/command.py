@@ -276,6 +276,12 @@ def layer(
             layer, values[0], seconds=limit, generation=values[1], is_act=is_act, ctid=ctid, proxy=proxy
         )
 
+    if undone and triggers is not None:
+        raise ValueError(f"{name}: what is undone can't have triggers")
+    if identity and triggers is not None:
+        raise ValueError(f"{name}: identity is for what is undone, triggers are for an act")
+    if place and (identity or not undone):
+        raise ValueError(f"{name}: place is for what is undone and has no identity")
     text: pulumi.Input[str] = pulumi.Output.all(wanted, generation).apply(request)
     if proxy:
         text = pulumi.Output.secret(text)
