@@ -16,7 +16,7 @@ from homelab.findings import Finding, JudgedGuest, Stage, Turn
 from homelab.host import ha
 from homelab.host.plan import Wanted, returns_to_driver
 from homelab.properties import slot_of
-from homelab.settings import Container, Host
+from homelab.settings import Container, Host, Vm
 from homelab.shapes import SharedCard
 from homelab.vm import refusals
 from homelab.vm.cards import is_to_run
@@ -58,16 +58,19 @@ class DriverCards:
         return f"the driver has{when} {numbered}" + (f"; {unavailable}" if unavailable else "")
 
 
-def cards(facts: HostFacts, want: Wanted, *, driver_comes: bool = False) -> DriverCards:
+def cards(facts: HostFacts, want: Wanted, vms: Mapping[str, Vm], *, driver_comes: bool = False) -> DriverCards:
     """NVIDIA's cards of a host, by what the driver has or is going to have.
 
+    :param vms: the host's, by name.
     :param driver_comes: whether this program installs the host's driver, before a container needs it.
     """
+    holders = {use.gpu: f"vms.{name}" for name, vm in vms.items() for use in vm.gpus}
     graphics = [device for device in facts.display_devices if device.is_nvidia]
     unavailable: dict[str, str] = {}
     for gpu, card in want.gpus.items():
         if card["use"] == "vm":
-            unavailable[card["slot"]] = f"is gpus.{gpu}, which is for a VM (use: vm)"
+            holder = f"which {holders[gpu]} has" if gpu in holders else "which is for a VM (use: vm)"
+            unavailable[card["slot"]] = f"is gpus.{gpu}, {holder}"
     gpu_names = {card["slot"]: gpu for gpu, card in want.gpus.items()}
     for device in graphics:
         if device.slot in unavailable:
@@ -216,21 +219,24 @@ def wish_of(
     )
 
 
-def planned_wish(name: str, container: Container, facts: HostFacts, host: Host, want: Wanted) -> ContainerWish:
+def planned_wish(
+    name: str, container: Container, facts: HostFacts, host: Host, want: Wanted, vms: Mapping[str, Vm]
+) -> ContainerWish:
     """What the settings want of a container after the next `up`, as far as it can have it.
 
     :param name: the container's, in the settings.
     :param host: its host.
+    :param vms: of that host, by name.
     """
-    driver_cards = cards(facts, want, driver_comes=host.nvidia is not None)
+    driver_cards = cards(facts, want, vms, driver_comes=host.nvidia is not None)
     return wish_of(name, container, facts, want, driver_cards, after_boot=True)
 
 
-def as_given(name: str, ctid: int, facts: HostFacts) -> ContainerWish:
+def as_given(name: str, ctid: int, facts: HostFacts, power: str = "keep") -> ContainerWish:
     """A container as it was given its cards last, by the numbers that these have now."""
     cards, there = facts.container_note(ctid).given.cards or Cards(), facts.card_nodes
     now = renumbered(there, cards)
-    return ContainerWish(name, ctid, now if len(now.minors) == len(cards.minors) else cards)
+    return ContainerWish(name, ctid, now if len(now.minors) == len(cards.minors) else cards, power)
 
 
 def judge_container(wish: ContainerWish, facts: HostFacts, stack: str = "") -> JudgedGuest:
@@ -293,17 +299,19 @@ def describe(
     host: Host,
     want: Wanted,
     containers: dict[str, Container],
+    vms: dict[str, Vm],
     stack: str = "",
 ) -> tuple[str, list[HomelabError]]:
     """The plan's lines, and the refusals.
 
     :param containers: the host's, by name.
+    :param vms: the host's, by name.
     :param stack: PROJECT/STACK, whose containers may leave the settings.
     """
     lines: list[str] = []
     errors: list[HomelabError] = []
     for name, container in containers.items():
-        wish = planned_wish(name, container, facts, host, want)
+        wish = planned_wish(name, container, facts, host, want, vms)
         judged = judge_container(wish, facts, stack)
         errors += judged.refusals
         nvidias = [*(f"/dev/nvidia{number}" for number in wish.cards.minors), "nvidiactl", "nvidia-uvm"]

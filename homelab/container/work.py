@@ -6,14 +6,17 @@ from __future__ import annotations
 import dataclasses
 
 from homelab.container import plan as container_plan
+from homelab.container.plan import ContainerWish
 from homelab.container.resource import ContainerProbe, ContainerVerification
 from homelab.errors import HomelabError, UnreachableError, elsewhere, raise_all
+from homelab.facts.guests import guest_note
 from homelab.facts.host import HostFacts
 from homelab.host import gates, plan
 from homelab.nvidia import judge
 from homelab.nvidia.reading import SystemReading
 from homelab.remote import host_session, ssh
 from homelab.remote.ledger import stack_of
+from homelab.settings import Container, Vm
 from homelab.shapes import BootSeen
 from homelab.text import tell
 from homelab.work.base import Work, stopped_by_reboot
@@ -21,6 +24,8 @@ from remote_scripts.both.container_cards import Left
 from remote_scripts.both.container_cards import Wanted as ContainerCards
 from remote_scripts.both.container_verification import Wanted
 from remote_scripts.both.terms import Terms
+from remote_scripts.notes.container_note import ContainerNote
+from remote_scripts.pve.guest_kinds import CONTAINER
 from remote_scripts.tools.plain import of_plain
 
 
@@ -45,7 +50,8 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         if facts.handover.away and facts.guests.config(inputs.ctid) is not None:
             tell(f"{inputs.container}: not compared: {facts.handover.away}")
             return outputs
-        drift, device_drift = self._drift(facts, inputs, outputs)
+        drift = _drift(facts, inputs)
+        device_drift = self._device_drift(facts, inputs, outputs)
         library_drift = self._library_drift(facts, inputs)
         for difference in [*drift, *device_drift, *library_drift]:
             tell(f"{inputs.container}: drift: {difference}")
@@ -69,16 +75,14 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             tell(f"{inputs.container}: it doesn't run, or is locked: packages for its cards were not compared")
         return judge.steps(found, None, libraries=True) if isinstance(found, SystemReading) else []
 
-    def _drift(
+    def _device_drift(
         self, facts: HostFacts, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs
-    ) -> tuple[list[str], list[str]]:
-        """What the next `up` does with it, as the preview says it; and numbers and device nodes of its cards that have
-        changed since its plan: a sentence each."""
+    ) -> list[str]:
+        """Numbers and device nodes of the container's cards that have changed since its plan, a sentence each."""
         container = self.stack.container(inputs.container)
         if container is None:  # it leaves the stack
-            return [], []
-        want, differences = plan.Wanted("", "", {}, [], inputs.gpus), list[str]()
-        wish = container_plan.planned_wish(inputs.container, container, facts, self.host(inputs), want)
+            return []
+        wish, differences = _wish(inputs, container, facts, {}), list[str]()
         if (minors := [*wish.cards.minors]) != outputs.minors:
             differences.append(f"its cards are /dev/nvidia{minors}, not /dev/nvidia{outputs.minors}")
         for gpu, card in wish.shared.items():
@@ -87,7 +91,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
                 differences.append(
                     f"the nodes of gpus.{gpu} are {', '.join(card['nodes'])}, not {', '.join(before['nodes'])}"
                 )
-        return container_plan.judge_container(wish, facts).steps, differences
+        return differences
 
     def _plan(
         self,
@@ -107,8 +111,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             )
         host_session.of(inputs.host).hold(self.host(inputs))
         facts = ssh.read(self.host(inputs), guests=True)
-        want = plan.Wanted("", "", {}, [], inputs.gpus)
-        wish = container_plan.wish_of(inputs.container, container, facts, want, container_plan.cards(facts, want))
+        wish = _wish(inputs, container, facts, self.stack.vms(inputs.host))
         raise_all([*gates.readable(facts), *container_plan.untouchable(wish, facts), *wish.refused])
         config = facts.guests.config(inputs.ctid)
         return ContainerProbe.Outputs(
@@ -149,6 +152,20 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         seconds = host.timeouts.step + 2 * shutdown.timeout
         wanted = ContainerCards(ctid=inputs.ctid, terms=terms)
         return of_plain(Left, ssh.Session(host).ask("revert", "container_cards", wanted, seconds, goes_on=True))
+
+
+def _wish(inputs: ContainerProbe.Inputs, container: Container, facts: HostFacts, vms: dict[str, Vm]) -> ContainerWish:
+    want = plan.Wanted("", "", {}, [], inputs.gpus)
+    cards = container_plan.cards(facts, want, vms)
+    return container_plan.wish_of(inputs.container, container, facts, want, cards)
+
+
+def _drift(facts: HostFacts, inputs: ContainerProbe.Inputs) -> list[str]:
+    """With what it was given as wanted."""
+    wish = container_plan.as_given(inputs.container, inputs.ctid, facts, inputs.power)
+    is_told = guest_note(facts.ledger, CONTAINER, inputs.ctid, ContainerNote) or not facts.guests.config(inputs.ctid)
+    lost = [] if is_told else ["nothing on the host tells what was given to it"]
+    return [*lost, *container_plan.judge_container(wish, facts).steps]
 
 
 class ContainerVerificationWork(Work[ContainerVerification.Inputs, ContainerVerification.Outputs]):

@@ -87,7 +87,8 @@ class StackFile:
         slots, _ = resolving.resolve(facts, host.gpus)
         gpus = {gpu: plan.card_plan(facts, host, gpu, slot) for gpu, slot in slots.items()}
         want = plan.Wanted("", "", {}, [], gpus)
-        wish = container_plan.planned_wish(name, container, facts, host, want)
+        vms = {guest: vm for guest, vm in settings.vms.items() if vm.host == host_name}
+        wish = container_plan.planned_wish(name, container, facts, host, want, vms)
         with_driver = {slot_of(address) for address in facts.nvidia_minors}
         away = {
             gpu: f"gpus.{gpu} is {text}"

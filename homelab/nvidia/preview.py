@@ -160,7 +160,7 @@ def of_guests(
     """
     # That a host has none at all, container.plan refuses.
     driver = on_host.driver_to_be.get("driver") if on_host else facts.nvidia.version or None
-    driver_cards = container_plan.cards(facts, want, driver_comes=on_host is not None)
+    driver_cards = container_plan.cards(facts, want, vms, driver_comes=on_host is not None)
     stacks = []
     for name, vm in vms.items():
         if vm.nvidia:

@@ -89,11 +89,15 @@ class Homelab:
         inputs = plain(request.news)
         self._not_shown[str(inputs["host"])] = request.urn
         # That this is a preview, the engine says of a change alone.
-        if not inputs.pop("preview", False):  # where the plan stays, nothing else of ours is called before a command
-            await self._in_thread(HostProbe, request.urn, lambda work: work.hold(HostProbe.Inputs(**inputs)))
-        elif self._texts.get("plan") == "always":
+        if inputs.pop("preview", False) and self._texts.get("plan") == "always":
             await self._show_plan(inputs.get("host"))
         return provider_pb2.CheckResponse(inputs=valued(inputs))
+
+    async def invoke(self, request: provider_pb2.InvokeRequest) -> provider_pb2.InvokeResponse:
+        """Holds a host before a step of pulumi-command's (homelab/resources/command.py)."""
+        inputs = HostProbe.Inputs(host=str(plain(request.args)["host"]), settings="")
+        await self._in_thread(HostProbe, "", lambda work: work.hold(inputs))
+        return provider_pb2.InvokeResponse()
 
     async def diff(self, request: provider_pb2.DiffRequest) -> provider_pb2.DiffResponse:
         resource, state, inputs = _declared(request.urn), plain(request.olds), plain(request.news)

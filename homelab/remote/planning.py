@@ -86,7 +86,7 @@ def planned(
     want = of_host.want
     # Refusals of VMs and containers come before the host is rebooted for them.
     vm_lines, vm_errors = vm_preview.describe(facts, host, want, vms, stack)
-    container_lines, container_errors = container_plan.describe(facts, host, want, containers, stack)
+    container_lines, container_errors = container_plan.describe(facts, host, want, containers, vms, stack)
     facts, nvidia, vm_remarks, stack_errors = _nvidia(session, name, host, facts, want, vms, containers, timeout)
     patience = OUTAGE_SECONDS if timeout is None else timeout
     api_errors = probe.check(name, host, facts, vms, containers, patience)

@@ -75,6 +75,8 @@ def _refusal(**parts: str) -> Refusal:
     return Refusal(HomelabError(**parts))
 
 
+#: What the program asks the provider for.
+HOLD = "homelab:host:hold"
 # For so long a host that has answered needn't be asked again, in seconds: steps of a run follow each other.
 ANSWERED_SECONDS = 5.0
 # Of pulumi-command's error where a connection has ended before its step (golang.org/x/crypto/ssh, ExitMissingError).
@@ -130,9 +132,10 @@ def putting_the_agent(host: Host, owner: str) -> pulumi.ResourceHookBinding | No
 
 
 def _around_each(host: Host) -> pulumi.ResourceHookBinding | None:
-    """Before a step, the program connects by itself: pulumi-command would wait for ever for a host that accepts a
-    connection and says nothing, or for an SSH agent that hangs. (Not before an undo: `destroy` runs no program.) After
-    a step that was cut off, it says so in its own words.
+    """Before a step, the provider holds the host: after a run that failed it was asked for nothing else so far. And the
+    program connects by itself: pulumi-command would wait for ever for a host that accepts a connection and says
+    nothing, or for an SSH agent that hangs. (Not before an undo: `destroy` runs no program.) After a step that was cut
+    off, it says so in its own words.
 
     :returns: None where there are none (`_has_hooks`).
     """
@@ -143,6 +146,8 @@ def _around_each(host: Host) -> pulumi.ResourceHookBinding | None:
     answered: dict[tuple[str, int], float] = {}
 
     async def reach(step: pulumi.ResourceHookArgs) -> None:
+        if commands.name:
+            await pulumi.runtime.invoke_async(HOLD, {"host": commands.name})
         target = await _target(host, step)
         place = (target.address, target.ssh.port)
         if time.monotonic() - answered.get(place, -ANSWERED_SECONDS) < ANSWERED_SECONDS:
@@ -271,6 +276,12 @@ def layer(
             layer, values[0], seconds=limit, generation=values[1], is_act=is_act, ctid=ctid, proxy=proxy
         )
 
+    if undone and triggers is not None:
+        raise ValueError(f"{name}: what is undone can't have triggers")
+    if identity and triggers is not None:
+        raise ValueError(f"{name}: identity is for what is undone, triggers are for an act")
+    if place and (identity or not undone):
+        raise ValueError(f"{name}: place is for what is undone and has no identity")
     text: pulumi.Input[str] = pulumi.Output.all(wanted, generation).apply(request)
     if proxy:
         text = pulumi.Output.secret(text)

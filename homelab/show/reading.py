@@ -98,7 +98,7 @@ def after(
         cmdline=dataclasses.replace(facts.cmdline, running=f"{facts.cmdline.others} {want.words}"),
         card_states=traits.states_with(card_values.wanted(want.gpus, host.gpus), facts),
     )
-    moves, cards = [*_of_containers(facts, host, want, containers)], list[ShownCard]()
+    moves, cards = [*_of_containers(facts, host, want, vms, containers)], list[ShownCard]()
     for now, then in zip(current, of_reading(later, host), strict=True):
         comes = {guest for guest, gets, _ in moves if now.place in gets and guest not in now.guests}
         goes = {guest for guest, _, loses in moves if now.place in loses}
@@ -124,13 +124,13 @@ def _mappings(facts: HostFacts, host: Host, want: plan.Wanted) -> Iterator[str]:
 
 
 def _of_containers(
-    facts: HostFacts, host: Host, want: plan.Wanted, containers: dict[str, Container]
+    facts: HostFacts, host: Host, want: plan.Wanted, vms: dict[str, Vm], containers: dict[str, Container]
 ) -> Iterator[tuple[ShownGuest, set[str], set[str]]]:
     """Each container that is changed, with the slots of the cards that it then has from this program, and of those that
     it loses; arguments as of `after`.
     """
     for name, container in containers.items():
-        wish = container_plan.planned_wish(name, container, facts, host, want)
+        wish = container_plan.planned_wish(name, container, facts, host, want, vms)
         given = facts.container_note(container.ctid).given.cards
         if given != wish.cards or container_plan.judge_container(wish, facts).change:
             had, has = ({*map(slot_of, makers.addresses(one))} for one in (given or Cards(), wish.cards))

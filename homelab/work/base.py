@@ -158,6 +158,16 @@ def _cant_be_undone(host: str, error: HomelabError) -> HomelabError:
     )
 
 
+def _lost_meanwhile(error: UnreachableError) -> UnreachableError:
+    # What a `destroy` says of a host that answered at first.
+    return error.retold(
+        why="the connection was lost while what was set up was given back: a part may have been given back already; "
+        "the state keeps all of it",
+        next="see whether the host is switched on and connected to this network, then run the same command again: "
+        "it goes on from what is there",
+    )
+
+
 class Work(Generic[InputsT, OutputsT]):
     """What is done with a resource. Methods block; they are called in threads, at the same time for several resources.
 
@@ -284,7 +294,9 @@ class Work(Generic[InputsT, OutputsT]):
         except (UnreachableError, UnansweredError) as error:
             if out_of_reach:
                 raise _cant_be_undone(inputs.host, error) from error
-            raise  # lost in the midst of it, which it says; or its API is away
+            if not isinstance(error, UnreachableError):
+                raise  # the host is there, and its API isn't
+            raise _lost_meanwhile(error) from error
 
     def _in_time(self, verb: str, properties: Mapping[str, Any], do: Callable[[], T]) -> T:
         name = next((str(properties[key]) for key in _NAMED_BY if properties.get(key)), "")

@@ -91,7 +91,7 @@ def of_vms(**vm: Any) -> Callable[[Lab], list[str]]:
 def of_containers(lab: Lab) -> list[str]:
     facts, host = ssh.read(host_of(lab), guests=True), host_settings({})
     wanted = {"ai": settings.Container.model_validate({"host": "pve", "ctid": 901, "gpuAssignment": "0"})}
-    errors = container_plan.describe(facts, host, plan.wanted(facts, host), wanted)[1]
+    errors = container_plan.describe(facts, host, plan.wanted(facts, host), wanted, {})[1]
     return [error.next for error in errors]
 
 

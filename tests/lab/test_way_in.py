@@ -131,7 +131,7 @@ TROUBLES: dict[str, tuple[Callable[[Lab], object], str, str]] = {
         "status pve-cluster",
     ),
     "pvedaemon is stopped": (lambda lab: lab.run("systemctl stop pvedaemon"), "nobody listens", "status pvedaemon"),
-    "no quorum": (lambda lab: lab.fault("no-quorum", True), "no quorum", "pvecm status"),
+    "no quorum": (lambda lab: lab.fault("no-quorum", True), "Permission denied", "pvecm status"),
 }
 
 

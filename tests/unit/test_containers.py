@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from homelab.container import plan as container_plan
+from homelab.container.work import _drift
 from homelab.doctor.container import diagnose
 from homelab.doctor.devices import WantedCards
 from homelab.errors import HomelabError
@@ -23,6 +24,7 @@ from tests.rows import rows
 from tests.unit import test_doctor_stack as of_file
 from tests.unit.hosts import NODES, container_note, desktop, device, device_nodes, settings
 from tests.unit.test_doctor import inside, reading
+from tests.unit.test_moved_containers import probe
 
 DRIVER = {"version": "580.105.08", "trouble": ["", ""]}
 GPUS = {"big": {"match": "10de:2b85", "use": "lxc"}, "small": {"match": "10de:2684", "use": "lxc"}}
@@ -59,7 +61,7 @@ def want(facts: HostFacts, gpus: dict[str, Any] | None = None) -> plan.Wanted:
 
 def planned(facts: HostFacts, one: Container, gpus: dict[str, Any] | None = None) -> list[int]:
     wanted = want(facts, gpus)
-    wish = container_plan.wish_of("phoenix", one, facts, wanted, container_plan.cards(facts, wanted))
+    wish = container_plan.wish_of("phoenix", one, facts, wanted, container_plan.cards(facts, wanted, {}))
     if errors := container_plan.judge_container(wish, facts).refusals:
         raise errors[0]
     return [*wish.cards.minors]
@@ -140,7 +142,7 @@ def seen(
 
 def preview(facts: HostFacts, **containers: Container) -> tuple[list[str], list[HomelabError]]:
     """The plan's lines, and what it refuses."""
-    text, errors = container_plan.describe(facts, settings(GPUS), want(facts), containers, "p/s")
+    text, errors = container_plan.describe(facts, settings(GPUS), want(facts), containers, {}, "p/s")
     return [line.strip() for line in text.splitlines()], errors
 
 
@@ -185,11 +187,13 @@ def test_preview_refresh_and_doctor_say_the_same(
     tmp_path: Path, about: dict[str, Any], changes: dict[str, Any], found: str, step: str
 ) -> None:
     """With one cure, which no voice doubles: no restart where `up` makes it, no `pulumi up` where the preview refuses."""
-    facts, power = seen(**about), changes.get("power", "keep")
+    facts, is_new, power = seen(**about), not about.get("given", True), changes.get("power", "keep")
     lines, errors = preview(facts, phoenix=container(**changes))
     steps = [
         line for line in lines if re.match(r"dev\d+: |lxc\.|power: |the last run|not on the host|.*isn't the con", line)
     ]
+    drift = _drift(facts, replace(probe("pve"), container="phoenix", power=power))
+    assert drift == steps or is_new, "before the first up there is nothing to refresh"
     inner = inside({**NODES, "nvidia1": "c3 1 666"}) if about.get("runs", True) else None
     read = reading(about.get("lines", GIVEN), inner, facts=facts)
     entry = {"host": "pve", "ctid": 901, "gpuAssignment": "0,1", **changes}
@@ -211,8 +215,7 @@ def test_one_that_is_gone_is_told_alike(tmp_path: Path) -> None:
     facts = replace(facts, guests=replace(facts.guests, configs=[]))
     (error,) = preview(facts, phoenix=container())[1]
     assert error.found == "no such container on the host; there are: none"
-    wish = container_plan.planned_wish("phoenix", container(), facts, settings(GPUS), want(facts))
-    assert container_plan.judge_container(wish, facts).steps == ["container 901 is gone"]
+    assert _drift(facts, probe("pve")) == ["container 901 is gone"]
     containers = {"phoenix": {"host": "pve", "ctid": 901, "gpus": ["big"]}}
     file = of_file.written(tmp_path, {"hosts": {"pve": of_file.host()}, "containers": containers})
     read = reading(facts=facts)
@@ -355,14 +358,14 @@ def test_a_driver_that_comes_numbers_the_cards_that_it_has_not_got_yet(
     minors: dict[str, int], driver_comes: bool, slots: dict[int, str], predicted: bool
 ) -> None:
     facts = shared(nvidia_minors=minors)
-    found = container_plan.cards(facts, want(facts), driver_comes=driver_comes)
+    found = container_plan.cards(facts, want(facts), {}, driver_comes=driver_comes)
     assert (found.slots, found.predicted) == (slots, predicted)
     assert ("at its next start" in found.text) is predicted
 
 
 def test_a_driver_that_is_yet_to_come_has_no_trouble_now() -> None:
     facts = shared(nvidia=NO_MODULE, nvidia_minors={})
-    found = container_plan.cards(facts, want(facts), driver_comes=True)
+    found = container_plan.cards(facts, want(facts), {}, driver_comes=True)
     wish = container_plan.wish_of("phoenix", container(), facts, want(facts), found)
     assert (wish.cards.minors, wish.refused) == ((0, 1), [])
 
@@ -379,14 +382,14 @@ def test_a_card_that_the_settings_dont_name_or_that_ids_bind_comes_back_with_tak
     word = "quiet homelab.vfio=0000:01:00.0=10de:2b85"
     line = {"running": word, "configured": word, "others": "quiet", "generated": ""}
     bound = on_driver(shared(cmdline=line, nvidia_minors={}), driver="vfio-pci")
-    assert "0000:01:00" in container_plan.cards(bound, want(bound, {})).unavailable
+    assert "0000:01:00" in container_plan.cards(bound, want(bound, {}), {}).unavailable
     ids = {"vfio_ids": "10de:2b85", "vfio_files": {"/etc/modprobe.d/v.conf": "10de:2b85"}}
     facts = on_driver(shared(nvidia_minors={"0000:03:00.0": 0}, **ids), driver="vfio-pci")
     wanted = plan.wanted(facts, settings(GPUS, takeOver=True))
-    assert container_plan.cards(facts, wanted).slots == {0: "0000:03:00", 1: "0000:01:00"}
+    assert container_plan.cards(facts, wanted, {}).slots == {0: "0000:03:00", 1: "0000:01:00"}
     # What something unknown has bound stays there.
     unknown = on_driver(shared(nvidia_minors={"0000:03:00.0": 0}), driver="vfio-pci")
-    assert container_plan.cards(unknown, wanted).slots == {0: "0000:03:00"}
+    assert container_plan.cards(unknown, wanted, {}).slots == {0: "0000:03:00"}
 
 
 @pytest.mark.parametrize(("named", "there"), [(False, {0: "0000:03:00", 1: "0000:01:00"}), (True, {0: "0000:03:00"})])
@@ -398,7 +401,7 @@ def test_a_bound_card_returns_to_the_driver_unless_a_vm_names_it(named: bool, th
     free = on_driver(shared(cmdline=line, nvidia_minors=numbers), driver="vfio-pci")
     has = [conf("vm", 7000, "name: g\nhostpci0: 01:00,pcie=1")] if named else []
     facts = on_driver(shared(cmdline=line, nvidia_minors=numbers, configs=has), driver="vfio-pci")
-    found = container_plan.cards(facts, want(free))
+    found = container_plan.cards(facts, want(free), {})
     assert found.slots == there
     assert found.predicted is not named
 

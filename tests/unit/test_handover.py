@@ -162,7 +162,7 @@ def test_a_container_has_it_although_a_vm_names_it() -> None:
     others = [asdict(one) for one in desktop().devices if one.slot != "0000:01:00"]
     found = facts(devices=[*others, *devices], nvidia_minors={"0000:01:00.0": 0}, guests=guests)
     want = plan.wanted(found, host())
-    assert container_plan.cards(found, want).slots == {0: "0000:01:00"}
+    assert container_plan.cards(found, want, {"gaming": VM}).slots == {0: "0000:01:00"}
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_a_card_that_was_shared_becomes_the_containers_alone_by_one_up(
         ledger=vm_note(103, taker["lines"], "hostpci0") if noted else {},
     )
     alone = settings({"rtx5090": {"match": "10de:2b85", "use": "lxc"}}, nvidia={"driver": "580"})
-    slots = container_plan.cards(found, plan.wanted(found, alone)).slots
+    slots = container_plan.cards(found, plan.wanted(found, alone), {}).slots
     assert slots == ({0: "0000:01:00"} if free else {})
 
 

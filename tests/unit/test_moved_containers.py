@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 from homelab.container import plan as container_plan
 from homelab.container import work as container_probe
 from homelab.container.resource import ContainerProbe
-from homelab.container.work import ContainerProbeWork
+from homelab.container.work import ContainerProbeWork, _drift
 from homelab.errors import HomelabError
 from homelab.facts.guests import GuestConfig
 from homelab.remote import ssh
@@ -100,8 +101,9 @@ def test_a_refresh_tells_kinds_of_drift_apart(
     monkeypatch.setattr(work, "facts_of_refresh", lambda _: facts)
     entry: dict[str, Any] = {"host": "pve1", "ctid": 901, "gpus": []}
     work.stack = replace(work.stack, texts={**work.stack.texts, "containers": json.dumps({"ai": entry})})
-    monkeypatch.setattr(work, "_drift", lambda *_: (drift.get("_drift", []), drift.get("_device_drift", [])))
-    monkeypatch.setattr(work, "_library_drift", lambda *_: drift.get("_library_drift", []))
+    monkeypatch.setattr(container_probe, "_drift", lambda *_: drift.get("_drift", []))
+    for name in ("_library_drift", "_device_drift"):
+        monkeypatch.setattr(work, name, lambda *_, name=name: drift.get(name, []))
     now = work.read(probe("pve1"), outputs(generation=4, again=2))
     assert (now.generation, now.again, now.stale) == found
 
@@ -126,9 +128,9 @@ def test_other_numbers_and_nodes_of_its_cards_are_drift(
     texts = {"hosts": json.dumps(CLUSTER), "allowPlainSecrets": "true", "containers": json.dumps(entries)}
     now = {"amd": {**AMD, "nodes": [node]}, "new": {**AMD, "nodes": ["/dev/dri/renderD130"]}}
     wish = container_plan.ContainerWish("ai", 901, Cards(minors=tuple(minors)), shared=cast(Any, now))
-    monkeypatch.setattr(container_plan, "planned_wish", lambda *_: wish)
-    had = outputs(minors=[0], shared={"amd": AMD})
-    assert ContainerProbeWork(texts)._drift(desktop(), probe("pve1"), had)[1] == drift
+    monkeypatch.setattr(container_plan, "wish_of", lambda *_: wish)
+    found = ContainerProbeWork(texts)._device_drift(desktop(), probe("pve1"), outputs(minors=[0], shared={"amd": AMD}))
+    assert found == drift
 
 
 LINES = "hostname: ai\ndev0: /dev/nvidia0,mode=0666\n"
@@ -182,5 +184,5 @@ def test_a_container_is_off_only_where_the_host_lists_those_that_run(unlisted: s
     facts = desktop()
     guests = replace(facts.guests, configs=[config], running=frozenset(), unlisted=unlisted)
     facts = replace(facts, guests=guests, ledger=container_note(901, Cards()))
-    wish = container_plan.ContainerWish("ai", 901, Cards(), "running")
-    assert container_plan.judge_container(wish, facts).steps == ["power: stopped -> running"] * drifts
+    wanted = dataclasses.replace(probe("pve2"), power="running")
+    assert _drift(facts, wanted) == ["power: stopped -> running"] * drifts

@@ -154,7 +154,7 @@ def test_a_card_that_the_next_boot_returns_is_refused_only_afterwards() -> None:
 
 def planned(facts: HostFacts, *gpus: str, **changes: Any) -> tuple[str, list[HomelabError]]:
     wanted = {"media": container(*gpus, **changes)}
-    return container_plan.describe(facts, settings(GPUS), plan.wanted(facts, settings(GPUS)), wanted)
+    return container_plan.describe(facts, settings(GPUS), plan.wanted(facts, settings(GPUS)), wanted, {})
 
 
 def test_a_container_on_another_node_is_refused_with_its_place() -> None:

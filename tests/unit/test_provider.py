@@ -29,6 +29,7 @@ from homelab.provider.difference import differences
 from homelab.provider.registry import work_of
 from homelab.provider.serve import Homelab, with_its_state
 from homelab.remote.host_session import HostSession
+from homelab.resources import command
 from homelab.resources.base import Resource, declared
 from homelab.settings import Container, Gpu, Host, Vm
 from homelab.shapes import BootSeen, CardPlan
@@ -310,22 +311,17 @@ def test_a_preview_shows_the_plan_once_of_a_host_that_has_a_probe_and_changes(
     assert plans == shown
 
 
-@pytest.mark.parametrize("preview", [False, True])
-def test_a_run_holds_a_host_before_anything_begins_also_where_its_plan_stays(
-    monkeypatch: pytest.MonkeyPatch, preview: bool
-) -> None:
-    """As after a run that failed behind its plan: then the engine calls the provider for nothing else before a command."""
+def test_a_host_is_held_for_a_step_of_pulumi_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[Host] = []
     monkeypatch.setattr(HostSession, "hold", lambda _, host: held.append(host))
     monkeypatch.setattr("homelab.work.base.load_host", lambda *_: settings())
-    inputs = {"host": "pve", "settings": "a"}
-    urn = "urn:pulumi:stack::homelab::homelab:host:Probe::pve-probe"
-    request = provider_pb2.CheckRequest(urn=urn, olds=inputs, news={**inputs, "preview": preview})
-    assert plain(asyncio.run(Homelab().check(request)).inputs) == inputs
-    assert held == ([] if preview else [settings()])
+    asyncio.run(Homelab().invoke(provider_pb2.InvokeRequest(tok=command.HOLD, args={"host": "pve"})))
+    assert held == [settings()]
 
 
 def test_another_agent_alone_plans_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[Host] = []
+    monkeypatch.setattr(HostSession, "hold", lambda _, host: held.append(host))
     monkeypatch.setattr("homelab.work.base.load_host", lambda *_: settings())
     inputs = {"host": "pve", "settings": "a", "agent": "2-b"}
     planned = {"iommu_words": "iommu=pt", "vfio_words": "", "functions": {}, "by_hand": [], "gpus": {}, "stale": False}
@@ -333,7 +329,7 @@ def test_another_agent_alone_plans_nothing_anew(monkeypatch: pytest.MonkeyPatch)
     urn = "urn:pulumi:stack::homelab::homelab:host:Probe::pve-probe"
     request = provider_pb2.UpdateRequest(urn=urn, olds=state, news=inputs, preview=True)
     assert plain(asyncio.run(Homelab().update(request)).properties) == {**state, **inputs}
-    assert HostProbeWork({}, urn).updated(state, inputs) == {**state, **inputs}
+    assert HostProbeWork({}, urn).updated(state, inputs) == {**state, **inputs} and held == [settings()]
 
 
 def test_how_a_host_is_reached_is_nothing_to_plan_by() -> None:

@@ -104,18 +104,22 @@ def test_a_destroy_that_loses_its_host_in_the_middle_does_not_say_that_nothing_w
     monkeypatch: pytest.MonkeyPatch, found_by_another: bool
 ) -> None:
     """Another resource may have found by then that the host is out of reach."""
-    lost = UnreachableError(wanted="an SSH connection", found="Connection lost", why="w", next="run the same again")
     monkeypatch.setattr(HostSession, "hold", lambda *_: None)
 
     def read(*_: Any, **__: Any) -> Any:
         host_session.of("pve").is_out_of_reach = found_by_another
-        raise lost
+        raise UnreachableError(
+            wanted="an SSH connection", found="Connection lost", why="w", next="run `pulumi up` again"
+        )
 
     monkeypatch.setattr(ssh.Session, "ask", read)
     state = {**VM, **RECORD, **BOOT}
     with pytest.raises(UnreachableError) as raised:
         VmCardsWork(TEXTS).deleted(state)
-    assert raised.value is lost
+    error = raised.value
+    assert (error.wanted, error.found) == ("an SSH connection", "Connection lost")
+    assert "nothing was changed" not in error.why and "a part may have been given back" in error.why
+    assert "state delete" not in error.next and "run the same command again" in error.next
 
 
 CREATED = {"host": "pve", "node": "pve", "guest": "ai", "guest_kind": "lxc", "vmid": 300, "config": {"cores": "2"}}
