@@ -25,7 +25,7 @@ from remote_scripts.pve import api, guests
 from remote_scripts.pve.container_conf import Method, options_of
 from remote_scripts.pve.guest_kinds import CONTAINER
 from remote_scripts.pve.properties import differing
-from remote_scripts.tools import state
+from remote_scripts.tools import disk, state
 from remote_scripts.tools.done import Done
 from tests.agent import api_kit
 from tests.agent.kit import Host
@@ -182,7 +182,9 @@ class Cards300:
         at, number = int(time.time()), len(self.tasks)
         upid = f"UPID:pve:{number:08X}:0000ABCD:{at:08X}:vz{verb}:{CTID}:root@pam:"
         task = {"upid": upid, "type": f"vz{verb}", "user": "root@pam", "starttime": at, "pstart": number}
-        self.host.write(TASKS, json.dumps([*self.tasks, {**task, "endtime": at, "status": said or "OK"}]))
+        log = self.host.write(TASKS, json.dumps([*self.tasks, {**task, "endtime": at, "status": said or "OK"}]))
+        for path in (log, log.parent):  # a power cut leaves it what it has
+            disk.WATCH[-1]("flush", str(path))
         self.after.get(verb, lambda: None)()
         return upid
 
