@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from homelab.errors import HomelabError, UnreachableError
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 SHORT_SECONDS = 15
 # For so long a boot is confirmed: another run is waited for, then grub-mkconfig takes 15 s and more for each menu.
 CONFIRM_SECONDS = 300.0
+# Attempts to read a host whose boot is confirmed.
+READ_TRIES = 3
 # The begin of the layer confirm_boot's error whose cause doesn't go away by itself.
 NOT_CONFIRMED = "this boot confirmed"
 # Between two lines for the user that the host is waited for.
@@ -52,8 +53,10 @@ def confirm(
     if old_boot_id is None:
         session = Session(host)
         session.connect()
-        with suppress(UnreachableError):  # it may have been going down from its trial just then
+        try:
             reading = confirmation.read(session, None, 0)
+        except UnreachableError as error:  # it may have been going down from its trial just then
+            confirmation.failed(error)
     if reading is None:
         reading = wait_for_boot(host, old_boot_id, say, on_wait, confirmation)
     while reading.rolling_back:
@@ -101,10 +104,10 @@ def wait_for_boot(
                 return reading
             last_problem, last_refusal = "it answers, but has not rebooted", None
         except UnreachableError as error:
+            confirmation.failed(error)
             last_problem, last_refusal = error.found, None
         except HomelabError as error:
-            if error.wanted.startswith(NOT_CONFIRMED):
-                raise
+            confirmation.failed(error)
             # The host is on its way down or up. Root's keys lie in /etc/pve, which may not be there yet. An initramfs
             # that asks for a disk's passphrase over SSH has its own host key. The shutdown may have ended a command of
             # the script.
@@ -116,7 +119,7 @@ def wait_for_boot(
             (on_wait or say)(f"waiting for the host: {last_told - started:.0f} s")
         if time.monotonic() - started > patience:
             if extended or confirmation.boot:
-                raise last_refusal or _never_back(host, last_problem, time.monotonic() - started, confirmation.boot)
+                raise last_refusal or _never_back(host, last_problem, time.monotonic() - started)
             extended = True
             patience = host.timeouts.boot
             say(
@@ -154,6 +157,8 @@ class _Confirmation:
     def __init__(self, say: Callable[[str], None]) -> None:
         self.boot = ""
         self._say = say
+        self._reading = False
+        self._tries = 0
 
     def read(self, session: Session, old_boot_id: str | None, seconds: float) -> facts.HostFacts | None:
         """Confirms the boot and returns a reading; None: the host runs the old boot, or restarted between the
@@ -170,20 +175,42 @@ class _Confirmation:
         if answer["judged"]:
             self._say(answer["judged"])
             session.ask("apply", "confirm_boot", dataclasses.replace(wanted, told=answer["judged"]), CONFIRM_SECONDS)
-        self.boot = answer["confirmed"]
+        if answer["confirmed"] != self.boot:
+            self.boot, self._tries = answer["confirmed"], 0
+        self._reading = True
         reading = session.read(lspci=True, kernel_log=True, seconds=seconds)
+        self._reading = False
         if reading.rolled_back or reading.rolling_back or reading.boot_id == self.boot:
             return reading
         return None
 
+    def failed(self, error: HomelabError) -> None:
+        """Counts an attempt that failed: the script did, or there was no connection, or it was lost.
 
-def _never_back(host: Host, last_problem: str, waited: float, confirmed: str) -> UnreachableError:
+        :raises HomelabError: the boot can't be confirmed for a reason that stays, or READ_TRIES readings of a confirmed
+            boot failed.
+        """
+        if error.wanted.startswith(NOT_CONFIRMED):
+            raise error
+        if not self._reading:
+            return
+        self._reading = False
+        self._tries += 1
+        if self.boot and self._tries >= READ_TRIES:
+            raise HomelabError(
+                wanted="a host read whose boot is confirmed",
+                found=f"{self._tries} times: {error.found}",
+                why=f"so it isn't known whether it has what was configured. Boot {self.boot} is confirmed: the host "
+                "doesn't take it back",
+                next="log in, and see what hangs (`lspci`, `dmesg`, a disk); then run `pulumi up` again",
+            ) from None
+
+
+def _never_back(host: Host, last_problem: str, waited: float) -> UnreachableError:
     return UnreachableError(
         wanted=f"{host.address} back after its reboot",
         found=f"after {waited:.0f} s: {last_problem}",
-        why=f"boot {confirmed} is confirmed: the host doesn't take it back, and something in it hangs"
-        if confirmed
-        else "its kernel may hang. If its boot was on trial, the host's default is what it had before",
+        why="its kernel may hang. If its boot was on trial, the host's default is what it had before",
         next="look at its screen or its remote console, then switch it off and on: it starts with its default; "
         "when it is back, run `pulumi up --refresh`",
     )

@@ -39,6 +39,8 @@ LOG_BYTES = 64 * 1024
 _CHUNK = 64 * 1024
 # What connects standard input and output to a port of the host, on which it also runs for who isn't root.
 _BY_BASH = "bash -c 'exec 3<>/dev/tcp/127.0.0.1/{} && cat >&3 && cat <&3'"
+# The begin of the line of layers/run_guard.py that names the run it waits for.
+ANOTHER_RUN = "another run is at work: "
 
 
 class Session:
@@ -376,6 +378,15 @@ class Session:
                     with suppress(OSError):  # it has just ended
                         process.stdin.write(sent + b"\n")
         except (OSError, TimeoutError, asyncssh.Error) as error:
+            other_run = next((line for line in log_lines if line.startswith(ANOTHER_RUN)), None)
+            if other_run is not None:
+                raise HomelabError(
+                    wanted="to be the only run at work on this host",
+                    found=f"{other_run}; while it was waited for, the connection was lost: it may be restarting the "
+                    "host",
+                    why="two at once would undo each other's changes, and could reboot the host twice",
+                    next="this run changes nothing more: wait until the other one has ended, then run the same again",
+                ) from error
             raise _connection_lost(self._host, error, f"hold {layer}", seconds) from error
         finally:
             ends.close()
@@ -481,6 +492,13 @@ def _connection_lost(host: Host, error: Exception, verb: str, seconds: float) ->
             why="what was asked isn't known; another run (`pulumi up` or `pulumi destroy`, also from another "
             "machine) restarts a host that needs it",
             next="when the host answers again and no other run is at work there, run the same again",
+        )
+    if isinstance(error, asyncssh.ChannelOpenError):
+        return UnreachableError(
+            wanted=f"sshd on {host.address} to let this login run a command",
+            found=f"the SSH connection works, and its sshd refuses: {error.reason}",
+            why="the host can be neither read nor changed",
+            next="see MaxSessions in the host's /etc/ssh/sshd_config: 1 is enough, and 0 allows no command",
         )
     return unreachable(host, error)
 

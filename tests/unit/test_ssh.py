@@ -170,6 +170,18 @@ def test_what_a_logins_own_job_prints_behind_the_question_for_the_agent_hides_it
     assert meet(tmp_path, serve, ask) == '{"turn": "yes"}'
 
 
+def test_a_run_that_waits_for_another_one_which_restarts_the_host_names_it(tmp_path: Path) -> None:
+    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        process.stderr.write(b"another run is at work: anna on desk\n")
+        await asyncio.sleep(0.5)
+        process.channel.get_connection().abort()
+
+    with pytest.raises(HomelabError) as refused:
+        keep(tmp_path, serve)
+    assert not isinstance(refused.value, UnreachableError)
+    assert refused.value.found.startswith("another run is at work: anna on desk; while it was waited for")
+
+
 def test_a_connection_that_is_lost_in_the_middle_says_what_that_may_be(tmp_path: Path) -> None:
     async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
         await process.stdin.read()
@@ -257,7 +269,7 @@ def test_a_sudo_that_asks_for_a_password_is_heard(tmp_path: Path) -> None:
 
 
 def test_a_host_that_opens_no_session_can_not_be_held(tmp_path: Path) -> None:
-    with pytest.raises(UnreachableError, match="Session refused"):
+    with pytest.raises(UnreachableError, match="its sshd refuses: Session refused"):
         keep(tmp_path, None)
 
 
@@ -442,7 +454,7 @@ def test_a_host_whose_sshd_allows_no_session_is_told_so(tmp_path: Path, monkeypa
         raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, "open failed")
 
     monkeypatch.setattr(asyncssh.connection.SSHServerConnection, "_process_session_open", refused)
-    with pytest.raises(UnreachableError, match="open failed"):
+    with pytest.raises(UnreachableError, match="MaxSessions"):
         Sshd().meet(tmp_path, lambda session: session.run("read", "a\n"))
 
 
@@ -607,11 +619,17 @@ def test_a_confirmation_that_is_cut_off_is_tried_again(monkeypatch: pytest.Monke
     assert said == ["192.168.0.202 answers, but can't be read yet: exit status 137"]
 
 
-def test_a_confirmed_boot_that_cannot_be_read_is_not_waited_for_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(HomelabError, match="has not ended") as error:
-        restarted(monkeypatch, "new|new|hangs", patience=0.02)
-    assert "boot new is confirmed: the host doesn't take it back" in str(error.value)
-    assert restarted(monkeypatch, "new|new|hangs", "newer|newer|hangs", "newer")[0] == "newer"
+def test_a_confirmed_boot_that_cannot_be_read_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Restarting, "readings", [])
+    with pytest.raises(HomelabError, match="Boot new is confirmed: the host doesn't take it back") as error:
+        restarted(monkeypatch, "new|new|hangs", "new|new|hangs", OFF, "new|new|hangs", "new|new|new")
+    assert not isinstance(error.value, UnreachableError) and "has not ended" in error.value.found
+    assert Restarting.readings == ["hangs"] * 3
+    # Another boot counts anew.
+    again = ("new|new|hangs", "new|new|hangs", "newer|newer|hangs", "newer|newer|hangs", "newer")
+    assert restarted(monkeypatch, *again)[0] == "newer"
 
 
 def test_a_host_that_never_goes_down_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
