@@ -23,6 +23,14 @@ from homelab.settings import Gpu
 INTEGRATED = "0000:00:02.0"
 
 
+class RebindingRow(tables.SourcedRow):
+    """Kernels that crash when a function is unbound from this driver."""
+
+    driver: str
+    kernels: tuple[str, ...] = Field(min_length=1)
+    why: str
+
+
 class RomRow(card_ids.CardRow):
     """Cards that need a ROM file in a guest. `place`: where the ROM comes from."""
 
@@ -44,6 +52,7 @@ class Data(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    rebinding: tuple[RebindingRow, ...]
     roms: tuple[RomRow, ...]
     unstarted: tuple[UnstartedRow, ...]
 
@@ -52,6 +61,26 @@ class Data(BaseModel):
 def data() -> Data:
     """graphics.yaml, parsed and checked."""
     return Data.model_validate(tables.read(Path(__file__).with_suffix(".yaml")))
+
+
+def rebound(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
+    """A gate: no function of the card is unbound from a running driver on a kernel that crashes of it.
+
+    What is bound at boot never had another driver. Proxmox VE unbinds virtual functions and members of the group when
+    the VM starts (PVE::SysFSTools::pci_dev_bind_to_vfio).
+    """
+    leaving = [device for device in facts.functions(slot) if device.physfn]
+    leaving += [device for device in facts.others_in_group(slot) if device.address in gpu.allow_group_members]
+    return [
+        HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) taken from the host while it runs",
+            found=f"the kernel {facts.kernel}, and {'; '.join(map(facts.describe, on_driver))} on {row.driver}",
+            why=f"{row.why} ({row.source}); the start of a VM with it would do that",
+            next="update the host's kernel (`apt full-upgrade`), reboot, and run `pulumi up` again",
+        )
+        for row in data().rebinding
+        if (on_driver := [device for device in leaving if device.driver == row.driver]) and facts.kernel in row.kernels
+    ]
 
 
 def unstarted(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:

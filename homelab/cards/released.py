@@ -45,12 +45,17 @@ def kept(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> dict[str, st
         device.address: device.id
         for entry in _other_ids(facts)
         if _names_one_of(entry, staying)
-        for device in _others_bound(facts, slots, entry)
+        for device in _others_bound(facts, host, slots, entry)
+        if not facts.pluggable(device.address)
     }
 
 
-def why_still_bound(facts: HostFacts, bound: Iterable[Device]) -> str:
-    """Why a word of homelab's doesn't take these functions of a card from vfio-pci; empty: it does."""
+def why_still_bound(facts: HostFacts, host: Host, slots: Mapping[str, str], bound: Iterable[Device]) -> str:
+    """Why a word of homelab's doesn't take these functions of a card from vfio-pci; empty: it does.
+
+    :param slots: of all cards of the settings, name -> slot.
+    :param bound: the functions.
+    """
     functions = list(bound)
     if stronger := stronger_than_words(facts, functions):
         return stronger
@@ -60,7 +65,18 @@ def why_still_bound(facts: HostFacts, bound: Iterable[Device]) -> str:
         device.address not in homelab_bound and not device.is_named(running_ids) for device in functions
     ):
         return "this program's word is on the running kernel's command line, and hasn't helped"
-    return ""
+    other_addresses = [
+        device.address
+        for entry in _other_ids(facts)
+        if _names_one_of(entry, functions)
+        for device in _others_bound(facts, host, slots, entry)
+        if facts.pluggable(device.address)  # for what comes later no word can name an address
+    ]
+    return (
+        f"the same ids give {', '.join(sorted(set(other_addresses)))} to vfio-pci, which can be plugged in later"
+        if other_addresses
+        else ""
+    )
 
 
 def stronger_than_words(facts: HostFacts, functions: Iterable[Device]) -> str:
@@ -98,9 +114,14 @@ def _staying(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> list[Dev
     return [device for device in functions if device.is_named(",".join(_other_ids(facts)))]
 
 
-def _others_bound(facts: HostFacts, slots: Mapping[str, str], entry: str) -> list[Device]:
-    """Functions on vfio-pci that an id names, and that aren't of a card of the settings."""
-    planned = {device.address for slot in slots.values() for device in facts.functions(slot)}
+def _others_bound(facts: HostFacts, host: Host, slots: Mapping[str, str], entry: str) -> list[Device]:
+    """Functions on vfio-pci that an id names, and that aren't of a card of the settings, or can be plugged in later."""
+    planned = {
+        device.address
+        for slot in slots.values()
+        for device in facts.functions(slot)
+        if not facts.pluggable(device.address)
+    }
     devices = [device for device in facts.devices if device.is_named(entry)]
     return [device for device in devices if device.driver == "vfio-pci" and device.address not in planned]
 

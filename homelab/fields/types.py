@@ -250,6 +250,8 @@ def _acs_override(value: str) -> str:
             "expected downstream, multifunction, id:vendor:device (such as id:8086:1901) or several of them with "
             "commas and without spaces"
         )
+    if sum(part.startswith("id:") for part in parts) > 15:
+        raise ValueError("expected at most 15 ids: the kernel takes no more")
     return ",".join(parts)
 
 

@@ -415,6 +415,7 @@ LEAVING = (
     virtual_function,
     divided,
     options.migratable,
+    graphics.rebound,
     usable,
     resets.refused,
     group_gates.grouped,
@@ -428,6 +429,7 @@ HANDED_OVER = (handed_over, *LEAVING)
 STAYING = (out_of_vms, usable)
 GATES = {"vm": GIVEN, "lxc": STAYING, "host": STAYING, "shared": HANDED_OVER}
 VERIFIED = (
+    graphics.rebound,
     group_gates.grouped,
     group_gates.isolation,
     group_gates.vital,

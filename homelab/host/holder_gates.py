@@ -21,14 +21,16 @@ def bound_by_hand(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> lis
         error
         for name, slot in slots.items()
         if host.gpus[name].use != "vm"
-        for error in _card_bound_by_hand(facts, host, name, slot)
+        for error in _card_bound_by_hand(facts, host, name, slot, slots)
     ]
 
 
-def _card_bound_by_hand(facts: HostFacts, host: Host, name: str, slot: str) -> Iterator[HomelabError]:
+def _card_bound_by_hand(
+    facts: HostFacts, host: Host, name: str, slot: str, slots: Mapping[str, str]
+) -> Iterator[HomelabError]:
     # Also those that homelab's word binds, too (takeOver): the other configuration binds them once that word is gone.
     bound = [device for device in facts.functions(slot) if facts.kept_by_hand(device)]
-    gpu, kept_reason = host.gpus[name], released.why_still_bound(facts, bound)
+    gpu, kept_reason = host.gpus[name], released.why_still_bound(facts, host, slots, bound)
     # Those that homelab's word has returned to the host's driver, and without takeOver won't any more.
     returned = [] if host.take_over or released.ids_in_effect(facts) is None else facts.functions(slot)
     returned = [device for device in returned if device not in bound and facts.named_at_next_boot(device)]

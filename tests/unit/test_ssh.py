@@ -268,6 +268,36 @@ def test_a_sudo_that_asks_for_a_password_is_heard(tmp_path: Path) -> None:
         keep(tmp_path, serve)
 
 
+@pytest.mark.parametrize(
+    ("user", "said", "found"),
+    [
+        ("root", "", ""),
+        ("root", "fish: '{ ... }' is not supported for grouping commands", "chsh -s /bin/bash root"),
+        ("admin", "sudo: a password is required", "allow this user `sudo -n bash`"),
+    ],
+)
+def test_a_login_shell_that_is_none_of_the_kind_of_sh_is_named_before_anything_is_put(
+    user: str, said: str, found: str, tmp_path: Path
+) -> None:
+    asked = []
+
+    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        asked.append(str(process.command))
+        process.stderr.write(said.encode())
+        process.exit(127 if said else 0)
+
+    def put(session: ssh.Session) -> str:
+        session.put_agent("lab", 20)
+        return "put"
+
+    if said:
+        with pytest.raises(HomelabError) as refused:
+            meet(tmp_path, serve, put, user)
+        assert found in refused.value.next and said in refused.value.found and len(asked) == 1
+    else:
+        assert meet(tmp_path, serve, put, user) == "put" and len(asked) == 2
+
+
 def test_a_host_that_opens_no_session_can_not_be_held(tmp_path: Path) -> None:
     with pytest.raises(UnreachableError, match="its sshd refuses: Session refused"):
         keep(tmp_path, None)
