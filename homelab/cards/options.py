@@ -36,9 +36,23 @@ def refused(facts: HostFacts, name: str, option: str) -> list[HomelabError]:
     ]
 
 
-def migratable(facts: HostFacts, name: str, gpu: Gpu, _slot: str) -> list[HomelabError]:
-    """A gate: this Proxmox VE knows liveMigration, if it is set."""
-    return refused(facts, f"gpus.{name}", LIVE_MIGRATION) if gpu.live_migration else []
+def migratable(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
+    """A gate: liveMigration is set for a virtual function, and this Proxmox VE knows it."""
+    if not gpu.live_migration:
+        return []
+    device = facts.by_address.get(slot)
+    if device is not None and device.physfn:
+        return refused(facts, f"gpus.{name}", LIVE_MIGRATION)
+    return [
+        HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) with liveMigration",
+            found="it is a card as a whole",
+            why="only some drivers of virtual functions can hand their state over; with a whole card the migration "
+            "would fail half-way",
+            next=f"take gpus.{name}.liveMigration out: a VM that is off can be moved to another node that has such "
+            "a mapping",
+        )
+    ]
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from homelab import __version__
@@ -21,7 +21,12 @@ BROKEN_PIPE = 141
 # The same of SIGINT.
 INTERRUPTED = 130
 # Each is imported when it is run: what the others need takes a second.
-_COMMANDS = ("init", "doctor", "show", "report")
+_COMMANDS = {
+    "init": ("init", "main"),
+    "doctor": ("doctor", "main"),
+    "show": ("show", "main"),
+    "report": ("report", "main"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,9 +78,10 @@ def _run(arguments: Sequence[str] | None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(HELP)
         return 0 if words else 2
-    module = later(f"homelab.cli.{parser.parse_args(words[:1]).command}")
+    module, function = _COMMANDS[parser.parse_args(words[:1]).command]
+    command: Callable[[Sequence[str]], int] = getattr(later(f"homelab.cli.{module}"), function)
     try:
-        return int(module.main(words[1:]))
+        return command(words[1:])
     except HomelabError as error:
         print(error, file=sys.stderr)
         return UNREADABLE

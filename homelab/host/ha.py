@@ -116,3 +116,15 @@ def refused_for_restart(facts: HostFacts, host: Host, vms: Iterable[Vm]) -> list
         )
         for vmid in kept_started
     ]
+
+
+def remarks_under_ha(facts: HostFacts, host: Host, vms: Iterable[Vm]) -> list[str]:
+    """Remarks on VMs that HA has and that take a shared card, a sentence each."""
+    return [
+        f"VM {vm.vmid} is under HA: a start that is refused, because its card is in use or a run is at work here, "
+        "counts as failed; after "
+        f"{(int(options.get('max_restart', 1)) + 1) * (int(options.get('max_relocate', 1)) + 1)} of them HA gives up "
+        f"(state error), until `ha-manager set vm:{vm.vmid} --state disabled`, and then started"
+        for vm in vms
+        if host.shares(vm.cards) and (options := service(facts, "vm", vm.vmid)) is not None
+    ]

@@ -135,9 +135,8 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
             storage_file.StorageFileWork(self.stack.texts).remove_unfinished(node, inputs.host, facts.ledger)
             card_mapping.CardMappingWork(self.stack.texts, self.urn).remove_unfinished(node, inputs.host, facts)
             owner = stack_folder.owner(ledger.stack_of(self.urn), inputs.host)
-            if owner in facts.agents:  # of a run that was killed
-                seconds = float(host.timeouts.step)
-                ssh.Session(host).ask("revert", "stack_folder", StackFolder(owner=owner), seconds)
+            if owner in facts.agents:
+                self._remove_folder_left(inputs.host, host, owner)
             self._tell_of_guests(api.Api(host, node))
             key = logins.public_half(host.ssh.key).partition(" ")[2]
             if "key" in ssh.Session(host).run("tidy_up", scripts.tidy_up(key)).split() and key:
@@ -148,7 +147,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
                     f"`sed -i '\\|{key} homelab$|d' \"$(readlink -f ~/.ssh/authorized_keys)\"`"
                 )
         except HomelabError as error:  # nothing of the state is left to be given back: no reason to fail
-            tell(f"{inputs.host}: it wasn't looked at again to the end ({error.wanted}: {error.found})")
+            tell(f"{inputs.host}: it can't be read again ({error.wanted}: {error.found})")
         hosts = self.stack.host_names()
         if hosts and inputs.host not in hosts:
             # What has a new name is made first, and what had the old one undone then; the state doesn't tell that both
@@ -174,6 +173,17 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
                         "or a run was killed while it made it. If you don't need it, remove it in Proxmox VE's web "
                         "interface"
                     )
+
+    def _remove_folder_left(self, name: str, host: Host, owner: str) -> None:
+        """Takes away the folder that a run that was killed left of this stack on a host."""
+        try:
+            seconds = float(host.timeouts.step)
+            ssh.Session(host).ask("revert", "stack_folder", StackFolder(owner=owner), seconds)
+        except HomelabError as error:
+            tell(
+                f"{name}: this program's part in /var/lib/homelab/agents/{owner} stays ({error.wanted}: "
+                f"{error.found}); nothing needs it any more"
+            )
 
 
 # For so long this run waits for the guests that the host starts, one after the other; the host goes on without it.

@@ -3,9 +3,9 @@ same messages."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
-from homelab.cards import graphics, options
+from homelab.cards import graphics, group_gates, options
 from homelab.errors import HomelabError
 from homelab.facts.guests import GuestConfig
 from homelab.facts.host import HostFacts
@@ -46,6 +46,7 @@ def describe(
     lines = [files.describe(host)] if host.downloads else []
     keeping = [f"vms.{guest}.gpus ({use.gpu})" for guest, vm in vms.items() for use in vm.gpus if use.driver == "keep"]
     errors = [error for place in keeping for error in options.refused(facts, place, options.KEEP)]
+    errors += _split_groups(facts, want, vms)
     for guest, vm in vms.items():
         wish = wish_of(guest, vm, host, want.gpus)
         seen = seen_of(facts, vm.vmid, wish.takes(host.hands_over), stack)
@@ -120,6 +121,27 @@ def leaving(
         for config, (owners_stack, _, name) in sorted(noted, key=lambda one: one[0].id)
         if config.guest_kind is kind and config.id not in wanted and stack and owners_stack == stack
     ]
+
+
+def _split_groups(facts: HostFacts, want: Wanted, vms: dict[str, Vm]) -> Iterator[HomelabError]:
+    """Refusals of two cards of one IOMMU group for two VMs: the first VM that starts takes the whole group."""
+    uses = [(vm_name, vm, use.gpu) for vm_name, vm in vms.items() for use in vm.gpus if use.gpu in want.gpus]
+    for number, (guest, vm, gpu) in enumerate(uses):
+        slot = want.gpus[gpu]["slot"]
+        group = {device.address for device in facts.others_in_group(slot)}
+        others = [
+            (f"VM {other.vmid} (vms.{other_guest})", other_gpu, want.gpus[other_gpu]["slot"])
+            for other_guest, other, other_gpu in uses[number + 1 :]
+            if other.vmid != vm.vmid
+        ]
+        for holder, card, place in others:
+            if group & {device.address for device in facts.functions(place)}:
+                yield HomelabError(
+                    wanted=f"{gpu} ({facts.card(slot)}) for VM {vm.vmid} (vms.{guest}) while {holder} has {card}",
+                    found=f"both cards are in one {group_gates.predicted(facts)}IOMMU group",
+                    why="the VM that starts first takes the whole group; the other one can't start as long as it runs",
+                    next="give both cards to the same VM, or put one of them into a slot with a group of its own",
+                )
 
 
 def copy_first(guest: Vm | Container) -> list[str]:

@@ -103,19 +103,17 @@ class StackTexts:
         :param section: vms or containers.
         :raises HomelabError: the settings are mistaken.
         """
-        hosts, entries = {host, *self.peers(host)}, self._entries_of(section, guest_id)
-        return {name: guest for name, guest in entries.items() if guest.host in hosts}
-
-    def _entries_of(self, section: str, guest_id: int) -> dict[str, Vm | Container]:
-        settings = self._settings(section)
+        settings, hosts = self._settings(section), {host, *self.peers(host)}
         # Those of the section alone were parsed.
         entries: dict[str, Vm | Container] = {**settings.vms, **settings.containers}
-        return {name: guest for name, guest in entries.items() if guest.guest_id == guest_id}
+        return {name: guest for name, guest in entries.items() if guest.guest_id == guest_id and guest.host in hosts}
 
     def is_on(self, node: str, section: str, guest_id: int) -> bool:
         """Do the settings have a guest of this id on the host that is the node of this name? Otherwise as of
         `entries_of`."""
-        return any(guest.host == self.host_at(node) for guest in self._entries_of(section, guest_id).values())
+        settings, host = self._settings(section), self.host_at(node)
+        guests: list[Vm | Container] = [*settings.vms.values(), *settings.containers.values()]
+        return any(guest.guest_id == guest_id and guest.host == host for guest in guests)
 
     def host_at(self, node: str) -> str | None:
         """The host of the settings that is the node of this name; None: they don't have it."""

@@ -548,6 +548,26 @@ def vm_errors(facts: HostFacts, host: Host, vms: dict[str, Vm]) -> list[str]:
     return [str(error) for error in vm_preview.describe(facts, host, plan.wanted(facts, host), vms)[1]]
 
 
+def test_two_cards_of_one_group_go_to_one_vm_or_none() -> None:
+    facts, host = two_in_one_group()
+    guests = replace(
+        facts.guests,
+        configs=[
+            facts_config(103, "machine: q35\nname: one"),
+            facts_config(104, "machine: q35\nname: two"),
+        ],
+    )
+    facts = replace(facts, guests=guests)
+    apart = vm_errors(facts, host, {"one": vm(103, "one"), "two": vm(104, "two")})
+    assert (
+        len(apart) == 1
+        and "one (RTX 5090 [10de:2b85] at 0000:01:00) for VM 103 (vms.one) while VM 104 (vms.two) has two" in apart[0]
+    )
+    assert vm_errors(facts, host, {"one": vm(103, "one", "two")}) == []
+    groups = [replace(one, group=18) if one.slot == "0000:02:00" else one for one in facts.devices]
+    assert vm_errors(replace(facts, devices=groups), host, {"one": vm(103, "one"), "two": vm(104, "two")}) == []
+
+
 GIVEN = "machine: q35\nsmbios1: uuid=1\nname: two\nhostpci0: mapping=one,pcie=1"
 BY_HAND = {"originals": {"hostpci0": "0000:01:00,pcie=1"}}
 

@@ -67,6 +67,7 @@ def test_a_vm_without_a_shared_card_is_its_owners_business() -> None:
     alone = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["other"]})
     assert not [*ha.refused_under_ha(under_ha(), host(), [alone])]
     assert ha.refused_for_restart(under_ha(), host(), [alone]) == []
+    assert ha.remarks_under_ha(under_ha(), host(), [alone]) == []
 
 
 @pytest.mark.parametrize(
@@ -127,3 +128,10 @@ def test_a_restart_of_the_host_by_up_would_end_in_has_error(state: str, tries: b
     resources = f"vm: 103\n\tstate {state}\n" if state else "vm: 103\n"
     errors = ha.refused_for_restart(under_ha(resources=resources), host(), [VM])
     assert [error.next.split(",")[0] for error in errors] == ["`ha-manager set vm:103 --state stopped`"] * tries
+
+
+def test_what_becomes_of_starts_that_are_refused_is_said_before() -> None:
+    (said,) = ha.remarks_under_ha(under_ha(cluster=""), host(), [VM])
+    assert "after 4 of them HA gives up (state error), until `ha-manager set vm:103 --state disabled`" in said
+    (said,) = ha.remarks_under_ha(under_ha(resources="vm: 103\n\tmax_restart 3\n\tmax_relocate 0\n"), host(), [VM])
+    assert "after 4 of them" in said

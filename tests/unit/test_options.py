@@ -35,6 +35,11 @@ def test_a_mapping_is_for_live_migration_where_proxmox_ve_knows_it(version: str,
     assert (gates.check(facts, vf)[1] == []) is known
 
 
+def test_a_whole_card_cant_be_migrated_while_its_vm_runs() -> None:
+    (error,) = gates.check(desktop(packages=NEW), settings({"gpu": {"match": "10de:2b85", "liveMigration": True}}))[1]
+    assert error.found == "it is a card as a whole"
+
+
 @pytest.mark.parametrize(
     ("version", "known"), [("9.0.25", True), ("9.1.0~1", True), ("9.0.24", False), ("8.4.5", False)]
 )
