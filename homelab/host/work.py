@@ -50,9 +50,16 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         self, inputs: HostProbe.Inputs, before: HostProbe.Inputs, outputs: HostProbe.Outputs
     ) -> HostProbe.Outputs:
         if not outputs.stale and inputs.settings == before.settings:  # another agent, which the other steps bring
-            host_session.of(inputs.host).hold(self.host(inputs))
+            self.hold_or_fail(inputs)
             return outputs
         return self._plan(inputs, outputs.generation)
+
+    def hold_or_fail(self, inputs: HostProbe.Inputs) -> None:
+        """Lets no other run at the host, or begins nothing there.
+
+        :raises HomelabError: as of HostSession.hold.
+        """
+        host_session.of(inputs.host).hold(self.host(inputs))
 
     def read(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> HostProbe.Outputs:
         facts = self.facts_of_refresh(inputs)
@@ -73,7 +80,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         return dataclasses.replace(outputs, generation=generation, stale=stale)
 
     def _plan(self, inputs: HostProbe.Inputs, generation: dict[str, int]) -> HostProbe.Outputs:
-        host_session.of(inputs.host).hold(self.host(inputs))
+        self.hold_or_fail(inputs)
         host, vms, containers = self.host(inputs), self.stack.vms(inputs.host), self.stack.containers(inputs.host)
         planned = planning.planned(inputs.host, host, vms, containers, stack=ledger.stack_of(self.urn))
         # Also for those who skip the preview: what a reboot stops is said before anything is changed.

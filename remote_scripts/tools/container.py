@@ -219,7 +219,8 @@ class ContainerDisk(disk.Disk):
         """:raises Failure: there is no answer in time, or it is too long: that is no "no"."""
         done = self._run.script(f"({script})", *words, seconds=seconds, **more)
         if done.status in (TIMED_OUT, TOO_MUCH):
-            raise self._run.no_answer(f"{words[-1]}: none after {seconds:.0f} s, or one without end")
+            about = next((word for word in words if word.startswith("/")), script)
+            raise self._run.no_answer(f"{about}: none after {seconds:.0f} s, or one without end")
         return done
 
     def _is(self, *words: str) -> bool:

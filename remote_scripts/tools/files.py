@@ -205,12 +205,12 @@ class Files(WrittenFiles):
 
     def is_edited(self, layer: str, path: str) -> bool:
         """Whether others have made something else of a file of homelab's."""
-        lines = self._lines(_record(layer, path))
-        if not lines or not self.is_file(path):
+        record = self.need(_record(layer, path))
+        if record is None or not self.is_file(path):
             return False
         digest = self._disk.digest(self._at(path))
         # One that we wrote, or what was there before us: a run that was cut short hadn't come further.
-        if any(line.endswith(f" {digest}") for line in lines):
+        if any(line.endswith(f" {digest}") for line in as_text(record).splitlines()):
             return False
         return not (self.exists(f"{HOME}/kept{path}") and digest == self._kept_sum(path))
 

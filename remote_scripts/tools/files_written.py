@@ -192,7 +192,7 @@ class WrittenFiles(ReadFiles):
 
         :raises OSError: a disk doesn't take it.
         """
-        places = [*map(str, self._disk.there([self._at(place) for place in _FLUSHED]))]
+        places = [self.name(place) for place in _FLUSHED if self.is_folder(place)]
         done = self._run.ask("sync", "-f", *places, seconds=600)
         if done.status != 0:
             message = as_text(done.error).strip() or f"sync ended with {done.status}"
@@ -297,8 +297,9 @@ class WrittenFiles(ReadFiles):
 
     def _clear_own(self) -> None:
         undo = [self._at(f"{place}/{_UNDO}") for place in _PLACES]
-        for path in self._disk.there([*self._temporaries, *undo]):
-            self._unlink(path)
+        with suppress(OSError):  # the next run looks again
+            for path in self._disk.there([*self._temporaries, *undo]):
+                self._unlink(path)
         self._temporaries.clear()
 
     def _tidy(self) -> None:

@@ -136,3 +136,16 @@ def test_one_of_two_identical_cards_to_a_vm_the_other_to_containers_with_the_dri
         if "stdin" in one.get("inputs", {})
     }
     assert not {name for name, length in sent.items() if length > 20_000}, sent
+
+    # The VM's card goes to a container, too. Not in one run, which is refused (tests/unit/test_gates.py): the host restarts before the VM loses
+    # it, and the VM starts with the host.
+    boots = len(stack.lab.boots())
+    stack.config["homelab:vms"] = {}
+    stack.up()
+    assert "hostpci" not in stack.lab.run("qm config 103").stdout
+    assert (len(stack.lab.boots()), stack.drivers()["0000:1d:00.0"]) == (boots, "vfio-pci")
+    stack.host["gpus"]["vm"]["use"] = "lxc"
+    stack.config["homelab:containers"]["transcode"]["gpus"] = ["containers", "vm"]
+    stack.up()
+    assert (len(stack.lab.boots()), stack.drivers()["0000:1d:00.0"]) == (boots + 1, "nvidia")
+    assert all(opens(stack, 202, f"/dev/nvidia{number}", NOBODY) for number in (0, 1))
