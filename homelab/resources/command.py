@@ -146,8 +146,9 @@ def _around_each(host: Host) -> pulumi.ResourceHookBinding | None:
     answered: dict[tuple[str, int], float] = {}
 
     async def reach(step: pulumi.ResourceHookArgs) -> None:
-        if commands.name:
-            await pulumi.runtime.invoke_async(HOLD, {"host": commands.name})
+        if commands.kept is not None:
+            of_its_provider = pulumi.InvokeOptions(parent=commands.kept.after)
+            await pulumi.runtime.invoke_async(HOLD, {"host": commands.name}, of_its_provider)
         target = await _target(host, step)
         place = (target.address, target.ssh.port)
         if time.monotonic() - answered.get(place, -ANSWERED_SECONDS) < ANSWERED_SECONDS:
