@@ -37,5 +37,5 @@ class HostAgent(pulumi.ComponentResource):
             hooks=remote.putting_the_agent(host, wanted.owner),
             folder=KeptFolder(wanted.owner, probe),
         )
-        run_the_kept(host.name, host, last)
+        run_the_kept(host, last)
         self.register_outputs({})

@@ -14,7 +14,7 @@ from homelab.facts.host import HostFacts
 from homelab.host import gates, plan
 from homelab.nvidia import judge
 from homelab.nvidia.reading import SystemReading
-from homelab.remote import host_session, ssh
+from homelab.remote import ssh
 from homelab.remote.ledger import stack_of
 from homelab.settings import Container, Vm
 from homelab.shapes import BootSeen
@@ -109,7 +109,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
                 why="it says which cards the container is to have",
                 next="put it back, or run `pulumi up` to give the container up",
             )
-        host_session.of(inputs.host).hold(self.host(inputs))
+        self.hold_or_fail(inputs)
         facts = ssh.read(self.host(inputs), guests=True)
         wish = _wish(inputs, container, facts, self.stack.vms(inputs.host))
         raise_all([*gates.readable(facts), *container_plan.untouchable(wish, facts), *wish.refused])

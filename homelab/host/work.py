@@ -54,13 +54,6 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
             return outputs
         return self._plan(inputs, outputs.generation)
 
-    def hold_or_fail(self, inputs: HostProbe.Inputs) -> None:
-        """Lets no other run at the host, or begins nothing there.
-
-        :raises HomelabError: as of HostSession.hold.
-        """
-        host_session.of(inputs.host).hold(self.host(inputs))
-
     def read(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> HostProbe.Outputs:
         facts = self.facts_of_refresh(inputs)
         want = plan.Wanted(**{field.name: getattr(outputs, field.name) for field in dataclasses.fields(plan.Wanted)})

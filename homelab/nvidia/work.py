@@ -16,8 +16,8 @@ from homelab.nvidia.request import Request
 from homelab.nvidia.resource import LAYERS, GuestReboot, NvidiaSystem, NvidiaVerification
 from homelab.nvidia.settings import Nvidia
 from homelab.nvidia.state import facts_of
-from homelab.remote import host_session, ssh, stacks
 from homelab.remote import nvidia_steps as steps
+from homelab.remote import ssh, stacks
 from homelab.text import tell
 from homelab.work.base import raised
 from homelab.work.systems import Reached, SystemWork
@@ -89,7 +89,7 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
 
     def _plan(self, inputs: NvidiaSystem.Inputs, generation: dict[str, int]) -> NvidiaSystem.Outputs:
         if inputs.target != "vm":
-            host_session.of(inputs.host).hold(self.host(inputs))
+            self.hold_or_fail(inputs)
         stack = self.wanted_stack(inputs)
         if stack is None:
             raise HomelabError(

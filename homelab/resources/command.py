@@ -132,10 +132,10 @@ def putting_the_agent(host: Host, owner: str) -> pulumi.ResourceHookBinding | No
 
 
 def _around_each(host: Host) -> pulumi.ResourceHookBinding | None:
-    """Before a step, the provider holds the host: after a run that failed it was asked for nothing else so far. And the
-    program connects by itself: pulumi-command would wait for ever for a host that accepts a connection and says
-    nothing, or for an SSH agent that hangs. (Not before an undo: `destroy` runs no program.) After a step that was cut
-    off, it says so in its own words.
+    """Before a step, the provider is asked to hold the host: where the plan stays, as after a run that failed, it has
+    been asked for nothing yet. And the program connects by itself: pulumi-command would wait for ever for a host that
+    accepts a connection and says nothing, or for an SSH agent that hangs. (Not before an undo: `destroy` runs no
+    program.) After a step that was cut off, it says so in its own words.
 
     :returns: None where there are none (`_has_hooks`).
     """
@@ -148,7 +148,7 @@ def _around_each(host: Host) -> pulumi.ResourceHookBinding | None:
     async def reach(step: pulumi.ResourceHookArgs) -> None:
         if commands.kept is not None:
             of_its_provider = pulumi.InvokeOptions(parent=commands.kept.after)
-            await pulumi.runtime.invoke_async(HOLD, {"host": commands.name}, of_its_provider)
+            await pulumi.runtime.invoke_async(HOLD, {"host": host.name}, of_its_provider)
         target = await _target(host, step)
         place = (target.address, target.ssh.port)
         if time.monotonic() - answered.get(place, -ANSWERED_SECONDS) < ANSWERED_SECONDS:

@@ -28,12 +28,10 @@ class KeptFolder:
 @dataclass
 class HostCommands:
     """What all commands on a host have in the running program; made by `of_program`. `way`: how the host is reached;
-    `name`: the host's in the settings; empty: it is a guest; `kept`: the stack's folder there; None: no agent is kept;
-    `hooks`: around each command.
+    `kept`: the stack's folder there; None: no agent is kept; `hooks`: around each command.
     """
 
     way: str
-    name: str = ""
     kept: KeptFolder | None = None
     hooks: pulumi.ResourceHookBinding | None = None
 
@@ -52,10 +50,9 @@ def of_program(host: Host) -> HostCommands:
     return _of_way(f"{host.ssh.user}@{host.address}:{host.ssh.port} {host.ssh.pinned_host_key}")
 
 
-def run_the_kept(host_name: str, host: Host, after: pulumi.Resource) -> None:
+def run_the_kept(host: Host, after: pulumi.Resource) -> None:
     """From here on commands for `host` come after the resource `after`, and run the agent that is kept."""
-    commands = of_program(host)
-    commands.name, commands.kept = host_name, KeptFolder(owner(host_name), after)
+    of_program(host).kept = KeptFolder(owner(host.name), after)
 
 
 def owner(host_name: str) -> str:

@@ -328,6 +328,13 @@ class Work(Generic[InputsT, OutputsT]):
         if not session.is_out_of_reach:  # else it isn't tried again for each resource
             session.is_out_of_reach = not self._hold(inputs, session.hold)
 
+    def hold_or_fail(self, inputs: InputsT) -> None:
+        """The same for what can't begin otherwise.
+
+        :raises HomelabError: as of HostSession.hold.
+        """
+        host_session.of(inputs.host).hold(self.host(inputs))
+
     def hold_on(self, inputs: InputsT) -> None:
         """Holds the resource's host again where this run has held it, and lost it since."""
         self._hold(inputs, host_session.of(inputs.host).hold_on)

@@ -322,7 +322,7 @@ def _systemd_run(host: HostState, arguments: list[str]) -> int:
             seconds = units.parse_time_span(delay)
         except units.UnitError as error:
             raise Failure(f"Failed to parse time span: {delay}") from error
-        ask_daemon(host, "timer-start", unit=f"{unit}.timer", command=text, seconds=seconds, since_boot=False)
+        ask_daemon(host, "timer-start", unit=f"{unit}.timer", command=text, seconds=seconds)
         if not options.has("q", "quiet"):
             print(
                 f"Running timer as unit: {unit}.timer\nWill run service as unit: {unit}.service",

@@ -210,7 +210,7 @@ class Files(WrittenFiles):
             return False
         digest = self._disk.digest(self._at(path))
         # One that we wrote, or what was there before us: a run that was cut short hadn't come further.
-        if any(line.endswith(f" {digest}") for line in as_text(record).splitlines()):
+        if any(line.endswith(f" {digest}".encode()) for line in record.splitlines()):
             return False
         return not (self.exists(f"{HOME}/kept{path}") and digest == self._kept_sum(path))
 
