@@ -20,10 +20,18 @@ from remote_scripts.reading import answer
 from remote_scripts.tools.plain import FormError, of_plain
 
 NoteT = TypeVar("NoteT", bound=Note)
+# What the note of a mapping has at least (homelab/remote/ledger.py).
+_OF_A_MAPPING: dict[str, type | tuple[type, ...]] = {
+    "gpu": str,
+    "path": str,
+    "before": (str, type(None)),
+    "had_flag": bool,
+}
 
 
 def ledger_entry(ledger: Mapping[str, str], name: str) -> dict[str, Any] | None:
-    """The ledger's entry of this name. One that can't be parsed counts as none.
+    """The ledger's entry of this name. One that can't be parsed, or lacks something, counts as none: entries are
+    written whole, so it was edited by hand.
 
     :param ledger: name -> JSON.
     """
@@ -31,7 +39,12 @@ def ledger_entry(ledger: Mapping[str, str], name: str) -> dict[str, Any] | None:
         note = json.loads(ledger.get(name, ""))
     except ValueError:
         return None
-    return note if isinstance(note, dict) else None
+    parts = _OF_A_MAPPING if name.startswith("mapping/") else {}
+    if not isinstance(note, dict) or any(
+        key not in note or not isinstance(note[key], kind) for key, kind in parts.items()
+    ):
+        return None
+    return note
 
 
 class GuestConfig(answer.GuestConfig):

@@ -84,11 +84,13 @@ def test_the_stack_of_a_resource_is_in_its_urn(urn: str, stack: str) -> None:
     ("text", "counts"),
     [
         ('{"gpu": "a", "path": "0000:01:00", "before": null, "had_flag": false}', True),
+        ('{"gpu": "a", "path": "0000:01:00", "before": 1, "had_flag": false}', False),
+        ('{"gpu": "a", "path": "0000:01:00", "before": null}', False),
         ('["gpu", "path", "before", "had_flag"]', False),
         ("{", False),
         ("", False),
     ],
 )
-def test_a_note_that_cant_be_read_counts_as_none(text: str, counts: bool) -> None:
+def test_a_note_that_lacks_something_counts_as_none(text: str, counts: bool) -> None:
     assert (ledger_entry({"mapping/pve/a": text}, "mapping/pve/a") is not None) is counts
     assert ledger_entry({"mapping/pve/a": text}, "mapping/pve/b") is None
