@@ -120,7 +120,8 @@ class Apt(AskedApt):
         :param folder: where it works; by default anywhere.
         """
         options = [f"DPkg::Lock::Timeout={self.software.lock_seconds}", "Acquire::Retries=3", "Dpkg::Use-Pty=0"]
-        options += ["Dpkg::Options::=--force-confdef", "Dpkg::Options::=--force-confold"]
+        # What dpkg was unpacking when it was killed can be removed, too: its state is reinst-required.
+        options += [f"Dpkg::Options::=--force-{what}" for what in ("confdef", "confold", "remove-reinstreq")]
         command = [*(("env", "-C", self.system.files.name(folder)) if folder else ()), "apt-get", "-y", "-q"]
         command += [word for option in options for word in ("-o", option)]
         return self._retry_while_locked(*command, *arguments, seconds=seconds)

@@ -500,6 +500,18 @@ def test_the_drivers_own_that_is_half_configured_is_repaired_first(old: Machine)
     assert old.versions()["nvidia-dkms-580-open"] == f"{OLD}-0ubuntu1"
 
 
+def test_what_was_being_unpacked_when_an_update_was_cut_short_goes_with_it(old: Machine) -> None:
+    """dpkg removes such a package only where it is told to (dpkg(1), remove-reinstreq)."""
+    before = old.versions()
+    apply(old, old.wanted("595", "host"))
+    status = old.root / "var/lib/dpkg/status"
+    head, _, tail = status.read_text().partition("Package: libnvidia-compute\n")
+    tail = tail.replace("install ok installed", "install reinstreq half-installed", 1)
+    status.write_text(f"{head}Package: libnvidia-compute\n{tail}")
+    apply(old, old.wanted(OLD, "host"))
+    assert works(old, OLD) and old.versions() == before
+
+
 def test_a_module_that_doesnt_load_is_said_and_what_came_stays(machine: Machine) -> None:
     machine.fail(f"load-{NEW}")
     assert "No such device" in refusal(machine, machine.wanted()).found
