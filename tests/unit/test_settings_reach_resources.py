@@ -227,6 +227,12 @@ def test_a_setting_that_changes_changes_what_a_resource_is_told(
 
 
 @pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
+def test_a_setting_of_no_resource_changes_nothing_that_one_is_told(told: Callable[[dict[str, Any]], Any]) -> None:
+    changes = {place: value for each in DATA["of_no_resource"].values() for place, value in each.items()}
+    assert told(changed(changes)) == told(changed({}))
+
+
+@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
 def test_a_shared_card_of_a_vm_and_a_card_named_like_both_are_two(
     told: Callable[[dict[str, Any]], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
