@@ -71,16 +71,17 @@ class Choice:
 
     def staying(self) -> int | None:
         """The number of the first try whose driver is there; None: none is."""
-        return next((number for number, way in enumerate(self._wanted.tries) if self._fulfils(way)), None)
+        there = driver.library_version(self._system)
+        return next((number for number, way in enumerate(self._wanted.tries) if self._fulfils(way, there)), None)
 
     def fulfilled(self) -> int | None:
         """The same, where all that is wanted beside it is there, too."""
         needed = (*self._beside, *(self._bare_kernels() if self._left.source in ("packages", "run") else ()))
         return self.staying() if all(map(self.apt.is_whole, needed)) else None
 
-    def _fulfils(self, way: Try) -> bool:
-        """Whether its driver is installed, with its libraries, whoever did that."""
-        system, version = self._system, driver.library_version(self._system)
+    def _fulfils(self, way: Try, version: str) -> bool:
+        """Whether its driver is the version that is there, with its libraries, whoever did that."""
+        system = self._system
         is_kept = (
             driver.fits(version, way.driver)
             and self._files.is_file(driver.NVIDIA_SMI)
