@@ -13,6 +13,7 @@ import importlib
 import itertools
 import os
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -117,17 +118,27 @@ def failing_program(machine: Machine, first: int) -> Iterator[list[str]]:
         yield started
 
 
+def _file_system(path: str) -> str:
+    """Of a host: an ESP where it is mounted, /run, or the one of all else."""
+    return (re.match(r"/run/(homelab/esp-[^/]+/)?", path) or [""])[0]
+
+
 @contextmanager
 def full_disk(machine: Machine, first: int) -> Iterator[list[str]]:
-    """The disk has no room from the write of this number on; the writes."""
-    writes: list[str] = []
+    """The file system of the write of this number has no room from then on; the writes."""
+    writes, root = list[str](), str(machine.host.root)
+    full: set[str] = set()
     others = disk.WATCH[-1]
 
     def watch(call: str, path: str) -> None:
         others(call, path)
-        if call in _GROWING and not path.startswith(f"{machine.host.root}/sys/"):
-            writes.append(f"{call} {path}")
-            if len(writes) > first:
+        inside = path.removeprefix(root)
+        # What is written over a file's bytes needs no room.
+        if call in _GROWING and not inside.startswith("/sys/") and not (call == "write" and Path(path).stat().st_size):
+            writes.append(f"{call} {inside}")
+            if len(writes) == first + 1:
+                full.add(_file_system(inside))
+            if _file_system(inside) in full:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
     with watched(watch):

@@ -86,7 +86,7 @@ def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
                 if name == "sync":  # -f: whole file systems, of which no test needs to know
                     paths = [] if words[0] == "-f" else words
                 else:
-                    paths = words[-1:] or [str(Path(f"/proc/{pid}/fd/1").readlink())]
+                    paths = [words[-1] or str(Path(f"/proc/{pid}/fd/1").readlink())]
                 try:
                     for path in paths:
                         disk.WATCH[-1](CALLS[name], path)
