@@ -56,9 +56,9 @@ def revert(system: System, wanted: Wanted) -> Reverted:
     apt, engines = _parts(system, wanted)
     if apt.is_anothers():
         return Reverted((), False)
-    for path in files.of_layer(_LAYER):
-        if path != engine_conf.DOCKER:
-            files.drop(_LAYER, path)
+    # A run that was cut short may have kept what is at the last one's place, and noted nothing.
+    for path in sorted({*files.of_layer(_LAYER), wanted.cdi} - {engine_conf.DOCKER, ""}):
+        files.drop(_LAYER, path)
     engine_conf.give_back(system)
     engines.restart_docker()
     return apt.reverted()

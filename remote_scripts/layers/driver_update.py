@@ -37,6 +37,8 @@ def revert(system: System, wanted: Wanted) -> Ended:
     _, update = _parts(system, wanted)
     need_rest(system)
     kept = update.kept
+    if not kept.phase:
+        update.close()  # what a run that was cut short has left
     if kept.phase not in ("tried", "back"):
         return Ended()
     # A run before this one, which was cut short, may have put libraries back already.

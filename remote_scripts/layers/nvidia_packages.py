@@ -255,9 +255,7 @@ class _Work(Choice):
                 files.set_pending(driver_modules.INITRAMFS)  # the packages renew the newest kernel's at most
             if found.run:
                 driver_installer.fetch(apt, found.run, found.run.file(DOWNLOADS))
-            elif any(map(FAMILY.search, found.words)) and (
-                driver.run_version(system) or driver_installer.INSTALLED.read(files)
-            ):
+            elif any(map(FAMILY.search, found.words)) and driver_installer.is_there(system):
                 apt.fetch_packages(found.words, recommends=wanted.recommends)
                 driver_installer.remove(apt)
             apt.install(found.words, recommends=wanted.recommends, may_remove=FAMILY)

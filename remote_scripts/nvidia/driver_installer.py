@@ -106,6 +106,11 @@ def is_whole(system: System) -> bool:
     return not system.files.exists(_BEGUN)
 
 
+def is_there(system: System) -> bool:
+    """Whether it has left anything, whoever ran it, and however far it came."""
+    return bool(driver.run_version(system) or INSTALLED.read(system.files) or not is_whole(system))
+
+
 def _clear_the_way(apt: Apt, installer: Installer, target: Target) -> list[str]:
     """The installer without questions gives up where a module is loaded or nouveau has the card: what it would
     have done at their place comes at the next boot. An older one, which can't be told so, says it.
