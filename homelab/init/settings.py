@@ -191,8 +191,8 @@ def merged(text: str, more: str, sets: Sequence[str], host: str) -> str:
     round_trip.preserve_quotes, round_trip.width = True, 2**20
     round_trip.indent(mapping=2, sequence=4, offset=2)
     try:
-        if not round_trip.load(text):  # a new file, or one with nothing but comments
-            text = (text or clean(HEAD)) + more
+        if not round_trip.load(text):  # a new file, or one with nothing but comments, or Pulumi's empty one
+            text = (re.sub(r"^{}\s*", "", text, flags=re.MULTILINE) or clean(HEAD)) + more
         whole = round_trip.load(text.replace("\r\n", "\n"))
         if isinstance(whole, CommentedMap) and whole.get("config") is None:
             whole["config"] = CommentedMap()

@@ -161,7 +161,16 @@ def test_a_text_stays_a_text_for_every_reader(value: str) -> None:
 
 @rows(
     "empty",
-    ["config:\n", "config: {}\n", "encryptionsalt: v1:x\n", "# a comment\n", "config: # here\n", "config: null\n"],
+    [
+        "config:\n",
+        "config: {}\n",
+        "encryptionsalt: v1:x\n",
+        "# a comment\n",
+        "config: # here\n",
+        "config: null\n",
+        "{}\n",
+        "# b\n{}\n",
+    ],
 )
 def test_a_file_without_settings_gets_them(empty: str) -> None:
     made = merged(empty, {"homelab:plan": "never"})
