@@ -92,7 +92,7 @@ def test_an_owners_act_at_any_moment_of_a_change_counts(
         lab.fault("task-seconds", 0.3)
         before, problems = world.conf(), list[str]()
         up()
-        for number in sample(range(moments), 4, f"{kind} {act} {killed}"):
+        for number in sample(range(moments), 2, f"{kind} {act} {killed}"):
             settle()
             chosen = -1
             world.destroy()
