@@ -204,18 +204,10 @@ def _kept(before: Mapping[str, str]) -> dict[str, str]:
 
 
 def _put_back(system: System, before: Mapping[str, str]) -> None:
-    if note(system) == before:  # it comes first: nothing was chosen yet, nor unchosen
+    if before.get("boot") == need_boot_id(system):
+        _set_up(system, before)
         return
-    is_armed = before.get("boot") == need_boot_id(system)
-    try:
-        if is_armed:
-            _set_up(system, before)
-            return
-        _take_down(system, note(system))  # one that runs is started no second time
-    except (OSError, Failure):
-        if is_armed or not before:
-            system.files.leave(NOTE)  # it says what may be there, and that it isn't chosen
-        raise
+    _take_down(system, note(system))  # one that runs is started no second time
     if not before:
         _uninstall(system)
 

@@ -217,10 +217,6 @@ class WrittenFiles(ReadFiles):
                 self._disk.copy(self._at(path), backup)
             self._undo[path] = backup
 
-    def leave(self, path: str) -> None:
-        """Leaves a file as it is by now, whatever becomes of this run."""
-        self._undo.pop(path, None)
-
     def undo(self) -> None:
         """After a failure: every file that this run touched is as it was when the run began. Should one not let itself
         be put back, it ends there: the record and the copy that belong to it stay for the next run.
