@@ -586,6 +586,22 @@ def test_an_answer_without_its_end_is_none(host: Host, attach: Path, body: str, 
         one(host).files.exists("/etc/hosts")
 
 
+def test_nothing_runs_on_the_host_in_its_place(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    """lxc-attach joins no mount namespace of an init that is just ending, as the one that stands for it here never does."""
+    inside = one(host)
+    inside._run.guard = ContainerSystem(901, System(Path("/")))._run.guard
+    assert inside._run.guard
+    with pytest.raises(Failure) as failed:
+        inside.files.write("/etc/conf", b"ours\n", 0o644)
+    assert failed.value.found == "it has just stopped: lxc-attach led to the host instead"
+    assert inside.run.do("touch", str(host.root / "etc/conf")).status == 1
+    assert "led to the host instead" in capsys.readouterr().err and not host.exists("/etc/conf")
+    inside._run.guard = inside._run.guard.replace("mnt:[", "mnt:[1")
+    inside.files.write("/etc/conf", b"ours\n", 0o644)
+    assert host.read("/etc/conf") == "ours\n" and inside.run.do("sh", "-c", "exit 3").status == 3
+    assert inside.run.do("no-such-program").status == NOT_FOUND
+
+
 @pytest.mark.parametrize("body", ["exec yes", "exec cat /dev/zero", "exec yes >&2", "exec sleep 60"])
 def test_what_says_no_end_or_nothing_is_ended_and_nothing_is_made_of_it(host: Host, attach: Path, body: str) -> None:
     """A frozen container is silent."""
