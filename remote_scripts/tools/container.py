@@ -197,7 +197,9 @@ class ContainerDisk(disk.Disk):
         )
 
     def copy(self, source: Path, where: Path) -> None:
+        # cp would take a folder with all that is in it.
         self._said(
+            '[ -L "$1" ] || [ ! -d "$1" ] || { printf %s "$1"; echo "it is a folder" >&2; exit 1; }; '
             'rm -f -- "$2" && cp -a -- "$1" "$2" && { [ -L "$2" ] || sync "$2"; }',
             *(str(source), str(where)),
         )

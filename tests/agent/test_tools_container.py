@@ -562,7 +562,9 @@ def test_what_cant_be_written_is_said_and_the_old_one_is_there(inside: Container
     assert inside.files.names("/etc/folder") == ["in"]
     with pytest.raises(OSError, match="/etc/folder in container 901"):
         inside.files.remove("/etc/folder")
-    assert host.read("/etc/folder/in") == ""
+    with pytest.raises(OSError, match="it is a folder: '.*/etc/folder in container 901'"):
+        inside.changing(lambda: inside.files.put("app", "/etc/folder", 0o644, b"new\n"))
+    assert host.read("/etc/folder/in") == "" and not host.exists("/var/lib/homelab")
 
 
 @pytest.mark.parametrize(
