@@ -191,7 +191,8 @@ class ContainerDisk(disk.Disk):
     def write(self, temporary: Path, content: bytes, mode: int, where: Path) -> None:
         self._said(
             'umask 077; rm -f -- "$4" && (set -C; cat >"$4") && [ "$(wc -c <"$4")" -eq "$1" ] && chmod "$2" "$4" && '
-            'sync "$4" && mv -fT -- "$4" "$5" && sync "$3"',
+            # Where this process was killed meanwhile, nobody reads the dot, and the next run's file has that name.
+            'sync "$4" && printf . && mv -fT -- "$4" "$5" && sync "$3"',
             *(str(len(content)), f"{mode:04o}", str(where.parent), str(temporary), str(where)),
             stdin=content,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -353,6 +354,52 @@ def test_a_file_is_the_old_or_the_new_one_at_every_call(host: Host) -> None:
         assert path.read_bytes() == new and [one.name for one in path.parent.iterdir()] == ["conf"]
     inside.files.remove(place, "/etc/none")
     assert not path.exists()
+
+
+def test_what_a_killed_run_has_left_at_work_moves_nothing_of_the_next_one(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lxc-attach's program goes on, here in `sync` on a slow disk, until the next run is there as well."""
+    shells, goes_on = tmp_path / "shells", tmp_path / "goes-on"
+    monkeypatch.setenv("STAND_IN_PATH", str(shells))
+    shells.mkdir()
+    waits = f"echo $PPID >>{tmp_path}/slow; until [ -e {goes_on}.$PPID ]; do sleep 0.02; done"
+    (shells / "sync").write_text(
+        f'#!/bin/sh\ncase $1 in *.homelab-tmp) {waits} ;; esac\nPATH=${{PATH#*:}}\nexec sync "$@"\n'
+    )
+    (shells / "sync").chmod(0o755)
+
+    def slow(number: int) -> str:
+        """The shell of the write of that number, once it is in its first sync."""
+        shells_of = tmp_path / "slow"
+        wait_until(lambda: shells_of.exists() and len(shells_of.read_text().split()) > number)
+        return shells_of.read_text().split()[number]
+
+    killed = os.fork()
+    if killed == 0:
+        with contextlib.suppress(Exception):
+            one(host).files.write("/etc/conf", b"of the killed one\n", 0o644)
+        os._exit(0)
+    first = slow(0)
+    os.kill(killed, signal.SIGKILL)
+    os.waitpid(killed, 0)
+    failed: list[Exception] = []
+
+    def write() -> None:
+        try:
+            one(host).files.write("/etc/conf", b"of the next one\n", 0o644)
+        except Exception as error:
+            failed.append(error)
+
+    following = threading.Thread(target=write)
+    following.start()
+    second = slow(1)
+    Path(f"{goes_on}.{first}").touch()
+    wait_until(lambda: not Path(f"/proc/{first}").exists())
+    assert not host.exists("/etc/conf")
+    Path(f"{goes_on}.{second}").touch()
+    following.join()
+    assert not failed and host.read("/etc/conf") == "of the next one\n"
 
 
 OLD, LINK, NEW = "/etc/app/old.conf", "/etc/app/link", "/usr/lib/app/new/conf"
