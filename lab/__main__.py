@@ -84,7 +84,7 @@ def _reset(arguments: argparse.Namespace) -> int:
 
 
 def _scenarios(arguments: argparse.Namespace) -> int:
-    from lab.machine import load_scenario, scenario_names
+    from lab.scenario import load_scenario, scenario_names
 
     titles = {name: load_scenario(name).title for name in scenario_names()}
     width = max(map(len, titles))

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from lab import kept, network, quick_yaml
 from lab.host import boot as booting
 from lab.host import contents, dkms, holders, kernel_files, launchers, nvidia
+from lab.host.boot import BootResult
 from lab.host.bootloader import write_grubenv
 from lab.host.dpkg import forget, installed
 from lab.host.grub import mkconfig
@@ -26,7 +26,7 @@ from lab.host.proxmox_boot import sync
 from lab.host.run import GUEST_ONLY, PROGRAMS
 from lab.host.state import PYTHON_IN_BASH, SHELL_FILE, HostState, host_environment
 from lab.host.sysfs_writes import SHELL_TEXT
-from lab.scenario import Scenario, ScenarioError, load_scenario, scenario_from, scenario_names
+from lab.scenario import Scenario
 from lab.state import kill_group
 from lab.stock import write_stock_tree
 
@@ -77,34 +77,6 @@ OF_HOST = frozenset(PROGRAMS) - GUEST_ONLY
 
 class MachineError(Exception):
     """The machine can't do what was asked; the text says what was wanted, found, and what to do."""
-
-
-@dataclass(frozen=True)
-class Timer:
-    """A systemd timer that is active after a boot: its service's command runs that many seconds later."""
-
-    unit: str
-    seconds_after_boot: float
-    exec_start: str
-
-
-@dataclass(frozen=True)
-class BootResult:
-    """What a boot led to.
-
-    `network`: whether sshd can be reached; `comes_up`: whether the system gets as far as starting services
-    (`problem` says why not); `seconds`: how long it takes.
-    """
-
-    boot_id: str
-    kernel: str
-    entry: str
-    cmdline: str
-    network: bool
-    comes_up: bool
-    seconds: float
-    timers: list[Timer] = field(default_factory=list)
-    problem: str | None = None
 
 
 class Machine:
@@ -239,21 +211,11 @@ class Machine:
         # As late as this: the API's modules need this one's package.
         from lab.api.boot import settle
 
-        done = booting.boot(self._host(), reason, self.environment())
-        if done.comes_up:
+        result = booting.boot(self._host(), reason, self.environment())
+        if result.comes_up:
             settle(self._host())
             booting.start_other_services(self._host(), self.environment())
-        return BootResult(
-            done.boot_id,
-            done.kernel,
-            done.entry,
-            done.cmdline,
-            done.network,
-            done.comes_up,
-            done.seconds,
-            [Timer(t["unit"], t["seconds_after_boot"], t["exec_start"]) for t in done.timers],
-            done.problem,
-        )
+        return result
 
     def shutdown(self) -> None:
         """Stop guests, unmount, and leave an empty /run: what a clean shutdown does.
@@ -343,17 +305,3 @@ class Machine:
     def environment(self) -> dict[str, str]:
         """The environment in which commands and scripts run on this host; nothing of the caller's is in it."""
         return host_environment(self.state)
-
-
-__all__ = [
-    "FAULTS",
-    "BootResult",
-    "Machine",
-    "MachineError",
-    "Scenario",
-    "ScenarioError",
-    "Timer",
-    "load_scenario",
-    "scenario_from",
-    "scenario_names",
-]

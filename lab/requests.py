@@ -15,7 +15,8 @@ from typing import Any, Protocol, TypeVar
 
 from lab.guests import Guests
 from lab.host.state import PVEDAEMON
-from lab.machine import MachineError, ScenarioError
+from lab.machine import MachineError
+from lab.scenario import ScenarioError
 from lab.ssh import Server
 from lab.state import LabError
 from lab.timers import Timers

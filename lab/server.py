@@ -32,11 +32,13 @@ from lab.api.server import ApiServer
 from lab.commands import CommandServer
 from lab.guests import Guests
 from lab.host import addresses, launchers
+from lab.host.boot import BootResult
 from lab.host.state import PVEDAEMON, HostState
-from lab.machine import OF_HOST, BootResult, Machine, MachineError, Scenario, ScenarioError, load_scenario
+from lab.machine import OF_HOST, Machine, MachineError
 from lab.processes import Processes, end_left_behind
 from lab.requests import Answer, ControlServer
 from lab.saved import Saved
+from lab.scenario import Scenario, ScenarioError, load_scenario
 from lab.ssh import Numbers, Server, is_authorized, make_keys, public_key
 from lab.state import (
     LOG_NAMES,
@@ -427,8 +429,8 @@ class Daemon:
     def _start_enabled_timers(self, result: BootResult) -> None:
         for timer in result.timers:
             # The time counts from the kernel's start, but a unit starts no earlier than its host is up.
-            seconds = max(timer.seconds_after_boot, result.seconds)
-            self.start_timer(timer.unit, timer.exec_start, seconds, since_boot=True)
+            seconds = max(timer["seconds_after_boot"], result.seconds)
+            self.start_timer(timer["unit"], timer["exec_start"], seconds, since_boot=True)
 
     async def _until(self, moment: float) -> None:
         """Wait until then (time.monotonic), or until the boot is cut short by a stop or a reset."""

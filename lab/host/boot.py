@@ -49,8 +49,12 @@ exit "$answer"
 
 
 @dataclass(frozen=True)
-class Booted:
-    """The outcome of one boot; `problem` says why the system doesn't come up."""
+class BootResult:
+    """What a boot led to.
+
+    `network`: whether sshd can be reached; `comes_up`: whether the system gets as far as starting services
+    (`problem` says why not); `seconds`: how long it takes; `timers`: as `units.enabled_timers` has them.
+    """
 
     boot_id: str
     kernel: str
@@ -63,7 +67,7 @@ class Booted:
     problem: str | None = None
 
 
-def boot(host: HostState, reason: str, environment: Mapping[str, str]) -> Booted:
+def boot(host: HostState, reason: str, environment: Mapping[str, str]) -> BootResult:
     """Start the host and bring its trees to what a running system shows, up to its guests' start.
 
     What comes after that is `start_other_services`.
@@ -85,7 +89,7 @@ def boot(host: HostState, reason: str, environment: Mapping[str, str]) -> Booted
         if _panics(machine, entry):
             raise BootError("Kernel panic - not syncing (fault panics-when)")
         _start(host, entry, boot_id, reason, environment)
-        result = Booted(
+        result = BootResult(
             boot_id,
             entry.kernel,
             entry.identifier or entry.title,
@@ -98,7 +102,7 @@ def boot(host: HostState, reason: str, environment: Mapping[str, str]) -> Booted
     except BootError as error:
         sysfs.clear(host)
         (host.state / "kernel.json").unlink(missing_ok=True)
-        result = Booted(boot_id, "", "", "", False, False, seconds, [], str(error))
+        result = BootResult(boot_id, "", "", "", False, False, seconds, [], str(error))
     guests = machine["guests"]
     with host.changing() as now:  # what others changed meanwhile, such as a fault, stays
         now |= {"next_entry": None, "power": "on", "boots": now["boots"] + 1, "guests": guests}

@@ -11,7 +11,7 @@ from homelab.cards import remapping
 from homelab.host import plan
 from homelab.remote import agent
 from homelab.settings import Host as HostSettings
-from lab.machine import BootResult
+from lab.host.boot import BootResult
 from remote_scripts.both.confirm_boot import Wanted as ConfirmBoot
 from tests.boot_layers import Asked, initramfs, iommu, vfio
 from tests.lab.host_kit import Host, run_layer

@@ -9,7 +9,7 @@ from typing import Any
 from lab.api.guest_system import booted, environment_of
 from lab.api.guests import Guest
 from lab.host.state import HostState
-from lab.machine import Scenario, load_scenario, scenario_from
+from lab.scenario import Scenario, load_scenario, scenario_from
 from lab.ssh import make_key
 from lab.state import StatePaths
 from tests.lab.host_kit import Host, ran, succeeded

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lab import kept, network
-from lab.machine import BootResult, Machine, Scenario, load_scenario
+from lab.host.boot import BootResult
+from lab.machine import Machine
 from lab.processes import end_left_behind
+from lab.scenario import Scenario, load_scenario
 from tests import forked_agent
 
 GPU_SCRIPT = """\

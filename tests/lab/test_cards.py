@@ -11,7 +11,8 @@ from homelab.cards import remarks as card_remarks
 from homelab.host import gates, plan
 from lab.api.mapping import Mapping, Mappings
 from lab.host.state import HostState
-from lab.machine import Machine, load_scenario, scenario_names
+from lab.machine import Machine
+from lab.scenario import load_scenario, scenario_names
 from tests.lab.host_kit import Host
 from tests.lab.test_real_hosts import read
 from tests.unit.hosts import settings

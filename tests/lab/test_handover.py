@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lab.machine import load_scenario, scenario_from
+from lab.scenario import load_scenario, scenario_from
 from remote_scripts.both.handover import Wanted
 from remote_scripts.both.hookscript import Wanted as Hook
 from remote_scripts.containers.container_text import edited

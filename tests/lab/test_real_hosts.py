@@ -20,7 +20,8 @@ from homelab.settings import Vm
 from homelab.show import reading, tree
 from homelab.vm import preview
 from homelab.vm.plan import judge_vm, seen_of
-from lab.machine import Machine, load_scenario
+from lab.machine import Machine
+from lab.scenario import load_scenario
 from remote_scripts.both.read_host import Wanted
 from tests.conftest import shared
 from tests.lab.host_kit import run_layer

@@ -11,8 +11,8 @@ from homelab.facts.host import HostFacts, parse
 from homelab.facts.kernel_log import of_start
 from homelab.host import gates, plan
 from lab import Lab
-from lab.machine import Machine, load_scenario
-from lab.scenario import scenario_from
+from lab.machine import Machine
+from lab.scenario import load_scenario, scenario_from
 from tests.lab.test_real_hosts import answered, read
 from tests.unit.hosts import settings
 

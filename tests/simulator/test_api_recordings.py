@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from lab.machine import load_scenario
-from lab.scenario import scenario_from
+from lab.scenario import load_scenario, scenario_from
 from tests.lab.host_kit import Host
 from tests.simulator.api_replay import Replay, recorded
 from tests.simulator.recordings import Node, not_held, path_of, replay

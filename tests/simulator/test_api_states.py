@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from lab.machine import load_scenario
-from lab.scenario import scenario_from
+from lab.scenario import load_scenario, scenario_from
 from tests.lab.host_kit import Host
 from tests.simulator.recordings import Node
 

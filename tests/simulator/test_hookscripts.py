@@ -11,7 +11,7 @@ import pytest
 
 from lab import Lab
 from lab.control import request
-from lab.machine import load_scenario, scenario_from
+from lab.scenario import load_scenario, scenario_from
 from tests.lab.host_kit import Host
 from tests.simulator.test_api import QEMU, finish, log_of
 from tests.waiting import PATIENCE, wait_until

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.machine import Scenario, ScenarioError, load_scenario, scenario_from
+from lab.scenario import Scenario, ScenarioError, load_scenario, scenario_from
 from tests.conftest import shared
 from tests.lab.host_kit import Host, rebound
 

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from lab import kept
-from lab.machine import Machine, ScenarioError, load_scenario, scenario_from, scenario_names
+from lab.machine import Machine
+from lab.scenario import ScenarioError, load_scenario, scenario_from, scenario_names
 from tests.lab.host_kit import Host
 
 REQUIRED = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from homelab import tables
 from homelab.settings import Gpu
-from lab.machine import load_scenario, scenario_names
+from lab.scenario import load_scenario, scenario_names
 from tests.conftest import PROJECT
 
 
