@@ -148,28 +148,15 @@ class Pci(_Model):
             modules = catalogue.default_modules(self.vendor, self.device, self.class_)
         driver = catalogue.default_driver(self.class_, modules) if self.driver == "auto" else self.driver
         return {
-            "address": self.address,
-            "vendor": self.vendor,
-            "device": self.device,
+            **self.model_dump(exclude={"class_", "rev", "blocks", "nets", "children"}),
             "pci_class": self.class_,
             "prog_if": self.prog_if or catalogue.PROG_IF.get(self.class_, ("00", ""))[0],
             "revision": self.rev,
-            "subsystem": self.subsystem,
-            "name": self.name,
             "vendor_name": catalogue.VENDORS.get(self.vendor, "Unknown vendor")
             if self.vendor_name is None
             else self.vendor_name,
-            "group": self.group,
-            "acs_group": self.acs_group,
             "driver": driver,
             "modules": modules,
-            "built_in": self.built_in,
-            "boot_vga": self.boot_vga,
-            "acs": self.acs,
-            "bars": self.bars,
-            "parent": self.parent,
-            "physfn": self.physfn,
-            "removable": self.removable,
             "resets": ([] if self.class_ == "0604" else ["flr"]) if self.resets is None else self.resets,
         }
 
@@ -415,14 +402,7 @@ class _Layout:
         mountpoint: str | None = None,
     ) -> dict[str, Any]:
         name = f"{disk.name}p{number}" if disk.name[-1].isdigit() else f"{disk.name}{number}"
-        return {
-            "name": name,
-            "number": number,
-            "size": size,
-            "fstype": fstype,
-            "uuid": identifier,
-            "mountpoint": mountpoint,
-        }
+        return {"name": name, "number": number, **_content(size, fstype, identifier, mountpoint)}
 
     def _root_disk(self, disk: Disk) -> list[dict[str, Any]]:
         first, self._root_disks = self._root_disks == 0, self._root_disks + 1
@@ -444,22 +424,8 @@ class _Layout:
             if first:
                 on = parts[-1]["name"]
                 self.volumes += [
-                    {
-                        "name": "pve-swap",
-                        "on": on,
-                        "size": 8 * _GIB,
-                        "fstype": "swap",
-                        "uuid": None,
-                        "mountpoint": None,
-                    },
-                    {
-                        "name": "pve-root",
-                        "on": on,
-                        "size": 96 * _GIB,
-                        "fstype": "ext4",
-                        "uuid": self.root_uuid,
-                        "mountpoint": "/",
-                    },
+                    {"name": "pve-swap", "on": on, **_content(8 * _GIB, "swap")},
+                    {"name": "pve-root", "on": on, **_content(96 * _GIB, "ext4", self.root_uuid, "/")},
                 ]
                 self._mount(boot.root, "/", "ext4")
         if mountpoint and esp:
@@ -504,6 +470,13 @@ class _Layout:
             "grub_root": boot.root,
             "grub_can_write": not on_lvm,
         }
+
+
+def _content(
+    size: int, fstype: str | None, identifier: str | None = None, mountpoint: str | None = None
+) -> dict[str, Any]:
+    """What a partition or a volume holds."""
+    return {"size": size, "fstype": fstype, "uuid": identifier, "mountpoint": mountpoint}
 
 
 def _short_uuid(*parts: str) -> str:
