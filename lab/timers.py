@@ -7,8 +7,6 @@ paths found in the host's tree.
 from __future__ import annotations
 
 import asyncio
-import os
-import shlex
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from lab.host import units
-from lab.host.state import HOST_PYTHON, HostState
+from lab.host.state import HostState
 from lab.processes import Processes
 from lab.state import append_log, now
 
-# systemd.service(5), "Command lines": flags that may stand before the executable.
-_EXEC_FLAGS = "@-:+!|"
 _OUTPUT_KEPT = 4096
 
 
@@ -30,41 +26,6 @@ class _Armed:
     command: str
     due: float
     handle: asyncio.TimerHandle
-
-
-def host_command(exec_start: str, root: Path, programs: Path) -> str:
-    """Return a service's command as bash can run it here.
-
-    An absolute path that exists in the host's tree is taken from there; another executable that the lab
-    simulates (/sbin/reboot, /usr/bin/systemctl) is the lab's; what is left is the machine's (/bin/bash).
-
-    Args:
-        exec_start: ExecStart= of the service; several are joined by ` && `.
-        root: the host's file system.
-        programs: the folder of the simulated programs.
-    """
-    commands: list[list[str]] = [[]]
-    for word in shlex.split(exec_start.lstrip(_EXEC_FLAGS + " ")):
-        if word == "&&":
-            commands.append([])
-        else:
-            commands[-1].append(word)
-    return " && ".join(_one_command(words, root, programs) for words in commands)
-
-
-def _one_command(words: list[str], root: Path, programs: Path) -> str:
-    in_tree = [_in_tree(word, root) for word in words]
-    simulates = words and in_tree[0] == words[0] != HOST_PYTHON  # that is a function of the host's bash
-    if simulates and (programs / Path(words[0]).name).exists():
-        in_tree[0] = str(programs / Path(words[0]).name)
-    return shlex.join(in_tree)
-
-
-def _in_tree(word: str, root: Path) -> str:
-    if not word.startswith("/") or word.startswith(f"{root}/"):
-        return word
-    candidate = root / word.lstrip("/")
-    return str(candidate) if os.path.lexists(candidate) else word
 
 
 class Timers:
@@ -121,9 +82,8 @@ class Timers:
             units.note_state(host, service, "activating")
         output = self._state / "log" / f"{unit}.out"
         with output.open("wb") as file:
-            text = host_command(command, self._state / "root", self._state / "bin")
             _, ended = self._processes.start(
-                ["bash", "-c", text],
+                ["bash", "-c", units.rooted_command(host, command)],
                 environment,
                 Path(environment["HOME"]),
                 subprocess.DEVNULL,
