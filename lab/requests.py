@@ -107,8 +107,8 @@ class ControlServer:
         self._kept: list[asyncio.StreamWriter] = []
         self._requests: dict[str, Callable[[Request], Awaitable[Answer]]] = {
             "status": self._status,
-            "reboot": self._reboot,
-            "poweroff": self._poweroff,
+            "reboot": self._go_down,
+            "poweroff": self._go_down,
             "power-on": self._power_on,
             "timer-start": self._timer_start,
             "timer-stop": self._timer_stop,
@@ -175,16 +175,12 @@ class ControlServer:
     async def _status(self, _: Request) -> Answer:
         return self._daemon.status()
 
-    async def _reboot(self, request: Request) -> Answer:
+    async def _go_down(self, request: Request) -> Answer:
+        is_reboot = request.get("do", str) == "reboot"
         if vmid := request.find("guest", int, 0):
-            self._daemon.guests.begin_power(vmid, "reboot")
-        else:
+            self._daemon.guests.begin_power(vmid, "reboot" if is_reboot else "poweroff")
+        elif is_reboot:
             self._daemon.begin_reboot()
-        return self._daemon.status()
-
-    async def _poweroff(self, request: Request) -> Answer:
-        if vmid := request.find("guest", int, 0):
-            self._daemon.guests.begin_power(vmid, "poweroff")
         else:
             self._daemon.begin_power_off()
         return self._daemon.status()

@@ -478,9 +478,6 @@ class Daemon:
 
 def install(state: Path, scenario: Scenario) -> None:
     """Write the stock host, in place of what was there; logs start empty."""
-    for name in ("root", "esp", "guests"):
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(state / name)
     for name in LOG_NAMES:
         StatePaths(state).log(name).unlink(missing_ok=True)
     Machine.install(state, scenario)

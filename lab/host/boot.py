@@ -25,6 +25,7 @@ from .devices import load_devices
 from .kernel import ModprobeError, RunningKernel, modules_of, modules_on_disk
 from .modprobe import ModprobeConfig, kernel_words, root_modprobe_config
 from .state import HostState, kernel_release
+from .storage import unmount_all
 
 #: How long a boot takes.
 _SECONDS = 0.3
@@ -472,21 +473,10 @@ def shutdown(host: HostState) -> None:
         for guest in machine["guests"].values():
             guest["running"] = False
             guest.pop("process", None)
-    undo_mounts(host)
+    unmount_all(host)
     one_shot = sysfs.take_one_shot(host)
     with host.changing_running() as running:  # a write into sysfs that still waits shows nothing of it any more
-        for name in ("proc", "sys", "run", "dev"):
-            folder = host.root / name
-            if folder.exists():
-                shutil.rmtree(folder)
-            folder.mkdir()
+        sysfs.clear(host)
         running.clear()
     if one_shot:  # the firmware keeps it
         sysfs.set_one_shot(host, one_shot)
-
-
-def undo_mounts(host: HostState) -> None:
-    """Take back what `mount` put over folders: a shutdown unmounts everything."""
-    from .storage import unmount_all
-
-    unmount_all(host)

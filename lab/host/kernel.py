@@ -47,7 +47,7 @@ class RunningKernel:
     @cached_property
     def nvidia_build(self) -> kernel_files.Build | None:
         """What NVIDIA's module of this kernel was built from: of the loaded one, else of the file; None without one."""
-        return nvidia.running_build(self.host) or nvidia.installed_build(self.host, self.data["kernel"])
+        return nvidia.running_build(self.host) or kernel_files.build_of(self.host, self.data["kernel"])
 
     @property
     def nvidia_installed(self) -> bool:

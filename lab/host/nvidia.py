@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from . import holders, network
 from .devices import PciDevice, load_devices
-from .kernel_files import Build, build_of
+from .kernel_files import Build
 from .nodes import Node, write_node
 from .state import HostState, kernel_release
 from .versions import holds
@@ -207,11 +207,6 @@ def running_build(host: HostState) -> Build | None:
     """What the loaded module was built from, None when none is loaded."""
     found = host.running.get("nvidia_build")
     return Build(**found) if found else None
-
-
-def installed_build(host: HostState, kernel: str) -> Build | None:
-    """What the module beside a kernel was built from, whether it is loaded or not."""
-    return build_of(host, kernel)
 
 
 def first_major(host: HostState, kernel: str, boots: int) -> int:
