@@ -20,7 +20,6 @@ class ModprobeConfig:
         self.off: set[str] = set()  # by `alias NAME off`, which comes before a module's own name
         self.soft_before: dict[str, list[str]] = {}
         self.soft_after: dict[str, list[str]] = {}
-        self.ignored: list[str] = []
 
     @classmethod
     def read(cls, folders: Iterable[Path], cmdline: str) -> ModprobeConfig:
@@ -38,7 +37,7 @@ class ModprobeConfig:
         return config
 
     def add_text(self, text: str) -> None:
-        """Take in the lines of one modprobe.d file; a line it can't use is kept in `ignored`, as modprobe warns."""
+        """Take in the lines of one modprobe.d file; a line that it can't use is passed over."""
         for raw in text.replace("\\\n", " ").splitlines():
             words = raw.split()
             if not words or words[0].startswith("#"):
@@ -54,8 +53,6 @@ class ModprobeConfig:
                 self._add_softdep(normal(rest[0]), rest[1:])
             elif verb == "alias" and rest[1:] == ["off"]:
                 self.off.add(normal(rest[0]))
-            elif verb not in ("alias", "remove", "weakdep"):
-                self.ignored.append(raw)
 
     def _add_softdep(self, module: str, words: list[str]) -> None:
         target: list[str] | None = None

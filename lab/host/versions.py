@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import cmp_to_key, lru_cache
+from functools import lru_cache
 
 
 @lru_cache(maxsize=4096)
@@ -13,9 +13,6 @@ def compare(left: str, right: str) -> int:
         if result := _compare_part(one, other):
             return result
     return 0
-
-
-key = cmp_to_key(compare)
 
 
 def _parts(version: str) -> tuple[str, str, str]:
