@@ -7,14 +7,13 @@ import subprocess
 from pathlib import Path
 
 from . import archive
-from .grub import GrubError, mkconfig
+from .grub import mkconfig
 from .initramfs import MkinitramfsError, build_image
 from .program import Failure, Options, UsageError, logged
 from .proxmox_boot import (
     ESP_LIST,
     NEXT_BOOT_PIN,
     PIN,
-    BootToolError,
     each_esp,
     first_line,
     is_uefi,
@@ -72,10 +71,7 @@ def _unshare(host: HostState, name: str, arguments: list[str]) -> int:
 def _generate(host: HostState, target: Path) -> int:
     boot = host.root / "boot"
     bound = boot.resolve() if boot.is_symlink() and boot.resolve().is_relative_to(host.esp) else None
-    try:
-        mkconfig(host, target, bound_boot=bound)
-    except GrubError as error:
-        raise Failure(str(error)) from error
+    mkconfig(host, target, bound_boot=bound)
     warn(host, "done")
     return 0
 
@@ -144,10 +140,7 @@ def sync_esps(host: HostState) -> None:
         Failure: as the script ends.
     """
     _announce("/etc/kernel/postinst.d/zz-proxmox-boot")
-    try:
-        sync(host)
-    except BootToolError as error:
-        raise Failure(str(error)) from error
+    sync(host)
 
 
 def _clean(host: HostState, dry_run: bool) -> int:

@@ -6,6 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
+from .program import Failure
 from .state import HostState
 
 # What grub-mkconfig does, in the shell as there: settings first, then each executable of grub.d in order.
@@ -40,10 +41,6 @@ done
 """
 
 
-class GrubError(Exception):
-    """grub-mkconfig fails; what it printed has gone to stderr already, the text may be empty."""
-
-
 def mkconfig(
     host: HostState,
     output: Path | None,
@@ -61,10 +58,10 @@ def mkconfig(
         The generated text. Messages go to this process's stderr, as grub-mkconfig's do.
 
     Raises:
-        GrubError: a setting's file or a script failed, or the fault update-grub is set.
+        Failure: a setting's file or a script failed, which has said why, or the fault update-grub is set.
     """
     if host.fault("update-grub"):
-        raise GrubError("/usr/sbin/grub-probe: error: failed to get canonical path of `/dev/mapper/pve-root'.")
+        raise Failure("/usr/sbin/grub-probe: error: failed to get canonical path of `/dev/mapper/pve-root'.")
     boot = host.machine["boot"]
     env = dict(os.environ if environment is None else environment)
     env.update(
@@ -91,7 +88,7 @@ def mkconfig(
         check=False,
     )
     if result.returncode != 0:
-        raise GrubError("")
+        raise Failure("")
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = output.with_name(output.name + ".new")

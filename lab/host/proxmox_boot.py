@@ -13,7 +13,8 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from .grub import GrubError, mkconfig
+from .grub import mkconfig
+from .program import Failure
 from .state import HostState
 
 ESP_LIST = "/etc/kernel/proxmox-boot-uuids"
@@ -21,10 +22,6 @@ PIN = "/etc/kernel/proxmox-boot-pin"
 NEXT_BOOT_PIN = "/etc/kernel/next-boot-pin"
 PIN_SNIPPET = "/etc/default/grub.d/proxmox-kernel-pin.cfg"
 _UUID = re.compile(r"[0-9a-fA-F]{4}-[0-9a-fA-F]{4}")
-
-
-class BootToolError(Exception):
-    """proxmox-boot-tool ends with an error; the text is what it prints."""
 
 
 def warn(host: HostState, text: str) -> None:
@@ -72,17 +69,17 @@ def sync(host: HostState, environment: dict[str, str] | None = None) -> None:
     """What zz-proxmox-boot does after an initramfs or the command line changed.
 
     Raises:
-        BootToolError: no root= on the command line, a full partition, GRUB's configuration fails, or a fault.
+        Failure: no root= on the command line, a full partition, GRUB's configuration fails, or a fault.
     """
     if not host.rooted(ESP_LIST).exists():
         warn(host, f"No {ESP_LIST} found, skipping ESP sync.")
         return
     if host.fault("proxmox-boot-tool"):
-        raise BootToolError("mount: /var/tmp/espmounts: can't read superblock on the EFI system partition.")
+        raise Failure("mount: /var/tmp/espmounts: can't read superblock on the EFI system partition.")
     if host.rooted("/etc/kernel/cmdline").exists():
         cmdline = first_line(host, "/etc/kernel/cmdline")
         if "root=" not in cmdline:
-            raise BootToolError("No root= parameter in /etc/kernel/cmdline found!")
+            raise Failure("No root= parameter in /etc/kernel/cmdline found!")
     else:
         warn(host, "No /etc/kernel/cmdline found - falling back to /proc/cmdline")
         cmdline = re.sub(r"\binitrd=[0-9a-zA-Z\\/.-]*\s*", "", host.cmdline())
@@ -105,10 +102,7 @@ def _update_esp(host: HostState, uuid: str, esp: Path, cmdline: str, environment
     if grub:
         set_grub_default(host, pinned)
         _remove_old(host, esp.glob("vmlinuz-*"), kernels, lambda v: [esp / f"vmlinuz-{v}", esp / f"initrd.img-{v}"])
-        try:
-            mkconfig(host, esp / "grub/grub.cfg", environment, bound_boot=esp)
-        except GrubError as error:
-            raise BootToolError(str(error)) from error
+        mkconfig(host, esp / "grub/grub.cfg", environment, bound_boot=esp)
         warn(host, "done")
         return
     _set_loader_default(esp, pinned)
@@ -149,7 +143,7 @@ def _copy_file(host: HostState, esp: Path, source: Path, target: Path) -> None:
     target.write_bytes(data[:room])
     if room < len(data):
         place = target.relative_to(esp.parent)
-        raise BootToolError(f"cp: error writing '/var/tmp/espmounts/{place}': No space left on device")
+        raise Failure(f"cp: error writing '/var/tmp/espmounts/{place}': No space left on device")
 
 
 def on_vfat(size: int) -> int:

@@ -9,18 +9,16 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+from .program import Failure
 from .state import HostState
 
 # A system has them from its start on; only an initramfs comes before.
 _KERNELS_OWN = ("proc", "sysfs")
 
 
-class MountError(Exception):
-    """mount or umount refuses; `status` is the exit status of the real command."""
-
-    def __init__(self, text: str, status: int = 32) -> None:
-        super().__init__(text)
-        self.status = status
+def _refused(text: str) -> Failure:
+    """What mount and umount end with."""
+    return Failure(text, 32)
 
 
 def mounted_here(host: HostState, target: Path) -> dict[str, Any] | None:
@@ -37,41 +35,41 @@ def source_folder(host: HostState, device: Path) -> tuple[Path, str]:
     """The folder with a device's content and its file system type.
 
     Raises:
-        MountError: no such device, or nothing on it that can be mounted.
+        Failure: no such device, or nothing on it that can be mounted.
     """
     if not device.exists():
-        raise MountError(f"mount: special device {host.unrooted(device)} does not exist.")
+        raise _refused(f"mount: special device {host.unrooted(device)} does not exist.")
     name = device.resolve().name
     for disk_device in host.machine["hardware"]["devices"]:
         for disk in disk_device["blocks"]:
             for part in disk["partitions"]:
                 if part["name"] == name and part["fstype"] == "vfat":
                     return host.esp / part["uuid"], "vfat"
-    raise MountError(f"mount: {host.unrooted(device)}: unknown filesystem type or not a file system the lab has.")
+    raise _refused(f"mount: {host.unrooted(device)}: unknown filesystem type or not a file system the lab has.")
 
 
 def mount(host: HostState, source: str, target: str, fstype: str, bind: bool) -> None:
     """Mount a device, or bind a folder, on a folder.
 
     Raises:
-        MountError: as the real mount would refuse.
+        Failure: as the real mount would refuse.
     """
     point = host.rooted(target)
     if not point.is_dir():
-        raise MountError(f"mount: {target}: mount point does not exist.")
+        raise _refused(f"mount: {target}: mount point does not exist.")
     if fstype in _KERNELS_OWN:
         _show(host, point, fstype)
         return
     if bind:
         folder = host.rooted(source)
         if not folder.is_dir():
-            raise MountError(f"mount: {target}: special device {source} does not exist.")
+            raise _refused(f"mount: {target}: special device {source} does not exist.")
         folder = folder.resolve()
         found = "none"
     else:
         folder, found = source_folder(host, host.rooted(source))
         if fstype not in ("", "auto", found):
-            raise MountError(f"mount: {target}: wrong fs type, bad option, bad superblock on {source}.")
+            raise _refused(f"mount: {target}: wrong fs type, bad option, bad superblock on {source}.")
     with host.changing():
         _cover(host, point, folder, source, found, bind)
     _write_table(host)
@@ -108,7 +106,7 @@ def unmount(host: HostState, target: str) -> None:
     """Unmount what was mounted last on a folder (or from a device).
 
     Raises:
-        MountError: nothing is mounted there.
+        Failure: nothing is mounted there.
     """
     with host.changing():
         _undo(host, _entry_to_undo(host, target))
@@ -121,7 +119,7 @@ def _entry_to_undo(host: HostState, target: str) -> dict[str, Any]:
         name = f"/dev/{host.rooted(target).resolve().name}" if host.unrooted(target).startswith("/dev/") else ""
         entry = next((e for e in reversed(host.machine["mounts"]) if e.get("covered") and e["source"] == name), None)
     if entry is None:
-        raise MountError(f"umount: {host.unrooted(target)}: not mounted.")
+        raise _refused(f"umount: {host.unrooted(target)}: not mounted.")
     return entry
 
 

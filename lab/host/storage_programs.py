@@ -7,7 +7,7 @@ from typing import Any
 
 from .program import Failure, Options, UsageError, logged
 from .state import HostState
-from .storage import MountError, mount, mounted_here, unmount
+from .storage import mount, mounted_here, unmount
 
 _MIB = 1 << 20
 
@@ -35,10 +35,7 @@ def _mount(host: HostState, arguments: list[str]) -> int:
         raise Failure(f"mount: {options.rest[0]}: can't find in /etc/fstab.", 1)
 
     def work() -> int:
-        try:
-            mount(host, options.rest[0], options.rest[1], options.value("t", "types") or "", bind)
-        except MountError as error:
-            raise Failure(str(error), error.status) from error
+        mount(host, options.rest[0], options.rest[1], options.value("t", "types") or "", bind)
         return 0
 
     return logged(host, "mount", arguments, work)
@@ -51,10 +48,7 @@ def _umount(host: HostState, arguments: list[str]) -> int:
 
     def work() -> int:
         for target in options.rest:
-            try:
-                unmount(host, target)
-            except MountError as error:
-                raise Failure(str(error), error.status) from error
+            unmount(host, target)
         return 0
 
     return logged(host, "umount", arguments, work)
