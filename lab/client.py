@@ -373,12 +373,11 @@ class Lab:
         if wait and not ignored:
             self.wait_settled(boots=boots + 1, timeout=timeout)
 
-    def power_cycle(self, timeout: float = WAIT_SECONDS) -> None:
+    def power_cycle(self) -> None:
         """Switch the host off and on again, which also helps one that hangs or lost its network."""
-        request(self.state, "poweroff")
-        self.wait_settled(timeout=timeout)
-        request(self.state, "power-on")
-        self.wait_settled(timeout=timeout)
+        for change in ("poweroff", "power-on"):
+            request(self.state, change)
+            self.wait_settled()
 
     # Waiting
 
@@ -394,13 +393,13 @@ class Lab:
         """Wait until a VM answers SSH."""
         self._wait("answering", timeout, guest=vmid)
 
-    def wait_idle(self, timeout: float = WAIT_SECONDS, guest: int | None = None) -> None:
-        """Wait until no command that came over SSH runs on the host (or in a guest), also none whose client is gone."""
-        self._wait("idle", timeout, guest=guest)
+    def wait_idle(self) -> None:
+        """Wait until no command that came over SSH runs on the host, also none whose client is gone."""
+        self._wait("idle", WAIT_SECONDS)
 
-    def wait_disconnected(self, timeout: float = WAIT_SECONDS, guest: int | None = None) -> None:
+    def wait_disconnected(self, guest: int | None = None) -> None:
         """Wait until the host (or a guest) has noticed that no SSH client is connected any more."""
-        self._wait("disconnected", timeout, guest=guest)
+        self._wait("disconnected", WAIT_SECONDS, guest=guest)
 
     def wait_command(self, text: str, timeout: float = WAIT_SECONDS, guest: int | None = None) -> None:
         """Wait until a command runs that contains text, in its command line or the script on its stdin."""

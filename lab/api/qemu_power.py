@@ -95,14 +95,8 @@ def ended_itself(guest: Guest) -> None:
     hooks.begin_cleanup(guest, guest.config().values)
 
 
-def stop_work(
-    guest: Guest, log: Callable[[str], None], *, skip_lock: bool = False, by_cleanup: bool | None = None
-) -> Work:
-    """Stop a VM at once; nothing happens to one that doesn't run, whatever its lock.
-
-    Args:
-        by_cleanup: whether post-stop is left to `qm cleanup`, as the installed qemu-server has it.
-    """
+def stop_work(guest: Guest, log: Callable[[str], None], *, skip_lock: bool = False) -> Work:
+    """Stop a VM at once; nothing happens to one that doesn't run, whatever its lock."""
     config = existing(guest)
     await_config_lock(guest, log)
     if not guest.running:
@@ -112,11 +106,11 @@ def stop_work(
     with hooks.locked(guest, config.values):
         yield from hooks.run(guest, config.values, "pre-stop", log)
         yield 0.05
-        yield from _end(guest, config, log, by_cleanup)
-    _begin_cleanup(guest, config, by_cleanup)
+        yield from _end(guest, config, log)
+    _begin_cleanup(guest, config)
 
 
-def _end(guest: Guest, config: GuestConfig, log: Callable[[str], None], by_cleanup: bool | None) -> Work:
+def _end(guest: Guest, config: GuestConfig, log: Callable[[str], None], by_cleanup: bool | None = None) -> Work:
     """A VM's end: QEMU, then what was reserved, then post-stop (fact 13)."""
     if not guest.running:
         return
@@ -130,7 +124,7 @@ def _left_to_cleanup(guest: Guest, by_cleanup: bool | None) -> bool:
     return not hooks.of_the_stop(guest.host) if by_cleanup is None else by_cleanup
 
 
-def _begin_cleanup(guest: Guest, config: GuestConfig, by_cleanup: bool | None) -> None:
+def _begin_cleanup(guest: Guest, config: GuestConfig, by_cleanup: bool | None = None) -> None:
     if _left_to_cleanup(guest, by_cleanup):
         hooks.begin_cleanup(guest, config.values)
 
@@ -144,7 +138,10 @@ def shutdown_work(
     skip_lock: bool = False,
     by_cleanup: bool | None = None,
 ) -> Work:
-    """Shut a VM down, through its agent or ACPI, within a time limit in seconds; `by_cleanup` as for a stop.
+    """Shut a VM down, through its agent or ACPI, within a time limit in seconds.
+
+    Args:
+        by_cleanup: whether post-stop is left to `qm cleanup`; None: as the installed qemu-server has it.
 
     Raises:
         ApiError: it is locked, or didn't go off, and isn't to be forced.
