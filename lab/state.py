@@ -18,6 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lab.host.state import append_line, write_atomically
+
 FORMAT_VERSION = 2
 LOG_NAMES = ("connections", "commands", "boots", "guests", "programs", "timers", "api")
 
@@ -95,13 +97,6 @@ class StatePaths:
         return self.state / "log" / f"{name}.jsonl"
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.rename(path)
-
-
 def read_lab_file(state: Path) -> LabFile | None:
     """Return lab.json's content; None when the folder holds no lab.
 
@@ -133,7 +128,7 @@ def write_lab_file(state: Path, lab: LabFile) -> None:
     last = {"ssh": lab.ssh, "api": lab.api, "guests": lab.guests}
     rest = {name: value for name, value in lab.__dict__.items() if name not in last}
     text = json.dumps({**first, **rest, **last}, indent=2)
-    write_whole(StatePaths(state).lab_file, text + "\n")
+    write_atomically(StatePaths(state).lab_file, text + "\n")
 
 
 def process_start_time(pid: int) -> int | None:
@@ -190,13 +185,8 @@ def now() -> str:
 
 
 def append_log(state: Path, name: str, entry: dict[str, Any]) -> None:
-    """Append one line to a log, in one write, so that lines of several writers never mix."""
-    line = json.dumps(entry) + "\n"
-    descriptor = os.open(StatePaths(state).log(name), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(descriptor, line.encode())
-    finally:
-        os.close(descriptor)
+    """Append one line to a log."""
+    append_line(StatePaths(state).log(name), json.dumps(entry))
 
 
 def read_log(state: Path, name: str) -> list[dict[str, Any]]:

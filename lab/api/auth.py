@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 from lab.host.cluster import Cluster
-from lab.host.state import HostState
-from lab.state import write_whole
+from lab.host.state import HostState, write_atomically
 
 from .errors import ApiError
 
@@ -38,7 +37,7 @@ class Secrets:
         if not path.exists():
             made = {"password": secrets.token_urlsafe(12), "ticket_key": secrets.token_hex(32)}
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_whole(path, json.dumps(made, indent=1) + "\n")
+            write_atomically(path, json.dumps(made, indent=1) + "\n")
             path.chmod(0o600)
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 

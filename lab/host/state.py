@@ -40,6 +40,15 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(temporary, path)  # noqa: PTH105
 
 
+def append_line(path: Path, text: str) -> None:
+    """Add a line to a file in one write, so that lines of several writers never mix."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, f"{text}\n".encode())
+    finally:
+        os.close(descriptor)
+
+
 def write_file(path: str, data: bytes, mode: int) -> None:
     """Write a file whole, with its mode; not by a Path and a buffer, which take as long again: a host has hundreds of files.
 
@@ -246,16 +255,6 @@ class HostState:
         return self.read("/proc/cmdline", "").rstrip("\n")
 
     # -- logs --------------------------------------------------------------------------------------------
-    def append_log(self, name: str, entry: dict[str, Any]) -> None:
-        """One JSON line in log/<name>.jsonl; whole lines only, also with several writers."""
-        self.log.mkdir(parents=True, exist_ok=True)
-        line = (json.dumps(entry, sort_keys=True) + "\n").encode()
-        descriptor = os.open(self.log / f"{name}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            os.write(descriptor, line)
-        finally:
-            os.close(descriptor)
-
     def log_program(self, program: str, args: list[str], exit_code: int, note: str | None = None) -> None:
         """Record a run of a program that changes something, or that was asked for what it doesn't know."""
         entry: dict[str, Any] = {
@@ -266,7 +265,8 @@ class HostState:
         }
         if note is not None:
             entry["note"] = note
-        self.append_log("programs", entry)
+        self.log.mkdir(parents=True, exist_ok=True)
+        append_line(self.log / "programs.jsonl", json.dumps(entry, sort_keys=True))
 
     def kernel_message(self, text: str, seconds: float | None = None) -> None:
         """Add a line to the kernel's ring buffer (what dmesg prints)."""
