@@ -124,10 +124,7 @@ def _fetched(
     partly = place.with_name(f"{place.name}.tmp_dwnl.{os.getpid()}")
     try:
         log(f"--{time.strftime('%Y-%m-%d %H:%M:%S')}--  {url}")
-        content = _content(host, url, target)
-        wrong = network.fault(host, "download-corrupt")
-        if wrong is not None and wrong in url:
-            content = network.corrupted(content)
+        content = network.as_transferred(host, url, _content(host, url, target))
         partly.write_bytes(content[: len(content) // 2])
         yield float(host.fault("download-seconds") or 0)
         breaks = network.fault(host, "download-breaks")

@@ -81,9 +81,7 @@ def _content(system: HostState, url: str) -> bytes:
     if not url.endswith("InRelease"):
         if network.fault(system, "disk-full") is not None:
             raise Failure("Error writing to file - write (28: No space left on device)")
-        wrong = network.fault(system, "download-corrupt")
-        if wrong is not None and wrong in url:
-            return network.corrupted(content)
+        return network.as_transferred(system, url, content)
     return content
 
 

@@ -41,9 +41,7 @@ def _transfer(host: HostState, url: str, offset: int, write: Callable[[bytes], N
     content = debs.file_at(host, url)
     if content is None:
         return False
-    wrong = network.fault(host, "download-corrupt")
-    if wrong is not None and wrong in url:
-        content = network.corrupted(content)
+    content = network.as_transferred(host, url, content)
     if value := network.fault(host, "apt-slow"):
         time.sleep(float(value))
     breaks = network.fault(host, "download-breaks")

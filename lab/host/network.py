@@ -217,7 +217,10 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def corrupted(content: bytes) -> bytes:
-    """A transfer that went wrong: as long as it should be, and one byte differs."""
+def as_transferred(system: HostState, url: str, content: bytes) -> bytes:
+    """A file as it comes from there: under the fault download-corrupt as long as it should be, and one byte differs."""
+    wrong = fault(system, "download-corrupt")
+    if wrong is None or wrong not in url:
+        return content
     place = len(content) * 2 // 3
     return content[:place] + bytes([content[place] ^ 0x20]) + content[place + 1 :]
