@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,7 +104,7 @@ class Shell:
         if not self._works:
             return answer
         for host, work in self._works:
-            self._carry_out(host, work)
+            hooks.drive(host, work, self._tell)
         self._works.clear()
         tasks = Tasks(self.host)
         self.last_task = str(answer)
@@ -122,16 +121,6 @@ class Shell:
         """What a shell shows in the ten seconds for which a file of the whole cluster can't be had."""
         if match := re.search(r"cfs-lock '([^']+)' error: no quorum", str(error)):
             print(f"trying to acquire cfs lock '{match[1]}' ...\n" * _ATTEMPTS, end="", file=sys.stderr)
-
-    def _carry_out(self, host: HostState, work: Work) -> None:
-        """A task's work, waited for here."""
-        while True:
-            with exclusively(host):
-                seconds = next(work, None)
-            self._tell()
-            if seconds is None:
-                return
-            time.sleep(seconds)
 
     # -- qm and pct --------------------------------------------------------------------------------------
     def guest(self, name: str, arguments: list[str]) -> None:

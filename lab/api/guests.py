@@ -170,6 +170,12 @@ class Guest:
             onboot = config.merged().get("onboot") == "1" and config.merged().get("template") != "1"
             entry |= {"kind": _MACHINE_KINDS[self.kind], "name": self.name(config), "onboot": onboot}
 
+    def take_pending(self, config: GuestConfig) -> None:
+        """Put in force what waits for the start, and write it."""
+        if config.is_pending:
+            config.apply_pending()
+            self.save(config)
+
     def remove(self) -> None:
         """Remove the configuration, and what was inside the guest."""
         self.path.unlink()

@@ -174,11 +174,12 @@ def reboot_request(guest: Guest) -> Path:
     return guest.host.rooted(f"/run/qemu-server/{guest.vmid}.reboot")
 
 
-def drive(host: HostState, work: Work) -> None:
-    """Do a task's work to its end, waiting where it waits; others go on in between."""
+def drive(host: HostState, work: Work, tell: Callable[[], object] = lambda: None) -> None:
+    """Do a task's work to its end, waiting where it waits; others go on in between, and `tell` is called."""
     while True:
         with exclusively(host):
             seconds = next(work, None)
+        tell()
         if seconds is None:
             return
         time.sleep(seconds)

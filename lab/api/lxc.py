@@ -289,9 +289,7 @@ def start_work(guest: Guest, log: TaskLog) -> Work:
     """
     config = guest.config()
     require_unlocked(guest, config)
-    if config.is_pending:
-        config.apply_pending()
-        guest.save(config)
+    guest.take_pending(config)
     yield from hooks.run(guest, config.values, "pre-start", log)
     yield 0.1
     _begin(guest, config, log)
@@ -320,9 +318,7 @@ def settle_after_boot(guest: Guest, report: Callable[[int, ApiError], None]) -> 
     config = guest.config()
     try:
         require_unlocked(guest, config)
-        if config.is_pending:
-            config.apply_pending()
-            guest.save(config)
+        guest.take_pending(config)
         container_system.begin(guest, config)
     except ApiError as error:
         guest.set_running(False)

@@ -53,9 +53,7 @@ def start_work(guest: Guest, log: Callable[[str], None], *, skip_lock: bool = Fa
         guest.save(config)
     if config.values.get("template") == "1":
         raise Died("you can't start a vm if it's a template")
-    if config.is_pending:
-        config.apply_pending()
-        guest.save(config)
+    guest.take_pending(config)
     with hooks.locked(guest, config.values):
         yield from hooks.run(guest, config.values, "pre-start", log)
         while passthrough.waits_for(guest.host, config.values):
@@ -285,9 +283,7 @@ def settle_after_boot(guest: Guest, report: Callable[[int, ApiError], None]) -> 
         report: makes a failed start's task.
     """
     config = guest.config()
-    if config.is_pending:
-        config.apply_pending()
-        guest.save(config)
+    guest.take_pending(config)
     try:
         _prepare(guest, config, unheard)
         power_on(guest)

@@ -26,7 +26,7 @@ TEMPLATE = "/var/lib/vz/template/cache/debian-12-standard_12.7-1_amd64.tar.gz"
 @pytest.fixture(autouse=True)
 def _nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lab.api.guests.BOOT_SECONDS", 0.0)
-    monkeypatch.setattr("lab.api.commands.time.sleep", lambda _: None)
+    monkeypatch.setattr("lab.api.hooks.time.sleep", lambda _: None)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def shared_node(tmp_path_factory: pytest.TempPathFactory) -> Node:
 def node(shared_node: Node, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
     """A node with VM 100, off, that waits for nothing."""
     monkeypatch.setattr("lab.api.guests.BOOT_SECONDS", 0.0)
-    monkeypatch.setattr("lab.api.commands.time.sleep", lambda _: None)
+    monkeypatch.setattr("lab.api.hooks.time.sleep", lambda _: None)
     shared_node.vm(100)
     yield shared_node
     shared_node.host.machine.clear_faults()
