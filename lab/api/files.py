@@ -104,13 +104,6 @@ def _server(url: str) -> str:
     return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
 
 
-def _unreachable(host: HostState, url: str) -> str | None:
-    """Why nobody answers at an address; None: somebody does."""
-    if re.fullmatch(r"[\d.]+", urlsplit(url).hostname or ""):
-        return "Connection refused"
-    return "Name or service not known" if network.offline(host, url) else None
-
-
 def _fetched(
     host: HostState, url: str, target: str, checksum: tuple[str, str] | None, log: Callable[[str], None]
 ) -> Work:
@@ -124,7 +117,7 @@ def _fetched(
     partly = place.with_name(f"{place.name}.tmp_dwnl.{os.getpid()}")
     try:
         log(f"--{time.strftime('%Y-%m-%d %H:%M:%S')}--  {url}")
-        content = network.as_transferred(host, url, _content(host, url, target))
+        content = network.as_transferred(host, url, _content(host, url))
         partly.write_bytes(content[: len(content) // 2])
         yield float(host.fault("download-seconds") or 0)
         breaks = network.fault(host, "download-breaks")
@@ -143,12 +136,13 @@ def _fetched(
     log(f"download of '{url}' to '{target}' finished")
 
 
-def _content(host: HostState, url: str, target: str) -> bytes:
-    trouble = _unreachable(host, url)
-    if trouble == "Connection refused":
+def _content(host: HostState, url: str) -> bytes:
+    """What somebody at an address answers; nobody does at one without a name."""
+    name = urlsplit(url).hostname or ""
+    if re.fullmatch(r"[\d.]+", name):
         raise Died(f"download failed: Connecting to {_server(url)}... failed: Connection refused.")
-    if trouble:
-        raise Died(f"download failed: wget: unable to resolve host address ‘{urlsplit(url).hostname}’")
+    if network.offline(host, url):
+        raise Died(f"download failed: wget: unable to resolve host address ‘{name}’")
     content = debs.file_at(host, url)
     if content is None:
         raise Died(f"download failed: {time.strftime('%Y-%m-%d %H:%M:%S')} ERROR 404: Not Found.")

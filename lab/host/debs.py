@@ -163,12 +163,8 @@ def package_list(system: HostState, repository: dict[str, Any], component: str) 
     if component not in (*_MAIN, "non-free"):
         return b""
     return "\n".join(
-        _listed(system, name, record) for name, record in offered(system, repository, (component,))
+        _paragraph(system.state, name, json.dumps(record)) for name, record in offered(system, repository, (component,))
     ).encode()
-
-
-def _listed(system: HostState, name: str, record: dict[str, Any]) -> str:
-    return _paragraph(system.state, name, json.dumps(record))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -17,11 +17,10 @@ _BETWEEN = re.compile(r"\n\s*\n")  # paragraphs
 
 
 class Package(NamedTuple):
-    """A package whose files are there; of a kernel's `provides` has the other names."""
+    """A package whose files are there."""
 
     name: str
     version: str
-    provides: str = ""
 
 
 def installed(system: HostState) -> dict[str, Package]:
@@ -36,8 +35,7 @@ def _installed(text: str) -> dict[str, Package]:
     for block in _BETWEEN.split(text):
         fields = dict(re.findall(r"^([\w-]+): (.*)$", block, re.M))
         if fields.get("Status", "").endswith((" installed", " half-configured", " unpacked")):
-            package = Package(fields["Package"], fields["Version"], fields.get("Provides", ""))
-            found[package.name] = package
+            found[fields["Package"]] = Package(fields["Package"], fields["Version"])
     return found
 
 

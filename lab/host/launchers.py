@@ -52,7 +52,8 @@ def write(folder: Path, names: Collection[str], *, container: bool = False) -> N
     """
     wanted, digest = texts(frozenset(names), container=container)
     made = folder / _MADE
-    if _is(made, digest) and all((folder / name).exists() for name in (*wanted, APT_CONFIG)):
+    is_made = made.exists() and made.read_text(encoding="utf-8") == digest
+    if is_made and all((folder / name).exists() for name in (*wanted, APT_CONFIG)):
         return
     shutil.rmtree(folder, ignore_errors=True)
     (folder / INSTALLED).mkdir(parents=True)
@@ -86,7 +87,3 @@ def text_of(name: str, *first: str, container: bool = False) -> str:
         said, client = (" ".join(os.fsencode(word).hex() for word in some) for some in (words, [str(_CLIENT)]))
         return f"#!{perl}\n@own = map {{ pack 'H*', $_ }} qw({said}); do pack 'H*', '{client}';\n"
     return f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n'
-
-
-def _is(launcher: Path, text: str) -> bool:
-    return launcher.exists() and launcher.read_text(encoding="utf-8") == text
