@@ -27,6 +27,22 @@ def scenario(name: str = "rtx5090", vm: dict[str, Any] | None = None, **keys: An
     return scenario_from({**data, **keys}, "changed", name)
 
 
+#: Those with which a container computes.
+NODES = ("nvidia0", "nvidiactl", "nvidia-uvm")
+
+
+def emptied(host: Host, ctid: int, *nodes: str) -> Host:
+    """A host whose container runs with nothing installed, and these nodes."""
+    host.output(f"pct stop {ctid}; rm -rf $LAB_STATE/guests/{ctid}")
+    conf = host.root / f"etc/pve/lxc/{ctid}.conf"
+    head = conf.read_text().partition("\n[")[0]
+    kept = [line for line in head.splitlines() if not line.startswith(("dev", "lxc."))]
+    kept += [f"dev{n}: /dev/{node},mode=0666" for n, node in enumerate(nodes)]
+    conf.write_text("\n".join(kept) + "\n")
+    host.output(f"pct start {ctid}")
+    return host
+
+
 class Vm:
     """VM 103 of a scenario, running, with the card at 01:00 unless told otherwise."""
 

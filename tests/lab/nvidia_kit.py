@@ -22,7 +22,7 @@ from remote_scripts.both import nvidia_verification, read_system
 from remote_scripts.both.nvidia_packages import Answer
 from tests import forked_agent
 from tests.boot_layers import Asked
-from tests.lab.guest_kit import Vm, scenario
+from tests.lab.guest_kit import NODES, Vm, emptied, scenario
 from tests.lab.host_kit import Host, ran, succeeded
 
 #: What NVIDIA's repository has of branch 580.
@@ -246,16 +246,8 @@ class Container(Machine):
     target = "lxc"
 
     def __init__(self, state: Path, name: str = "phoenix", ctid: int = 901) -> None:
-        host = Host(state, name, running=True)
         self.ctid = ctid
-        host.output(f"pct stop {ctid}; rm -rf $LAB_STATE/guests/{ctid}")
-        conf = host.root / f"etc/pve/lxc/{ctid}.conf"
-        head = conf.read_text().partition("\n[")[0]
-        kept = [line for line in head.splitlines() if not line.startswith(("dev", "lxc."))]
-        nodes = ("nvidia0", "nvidiactl", "nvidia-uvm") if name == "phoenix" else ()
-        kept += [f"dev{n}: /dev/{node},mode=0666" for n, node in enumerate(nodes)]
-        conf.write_text("\n".join(kept) + "\n")
-        host.output(f"pct start {ctid}")
+        host = emptied(Host(state, name, running=True), ctid, *(NODES if name == "phoenix" else ()))
         super().__init__(host, host.root.parent / f"guests/{ctid}/root", self.execute)
 
     def execute(self, text: str) -> subprocess.CompletedProcess[str]:

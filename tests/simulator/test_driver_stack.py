@@ -11,7 +11,7 @@ from homelab.symptoms import recognise
 from lab.host import nvidia
 from lab.host.state import HostState
 from lab.stock import without_subscription
-from tests.lab.guest_kit import Vm, scenario
+from tests.lab.guest_kit import NODES, Vm, emptied, scenario
 from tests.lab.host_kit import Host
 
 KEYRING = (
@@ -296,14 +296,7 @@ def test_the_toolkit_brings_no_driver_and_the_meta_does(vm: Vm) -> None:
 @pytest.fixture
 def phoenix(tmp_path: Path) -> Host:
     """A host with driver 580 and container 901, which has its nodes and nothing installed."""
-    host = Host(tmp_path, "phoenix", running=True)
-    host.output("pct stop 901; rm -rf $LAB_STATE/guests/901")
-    conf = host.root / "etc/pve/lxc/901.conf"
-    kept = [line for line in conf.read_text().splitlines() if not line.startswith(("dev", "lxc."))]
-    nodes = ("nvidia0", "nvidiactl", "nvidia-uvm")
-    conf.write_text("\n".join([*kept, *(f"dev{n}: /dev/{name},mode=0666" for n, name in enumerate(nodes))]) + "\n")
-    host.output("pct start 901")
-    return host
+    return emptied(Host(tmp_path, "phoenix", running=True), 901, *NODES)
 
 
 def inside(host: Host, script: str) -> str:
