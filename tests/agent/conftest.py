@@ -1,4 +1,4 @@
-"""The fixture of a host that is nothing but a folder; and what every test of this tier is held to."""
+"""The fixtures of a host that is nothing but a folder; and what every test of this tier is held to."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ import pytest
 from homelab.remote.scripts import FOLDER
 from remote_scripts.pve import api
 from tests.agent.boot_kit import loader, stocked_boot
+from tests.agent.card_kit import box
+from tests.agent.cluster_kit import clock
 from tests.agent.kit import host
 
-__all__ = ["host", "loader", "stocked_boot"]
+__all__ = ["box", "clock", "host", "loader", "stocked_boot"]
 
 _PROGRAM, _TOOLS, _TESTS = f"{FOLDER}/", f"{FOLDER / 'tools'}/", f"{Path(__file__).parent}/"
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND

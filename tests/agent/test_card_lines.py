@@ -17,11 +17,9 @@ from remote_scripts.pve import pmxcfs
 from remote_scripts.pve.container_conf import Method
 from remote_scripts.tools import disk
 from remote_scripts.tools.done import Done
-from tests.agent.card_kit import ALLOW, AMD, BASE, BIND, CONF, NOTE, NVIDIA, PRIVILEGED, SECOND, Cards300, box
+from tests.agent.card_kit import ALLOW, AMD, BASE, BIND, CONF, NOTE, NVIDIA, PRIVILEGED, SECOND, Cards300
 from tests.agent.kit import Refused
 from tests.waiting import PATIENCE
-
-__all__ = ["box"]
 
 SNAPSHOT = "\n[clean]\narch: amd64\nhostname: box\nmemory: 256\nsnaptime: 1700000000\n" + BIND.format(
     "nvidia0"

@@ -27,11 +27,9 @@ from remote_scripts.tools import boot_service, disk
 from remote_scripts.tools.errors import Failure, UnreadableError
 from remote_scripts.tools.system import System
 from tests import sampling
-from tests.agent.card_kit import ALLOW, AMD, BASE, NOTE, NVIDIA, PRIVILEGED, SECOND, Cards300, box
+from tests.agent.card_kit import ALLOW, AMD, BASE, NOTE, NVIDIA, PRIVILEGED, SECOND, Cards300
 from tests.agent.kit import Host
 from tests.waiting import PATIENCE
-
-__all__ = ["box"]
 
 RENDER = "/dev/dri/renderD128,gid=104,mode=0660"
 OTHER = "0000:07:00.0"

@@ -16,7 +16,6 @@ from remote_scripts.tools.done import Done
 from tests.agent.cluster_kit import (
     TURN,
     Clock,
-    clock,
     is_heard,
     members,
     node_of_three,
@@ -29,8 +28,6 @@ from tests.agent.cluster_kit import (
     without_quorum,
 )
 from tests.agent.kit import Host
-
-__all__ = ["clock"]
 
 
 @pytest.fixture(autouse=True)

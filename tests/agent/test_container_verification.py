@@ -16,11 +16,9 @@ from remote_scripts.pve import guests
 from remote_scripts.tools.done import NOT_FOUND, TIMED_OUT, Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
-from tests.agent.card_kit import ALLOW, AMD, BASE, BIND, BOOT, CTID, NVIDIA, Cards300, box
+from tests.agent.card_kit import ALLOW, AMD, BASE, BIND, BOOT, CTID, NVIDIA, Cards300
 from tests.agent.cluster_kit import Clock
 from tests.agent.kit import Refused
-
-__all__ = ["box"]
 
 NODES = ["/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia-uvm"]
 RENDER = "/dev/dri/renderD128"
@@ -97,9 +95,9 @@ def refused(box: Cards300, **more: Any) -> str:
     return str(said.value)
 
 
-def amd(box: Cards300, more: str = "") -> tuple[str, ...]:
+def amd(box: Cards300) -> tuple[str, ...]:
     box.drm(AMD, 128)
-    box.conf = BASE + f"dev0: {RENDER},gid=104,mode=0660\n{more}"
+    box.conf = BASE + f"dev0: {RENDER},gid=104,mode=0660\n"
     return (f"{AMD}=render",)
 
 

@@ -27,11 +27,10 @@ from remote_scripts.pve import guests
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
 from tests.agent import api_kit
-from tests.agent.cluster_kit import Clock, clock, elsewhere, note_ran, system_of, who_ran
+from tests.agent.cluster_kit import Clock, elsewhere, note_ran, system_of, who_ran
 from tests.agent.handover_kit import up_at_work
 from tests.agent.kit import Cut, Host, cuts, left_by
 
-__all__ = ["clock"]
 A, B = "7d4f0d3c-0000-4000-8000-00000000000a", "7d4f0d3c-0000-4000-8000-00000000000b"
 NOTED, DOWN, BOOTED = 1_700_000_000, 1_700_000_020, 1_700_000_100
 VM, CT = "qemu-server", "lxc"
@@ -169,9 +168,9 @@ def under_ha(host: Host, state: str) -> None:
     host.write("/etc/pve/ha/resources.cfg", f"vm: 103\n\tstate {state}\n")
 
 
-def noted(host: Host, *guests: str, at: int = NOTED, boot: str = A, last: str = "") -> None:
+def noted(host: Host, *guests: str, at: int = NOTED, last: str = "") -> None:
     words = (one.split() for one in guests)
-    note_ran(host, *((program, int(vmid), boot) for program, vmid in words), at=at, last=last)
+    note_ran(host, *((program, int(vmid), A) for program, vmid in words), at=at, last=last)
     host.write(f"{HOME}/ran-program", "…\n")
     host.write("/etc/systemd/system/homelab-ran.timer", "…\n")
 

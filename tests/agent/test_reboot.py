@@ -27,7 +27,6 @@ from tests.agent.cluster_kit import (
     STATE,
     TURN,
     Clock,
-    clock,
     members,
     node_of_three,
     said,
@@ -39,7 +38,6 @@ from tests.agent.cluster_kit import (
 )
 from tests.agent.kit import Cut, Host, Refused, cuts, left_by
 
-__all__ = ["clock"]
 ORDERED = "/run/homelab/ordered"
 ARMED = f"boot {'7d4f0d3c-0000-4000-8000-000000000001'}\nuntil 5\n"
 

@@ -15,10 +15,9 @@ from remote_scripts.both import cmdline
 from remote_scripts.both.reboot import Wanted
 from remote_scripts.reading import reboot_required
 from tests.agent import api_kit, reading_kit
-from tests.agent.cluster_kit import Clock, clock
+from tests.agent.cluster_kit import Clock
 from tests.agent.kit import Host
 
-__all__ = ["clock"]
 IOMMU = "amd_iommu=on iommu=pt"
 VFIO = "homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8 modprobe.blacklist=nouveau"
 OPTED = "pcie_acs_override=downstream,multifunction vfio_iommu_type1.allow_unsafe_interrupts=1 initcall_blacklist=sysfb_init"

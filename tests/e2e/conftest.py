@@ -21,17 +21,8 @@ from lab.engine import install
 from tests import connections, quick_python
 from tests.conftest import PROJECT
 from tests.e2e.person import ENTER, PROGRAM, Person
-from tests.engine_stack import EngineStack, Result, kill_tree, name_of
+from tests.engine_stack import EngineStack, Result
 from tests.lab.stack_kit import gpus_of, host_settings
-
-__all__ = [
-    "Result",
-    "Stack",
-    "gpus_of",
-    "host_settings",
-    "kill_tree",
-    "name_of",
-]
 
 # What an `up` says before anything is changed (HostProbe); nothing where the host's settings are as they were.
 _SAID_OF_REBOOT = re.compile(r"pve: reboot: (one, because|by you|not needed)")

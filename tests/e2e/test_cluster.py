@@ -15,8 +15,8 @@ from lab.cluster import LabCluster
 from lab.engine import install
 from lab.host.cluster import Cluster
 from lab.host.state import HostState
-from tests.e2e.conftest import host_settings
 from tests.engine_stack import EngineStack, name_of
+from tests.lab.stack_kit import host_settings
 from tests.waiting import wait_until
 
 NODES = ("pve1", "pve2")

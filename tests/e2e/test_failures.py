@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.e2e.conftest import Result, Stack, refusal
+from tests.e2e.conftest import Stack, refusal
 from tests.e2e.test_gpu_vm import given_back
 from tests.e2e.test_kill import STEP
+from tests.engine_stack import Result
 from tests.waiting import PATIENCE
 
 PARTS = ("wanted:", "found:", "why:", "next:")

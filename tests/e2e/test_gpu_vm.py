@@ -10,7 +10,8 @@ from homelab.cli.doctor import WELL
 from homelab.cli.doctor import main as doctor
 from homelab.remote import host_session
 from tests import connections
-from tests.e2e.conftest import Stack, name_of, refusal
+from tests.e2e.conftest import Stack, refusal
+from tests.engine_stack import name_of
 from tests.lab.stack_kit import host_of
 
 SANDBOX = {"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}}

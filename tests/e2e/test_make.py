@@ -16,8 +16,7 @@ from lab import Lab
 from lab.engine import install
 from tests.conftest import PROJECT
 from tests.e2e import terminal
-from tests.e2e.conftest import kill_tree
-from tests.engine_stack import quick_start
+from tests.engine_stack import kill_tree, quick_start
 from tests.sampling import sample
 from tests.waiting import PATIENCE
 

@@ -15,9 +15,10 @@ from homelab.cli.doctor import main as doctor
 from lab.stock import without_subscription
 from tests import connections
 from tests.conftest import PROJECT
-from tests.e2e.conftest import Stack, name_of
+from tests.e2e.conftest import Stack
 from tests.e2e.nvidia import inside, inside_container, reached
 from tests.e2e.test_gpu_lxc import NOBODY, conf, opens
+from tests.engine_stack import name_of
 
 SMI = "nvidia-smi --query-gpu=name,driver_version --format=csv,noheader"
 KEPT = {"rtx5090": {"match": "10de:2b85", "use": "host"}}

@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from lab.scenario import SCENARIO_FOLDER
-from tests.e2e.conftest import Result, Stack
+from tests.e2e.conftest import Stack
 from tests.e2e.nvidia import WHOLE, inside, reached, with_stack
+from tests.engine_stack import Result
 
 SANDBOX = {"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}}
 CARD = {"rtx5090": {"match": "10de:2b85"}}

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from lab import Lab
-from tests.e2e.conftest import Stack, host_settings, out_of_reach
+from tests.e2e.conftest import Stack, out_of_reach
 from tests.e2e.test_gpu_vm import MAPPING, SANDBOX, vms, with_card
 from tests.engine_stack import name_of
+from tests.lab.stack_kit import host_settings
 
 
 @pytest.fixture

@@ -20,11 +20,6 @@ MISSING = "No such file or directory"
 NOBODY = "setpriv --reuid 65534 --regid 65534 --clear-groups"
 
 
-@pytest.fixture
-def phoenix(tmp_path: Path) -> Host:
-    return Host(tmp_path, "phoenix", running=True)
-
-
 def conf(host: Host, text: str, ctid: int = 901, privileged: bool = False) -> None:
     """Start a container whose configuration has these lines besides its own."""
     path = host.root / f"etc/pve/lxc/{ctid}.conf"

@@ -14,11 +14,6 @@ from tests.lab.host_kit import Host, rebound
 GPU, AUDIO = "0000:01:00.0", "0000:01:00.1"
 
 
-@pytest.fixture
-def host(tmp_path: Path) -> Host:
-    return Host(tmp_path, "rtx5090", running=True)
-
-
 def test_a_stock_host_gives_each_device_its_usual_driver(host: Host) -> None:
     drivers = {a: host.driver(a) for a in (GPU, AUDIO, "0000:02:00.0", "0000:05:00.0", "0000:09:00.0", "0000:00:01.1")}
     assert drivers == {

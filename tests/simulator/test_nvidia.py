@@ -15,11 +15,6 @@ FORMAT = "%n %F %t %T %a %u %g"
 
 
 @pytest.fixture
-def phoenix(tmp_path: Path) -> Host:
-    return Host(tmp_path, "phoenix", running=True)
-
-
-@pytest.fixture
 def mixed(tmp_path: Path) -> Host:
     return Host(tmp_path, "mixed", running=True)
 

@@ -36,11 +36,6 @@ def wtr(tmp_path_factory: pytest.TempPathFactory) -> Host:
     return host
 
 
-@pytest.fixture
-def host(tmp_path: Path) -> Host:
-    return Host(tmp_path, "rtx5090", running=True)
-
-
 def captured(machine: str, name: str) -> str:
     """A capture's text, tabs and spaces in front of lines made one tab, as lspci prints them."""
     text = shared("real_hosts", machine, name).read_text(encoding="utf-8")
