@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable
 from concurrent import futures
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
 import grpc
@@ -20,8 +19,7 @@ from tests.waiting import PATIENCE
 """Generous: only a broken test waits that long."""
 
 SECRET_SIGNATURE = "4dabf18193072939515e22adb298388d"
-"""The key that marks a property value as special, and its value for a secret, on Pulumi's wire."""
-SECRET = "1b47061264138c4ac30d75fd1eb44270"
+"""The key that marks a property value as special, on Pulumi's wire."""
 UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"
 """A string that isn't known yet, on Pulumi's wire."""
 
@@ -143,9 +141,7 @@ class Plugin:
         self._stub = provider_pb2_grpc.ResourceProviderStub(self._channel)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._channel.close()
         self._process.kill()
         self._process.wait(PATIENCE)

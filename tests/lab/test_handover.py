@@ -26,7 +26,6 @@ from tests.waiting import wait_until
 
 CARD, AUDIO, OTHER = "0000:01:00.0", "0000:01:00.1", "0000:02:00.0"
 BIG = Card(name="big", functions={CARD: "10de:2b85", AUDIO: "10de:22e8"}, vms=(103,))
-PROGRAM = "/usr/local/sbin/homelab-handover"
 TWIN = ({"device": "2b85", "subsystem": "1043:89e3"}, {"device": "22e8", "subsystem": "1043:89e3"})
 OLLAMA = {"pid": 4711, "comm": "ollama", "container": 950, "card": CARD}
 PVE = {"8": ("8.4", "8.4.6"), "9": ("9.1", "9.1.13")}

@@ -15,8 +15,6 @@ from homelab.settings.stack_file import parsed
 from tests.conftest import PROJECT
 from tests.rows import rows
 
-GPU = "homelab:hosts", "pve", "gpus"
-
 
 def merged(text: str, values: dict[str, Any]) -> str:
     return settings.merged(text, yaml.safe_dump({"config": values}, sort_keys=False), (), "pve")

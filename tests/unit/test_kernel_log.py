@@ -26,7 +26,6 @@ from tests.unit.hosts import desktop, device, gpu, settings
 from tests.unit.test_doctor import reading
 
 TEXTS: dict[str, list[str]] = tables.read(Path(__file__).parent / "kernel_texts.yaml")
-ROWS = {row.name: row for row in signs()}
 CARD = ["0000:01:00.0", "0000:01:00.1"]
 HEALTHY = [
     "[ 0.03] DMAR: IOMMU enabled",

@@ -9,7 +9,6 @@ from homelab.remote import ssh
 from homelab.remote.proxmox.api import Api, _Log
 from tests.unit.hosts import settings
 
-NOW = 1_800_000_000.0
 HOST = settings({})
 TICKET = "PVE:root@pam:6A7B8C9D::abc+/="
 
