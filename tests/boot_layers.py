@@ -6,7 +6,7 @@ import base64
 import io
 import zipfile
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from homelab.remote import agent
 from homelab.settings import Timeouts
@@ -56,17 +56,10 @@ def read_host(**wanted: Any) -> Asked:
     return Asked("read_host", read_host_layer.Wanted(**wanted))
 
 
-def reboot(
-    words: str,
-    *,
-    policy: Literal["auto", "manual"] = "auto",
-    rollback_after: int = ROLLBACK_SECONDS,
-    awaited: int = 3 * ROLLBACK_SECONDS,
-    driver: str = "",
-) -> Asked:
+def reboot(words: str, *, rollback_after: int = ROLLBACK_SECONDS, awaited: int = 3 * ROLLBACK_SECONDS) -> Asked:
     """The reboot into what was configured."""
-    boot = Boot(words=tuple(words.split()), driver=driver)
-    wanted = reboot_layer.Wanted(policy=policy, boot=boot, rollback_after=rollback_after, awaited=awaited)
+    boot = Boot(words=tuple(words.split()))
+    wanted = reboot_layer.Wanted(policy="auto", boot=boot, rollback_after=rollback_after, awaited=awaited)
     return Asked("reboot", wanted)
 
 

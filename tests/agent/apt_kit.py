@@ -418,11 +418,11 @@ class Machine:
             keyring=f"/usr/share/keyrings/homelab-{name}.asc",
         )
 
-    def by_run(self, version: str = BY_RUN, driver: str = "470", target: Target = "vm") -> Try:
+    def by_run(self, driver: str = "470", target: Target = "vm") -> Try:
         """A way by NVIDIA's installer."""
-        path = self.repos["nvidia"].folder.parent / f"NVIDIA-Linux-x86_64-{version}.run"
+        path = self.repos["nvidia"].folder.parent / f"NVIDIA-Linux-x86_64-{BY_RUN}.run"
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         arguments = ("--silent", *(("--no-kernel-module",) if target == "lxc" else ()))
-        run = Installer(version=version, url=f"https://x/{path.name}", sha256=sha256, arguments=arguments)
+        run = Installer(version=BY_RUN, url=f"https://x/{path.name}", sha256=sha256, arguments=arguments)
         flavour: Flavour | None = None if target == "lxc" else "proprietary"
         return Try(driver=driver, flavour=flavour, packages=("build-essential",), run=run)

@@ -23,9 +23,9 @@ UPID = "UPID:pve1:00001A2B:0094C3F1:6B010CC4:{}:root@pam!nightly:"
 BACKUP = "vzdump:100"
 
 
-def process(host: Host, pid: int = PID, started: int = STARTED, called: str = "task) S 1 (UPID") -> None:
+def process(host: Host, started: int = STARTED) -> None:
     """/proc/PID/stat has its start as the 22nd field, after a name that may hold anything."""
-    host.write(f"/proc/{pid}/stat", f"{pid} ({called}) S {' '.join(['7'] * 18)} {started} 99 99\n")
+    host.write(f"/proc/{PID}/stat", f"{PID} (task) S 1 (UPID) S {' '.join(['7'] * 18)} {started} 99 99\n")
 
 
 def says(host: Host) -> str:

@@ -39,8 +39,8 @@ def ask(host: Host, verb: str, *values: Value) -> Any:
     return host.ask(verb, "card_values", Wanted(values=values))
 
 
-def content(host: Host, name: str, address: str = CARD) -> str:
-    return host.read(f"sys/bus/pci/devices/{address}/{name}").strip()
+def content(host: Host, name: str) -> str:
+    return host.read(f"sys/bus/pci/devices/{CARD}/{name}").strip()
 
 
 def values_of(host: Host) -> list[str]:

@@ -349,12 +349,12 @@ def test_an_address_alone_does_in_a_folder_without_settings(
 
 
 # -- VMs ---------------------------------------------------------------------------------------------------------------
-MAPPING = "--id gpu --map node=phoenix,path=0000:02:00,id={id},iommugroup={group},subsystem-id=1458:40bf"
+MAPPING = "--id gpu --map node=phoenix,path=0000:02:00,id=10de:2684,iommugroup=15,subsystem-id=1458:40bf"
 
 
-def with_mapping(doctor: Doctor, ids: str = "10de:2684", group: int = 15) -> None:
+def with_mapping(doctor: Doctor) -> None:
     doctor.to_vfio("0000:02:00")
-    doctor.change(f"pvesh create /cluster/mapping/pci {MAPPING.format(id=ids, group=group)}")
+    doctor.change(f"pvesh create /cluster/mapping/pci {MAPPING}")
     doctor.change("qm stop 103; qm set 103 --hostpci0 mapping=gpu,pcie=1")
 
 

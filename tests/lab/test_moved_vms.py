@@ -84,11 +84,11 @@ def works(cluster: LabCluster, **settings: Any) -> VmCardsWork:
     return VmCardsWork(texts(cluster, **settings), CARDS_URN)
 
 
-def given_and_moved(cluster: LabCluster, there: str = "pve2", **more: Any) -> VmCards.Outputs:
+def given_and_moved(cluster: LabCluster, **more: Any) -> VmCards.Outputs:
     """The VM has its card from this program, on pve1; then it moves."""
     made = works(cluster).create(cards_of("pve1", **more))
     assert GIVEN in conf(cluster, "pve1")
-    move(cluster, "pve1", there)
+    move(cluster, "pve1", "pve2")
     return made
 
 

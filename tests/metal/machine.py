@@ -201,13 +201,13 @@ class Machine:
             self._monitor.close()
         self._process = self._monitor = None
 
-    def wait_for_end(self, seconds: float = BOOT_SECONDS) -> None:
+    def wait_for_end(self) -> None:
         """Until it has switched itself off."""
         assert self._process is not None
         try:
-            self._process.wait(seconds)
+            self._process.wait(BOOT_SECONDS)
         except subprocess.TimeoutExpired:
-            raise self._error(f"it is still on after {seconds} s") from None
+            raise self._error(f"it is still on after {BOOT_SECONDS} s") from None
         self.stop()
 
     def reboot(self) -> None:
@@ -292,8 +292,8 @@ class Machine:
             raise self._error(f"`{command}` ended with {done.returncode}:\n{done.stdout}{done.stderr}")
         return done.stdout
 
-    def wait_for_ssh(self, seconds: float = BOOT_SECONDS) -> None:
-        self._wait(bool, seconds, "it can't be reached")
+    def wait_for_ssh(self) -> None:
+        self._wait(bool, BOOT_SECONDS, "it can't be reached")
 
     def wait_for_boot(self, before: str, seconds: float = BOOT_SECONDS) -> None:
         """Until it answers with another boot id than ``before``."""

@@ -46,8 +46,8 @@ def shared(**changes: Any) -> HostFacts:
     return on_driver(desktop(second, **(usual | changes)))
 
 
-def on_driver(facts: HostFacts, slot: str = "0000:01:00", driver: str = "nvidia") -> HostFacts:
-    devices = [replace(one, driver=driver) if one.address == f"{slot}.0" else one for one in facts.devices]
+def on_driver(facts: HostFacts, driver: str = "nvidia") -> HostFacts:
+    devices = [replace(one, driver=driver) if one.address == "0000:01:00.0" else one for one in facts.devices]
     return replace(facts, devices=devices)
 
 
@@ -408,9 +408,6 @@ def test_a_bound_card_returns_to_the_driver_unless_a_vm_names_it(named: bool, th
 
 def loaded(vms: dict[str, Any] | None = None, **containers: dict[str, Any]) -> None:
     parse({"hosts": {"pve": of_file.host() | {"gpus": GPUS}}, "containers": containers, "vms": vms or {}})
-
-
-TEMPLATE = "local:vztmpl/debian.tar.zst"
 
 
 @rows(

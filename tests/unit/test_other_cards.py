@@ -45,8 +45,8 @@ def container(*gpus: str, **changes: Any) -> Container:
     return Container.model_validate({"host": "pve", "ctid": 901, "gpus": list(gpus)} | changes)
 
 
-def got(facts: HostFacts, one: Container, gpus: dict[str, Any] | None = None, **more: Any) -> dict[str, list[str]]:
-    want = plan.wanted(facts, settings(GPUS if gpus is None else gpus))
+def got(facts: HostFacts, one: Container, **more: Any) -> dict[str, list[str]]:
+    want = plan.wanted(facts, settings(GPUS))
     found, errors = other_makers.shared("media", one, facts, want.gpus, **more)
     if errors:
         raise errors[0]

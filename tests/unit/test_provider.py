@@ -139,14 +139,12 @@ def test_a_state_that_this_version_cant_give_back_is_refused(state: dict[str, st
         asyncio.run(asked())
 
 
-def diffed(
-    resource: type[Resource], state: dict[str, Any], inputs: dict[str, Any], texts: dict[str, str] | None = None
-) -> provider_pb2.DiffResponse:
-    """What the engine is told. ``texts``: the stack's configuration."""
+def diffed(resource: type[Resource], state: dict[str, Any], inputs: dict[str, Any]) -> provider_pb2.DiffResponse:
+    """What the engine is told."""
 
     async def asked() -> provider_pb2.DiffResponse:
         provider = Homelab()
-        await provider.configure(provider_pb2.ConfigureRequest(args={**(texts or {}), **earlier.STATES}))
+        await provider.configure(provider_pb2.ConfigureRequest(args=earlier.STATES))
         urn = f"urn:pulumi:stack::homelab::homelab:gpu:GpuVm${resource.token()}::name"
         return await provider.diff(provider_pb2.DiffRequest(urn=urn, olds=valued(state), news=valued(inputs)))
 
