@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -283,9 +283,17 @@ class Guest:
             machine["faults"]["config-lock"] = int(machine["faults"]["config-lock"]) - 1
         return True
 
-    def ignores_shutdown(self) -> bool:
-        """Whether the fault guest-ignores-shutdown names it, or every guest."""
-        return self.has_fault("guest-ignores-shutdown")
+
+def reacts(guest: Guest, seconds: float) -> Generator[float, None, bool]:
+    """Wait for so long until a guest that runs reacts to a shutdown; return whether it does."""
+    waited = 0.0
+    while guest.running and (guest.has_fault("guest-ignores-shutdown") or not guest.booted):
+        if waited >= seconds:
+            return False
+        step = min(0.1, seconds - waited)
+        yield step
+        waited += step
+    return True
 
 
 def disturbed(guest: Guest) -> GuestConfig:

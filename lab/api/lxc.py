@@ -25,6 +25,7 @@ from .guests import (
     locked_config,
     new_mac,
     option_values,
+    reacts,
     require_unlocked,
     taken_by,
 )
@@ -362,17 +363,12 @@ def shutdown_work(guest: Guest, log: TaskLog, timeout: float, *, force: bool) ->
     """
     await_config_lock(guest, log)
     require_unlocked(guest, guest.config())
-    values, waited = guest.config().values, 0.0
+    values = guest.config().values
     if guest.running:
         yield from hooks.run(guest, values, "pre-stop", log)
-    while guest.running and (guest.ignores_shutdown() or not guest.booted):
-        if waited >= timeout:
-            if not force:
-                raise Died(f"command 'lxc-stop -n {guest.vmid} --nokill --timeout {timeout:.0f}' failed: exit code 1")
-            break
-        step = min(0.1, timeout - waited)
-        yield step
-        waited += step
+    does_react = yield from reacts(guest, timeout)
+    if not does_react and not force:
+        raise Died(f"command 'lxc-stop -n {guest.vmid} --nokill --timeout {timeout:.0f}' failed: exit code 1")
     await_config_lock(guest, log)
     yield 0.05
     yield from _end(guest, values, log)

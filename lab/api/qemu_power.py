@@ -15,7 +15,7 @@ from .call import Call, unheard
 from .direct_boot import DirectBoot, power_off, power_on, require_files
 from .errors import ApiError, Died
 from .guest_config import GuestConfig
-from .guests import Guest, await_config_lock, require_unlocked
+from .guests import Guest, await_config_lock, reacts, require_unlocked
 from .quorum import require_cluster_ready, require_writable
 from .tasks import TaskLog, Tasks, Work
 
@@ -148,19 +148,15 @@ def shutdown_work(
     await_config_lock(guest, log)
     if guest.running and not skip_lock:
         require_unlocked(guest, config)
-    ran, waited = guest.running, 0.0
+    ran = guest.running
     with hooks.locked(guest, config.values):
         if ran:
             yield from hooks.run(guest, config.values, "pre-stop", log)
-        while guest.running and (guest.ignores_shutdown() or not guest.booted):
-            if waited >= timeout:
-                if not force:
-                    raise Died("VM quit/powerdown failed - got timeout")
-                log("VM still running - terminating now with SIGTERM")
-                break
-            step = min(0.1, timeout - waited)
-            yield step
-            waited += step
+        does_react = yield from reacts(guest, timeout)
+        if not does_react:
+            if not force:
+                raise Died("VM quit/powerdown failed - got timeout")
+            log("VM still running - terminating now with SIGTERM")
         if "hookscript" not in config.values:
             await_config_lock(guest, log)
         if guest.running:
