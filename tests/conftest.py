@@ -206,10 +206,10 @@ def skipped_for(reports: Iterable[pytest.TestReport | pytest.CollectReport]) -> 
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """`-n auto`. A test with the engine waits, for boots and for the engine's own processes, about as long as it computes, fast tests
+    """`-n auto`. A test with the engine or a host waits, for boots and other processes, twice as long as it computes, fast tests
     don't; memory (half a gigabyte a worker) sets the limit on large machines."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return processors if "not slow" in config.option.markexpr else min(2 * processors + 1, processors + 4)
+    return processors if "not slow" in config.option.markexpr else min(3 * processors + 1, processors + 5)
 
 
 @pytest.fixture(scope="session", autouse=True)
