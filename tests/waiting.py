@@ -9,9 +9,12 @@ from pathlib import Path
 from time import monotonic, sleep  # the real ones: tests put others in the place of the module's
 from typing import TextIO
 
+from tests.plain import PLAIN
+
 #: How long a test waits for what has to come, in seconds. It is no measure of speed: it ends what hangs, with a word of where. A virtual machine
-#: that runs tests can stand still for minutes while it is saved or moved, and its clock goes on.
-PATIENCE = 400.0
+#: that runs tests can stand still for minutes while it is saved or moved, and its clock goes on. Without what makes the suite quick, an `up` with
+#: NVIDIA's software in several containers takes as long by itself.
+PATIENCE = 1200.0 if PLAIN else 400.0
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
