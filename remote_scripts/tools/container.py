@@ -37,7 +37,6 @@ GREATEST_BYTES = 16 * 1024 * 1024
 _END_SECONDS = 2.0
 # lxc-attach's own status says too little: 1 is a "no", and a container that is off. At most five bytes.
 _ASKED = '%s; printf "\\n$?\\n"'
-_SHELL = "/bin/sh"
 _MOUNTS = "/proc/self/ns/mnt"
 _NOT_THERE = (
     f'[ "$(readlink {_MOUNTS})" != "%s" ] || '
@@ -62,7 +61,7 @@ class ContainerRun(Run):
         super().__init__(host.root, host.log, work)
         self.name = name
         self._attach = (self.find("lxc-attach") or "lxc-attach", "--clear-env", "-n", str(ctid))
-        #: Goes before each script: it ends where the files are this process's own. A simulated host has no others.
+        #: Goes before each program: it ends where the files are this process's own. A simulated host has no others.
         self.guard = _NOT_THERE % os.readlink(_MOUNTS) if host.root == Path("/") else ""
         #: NixOS has its programs in a folder of its own.
         self.environment = {"LC_ALL": "C", "PATH": f"{PATH}:/run/current-system/sw/bin"}
@@ -82,7 +81,7 @@ class ContainerRun(Run):
         self, text: str, *arguments: str, seconds: float = ASK_SECONDS, limit: int = ANSWER_BYTES, **more: Any
     ) -> Done:
         """The same of a script of the container's own shell; nothing of an argument is read as a part of it."""
-        words = (_SHELL, "-c", self.guard + _ASKED % text, "sh", *arguments)
+        words = ("/bin/sh", "-c", _ASKED % text, "sh", *arguments)
         done = super().ask(*words, seconds=seconds, limit=limit + 5, **more)
         if done.status == TIMED_OUT:
             return done
@@ -109,8 +108,8 @@ class ContainerRun(Run):
         # On no command line, which anybody may see.
         inside = {**self.environment, **(environment or {})}
         kept = (word for name in inside for word in ("--keep-var", name))
-        if self.guard and arguments[0] != _SHELL:
-            arguments = (_SHELL, "-c", f'{self.guard}exec "$@"', "sh", *arguments)
+        if self.guard:
+            arguments = ("/bin/sh", "-c", f'{self.guard}exec "$@"', "sh", *arguments)
         words = (*self._attach, *kept, "--", *arguments)
         begun = super()._begin(words, {**os.environ, **inside}, out, errors, stdin)
         for stream in filter(None, (begun.stdout, begun.stderr)):

@@ -644,6 +644,7 @@ def test_nothing_runs_on_the_host_in_its_place(host: Host, capsys: pytest.Captur
         inside.files.write("/etc/conf", b"ours\n", 0o644)
     assert failed.value.found == "it has just stopped: lxc-attach led to the host instead"
     assert inside.run.do("touch", str(host.root / "etc/conf")).status == 1
+    assert inside.run.do("/bin/sh", "-c", f"touch {host.root}/etc/conf").status == 1
     assert "led to the host instead" in capsys.readouterr().err and not host.exists("/etc/conf")
     inside._run.guard = inside._run.guard.replace("mnt:[", "mnt:[1")
     inside.files.write("/etc/conf", b"ours\n", 0o644)
