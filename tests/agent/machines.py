@@ -154,7 +154,7 @@ class Container(Machine):
     def go_on(self, before: Any, is_booted: bool) -> None:
         self.box = card_kit.on(before.box, self.host)
         if is_booted:
-            self.box.state = "stopped"
+            self.box.state = self.example.get("booted", "stopped")
             self.host.write("/proc/sys/kernel/random/boot_id", "the next\n")
 
     def lasting(self) -> Tree:
