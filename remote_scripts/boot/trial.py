@@ -6,7 +6,7 @@ In /var/lib/homelab:
 - trial: KEY VALUE lines: in which boot it was armed, which words are to come, where the choice lies, until when an
   `up` waits for the boot, how this host was reached then;
 - confirmed, taken-back: `trial`, renamed: who renames it first decides. It goes when all that follows is done;
-- rollback: the program of a timer (files/rollback.sh), which restarts a boot on trial that nobody confirmed;
+- rollback: the program of a timer (rollback_timer.py), which restarts a boot on trial that nobody confirmed;
 - rolled-back, judged: for people: which trial has ended and why, or that this host confirmed its boot itself.
 
 /run/homelab/restarting, which no boot keeps: which boot is being ended, and why.
@@ -18,54 +18,22 @@ import time
 from collections.abc import Mapping
 from typing import Literal
 
-from remote_scripts import installed
-from remote_scripts.boot import boot, route, trial_entry
+from remote_scripts.boot import boot, rollback_timer, route, trial_entry
 from remote_scripts.boot.loaders import found as loaders
 from remote_scripts.boot.loaders.loader import Loader
 from remote_scripts.notes import guests_to_start
-from remote_scripts.tools import boot_service, notes
+from remote_scripts.tools import notes
 from remote_scripts.tools.errors import Failure, in_words
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.kernel import need_boot_id
 from remote_scripts.tools.system import System
 from remote_scripts.tools.words import missing_words
 
-NOTE, CONFIRMED, TAKEN_BACK, ROLLED_BACK, JUDGED, PROGRAM = (
-    f"{HOME}/{name}" for name in ("trial", "confirmed", "taken-back", "rolled-back", "judged", "rollback")
+NOTE, CONFIRMED, TAKEN_BACK, ROLLED_BACK, JUDGED = (
+    f"{HOME}/{name}" for name in ("trial", "confirmed", "taken-back", "rolled-back", "judged")
 )
 _RESTARTING = "/run/homelab/restarting"
-_TIMER = boot_service.Timer("homelab-rollback", PROGRAM)
 _SYSCTLS = ("/proc/sys/kernel/panic", "/proc/sys/kernel/softlockup_panic")
-
-_SERVICE_TEXT = """\
-# Written by homelab: restarts a boot on trial that nobody confirmed. Gone once it is confirmed.
-[Unit]
-Description=homelab: end the boot on trial, unless it is in order
-ConditionPathExists=/var/lib/homelab/rollback
-RequiresMountsFor=/var/lib/homelab
-# Not stopped by a shutdown: it forces one that hangs.
-DefaultDependencies=no
-
-[Service]
-Type=oneshot
-ExecStart=/bin/sh /var/lib/homelab/rollback {after}
-Restart=on-failure
-RestartSec=10
-"""
-_TIMER_TEXT = """\
-# Written by homelab: see homelab-rollback.service.
-[Unit]
-Description=homelab: wait for the boot to be confirmed
-# Started first of all: a boot that ends in emergency mode, since a disk is gone, starts no other timer.
-DefaultDependencies=no
-Conflicts=shutdown.target
-Before=shutdown.target
-
-[Timer]
-# From systemd's start on: an initramfs may wait for the passphrase of a disk for as long as it likes.
-OnStartupSec={after}s
-AccuracySec=1s
-"""
 State = Literal["", "armed", "running", "confirmed", "over", "ending"]
 
 
@@ -186,7 +154,7 @@ def arm(system: System, after: int, words: Mapping[str, str]) -> None:
         files.remember(path)
     system.also_put_back = lambda: _put_back(system, before)
     files.at_finish.insert(0, lambda: setattr(system, "also_put_back", None))
-    _install(system, after)
+    rollback_timer.put(system, after)
     _write_note(system, lines)
     _set_up(system, lines)
     _write_note(system, {**lines, "chosen": "yes"})
@@ -377,12 +345,6 @@ def forget_when_given_back(system: System) -> None:
         files.remove(ROLLED_BACK, JUDGED)
 
 
-def _install(system: System, after: int) -> None:
-    timer, service = (text.format(after=after) for text in (_TIMER_TEXT, _SERVICE_TEXT))
-    system.files.remember(*reversed(_TIMER.paths))
-    _TIMER.put(system, timer, service, f"{installed.TEXTS['rollback']}\n".encode())
-
-
 def _uninstall(system: System) -> None:
-    _TIMER.remove(system)
+    rollback_timer.TIMER.remove(system)
     system.files.remove(f"{HOME}/armed")  # a version that wrote the default first has noted it

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from remote_scripts.boot import trial, trial_entry
+from remote_scripts.boot import rollback_timer, trial_entry
 from remote_scripts.layers import card_nodes, handover, nvidia_nodes, nvidia_packages
 from remote_scripts.notes import guests_to_start
 
@@ -182,8 +182,8 @@ def test_grub_understands_the_menu_with_the_boot_on_trial(tmp_path: Path, defaul
 
 def test_systemd_understands_every_unit(tmp_path: Path) -> None:
     units = {
-        "homelab-rollback.service": trial._SERVICE_TEXT.format(after=600),
-        "homelab-rollback.timer": trial._TIMER_TEXT.format(after=600),
+        "homelab-rollback.service": rollback_timer._SERVICE_TEXT.format(after=600),
+        "homelab-rollback.timer": rollback_timer._TIMER_TEXT.format(after=600),
         "homelab-ran.service": guests_to_start._SERVICE_TEXT,
         "homelab-ran.timer": guests_to_start._TIMER_TEXT,
     }
