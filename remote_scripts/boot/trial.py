@@ -138,26 +138,31 @@ def _write_note(system: System, lines: Mapping[str, str], path: str = NOTE) -> N
     system.files.write(path, text.encode("utf-8", "surrogateescape"), 0o600)
 
 
-def arm(system: System, after: int, words: Mapping[str, str]) -> None:
-    """The next boot is on trial. The choice comes last: until then nothing starts it.
+def arm(system: System, after: int, words: Mapping[str, str], without: str = "") -> None:
+    """The next boot is on trial. The choice comes last, and that of an earlier one goes first: no boot is started with
+    other words than are noted.
 
     :param after: seconds from a boot's start until it is looked at.
     :param words: of each layer that gets others.
+    :param without: a layer whose words aren't tried any more; empty: none.
     :raises Failure: what the loader reads can't be read or written.
     """
     files, here = system.files, need_boot_id(system)
     before = note(system)
     kept = before if before.get("boot") == here else _new_note(system, here) | _kept(before)
-    lines = {**_not_yet_chosen(kept), **words}
+    lines = {**kept, **words}
+    lines.pop(without, None)
     files.need_folder(HOME)
-    for path in (NOTE, TAKEN_BACK, ROLLED_BACK, JUDGED):
-        files.remember(path)
+    files.remember(TAKEN_BACK, ROLLED_BACK, JUDGED)
     system.also_put_back = lambda: _put_back(system, before)
     files.at_finish.insert(0, lambda: setattr(system, "also_put_back", None))
     rollback_timer.put(system, after)
-    _write_note(system, lines)
+    if before:
+        _write_note(system, _not_yet_chosen(before))
+    files.remember(NOTE)
+    if before:
+        _take_back(system, before)
     _set_up(system, lines)
-    _write_note(system, {**lines, "chosen": "yes"})
     # What became of earlier boots is no news any more.
     files.remove(TAKEN_BACK, ROLLED_BACK, JUDGED)
 
@@ -172,12 +177,28 @@ def _kept(before: Mapping[str, str]) -> dict[str, str]:
 
 
 def _put_back(system: System, before: Mapping[str, str]) -> None:
-    if before.get("boot") == need_boot_id(system):
-        _set_up(system, before)
-        return
-    _take_down(system, note(system))  # one that runs is started no second time
+    """What was armed is so again; if it can't be, its words stay noted, and the next run arms them. One that runs is
+    started no second time.
+    """
+    now = note(system)
+    if now != before:
+        try:
+            _take_back(system, now)
+        except BaseException:
+            system.files.leave(NOTE, *rollback_timer.TIMER.paths)  # the next boot may be the trial
+            raise
     if not before:
         _uninstall(system)
+    elif now != before and "chosen" in before and before["boot"] == need_boot_id(system):
+        try:
+            _set_up(system, before)
+            system.files.leave(NOTE)
+        except (OSError, Failure) as error:
+            _say_that_none_is(system, error)
+
+
+def _say_that_none_is(system: System, error: OSError | Failure) -> None:
+    system.log.say(f"note: no boot is on trial any more: {in_words(error)}")
 
 
 def _new_note(system: System, here: str) -> dict[str, str]:
@@ -201,22 +222,29 @@ def plan(system: System, loader: Loader) -> None:
 
 
 def _set_up(system: System, lines: Mapping[str, str]) -> None:
+    lines = _not_yet_chosen(lines)
     loader, without = loaders.LOADERS[lines["loader"]], " ".join(loaders.own(system).values()).split()
     words = [*_words(system, lines).values(), trial_entry.WORD, trial_entry.RESTARTS]
     with loaders.mounted(system, lines.get("places", "")) as places:
         loader.need_default(system, places)
+        _write_note(system, lines)
         loader.choose(system, without, " ".join(filter(None, words)), places)
+    _write_note(system, {**lines, "chosen": "yes"})
 
 
-def _take_down(system: System, lines: Mapping[str, str]) -> None:
+def _take_back(system: System, lines: Mapping[str, str]) -> None:
     """No boot starts it any more: first the choice goes, of whichever loader, then the entry."""
-    files = system.files
     for loader in loaders.LOADERS.values():
         loader.unchoose(system)
     with loaders.mounted(system, lines.get("places", "")) as places:
         for loader in loaders.LOADERS.values():
             loader.take_back(system, places)
-    # This boot goes on as an ordinary one.
+
+
+def _take_down(system: System, lines: Mapping[str, str]) -> None:
+    """And this boot goes on as an ordinary one."""
+    files = system.files
+    _take_back(system, lines)
     for path, value in zip(_SYSCTLS, lines.get("sysctls", "").split(), strict=False):
         if trial_entry.WORD in files.line("/proc/cmdline").split() and files.exists(path):
             files.set_attribute(path, value)
@@ -316,21 +344,24 @@ def drop(system: System, name: str, after: int = 0) -> bool:
         return False
     if not any(of_layer in lines for of_layer in boot.NAMES):
         _forget(system, before)
+    elif path == NOTE:
+        _arm_without(system, name, after)
     else:
         system.files.remember(path)
-        _write_note(system, _not_yet_chosen(lines), path)
-        if path == NOTE:
-            _arm_without(system, before, after)
+        _write_note(system, lines, path)
     return is_in
 
 
-def _arm_without(system: System, before: Mapping[str, str], after: int) -> None:
+def _arm_without(system: System, name: str, after: int) -> None:
+    lines = _not_yet_chosen(note(system))
     try:  # its entry is a copy of one that has changed
-        arm(system, after, {})
+        arm(system, after, {}, name)
     except (OSError, Failure) as error:  # such as an ESP that is gone: the others' words stay to be tried
-        system.log.say(f"note: no boot is on trial any more: {in_words(error)}")
+        _say_that_none_is(system, error)
+        lines.pop(name, None)
+        _write_note(system, lines)
+        _take_down(system, lines)
         system.also_put_back = None
-        _take_down(system, before)
 
 
 def forget_when_given_back(system: System) -> None:

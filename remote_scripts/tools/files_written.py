@@ -217,6 +217,11 @@ class WrittenFiles(ReadFiles):
                 self._disk.copy(self._at(path), backup)
             self._undo[path] = backup
 
+    def leave(self, *paths: str) -> None:
+        """`undo` leaves these as they are by then."""
+        for path in paths:
+            self._undo.pop(path, None)
+
     def undo(self) -> None:
         """After a failure: every file that this run touched is as it was when the run began. Should one not let itself
         be put back, it ends there: the record and the copy that belong to it stay for the next run.

@@ -222,13 +222,14 @@ _GROWS = ("create", "write", "mkdir", "symlink", "link", "mknod")
 
 
 def on_a_full_disk(
-    host: Host, act: Callable[[Host], object], place: Path, where: str = r"/(?!run/)|/run/.*/esp-[^/]+/"
+    host: Host, act: Callable[[Host], object], place: Path, where: str = r"/(?!run/)|/run/.*/esp-[^/]+/", step: int = 1
 ) -> Iterator[tuple[int, str, Host]]:
     """The host after each way in which `act` may find the disk full; what it said, empty where it said nothing. Last of all it isn't.
 
     :param where: which paths of the host are on that disk, a regular expression; by default all but what is in memory.
+    :param step: one in so many ways is tried.
     """
-    for number in itertools.count():
+    for number in itertools.count(step=step):
         left = Host(place / str(number))
         shutil.rmtree(left.root)
         shutil.copytree(host.root, left.root, symlinks=True)

@@ -24,6 +24,7 @@ from remote_scripts.layers import boot_verdict
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files
+from tests import sampling
 from tests.agent import api_kit, boot_kit, cluster_kit
 from tests.agent.boot_kit import CHOICE, EACH_LOADER, HOME, MENU, ONE_SHOT, SYSTEMD_BOOT, TRIAL, lasting, trial_line
 from tests.agent.kit import Host, Refused, cuts, watched
@@ -376,11 +377,56 @@ def test_a_second_layer_that_cant_be_tried_leaves_the_first_ones_trial(host: Hos
 
 
 @EACH_LOADER
+def test_words_of_a_change_that_failed_are_not_tried_later(host: Host, loader: str) -> None:
+    arm(host, "iommu", IOMMU)
+    arm(host)
+
+    def full(call: str, path: str) -> None:
+        if call == "write" and "/esp-" in path:
+            raise OSError(28, "No space left on device", path)
+
+    with watched(full), pytest.raises(Refused):
+        arm(host, words="homelab.vfio=other")
+    assert not trial_line(host) and not trial.is_chosen(host.system())
+    assert arm(host, "iommu", IOMMU)["changed"] is True and trial_line(host).split()[-6:-3] == [*IOMMU.split(), WORDS]
+
+
+def test_a_trial_that_can_neither_be_armed_nor_taken_back_keeps_its_note_and_its_timer(host: Host) -> None:
+    """As on an ESP that the kernel makes read-only in the moment of the choice."""
+    is_read_only: list[str] = []
+
+    def watch(call: str, path: str) -> None:
+        if call == "flush" and path.endswith("grubenv") and b"=once" in Path(path).read_bytes():
+            is_read_only.append(path)
+        if is_read_only and "/esp-" in path:
+            raise OSError(30, "Read-only file system", path)
+
+    with watched(watch), pytest.raises(Refused):
+        arm(host)
+    assert boot_kit.starts(host) and state(host) == "running" and host.exists(LINK)
+
+
+@EACH_LOADER
+def test_a_failed_revert_leaves_the_others_trial_as_it_is_noted(host: Host, loader: str) -> None:
+    boot_kit.configure(host, WORDS)
+    confirm(host)
+    arm(host, "iommu", IOMMU)
+    arm(host, words="homelab.vfio=other")
+    boot_kit.spoil(host)
+    with pytest.raises(Refused):
+        revert(host)
+    boot_kit.mend(host)
+    arm(host, "iommu", IOMMU)
+    assert trial.is_chosen(host.system()) and boot_kit.starts(host, "another") and state(host) == "running"
+
+
+@EACH_LOADER
 @pytest.mark.parametrize("fails", ["at once", "at the last write"])
 def test_a_failed_second_arming_in_a_running_trial_chooses_nothing(
     tried: Host, fails: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each restart leads back, as before."""
+    tried.write("/proc/sys/kernel/panic", "30\n")
     assert boot_kit.choice(tried) in ("taken", "")
     if fails == "at once":
         real, runs = tried.programs["mount"], itertools.count()
@@ -397,6 +443,7 @@ def test_a_failed_second_arming_in_a_running_trial_chooses_nothing(
     with pytest.raises(Refused):
         arm(tried, words="homelab.vfio=other")
     assert boot_kit.choice(tried) in ("taken", "") and state(tried) == "running"
+    assert tried.read("/proc/sys/kernel/panic") == "30\n", "it goes on as a trial"
     assert not boot_kit.starts(tried, "third")
 
 
@@ -898,6 +945,34 @@ def test_a_cut_anywhere_ends_in_the_old_boot_or_the_new_one(host: Host, loader: 
         left.ask("revert", "initramfs", {"needed": False})
         assert on_disk(left) == before, cut.how
         assert not left.exists(HOME) or not [*(left.root / HOME[1:]).iterdir()], cut.how
+
+
+@EACH_LOADER
+@pytest.mark.parametrize("runs", [False, True])
+def test_however_a_change_of_a_trial_ends_none_is_started_with_other_words_than_are_noted(
+    host: Host, loader: str, runs: bool, tmp_path: Path
+) -> None:
+    """A boot whose words its note lacks would be taken for an ordinary one, which nothing ends."""
+
+    def change(host: Host) -> None:
+        revert(host, "iommu")
+        arm(host, words="homelab.vfio=other")
+
+    arm(host, "iommu", IOMMU)
+    arm(host)
+    assert not runs or boot_kit.starts(host)
+    full = boot_kit.on_a_full_disk(host, change, tmp_path / "full", step=1 if sampling.EVERY else 7)
+    lefts = [(f"full at {number}: {said}", left) for number, said, left in full]
+    running = host.read("/proc/cmdline").strip()
+    for number, cut in enumerate(cuts(host, change, most=12, name=f"change {loader} {runs}")):
+        lefts.append((cut.how, boot_kit.after(cut, host, tmp_path / str(number))))
+        boot_kit.booted(lefts[-1][1], running, "later" if runs else "boot")
+    for how, left in lefts:
+        if boot_kit.starts(left, "another"):
+            boot_kit.note(left, "")
+            assert verdict(left).startswith("give back: "), how
+        else:
+            assert arm(left)["changed"] is True and trial_line(left).split()[-4] == WORDS, how
 
 
 @EACH_LOADER
