@@ -159,7 +159,7 @@ def arm(system: System, after: int, words: Mapping[str, str], without: str = "")
     rollback_timer.put(system, after)
     if before:
         _write_note(system, _not_yet_chosen(before))
-    files.remember(NOTE)
+    files.remember(NOTE)  # as it is now: after a failure its words are noted, and not chosen
     if before:
         _take_back(system, before)
     _set_up(system, lines)
@@ -242,7 +242,7 @@ def _take_back(system: System, lines: Mapping[str, str]) -> None:
 
 
 def _take_down(system: System, lines: Mapping[str, str]) -> None:
-    """And this boot goes on as an ordinary one."""
+    """As of `_take_back`; this boot goes on as an ordinary one."""
     files = system.files
     _take_back(system, lines)
     for path, value in zip(_SYSCTLS, lines.get("sysctls", "").split(), strict=False):
