@@ -28,7 +28,7 @@ from {LAYER} import trial
 import remote_scripts.layers
 files = [module.__file__ for name, module in sys.modules.items() if name.startswith("remote_scripts.") and hasattr(module, "apply")]
 print(json.dumps({{
-    "files": files, "texts": installed.TEXTS, "seen by others": trial.installed.TEXTS, "codes": codes.OF_LAYERS,
+    "files": files, "texts": installed.TEXTS, "seen by others": trial.rollback_timer.installed.TEXTS, "codes": codes.OF_LAYERS,
     "parent": os.getppid(), "folder": remote_scripts.layers.__path__, "found": [name for name in ("yaml", "lab", "host", "homelab") if importlib.util.find_spec(name)],
 }}))
 """
