@@ -30,16 +30,6 @@ _INTERRUPTED = "/var/lib/dpkg/updates"
 _ENVIRONMENT = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1", "APT_LISTCHANGES_FRONTEND": "none"}
 # What is suggested nothing had come for.
 _UNNEEDED = ("autoremove", "-o", "APT::Protect-Kernels=false", "-o", "APT::AutoRemove::SuggestsImportant=false")
-# An owner's hooks are for changes of the system's own lists; and by their names kernels' headers are never unneeded.
-# (-o doesn't clear a list.)
-_CLEARED = "".join(
-    f"#clear APT::{name};\n"
-    for name in (
-        *(f"Update::{name}" for name in ("Pre-Invoke", "Post-Invoke", "Post-Invoke-Success")),
-        *("NeverAutoRemove", "VersionedKernelPackages", "Install::Pre-Invoke", "Install::Post-Invoke-Success"),
-    )
-)
-_CLEARED += "#clear AptCli::Hooks;\n"
 # An owner's images and volumes go with a purge of them.
 _WITH_DATA = {"docker.io", "podman", "containerd"}
 # That a command has waited for a lock is no failure.

@@ -19,11 +19,9 @@ from remote_scripts.both.symptoms import recognise
 from remote_scripts.nvidia.packages import ANSWER_BYTES, ASK_SECONDS, Installed, Plan, announced, installed, need_answer
 from remote_scripts.tools.done import TIMED_OUT, Done
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.files import HOME
 from remote_scripts.tools.log import STEPS
 from remote_scripts.tools.system import System
 
-_STEPS = f"{HOME}/steps"
 _HELPER = "/usr/lib/apt/apt-helper"
 _ASIDE = "/run/homelab/apt-"
 #: An engine lacks its network, or its build, without what it recommends; else it is taken where that is asked for.
@@ -68,9 +66,6 @@ class AskedApt:
         self.layer = layer
         self._doing = doing
         self._installed: Installed | None = None
-        self._step = f"{_STEPS}/{layer.removeprefix('nvidia-')}"
-        # What apt-get update complained of, where it did.
-        self._complaints = ""
         #: Of an apt aside: its folder, options of each of its programs, and their environment.
         self.folder = ""
         self._options: tuple[str, ...] = ()
