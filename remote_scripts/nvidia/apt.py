@@ -12,7 +12,6 @@ that was reinstalled, or went back to a snapshot, tells of no step that was carr
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal, NoReturn
 
@@ -118,19 +117,14 @@ class Apt(AskedApt):
 
     def _retry_while_locked(self, *arguments: str, seconds: float = 0) -> Done:
         """Waits for others' locks: apt-get itself for dpkg's, this for those that it doesn't wait for."""
-        until = time.monotonic() + self.software.lock_seconds
-        is_said = False
-        while True:
+        for wait in self.system.work.tries(self.software.lock_seconds):
             done = self.do(*arguments, seconds=seconds)
             lock = _LOCKED.search(done.said_text)
-            if done.status == 0 or not lock or time.monotonic() >= until:
-                return done
+            if done.status == 0 or not lock:
+                break
             line = done.said_text[lock.start() :].partition("\n")[0]
-            if not is_said:
-                self.system.log.say(f"waiting up to {self.software.lock_seconds} s for: {line}")
-            is_said = True
-            self.system.work.go_on(f"waiting for another one's lock: {line}")
-            time.sleep(1)
+            wait.what = f"waiting for another one's lock: {line}"
+        return done
 
     def update(self, *urls: str) -> None:
         """The lists of all repositories. That another repository is out of order (pve-enterprise without a
