@@ -86,14 +86,11 @@ def load_module(apt: Apt, version: str) -> None:
     :raises Failure: the kernel doesn't take it; with what the driver has said of the card.
     """
     system = apt.system
-    before = kernel.ring(system)
+    before = {*kernel.ring(system)}  # each line with its time
     done = apt.do("modprobe", "nvidia", seconds=120)
     if done.status == 0:
         return
-    log = kernel.ring(system)
-    # Behind the last line that was there before.
-    new = log[len(log) - log[::-1].index(before[-1]) :] if before and before[-1] in log else log
-    messages = [line for line in new if _OF_THE_DRIVER.search(line)]
+    messages = [line for line in kernel.ring(system) if line not in before and _OF_THE_DRIVER.search(line)]
     apt.explain(
         "\n".join([done.said_text.rstrip("\n"), *messages]),
         f"the module nvidia of {version}, loaded",
