@@ -162,7 +162,7 @@ class _Work(Choice):
         driver_modules.drop_blacklist(self.apt)
         for path in files.of_layer(LAYER):
             files.drop(LAYER, path)
-        driver_modules.renew_initramfs(self.apt, left.target or self._wanted.target)
+        driver_modules.renew_initramfs(self.apt)
         return kept
 
     def _names(self, way: Try) -> tuple[str, ...]:
@@ -275,7 +275,7 @@ class _Work(Choice):
         for kernel in self._kernels():
             driver_modules.build(apt, Module(version, way.flavour or ""), kernel)
         if wanted.target != "lxc":
-            driver_modules.renew_initramfs(apt, wanted.target)
+            driver_modules.renew_initramfs(apt)
         source = self._source()
         driver.NOTE.write(files, driver.Left(version, source, wanted.target, way.flavour or ""))
         return version, source
