@@ -251,7 +251,7 @@ class _Work(Choice):
                 self.update.note(phase="trying")
             self._put(PINS, found.pins)
             files.finish()
-            if any(map(FAMILY.search, found.words)) and (wanted.target == "host" or driver.cards(system).holder):
+            if any(map(FAMILY.search, found.words)) and (wanted.target == "host" or driver.holder(system)):
                 files.set_pending(driver_modules.INITRAMFS)  # the packages renew the newest kernel's at most
             if found.run:
                 driver_installer.fetch(apt, found.run, found.run.file(DOWNLOADS))

@@ -84,8 +84,7 @@ def _cards(system: System, wanted: Wanted) -> tuple[list[str], bool]:
             held = "released"
         if slot in wanted.staying or (held != "vfio-pci" and slot not in wanted.passed):
             cards.append(ids_of(system, address))
-    nouveau = any(address.rpartition(".")[0] not in wanted.passed for address in driver.cards(system).held)
-    return cards, nouveau
+    return cards, any(address.rpartition(".")[0] not in wanted.passed for address in driver.held(system))
 
 
 def _with_node(system: System) -> Iterator[str]:

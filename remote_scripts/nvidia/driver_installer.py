@@ -125,7 +125,7 @@ def _clear_the_way(apt: Apt, installer: Installer) -> list[str]:
         arguments.append("--allow-installation-with-running-driver")
     elif loaded:
         driver_modules.unload(apt)
-    if driver.cards(system).holder and is_at_least("550.40.07", installer.version):
+    if driver.holder(system) and is_at_least("550.40.07", installer.version):
         arguments += ["--no-nouveau-check", "--skip-module-load"]
     return arguments
 

@@ -70,7 +70,7 @@ def load(apt: Apt, wanted: Module) -> tuple[Literal["yes", "no"], str]:
         return "yes", f"{loaded.version} ({loaded.flavour}) is loaded, {installed}"
     why = f"{wanted.version} is loaded"
     if loaded != wanted:
-        if holder := driver.cards(system).holder:
+        if holder := driver.holder(system):
             return "yes", f"{holder} has a card, and gives it up at a boot"
         load_module(apt, wanted.version)
         why = f"{wanted.version} was loaded: nothing else had the card"
