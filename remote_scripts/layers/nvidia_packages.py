@@ -141,7 +141,7 @@ class _Work(Choice):
             capabilities=way.capabilities,
             reboot=reboot,
             why=why,
-            cuda=self._release()[0] if wanted.cuda else "",
+            cuda=self._release() if wanted.cuda else "",
             toolkit=apt.installed().whole.get("nvidia-container-toolkit", ""),
             packages=tuple(apt.of_layer()),
             changed=files.changed,
@@ -301,22 +301,10 @@ class _Work(Choice):
         return reboot, why
 
     def _configure_cuda(self) -> None:
-        """Its compiler says its release, and a login finds it."""
-        wanted = self._wanted
-        if not wanted.cuda:
-            self._put(_PROFILE, "")
-            return
-        release, output = self._release()
-        if release != self._short:
-            raise Failure(
-                f"{self._name}: {wanted.nvcc} of CUDA {self._short}",
-                release or f"no release: {output}",
-                "programs are compiled with it",
-                f"`apt-get install --reinstall cuda-nvcc-{self._short.replace('.', '-')}` there, then run `pulumi up` "
-                "again",
-            )
+        """A login finds its compiler; what that says is verified (homelab/nvidia/verification.py)."""
         comment = "# Written by homelab, which takes it away again (pulumi destroy)."
-        self._put(_PROFILE, f"{comment}\nPATH={wanted.nvcc.rpartition('/')[0]}${{PATH:+:$PATH}}")
+        path = f"PATH={self._wanted.nvcc.rpartition('/')[0]}${{PATH:+:$PATH}}"
+        self._put(_PROFILE, f"{comment}\n{path}" if self._wanted.cuda else "")
 
     # The update.
 

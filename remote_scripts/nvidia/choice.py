@@ -19,7 +19,6 @@ from remote_scripts.nvidia.engines import is_there
 from remote_scripts.nvidia.nvidia import Module
 from remote_scripts.nvidia.packages import Plan
 from remote_scripts.tools.system import System
-from remote_scripts.tools.text import as_text
 
 # What the files of NVIDIA's installer take at the least.
 _RUN_BYTES = 400_000_000
@@ -116,23 +115,19 @@ class Choice:
         wanted = self._wanted
         if not wanted.cuda or not self._files.is_file(wanted.nvcc):
             return False
-        package = f"cuda-nvcc-{'-'.join(wanted.cuda.split('.')[:2])}"
-        return package not in self.apt.installed().present and self._release()[0] == self._short
+        short = ".".join(wanted.cuda.split(".")[:2])
+        package = f"cuda-nvcc-{short.replace('.', '-')}"
+        return package not in self.apt.installed().present and self._release() == short
 
     def _is_somebodys_engine(self, package: str) -> bool:
         """Docker's own packages conflict with docker.io."""
         engine = ENGINES.get(package, "")
         return bool(engine) and package not in self.apt.installed().present and is_there(self._system, engine)
 
-    @property
-    def _short(self) -> str:
-        return ".".join(self._wanted.cuda.split(".")[:2])
-
-    def _release(self) -> tuple[str, str]:
-        """CUDA's release, as its compiler says it, and all that it says."""
+    def _release(self) -> str:
+        """CUDA's release, as its compiler says it."""
         done = self._system.run.ask(self._files.name(self._wanted.nvcc), "--version")
-        output = "\n".join(as_text(done.output + done.error).rstrip("\n").split("\n")[-3:])
-        return (re.search(r"release ([0-9]+\.[0-9]+)", output) or ["", ""])[1], output
+        return (re.search(r"release ([0-9]+\.[0-9]+)", done.text) or ["", ""])[1]
 
     # What apt would do.
 
