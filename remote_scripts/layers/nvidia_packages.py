@@ -20,7 +20,7 @@ from typing import Literal, NoReturn
 from remote_scripts.boot import boot
 from remote_scripts.both.nvidia_packages import Answer, Said, Try, Wanted, lacking_headers
 from remote_scripts.notes.handover import need_rest
-from remote_scripts.nvidia import driver, driver_installer, driver_modules, nvidia
+from remote_scripts.nvidia import driver, driver_installer, driver_modules
 from remote_scripts.nvidia.choice import ENGINES, Choice, Way
 from remote_scripts.nvidia.driver import ASKED, FAMILY, LAYER, PINS, Source
 from remote_scripts.nvidia.driver_installer import DOWNLOADS
@@ -264,14 +264,6 @@ class _Work(Choice):
                     driver_installer.remove(apt)
                 driver_installer.run(apt, found.run, found.run.file(DOWNLOADS), wanted.target)
         version = driver.library_version(system)
-        loaded = nvidia.loaded(system).version
-        if wanted.target == "lxc" and loaded not in ("", version):
-            raise Failure(
-                f"the libraries of the host's driver, {loaded}",
-                f"{version} is installed",
-                "they must be of one version, to the last digit",
-                "run `pulumi up --refresh`: the host's version is read then",
-            )
         for kernel in self._kernels():
             driver_modules.build(apt, Module(version, way.flavour or ""), kernel)
         if wanted.target != "lxc":
