@@ -229,14 +229,7 @@ class _Work(Choice):
         what = f"{self._name}: NVIDIA's driver {drivers}, with what is wanted beside it"
         if said.chosen is None:
             apt.explain_install("\n".join(said.against) or "no way to it is known", what)
-        if said.removes:
-            words = " ".join(said.removes)
-            raise Failure(
-                what,
-                f"{words} would be removed for it",
-                "they aren't this program's to remove; nothing was changed",
-                f"remove what is in the way yourself (`apt-get remove {words}`), then run `pulumi up` again",
-            )
+        apt.need_own(said.removes, what)
         for reason in said.against:
             self._system.log.say(f"passed over: {reason}")
         if said.way_back is not None and not self.update.kept.phase:

@@ -196,13 +196,7 @@ class Apt(AskedApt):
         plan = self.simulate_install(words, recommends=recommends)
         if plan.why:
             self.explain_install(plan.why, what)
-        if against := " ".join(self.of_others(plan.going, may_remove)):
-            raise Failure(
-                what,
-                f"{against} would be removed for it",
-                "they aren't this program's to remove",
-                f"remove what is in the way yourself (`apt-get remove {against}`), then run `pulumi up` again",
-            )
+        self.need_own(self.of_others(plan.going, may_remove), what)
         names = {word.partition("=")[0] for word in words}
         automatic = sorted(names & self.installed().present.keys() & self.marked("auto") - {*self.records()})
         self._write({**{change.name: Record(change.new, change.old) for change in plan.changes}, **self.records()})
@@ -241,6 +235,18 @@ class Apt(AskedApt):
             if record.before == "-"
         }
         return sorted(name for name in names if name not in own and not may_remove.search(name))
+
+    def need_own(self, against: Sequence[str], what: str) -> None:
+        """:param against: others' packages that would go.
+        :raises Failure: there are any.
+        """
+        if words := " ".join(against):
+            raise Failure(
+                what,
+                f"{words} would be removed for it",
+                "they aren't this program's to remove",
+                f"remove what is in the way yourself (`apt-get remove {words}`), then run `pulumi up` again",
+            )
 
     def mark(self, mark: Literal["auto", "manual"], names: Sequence[str]) -> bool:
         """Packages count as installed for others alone, or by hand; returns whether that could be done."""
