@@ -12,6 +12,8 @@ from remote_scripts.tools.system import System
 
 #: A file for each layer.
 RECORDS = f"{HOME}/packages"
+#: The layer that brings packages for cards of other makers.
+LIBRARIES = "libraries"
 #: For so long a question is waited for, in seconds, and so much is read of its answer.
 ASK_SECONDS = 600.0
 ANSWER_BYTES = 1 << 24
