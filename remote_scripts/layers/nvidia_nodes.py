@@ -22,7 +22,6 @@ SERVICE = boot_service.Service(
     module="nvidia_nodes",
     without="after a reboot containers would find no device nodes",
     unit=f"""\
-# Written by homelab, which takes it away again (pulumi destroy).
 [Unit]
 Description=NVIDIA device nodes for containers (homelab)
 After=systemd-modules-load.service systemd-udevd.service
@@ -34,9 +33,6 @@ RemainAfterExit=yes
 # A module that hangs must not keep the host's guests from starting.
 TimeoutStartSec=120
 ExecStart={boot_service.PYTHON} /usr/local/sbin/homelab-nvidia-nodes
-
-[Install]
-WantedBy=multi-user.target
 """,
 )
 

@@ -41,7 +41,6 @@ PERSISTENCE = boot_service.Service(
     layer=LAYER,
     without="each program would initialise the cards again",
     unit="""\
-# Written by homelab, which takes it away again (pulumi destroy).
 [Unit]
 Description=Keep NVIDIA's cards initialised while nobody uses them
 After=systemd-modules-load.service homelab-nvidia-nodes.service
@@ -51,9 +50,6 @@ ConditionPathExists=/proc/driver/nvidia/version
 Type=oneshot
 RemainAfterExit=yes
 ExecStart=/usr/bin/nvidia-smi -pm 1
-
-[Install]
-WantedBy=multi-user.target
 """,
 )
 

@@ -86,7 +86,7 @@ def test_nodes_are_made_and_a_service_for_each_boot_which_is_given_back(host: Ho
     assert ask(host) == {"driver": "550.163.01", "changed": True}
     assert nodes(host) == SERVED
     assert (host.root / LINK[1:]).readlink() == Path(UNIT)
-    assert host.read(UNIT) == SERVICE.unit and reloads == ["daemon-reload"]
+    assert [host.read(UNIT)] == [*SERVICE.units.values()] and reloads == ["daemon-reload"]
     configured = host.lasting()
     assert ask(host) == {"driver": "550.163.01", "changed": False} and host.lasting() == configured
     assert ask(host, "revert")["changed"] and host.lasting() == before
