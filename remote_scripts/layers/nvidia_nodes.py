@@ -47,7 +47,8 @@ def plan(system: System, wanted: Wanted) -> None:
 def apply(system: System, wanted: Wanted) -> Answer:
     """Makes the nodes, and has them made at each boot; or takes that away.
 
-    :raises Failure: there is no driver, or a node can't be made.
+    :raises Failure: there is no driver, or nodes are missing still.
+    :raises OSError: one can't be made.
     """
     return _change(system, wanted.needed)
 
@@ -83,17 +84,12 @@ def _need_driver(system: System) -> None:
 
 
 def _make(system: System) -> None:
-    missing = [UVM]
-    try:
-        trouble = nvidia.make_nodes(system)
-        if system.files.device(UVM):
-            missing = [*nvidia.missing_nodes(system)]
-    except OSError as error:
-        trouble = f"{error.strerror}: {error.filename}"
+    trouble = nvidia.make_nodes(system)
+    missing = nvidia.missing_nodes(system) if system.files.device(UVM) else [UVM]
     if missing:
         raise Failure(
             "NVIDIA's device nodes in /dev",
-            "; ".join(part for part in (f"missing: {' '.join(missing)}", trouble) if part),
+            "; ".join(filter(None, (f"missing: {' '.join(missing)}", trouble))),
             "containers are given them",
             f"run {SERVICE.program} on the host and read `dmesg | tail`",
         )
