@@ -17,7 +17,6 @@ from remote_scripts.both.passthrough_test import FOLDER, NAME, Answer, Wanted
 from remote_scripts.pve.guest_conf import VMS, option_of_vm
 from remote_scripts.pve.pmxcfs import guest_ids
 from remote_scripts.tools import kernel
-from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.pci import DEVICES, driver_of, ids_of
 from remote_scripts.tools.system import System, changes
@@ -60,19 +59,12 @@ def apply(system: System, wanted: Wanted) -> Answer:
     _remove_leftovers(system)
     _check_functions(system, wanted)
     vm = _Vm(system)
-    system.also_put_back = vm.remove
+    system.also_put_back = vm.give_up
     _build(system)
     vm.create(wanted)
     console = vm.listen(wanted.timeout)
     system.also_put_back = None
-    left = vm.remove()
-    if left:
-        raise Failure(
-            "the test VM removed again",
-            left,
-            "it still has the card, and is no longer needed",
-            f"run on the host: qm stop {vm.id}; qm destroy {vm.id} --purge",
-        )
+    vm.remove()
     return _answer(system, wanted, int(vm.id), console)
 
 
@@ -107,28 +99,24 @@ class _Vm:
         for number, functions in enumerate(slots.values()):
             # rombar=0: the card's option ROM must not run in SeaBIOS, where it can hang before the kernel starts.
             given += [f"--hostpci{number}", f"host={';'.join(functions)},pcie=1,rombar=0"]
-        self.id = str(wanted.vmid or "")
-        done = Done(0, b"")
-        if not self.id:
-            done = run.ask("pvesh", "get", "/cluster/nextid", "--output-format", "json")
-            self.id = done.text.strip().strip('"')
-        if done.status == 0:
-            # No OVMF: QEMU hands the kernel of -kernel over itself, which SeaBIOS is enough for. cpu host: it has the
-            # host's address width, that large BARs need.
-            options = (
-                f"--name {NAME} --machine q35 --ostype l26 --cpu host --memory 512 --balloon 0 --tablet 0 --onboot 0 "
-                "--vga none"
-            ).split()
-            description = ("--description", "homelab proves passthrough with this VM, and removes it.")
-            boots = (
-                f"-kernel /boot/vmlinuz-{kernel.running(self._system)} -initrd {FOLDER}/initrd.img "
-                f"-append '{_APPEND}' -serial file:{FOLDER}/console -no-reboot"
-            )
-            done = run.do("qm", "create", self.id, *options, *description, *given, "--args", boots, doing=_DOING)
+        next_id = ("pvesh", "get", "/cluster/nextid", "--output-format", "json")
+        self.id = str(wanted.vmid or run.ask(*next_id).text.strip('"'))
+        # No OVMF: QEMU hands the kernel of -kernel over itself, which SeaBIOS is enough for. cpu host: it has the
+        # host's address width, that large BARs need.
+        options = (
+            f"--name {NAME} --machine q35 --ostype l26 --cpu host --memory 512 --balloon 0 --tablet 0 --onboot 0 "
+            "--vga none"
+        ).split()
+        description = ("--description", "homelab proves passthrough with this VM, and removes it.")
+        boots = (
+            f"-kernel /boot/vmlinuz-{kernel.running(self._system)} -initrd {FOLDER}/initrd.img "
+            f"-append '{_APPEND}' -serial file:{FOLDER}/console -no-reboot"
+        )
+        done = run.do("qm", "create", self.id, *options, *description, *given, "--args", boots, doing=_DOING)
         if done.status != 0:
             raise Failure(
                 f"a test VM with the id {self.id}",
-                done.text or as_text(done.error),
+                done.text,
                 "passthrough is proved inside a VM",
                 "choose another id, or correct what the message says, then run `pulumi up` again",
             )
@@ -155,28 +143,38 @@ class _Vm:
         log.say(f"the VM has not said all within {seconds} s, or has ended before")
         return console
 
-    def remove(self) -> str:
-        """Takes the VM and the folder away; returns why the VM couldn't be."""
-        left = ""
+    def remove(self) -> None:
+        """Takes the VM and the folder away.
+
+        :raises Failure: the VM is still there, or that can't be told.
+        """
         try:
             # Under that id there may be a user's VM: then the test's could not be created.
             if self.id and _name_of(self._system, self.id) == NAME:
-                done = _remove(self._system, self.id)
-                left = f"VM {self.id} ({NAME}) is still there: {done.text}" if done.status != 0 else ""
+                _remove(self._system, self.id)
+        finally:
+            self._system.files.remove_tree(FOLDER)
+
+    def give_up(self) -> None:
+        """The same after a failure, which is the one that is raised."""
+        try:
+            self.remove()
         except Failure as failure:
-            left = f"VM {self.id} ({NAME}) may still be there: {failure.found}"
-        if left:
-            self._system.log.say(left)
-        self._system.files.remove_tree(FOLDER)
-        return left
+            self._system.log.say(f"{failure.wanted}: {failure.found}")
 
 
-def _remove(system: System, vm: str) -> Done:
+def _remove(system: System, vm: str) -> None:
     """A lock that an interrupted command has left is passed over."""
     done = system.run.do("qm", "stop", vm, "--skiplock", "1", doing=_DOING)
     if done.status == 0:
         done = system.run.do("qm", "destroy", vm, "--skiplock", "1", "--purge", "1", doing=_DOING)
-    return done
+    if done.status != 0:
+        raise Failure(
+            "the test VM removed again",
+            f"VM {vm} ({NAME}) is still there: {done.text}",
+            "it still has the card, and is no longer needed",
+            f"run `qm stop {vm}; qm destroy {vm} --purge` on the host",
+        )
 
 
 def _remove_leftovers(system: System) -> None:
@@ -192,14 +190,7 @@ def _remove_leftovers(system: System) -> None:
                 f"give VM {vm} another name: qm set {vm} --name NAME",
             )
         system.log.say(f"note: removing VM {vm}, which an interrupted test has left")
-        done = _remove(system, vm)
-        if done.status != 0:
-            raise Failure(
-                f"VM {vm} removed, which an interrupted test has left",
-                done.text,
-                "it may hold the card",
-                f"look at it with `qm config {vm}`, remove it with `qm destroy {vm}`",
-            )
+        _remove(system, vm)
     system.files.remove_tree(FOLDER)
 
 
