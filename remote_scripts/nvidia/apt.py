@@ -199,7 +199,7 @@ class Apt(AskedApt):
         self.need_own(self.of_others(plan.going, may_remove), what)
         names = {word.partition("=")[0] for word in words}
         automatic = sorted(names & self.installed().present.keys() & self.marked("auto") - {*self.records()})
-        self._write({**{change.name: Record(change.new, change.old) for change in plan.changes}, **self.records()})
+        self._write({**plan.changes, **self.records()})
         self.system.log.say(f"installing {shown}")
         self.system.files.changed = True
         # It fetches gigabytes, too: a slow line mustn't end it while it unpacks.

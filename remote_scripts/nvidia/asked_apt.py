@@ -87,7 +87,7 @@ class AskedApt:
         if done.status:
             said = done.all_text.rpartition("Reading state information...")[2].removeprefix(" Done").strip()
             return Plan(why=said or done.failure("apt-get"))
-        return Plan(tuple(announced(done.text)))
+        return Plan(announced(done.text))
 
     def simulate_install(self, words: Iterable[str], *, recommends: bool = False) -> Plan:
         """What `install` would change; arguments as of that."""
@@ -95,7 +95,7 @@ class AskedApt:
 
     def bytes_of(self, plan: Plan) -> int:
         """What its new packages take on the disk."""
-        words = [f"{change.name}={change.new}" for change in plan.changes if change.old == "-"]
+        words = [f"{name}={change.now}" for name, change in plan.changes.items() if change.before == "-"]
         text = self._ask("apt-cache", "show", *words).text if words else ""
         return sum(map(int, re.findall(r"^Installed-Size: (\d+)", text, re.MULTILINE))) * 1024
 

@@ -163,6 +163,7 @@ class Choice:
                 going = found.plan.going
                 said = replace(
                     said,
+                    against=tuple(against),
                     chosen=number,
                     version=found.version,
                     comes=tuple(f"{name}={new}" for name, new in found.plan.coming.items()),
@@ -170,7 +171,7 @@ class Choice:
                     way_back=not self.update.lost(apt) if not stays and self._replaces(way, found.plan) else None,
                     needs=apt.bytes_of(found.plan) + (_RUN_BYTES if found.run else 0),
                 )
-                return replace(said, against=tuple(against)), found
+                return said, found
             how = "NVIDIA's installer" if way.run else " ".join(way.packages)
             if not any(text.startswith(f"{version} ") and found.against in text for text in against):
                 against.append(f"{version} ({how}): {found.against}")
@@ -198,7 +199,7 @@ class Choice:
             return False
         if way.run or driver.run_version(self._system):
             return way.run is None or driver_installer.INSTALLED.read(self._files) != way.run
-        return any(change.old != "-" and FAMILY.search(change.name) for change in plan.changes)
+        return any(change.before != "-" and FAMILY.search(name) for name, change in plan.changes.items())
 
     def _pins(self, version: str) -> str:
         """apt goes to this version and no other, also to an older one: above 1000 it does."""
