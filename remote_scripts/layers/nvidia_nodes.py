@@ -73,7 +73,7 @@ def _change(system: System, needed: bool) -> Answer:
     boot_service.serve(system, SERVICE, needed)
     if needed:
         _make(system)
-    return Answer(nvidia.version(system), system.files.changed)
+    return Answer(nvidia.loaded(system).version, system.files.changed)
 
 
 def _need_driver(system: System) -> None:

@@ -65,8 +65,6 @@ def kernels(system: System) -> list[str]:
     """The kernels of a host that must have the module, the oldest first: each that can be booted, as any of them may be
     the next one.
     """
-    if system.files.exists("/run/systemd/container"):  # it shares another one's
-        return []
     return sorted(boot.kernels(system), key=_by_version)
 
 
@@ -90,7 +88,7 @@ def module(system: System, release: str) -> Module:
     :raises Failure: modinfo doesn't say.
     """
     text = ""
-    for name in nvidia.names_of(system, "nvidia"):
+    for name in nvidia.module_names(system):
         done = system.run.ask("modinfo", "-k", release, name)
         if done.status not in (_NO_MODULE, NOT_FOUND):
             need_answer(done, f"which module of NVIDIA's the kernel {release} would load", "modinfo")
