@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from remote_scripts import installed
 from remote_scripts.boot import small_initramfs
@@ -38,15 +39,6 @@ class Bar:
 
     index: int
     size: int
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """A function by what the VM said."""
-
-    id: str
-    device_class: str
-    bars: tuple[Bar, ...]
 
 
 @changes
@@ -220,27 +212,44 @@ def _check_functions(system: System, wanted: Wanted) -> None:
             )
 
 
-def _functions(wanted: Wanted) -> str:
-    return " ".join(f"{address}={id}" for address, id in sorted(wanted.functions.items()))
-
-
 # What the VM said, held against the cards on the host.
 
 
 def _answer(system: System, wanted: Wanted, vmid: int | None, console: bytes) -> Answer:
+    """The functions as the VM sees them, whose buses have numbers of their own. Functions with the same ids are told
+    apart by their order, which hostpci keeps.
+
+    :raises Failure: the VM doesn't see them all, or not with their memory BARs.
+    """
     seen = _read_console(console, wanted.timeout)
-    guest_of = _compare(system, wanted, seen)
-    functions = []
-    for address, guest in sorted(guest_of.items()):
-        function = seen[guest]
-        parts = {"id": function.id, "class": function.device_class, "bars": function.bars}
-        functions.append({"guest": guest, "address": address, **parts})
+    free, functions, problems = sorted(seen), [], []
+    for address, id in sorted(wanted.functions.items()):
+        guest = next((one for one in free if seen[one]["id"] == id), "")
+        if not guest:
+            problems.append(f"{address} ({id}): is not in the VM")
+            continue
+        free.remove(guest)
+        problems += [
+            f"{address} ({id}): BAR {bar.index} of {bar.size} bytes has no address in the VM"
+            for bar in _memory_bars(system, address)
+            if bar not in seen[guest]["bars"]
+        ]
+        functions.append({"guest": guest, "address": address, **seen[guest]})
+    if problems:
+        names = " ".join(f"{address}={id}" for address, id in sorted(wanted.functions.items()))
+        raise Failure(
+            f"every function of the card in the test VM, with its ids and memory BARs: {names}",
+            "\n".join(problems),
+            "a VM that is given this card could not use it",
+            "see `dmesg | grep -iE 'vfio|BAR'` on the host; for BARs of many GiB, \"Above 4G decoding\" in its "
+            "firmware",
+        )
     return Answer(kernel.running(system), vmid, tuple(functions))
 
 
-def _read_console(console: bytes, seconds: int) -> dict[str, _Seen]:
-    """What it sees, by its addresses."""
-    seen: dict[str, _Seen] = {}
+def _read_console(console: bytes, seconds: int) -> dict[str, dict[str, Any]]:
+    """What it sees, by its addresses: `id`, `class` and `bars` of a function."""
+    seen: dict[str, dict[str, Any]] = {}
     count = ""
     text = as_text(console, _CONSOLE_BYTES)
     for words in (line.split() for line in text.splitlines()):
@@ -250,7 +259,8 @@ def _read_console(console: bytes, seconds: int) -> dict[str, _Seen]:
             count = " ".join(words[2:])
         elif len(words) > 3:
             bars = (bar.split(":") for bar in words[4:])
-            seen[words[1]] = _Seen(words[2], words[3], tuple(Bar(int(bar[0]), int(bar[1])) for bar in bars))
+            about = {"id": words[2], "class": words[3], "bars": [Bar(int(bar[0]), int(bar[1])) for bar in bars]}
+            seen[words[1]] = about
     if count != str(len(seen)):
         end = re.sub(r"[^\x20-\x7e\n]", "", "\n".join(text.rstrip("\n").split("\n")[-12:]))
         raise Failure(
@@ -260,38 +270,6 @@ def _read_console(console: bytes, seconds: int) -> dict[str, _Seen]:
             "see `dmesg | tail` on the host, then run `pulumi up` again; or take passthroughTest out of the settings",
         )
     return seen
-
-
-def _compare(system: System, wanted: Wanted, seen: dict[str, _Seen]) -> dict[str, str]:
-    """Address on the host -> address in the guest, whose buses have numbers of their own. Functions with the same ids
-    are told apart by their order, which hostpci keeps.
-    """
-    guest_of: dict[str, str] = {}
-    free = sorted(seen)
-    for address, id in sorted(wanted.functions.items()):
-        guest = next((vmid for vmid in free if seen[vmid].id == id), None)
-        if guest is not None:
-            guest_of[address] = guest
-            free.remove(guest)
-    problems = []
-    for address, id in sorted(wanted.functions.items()):
-        if address not in guest_of:
-            problems.append(f"{address} ({id}): is not in the VM")
-            continue
-        problems += [
-            f"{address} ({id}): BAR {bar.index} of {bar.size} bytes has no address in the VM"
-            for bar in _memory_bars(system, address)
-            if bar not in seen[guest_of[address]].bars
-        ]
-    if problems:
-        raise Failure(
-            f"every function of the card in the test VM, with its ids and memory BARs: {_functions(wanted)}",
-            "\n".join(problems),
-            "a VM that is given this card could not use it",
-            "see `dmesg | grep -iE 'vfio|BAR'` on the host; for BARs of many GiB, \"Above 4G decoding\" in its "
-            "firmware",
-        )
-    return guest_of
 
 
 def _memory_bars(system: System, address: str) -> Iterator[Bar]:
