@@ -380,13 +380,15 @@ def _compiler(wanted: Expected, nvcc: _ProgramResult, release: str | None, conte
     if release is None:
         missing = nvcc.status in (_NO_PROGRAM, 126)
         errors = recognise(nvcc.output, context)
+        short = "-".join((wanted.cuda or "").split(".")[:2])
         generic = HomelabError(
             wanted=f"{wanted.name}: nvcc of CUDA {wanted.cuda}",
             found="it isn't there"
             if missing
             else f"status {nvcc.status}: {nvcc.output.strip()[-400:] or 'nothing was said'}",
             why="CUDA programs are compiled with it",
-            next="run `pulumi up --refresh`: it installs CUDA's toolkit again",
+            next="run `pulumi up --refresh`: it installs what is missing of CUDA's packages; files of theirs that were "
+            f"removed by hand come back by `apt-get install --reinstall cuda-nvcc-{short}` there",
         )
         yield from errors or [generic]
     elif wanted.cuda and release.split(".") != wanted.cuda.split(".")[:2]:

@@ -180,7 +180,7 @@ def _need_drm_that_lets_go(card: SharedCard) -> None:
     if modeset not in ("Y", "") or card.is_only():
         return
     try:
-        version = nvidia.version(card.system)
+        version = nvidia.loaded(card.system).version
     except OSError:
         version = ""
     if not version or tuple(map(int, version.split("."))) < _DRM_DETACHES:

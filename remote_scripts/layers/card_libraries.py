@@ -10,11 +10,9 @@ from __future__ import annotations
 from remote_scripts.both.card_libraries import Answer, Wanted
 from remote_scripts.nvidia import os_release
 from remote_scripts.nvidia.apt import Apt
-from remote_scripts.nvidia.packages import Reverted
+from remote_scripts.nvidia.packages import LIBRARIES, Reverted
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes
-
-_LAYER = "libraries"
 
 
 @changes
@@ -23,7 +21,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
 
     :raises Failure: the distribution isn't known, or lacks something; or apt can't do it.
     """
-    apt = Apt(system, wanted.software, _LAYER, "packages for its cards")
+    apt = Apt(system, wanted.software, LIBRARIES, "packages for its cards")
     names = _chosen(apt, wanted)
     apt.install(names)
     apt.tidy(names)
@@ -37,7 +35,7 @@ def revert(system: System, wanted: Wanted) -> Reverted:
 
     :raises Failure: apt can't do it.
     """
-    apt = Apt(system, wanted.software, _LAYER, "packages for its cards")
+    apt = Apt(system, wanted.software, LIBRARIES, "packages for its cards")
     if apt.is_anothers():
         return Reverted((), False)
     apt.repair()

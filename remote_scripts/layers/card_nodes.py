@@ -21,7 +21,6 @@ SERVICE = boot_service.Service(
     module="card_nodes",
     without="a boot may give the cards' nodes other numbers, and containers would not start, or get another card",
     unit=f"""\
-# Written by homelab, which takes it away again (pulumi destroy).
 [Unit]
 Description=Nodes of graphics cards in containers, as they are numbered since this boot (homelab)
 After=systemd-modules-load.service systemd-udevd.service pve-cluster.service homelab-nvidia-nodes.service
@@ -33,9 +32,6 @@ Type=oneshot
 RemainAfterExit=yes
 TimeoutStartSec=300
 ExecStart=-{boot_service.PYTHON} /usr/local/sbin/homelab-card-nodes
-
-[Install]
-WantedBy=multi-user.target
 """,
 )
 

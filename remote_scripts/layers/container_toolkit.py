@@ -28,11 +28,10 @@ _CDI_BYTES = 1 << 20
 def apply(system: System, wanted: Wanted) -> Answer:
     """Configures it.
 
-    :raises Failure: the engine isn't there, or doesn't start; or nvidia-ctk can't do it.
+    :raises Failure: the engine doesn't start, or nvidia-ctk can't do it.
     """
     files = system.files
     apt, engines = _parts(system, wanted)
-    engines.need(wanted.runtime)
     if wanted.runtime == "docker":
         engine_conf.configure(system, wanted.software.context.name, cdi=bool(wanted.cdi))
     else:

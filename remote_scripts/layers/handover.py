@@ -40,7 +40,6 @@ SERVICE = boot_service.Service(
     module=_LAYER,
     without="a handover that is cut short would stay half-way",
     unit=f"""\
-# Written by homelab, which takes it away again (pulumi destroy).
 [Unit]
 Description=Cards that VMs and containers have in turn: what was left half-way comes to an end (homelab)
 RequiresMountsFor=/var/lib/homelab
@@ -54,21 +53,14 @@ TimeoutStartSec=1800
 SyslogLevel=notice
 LogLevelMax=notice
 ExecStart=-{PYTHON} {handover.PROGRAM} reconcile
-
-[Install]
-WantedBy=multi-user.target
 """,
     timer="""\
-# Written by homelab, which takes it away again (pulumi destroy).
 [Unit]
 Description=Cards that VMs and containers have in turn (homelab)
 
 [Timer]
 OnBootSec=2min
 OnUnitInactiveSec=1min
-
-[Install]
-WantedBy=timers.target
 """,
 )
 

@@ -12,7 +12,7 @@ from remote_scripts import installed
 from remote_scripts.boot import boot, trial
 from remote_scripts.both.needed import Wanted
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.files import Changed, Files
+from remote_scripts.tools.files import Changed
 from remote_scripts.tools.system import System, changes, plans
 
 _LAYER, _STEP = "vfio", "initramfs"
@@ -30,12 +30,7 @@ def plan(system: System, wanted: Wanted) -> None:
 
     :raises Failure: as of `apply`, before its first change.
     """
-    if wanted.needed:
-        _need_tools(system)
-    _write(system.files, wanted.needed)
-    if system.files.changed or _is_unfinished(system, wanted.needed):
-        if wanted.needed:
-            _need_room(system)
+    if _written(system, wanted.needed):
         system.files.plan_file("made", f"the initramfs of {len(boot.kernels(system))} kernel(s)")
 
 
@@ -58,31 +53,30 @@ def revert(system: System, wanted: Wanted) -> Changed:
 def _change(system: System, needed: bool) -> Changed:
     files = system.files
     files.followed_by = _STEP
-    if needed:
-        _need_tools(system)
-    _write(files, needed)
-    if files.changed or _is_unfinished(system, needed):
-        if needed:
-            _need_room(system)
+    if _written(system, needed):
         _update(system)
     if not needed:
         trial.forget_when_given_back(system)
     return Changed(files.changed)
 
 
-def _write(files: Files, needed: bool) -> None:
+def _written(system: System, needed: bool) -> bool:
+    """Writes the files; whether each initramfs is to be made anew: one lacks the script, or an earlier run was cut
+    short.
+    """
+    files = system.files
     if needed:
+        _need_tools(system)
         files.put(_LAYER, boot.INITRAMFS_HOOK, 0o755, f"{installed.TEXTS['initramfs_hook']}\n".encode())
         files.put(_LAYER, boot.INIT_TOP, 0o755, f"{installed.TEXTS['init_top']}\n".encode())
         files.put(_LAYER, boot.MODULES, 0o644, _MODULES_TEXT.encode())
-        return
-    for path in (boot.INIT_TOP, boot.INITRAMFS_HOOK, boot.MODULES):
-        files.drop(_LAYER, path)
-
-
-def _is_unfinished(system: System, needed: bool) -> bool:
-    """An initramfs that lacks the script, or an earlier run's that was cut short."""
-    return system.files.is_pending(_STEP) or (needed and bool(boot.stale_kernels(system)))
+    else:
+        for path in (boot.INIT_TOP, boot.INITRAMFS_HOOK, boot.MODULES):
+            files.drop(_LAYER, path)
+    is_made = files.changed or files.is_pending(_STEP) or (needed and bool(boot.stale_kernels(system)))
+    if is_made and needed:
+        _need_room(system)
+    return is_made
 
 
 def _need_tools(system: System) -> None:

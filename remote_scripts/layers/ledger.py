@@ -16,7 +16,7 @@ def read(system: System, wanted: Wanted) -> Answer:
 
     :raises OSError: there is a note, and it can't be read.
     """
-    return Answer(_noted(system, wanted.name))
+    return Answer(system.files.need_text(_path(wanted.name)).rstrip("\n"))
 
 
 @changes
@@ -33,7 +33,3 @@ def apply(system: System, wanted: Wanted) -> Answer:
 
 def _path(name: str) -> str:
     return f"{HOME}/ledger/{name}"
-
-
-def _noted(system: System, name: str) -> str:
-    return (system.files.need(_path(name)) or b"").decode("utf-8", "replace").rstrip("\n")

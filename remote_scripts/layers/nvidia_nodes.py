@@ -22,7 +22,6 @@ SERVICE = boot_service.Service(
     module="nvidia_nodes",
     without="after a reboot containers would find no device nodes",
     unit=f"""\
-# Written by homelab, which takes it away again (pulumi destroy).
 [Unit]
 Description=NVIDIA device nodes for containers (homelab)
 After=systemd-modules-load.service systemd-udevd.service
@@ -34,9 +33,6 @@ RemainAfterExit=yes
 # A module that hangs must not keep the host's guests from starting.
 TimeoutStartSec=120
 ExecStart={boot_service.PYTHON} /usr/local/sbin/homelab-nvidia-nodes
-
-[Install]
-WantedBy=multi-user.target
 """,
 )
 
@@ -51,7 +47,8 @@ def plan(system: System, wanted: Wanted) -> None:
 def apply(system: System, wanted: Wanted) -> Answer:
     """Makes the nodes, and has them made at each boot; or takes that away.
 
-    :raises Failure: there is no driver, or a node can't be made.
+    :raises Failure: nodes are missing still, such as where the driver can't be loaded.
+    :raises OSError: one can't be made.
     """
     return _change(system, wanted.needed)
 
@@ -71,33 +68,19 @@ def program(system: System, arguments: Sequence[str]) -> None:
 
 
 def _change(system: System, needed: bool) -> Answer:
-    if needed:
-        _need_driver(system)
     boot_service.serve(system, SERVICE, needed)
     if needed:
         _make(system)
-    return Answer(nvidia.version(system), system.files.changed)
-
-
-def _need_driver(system: System) -> None:
-    trouble = nvidia.trouble(system)
-    if trouble:
-        wanted, why = "NVIDIA's driver loaded on the host", "containers share the cards with the host's driver"
-        raise Failure(wanted, trouble.found, why, trouble.next)
+    return Answer(nvidia.loaded(system).version, system.files.changed)
 
 
 def _make(system: System) -> None:
-    missing = [UVM]
-    try:
-        trouble = nvidia.make_nodes(system)
-        if system.files.device(UVM):
-            missing = [*nvidia.missing_nodes(system)]
-    except OSError as error:
-        trouble = f"{error.strerror}: {error.filename}"
+    trouble = nvidia.make_nodes(system)
+    missing = nvidia.missing_nodes(system) if system.files.device(UVM) else [UVM]
     if missing:
         raise Failure(
             "NVIDIA's device nodes in /dev",
-            "; ".join(part for part in (f"missing: {' '.join(missing)}", trouble) if part),
+            "; ".join(filter(None, (f"missing: {' '.join(missing)}", trouble))),
             "containers are given them",
             f"run {SERVICE.program} on the host and read `dmesg | tail`",
         )

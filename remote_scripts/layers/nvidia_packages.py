@@ -20,7 +20,7 @@ from typing import Literal, NoReturn
 from remote_scripts.boot import boot
 from remote_scripts.both.nvidia_packages import Answer, Said, Try, Wanted, lacking_headers
 from remote_scripts.notes.handover import need_rest
-from remote_scripts.nvidia import driver, driver_installer, driver_modules, nvidia
+from remote_scripts.nvidia import driver, driver_installer, driver_modules
 from remote_scripts.nvidia.choice import ENGINES, Choice, Way
 from remote_scripts.nvidia.driver import ASKED, FAMILY, LAYER, PINS, Source
 from remote_scripts.nvidia.driver_installer import DOWNLOADS
@@ -41,7 +41,6 @@ PERSISTENCE = boot_service.Service(
     layer=LAYER,
     without="each program would initialise the cards again",
     unit="""\
-# Written by homelab, which takes it away again (pulumi destroy).
 [Unit]
 Description=Keep NVIDIA's cards initialised while nobody uses them
 After=systemd-modules-load.service homelab-nvidia-nodes.service
@@ -51,9 +50,6 @@ ConditionPathExists=/proc/driver/nvidia/version
 Type=oneshot
 RemainAfterExit=yes
 ExecStart=/usr/bin/nvidia-smi -pm 1
-
-[Install]
-WantedBy=multi-user.target
 """,
 )
 
@@ -141,7 +137,7 @@ class _Work(Choice):
             capabilities=way.capabilities,
             reboot=reboot,
             why=why,
-            cuda=self._release()[0] if wanted.cuda else "",
+            cuda=self._release() if wanted.cuda else "",
             toolkit=apt.installed().whole.get("nvidia-container-toolkit", ""),
             packages=tuple(apt.of_layer()),
             changed=files.changed,
@@ -162,7 +158,7 @@ class _Work(Choice):
         driver_modules.drop_blacklist(self.apt)
         for path in files.of_layer(LAYER):
             files.drop(LAYER, path)
-        driver_modules.renew_initramfs(self.apt, left.target or self._wanted.target)
+        driver_modules.renew_initramfs(self.apt)
         return kept
 
     def _names(self, way: Try) -> tuple[str, ...]:
@@ -229,14 +225,7 @@ class _Work(Choice):
         what = f"{self._name}: NVIDIA's driver {drivers}, with what is wanted beside it"
         if said.chosen is None:
             apt.explain_install("\n".join(said.against) or "no way to it is known", what)
-        if said.removes:
-            words = " ".join(said.removes)
-            raise Failure(
-                what,
-                f"{words} would be removed for it",
-                "they aren't this program's to remove; nothing was changed",
-                f"remove what is in the way yourself (`apt-get remove {words}`), then run `pulumi up` again",
-            )
+        apt.need_own(said.removes, what)
         for reason in said.against:
             self._system.log.say(f"passed over: {reason}")
         if said.way_back is not None and not self.update.kept.phase:
@@ -251,7 +240,7 @@ class _Work(Choice):
                 self.update.note(phase="trying")
             self._put(PINS, found.pins)
             files.finish()
-            if any(map(FAMILY.search, found.words)) and (wanted.target == "host" or driver.cards(system).holder):
+            if any(map(FAMILY.search, found.words)) and (wanted.target == "host" or driver.holder(system)):
                 files.set_pending(driver_modules.INITRAMFS)  # the packages renew the newest kernel's at most
             if found.run:
                 driver_installer.fetch(apt, found.run, found.run.file(DOWNLOADS))
@@ -264,18 +253,10 @@ class _Work(Choice):
                     driver_installer.remove(apt)
                 driver_installer.run(apt, found.run, found.run.file(DOWNLOADS), wanted.target)
         version = driver.library_version(system)
-        loaded = nvidia.loaded(system).version
-        if wanted.target == "lxc" and loaded not in ("", version):
-            raise Failure(
-                f"the libraries of the host's driver, {loaded}",
-                f"{version} is installed",
-                "they must be of one version, to the last digit",
-                "run `pulumi up --refresh`: the host's version is read then",
-            )
         for kernel in self._kernels():
             driver_modules.build(apt, Module(version, way.flavour or ""), kernel)
         if wanted.target != "lxc":
-            driver_modules.renew_initramfs(apt, wanted.target)
+            driver_modules.renew_initramfs(apt)
         source = self._source()
         driver.NOTE.write(files, driver.Left(version, source, wanted.target, way.flavour or ""))
         return version, source
@@ -301,22 +282,10 @@ class _Work(Choice):
         return reboot, why
 
     def _configure_cuda(self) -> None:
-        """Its compiler says its release, and a login finds it."""
-        wanted = self._wanted
-        if not wanted.cuda:
-            self._put(_PROFILE, "")
-            return
-        release, output = self._release()
-        if release != self._short:
-            raise Failure(
-                f"{self._name}: {wanted.nvcc} of CUDA {self._short}",
-                release or f"no release: {output}",
-                "programs are compiled with it",
-                f"`apt-get install --reinstall cuda-nvcc-{self._short.replace('.', '-')}` there, then run `pulumi up` "
-                "again",
-            )
+        """A login finds its compiler; what that says is verified (homelab/nvidia/verification.py)."""
         comment = "# Written by homelab, which takes it away again (pulumi destroy)."
-        self._put(_PROFILE, f"{comment}\nPATH={wanted.nvcc.rpartition('/')[0]}${{PATH:+:$PATH}}")
+        path = f"PATH={self._wanted.nvcc.rpartition('/')[0]}${{PATH:+:$PATH}}"
+        self._put(_PROFILE, f"{comment}\n{path}" if self._wanted.cuda else "")
 
     # The update.
 

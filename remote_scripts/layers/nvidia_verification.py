@@ -61,20 +61,16 @@ class _Verification:
         phase, boot_id = driver_update.noted(system).phase, kernel.boot_id(system)
         before = nvidia.loaded(system)
         smi = self.part("nvidia-smi", self.ask_driver)
-        nvcc = self.part("nvcc", lambda: self.run(self.path(wanted.nvcc), "--version")) if wanted.nvcc else None
-        program = self.part("a CUDA program", self.compile_and_run) if wanted.program else None
-        uvm = self.part("the devices, for an ordinary user", self.open_devices) if wanted.uvm else None
-        libraries = self.part("the driver's libraries", self.load_libraries) if wanted.libraries else None
-        container = self.part(f"a container of {wanted.engine}", self.in_container) if wanted.engine else None
-        # nvidia-smi may have loaded it; a container has its host's.
+        # That may have loaded it; a container has its host's.
         loaded = before if system.is_container else nvidia.loaded(system)
+        # In this order: a part may need what those before it have found.
         answer = Answer(
             nvidia_smi=smi,
-            nvcc=nvcc,
-            program=program,
-            container=container,
-            uvm=uvm,
-            libraries=libraries,
+            nvcc=self.part("nvcc", lambda: self.run(self.path(wanted.nvcc), "--version")) if wanted.nvcc else None,
+            program=self.part("a CUDA program", self.compile_and_run) if wanted.program else None,
+            uvm=self.part("the devices, for an ordinary user", self.open_devices) if wanted.uvm else None,
+            libraries=self.part("the driver's libraries", self.load_libraries) if wanted.libraries else None,
+            container=self.part(f"a container of {wanted.engine}", self.in_container) if wanted.engine else None,
             cdi=self.specifications() if wanted.cdi else None,
             kernel_log=self.kernel_log(),
             loaded=loaded.version,

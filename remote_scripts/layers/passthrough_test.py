@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from remote_scripts import installed
 from remote_scripts.boot import small_initramfs
@@ -17,7 +18,6 @@ from remote_scripts.both.passthrough_test import FOLDER, NAME, Answer, Wanted
 from remote_scripts.pve.guest_conf import VMS, option_of_vm
 from remote_scripts.pve.pmxcfs import guest_ids
 from remote_scripts.tools import kernel
-from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.pci import DEVICES, driver_of, ids_of
 from remote_scripts.tools.system import System, changes
@@ -41,15 +41,6 @@ class Bar:
     size: int
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """A function by what the VM said."""
-
-    id: str
-    device_class: str
-    bars: tuple[Bar, ...]
-
-
 @changes
 def apply(system: System, wanted: Wanted) -> Answer:
     """Runs the test.
@@ -60,19 +51,12 @@ def apply(system: System, wanted: Wanted) -> Answer:
     _remove_leftovers(system)
     _check_functions(system, wanted)
     vm = _Vm(system)
-    system.also_put_back = vm.remove
+    system.also_put_back = vm.give_up
     _build(system)
     vm.create(wanted)
     console = vm.listen(wanted.timeout)
     system.also_put_back = None
-    left = vm.remove()
-    if left:
-        raise Failure(
-            "the test VM removed again",
-            left,
-            "it still has the card, and is no longer needed",
-            f"run on the host: qm stop {vm.id}; qm destroy {vm.id} --purge",
-        )
+    vm.remove()
     return _answer(system, wanted, int(vm.id), console)
 
 
@@ -107,28 +91,24 @@ class _Vm:
         for number, functions in enumerate(slots.values()):
             # rombar=0: the card's option ROM must not run in SeaBIOS, where it can hang before the kernel starts.
             given += [f"--hostpci{number}", f"host={';'.join(functions)},pcie=1,rombar=0"]
-        self.id = str(wanted.vmid or "")
-        done = Done(0, b"")
-        if not self.id:
-            done = run.ask("pvesh", "get", "/cluster/nextid", "--output-format", "json")
-            self.id = done.text.strip().strip('"')
-        if done.status == 0:
-            # No OVMF: QEMU hands the kernel of -kernel over itself, which SeaBIOS is enough for. cpu host: it has the
-            # host's address width, that large BARs need.
-            options = (
-                f"--name {NAME} --machine q35 --ostype l26 --cpu host --memory 512 --balloon 0 --tablet 0 --onboot 0 "
-                "--vga none"
-            ).split()
-            description = ("--description", "homelab proves passthrough with this VM, and removes it.")
-            boots = (
-                f"-kernel /boot/vmlinuz-{kernel.running(self._system)} -initrd {FOLDER}/initrd.img "
-                f"-append '{_APPEND}' -serial file:{FOLDER}/console -no-reboot"
-            )
-            done = run.do("qm", "create", self.id, *options, *description, *given, "--args", boots, doing=_DOING)
+        next_id = ("pvesh", "get", "/cluster/nextid", "--output-format", "json")
+        self.id = str(wanted.vmid or run.ask(*next_id).text.strip('"'))
+        # No OVMF: QEMU hands the kernel of -kernel over itself, which SeaBIOS is enough for. cpu host: it has the
+        # host's address width, that large BARs need.
+        options = (
+            f"--name {NAME} --machine q35 --ostype l26 --cpu host --memory 512 --balloon 0 --tablet 0 --onboot 0 "
+            "--vga none"
+        ).split()
+        description = ("--description", "homelab proves passthrough with this VM, and removes it.")
+        boots = (
+            f"-kernel /boot/vmlinuz-{kernel.running(self._system)} -initrd {FOLDER}/initrd.img "
+            f"-append '{_APPEND}' -serial file:{FOLDER}/console -no-reboot"
+        )
+        done = run.do("qm", "create", self.id, *options, *description, *given, "--args", boots, doing=_DOING)
         if done.status != 0:
             raise Failure(
                 f"a test VM with the id {self.id}",
-                done.text or as_text(done.error),
+                done.text,
                 "passthrough is proved inside a VM",
                 "choose another id, or correct what the message says, then run `pulumi up` again",
             )
@@ -155,28 +135,38 @@ class _Vm:
         log.say(f"the VM has not said all within {seconds} s, or has ended before")
         return console
 
-    def remove(self) -> str:
-        """Takes the VM and the folder away; returns why the VM couldn't be."""
-        left = ""
+    def remove(self) -> None:
+        """Takes the VM and the folder away.
+
+        :raises Failure: the VM is still there, or that can't be told.
+        """
         try:
             # Under that id there may be a user's VM: then the test's could not be created.
             if self.id and _name_of(self._system, self.id) == NAME:
-                done = _remove(self._system, self.id)
-                left = f"VM {self.id} ({NAME}) is still there: {done.text}" if done.status != 0 else ""
+                _remove(self._system, self.id)
+        finally:
+            self._system.files.remove_tree(FOLDER)
+
+    def give_up(self) -> None:
+        """The same after a failure, which is the one that is raised."""
+        try:
+            self.remove()
         except Failure as failure:
-            left = f"VM {self.id} ({NAME}) may still be there: {failure.found}"
-        if left:
-            self._system.log.say(left)
-        self._system.files.remove_tree(FOLDER)
-        return left
+            self._system.log.say(f"{failure.wanted}: {failure.found}")
 
 
-def _remove(system: System, vm: str) -> Done:
+def _remove(system: System, vm: str) -> None:
     """A lock that an interrupted command has left is passed over."""
     done = system.run.do("qm", "stop", vm, "--skiplock", "1", doing=_DOING)
     if done.status == 0:
         done = system.run.do("qm", "destroy", vm, "--skiplock", "1", "--purge", "1", doing=_DOING)
-    return done
+    if done.status != 0:
+        raise Failure(
+            "the test VM removed again",
+            f"VM {vm} ({NAME}) is still there: {done.text}",
+            "it still has the card, and is no longer needed",
+            f"run `qm stop {vm}; qm destroy {vm} --purge` on the host",
+        )
 
 
 def _remove_leftovers(system: System) -> None:
@@ -192,14 +182,7 @@ def _remove_leftovers(system: System) -> None:
                 f"give VM {vm} another name: qm set {vm} --name NAME",
             )
         system.log.say(f"note: removing VM {vm}, which an interrupted test has left")
-        done = _remove(system, vm)
-        if done.status != 0:
-            raise Failure(
-                f"VM {vm} removed, which an interrupted test has left",
-                done.text,
-                "it may hold the card",
-                f"look at it with `qm config {vm}`, remove it with `qm destroy {vm}`",
-            )
+        _remove(system, vm)
     system.files.remove_tree(FOLDER)
 
 
@@ -229,27 +212,44 @@ def _check_functions(system: System, wanted: Wanted) -> None:
             )
 
 
-def _functions(wanted: Wanted) -> str:
-    return " ".join(f"{address}={id}" for address, id in sorted(wanted.functions.items()))
-
-
 # What the VM said, held against the cards on the host.
 
 
 def _answer(system: System, wanted: Wanted, vmid: int | None, console: bytes) -> Answer:
+    """The functions as the VM sees them, whose buses have numbers of their own. Functions with the same ids are told
+    apart by their order, which hostpci keeps.
+
+    :raises Failure: the VM doesn't see them all, or not with their memory BARs.
+    """
     seen = _read_console(console, wanted.timeout)
-    guest_of = _compare(system, wanted, seen)
-    functions = []
-    for address, guest in sorted(guest_of.items()):
-        function = seen[guest]
-        parts = {"id": function.id, "class": function.device_class, "bars": function.bars}
-        functions.append({"guest": guest, "address": address, **parts})
+    free, functions, problems = sorted(seen), [], []
+    for address, id in sorted(wanted.functions.items()):
+        guest = next((one for one in free if seen[one]["id"] == id), "")
+        if not guest:
+            problems.append(f"{address} ({id}): is not in the VM")
+            continue
+        free.remove(guest)
+        problems += [
+            f"{address} ({id}): BAR {bar.index} of {bar.size} bytes has no address in the VM"
+            for bar in _memory_bars(system, address)
+            if bar not in seen[guest]["bars"]
+        ]
+        functions.append({"guest": guest, "address": address, **seen[guest]})
+    if problems:
+        names = " ".join(f"{address}={id}" for address, id in sorted(wanted.functions.items()))
+        raise Failure(
+            f"every function of the card in the test VM, with its ids and memory BARs: {names}",
+            "\n".join(problems),
+            "a VM that is given this card could not use it",
+            "see `dmesg | grep -iE 'vfio|BAR'` on the host; for BARs of many GiB, \"Above 4G decoding\" in its "
+            "firmware",
+        )
     return Answer(kernel.running(system), vmid, tuple(functions))
 
 
-def _read_console(console: bytes, seconds: int) -> dict[str, _Seen]:
-    """What it sees, by its addresses."""
-    seen: dict[str, _Seen] = {}
+def _read_console(console: bytes, seconds: int) -> dict[str, dict[str, Any]]:
+    """What it sees, by its addresses: `id`, `class` and `bars` of a function."""
+    seen: dict[str, dict[str, Any]] = {}
     count = ""
     text = as_text(console, _CONSOLE_BYTES)
     for words in (line.split() for line in text.splitlines()):
@@ -259,7 +259,8 @@ def _read_console(console: bytes, seconds: int) -> dict[str, _Seen]:
             count = " ".join(words[2:])
         elif len(words) > 3:
             bars = (bar.split(":") for bar in words[4:])
-            seen[words[1]] = _Seen(words[2], words[3], tuple(Bar(int(bar[0]), int(bar[1])) for bar in bars))
+            about = {"id": words[2], "class": words[3], "bars": [Bar(int(bar[0]), int(bar[1])) for bar in bars]}
+            seen[words[1]] = about
     if count != str(len(seen)):
         end = re.sub(r"[^\x20-\x7e\n]", "", "\n".join(text.rstrip("\n").split("\n")[-12:]))
         raise Failure(
@@ -269,38 +270,6 @@ def _read_console(console: bytes, seconds: int) -> dict[str, _Seen]:
             "see `dmesg | tail` on the host, then run `pulumi up` again; or take passthroughTest out of the settings",
         )
     return seen
-
-
-def _compare(system: System, wanted: Wanted, seen: dict[str, _Seen]) -> dict[str, str]:
-    """Address on the host -> address in the guest, whose buses have numbers of their own. Functions with the same ids
-    are told apart by their order, which hostpci keeps.
-    """
-    guest_of: dict[str, str] = {}
-    free = sorted(seen)
-    for address, id in sorted(wanted.functions.items()):
-        guest = next((vmid for vmid in free if seen[vmid].id == id), None)
-        if guest is not None:
-            guest_of[address] = guest
-            free.remove(guest)
-    problems = []
-    for address, id in sorted(wanted.functions.items()):
-        if address not in guest_of:
-            problems.append(f"{address} ({id}): is not in the VM")
-            continue
-        problems += [
-            f"{address} ({id}): BAR {bar.index} of {bar.size} bytes has no address in the VM"
-            for bar in _memory_bars(system, address)
-            if bar not in seen[guest_of[address]].bars
-        ]
-    if problems:
-        raise Failure(
-            f"every function of the card in the test VM, with its ids and memory BARs: {_functions(wanted)}",
-            "\n".join(problems),
-            "a VM that is given this card could not use it",
-            "see `dmesg | grep -iE 'vfio|BAR'` on the host; for BARs of many GiB, \"Above 4G decoding\" in its "
-            "firmware",
-        )
-    return guest_of
 
 
 def _memory_bars(system: System, address: str) -> Iterator[Bar]:

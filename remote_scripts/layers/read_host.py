@@ -6,7 +6,6 @@ as they are and parsed by the program (homelab/facts/host.py).
 
 from __future__ import annotations
 
-import dataclasses
 import re
 
 from remote_scripts.boot import boot as boot_files
@@ -47,13 +46,12 @@ def read(system: System, wanted: Wanted) -> Answer:
     cmdline = boot.command_lines(source, found.loader)
     # Where a user overrides what devices say of Access Control Services, the groups of the next boot depend on it.
     acs = wanted.acs or "pcie_acs_override=" in f"{cmdline.running} {cmdline.configured}"
-    of_iommu = iommu.iommu(source)
     files = devices.vfio_files(source)
     set_values = cards.records(source)
     lspci = source.ask("lspci", "-Dnn").text
     minors, drm_nodes = nvidia.minors(source), drm.drm(source)
     packages = boot.packages(source)
-    answer = Answer(
+    return Answer(
         boot_id=source.text("/proc/sys/kernel/random/boot_id"),
         kernel=source.word("/proc/sys/kernel/osrelease") or "",
         pve=packages.get("pve-manager", "unknown") if source.run.has("pveversion") else "",
@@ -62,7 +60,7 @@ def read(system: System, wanted: Wanted) -> Answer:
         loader=found.loader.name if found.loader else "",
         loader_clues=found.clues,
         cmdline=cmdline,
-        iommu=of_iommu,
+        iommu=iommu.iommu(source),
         vfio_files=files,
         vfio_ids=",".join(files.values()),
         vfio_mentions=devices.vfio_mentions(source),
@@ -100,10 +98,9 @@ def read(system: System, wanted: Wanted) -> Answer:
         handover=handover.handed_over(source),
         guests=guests.guests(source, running=wanted.guests),
         cluster=guests.cluster(source, asked=wanted.guests),
-        unreadable=[],
+        # The last: all else is read by then.
+        unreadable=[f"{path}: {why}" for path, why in source.unreadable.items()],
     )
-    unreadable = [f"{path}: {why}" for path, why in source.unreadable.items()]
-    return dataclasses.replace(answer, unreadable=unreadable)
 
 
 def _signs(source: Source, pattern: str) -> str:

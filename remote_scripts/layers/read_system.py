@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 from remote_scripts.both.read_system import Answer, Runtime, Wanted
 from remote_scripts.notes import kept_agents
-from remote_scripts.nvidia import driver, driver_update, nvidia
+from remote_scripts.nvidia import driver, driver_update, engine_conf, nvidia
 from remote_scripts.nvidia.os_release import distribution
-from remote_scripts.nvidia.packages import RECORDS, Installed, installed, recorded
+from remote_scripts.nvidia.packages import LIBRARIES, Installed, installed, recorded
 from remote_scripts.tools import kernel
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.pci import DEVICES, driver_of, ids_of
@@ -32,7 +32,6 @@ def read(system: System, wanted: Wanted) -> Answer:
     name, version = distribution(system)
     secure_boot, enrolled = _secure_boot(system)
     cards, held = _cards(system, wanted)
-    steps = [step for step in files.names(f"{HOME}/steps") if files.is_file(f"{HOME}/steps/{step}")]
     return Answer(
         boot_id=kernel.boot_id(system),
         distribution=name or None,
@@ -47,7 +46,7 @@ def read(system: System, wanted: Wanted) -> Answer:
         loaded=loaded.version,
         host_driver=loaded.version if system.is_container else None,
         runtimes=tuple(_runtimes(system, packages)),
-        steps=tuple(step.removeprefix("nvidia-") for step in steps),
+        steps=tuple(files.names(f"{HOME}/steps")),
         drift=(*_of_files(system), *_of_packages(system, packages), *_of_driver(system, loaded)),
         libraries=driver.library_version(system),
         asked=files.need_text(driver.ASKED).strip(),
@@ -84,8 +83,7 @@ def _cards(system: System, wanted: Wanted) -> tuple[list[str], bool]:
             held = "released"
         if slot in wanted.staying or (held != "vfio-pci" and slot not in wanted.passed):
             cards.append(ids_of(system, address))
-    nouveau = any(address.rpartition(".")[0] not in wanted.passed for address in driver.cards(system).held)
-    return cards, nouveau
+    return cards, any(address.rpartition(".")[0] not in wanted.passed for address in driver.held(system))
 
 
 def _with_node(system: System) -> Iterator[str]:
@@ -123,20 +121,15 @@ def _runtimes(system: System, packages: Installed) -> Iterator[Runtime]:
 # How far what was put there is still so.
 
 
-def _layers(system: System, folder: str, *others: str) -> list[str]:
-    names = system.files.names(folder)
-    return [name for name in names if name.startswith("nvidia-")] + [name for name in others if name in names]
-
-
 def _of_files(system: System) -> Iterator[str]:
-    for layer in _layers(system, f"{HOME}/files", "toolkit"):
+    for layer in (driver.LAYER, engine_conf.LAYER):
         for path, state in system.files.of_layer(layer).items():
             if state != "ok":
                 yield f"{layer.removeprefix('nvidia-')}: {path} is {state}"
 
 
 def _of_packages(system: System, packages: Installed) -> Iterator[str]:
-    for layer in _layers(system, RECORDS, "libraries"):
+    for layer in (driver.LAYER, LIBRARIES):
         for name, record in recorded(system, layer).items():
             version = packages.present.get(name, "")
             if (version or "-") != record.now:

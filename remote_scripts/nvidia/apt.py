@@ -12,7 +12,6 @@ that was reinstalled, or went back to a snapshot, tells of no step that was carr
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal, NoReturn
 
@@ -30,16 +29,6 @@ _INTERRUPTED = "/var/lib/dpkg/updates"
 _ENVIRONMENT = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1", "APT_LISTCHANGES_FRONTEND": "none"}
 # What is suggested nothing had come for.
 _UNNEEDED = ("autoremove", "-o", "APT::Protect-Kernels=false", "-o", "APT::AutoRemove::SuggestsImportant=false")
-# An owner's hooks are for changes of the system's own lists; and by their names kernels' headers are never unneeded.
-# (-o doesn't clear a list.)
-_CLEARED = "".join(
-    f"#clear APT::{name};\n"
-    for name in (
-        *(f"Update::{name}" for name in ("Pre-Invoke", "Post-Invoke", "Post-Invoke-Success")),
-        *("NeverAutoRemove", "VersionedKernelPackages", "Install::Pre-Invoke", "Install::Post-Invoke-Success"),
-    )
-)
-_CLEARED += "#clear AptCli::Hooks;\n"
 # An owner's images and volumes go with a purge of them.
 _WITH_DATA = {"docker.io", "podman", "containerd"}
 # That a command has waited for a lock is no failure.
@@ -128,19 +117,14 @@ class Apt(AskedApt):
 
     def _retry_while_locked(self, *arguments: str, seconds: float = 0) -> Done:
         """Waits for others' locks: apt-get itself for dpkg's, this for those that it doesn't wait for."""
-        until = time.monotonic() + self.software.lock_seconds
-        is_said = False
-        while True:
+        for wait in self.system.work.tries(self.software.lock_seconds):
             done = self.do(*arguments, seconds=seconds)
             lock = _LOCKED.search(done.said_text)
-            if done.status == 0 or not lock or time.monotonic() >= until:
-                return done
+            if done.status == 0 or not lock:
+                break
             line = done.said_text[lock.start() :].partition("\n")[0]
-            if not is_said:
-                self.system.log.say(f"waiting up to {self.software.lock_seconds} s for: {line}")
-            is_said = True
-            self.system.work.go_on(f"waiting for another one's lock: {line}")
-            time.sleep(1)
+            wait.what = f"waiting for another one's lock: {line}"
+        return done
 
     def update(self, *urls: str) -> None:
         """The lists of all repositories. That another repository is out of order (pve-enterprise without a
@@ -212,16 +196,10 @@ class Apt(AskedApt):
         plan = self.simulate_install(words, recommends=recommends)
         if plan.why:
             self.explain_install(plan.why, what)
-        if against := " ".join(self.of_others(plan.going, may_remove)):
-            raise Failure(
-                what,
-                f"{against} would be removed for it",
-                "they aren't this program's to remove",
-                f"remove what is in the way yourself (`apt-get remove {against}`), then run `pulumi up` again",
-            )
+        self.need_own(self.of_others(plan.going, may_remove), what)
         names = {word.partition("=")[0] for word in words}
         automatic = sorted(names & self.installed().present.keys() & self.marked("auto") - {*self.records()})
-        self._write({**{change.name: Record(change.new, change.old) for change in plan.changes}, **self.records()})
+        self._write({**plan.changes, **self.records()})
         self.system.log.say(f"installing {shown}")
         self.system.files.changed = True
         # It fetches gigabytes, too: a slow line mustn't end it while it unpacks.
@@ -257,6 +235,18 @@ class Apt(AskedApt):
             if record.before == "-"
         }
         return sorted(name for name in names if name not in own and not may_remove.search(name))
+
+    def need_own(self, against: Sequence[str], what: str) -> None:
+        """:param against: others' packages that would go.
+        :raises Failure: there are any.
+        """
+        if words := " ".join(against):
+            raise Failure(
+                what,
+                f"{words} would be removed for it",
+                "they aren't this program's to remove",
+                f"remove what is in the way yourself (`apt-get remove {words}`), then run `pulumi up` again",
+            )
 
     def mark(self, mark: Literal["auto", "manual"], names: Sequence[str]) -> bool:
         """Packages count as installed for others alone, or by hand; returns whether that could be done."""

@@ -19,11 +19,9 @@ from remote_scripts.both.symptoms import recognise
 from remote_scripts.nvidia.packages import ANSWER_BYTES, ASK_SECONDS, Installed, Plan, announced, installed, need_answer
 from remote_scripts.tools.done import TIMED_OUT, Done
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.files import HOME
 from remote_scripts.tools.log import STEPS
 from remote_scripts.tools.system import System
 
-_STEPS = f"{HOME}/steps"
 _HELPER = "/usr/lib/apt/apt-helper"
 _ASIDE = "/run/homelab/apt-"
 #: An engine lacks its network, or its build, without what it recommends; else it is taken where that is asked for.
@@ -68,9 +66,6 @@ class AskedApt:
         self.layer = layer
         self._doing = doing
         self._installed: Installed | None = None
-        self._step = f"{_STEPS}/{layer.removeprefix('nvidia-')}"
-        # What apt-get update complained of, where it did.
-        self._complaints = ""
         #: Of an apt aside: its folder, options of each of its programs, and their environment.
         self.folder = ""
         self._options: tuple[str, ...] = ()
@@ -92,7 +87,7 @@ class AskedApt:
         if done.status:
             said = done.all_text.rpartition("Reading state information...")[2].removeprefix(" Done").strip()
             return Plan(why=said or done.failure("apt-get"))
-        return Plan(tuple(announced(done.text)))
+        return Plan(announced(done.text))
 
     def simulate_install(self, words: Iterable[str], *, recommends: bool = False) -> Plan:
         """What `install` would change; arguments as of that."""
@@ -100,7 +95,7 @@ class AskedApt:
 
     def bytes_of(self, plan: Plan) -> int:
         """What its new packages take on the disk."""
-        words = [f"{change.name}={change.new}" for change in plan.changes if change.old == "-"]
+        words = [f"{name}={change.now}" for name, change in plan.changes.items() if change.before == "-"]
         text = self._ask("apt-cache", "show", *words).text if words else ""
         return sum(map(int, re.findall(r"^Installed-Size: (\d+)", text, re.MULTILINE))) * 1024
 

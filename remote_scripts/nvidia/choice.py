@@ -19,7 +19,6 @@ from remote_scripts.nvidia.engines import is_there
 from remote_scripts.nvidia.nvidia import Module
 from remote_scripts.nvidia.packages import Plan
 from remote_scripts.tools.system import System
-from remote_scripts.tools.text import as_text
 
 # What the files of NVIDIA's installer take at the least.
 _RUN_BYTES = 400_000_000
@@ -116,23 +115,19 @@ class Choice:
         wanted = self._wanted
         if not wanted.cuda or not self._files.is_file(wanted.nvcc):
             return False
-        package = f"cuda-nvcc-{'-'.join(wanted.cuda.split('.')[:2])}"
-        return package not in self.apt.installed().present and self._release()[0] == self._short
+        short = ".".join(wanted.cuda.split(".")[:2])
+        package = f"cuda-nvcc-{short.replace('.', '-')}"
+        return package not in self.apt.installed().present and self._release() == short
 
     def _is_somebodys_engine(self, package: str) -> bool:
         """Docker's own packages conflict with docker.io."""
         engine = ENGINES.get(package, "")
         return bool(engine) and package not in self.apt.installed().present and is_there(self._system, engine)
 
-    @property
-    def _short(self) -> str:
-        return ".".join(self._wanted.cuda.split(".")[:2])
-
-    def _release(self) -> tuple[str, str]:
-        """CUDA's release, as its compiler says it, and all that it says."""
+    def _release(self) -> str:
+        """CUDA's release, as its compiler says it."""
         done = self._system.run.ask(self._files.name(self._wanted.nvcc), "--version")
-        output = "\n".join(as_text(done.output + done.error).rstrip("\n").split("\n")[-3:])
-        return (re.search(r"release ([0-9]+\.[0-9]+)", output) or ["", ""])[1], output
+        return (re.search(r"release ([0-9]+\.[0-9]+)", done.text) or ["", ""])[1]
 
     # What apt would do.
 
@@ -168,6 +163,7 @@ class Choice:
                 going = found.plan.going
                 said = replace(
                     said,
+                    against=tuple(against),
                     chosen=number,
                     version=found.version,
                     comes=tuple(f"{name}={new}" for name, new in found.plan.coming.items()),
@@ -175,7 +171,7 @@ class Choice:
                     way_back=not self.update.lost(apt) if not stays and self._replaces(way, found.plan) else None,
                     needs=apt.bytes_of(found.plan) + (_RUN_BYTES if found.run else 0),
                 )
-                return replace(said, against=tuple(against)), found
+                return said, found
             how = "NVIDIA's installer" if way.run else " ".join(way.packages)
             if not any(text.startswith(f"{version} ") and found.against in text for text in against):
                 against.append(f"{version} ({how}): {found.against}")
@@ -203,7 +199,7 @@ class Choice:
             return False
         if way.run or driver.run_version(self._system):
             return way.run is None or driver_installer.INSTALLED.read(self._files) != way.run
-        return any(change.old != "-" and FAMILY.search(change.name) for change in plan.changes)
+        return any(change.before != "-" and FAMILY.search(name) for name, change in plan.changes.items())
 
     def _pins(self, version: str) -> str:
         """apt goes to this version and no other, also to an older one: above 1000 it does."""

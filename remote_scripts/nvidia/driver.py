@@ -61,31 +61,10 @@ class Left:
 NOTE = Note(f"{HOME}/nvidia-driver", Left)
 
 
-@dataclass(frozen=True)
-class Cards:
-    """NVIDIA's cards by who has them: `held`, address -> nouveau or its successor; `is_free`: neither these nor
-    vfio-pci has one; `is_bound`: vfio-pci has one.
-    """
-
-    held: dict[str, str]
-    is_free: bool
-    is_bound: bool
-
-    @property
-    def holder(self) -> str:
-        """The other driver that has one of the cards; or vfio-pci, if it has all of them and one comes back with the
-        next boot; empty: none.
-        """
-        others = next(iter(self.held.values()), "")
-        return others or ("vfio-pci" if self.is_bound and not self.is_free else "")
-
-
 def kernels(system: System) -> list[str]:
     """The kernels of a host that must have the module, the oldest first: each that can be booted, as any of them may be
     the next one.
     """
-    if system.files.exists("/run/systemd/container"):  # it shares another one's
-        return []
     return sorted(boot.kernels(system), key=_by_version)
 
 
@@ -109,7 +88,7 @@ def module(system: System, release: str) -> Module:
     :raises Failure: modinfo doesn't say.
     """
     text = ""
-    for name in nvidia.names_of(system, "nvidia"):
+    for name in nvidia.module_names(system):
         done = system.run.ask("modinfo", "-k", release, name)
         if done.status not in (_NO_MODULE, NOT_FOUND):
             need_answer(done, f"which module of NVIDIA's the kernel {release} would load", "modinfo")
@@ -148,23 +127,30 @@ def run_version(system: System) -> str:
     return library_version(system) if system.files.is_file(UNINSTALL) else ""
 
 
-def cards(system: System) -> Cards:
-    """NVIDIA's graphics cards."""
-    held: dict[str, str] = {}
-    is_free = is_bound = False
-    for address in system.files.names(DEVICES):
-        folder = f"{DEVICES}/{address}"
-        if not system.files.line(f"{folder}/class").startswith("0x03"):
-            continue
-        if system.files.line(f"{folder}/vendor") != "0x10de":
-            continue
-        driver = driver_of(system, address)
-        # The latter's module is nova_core, and its driver NovaCore (drivers/gpu/nova-core/nova_core.rs).
-        if driver == "nouveau" or driver.lower().startswith("nova"):
-            held[address] = driver
-        is_bound = is_bound or driver == "vfio-pci"
-        is_free = is_free or not (driver == "vfio-pci" or address in held)
-    return Cards(held, is_free, is_bound)
+def cards(system: System) -> dict[str, str]:
+    """NVIDIA's graphics cards, by address, and the driver that each has; empty: none."""
+
+    def starts(address: str, name: str, value: str) -> bool:
+        return system.files.line(f"{DEVICES}/{address}/{name}").startswith(value)
+
+    there = system.files.names(DEVICES)
+    mine = (one for one in there if starts(one, "class", "0x03") and starts(one, "vendor", "0x10de"))
+    return {address: driver_of(system, address) for address in mine}
+
+
+def held(system: System) -> dict[str, str]:
+    """Of these cards those that nouveau has, or its successor, whose module is nova_core, and its driver NovaCore
+    (drivers/gpu/nova-core/nova_core.rs).
+    """
+    return {one: name for one, name in cards(system).items() if name == "nouveau" or name.lower().startswith("nova")}
+
+
+def holder(system: System) -> str:
+    """The other driver that has one of NVIDIA's cards; or vfio-pci, if it has all of them and one comes back with the
+    next boot; empty: none.
+    """
+    others = next(iter(held(system).values()), "")
+    return others or ("vfio-pci" if {*cards(system).values()} == {"vfio-pci"} else "")
 
 
 def left(system: System) -> Left:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Literal
 
 from remote_scripts.boot import boot
-from remote_scripts.both.symptoms import Target
 from remote_scripts.nvidia import driver, nvidia
 from remote_scripts.nvidia.apt import Apt
 from remote_scripts.nvidia.nvidia import DAEMON, MODULES, Module
@@ -71,7 +70,7 @@ def load(apt: Apt, wanted: Module) -> tuple[Literal["yes", "no"], str]:
         return "yes", f"{loaded.version} ({loaded.flavour}) is loaded, {installed}"
     why = f"{wanted.version} is loaded"
     if loaded != wanted:
-        if holder := driver.cards(system).holder:
+        if holder := driver.holder(system):
             return "yes", f"{holder} has a card, and gives it up at a boot"
         load_module(apt, wanted.version)
         why = f"{wanted.version} was loaded: nothing else had the card"
@@ -86,14 +85,11 @@ def load_module(apt: Apt, version: str) -> None:
     :raises Failure: the kernel doesn't take it; with what the driver has said of the card.
     """
     system = apt.system
-    before = kernel.ring(system)
+    before = {*kernel.ring(system)}  # each line with its time
     done = apt.do("modprobe", "nvidia", seconds=120)
     if done.status == 0:
         return
-    log = kernel.ring(system)
-    # Behind the last line that was there before.
-    new = log[len(log) - log[::-1].index(before[-1]) :] if before and before[-1] in log else log
-    messages = [line for line in new if _OF_THE_DRIVER.search(line)]
+    messages = [line for line in kernel.ring(system) if line not in before and _OF_THE_DRIVER.search(line)]
     apt.explain(
         "\n".join([done.said_text.rstrip("\n"), *messages]),
         f"the module nvidia of {version}, loaded",
@@ -137,7 +133,7 @@ def _is_used(words: list[str]) -> bool:
     return int(words[0]) > len(users) or not {*users} <= {*MODULES}
 
 
-def blacklist(apt: Apt, target: Target) -> None:
+def blacklist(apt: Apt) -> None:
     """nouveau is never loaded again; the driver's packages bring that of their own.
 
     :raises Failure: an initramfs can't be made.
@@ -147,7 +143,7 @@ def blacklist(apt: Apt, target: Target) -> None:
     files.put(apt.layer, BLACKLIST, 0o644, _BLACKLISTED)
     files.finish()
     files.followed_by = ""
-    renew_initramfs(apt, target)
+    renew_initramfs(apt)
 
 
 def drop_blacklist(apt: Apt) -> None:
@@ -159,8 +155,8 @@ def drop_blacklist(apt: Apt) -> None:
         files.finish()
 
 
-def renew_initramfs(apt: Apt, target: str) -> None:
-    """Makes the initramfs anew, where that is still to be done.
+def renew_initramfs(apt: Apt) -> None:
+    """Makes the initramfs of each kernel anew, where that is still to be done.
 
     :raises Failure: it can't be made.
     """
@@ -168,18 +164,10 @@ def renew_initramfs(apt: Apt, target: str) -> None:
     if not system.files.is_pending(INITRAMFS):
         return
     if system.run.has("update-initramfs"):
-        system.log.say("rebuilding the initramfs, with nouveau blacklisted")
-        all_of_them = ("-k", "all") if target == "host" else ()
-        before = boot.initramfs(system)
-        done = apt.do("update-initramfs", "-u", *all_of_them, doing="update-initramfs")
-        left = boot.not_made(system, before)
-        # A VM's newest kernel alone gets a new one.
-        if done.status != 0 or (left and (target == "host" or boot.initramfs(system) == before)):
-            apt.explain(
-                done if done.status else f"{left}\n{done.text}",
-                "an initramfs with nouveau blacklisted",
-                "nouveau would take the card at the next boot",
-            )
+        failed = boot.make_initramfs(system)
+        if failed is not None:
+            wanted, why = "an initramfs with nouveau blacklisted", "nouveau would take the card at the next boot"
+            apt.explain(failed, wanted, why)
     system.files.done_with(INITRAMFS)
 
 

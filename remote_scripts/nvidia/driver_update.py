@@ -33,7 +33,6 @@ from remote_scripts.tools.system import System
 
 VERSION_GIVEN_UP = f"{HOME}/given-up"
 _CACHE = "/var/cache/apt/archives"
-_SYNC_SECONDS = 600.0
 
 Phase = Literal["", "trying", "back", "tried"]
 
@@ -138,6 +137,7 @@ class Update:
 
         :param wanted: the driver that is to come, for the log.
         :raises Failure: it can't be kept now.
+        :raises OSError: the disk doesn't take it.
         """
         self.close()
         apt, files, system = self._apt, self._files, self._system
@@ -163,6 +163,7 @@ class Update:
         modules = {release: driver.module(system, release) for release in releases}
         kernels = tuple(release for release, module in modules.items() if module.version == version)
         loaded = nvidia.loaded(system).version
+        files.flush_all()  # before it is noted that they are kept: apt doesn't do it
         self.note(
             phase="trying",
             driver=modules[kernels[0]] if kernels else Module(version),
@@ -172,15 +173,6 @@ class Update:
             loaded=loaded,
             worked=loaded == version and apt.do("nvidia-smi", "-L", seconds=60).status == 0,
         )
-        done = system.run.ask("sync", "-f", files.name(UPDATE), seconds=_SYNC_SECONDS)
-        if done.status != 0:
-            self.close()
-            raise Failure(
-                f"the driver {version}, kept in {UPDATE}, on the disk",
-                done.failure("sync"),
-                "an update that fails is undone with it; nothing was changed",
-                "see whether that disk still takes writes (`dmesg`), then run `pulumi up` again",
-            )
 
     def _family(self, manual: set[str]) -> tuple[Package, ...]:
         whole = self._apt.installed().whole
@@ -220,7 +212,7 @@ class Update:
             driver_modules.build(apt, kept.driver, release)
         driver_modules.drop_blacklist(apt)
         if self._target != "lxc":
-            driver_modules.renew_initramfs(apt, self._target)
+            driver_modules.renew_initramfs(apt)
         if kept.left:
             driver.NOTE.write(files, kept.left)
         else:

@@ -34,20 +34,6 @@ class Engines:
         #: Whether one was restarted.
         self.restarted = False
 
-    def need(self, engine: str) -> None:
-        """:raises Failure: the engine isn't there."""
-        if is_there(self._system, engine):
-            return
-        has_snap = self._system.files.exists(f"/snap/bin/{engine}")
-        hint = " (there is a snap of it, which can't use NVIDIA's toolkit)" if has_snap else ""
-        raise Failure(
-            f"{self._name}: {engine}, for which nvidia.containerToolkit is set",
-            f"it isn't installed{hint}",
-            "the toolkit gives cards to containers of an engine that is there; another one is installed only if the "
-            "settings ask for it",
-            f"set nvidia.docker: install, install {engine} yourself, or take nvidia.containerToolkit out",
-        )
-
     def restart_docker(self) -> None:
         """Where its configuration has changed, and it is still there. Its containers stop with it, unless it has
         live-restore; those that ran are started again.

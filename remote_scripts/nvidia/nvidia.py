@@ -20,6 +20,7 @@ DAEMON = "nvidia-persistenced.service"
 #: In the order in which they can be unloaded.
 MODULES = ("nvidia_uvm", "nvidia_drm", "nvidia_modeset", "nvidia")
 _VERSION = re.compile(r"[0-9]{3,}\.[0-9]+(?:\.[0-9]+)?")
+_OTHER_NAME = re.compile(r"^\s*install\s+nvidia\s(?:.*[\s/])?modprobe\s+(?:-i|--ignore-install)\s+(\S+)", re.MULTILINE)
 # NVIDIA's own (Documentation/admin-guide/devices.txt); only its name in /proc/devices has changed.
 _MAJOR = 195
 # No file that is read here is longer, in bytes.
@@ -52,11 +53,6 @@ def loaded(system: System) -> Module:
     return Module(match[0] if match else "", "open" if "Open Kernel Module" in text else "proprietary")
 
 
-def version(system: System) -> str:
-    """The version of the driver that is loaded; empty: none is."""
-    return loaded(system).version
-
-
 def major_of(system: System, driver: str) -> int | None:
     """A character device's major number; None while its module isn't loaded."""
     for line in _read(system, "/proc/devices").partition("Block devices:")[0].splitlines():
@@ -78,7 +74,7 @@ def trouble(system: System) -> Trouble | None:
     """Why there is no driver that serves cards; None: there is one."""
     if system.files.exists(f"{PROC}/version"):
         return None
-    if not _has_module(system, "nvidia"):
+    if not any(system.run.ask("modinfo", "-n", name).status == 0 for name in module_names(system)):
         release = kernel.running(system)
         return Trouble(
             f"the kernel {release} has no module nvidia: the driver isn't installed, or wasn't built for this kernel",
@@ -93,26 +89,15 @@ def trouble(system: System) -> Trouble | None:
     )
 
 
-def names_of(system: System, module: str) -> list[str]:
-    """The possible names of the file of one of NVIDIA's modules: the name that modprobe is told (Debian's packages have
-    nvidia-current, which other programs don't find by the module's own name), then its own.
+def module_names(system: System) -> list[str]:
+    """The possible names of the module's file: the one that modprobe is told (Debian's packages have nvidia-current,
+    which other programs don't find by the module's own name), then its own.
     """
-    match = re.search(
-        rf"^\s*install\s+{module}\s(?:.*[\s/])?modprobe\s+(?:-i|--ignore-install)\s+(\S+)",
-        _modprobe_conf(system),
-        re.MULTILINE,
-    )
-    return [match[1], module] if match else [module]
-
-
-def _has_module(system: System, module: str) -> bool:
-    return any(system.run.ask("modinfo", "-n", name).status == 0 for name in names_of(system, module))
-
-
-def _modprobe_conf(system: System) -> str:
-    """All of it; a link that leads nowhere is none of it."""
     paths = kernel.modprobe_files(system.files.names)
-    return "\n".join(_read(system, path) for path in paths if system.files.is_file(path))
+    # A link that leads nowhere is none of its configuration.
+    text = "\n".join(_read(system, path) for path in paths if system.files.is_file(path))
+    match = _OTHER_NAME.search(text)
+    return [match[1], "nvidia"] if match else ["nvidia"]
 
 
 def served(system: System) -> dict[str, Device]:

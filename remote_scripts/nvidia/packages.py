@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from remote_scripts.tools.done import NOT_FOUND, Done
@@ -12,6 +12,8 @@ from remote_scripts.tools.system import System
 
 #: A file for each layer.
 RECORDS = f"{HOME}/packages"
+#: The layer that brings packages for cards of other makers.
+LIBRARIES = "libraries"
 #: For so long a question is waited for, in seconds, and so much is read of its answer.
 ASK_SECONDS = 600.0
 ANSWER_BYTES = 1 << 24
@@ -37,30 +39,21 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Change:
-    """A package that apt would change. `old`, `new`: versions; `-`: it isn't there."""
-
-    name: str
-    old: str
-    new: str
-
-
-@dataclass(frozen=True)
 class Plan:
-    """What apt would do. `why`: its own words where it can't."""
+    """What apt would do. `changes`: packages, by then and now; `why`: its own words where it can't."""
 
-    changes: tuple[Change, ...] = ()
+    changes: Mapping[str, Record] = field(default_factory=dict)
     why: str = ""
 
     @property
     def coming(self) -> dict[str, str]:
         """Packages that would come or change, and the versions by then."""
-        return {change.name: change.new for change in self.changes if change.new != "-"}
+        return {name: change.now for name, change in self.changes.items() if change.now != "-"}
 
     @property
     def going(self) -> list[str]:
         """Packages that would go."""
-        return [change.name for change in self.changes if change.new == "-"]
+        return [name for name, change in self.changes.items() if change.now == "-"]
 
 
 @dataclass(frozen=True)
@@ -116,14 +109,14 @@ def recorded(system: System, layer: str) -> dict[str, Record]:
     return {words[0]: Record(*words[1:]) for words in lines if len(words) == 3}
 
 
-def announced(text: str) -> Iterator[Change]:
-    """What a simulation says of packages that would come, change or go."""
-    gone = set()
+def announced(text: str) -> dict[str, Record]:
+    """What a simulation says of packages that would come, change or go: how they would be, and how they are."""
+    changes = {}
     for words in (line.split(" ") for line in text.split("\n")):
         if words[0] == "Inst" and len(words) > 2:
             has_old = words[2].startswith("[")
             new = words[3] if has_old and len(words) > 3 else words[2]
-            yield Change(words[1], words[2][1:-1] if has_old else "-", new[1:])
-        elif words[0] in ("Remv", "Purg") and len(words) > 2 and words[1] not in gone:
-            gone.add(words[1])
-            yield Change(words[1], words[2].strip("[]"), "-")
+            changes[words[1]] = Record(new[1:], words[2][1:-1] if has_old else "-")
+        elif words[0] in ("Remv", "Purg") and len(words) > 2:
+            changes[words[1]] = Record("-", words[2].strip("[]"))
+    return changes

@@ -25,7 +25,7 @@ def minors(source: Source) -> dict[str, int]:
 
 def nvidia(source: Source) -> Nvidia:
     """Where no card of NVIDIA's is, nothing is wrong with its driver."""
-    version = source.noting("/proc/driver/nvidia/version", lambda: driver.version(source.system), "")
+    version = source.noting("/proc/driver/nvidia/version", lambda: driver.loaded(source.system).version, "")
     enabled = source.files.is_link(_ENABLED)
     if not any(source.word(f"{DEVICES}/{address}/vendor") == _VENDOR for address in source.functions()):
         return Nvidia(version, nodes_enabled=enabled)

@@ -118,6 +118,6 @@ def _driver_lacks(system: System, wanted: Boot) -> list[str]:
         reasons.append(f"NVIDIA's driver {loaded.version} is loaded, not {wanted.driver}")
     return reasons + [
         f"{address} is on {name}, not on NVIDIA's driver"
-        for address, name in driver.cards(system).held.items()
+        for address, name in driver.held(system).items()
         if address not in wanted.functions
     ]

@@ -20,13 +20,19 @@ from remote_scripts.tools.system import System
 UNITS = "/etc/systemd/system"
 _WANTED_BY = {"service": "multi-user.target", "timer": "timers.target"}
 _SECONDS = 60.0
+_UNIT = """\
+# Written by homelab, which takes it away again (pulumi destroy).
+{text}
+[Install]
+WantedBy={target}
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
     """`name`: of the unit, without `.service`, and of its program; `layer`: under which its files are noted; `unit`:
-    the unit's text; `timer`: its timer's, if it has one; `module`: the layer whose `program` it runs, empty where
-    it runs none; `without`: what is lacking where it isn't enabled, for messages.
+    the unit's sections [Unit] and [Service]; `timer`: those of its timer, if it has one; `module`: the layer whose
+    `program` it runs, empty where it runs none; `without`: what is lacking where it isn't enabled, for messages.
     """
 
     name: str
@@ -44,7 +50,9 @@ class Service:
     @property
     def units(self) -> dict[str, str]:
         """The units' names -> their texts."""
-        return {f"{self.name}.service": self.unit} | ({f"{self.name}.timer": self.timer} if self.timer else {})
+        texts = {"service": self.unit, "timer": self.timer}
+        whole = {kind: _UNIT.format(text=text, target=_WANTED_BY[kind]) for kind, text in texts.items() if text}
+        return {f"{self.name}.{kind}": text for kind, text in whole.items()}
 
     @property
     def links(self) -> dict[str, str]:

@@ -307,7 +307,6 @@ def specified(host: Host, service: list[str], given: list[str]) -> Specified:
 def test_docker_gets_its_configuration_back_when_podman_is_meant(host: Host, conf: Conf, specified: Specified) -> None:
     host.write(DAEMON, '{"dns": []}')
     Docker(host)
-    host.write("/usr/bin/podman", "")
     conf.configure()
     wanted = Wanted(target="vm", runtime="podman", software=SOFTWARE, driver="580.1.2", cdi=CDI)
     assert container_toolkit.apply(host.system(), wanted).cdi == CDI and host.read(DAEMON) == '{"dns": []}'

@@ -42,7 +42,7 @@ def test_who_keeps_the_driver_from_nvidias_cards(
         folder = host.write(f"{DEVICES}/0000:0{number}:00.0/vendor", f"{vendor}\n").parent
         if name:
             (folder / "driver").symlink_to(f"../../drivers/{name}")
-    assert driver.cards(host.system()).holder == holder
+    assert driver.holder(host.system()) == holder
 
 
 @rows(

@@ -203,7 +203,7 @@ def test_a_vm_that_cannot_be_removed_is_named_with_the_way_to_do_it(host: Host, 
     qm.fails["destroy"] = "can't remove VM 104"
     text = refusal(host)
     assert f"found:  VM 104 ({NAME}) is still there: can't remove VM 104" in text
-    assert "next:   run on the host: qm stop 104; qm destroy 104 --purge" in text
+    assert "next:   run `qm stop 104; qm destroy 104 --purge` on the host" in text
 
 
 # -- what it refuses before anything is made -----------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def test_a_vm_whose_configuration_cant_be_read_in_the_end_is_said(host: Host, qm
         (host.root / f"{CONFIGURATIONS[1:]}/104.conf").mkdir()
 
     qm.after["start"] = spoil
-    assert f"found:  VM 104 ({NAME}) may still be there: it is no file" in refusal(host)
+    assert "wanted: to read /etc/pve/qemu-server/104.conf\nfound:  it is no file" in refusal(host)
     assert not host.exists(FOLDER)
 
 

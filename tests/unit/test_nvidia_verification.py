@@ -411,6 +411,7 @@ def test_a_compiler_that_isnt_there_is_told() -> None:
     missing = done("env: '/usr/local/cuda-12.8/bin/nvcc': No such file or directory", 127)
     said = errors(nvcc=missing, program=missing)
     assert [error.wanted for error in said][0] == "vms.gaming: nvcc of CUDA 12.8"
+    assert "--reinstall cuda-nvcc-12-8`" in said[0].next
     assert len(said) == 1
 
 
