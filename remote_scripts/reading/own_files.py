@@ -35,8 +35,7 @@ def _of_layer(source: Source, layer: str) -> list[Managed]:
 
 def edits(source: Source) -> list[str]:
     """Copies of this program's files as a user had edited them."""
-    nothing: list[str] = []
-    return source.noting(EDITS, lambda: within_limit(lambda: source.below(EDITS, hidden=True)), nothing)
+    return source.noting(EDITS, lambda: within_limit(lambda: source.below(EDITS, hidden=True)), [])
 
 
 def agents(source: Source) -> dict[str, str]:

@@ -44,8 +44,7 @@ class Source:
 
     def needed(self, path: str) -> str | None:
         """What a file has; None: it isn't there, or can't be read to its end, which is noted."""
-        nothing: bytes | None = None
-        content = self.noting(path, lambda: self.files.need(path), nothing)
+        content: bytes | None = self.noting(path, lambda: self.files.need(path), None)
         return None if content is None else _decoded(content)
 
     def passed_on(self, path: str) -> str:
@@ -94,8 +93,7 @@ class Source:
 
     def names(self, path: str) -> list[str]:
         """What is in a folder, sorted, but for hidden files; nothing where it can't be read, which is noted."""
-        nothing: list[str] = []
-        names = self.noting(path, lambda: self.files.need_names(path), nothing)
+        names: list[str] = self.noting(path, lambda: self.files.need_names(path), [])
         return [name for name in names if not name.startswith(".")]
 
     def below(self, path: str, *, hidden: bool = False) -> list[str]:

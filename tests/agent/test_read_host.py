@@ -533,6 +533,7 @@ def test_what_is_asked_of_a_stock_host_starts_few_programs(host: Host) -> None:
     assert sorted(started) == sorted(
         [
             "bash",
+            "bash",
             "dmesg",
             "dpkg-query",
             "head",
