@@ -44,7 +44,7 @@ WantedBy=multi-user.target
 @plans
 def plan(system: System, wanted: Wanted) -> None:
     """What `apply` would change. The driver may be installed only by the run that is planned."""
-    boot_service.serve(system, SERVICE, wanted.needed)
+    boot_service.serve(system, SERVICE, needed=wanted.needed)
 
 
 @changes
@@ -73,7 +73,7 @@ def program(system: System, arguments: Sequence[str]) -> None:
 def _change(system: System, needed: bool) -> Answer:
     if needed:
         _need_driver(system)
-    boot_service.serve(system, SERVICE, needed)
+    boot_service.serve(system, SERVICE, needed=needed)
     if needed:
         _make(system)
     return Answer(nvidia.version(system), system.files.changed)
