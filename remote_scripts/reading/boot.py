@@ -21,7 +21,7 @@ def loader(source: Source) -> Found:
 def command_lines(source: Source, loader: Loader | None) -> CommandLines:
     """All of them; those of the next boot empty where it can't be told what makes them."""
     system = source.system
-    running = source.text("/proc/cmdline")
+    running = source.files.text("/proc/cmdline")
     if not loader or not loader.is_configurable(system):
         return CommandLines(running, "", "", "")
     # What a trial is to bring has not drifted before that is confirmed.

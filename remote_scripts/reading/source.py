@@ -74,10 +74,6 @@ class Source:
 
     # What tells something where it is there.
 
-    def text(self, path: str) -> str:
-        """What a file has, without the newlines at its end; empty where it can't be read."""
-        return "\n".join(self.lines(path)).rstrip("\n")
-
     def lines(self, path: str) -> list[str]:
         """The lines of a file; none where it can't be read."""
         return lines_of(_decoded(self.files.read(path, GREATEST_BYTES) or b""))
