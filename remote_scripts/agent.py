@@ -33,7 +33,7 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.plain import FormError, of_plain, to_plain
 from remote_scripts.tools.run import end_all
 from remote_scripts.tools.system import System
-from remote_scripts.tools.text import as_texts
+from remote_scripts.tools.text import as_text
 
 VERBS = ("read", "plan", "apply", "revert")
 # One that goes on after its answer, for as long as its client is there.
@@ -108,7 +108,8 @@ def answered(system: System, verb: str, request: Request, module: ModuleType) ->
         return 1, _message(_not_understood(str(error)))
     except Exception as error:
         return 1, _message(system.failure_of(error), system)
-    return 0, json.dumps(as_texts(to_plain(answer)), ensure_ascii=False, separators=(",", ":"))
+    plain = to_plain(answer, lambda text: as_text(text, sys.maxsize))
+    return 0, json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
 
 
 def program(layer: str, arguments: Sequence[str]) -> int:

@@ -55,17 +55,18 @@ def make_initramfs(system: System) -> str | None:
     return None
 
 
-def initramfs(system: System) -> dict[str, tuple[int, int]]:
-    """Each kernel that has one -> which file it is: its number, and when it was written."""
+def initramfs(system: System) -> dict[str, tuple[int, int, int]]:
+    """Each kernel that has one -> which file it is: its number, when it was written, and its size in bytes."""
     files = {}
     for version in kernels(system):
         image = system.files.at(f"/boot/initrd.img-{version}")
         if system.files.at(f"/boot/vmlinuz-{version}").exists() and image.exists():
-            files[version] = (image.stat().st_ino, image.stat().st_mtime_ns)
+            status = image.stat()
+            files[version] = (status.st_ino, status.st_mtime_ns, status.st_size)
     return files
 
 
-def not_made(system: System, before: Mapping[str, tuple[int, int]]) -> str:
+def not_made(system: System, before: Mapping[str, tuple[int, int, int]]) -> str:
     """In words, those of before that are there still; empty: none. update-initramfs ends well where /boot is mounted
     read-only, and where its configuration says `update_initramfs=no`, without making any.
     """
@@ -80,16 +81,12 @@ def stale_kernels(system: System) -> list[str]:
     if not script.exists():
         return []
     written = script.stat().st_mtime_ns
-    found = {version: system.files.at(f"/boot/initrd.img-{version}").stat() for version in initramfs(system)}
-    return [version for version, image in found.items() if not image.st_size or image.st_mtime_ns <= written]
+    return [version for version, (_, at, size) in initramfs(system).items() if not size or at <= written]
 
 
 def largest_initramfs(system: System) -> int:
     """In bytes; 0: there is none."""
-    images = (system.files.at(f"/boot/{name}") for name in system.files.names("/boot"))
-    return max(
-        (image.stat().st_size for image in images if image.name.startswith("initrd.img-") and image.exists()), default=0
-    )
+    return max((size for _, _, size in initramfs(system).values()), default=0)
 
 
 def free_on(system: System, place: str) -> int | None:

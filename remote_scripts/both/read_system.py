@@ -30,7 +30,6 @@ class Answer:
     boot_id: str
     distribution: str | None
     version: str | None
-    architecture: str
     kernels: tuple[str, ...]
     running: str
     secure_boot: bool | None

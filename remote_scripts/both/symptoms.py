@@ -53,28 +53,17 @@ class Context:
             "kernel": self.kernel or "not known",
         }
 
-
-@dataclass(frozen=True)
-class When:
-    """A condition on the context: each field that isn't None must equal the context's."""
-
-    target: Target | None = None
-    flavour: Flavour | None = None
-    needs_open: bool | None = None
-    secure_boot: bool | None = None
-    bound: str | None = None
-
-    def holds(self, context: Context) -> bool:
-        """Whether the condition is met; not where a fact that it names isn't known."""
-        facts = asdict(context)
-        return all(facts[key] == value for key, value in asdict(self).items() if value is not None)
+    def holds_in(self, context: Context) -> bool:
+        """Whether another context has each fact that is known here; names aren't compared."""
+        facts = asdict(self) | {"name": None}
+        return all(getattr(context, key) == value for key, value in facts.items() if value is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cause:
-    """A cause of a symptom, and what to do (`next`)."""
+    """A cause of a symptom, and what to do (`next`). `when`: the facts with which it is the cause."""
 
-    when: When = When()
+    when: Context = Context()
     why: str
     next: str
 
@@ -87,7 +76,7 @@ class Symptom:
 
     name: str
     pattern: str
-    unless: tuple[When, ...] = ()
+    unless: tuple[Context, ...] = ()
     where: str
     wanted: str
     causes: tuple[Cause, ...]
@@ -97,20 +86,17 @@ class Symptom:
 
     def search(self, text: str, context: Context) -> re.Match[str] | None:
         """The match in a text; None without one, or where the context says that it is no failure."""
-        if any(when.holds(context) for when in self.unless):
+        if any(when.holds_in(context) for when in self.unless):
             return None
         return compiled(self.pattern).search(text)
 
-    def cause(self, context: Context) -> Cause:
-        """The first cause that holds in a context, else the last one."""
-        return next((cause for cause in self.causes if cause.when.holds(context)), self.causes[-1])
-
     def answer(self, match: re.Match[str], quoted: str, context: Context) -> tuple[str, str, str, str]:
-        """What was wanted, what was found, why that matters, and what to do.
+        """What was wanted, what was found, why that matters, and what to do: by the first cause that holds in the
+        context, else by the last one.
 
         :param quoted: what the match was found in.
         """
-        cause = self.cause(context)
+        cause = next((cause for cause in self.causes if cause.when.holds_in(context)), self.causes[-1])
         values = {**context.values, "what": match.groupdict().get("what") or ""}
         wanted, why, next_ = (text.format(**values) for text in (self.wanted, cause.why, cause.next))
         return wanted, f"{self.where}: {quoted}", why, next_

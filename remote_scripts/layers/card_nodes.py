@@ -39,7 +39,7 @@ ExecStart=-{boot_service.PYTHON} /usr/local/sbin/homelab-card-nodes
 @plans
 def plan(system: System, wanted: Wanted) -> None:
     """What `apply` would change."""
-    boot_service.serve(system, SERVICE, wanted.needed)
+    boot_service.serve(system, SERVICE, needed=wanted.needed)
 
 
 @changes
@@ -48,14 +48,14 @@ def apply(system: System, wanted: Wanted) -> Changed:
 
     :raises Failure: systemd doesn't read the service.
     """
-    boot_service.serve(system, SERVICE, wanted.needed)
+    boot_service.serve(system, SERVICE, needed=wanted.needed)
     return Changed(system.files.changed)
 
 
 @changes
 def revert(system: System, wanted: Wanted) -> Changed:
     """Takes it away, whatever `wanted` says."""
-    boot_service.drop(system, SERVICE)
+    boot_service.serve(system, SERVICE, needed=False)
     return Changed(system.files.changed)
 
 

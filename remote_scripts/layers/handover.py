@@ -113,7 +113,7 @@ def _write(system: System, cards: Sequence[Card]) -> None:
     files = system.files
     storage = hookscripts.need_storage(system)
     files.put(_LAYER, handover.CARDS, 0o644, f"{json.dumps(to_plain(cards), indent=1)}\n".encode())
-    boot_service.install(system, SERVICE)
+    boot_service.serve(system, SERVICE, needed=True)
     files.put(_LAYER, storage.script, 0o755, _HOOK_TEXT.encode())
     hookscripts.switch_on(system)
 
@@ -142,7 +142,7 @@ def _take_away(system: System) -> Changed:
 
 def _drop_files(system: System) -> None:
     """The hookscript last, wherever it was written: a VM that names one which isn't there doesn't start."""
-    boot_service.drop(system, SERVICE)
+    boot_service.serve(system, SERVICE, needed=False)
     done = (SERVICE.program, *SERVICE.links.values())  # in a plan they are there still
     others = (path for path in system.files.of_layer(_LAYER) if path not in done)
     for path in sorted(others, key=lambda path: path.endswith(f"/{hookscripts.FILE}")):

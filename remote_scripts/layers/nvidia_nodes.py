@@ -40,7 +40,7 @@ ExecStart={boot_service.PYTHON} /usr/local/sbin/homelab-nvidia-nodes
 @plans
 def plan(system: System, wanted: Wanted) -> None:
     """What `apply` would change. The driver may be installed only by the run that is planned."""
-    boot_service.serve(system, SERVICE, wanted.needed)
+    boot_service.serve(system, SERVICE, needed=wanted.needed)
 
 
 @changes
@@ -68,7 +68,7 @@ def program(system: System, arguments: Sequence[str]) -> None:
 
 
 def _change(system: System, needed: bool) -> Answer:
-    boot_service.serve(system, SERVICE, needed)
+    boot_service.serve(system, SERVICE, needed=needed)
     if needed:
         _make(system)
     return Answer(nvidia.loaded(system).version, system.files.changed)

@@ -149,7 +149,7 @@ class _Work(Choice):
         :raises Failure: apt or the installer can't do it.
         """
         files, left = self._files, driver.left(self._system)
-        boot_service.drop(self._system, PERSISTENCE)
+        boot_service.serve(self._system, PERSISTENCE, needed=False)
         driver_installer.give_back(self.apt)
         if left.target == "host":
             files.set_pending(driver_modules.INITRAMFS)
@@ -273,7 +273,7 @@ class _Work(Choice):
         reboot: Literal["yes", "no", "no-module"] = "no-module"
         why = "a container has no kernel of its own"
         if self._wanted.target != "lxc":
-            boot_service.install(self._system, PERSISTENCE)
+            boot_service.serve(self._system, PERSISTENCE, needed=True)
             reboot, why = driver_modules.load(self.apt, Module(version, way.flavour or ""))
         if reboot == "no":
             done = self._system.run.do("systemctl", "start", f"{PERSISTENCE.name}.service")

@@ -52,7 +52,7 @@ def read(system: System, wanted: Wanted) -> Answer:
     minors, drm_nodes = nvidia.minors(source), drm.drm(source)
     packages = boot.packages(source)
     return Answer(
-        boot_id=source.text("/proc/sys/kernel/random/boot_id"),
+        boot_id=source.files.text("/proc/sys/kernel/random/boot_id"),
         kernel=source.word("/proc/sys/kernel/osrelease") or "",
         pve=packages.get("pve-manager", "unknown") if source.run.has("pveversion") else "",
         packages=packages,

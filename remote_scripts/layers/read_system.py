@@ -36,7 +36,6 @@ def read(system: System, wanted: Wanted) -> Answer:
         boot_id=kernel.boot_id(system),
         distribution=name or None,
         version=version or None,
-        architecture=_architecture(system),
         kernels=tuple(driver.kernels(system)) if not system.is_container else (),
         running=kernel.running(system),
         secure_boot=secure_boot,
@@ -52,13 +51,6 @@ def read(system: System, wanted: Wanted) -> Answer:
         asked=files.need_text(driver.ASKED).strip(),
         agents={} if system.is_container else kept_agents.versions(files, files.names(kept_agents.FOLDER)),
     )
-
-
-def _architecture(system: System) -> str:
-    """As `uname -m` says it: a container of 32 bits (`arch: i386`) is told so by uname alone, PER_LINUX32 of
-    personality(2).
-    """
-    return system.run.ask("uname", "-m").text
 
 
 # Cards.

@@ -21,20 +21,13 @@ def loader(source: Source) -> Found:
 def command_lines(source: Source, loader: Loader | None) -> CommandLines:
     """All of them; those of the next boot empty where it can't be told what makes them."""
     system = source.system
-    running = source.text("/proc/cmdline")
+    running = source.files.text("/proc/cmdline")
     if not loader or not loader.is_configurable(system):
         return CommandLines(running, "", "", "")
-    nothing: dict[str, str] | None = None
     # What a trial is to bring has not drifted before that is confirmed.
-    to_come = source.noting(trial.NOTE, lambda: trial.to_come(system), nothing)
+    to_come: dict[str, str] | None = source.noting(trial.NOTE, lambda: trial.to_come(system), None)
     configured = source.noting(loader.file, lambda: loader.configured(system, to_come), "")
-
-    def without_ours() -> str:
-        # The host's own files may ask programs: they are read once more only where that tells more.
-        is_same = to_come is None and not any(loaders.own(system).values())
-        return configured if is_same else loader.configured(system, {})
-
-    others = source.noting(loader.file, without_ours, "")
+    others = source.noting(loader.file, lambda: loader.configured(system, {}), "")
     generated = ""
     if to_come is None:
         generated = source.noting(boot.GRUB_MENU, lambda: loaders.GRUB.generated(system), "")

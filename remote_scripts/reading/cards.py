@@ -98,10 +98,8 @@ def framebuffers(source: Source) -> dict[str, list[str]]:
 
 
 def lost(source: Source) -> list[str]:
-    """The functions of cards, and what vfio-pci has, whose configuration space can't be read, or doesn't read as one.
-    By a program: reading a card that is gone can take long.
-    """
-    asked = [
+    """The functions of cards, and what vfio-pci has, whose configuration space can't be read, or reads as none."""
+    return [
         address
         for address in source.functions()
         if (
@@ -109,19 +107,12 @@ def lost(source: Source) -> list[str]:
             or source.linked(f"{DEVICES}/{address}/driver") == "vfio-pci"
         )
         and source.files.exists(f"{DEVICES}/{address}/config")
+        and _is_lost(source, address)
     ]
-    # Of all at once; where that doesn't end, or not of every one so much is read, each for itself.
-    content = _configs(source, asked) if len(asked) > 1 else b""
-    if len(content) == _CONFIG_BYTES * len(asked):
-        parts = [content[start : start + _CONFIG_BYTES] for start in range(0, len(content), _CONFIG_BYTES)]
-    else:
-        parts = [_configs(source, [address]) for address in asked]
-    # A virtual function has no ids there, but a class.
-    return [address for address, part in zip(asked, parts, strict=True) if part == _ONES or part.startswith(_NOT_READY)]
 
 
-def _configs(source: Source, addresses: list[str]) -> bytes:
-    """The beginning of their configuration spaces; ones where they can't be read."""
-    paths = (str(source.files.at(f"{DEVICES}/{address}/config")) for address in addresses)
-    done = source.run.ask("head", "-q", "-c", str(_CONFIG_BYTES), *paths, seconds=_CONFIG_SECONDS)
-    return done.output if done.status == 0 else _ONES
+def _is_lost(source: Source, address: str) -> bool:
+    """By a program: reading a card that is gone can take long. A virtual function has no ids there, but a class."""
+    config = str(source.files.at(f"{DEVICES}/{address}/config"))
+    done = source.run.ask("head", "-c", str(_CONFIG_BYTES), config, seconds=_CONFIG_SECONDS)
+    return done.status != 0 or done.output == _ONES or done.output.startswith(_NOT_READY)

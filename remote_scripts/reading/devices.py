@@ -99,7 +99,7 @@ def vfio_files(source: Source) -> dict[str, str]:
 def vfio_mentions(source: Source) -> list[str]:
     """The files that speak of vfio-pci in any other way, and aren't this program's."""
     paths = sorted({path for place in _MENTIONED for path in source.below(place, hidden=True)})
-    return [path for path in paths if "/homelab-" not in path and vfio_ids.NAME.search(source.text(path))]
+    return [path for path in paths if "/homelab-" not in path and vfio_ids.NAME.search(source.files.text(path))]
 
 
 def module_lines(source: Source) -> list[str]:

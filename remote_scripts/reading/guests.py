@@ -62,9 +62,8 @@ def cluster(source: Source, *, asked: bool) -> Cluster:
     """
     if not asked:
         return Cluster()
-    nothing: list[tuple[str, str, str]] = []
-    places = source.noting(pmxcfs.NODES, lambda: pmxcfs.guests(source.system), nothing)
-    name = re.search(r"^ *cluster_name: *(.*)$", source.text(f"{_PVE}/corosync.conf"), re.MULTILINE)
+    places: list[tuple[str, str, str]] = source.noting(pmxcfs.NODES, lambda: pmxcfs.guests(source.system), [])
+    name = re.search(r"^ *cluster_name: *(.*)$", source.files.text(f"{_PVE}/corosync.conf"), re.MULTILINE)
     return Cluster(
         # Where Proxmox VE's file system isn't mounted, it isn't there.
         node=source.linked(f"{_PVE}/local"),

@@ -26,7 +26,7 @@ def holders(source: Source, minors: dict[str, int], drm: dict[str, DrmNodes]) ->
         names = (node.rpartition("/")[2] for node in nodes if _NODE.fullmatch(node))
         opened = [*dict.fromkeys(cards[name] for name in names if name in cards)]
         if opened and source.files.exists(f"/proc/{pid}/comm"):  # or it has ended meanwhile
-            processes.append(Holder(pid, source.text(f"/proc/{pid}/comm"), opened))
+            processes.append(Holder(pid, source.files.text(f"/proc/{pid}/comm"), opened))
     return processes + _console(source)
 
 

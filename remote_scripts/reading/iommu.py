@@ -36,7 +36,7 @@ def _interrupts(source: Source) -> str:
     """By the names of their chips (arch/x86/kernel/apic/io_apic.c, ioapic_ir_chip). The kernel's log says it too, at
     its beginning, which a host that runs for long has no more.
     """
-    text = source.text("/proc/interrupts")
+    text = source.files.text("/proc/interrupts")
     if "IR-IO-APIC" in text or "IR-PCI-MSI" in text:
         return "remapped"
     return "plain" if "IO-APIC" in text or "PCI-MSI" in text else ""

@@ -35,8 +35,7 @@ def _of_layer(source: Source, layer: str) -> list[Managed]:
 
 def edits(source: Source) -> list[str]:
     """Copies of this program's files as a user had edited them."""
-    nothing: list[str] = []
-    return source.noting(EDITS, lambda: within_limit(lambda: source.below(EDITS, hidden=True)), nothing)
+    return source.noting(EDITS, lambda: within_limit(lambda: source.below(EDITS, hidden=True)), [])
 
 
 def agents(source: Source) -> dict[str, str]:
@@ -46,10 +45,8 @@ def agents(source: Source) -> dict[str, str]:
 
 def ledger(source: Source) -> dict[str, str]:
     """What was noted of guests and mappings (layers/ledger.py, notes/guest_note.py): name -> its text."""
-    paths = [*source.below(_LEDGER), *(f"{_NOTES}/{name}" for name in source.names(_NOTES))]
-    texts = {path: source.needed(path) for path in paths}
-    names = {path: path.removeprefix(f"{_LEDGER}/").removeprefix(f"{_NOTES}/") for path in texts}
-    notes = {names[path]: (text or "").rstrip("\n") for path, text in texts.items()}
+    notes = {path.removeprefix(f"{_LEDGER}/"): source.passed_on(path) for path in source.below(_LEDGER)}
+    notes |= {name: source.passed_on(f"{_NOTES}/{name}") for name in source.names(_NOTES)}
     of_containers = {name: _passed_on(text) for name, text in notes.items() if name.startswith(f"{CONTAINER.name}-")}
     return notes | of_containers
 

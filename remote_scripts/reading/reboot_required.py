@@ -47,18 +47,12 @@ def check(system: System, wanted: Boot, loader: Loader) -> list[str]:
     return [*of_boot, *(_driver_lacks(system, wanted) if wanted.driver else ())]
 
 
-def _noted(system: System) -> _Noted | None:
-    """None: nothing, or lines of an earlier version, whose words the next reboot decides by anew."""
-    is_json = system.files.need_text(NOTE.path).startswith("{")
-    return NOTE.read(system.files) if is_json else None
-
-
 def noted(system: System) -> Boot | None:
     """What the last reboot was decided by; None: nothing is noted.
 
     :raises Failure: it can't be read.
     """
-    found = _noted(system)
+    found = NOTE.read(system.files)
     return found.boot if found else None
 
 
@@ -68,7 +62,7 @@ def noted_words(system: System) -> list[str]:
 
     :raises Failure: it can't be read.
     """
-    found = _noted(system)
+    found = NOTE.read(system.files)
     return [*found.boot.words, *found.still] if found else []
 
 

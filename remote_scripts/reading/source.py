@@ -18,7 +18,7 @@ T = TypeVar("T")
 #: The address of a PCI function; a domain has more than four digits behind Intel's Volume Management Device.
 ADDRESS = r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]"
 GROUPS = "/sys/kernel/iommu_groups"
-_ABOVE_DEEPEST = re.compile(rf".*/({ADDRESS})(?:/|$)")
+_FUNCTION = re.compile(ADDRESS)
 
 
 class Source:
@@ -44,8 +44,7 @@ class Source:
 
     def needed(self, path: str) -> str | None:
         """What a file has; None: it isn't there, or can't be read to its end, which is noted."""
-        nothing: bytes | None = None
-        content = self.noting(path, lambda: self.files.need(path), nothing)
+        content: bytes | None = self.noting(path, lambda: self.files.need(path), None)
         return None if content is None else _decoded(content)
 
     def passed_on(self, path: str) -> str:
@@ -69,15 +68,7 @@ class Source:
         name = str(error.filename or "").removeprefix(str(self.system.root).rstrip("/"))
         self.note(name or path, error.strerror or str(error))
 
-    def _note_folder(self, path: str, error: OSError) -> None:
-        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            self._note_error(path, error)
-
     # What tells something where it is there.
-
-    def text(self, path: str) -> str:
-        """What a file has, without the newlines at its end; empty where it can't be read."""
-        return "\n".join(self.lines(path)).rstrip("\n")
 
     def lines(self, path: str) -> list[str]:
         """The lines of a file; none where it can't be read."""
@@ -94,8 +85,7 @@ class Source:
 
     def names(self, path: str) -> list[str]:
         """What is in a folder, sorted, but for hidden files; nothing where it can't be read, which is noted."""
-        nothing: list[str] = []
-        names = self.noting(path, lambda: self.files.need_names(path), nothing)
+        names: list[str] = self.noting(path, lambda: self.files.need_names(path), [])
         return [name for name in names if not name.startswith(".")]
 
     def below(self, path: str, *, hidden: bool = False) -> list[str]:
@@ -104,9 +94,9 @@ class Source:
         :param hidden: also those whose name begins with a dot.
         """
         where = self.files.at(path)
-        if where.is_file():
-            return [path]
-        below = disk.below(where, on_error=lambda error: self._note_folder(path, error))
+        if not where.is_dir():
+            return [path] if where.is_file() else []
+        below = disk.below(where, on_error=functools.partial(self._note_error, path))
         files = (file for file in below if hidden or not file.name.startswith("."))
         found = (file for file in files if not file.is_symlink() and file.is_file())
         return sorted(path + str(file)[len(str(where)) :] for file in found)
@@ -160,8 +150,12 @@ def lines_of(text: str) -> list[str]:
 
 def deepest(path: str) -> str:
     """The last PCI function on a path in sysfs; empty: there is none."""
-    match = _ABOVE_DEEPEST.match(path)
-    return match[1] if match else ""
+    return next(reversed(functions_in(path)), "")
+
+
+def functions_in(path: str) -> list[str]:
+    """The PCI functions that a path in sysfs goes through."""
+    return [part for part in path.split("/") if _FUNCTION.fullmatch(part)]
 
 
 def head_and_tail(lines: Iterable[str], most: int) -> str:

@@ -12,11 +12,10 @@ from collections.abc import Iterator
 
 from remote_scripts.boot import boot
 from remote_scripts.reading.answer import Vital
-from remote_scripts.reading.source import ADDRESS, Source
+from remote_scripts.reading.source import Source, functions_in
 from remote_scripts.tools import disk
 from remote_scripts.tools.time_limit import within_limit
 
-_FUNCTION = re.compile(ADDRESS)
 _BLOCKS, _NETS = "/sys/class/block", "/sys/class/net"
 _UP = 1  # IFF_UP (netdevice(7))
 
@@ -70,20 +69,20 @@ def _functions_behind(source: Source, folder: str) -> list[str]:
         ways += [
             source.files.real(f"{above}/{child}") for child in source.names(above) if re.fullmatch(r"nvme[0-9]+", child)
         ]
-    return sorted({function for way in ways for function in _functions_in(way)})
+    return sorted({function for way in ways for function in functions_in(way)})
 
 
 def _network(source: Source) -> Iterator[Vital]:
     is_any = False
     for name in source.names(_NETS):
         folder = source.files.real(f"{_NETS}/{name}")
-        functions = _functions_in(folder)
+        functions = functions_in(folder)
         flags = source.word(f"{folder}/flags")
         if not functions or (flags is not None and not int(flags, 16) & _UP):
             continue
         is_any = True
         # Without its physical function, a virtual one is gone as well.
-        physical = _functions_in(source.files.real(f"{folder}/device/physfn"))
+        physical = functions_in(source.files.real(f"{folder}/device/physfn"))
         yield Vital("network", f"the network interface {name} (it is up)", sorted({*functions, *physical}))
     if not is_any:
         yield Vital("network", "the network over which this host is reached", [], "no network card is up")
@@ -101,10 +100,5 @@ def _keyboards(source: Source) -> list[Vital]:
         elif line.startswith("S: Sysfs="):
             path = line.removeprefix("S: Sysfs=")
         elif line.startswith("H: Handlers=") and re.search(r"[ =]kbd", line) and "sysrq" in line:
-            keyboards += [] if "/virtual/" in path else [Vital("keyboard", name, sorted({*_functions_in(path)}), "")]
+            keyboards += [] if "/virtual/" in path else [Vital("keyboard", name, sorted({*functions_in(path)}), "")]
     return keyboards
-
-
-def _functions_in(path: str) -> list[str]:
-    """The PCI functions that a path in sysfs goes through."""
-    return [part for part in path.split("/") if _FUNCTION.fullmatch(part)]

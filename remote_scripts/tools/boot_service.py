@@ -60,18 +60,31 @@ class Service:
         return {f"{UNITS}/{_WANTED_BY[name.rpartition('.')[2]]}.wants/{name}": f"{UNITS}/{name}" for name in self.units}
 
 
-def serve(system: System, service: Service, needed: bool) -> None:
-    """Puts it there, or takes it away; errors as of `install`."""
-    (install if needed else drop)(system, service)
+def serve(system: System, service: Service, *, needed: bool) -> None:
+    """Puts it there and enables it, without starting it; or takes it away, and what it has done stays. A plan has the
+    same.
 
-
-def install(system: System, service: Service) -> None:
-    """Puts it there and enables it; it isn't started. A plan has the same.
-
-    :raises Failure: systemd doesn't read it.
+    :raises Failure: systemd doesn't read what was put there.
     """
     files = system.files
     before, files.changed = files.changed, False
+    (_put if needed else _drop)(system, service)
+    if not files.planning and (files.changed or (needed and _is_outdated(system, service))):
+        done = system.run.do("systemctl", "daemon-reload", seconds=_SECONDS)
+        if done.status != 0 and needed:
+            raise Failure(
+                f"{service.name}.service enabled",
+                done.text,
+                service.without,
+                "correct what systemctl says, then run `pulumi up` again",
+            )
+        if done.status != 0:
+            system.log.say(f"systemctl daemon-reload failed: {service.name}.service is known until the next boot")
+    files.changed |= before
+
+
+def _put(system: System, service: Service) -> None:
+    files = system.files
     if service.module:
         files.put(service.layer, service.program, 0o755, program(service.module))
     for name, text in service.units.items():
@@ -87,22 +100,10 @@ def install(system: System, service: Service) -> None:
         files.remember(link)
         files.write_link(path, link)  # as `systemctl enable` does it
         files.changed = True
-    if not files.planning and (files.changed or any(_is_outdated(system, name) for name in service.units)):
-        done = system.run.do("systemctl", "daemon-reload", seconds=_SECONDS)
-        if done.status != 0:
-            raise Failure(
-                f"{service.name}.service enabled",
-                done.text,
-                service.without,
-                "correct what systemctl says, then run `pulumi up` again",
-            )
-    files.changed |= before
 
 
-def drop(system: System, service: Service) -> None:
-    """Takes it away; what it has done stays. A plan has the same."""
+def _drop(system: System, service: Service) -> None:
     files = system.files
-    before, files.changed = files.changed, False
     for link in service.links:
         if files.exists(link) and not files.planning:  # a power cut may have made it an empty file
             files.about_to_change()
@@ -113,11 +114,12 @@ def drop(system: System, service: Service) -> None:
         files.drop(service.layer, f"{UNITS}/{name}")
     if service.module:
         files.drop(service.layer, service.program)
-    if files.changed and not files.planning:
-        done = system.run.do("systemctl", "daemon-reload", seconds=_SECONDS)
-        if done.status != 0:
-            system.log.say(f"systemctl daemon-reload failed: {service.name}.service is known until the next boot")
-    files.changed |= before
+
+
+def _is_outdated(system: System, service: Service) -> bool:
+    """Whether systemd knows a unit as it was before, such as where an earlier run was cut short behind the file."""
+    shows = ("systemctl", "show", "-p", "NeedDaemonReload", "--value")
+    return any(system.run.ask(*shows, unit).text == "yes" for unit in service.units)
 
 
 @dataclass(frozen=True)
@@ -173,8 +175,3 @@ def program(layer: str) -> bytes:
         f"import sys\nfrom {modules.PACKAGE} import agent\nsys.exit(agent.program({layer!r}, sys.argv[1:]))\n"
     )
     return b"#!/usr/bin/python3 -ISBXutf8\n" + modules.packed(texts, zipfile.ZIP_STORED)
-
-
-def _is_outdated(system: System, unit: str) -> bool:
-    """Whether systemd knows it as it was before, such as where an earlier run was cut short behind the file."""
-    return system.run.ask("systemctl", "show", "-p", "NeedDaemonReload", "--value", unit).text == "yes"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, Union
 
 T = TypeVar("T")
@@ -73,12 +73,15 @@ def _dataclass(form: Any, value: Any, where: str) -> Any:
     return form(**given)
 
 
-def to_plain(value: Any) -> Any:
-    """An object of such a form as the json module takes it."""
+def to_plain(value: Any, clean: Callable[[str], str] = str) -> Any:
+    """An object of such a form as the json module takes it.
+
+    :param clean: makes a text fit to be sent.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: to_plain(getattr(value, field.name), clean) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): to_plain(item) for key, item in value.items()}
+        return {clean(str(key)): to_plain(item, clean) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [to_plain(item) for item in value]
-    return value
+        return [to_plain(item, clean) for item in value]
+    return clean(value) if isinstance(value, str) else value

@@ -63,7 +63,6 @@ class Run:
         self._log = log
         self._work = work
         self._programs = programs
-        self._answers: dict[tuple[str, ...], Done] = {}
         self.environment = {**os.environ, "LC_ALL": "C", "PATH": _whole_path(os.environ.get("PATH", ""))}
 
     def has(self, program: str) -> bool:
@@ -74,12 +73,6 @@ class Run:
         """The path of a program of this name on the PATH; empty: there is none."""
         paths = (f"{folder}/{program}" for folder in self.environment["PATH"].split(":"))
         return next((path for path in paths if os.access(path, os.X_OK)), "")
-
-    def ask_once(self, *arguments: str) -> Done:
-        """As `ask`, once in a run: about what no run changes."""
-        if arguments not in self._answers:
-            self._answers[arguments] = self.ask(*arguments)
-        return self._answers[arguments]
 
     def ask(
         self,

@@ -7,8 +7,6 @@ sequences and control characters, without the marks that turn or hide writing, a
 from __future__ import annotations
 
 import re
-import sys
-from typing import Any
 
 #: How many bytes of a text go into an answer, into the log at once, and into one line of the log. A line of 65,536
 #: bytes or more makes pulumi-command wait for ever (bufio.Scanner), and a byte that is no character becomes three.
@@ -41,17 +39,6 @@ def as_text(content: bytes | str, limit: int = ANSWER_BYTES) -> str:
     text = _SEQUENCES.sub("", text)
     text = _RETURNS.sub("", text).replace("\r", "\n")
     return _UNSAFE.sub("\ufffd", text)
-
-
-def as_texts(plain: Any) -> Any:
-    """What the json module takes, whose texts are texts, as of `as_text`, and as long as they are."""
-    if isinstance(plain, str):
-        return as_text(plain, sys.maxsize)
-    if isinstance(plain, list):
-        return [as_texts(item) for item in plain]
-    if isinstance(plain, dict):
-        return {as_texts(key): as_texts(item) for key, item in plain.items()}
-    return plain
 
 
 def without_secrets(text: str, proxy: str = "") -> str:

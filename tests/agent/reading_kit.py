@@ -40,8 +40,8 @@ def says(text: str | bytes, status: int = 0) -> Stand:
 
 
 def head(arguments: Sequence[str], _stdin: bytes) -> Done:
-    """`head -q -c BYTES FILE…`"""
-    return Done(0, b"".join(Path(path).read_bytes()[: int(arguments[2])] for path in arguments[3:]))
+    """`head -c BYTES FILE`"""
+    return Done(0, Path(arguments[2]).read_bytes()[: int(arguments[1])])
 
 
 def read(host: Host, **wanted: Any) -> HostFacts:

@@ -345,15 +345,13 @@ def test_a_card_is_lost_when_its_configuration_space_reads_as_ones(
 ) -> None:
     function(host, CARD, code, config)
     assert read(host).lost == ([CARD] if is_lost else [])
-    # Beside others, whose bytes are read with it.
+    # Beside others.
     function(host, "0000:00:02.0", "0x030000", b"\x86\x80" + b"\x00" * 62)
     function(host, "0000:02:00.0", "0x030000", ONES)
     assert read(host).lost == ([CARD] if is_lost else []) + ["0000:02:00.0"]
 
 
 def test_a_card_that_answers_nothing_is_lost_and_no_other_one(host: Host) -> None:
-    """One that is gone holds the program that reads all of them."""
-
     def head(arguments: Sequence[str], _stdin: bytes) -> Done:
         if any("0000:01:00.0" in path for path in arguments):
             return Done(TIMED_OUT, b"")
@@ -535,8 +533,10 @@ def test_what_is_asked_of_a_stock_host_starts_few_programs(host: Host) -> None:
     assert sorted(started) == sorted(
         [
             "bash",
+            "bash",
             "dmesg",
             "dpkg-query",
+            "head",
             "head",
             "journalctl",
             "lsblk",

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from remote_scripts.tools import restart
 from tests.agent.kit import Host, Refused
-from tests.waiting import PATIENCE
 
 
 def command(host: Host) -> list[str]:
@@ -29,45 +25,23 @@ def command(host: Host) -> list[str]:
     return given[given.index("sh") :]
 
 
-@pytest.mark.parametrize("name", ["sshd", "sshd-session"])
-def test_the_connection_that_has_the_answer_to_send_is_the_nearest_process_of_sshd(
-    host: Host, tmp_path: Path, name: str
-) -> None:
-    """sshd-session: from OpenSSH 9.8 on."""
-    shutil.copy(Path(shutil.which("dash") or "").resolve(), tmp_path / name)
-    code = "from remote_scripts.tools import restart; print(restart.starters())"
-    # A shell between them, which goes on after it: it isn't replaced by it.
-    way = f"echo $$; sh -c '{sys.executable} -c \"{code}\"; exit $?'; exit $?"
-    done = subprocess.run([tmp_path / name, "-c", way], capture_output=True, text=True, timeout=PATIENCE, check=True)
-    by, above = done.stdout.splitlines()
-    assert f"({by}, '{name}')" in above
-
-
-def test_where_there_is_no_connection_it_is_a_second(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restart, "starters", lambda: [(7, "sudo"), (5, "sshd-session"), (4, "sshd")])
-    assert command(host)[-2:] == [str(os.getpid()), "5"]
-    monkeypatch.setattr(restart, "starters", lambda: [(7, "login")])
-    assert command(host)[-1] == "1"
-
-
-def test_the_restart_begins_once_both_have_ended(host: Host, tmp_path: Path) -> None:
-    *words, _, _ = command(host)
+def test_the_restart_begins_a_second_after_whoever_has_the_answer_has_ended(host: Host, tmp_path: Path) -> None:
+    *words, pid = command(host)
+    assert pid == str(os.getpid())
     for name, text in (
         ("timeout", 'shift; exec "$@"'),  # without an end of its own
-        ("systemctl", f'[ -e {tmp_path}/1 ] && [ -e {tmp_path}/2 ] && echo "$@" >{tmp_path}/restarts'),
+        ("sleep", f'[ -e {tmp_path}/answered ] && echo "$@" >{tmp_path}/waited'),
+        ("systemctl", f'[ -e {tmp_path}/waited ] && echo "$@" >{tmp_path}/restarts'),
     ):
         path = tmp_path / "bin" / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"#!/bin/sh\n{text}\n")
         path.chmod(0o755)
-    waits = [
-        subprocess.Popen(["sh", "-c", f"read -r _; touch {tmp_path}/{number}"], stdin=subprocess.PIPE)
-        for number in (1, 2)
-    ]
+    answers = subprocess.Popen(["sh", "-c", f"read -r _; touch {tmp_path}/answered"], stdin=subprocess.PIPE)
     environment = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
-    with subprocess.Popen([*words, *(str(one.pid) for one in waits)], env=environment):
-        for one in waits:
-            one.communicate(b"\n")
+    with subprocess.Popen([*words, str(answers.pid)], env=environment):
+        answers.communicate(b"\n")
+    assert (tmp_path / "waited").read_text() == "1\n"
     assert (tmp_path / "restarts").read_text() == "reboot\n"
 
 

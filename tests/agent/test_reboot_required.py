@@ -266,8 +266,3 @@ def test_a_note_or_a_card_that_cant_be_read_is_no_reason_to_stay_silent(host: Ho
     (host.root / "var/lib/homelab/wanted-boot").mkdir(parents=True)
     with pytest.raises(Exception, match="to read /var/lib/homelab/wanted-boot"):
         ask(host, case, "plan")
-
-
-def test_lines_of_an_earlier_version_count_as_nothing_noted(host: Host) -> None:
-    host.write("/var/lib/homelab/wanted-boot", "amd_iommu=on\n\n\n\n\n")
-    assert reboot_required.noted(host.system()) is None and reboot_required.noted_words(host.system()) == []

@@ -64,7 +64,7 @@ class World:
 
     def reading(self, ctid: int) -> dict[str, Any]:
         kernel = "6.14.11-4-pve"
-        found: dict[str, Any] = {"boot_id": "b", "distribution": "debian", "version": "13", "architecture": "x86_64"}
+        found: dict[str, Any] = {"boot_id": "b", "distribution": "debian", "version": "13"}
         found |= {"kernels": [kernel], "running": kernel, "secure_boot": None, "mok_enrolled": None}
         found |= {"cards": ["10de:2b85"], "nouveau": False, "loaded": self.there}
         found |= {"host_driver": self.there if ctid else None, "runtimes": [], "asked": self.asked}

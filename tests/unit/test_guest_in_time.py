@@ -87,7 +87,6 @@ class Connection:
 READING: dict[str, object] = {
     "distribution": "ubuntu",
     "version": "24.04",
-    "architecture": "amd64",
     "kernels": ["6.8.0-90-generic"],
     "running": "6.8.0-90-generic",
     "secure_boot": False,

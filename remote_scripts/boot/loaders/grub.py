@@ -26,7 +26,6 @@ export HOMELAB_WORDS="${{HOMELAB_WORDS:-}} {words}"
 """
 _EXPORTED = re.compile(r'^export HOMELAB_WORDS="\$\{HOMELAB_WORDS:-\} (.*)"$', re.MULTILINE)
 _KERNEL_LINE = re.compile(r"^[ \t\r\v\f]*linux(?:efi)?[ \t\r\v\f]+(?:[^ \t\r\v\f\n]+[ \t\r\v\f]*(.*))?", re.MULTILINE)
-_STARTS_KERNEL = re.compile(r"^[ \t]*linux(efi)?[ \t]", re.MULTILINE)
 # Proxmox VE's own file systems that GRUB writes, as grub-probe calls them; the others are ZFS and btrfs.
 _WRITTEN = ("ext2", "xfs")
 # grub-mkconfig sources these files: only a shell knows what they say. Whatever they print is dropped. Words to come
@@ -56,8 +55,8 @@ class Grub(Loader):
         if words is not None:
             names = sorted([*(name for name in names if not name.startswith(_OURS)), _OURS])
         files = [str(system.files.at(place)) for place in (_FILE, *(f"{_DROP_INS}/{name}" for name in names))]
-        ask = system.run.ask if words is None else system.run.ask_once  # none of ours is among the files
-        done = ask("bash", "-c", _ASK_SHELL, " ".join(filter(None, (words or {}).values())), *files)
+        coming = " ".join(filter(None, (words or {}).values()))
+        done = system.run.ask("bash", "-c", _ASK_SHELL, coming, *files)
         output = done.output.decode("utf-8", "surrogateescape")
         if done.status != 0 or not output.endswith("\n"):
             raise Failure(
@@ -98,7 +97,7 @@ class Grub(Loader):
         done = system.run.do(*words, doing="boot menu", environment={"PVE_EFIBOOT_UNSHARED": "1"})
         if done.status != 0:
             raise not_made(done.text or f"grub-mkconfig ended with {done.status}")
-        if not _STARTS_KERNEL.search(system.files.need_text(new)):
+        if not _KERNEL_LINE.search(system.files.need_text(new)):
             raise not_made("grub-mkconfig has made a menu without any kernel; the one from before is there still")
         return [path]
 
@@ -120,13 +119,13 @@ class Grub(Loader):
         listed = boot.uuids(system)
         if listed:
             return listed
-        rows = system.run.ask_once("lsblk", "-Pno", "KNAME,PKNAME,UUID,PARTTYPE,MOUNTPOINT")
+        rows = system.run.ask("lsblk", "-Pno", "KNAME,PKNAME,UUID,PARTTYPE,MOUNTPOINT")
         if rows.status != 0:
             raise not_chosen(f"lsblk says no partitions: {rows.in_a_line}")
         if uuids := trial_entry.esps(rows.text):
             return uuids
         abstraction, kind = (
-            system.run.ask_once("grub-probe", f"--target={target}", system.files.name("/boot/grub"))
+            system.run.ask("grub-probe", f"--target={target}", system.files.name("/boot/grub"))
             for target in ("abstraction", "fs")
         )
         if abstraction.status == 0 and not abstraction.text.strip() and kind.text.strip() in _WRITTEN:
