@@ -56,10 +56,7 @@ class Files:
 
         :raises ApiError: it was refused, or not answered.
         """
-        storages: list[Mapping[str, Any]] = self._api.get(
-            f"nodes/{self._api.node}/storage", "to see the node's storages"
-        )
-        return storages
+        return list(self._api.get(f"nodes/{self._api.node}/storage", "to see the node's storages"))
 
     def fetch(self, volume: str, source: Source) -> None:
         """Downloads a volume, or waits for the download if the node has begun it already. Proxmox VE writes to another
