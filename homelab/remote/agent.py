@@ -50,11 +50,9 @@ def place(owner: str) -> str:
     return f"{_AGENTS}/{owner}/{_NAME}"
 
 
-_INSTALLED_FILES = (
-    "cluster_write.pl", "container_text.pl", "grub_entry.sh", "init_top.sh", "initramfs_hook.sh", "inspect_inside.sh",
-    "judge_guests.pl", "passthrough_init.sh", "rollback.sh", "systemd_boot_entry.sh",
-)  # fmt: skip
-installed.TEXTS = {name.partition(".")[0]: scripts.file(name) for name in _INSTALLED_FILES}
+installed.TEXTS = {
+    path.stem: scripts.file(path.name) for path in sorted((FOLDER / "files").iterdir()) if path.suffix in (".pl", ".sh")
+}
 
 
 @functools.cache
@@ -127,10 +125,6 @@ def _archive_text() -> str:
 def put(owner: str) -> str:
     """A program in Python for a host's standard input, which puts the agent there."""
     return f"{_source(f'{PACKAGE}.put_agent')}\nput({place(owner)!r}, {_archive_text()!r})\n"
-
-
-# The command line that fails in a login shell that doesn't understand root's of `command`, such as fish.
-TO_TRY = '[ -n "$ROOT" ] || { :; }'
 
 
 def command_to_put(user: str) -> str:

@@ -50,13 +50,8 @@ def host_key(address: str, port: int) -> HostKey:
 
     async def ask_for_key() -> asyncssh.SSHKey | None:
         async with asyncio.timeout(CONNECT_SECONDS):
-            for key_type in _KEY_TYPES:
-                with suppress(asyncssh.KeyExchangeFailed):
-                    key = await asyncssh.get_server_host_key(
-                        address, port, server_host_key_algs=[key_type], config=None
-                    )
-                    if key is not None:
-                        return key
+            with suppress(asyncssh.KeyExchangeFailed):
+                return await asyncssh.get_server_host_key(address, port, server_host_key_algs=_KEY_TYPES, config=None)
             return None
 
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from remote_scripts.cards import host_nodes
 from remote_scripts.notes.card import Card
 from remote_scripts.notes.handover import RefusedError as RefusedError
 from remote_scripts.notes.handover import note_of, read_record, story_line, write_record
@@ -52,10 +53,8 @@ class SharedCard:
 
     def is_only(self) -> bool:
         """Whether NVIDIA's driver has no other card."""
-        return not any(driver_of(self.system, address) == "nvidia" for address in self._other_functions())
-
-    def _other_functions(self) -> list[str]:
-        return [address for address in self.system.files.names(DEVICES) if address not in self.functions]
+        others = set(self.system.files.names(DEVICES)) - set(self.functions)
+        return not any(driver_of(self.system, address) == "nvidia" for address in others)
 
     # Its nodes.
 
@@ -71,11 +70,7 @@ class SharedCard:
     @property
     def drm_names(self) -> list[str]:
         """Of its nodes in /dev/dri."""
-        drm = []
-        for address in self.functions:
-            names = self.system.files.names(f"{DEVICES}/{address}/drm")
-            drm += [name for kind in ("card", "renderD") for name in names if name.startswith(kind)]
-        return drm
+        return [name for address in self.functions for name in host_nodes.drm(self.system, address) if name]
 
     def node_numbers(self) -> set[str]:
         """The numbers, in hexadecimal, of what must not be open: the card's own node and nvidia-modeset, what is in

@@ -28,16 +28,9 @@ def groups_of(system: System, ctid: int) -> dict[str, int]:
             "a card's nodes are for the members of these groups; its configuration is unchanged",
             f"try `pct enter {ctid}`, then run `pulumi up` again",
         )
-    return groups_in(done.output)
-
-
-def groups_in(content: bytes) -> dict[str, int]:
-    """The numbers of the groups render and video; one that isn't there has none.
-
-    :param content: lines of a group file; it is the container's own, and may say anything.
-    """
     gids: dict[str, int] = {}
-    for line in content.replace(b"\0", b"").decode("utf-8", "replace").split("\n"):
+    # These are the container's own words, and may say anything.
+    for line in done.output.replace(b"\0", b"").decode("utf-8", "replace").split("\n"):
         name, _, number = [*line.split(":"), "", ""][:3]
         if name not in ("render", "video") or name in gids or not _GROUP_ID.fullmatch(number):
             continue

@@ -15,16 +15,6 @@ _DEVICE = "dev "
 
 
 @dataclass(frozen=True)
-class OwnLines:
-    """`lines`: the lines that we added and that are there, by their options (guest_note.Options): `dev VALUE`, or an
-    lxc.* line as its key is; `others`: what the configuration says without them.
-    """
-
-    lines: dict[str, str]
-    others: ContainerConf
-
-
-@dataclass(frozen=True)
 class Lines:
     """`want`: homelab's lines that are to be there; `nodes`: what they depend on, the nodes that are there, with their
     numbers where a line has these; `provided`: path -> how the container gets that node, `dev VALUE` or `mount`.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from remote_scripts.containers.card_nodes import HostNodes
-from remote_scripts.containers.container_lines import Lines, OwnLines, lines_for
+from remote_scripts.containers.container_lines import Lines, lines_for
 from remote_scripts.notes.container_note import Cards, ContainerNote
 from remote_scripts.notes.guest_note import Options
 from remote_scripts.pve.container_conf import ConfText, conf_text, options_of, raw_line
@@ -30,8 +30,9 @@ def decided(host: HostNodes, conf: ConfText, note: ContainerNote, cards: Cards, 
 
     :param groups: as of container_lines.lines_for.
     """
-    own, base = own_lines(conf, note), note.base(options_of(conf), {})
-    lines = lines_for(host, own.others, cards, groups)
+    config = options_of(conf)
+    own, base = own_options(config, note), note.base(config, {})
+    lines = lines_for(host, conf.without(own), cards, groups)
     options = as_options(conf.text, own, lines.want)
     return Decided(lines, options, {**{key: base.get(key) for key in note.values}, **options})
 
@@ -66,17 +67,15 @@ def edited(text: str, options: Options) -> str:
     return "".join(f"{line}\n" for line in (*head[: last + 1], *new, *head[last + 1 :], *conf.tail))
 
 
-def own_lines(conf: ConfText, note: ContainerNote) -> OwnLines:
-    """Homelab's lines that are there."""
-    config = options_of(conf)
+def own_options(config: Mapping[str, str], note: ContainerNote) -> dict[str, str]:
+    """Homelab's options that are there."""
     base = note.base(config, {})
-    keys = [key for key in note.values if key in config and key not in base]
-    return OwnLines({key: key if is_raw(key) else f"dev {config[key]}" for key in keys}, conf.without(keys))
+    return {key: config[key] for key in note.values if key in config and key not in base}
 
 
-def as_options(text: str, own: OwnLines, want: Iterable[str]) -> dict[str, str]:
+def as_options(text: str, own: Mapping[str, str], want: Iterable[str]) -> dict[str, str]:
     """Lines, `dev VALUE` or an lxc.* line, as options. A device that has a number from homelab keeps it."""
-    by_path = {parse(key, line.removeprefix("dev "))["path"]: key for key, line in own.lines.items() if not is_raw(key)}
+    by_path = {parse(key, value)["path"]: key for key, value in own.items() if not is_raw(key)}
     options: dict[str, str] = {}
     for line in want:
         value = line.removeprefix("dev ")

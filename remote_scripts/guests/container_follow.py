@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from remote_scripts.cards import host_nodes
 from remote_scripts.containers.card_nodes import renumbered
-from remote_scripts.containers.container_text import Decided, decided, edited, own_lines
+from remote_scripts.containers.container_text import Decided, decided, edited, own_options
 from remote_scripts.guests.container import write_text
 from remote_scripts.notes import guest_notes
 from remote_scripts.notes.container_note import Cards, ContainerNote
@@ -117,7 +117,8 @@ def follow(system: System, ctid: int) -> None:
     :raises Failure: it can't be read or written.
     """
     conf, note, new = _decided(system, ctid)
-    config, now, nodes, own = options_of(conf), new.lines.nodes, note.given.nodes, own_lines(conf, note).lines
+    config, now, nodes = options_of(conf), new.lines.nodes, note.given.nodes
+    own = own_options(config, note)
     if not own or is_another(note, config):  # it was restored, or another container has the number now
         return
     if now == nodes:  # what its owner has changed stays
@@ -126,7 +127,7 @@ def follow(system: System, ctid: int) -> None:
     if len(now) < len(nodes):
         system.log.say(system.log.message(_absent(ctid, now, nodes)))
         # A line whose node isn't there stays, and so do all rules: the container isn't to start without its card.
-        paths = {key: line.split()[1].partition(",")[0] for key, line in own.items()}
+        paths = {key: f"{key} {value}".split()[1].partition(",")[0] for key, value in own.items()}
         late = {key: config[key] for key, path in paths.items() if path[0] != "/" or not system.files.exists(path)}
         options = {**options, **late}
     change = differing({**new.target, **options}, config)

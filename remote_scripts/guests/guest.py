@@ -109,8 +109,7 @@ class Guest:
 
     def status(self) -> dict[str, Any]:
         """What Proxmox VE says of it now."""
-        status: dict[str, Any] = self.api.get("/status/current", f"to see whether {self.label} runs")
-        return status
+        return dict(self.api.get("/status/current", f"to see whether {self.label} runs"))
 
     def runs(self) -> bool:
         """Whether it is on; a VM may be paused, or halted.

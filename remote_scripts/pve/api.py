@@ -60,6 +60,13 @@ def request(method: str, path: str, form: str, ticket: str) -> str:
     return "\r\n".join(lines)
 
 
+def answered(answer: bytes) -> tuple[str, str, bytes]:
+    """Status, reason and body of an answer; a status of no digits: it is none of HTTP's."""
+    head, _, content = answer.partition(b"\r\n\r\n")
+    status, _, reason = head.partition(b"\r\n")[0].decode("utf-8", "replace").partition(" ")[2].partition(" ")
+    return status, reason, content
+
+
 class Refused(Failure):
     """Proxmox VE's no, in its own words: `found`."""
 
@@ -118,9 +125,7 @@ class NodeApi:
             answer = exchange(self._system, request(method, path, urlencode(parameters), self._ticket).encode())
         except OSError as error:
             raise _no_answer(error.strerror or str(error) or "it takes too long") from error
-        head, _, content = answer.partition(b"\r\n\r\n")
-        status, _, reason = head.partition(b"\r\n")[0].decode("utf-8", "replace").partition(" ")[2].partition(" ")
-        return status, reason, content
+        return answered(answer)
 
     def _minted(self) -> str:
         done = self._system.run.ask(*MINT, seconds=self._system.work.time_to_look(_MINT_SECONDS))

@@ -124,11 +124,6 @@ class ContainerConf:
     def unprivileged(self) -> bool:
         return is_true(self.options.get("unprivileged", ""))
 
-    @property
-    def lines(self) -> list[str]:
-        """The device lines that have an effect, as they are in the file."""
-        return [entry.line for entry in self.entries] + [rule.line for rule in self.rules]
-
     def entry_for(self, path: str) -> Entry | None:
         """The line that gives the container a device node: a dev[n] option, which comes after the mounts; else the last
         mount; None: no line gives it.
@@ -165,11 +160,6 @@ class ConfText:
     conf: ContainerConf
 
     @property
-    def raw(self) -> list[tuple[str, str]]:
-        """The key and the value of each lxc.* line in `head`."""
-        return [found for line in self.head if (found := raw_line(line))[0]]
-
-    @property
     def digest(self) -> str:
         """Of the file, as Proxmox VE has it."""
         return hashlib.sha1(self.text.encode("utf-8", "surrogateescape"), usedforsecurity=False).hexdigest()
@@ -198,7 +188,8 @@ def options_of(conf: ConfText) -> dict[str, str]:
     """What a text says: its options as the next start takes them, and its lxc.* lines above the first section, of
     which `KEY: VALUE` is the key.
     """
-    return dict.fromkeys((f"{key}: {value}" for key, value in conf.raw), "") | conf.conf.options
+    raw = (f"{key}: {value}" for key, value in map(raw_line, conf.head) if key)
+    return dict.fromkeys(raw, "") | conf.conf.options
 
 
 def raw_line(line: str) -> tuple[str, str]:

@@ -118,20 +118,17 @@ def replace(system: System, path: str, content: bytes) -> None:
     def make() -> None:
         _remove_left(where)
         try:
-            with disk.create(temporary, 0o640) as descriptor:
-                disk.write(descriptor, content, temporary)
-                disk.flush_open(descriptor, temporary)
+            disk.Disk().make(temporary, content, 0o640)
         except OSError:
             _remove_left(where)
             raise
 
     def put() -> None:
         try:
-            disk.rename(temporary, where)
+            disk.Disk().rename(temporary, where)
         except OSError:
             _remove_left(where)
             raise
-        disk.flush(where.parent)
 
     # By itself: where the bytes come too late it doesn't get its name any more, as its caller has given up the lock.
     within_limit(make)

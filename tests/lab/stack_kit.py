@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from homelab.guest.resource import Guest
-from homelab.remote.proxmox.api import Api, Clock
+from homelab.remote.proxmox.api import Api
 from homelab.settings import Host
 from homelab.shapes import BootSeen, ShutdownInputs
 from homelab.vm.cards import VmCard
@@ -27,13 +27,13 @@ CARD = VmCard("rtx5090", "rtx5090", "0000:01:00")
 CARDS_URN = "urn:pulumi:s::p::homelab:vm:Cards::sandbox"
 
 
-class Quick(Clock):
+class Quick:
     """Time that passes by being waited for; ``then`` is what happens meanwhile: after so many waits, do that."""
 
     def __init__(self, then: dict[int, Callable[[], object]] | None = None, real: float = 0.005) -> None:
         self.at, self.waits, self._then, self._real = 0.0, 0, then or {}, real
 
-    def now(self) -> float:
+    def monotonic(self) -> float:
         return self.at
 
     def sleep(self, seconds: float) -> None:
@@ -77,7 +77,7 @@ def stack_of(lab: Lab, node: str = NODE, **guests: dict[str, Any]) -> dict[str, 
     return {"hosts": json.dumps({node: as_text(host_of(lab))}), **{key: json.dumps(guests[key]) for key in guests}}
 
 
-def client(lab: Lab, clock: Clock | None = None, user: str = "root") -> Api:
+def client(lab: Lab, clock: Quick | None = None, user: str = "root") -> Api:
     return Api(host_of(lab, user=user), NODE, clock=clock or Quick())
 
 

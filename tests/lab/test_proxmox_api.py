@@ -12,14 +12,14 @@ import pytest
 
 from homelab.errors import ApiError, ElsewhereError, LockHeldError, NoQuorumError, UnansweredError
 from homelab.remote.proxmox import api as api_module
-from homelab.remote.proxmox.api import Api, Clock
+from homelab.remote.proxmox.api import Api
 from lab import Lab
 from tests.lab.stack_kit import NODE, VM, Quick, client, host_of, map_card
 
 CONFIG = f"nodes/{NODE}/qemu/{VM}/config"
 
 
-def put(lab: Lab, clock: Clock | None = None, **options: Any) -> None:
+def put(lab: Lab, clock: Quick | None = None, **options: Any) -> None:
     api = client(lab, clock)
     api.put(CONFIG, "VM 103 changed", digest=api.get(CONFIG, "")["digest"], **options)
 

@@ -101,14 +101,15 @@ def test_a_connection_that_ends_while_it_is_asked_says_nothing_of_pvedaemon(
 ) -> None:
     api = client(lab)
     api.get("version", "")
-    open_connection = asyncssh.SSHClientConnection.open_connection
+    create_process = asyncssh.SSHClientConnection.create_process
 
     async def ending(self: asyncssh.SSHClientConnection, *arguments: Any, **options: Any) -> Any:
+        process = await create_process(self, *arguments, **options)
         self.abort()
-        return await open_connection(self, *arguments, **options)
+        return process
 
-    monkeypatch.setattr(asyncssh.SSHClientConnection, "open_connection", ending)
-    with pytest.raises(HomelabError, match="lost in the middle"):
+    monkeypatch.setattr(asyncssh.SSHClientConnection, "create_process", ending)
+    with pytest.raises(HomelabError, match="the connection ended before the script did"):
         api.put(CONFIG, "", cores=3)
 
 

@@ -9,7 +9,7 @@ from proxmoxer.core import ResourceException
 
 from homelab.errors import ApiError, LockHeldError, NoQuorumError, UnansweredError
 from homelab.properties import strings
-from homelab.remote.proxmox.api import LOCK_SECONDS, OUTAGE_SECONDS, QUORUM_SECONDS, RETRY_SECONDS, Api, Clock
+from homelab.remote.proxmox.api import LOCK_SECONDS, OUTAGE_SECONDS, QUORUM_SECONDS, RETRY_SECONDS, Api
 from tests.rows import rows
 from tests.unit.hosts import settings
 
@@ -54,13 +54,13 @@ def test_a_request_is_sent_again_only_where_it_changes_nothing_twice(
             self.requests += 1
             raise self.error
 
-    class Passing(Clock):
+    class Passing:
         """Time that passes by being waited for."""
 
         def __init__(self) -> None:
             self.time = 0.0
 
-        def now(self) -> float:
+        def monotonic(self) -> float:
             return self.time
 
         def sleep(self, seconds: float) -> None:

@@ -59,26 +59,15 @@ _STATUS = "TASK "  # its last line, which repeats the status
 _WAITS_FOR_LOCK = ("trying to acquire lock", "trying to acquire cfs lock")
 
 
-class Clock:
-    """The time; tests replace it."""
-
-    def now(self) -> float:
-        """Seconds since an arbitrary moment."""
-        return time.monotonic()
-
-    def sleep(self, seconds: float) -> None:
-        """Waits."""
-        time.sleep(seconds)
-
-
 class Api:
     """One host's API.
 
     `host`: the settings; `node`: the node's name in its cluster; `patience`: seconds that an outage may last.
     """
 
-    def __init__(self, host: Host, node: str, *, clock: Clock | None = None, patience: float = OUTAGE_SECONDS) -> None:
-        self.node, self.host, self.clock = node, host, clock or Clock()
+    def __init__(self, host: Host, node: str, *, clock: Any = time, patience: float = OUTAGE_SECONDS) -> None:
+        """:param clock: the module `time`, which tests replace."""
+        self.node, self.host, self.clock = node, host, clock
         self._connection = Connection(host)
         # An error that goes away by itself -> for how long.
         self._passing: dict[type[ApiError], float] = {
@@ -137,13 +126,13 @@ class Api:
         :param path: of the request.
         :param reads: it may be carried out twice.
         """
-        start_time, pauses = self.clock.now(), _pauses(RETRY_SECONDS)
+        start_time, pauses = self.clock.monotonic(), _pauses(RETRY_SECONDS)
         while True:
             try:
                 return ask()
             except ApiError as error:
                 limit = self._passing.get(type(error), -1) if reads or not error.sent else -1
-                if self.clock.now() - start_time > limit:
+                if self.clock.monotonic() - start_time > limit:
                     raise self._with_node(error, path) from error
             self.clock.sleep(next(pauses))
 
@@ -202,14 +191,14 @@ class Api:
 
         :param each: called at each look.
         """
-        deadline = self.clock.now() + seconds
+        deadline = self.clock.monotonic() + seconds
         pauses = _pauses(POLL_SECONDS)
         while True:
             status = self.get(f"{_path_of(upid)}/status", wanted)
             each()
             if status["status"] == "stopped":
                 return str(status.get("exitstatus", "unexpected status"))
-            if self.clock.now() > deadline:
+            if self.clock.monotonic() > deadline:
                 return None
             self.clock.sleep(next(pauses))
 

@@ -7,12 +7,10 @@ It is imported on first use (homelab/later.py): a run that changes nothing doesn
 from __future__ import annotations
 
 import http
-import http.client
-import io
 import json
 import re
 import shlex
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from proxmoxer.core import ProxmoxResource
@@ -21,7 +19,7 @@ from homelab.errors import ApiError, AwayError, NoAnswerError, UnansweredError, 
 from homelab.remote import logins, ssh
 from homelab.remote.proxmox.errors import NO_FILE_SYSTEM, plain
 from homelab.settings import Host
-from remote_scripts.pve.api import MINT, PORT, TICKET, USER, request
+from remote_scripts.pve.api import MINT, PORT, TICKET, USER, answered, request
 
 _MINT = f'{shlex.join(MINT)} 2>&1 || echo "exit status $?"\n'
 _HTTP = b"HTTP/1."
@@ -31,17 +29,12 @@ class Answer:
     """An answer of HTTP, with what proxmoxer reads of one: `status_code`, `reason`, `content`, `text`."""
 
     def __init__(self, raw: bytes) -> None:
-        """:raises http.client.HTTPException: it isn't one."""
-
-        class Socket:
-            def makefile(self, _mode: str) -> io.BytesIO:
-                # A login that prints something of its own does so before a command's output.
-                return io.BytesIO(raw[max(raw.find(_HTTP), 0) :])
-
-        answer = http.client.HTTPResponse(cast(Any, Socket()))
-        answer.begin()
-        self.status_code, self.reason = answer.status, answer.reason
-        self.content = answer.read()
+        """:raises NoAnswerError: it isn't one."""
+        # A login that prints something of its own does so before a command's output.
+        status, self.reason, self.content = answered(raw[max(raw.find(_HTTP), 0) :])
+        if not status.isdecimal():
+            raise NoAnswerError("the connection ended without one", sent=True)
+        self.status_code = int(status)
         self.text = self.content.decode(errors="replace")
 
 
@@ -97,8 +90,6 @@ class Connection:
             return Answer(raw)
         except UnreachableError as error:
             raise NoAnswerError(error.found, sent=True) from error
-        except http.client.HTTPException as error:
-            raise NoAnswerError(str(error), sent=True) from error
 
     def _minted(self, spent: str) -> str:
         """A ticket.
