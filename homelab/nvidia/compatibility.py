@@ -72,13 +72,12 @@ class Key(_Row):
 
 
 class Distribution(_Row):
-    """A distribution, by os-release's ID and VERSION_ID. `podman`: the version that it has; `kernel`: the release's
-    own, after which come hardware enablement kernels; `key`: of NVIDIA's repository for it."""
+    """A distribution, by os-release's ID and VERSION_ID. `kernel`: the release's own, after which come hardware
+    enablement kernels; `key`: of NVIDIA's repository for it."""
 
     id: Literal["ubuntu", "debian"]
     version: str
     targets: tuple[Target, ...]
-    podman: DataVersion
     kernel: OpenVersion = None
     key: Key
 

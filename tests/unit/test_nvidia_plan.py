@@ -769,23 +769,6 @@ def test_a_runtime_is_never_installed_unasked() -> None:
     assert "k3s by its own installer" in error.next
 
 
-@rows(
-    ("distribution", "version", "runtime", "is_said"),
-    [
-        ("ubuntu", "24.04", "podman", True),
-        ("debian", "12", "podman", True),
-        ("ubuntu", "24.04", "docker", False),
-        ("debian", "13", "podman", False),
-        ("ubuntu", "26.04", "podman", False),
-    ],
-)
-def test_that_an_older_podman_gets_a_specification_without_groups_is_said(
-    distribution: str, version: str, runtime: str, *, is_said: bool
-) -> None:
-    system = UBUNTU | {"distribution": distribution, "version": version}
-    assert ("additionalGids" in all_notes("vm", system, containerToolkit=runtime)) is is_said
-
-
 # -- what the system is told -----------------------------------------------------------------------------------
 def test_how_long_something_may_take_is_told_and_is_no_other_request() -> None:
     first, second = planned("vm", UBUNTU), planned("vm", UBUNTU, timeouts={"lock": 60})
