@@ -123,19 +123,6 @@ def runtime_installed(request: Request) -> Iterator[HomelabError]:
 
 
 # -- the driver ------------------------------------------------------------------------------------------------
-def known_branch(request: Request) -> Iterator[HomelabError]:
-    """The branch is one of NVIDIA's for Linux; one that is newer than the data passes."""
-    driver, branches = request.driver, request.data.branches
-    if driver and driver.major not in branches and driver.major < max(branches):
-        yield refusal(
-            request,
-            wanted=f"a branch of the driver: {', '.join(map(str, sorted(branches)))}",
-            found=driver_text(driver),
-            why="no release of such a branch for Linux is known (581 and the like are Windows versions)",
-            next=f'set nvidia.driver: "{request.data.recommended[0]}", the recommended branch',
-        )
-
-
 def cards_known_to_driver(request: Request) -> Iterator[HomelabError]:
     """The driver knows each card: none is too new for it, and none was dropped."""
     driver = request.driver
@@ -320,30 +307,14 @@ def cuda_advice(request: Request, offered: Container[str] | None = None) -> str:
     return f'set nvidia.cuda: "{newest}"' + (f", or an older one that fits ({', '.join(others)})" if others else "")
 
 
-def cudnn_known(request: Request) -> Iterator[HomelabError]:
-    """The data has the wanted cuDNN."""
-    wanted = request.settings.cudnn
-    known = [row.version for row in request.data.cuda_libraries if row.name == "cudnn"]
-    if wanted and wanted not in known:
-        yield refusal(
-            request,
-            wanted=f"a major version of cuDNN: {', '.join(known)}",
-            found=f'nvidia.cudnn: "{wanted}"',
-            why="the packages' names contain the major version, and are known here for these",
-            next=f'set nvidia.cudnn: "{known[-1]}", or leave it out and install cuDNN there by hand',
-        )
-
-
 CHECKS: tuple[Callable[[Request], Iterator[HomelabError]], ...] = (
     supported_system,
     has_a_card,
-    known_branch,
     cards_known_to_driver,
     flavour_possible,
     installer_known,
     secure_boot,
     host_version,
     cuda_fits,
-    cudnn_known,
     runtime_installed,
 )

@@ -218,7 +218,7 @@ class Facts(_Row):
         return tuple(name for row in rows for name in (row.bare if bare else row.libraries))
 
     def libraries_beside(self, cudnn: str | None, *, nccl: bool) -> tuple[CudaLibrary, ...]:
-        """The rows of the wanted cuDNN (by its major version) and NCCL; without one for a cuDNN that isn't known."""
+        """The rows of the wanted cuDNN (by its major version) and NCCL."""
         wanted = {"cudnn": cudnn, "nccl": "2" if nccl else None}
         return tuple(row for row in self.cuda_libraries if wanted[row.name] == row.version)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import re
+from typing import get_args
 
 import pytest
 
 from docs.tables.nvidia import all_tables, pages, written
 from homelab.nvidia.compatibility import FILE, Distribution, Generation, load
+from homelab.nvidia.settings import Cudnn
 from homelab.nvidia.versions import fits, flavour_of_kernel, of_kernel, parse, reaches
 from tests.rows import rows
 
@@ -17,6 +19,11 @@ DATA = load()
 
 def test_only_a_pinned_image_is_run() -> None:
     assert "@sha256:" in DATA.toolkit.image
+
+
+def test_each_cudnn_of_the_settings_has_its_packages() -> None:
+    known = [row.version for row in DATA.cuda_libraries if row.name == "cudnn"]
+    assert known == [*get_args(get_args(Cudnn)[0])]
 
 
 @rows("row", DATA.generations, ids=lambda row: row.name)

@@ -200,11 +200,6 @@ def test_they_are_not_had_without_cuda(settings: dict[str, Any]) -> None:
         request("vm", UBUNTU, driver="580", **settings)
 
 
-def test_a_cudnn_that_nobody_knows_is_refused() -> None:
-    error = refusal("vm", UBUNTU, driver="580", cuda="12.8", cudnn="7")
-    assert error.next.startswith('set nvidia.cudnn: "9"')
-
-
 # -- what the driver is for ------------------------------------------------------------------------------------
 BASE = ("nvidia-dkms-580-open", "libnvidia-compute-580", "nvidia-utils-580")
 VIDEO = ("libnvidia-decode-580", "libnvidia-encode-580")
@@ -352,11 +347,6 @@ def test_ids_may_be_written_in_capitals() -> None:
 )
 def test_without_a_driver_in_the_settings_the_first_that_knows_the_cards(cards: tuple[str, ...], branch: str) -> None:
     assert str(request("vm", {"cards": cards}).driver) == branch
-
-
-def test_a_branch_that_is_none_is_refused() -> None:
-    error = refusal("vm", driver="581")
-    assert "Windows" in error.why and "580" in error.wanted
 
 
 def test_a_branch_newer_than_the_data_is_accepted_with_a_note() -> None:

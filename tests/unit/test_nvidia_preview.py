@@ -53,7 +53,6 @@ def settings(
         ({"vm": {"driver": "570", "cuda": "13.0"}}, "CUDA 13.0"),
         ({"host": {"driver": "595"}, "container": {"driver": "580"}}, "containers.c: the host's driver, 595"),
         ({"host": {"driver": "570.26"}, "container": {"driver": "570.261.03"}}, "containers.c: the host's driver"),
-        ({"vm": {"driver": "581"}}, "a branch of the driver"),
     ],
 )  # fmt: skip
 def test_what_can_never_work_is_refused_from_the_settings_alone(asked: dict[str, Any], said: str) -> None:
