@@ -271,6 +271,6 @@ def _relaxing_remarks(facts: HostFacts, host: Host) -> list[str]:
     if not (host.iommu.relax_rmrr and relaxes_rmrr(facts)):
         return []
     return [
-        "iommu.relaxRmrr: the kernel ignores which memory the firmware uses with devices (RMRR); if the firmware really "
-        "uses it, data can be lost"
+        "iommu.relaxRmrr: the kernel ignores which memory the firmware uses with devices (RMRR); if the firmware "
+        "really uses it, data can be lost"
     ]
