@@ -3,26 +3,46 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
 
 from homelab import tables
-from homelab.cards import ids as card_ids
 from homelab.errors import HomelabError
 from homelab.facts.devices import Device
 from homelab.facts.host import HostFacts
 from homelab.settings import Gpu
 
+_RANGE = re.compile(r"([0-9a-f]{4}):([0-9a-f]{4})(?:-([0-9a-f]{4}))?")
 
-class ResetRow(card_ids.CardRow):
+
+def _ids(value: str) -> str:
+    match = _RANGE.fullmatch(value)
+    if match is None or (match[3] or match[2]) < match[2]:
+        raise ValueError("expected vendor:device, or vendor:first-last, in lower case")
+    return value
+
+
+class ResetRow(tables.SourcedRow):
     """A row of resets.yaml, which explains the keys: cards of one kind, and the trouble of their resets."""
 
+    name: str
+    ids: tuple[Annotated[str, AfterValidator(_ids)], ...] = Field(min_length=1)
     verdict: Literal["warn", "refuse"]
     unless: str | None = None
     only_with: str | None = None
     why: str
     next: str
+
+    def has(self, device: Device) -> bool:
+        """Whether the row is for this function."""
+        for match in map(_RANGE.fullmatch, self.ids):
+            if match and device.vendor == match[1] and match[2] <= device.device <= (match[3] or match[2]):
+                return True
+        return False
 
 
 @functools.cache

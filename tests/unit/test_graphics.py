@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from homelab.cards import graphics
 from homelab.cards import remarks as card_remarks
 from homelab.facts.classes import DRIVERS
 from homelab.facts.guests import GuestConfig
@@ -164,16 +163,6 @@ def test_a_rom_file_that_the_vm_has_isnt_advised(line: str, said: bool) -> None:
         ]
     )
     assert ("set romfile" in text) is said and ("VFCT" in text) is said
-
-
-def test_the_data_say_where_they_are_from() -> None:
-    assert all(
-        row.source
-        for row in (
-            *graphics.data().rebinding,
-            *graphics.data().roms,
-        )
-    )
 
 
 # -- cards that their own driver starts first ----------------------------------------------------------------------------
