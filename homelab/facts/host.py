@@ -357,18 +357,9 @@ class HostFacts(Answer):
     def _predicted_group(self, card: list[Device], override: acs.Override) -> set[str]:
         """Predicted addresses of the card's groups. There may be too many; the reading after the reboot has the real
         groups."""
-        groups = self._group_names(override)
+        groups = acs.grouped(self.devices, override)
         card_groups = {groups[device.address] for device in card}
         return {address for address, group in groups.items() if group in card_groups}
-
-    def _group_names(self, override: acs.Override) -> Mapping[str, str]:
-        if override not in self._names_by_override:
-            self._names_by_override[override] = acs.grouped(self.devices, override)
-        return self._names_by_override[override]
-
-    @cached_property
-    def _names_by_override(self) -> dict[acs.Override, Mapping[str, str]]:
-        return {}
 
     def mapped_one_to_one(self, slot: str) -> list[str]:
         """The memory that the firmware wants mapped 1:1 for functions of the card's groups, `0x…-0x…`, as the kernel
