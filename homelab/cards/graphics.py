@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from homelab.cards import remapping, resets
 from homelab.errors import HomelabError
-from homelab.facts.classes import AMD, DISPLAY, INTEL
+from homelab.facts.classes import AMD, INTEL
 from homelab.facts.devices import Device
 from homelab.facts.host import HostFacts, bound_by_word
 from homelab.settings import Gpu
@@ -49,7 +49,7 @@ def rebound(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[Homela
 def unstarted(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: the card isn't one that fails if vfio-pci has it before its own driver has started it, which is so after
     each boot with this program's word."""
-    display = _graphics_of(facts.functions(slot))
+    display = _graphics_of(facts, slot)
     first, last = _UNSTARTED
     if display is None or display.vendor != AMD or not first <= display.device <= last:
         return
@@ -73,8 +73,8 @@ def unstarted(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[Home
     )
 
 
-def _graphics_of(functions: Sequence[Device]) -> Device | None:
-    return next((device for device in functions if device.is_display and not device.physfn), None)
+def _graphics_of(facts: HostFacts, slot: str) -> Device | None:
+    return next((device for device in facts.functions(slot) if device.is_display and not device.physfn), None)
 
 
 def _runs_since_boot(facts: HostFacts, slot: str) -> bool:
@@ -89,8 +89,7 @@ def rom_remarks(facts: HostFacts, name: str, slot: str, *, has_file: bool) -> li
 
     :param name: of the settings.
     """
-    functions = facts.functions(slot)
-    display = _graphics_of(functions)
+    display = _graphics_of(facts, slot)
     if display is None or has_file:
         return []
     if display.id in _WITHOUT_ROM:
@@ -99,7 +98,7 @@ def rom_remarks(facts: HostFacts, name: str, slot: str, *, has_file: bool) -> li
             "docs/troubleshooting.md#a-rom-file-for-a-card says how to make it from the firmware's table VFCT, then "
             "set romfile"
         ]
-    if integrated_of(functions) is not None:
+    if display.address == INTEGRATED and display.vendor == INTEL:
         return [
             f"gpus.{name}: processor graphics have no ROM for UEFI of their own: the VM shows nothing on them until "
             "its system's driver starts (up to Comet Lake, legacy-igd=1 in a hostpci line of your own changes that; "
@@ -112,15 +111,3 @@ def rom_remarks(facts: HostFacts, name: str, slot: str, *, has_file: bool) -> li
             "for romfile"
         ]
     return []
-
-
-def integrated_of(functions: Sequence[Device]) -> Device | None:
-    """Intel's processor graphics, if they are the card."""
-    return next(
-        (
-            device
-            for device in functions
-            if device.address == INTEGRATED and device.vendor == INTEL and device.class_code.startswith(DISPLAY)
-        ),
-        None,
-    )
