@@ -18,6 +18,10 @@ from homelab.settings import Gpu, Host
 
 # Without this step of its start the kernel makes no device of the firmware's picture (drivers/firmware/sysfb.c).
 NO_FRAMEBUFFER = "initcall_blacklist=sysfb_init"
+_WAYS_IN = (
+    "log in over the network or by the board's remote console, or by its serial port, which takes a login where "
+    "console=tty0 console=ttyS0,115200 is on the kernel command line"
+)
 
 
 def verdict(facts: HostFacts, device: Device) -> Literal["frees", "word", "nothing"]:
@@ -111,7 +115,7 @@ def remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
     card_screens = screens(facts, facts.functions(slot))
     if not card_screens:
         return []
-    sentences = [f"{name} is the host's screen, which stays dark from the host's next start on: {_ways_in(facts)}"]
+    sentences = [f"{name} is the host's screen, which stays dark from the host's next start on: {_WAYS_IN}"]
     verdicts = {device.address: verdict(facts, device) for device in card_screens}
     if host.boot_framebuffer == "off":
         sentences.append(
@@ -125,15 +129,3 @@ def remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
             "the reboot, and bootFramebuffer: off may help then"
         )
     return sentences
-
-
-def _ways_in(facts: HostFacts) -> str:
-    serial = [
-        word for word in facts.next_cmdline.split() if word.startswith("console=tty") and word[11:12] in ("S", "A", "U")
-    ]
-    return "log in over the network or by the board's remote console" + (
-        f", or by its serial port ({', '.join(serial)})"
-        if serial
-        else "; its serial port takes no login yet (console=tty0 console=ttyS0,115200 on the kernel command line "
-        "starts one)"
-    )
