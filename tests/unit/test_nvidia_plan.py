@@ -749,7 +749,7 @@ def test_what_is_proposed_suits_cards_driver_and_cuda() -> None:
 
 
 def test_a_runtime_is_never_installed_unasked() -> None:
-    system = UBUNTU | {"runtimes": frozenset({"podman"})}
+    system = UBUNTU | {"runtimes": ("podman",)}
     assert "nvidia.docker: install" in refusal("vm", system, driver="580", containerToolkit="docker").next
     plan = planned("vm", system, driver="580", containerToolkit="docker", docker="install")
     assert plan.beside[-1] == "docker.io" and cdi(request("vm", system, containerToolkit="docker")) == ""
