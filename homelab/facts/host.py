@@ -316,32 +316,31 @@ class HostFacts(Answer):
         ]
 
     def group_of(self, slot: str) -> list[Device]:
-        """Every function in the IOMMU group or groups of this card in the next boot, the card's own included.
-
-        While the IOMMU is off, the kernel's groups are predicted (acs.grouped). If `pcie_acs_override` changes with the
-        next boot, the current groups are split, or joined, by the same rule.
-        """
-        card = self.functions(slot)
-        groups = {device.group for device in card if device.group is not None}
-        current_group = [device for device in self.devices if device.group in groups]
-        if groups and self.acs_override == self.acs_running:
-            return current_group
-        predicted = self._predicted_group(card, self.acs_override)
-        if groups:  # splitting takes nothing in, and what is joined keeps what it has
-            current_addresses = {device.address for device in current_group}
-            predicted = (
-                predicted | current_addresses if self.acs_running - self.acs_override else predicted & current_addresses
-            )
-        return [device for device in self.devices if device.address in predicted]
+        """Every function in the IOMMU group or groups of this card in the next boot, the card's own included."""
+        return self._group_under(self.acs_override, slot)
 
     def group_without_override(self, slot: str) -> list[Device]:
         """Every function that would be in the card's IOMMU groups without `pcie_acs_override`, the card's own
         included."""
+        return self._group_under(acs.Override(), slot)
+
+    def _group_under(self, override: acs.Override, slot: str) -> list[Device]:
+        """While the IOMMU is off, the kernel's groups are predicted (acs.grouped). If the override is another one than
+        the running kernel's, the current groups are split, or joined, by the same rule.
+
+        There may be too many predicted ones; the reading after the reboot has the real groups.
+        """
         card = self.functions(slot)
         groups = {device.group for device in card if device.group is not None}
-        if groups and not self.acs_running:
-            return [device for device in self.devices if device.group in groups]
-        predicted = self._predicted_group(card, acs.Override())
+        current_group = [device for device in self.devices if device.group in groups]
+        if groups and override == self.acs_running:
+            return current_group
+        group_names = acs.grouped(self.devices, override)
+        card_groups = {group_names[device.address] for device in card}
+        predicted = {address for address, group in group_names.items() if group in card_groups}
+        if groups:  # splitting takes nothing in, and what is joined keeps what it has
+            current_addresses = {device.address for device in current_group}
+            predicted = predicted | current_addresses if self.acs_running - override else predicted & current_addresses
         return [device for device in self.devices if device.address in predicted]
 
     @property
@@ -353,13 +352,6 @@ class HostFacts(Answer):
     def acs_override(self) -> acs.Override:
         """The override of the next boot's kernel."""
         return acs.override(self.next_cmdline, self.kernel)
-
-    def _predicted_group(self, card: list[Device], override: acs.Override) -> set[str]:
-        """Predicted addresses of the card's groups. There may be too many; the reading after the reboot has the real
-        groups."""
-        groups = acs.grouped(self.devices, override)
-        card_groups = {groups[device.address] for device in card}
-        return {address for address, group in groups.items() if group in card_groups}
 
     def mapped_one_to_one(self, slot: str) -> list[str]:
         """The memory that the firmware wants mapped 1:1 for functions of the card's groups, `0x…-0x…`, as the kernel
