@@ -55,11 +55,10 @@ def supported_system(request: Request) -> Iterator[HomelabError]:
             "CUDA for Windows the toolkit",
         )
     elif system.distribution is not None and request.distribution not in rows:
-        version = "without a VERSION_ID" if system.version is None else system.version
         yield refusal(
             request,
             wanted=supported,
-            found=f"{system.distribution} {version}".strip(),
+            found=f"{system.distribution} {system.version or ''}".strip(),
             why="each distribution has its own packages of NVIDIA's, with their own names and repository",
             next="use one of those systems, or leave `nvidia` out and install the driver there in its own way",
         )
@@ -237,18 +236,9 @@ def fitting_drivers(request: Request) -> list[str]:
 
 # -- CUDA ------------------------------------------------------------------------------------------------------
 def cuda_fits(request: Request) -> Iterator[HomelabError]:
-    """The CUDA release exists, the driver is new enough for it, and it can build for the cards."""
-    release, known, driver = request.cuda, request.data.cuda_releases, request.driver
+    """The driver is new enough for the CUDA release, and that can build for the cards. Whether it exists, apt says."""
+    release, driver = request.cuda, request.driver
     if release is None:
-        return
-    if release.short not in known and release < parse(known[0]):
-        yield refusal(
-            request,
-            wanted=f"a release of CUDA: {', '.join(reversed(known))}",
-            found=f'nvidia.cuda: "{release}"',
-            why="no such release is known; its packages and the oldest driver for it follow from the release",
-            next=f"write it as `major.minor`: {cuda_advice(request)}",
-        )
         return
     if driver and not request.runs_cuda(driver):
         yield _driver_too_old(request, driver, release)

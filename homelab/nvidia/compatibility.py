@@ -201,8 +201,10 @@ class Facts(_Row):
         return has_both[branch < self.open_from : 1 if branch >= self.open_alone_from else 2]
 
     def least_for(self, release: Version) -> Version:
-        """The driver that a release of CUDA came with; of one newer than the data, that of the newest known one."""
-        return self.cuda.get(release.short) or self.cuda[self.cuda_releases[0]]
+        """The driver that a release of CUDA came with; of one that isn't known, that of the newest known one before
+        it."""
+        known = [one for one in self.cuda_releases if parse(one) <= release] or self.cuda_releases[-1:]
+        return self.cuda[known[0]]
 
     @property
     def cuda_releases(self) -> list[str]:

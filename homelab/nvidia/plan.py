@@ -373,8 +373,7 @@ def _cuda_notes(request: Request, driver: Version) -> Iterator[str]:
         return
     if release.short not in data.cuda:
         yield (
-            f"CUDA {release} is newer than this program's data: that it takes {data.least_for(release)} or later is "
-            "assumed"
+            f"CUDA {release} isn't in this program's data: that it takes {data.least_for(release)} or later is assumed"
         )
     if not request.trial(allow_minor_version_compatibility=False).runs_cuda(driver):
         yield (

@@ -721,9 +721,17 @@ def test_a_cuda_that_can_not_build_for_the_card(card: str, cuda: str, expected: 
 
 
 def test_a_cuda_that_does_not_exist_and_one_newer_than_the_data() -> None:
-    assert "12.8" in refusal("vm", {}, driver="580", cuda="12.7").wanted
+    said = Said(
+        chosen=None, against=("cuda-toolkit-12-7 isn't offered; there is cuda-toolkit-12-6, cuda-toolkit-12-8",)
+    )
+    pascal = UBUNTU | {"cards": (GTX_1080_TI,)}
+    error = refusal("vm", pascal, said, driver="580", cuda="12.7")
+    assert "cuda-toolkit-12-7 isn't offered" in error.found and error.next.startswith('set nvidia.cuda: "12.8"')
+    assert refusal("vm", pascal, driver="535", cuda="12.7").wanted.endswith(
+        "a driver for CUDA 12.7: 560.28.03 or later"
+    )
     assert planned("vm", UBUNTU, driver="620", cuda="13.9").beside[0] == "cuda-toolkit-13-9"
-    assert "CUDA 13.9 is newer than this program's data" in all_notes("vm", UBUNTU, driver="620", cuda="13.9")
+    assert "CUDA 13.9 isn't in this program's data" in all_notes("vm", UBUNTU, driver="620", cuda="13.9")
 
 
 def test_an_update_of_cuda_is_installed_as_that_update() -> None:
