@@ -53,17 +53,13 @@ def unstarted(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[Home
     first, last = _UNSTARTED
     if display is None or display.vendor != AMD or not first <= display.device <= last:
         return
-    reset_methods = resets.methods(facts, display.address)
-    if gpu.allow_unstarted or set(reset_methods or ()) - {"bus"} or _runs_since_boot(facts, slot):
+    others = {*(resets.methods(facts, display.address) or ())} - {"bus"}
+    if gpu.allow_unstarted or others or _runs_since_boot(facts, slot):
         return
     yield HomelabError(
         wanted=f"gpus.{name} ({facts.card(slot)}) for a VM, on vfio-pci from the host's start on",
-        found="it is a card of the kind Navi 48, which "
-        + (
-            f"is reset by {', '.join(reset_methods) or 'nothing'}"
-            if reset_methods is not None
-            else "the kernel doesn't say how it resets"
-        ),
+        found="it is a card of the kind Navi 48; the kernel resets it by "
+        + (resets.described(facts, [display]) or "a way that it doesn't say"),
         why="where vfio-pci had it from the host's start on, the reset at the VM's start broke the switch on the card "
         '("broken device, retraining failed", "stuck in D3"), and only switching the host off helped; amdgpu has to '
         "start it first, and this program binds it before that",
