@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
 from homelab import tables
-from homelab.errors import HomelabError
 from homelab.facts.devices import Device
 from homelab.facts.host import HostFacts
-from homelab.settings import Gpu
 
 _RANGE = re.compile(r"([0-9a-f]{4}):([0-9a-f]{4})(?:-([0-9a-f]{4}))?")
 
@@ -31,7 +29,6 @@ class ResetRow(tables.SourcedRow):
 
     name: str
     ids: tuple[Annotated[str, AfterValidator(_ids)], ...] = Field(min_length=1)
-    verdict: Literal["warn", "refuse"]
     unless: str | None = None
     only_with: str | None = None
     why: str
@@ -86,17 +83,4 @@ def remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
     :param name: of the card, for messages.
     """
     row = row_of(facts, facts.functions(slot))
-    return [f"{name}: {row.why}; {row.next}"] if row is not None and row.verdict == "warn" else []
-
-
-def refused(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
-    """A gate: no reset is known to break the card."""
-    row = row_of(facts, facts.functions(slot))
-    if row is None or row.verdict != "refuse":
-        return
-    yield HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) for a VM, which resets it at each start",
-        found=f"it is a card of the kind {row.name}",
-        why=f"{row.why} ({row.source})",
-        next=row.next,
-    )
+    return [f"{name}: {row.why}; {row.next}"] if row else []
