@@ -46,8 +46,6 @@ DriverText = Annotated[str, Text("version", r"[0-9]{3}(\.[0-9]{2,3}){1,2}", 'an 
 def _with_compute(value: list[Capability]) -> list[Capability]:
     if "compute" not in value:
         raise ValueError("expected compute among them: the libraries of the others load its library")
-    if len(set(value)) < len(value):
-        raise ValueError("expected each of them once")
     return value
 
 

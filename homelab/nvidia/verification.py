@@ -108,12 +108,11 @@ def _unfetched_image(wanted: Expected, container: Tried | None) -> list[str]:
     failure of card or toolkit; else empty."""
     if container is None or _succeeded("container", container):
         return []
-    message = next((line.strip() for line in container.output.splitlines() if _NO_IMAGE.search(line)), None)
-    if message is None:
-        return []
+    messages = [line.strip() for line in container.output.splitlines() if _NO_IMAGE.search(line)]
     return [
         f"a container of {wanted.runtime or 'the engine'}, since its image could not be fetched (nvidia.proxy is "
         f"for a way through a proxy): {message[-300:]}"
+        for message in messages[:1]
     ]
 
 
@@ -325,13 +324,11 @@ def _models(wanted: Expected, cards: Sequence[Mapping[str, str | None]]) -> Iter
     texts = ", ".join(f"{generation(card.partition(':')[2].lower()).name} ({card})" for card in wanted.cards)
     seen = [(f"{card['name']} ({card['device'] or card['address']})", card["address"]) for card in cards]
     listed = ", ".join(told_apart(seen))
-    some_missing = len(cards) < len(wanted.cards)
     yield HomelabError(
         wanted=f"{wanted.name}: {len(wanted.cards)} card(s): {texts}",
         found=f"{len(cards)} in nvidia-smi: {listed}",
-        why="a card that is missing isn't given to this system, or doesn't start"
-        if some_missing
-        else "programs would use other cards than those that were meant",
+        why="a card that is missing isn't given to this system, or doesn't start; programs would use other cards than "
+        "those that were meant",
         next="in its host's settings look at gpuAssignment (vms.…, containers.…) and `lspci -nn -d 10de:`; for a "
         "missing one read `dmesg | grep NVRM`",
     )

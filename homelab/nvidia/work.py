@@ -205,8 +205,8 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
         answer = reached.ask("apply" if works else "revert", "driver_update", wanted, proxy=stack.proxy_address)
         if not answer["old"]:
             return errors
-        tell(f"{inputs.system_name}: the driver {answer['old']} is back: {answer['now']}")
         back = f"the driver {answer['old']} is back: {answer['now']}"
+        tell(f"{inputs.system_name}: {back}")
         return [
             error.retold(
                 why=f"{error.why}; the update is given up",
