@@ -21,6 +21,7 @@ from homelab.properties import slot_of
 from remote_scripts.containers.card_nodes import DrmNodes, HostNodes
 from remote_scripts.notes.container_note import ContainerNote
 from remote_scripts.notes.guest_note import Note, is_another
+from remote_scripts.pve import vm_conf
 from remote_scripts.pve.container_conf import paths_of
 from remote_scripts.pve.guest_kinds import CONTAINER, VM, Kind
 from remote_scripts.reading import answer
@@ -180,7 +181,7 @@ class HostFacts(Answer):
 
     def places_of(self, option: dict[str, str]) -> list[str]:
         """The slots and functions that a hostpci option may give."""
-        return self.guests.places_of(option, self.cluster.node)
+        return vm_conf.places(option, self.guests.mapping_entries, self.cluster.node)
 
     def bound_by_homelab(self, place: str) -> bool:
         """Whether this program's word binds the card, or a function of it, in this boot or the next one."""
@@ -419,11 +420,8 @@ def _is_part(device: Device, display: Device, slot: list[Device]) -> bool:
         return same
     if device.class_code.startswith(AUDIO):
         # An audio function of another maker is the card's where the slot is nothing but a card's: function 0, and 1.
-        pair = [device.address[-2:] for device in slot if not device.physfn] == [
-            ".0",
-            ".1",
-        ] and display.address.endswith(".0")
-        return same or pair
+        numbers = [device.address[-2:] for device in slot if not device.physfn]
+        return same or (numbers == [".0", ".1"] and display.address.endswith(".0"))
     return same and display.is_nvidia and device.class_code.startswith(USB_C)
 
 
