@@ -114,7 +114,7 @@ def one_to_one(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[Hom
         return
     yield HomelabError(
         wanted=f"gpus.{name} ({facts.card(slot)}) as the kernel gives it to a VM",
-        found=f"the firmware wants memory mapped 1:1 for its IOMMU group: {_first_ranges(ranges)}",
+        found=f"the firmware wants memory mapped 1:1 for its IOMMU group: {'; '.join(ranges)}",
         why="the kernel refuses every VM such a group: QEMU ends with 'Failed to set group container: Invalid "
         "argument'. iommu=pt makes no difference to that",
         next="update the board's firmware (BIOS), and tell its maker if that doesn't help; put the card into "
@@ -142,11 +142,6 @@ def runs_in_vm(facts: HostFacts, slot: str) -> bool:
     if running:
         return any(overlap(address, path) for address in running)
     return any(user.running for user in facts.guests.users_of(path, facts.cluster.node))
-
-
-def _first_ranges(ranges: list[str]) -> str:
-    omitted = len(ranges) - 4
-    return "; ".join([*ranges[:4], *([f"and {omitted} more"] if omitted > 0 else [])])
 
 
 def split_groups(facts: HostFacts, host: Host, slots: dict[str, str]) -> Iterator[HomelabError]:
