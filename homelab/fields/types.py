@@ -104,12 +104,11 @@ def _web_address(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme == "http":
         raise ValueError("expected https: without it, anyone on the way could change what is installed as root")
-    if "@" in parts.netloc:
-        raise ValueError(
-            "expected an address without a user and password: it is written to files that everybody can read"
-        )
     if not re.fullmatch(r"https://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~/%+=-]*)?", value) or not parts.hostname:
-        raise ValueError("expected an address such as https://mirror.lan/cuda")
+        raise ValueError(
+            "expected an address such as https://mirror.lan/cuda, without a user and password: it is written to files "
+            "that everybody can read"
+        )
     return value.rstrip("/")
 
 

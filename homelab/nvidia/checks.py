@@ -66,18 +66,14 @@ def supported_system(request: Request) -> Iterator[HomelabError]:
 
 def has_a_card(request: Request) -> Iterator[HomelabError]:
     """Where the cards are known, one is NVIDIA's."""
-    give = {
-        "vm": "give the VM a card (`gpus`)",
-        "lxc": "give the container a card",
-        "host": "keep a card with the host (`use: lxc` or `use: host`)",
-    }
     if request.devices == ():
         yield refusal(
             request,
             wanted=f"an NVIDIA card ({NVIDIA}:…)",
             found=f"graphics cards: {', '.join(request.system.cards or ()) or 'none'}",
             why="without a card no driver can be loaded, and nothing can be verified",
-            next=f"{give[request.target]}, or leave `nvidia` out",
+            next="give it a card (a guest: `gpus`; a host keeps one by `use: lxc` or `use: host`), or leave `nvidia` "
+            "out",
         )
 
 
