@@ -18,6 +18,7 @@ from homelab.settings import Gpu, Host
 
 # Without this step of its start the kernel makes no device of the firmware's picture (drivers/firmware/sysfb.c).
 NO_FRAMEBUFFER = "initcall_blacklist=sysfb_init"
+_SET_OFF = "set bootFramebuffer: off for this host, after you have made sure of another way in than its screen"
 _WAYS_IN = (
     "log in over the network or by the board's remote console, or by its serial port, which takes a login where "
     "console=tty0 console=ttyS0,115200 is on the kernel command line"
@@ -87,7 +88,11 @@ def freed(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[Homelab
     has_word = NO_FRAMEBUFFER in facts.cmdline.running.split()
     hopeless = has_word or any(verdict(facts, facts.by_address[address]) == "nothing" for address in framebuffers)
     others = instead(facts, [slot])
-    alternative = f'let {others} be the screen (the firmware\'s setup, "primary display"), or ' if others else ""
+    steps = [
+        *([] if hopeless else [_SET_OFF]),
+        *([f'let {others} be the screen (the firmware\'s setup, "primary display")'] if others else []),
+        "start another kernel",
+    ]
     yield HomelabError(
         wanted=f"gpus.{name} ({facts.card(slot)}) with its memory free for vfio-pci",
         found="; ".join(
@@ -97,13 +102,7 @@ def freed(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[Homelab
         + (f", in spite of {NO_FRAMEBUFFER}" if has_word else ""),
         why="the kernel's own picture uses the card's memory: vfio-pci can't reserve it (BAR …: can't reserve), "
         "and the guest's driver fails",
-        next=(
-            ""
-            if hopeless
-            else "set bootFramebuffer: off for this host, after you have made sure of another way in than its "
-            "screen; or "
-        )
-        + f"{alternative}start another kernel",
+        next="; or ".join(steps),
     )
 
 
