@@ -2,61 +2,41 @@
 log in without the screen.
 
 The kernel draws into the firmware's framebuffer (BOOTFB in /proc/iomem) before a card has a driver. If that still has
-the card's memory after vfio-pci has bound the card, no guest can use the card. consoles.yaml has the kernels'
-behaviour. Pure."""
+the card's memory after vfio-pci has bound the card, no guest can use the card. Pure."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from homelab import tables
 from homelab.cards import remapping
 from homelab.errors import HomelabError
+from homelab.facts.classes import DISPLAY
 from homelab.facts.devices import Device
 from homelab.facts.host import HostFacts
 from homelab.settings import Gpu, Host
 
 # Without this step of its start the kernel makes no device of the firmware's picture (drivers/firmware/sysfb.c).
 NO_FRAMEBUFFER = "initcall_blacklist=sysfb_init"
-
-
-class KernelRange(BaseModel):
-    """A range of kernel releases such as `6.18`: from `first` on, and before `before`; a missing end is open."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    first: str = Field(alias="from", default="0.0")
-    before: str = "9999.0"
-
-    def has(self, kernel: str) -> bool:
-        """Whether a kernel such as `6.17.2-1-pve` is in the range."""
-        return remapping.release(self.first) <= remapping.release(kernel) < remapping.release(self.before)
-
-
-class ConsoleRow(tables.SourcedRow):
-    """A row of consoles.yaml: whether a kernel frees the memory of a card of this class (`code`: the beginning of a
-    class code) by itself (`frees`), with the word NO_FRAMEBUFFER (`word`), or never (`nothing`)."""
-
-    kernel: KernelRange
-    code: str = Field(alias="class")
-    verdict: Literal["frees", "word", "nothing"]
-
-
-@functools.cache
-def rows() -> tuple[ConsoleRow, ...]:
-    """All rows, in the order in which they count."""
-    return tuple(ConsoleRow.model_validate(row) for row in tables.read(Path(__file__).with_suffix(".yaml"))["rows"])
+_SET_OFF = "set bootFramebuffer: off for this host, after you have made sure of another way in than its screen"
+_WAYS_IN = (
+    "log in over the network or by the board's remote console, or by its serial port, which takes a login where "
+    "console=tty0 console=ttyS0,115200 is on the kernel command line"
+)
 
 
 def verdict(facts: HostFacts, device: Device) -> Literal["frees", "word", "nothing"]:
-    """The verdict of the first row for the host's kernel and a card; the last row has every kernel and card."""
-    fits = (row for row in rows() if row.kernel.has(facts.kernel) and device.class_code.startswith(row.code))
-    return next(fits).verdict
+    """Whether the kernel takes its picture away from a card that vfio-pci binds: by itself (`frees`), with the word
+    NO_FRAMEBUFFER (`word`), or never (`nothing`).
+
+    By itself it does so for VGA controllers alone (drivers/vfio/pci/vfio_pci_core.c, vfio_pci_vga_init, from 6.0 on).
+    With others the word helps (Proxmox VE's wiki on PCI passthrough); but from 6.18 on simpledrm was reported to come
+    back in spite of it (siderolabs/talos issue 14356, class 0380).
+    """
+    if device.class_code.startswith("0300"):
+        return "frees"
+    comes_back = device.class_code.startswith(DISPLAY) and remapping.release(facts.kernel) >= (6, 18)
+    return "nothing" if comes_back else "word"
 
 
 def screens(facts: HostFacts, devices: Sequence[Device]) -> list[Device]:
@@ -108,7 +88,11 @@ def freed(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[Homelab
     has_word = NO_FRAMEBUFFER in facts.cmdline.running.split()
     hopeless = has_word or any(verdict(facts, facts.by_address[address]) == "nothing" for address in framebuffers)
     others = instead(facts, [slot])
-    alternative = f'let {others} be the screen (the firmware\'s setup, "primary display"), or ' if others else ""
+    steps = [
+        *([] if hopeless else [_SET_OFF]),
+        *([f'let {others} be the screen (the firmware\'s setup, "primary display")'] if others else []),
+        "start another kernel",
+    ]
     yield HomelabError(
         wanted=f"gpus.{name} ({facts.card(slot)}) with its memory free for vfio-pci",
         found="; ".join(
@@ -118,13 +102,7 @@ def freed(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[Homelab
         + (f", in spite of {NO_FRAMEBUFFER}" if has_word else ""),
         why="the kernel's own picture uses the card's memory: vfio-pci can't reserve it (BAR …: can't reserve), "
         "and the guest's driver fails",
-        next=(
-            ""
-            if hopeless
-            else "set bootFramebuffer: off for this host, after you have made sure of another way in than its "
-            "screen; or "
-        )
-        + f"{alternative}start another kernel",
+        next="; or ".join(steps),
     )
 
 
@@ -136,7 +114,7 @@ def remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
     card_screens = screens(facts, facts.functions(slot))
     if not card_screens:
         return []
-    sentences = [f"{name} is the host's screen, which stays dark from the host's next start on: {_ways_in(facts)}"]
+    sentences = [f"{name} is the host's screen, which stays dark from the host's next start on: {_WAYS_IN}"]
     verdicts = {device.address: verdict(facts, device) for device in card_screens}
     if host.boot_framebuffer == "off":
         sentences.append(
@@ -150,15 +128,3 @@ def remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
             "the reboot, and bootFramebuffer: off may help then"
         )
     return sentences
-
-
-def _ways_in(facts: HostFacts) -> str:
-    serial = [
-        word for word in facts.next_cmdline.split() if word.startswith("console=tty") and word[11:12] in ("S", "A", "U")
-    ]
-    return "log in over the network or by the board's remote console" + (
-        f", or by its serial port ({', '.join(serial)})"
-        if serial
-        else "; its serial port takes no login yet (console=tty0 console=ttyS0,115200 on the kernel command line "
-        "starts one)"
-    )

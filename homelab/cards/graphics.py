@@ -1,20 +1,12 @@
-"""Gates and remarks for AMD's and Intel's graphics as cards of VMs, beyond those for every card (graphics.yaml has the
-data). Pure.
-"""
+"""Gates and remarks for AMD's and Intel's graphics as cards of VMs, beyond those for every card. Pure."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from homelab import tables
-from homelab.cards import ids as card_ids
 from homelab.cards import remapping, resets
 from homelab.errors import HomelabError
-from homelab.facts.classes import DISPLAY, INTEL
+from homelab.facts.classes import AMD, INTEL
 from homelab.facts.devices import Device
 from homelab.facts.host import HostFacts, bound_by_word
 from homelab.settings import Gpu
@@ -23,89 +15,62 @@ from homelab.settings import Gpu
 INTEGRATED = "0000:00:02.0"
 
 
-class RebindingRow(tables.SourcedRow):
-    """Kernels that crash when a function is unbound from this driver."""
-
-    driver: str
-    kernels: tuple[str, ...] = Field(min_length=1)
-    why: str
-
-
-class RomRow(card_ids.CardRow):
-    """Cards that need a ROM file in a guest. `place`: where the ROM comes from."""
-
-    place: str = Field(alias="from")
-    why: str
+# Kernels that crash when amdgpu lets a card go to vfio-pci while the host runs (proxmox/pve-kernel, changelog of
+# 7.0.14-3, which reverted the change).
+_CRASHING = ("7.0.14-1-pve", "7.0.14-2-pve")
+# AMD's processor graphics, which have their ROM in the firmware's table VFCT (isc30/ryzen-gpu-passthrough-proxmox
+# README; drivers/gpu/drm/amd/amdgpu/amdgpu_bios.c, amdgpu_acpi_vfct_bios).
+_WITHOUT_ROM = ("1002:1636", "1002:1638", "1002:1681", "1002:15bf", "1002:15e7", "1002:1900")
+# Navi 48 (Radeon RX 9070, RX 9070 XT, AI PRO R9700), the first and the last device id. A guide for an RX 9070 XT beside
+# an ASPEED console says it (Proxmox VE 9.1.8, Linux 6.17.13, ROMED8-2T). With another reset than that of the bus,
+# nothing is known against it.
+_UNSTARTED = ("7550", "755f")
 
 
-class UnstartedRow(card_ids.CardRow):
-    """Cards that their own driver must start before vfio-pci has them. `only_reset`: the kernel's only way to reset
-    them."""
-
-    driver: str
-    only_reset: str = Field(alias="only-reset")
-    why: str
-
-
-class Data(BaseModel):
-    """The content of graphics.yaml, which explains its rows."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    rebinding: tuple[RebindingRow, ...]
-    roms: tuple[RomRow, ...]
-    unstarted: tuple[UnstartedRow, ...]
-
-
-@functools.cache
-def data() -> Data:
-    """graphics.yaml, parsed and checked."""
-    return Data.model_validate(tables.read(Path(__file__).with_suffix(".yaml")))
-
-
-def rebound(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
-    """A gate: no function of the card is unbound from a running driver on a kernel that crashes of it.
+def rebound(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
+    """A gate: no function of the card is unbound from amdgpu on a kernel that crashes of it.
 
     What is bound at boot never had another driver. Proxmox VE unbinds virtual functions and members of the group when
     the VM starts (PVE::SysFSTools::pci_dev_bind_to_vfio).
     """
     leaving = [device for device in facts.functions(slot) if device.physfn]
     leaving += [device for device in facts.others_in_group(slot) if device.address in gpu.allow_group_members]
-    return [
-        HomelabError(
+    on_amdgpu = [facts.describe(device) for device in leaving if device.driver == "amdgpu"]
+    if on_amdgpu and facts.kernel in _CRASHING:
+        yield HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) taken from the host while it runs",
-            found=f"the kernel {facts.kernel}, and {'; '.join(map(facts.describe, on_driver))} on {row.driver}",
-            why=f"{row.why} ({row.source}); the start of a VM with it would do that",
+            found=f"the kernel {facts.kernel}, and {'; '.join(on_amdgpu)} on amdgpu",
+            why="this kernel crashes when amdgpu lets a card go to vfio-pci while the host runs; the start of a VM "
+            "with it would do that",
             next="update the host's kernel (`apt full-upgrade`), reboot, and run `pulumi up` again",
         )
-        for row in data().rebinding
-        if (on_driver := [device for device in leaving if device.driver == row.driver]) and facts.kernel in row.kernels
-    ]
 
 
 def unstarted(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: the card isn't one that fails if vfio-pci has it before its own driver has started it, which is so after
     each boot with this program's word."""
-    display = next((device for device in facts.functions(slot) if device.is_display and not device.physfn), None)
-    row = next((row for row in data().unstarted if display is not None and row.has(display)), None)
-    if row is None or display is None or gpu.allow_unstarted or _runs_since_boot(facts, slot):
+    display = _graphics_of(facts, slot)
+    first, last = _UNSTARTED
+    if display is None or display.vendor != AMD or not first <= display.device <= last:
         return
-    reset_methods = resets.methods(facts, display.address)
-    if reset_methods is not None and set(reset_methods) - {row.only_reset}:
+    others = {*(resets.methods(facts, display.address) or ())} - {"bus"}
+    if gpu.allow_unstarted or others or _runs_since_boot(facts, slot):
         return
     yield HomelabError(
         wanted=f"gpus.{name} ({facts.card(slot)}) for a VM, on vfio-pci from the host's start on",
-        found=f"it is a card of the kind {row.name}, which "
-        + (
-            f"is reset by {', '.join(reset_methods) or 'nothing'}"
-            if reset_methods is not None
-            else "the kernel doesn't say how it resets"
-        ),
-        why=f"{row.why} ({row.source}); {row.driver} has to start it first, and this program binds it before that",
-        next=f"leave the card with {row.driver} (gpus.{name}.use: host or lxc); a hookscript of your own can take "
-        "it from there when a VM starts. To try it in a VM all the same, if you can switch the host off when "
-        f"it doesn't start, set gpus.{name}.allowUnstarted: true",
+        found="it is a card of the kind Navi 48; the kernel resets it by "
+        + (resets.described(facts, [display]) or "a way that it doesn't say"),
+        why="where vfio-pci had it from the host's start on, the reset at the VM's start broke the switch on the card "
+        '("broken device, retraining failed", "stuck in D3"), and only switching the host off helped; amdgpu has to '
+        "start it first, and this program binds it before that",
+        next=f"leave the card with amdgpu (gpus.{name}.use: host or lxc); a hookscript of your own can take it from "
+        "there when a VM starts. To try it in a VM all the same, if you can switch the host off when it doesn't start, "
+        f"set gpus.{name}.allowUnstarted: true",
     )
+
+
+def _graphics_of(facts: HostFacts, slot: str) -> Device | None:
+    return next((device for device in facts.functions(slot) if device.is_display and not device.physfn), None)
 
 
 def _runs_since_boot(facts: HostFacts, slot: str) -> bool:
@@ -120,17 +85,16 @@ def rom_remarks(facts: HostFacts, name: str, slot: str, *, has_file: bool) -> li
 
     :param name: of the settings.
     """
-    functions = facts.functions(slot)
-    display = next((device for device in functions if device.is_display and not device.physfn), None)
+    display = _graphics_of(facts, slot)
     if display is None or has_file:
         return []
-    for row in data().roms:
-        if row.has(display):
-            return [
-                f"gpus.{name}: {row.why}: docs/troubleshooting.md#a-rom-file-for-a-card says how to make it from "
-                f"{row.place}, then set romfile"
-            ]
-    if integrated_of(functions) is not None:
+    if display.id in _WITHOUT_ROM:
+        return [
+            f"gpus.{name}: it has no ROM of its own, and most guests' drivers don't start it without one: "
+            "docs/troubleshooting.md#a-rom-file-for-a-card says how to make it from the firmware's table VFCT, then "
+            "set romfile"
+        ]
+    if display.address == INTEGRATED and display.vendor == INTEL:
         return [
             f"gpus.{name}: processor graphics have no ROM for UEFI of their own: the VM shows nothing on them until "
             "its system's driver starts (up to Comet Lake, legacy-igd=1 in a hostpci line of your own changes that; "
@@ -143,15 +107,3 @@ def rom_remarks(facts: HostFacts, name: str, slot: str, *, has_file: bool) -> li
             "for romfile"
         ]
     return []
-
-
-def integrated_of(functions: Sequence[Device]) -> Device | None:
-    """Intel's processor graphics, if they are the card."""
-    return next(
-        (
-            device
-            for device in functions
-            if device.address == INTEGRATED and device.vendor == INTEL and device.class_code.startswith(DISPLAY)
-        ),
-        None,
-    )

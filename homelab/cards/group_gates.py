@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from homelab.cards import graphics, remapping
+from homelab.cards import remapping
 from homelab.errors import HomelabError
 from homelab.facts.devices import Device
 from homelab.facts.host import HostFacts
@@ -18,24 +18,20 @@ def without_group(facts: HostFacts, slot: str) -> list[Device]:
 
 
 def grouped(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
-    """A gate: every function of the card is in an IOMMU group, if the host has groups; else no word is going to leave
-    it out (drivers/iommu/intel/iommu.c, disable_igfx_iommu)."""
-    outside, started = without_group(facts, slot), "was started"
-    words = [word for word in facts.cmdline.running.split() if "igfx_off" in word]
-    if not facts.iommu.groups:
-        words = [word for word in facts.next_cmdline.split() if "igfx_off" in word]
-        integrated = graphics.integrated_of(facts.functions(slot))
-        outside, started = [integrated] if integrated and words else [], "is going to be started"
+    """A gate: every function of the card is in an IOMMU group, if the host has groups. The word igfx_off leaves Intel's
+    processor graphics out (drivers/iommu/intel/iommu.c, disable_igfx_iommu)."""
+    outside = without_group(facts, slot)
     if not outside:
         return
+    words = [word for word in facts.cmdline.running.split() if "igfx_off" in word]
     yield HomelabError(
         wanted=f"gpus.{name} ({facts.card(slot)}) in an IOMMU group",
         found=f"the host has {facts.iommu.groups} groups, and in none of them is "
         f"{'; '.join(map(facts.describe, outside))}"
-        + (f"; the kernel {started} with {' '.join(words)}" if words else ""),
+        + (f"; the kernel was started with {' '.join(words)}" if words else ""),
         why="the IOMMU doesn't translate for it: Proxmox VE refuses to give such a device to a VM",
         next="take igfx_off out of where the words are (/etc/default/grub, or /etc/kernel/cmdline), "
-        f"{new_entries(facts)}, {'and reboot' if facts.iommu.groups else 'and run `pulumi up` again'}"
+        f"{new_entries(facts)}, and reboot"
         if words
         else "look for it in `dmesg | grep -iE 'DMAR|AMD-Vi'`; an update of the firmware may put it under the IOMMU",
     )

@@ -21,13 +21,6 @@ from remote_scripts.reading.answer import Vital
 # The module's option as a word of the command line: modprobe obeys it in the initramfs and later, and it needs no file
 # (ADR 1).
 UNSAFE_INTERRUPTS = "vfio_iommu_type1.allow_unsafe_interrupts=1"
-# Proxmox VE's kernels know relax_rmrr since September 2023 (pve-kernel patch 0009): all from 6.5 on.
-_RELAXES = (6, 5)
-# From here on no device with such a region is given away, whatever its IOMMU (commit a48ce36e2786); before, Intel's
-# driver refused it itself.
-_HOLDS_TO_ONE_TO_ONE = (6, 6)
-# Each takes the host's interrupts from the IOMMU (drivers/iommu/irq_remapping.c).
-_PLAIN_INTERRUPTS = ("intremap=off", "nointremap")
 
 
 def words(facts: HostFacts, host: Host) -> str:
@@ -64,11 +57,7 @@ def release(kernel: str) -> tuple[int, int]:
 
 
 def remaps_interrupts(facts: HostFacts) -> bool | None:
-    """Whether the IOMMU remaps interrupts, now and in the next boot; None: unknown before the IOMMU is on."""
-    if any(word in facts.next_cmdline.split() for word in _PLAIN_INTERRUPTS):
-        return False
-    if any(word in facts.cmdline.running.split() for word in _PLAIN_INTERRUPTS):
-        return None
+    """Whether the IOMMU remaps interrupts; None: unknown before the IOMMU is on."""
     if facts.iommu.interrupts == "remapped":
         return True
     return False if facts.iommu.groups and facts.iommu.interrupts == "plain" else None
@@ -86,8 +75,8 @@ def without_remapping(facts: HostFacts) -> bool:
 # -- what stands against the settings
 # ------------------------------------------------------------------------------------------
 def relaxes_rmrr(facts: HostFacts) -> bool:
-    """Whether the kernel knows relax_rmrr."""
-    return "-pve" in facts.kernel and release(facts.kernel) >= _RELAXES
+    """Whether the kernel knows relax_rmrr: Proxmox VE's do (pve-kernel patch 0009)."""
+    return is_intel(facts) and "-pve" in facts.kernel
 
 
 def refused(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
@@ -97,37 +86,40 @@ def refused(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
         return
     if remaps_interrupts(facts) is not False:
         return
-    off = [word for word in _PLAIN_INTERRUPTS if word in facts.next_cmdline.split()]
     yield HomelabError(
         wanted="interrupt remapping by the IOMMU",
-        found=f"{off[0]} on the kernel command line" if off else "none on this host (/proc/interrupts)",
+        found="none on this host (/proc/interrupts)",
         why="without it a guest with a card could raise any interrupt of the host, and VFIO gives no card away: "
         "the VM wouldn't start",
-        next=(f"take {off[0]} out" if off else "update the firmware, and look there for VT-d or AMD-Vi and x2APIC")
-        + "; only for guests that you trust as much as the host: iommu.allowUnsafeInterrupts: true",
+        next="take intremap=off or nointremap out of the kernel command line, if one is there, and reboot; else update "
+        "the firmware, and look there for VT-d or AMD-Vi and x2APIC; only for guests that you trust as much as the "
+        "host: iommu.allowUnsafeInterrupts: true",
     )
 
 
 def one_to_one(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: the firmware wants no memory mapped 1:1 for the card's groups, since the kernel gives no such group to a
-    VM.
+    VM (from 6.6 on, whatever the IOMMU; commit a48ce36e2786).
 
     The kernel sets require_direct for each device with a reserved region of the type `direct`
     (iommu_create_device_direct_mappings), whatever the group's default domain is, and refuses the blocking domain that
     VFIO begins with (__iommu_device_set_domain; drivers/iommu/iommu.c). Hence iommu=pt makes no difference.
     """
-    ranges = mapped_one_to_one(facts, slot)
-    if not ranges or gpu.allow_direct_mapping or runs_in_vm(facts, slot):
+    ranges = facts.mapped_one_to_one(slot)
+    relaxed = relaxes_rmrr(facts) and any(
+        word.startswith("intel_iommu=") and "relax_rmrr" in word.split("=")[1].split(",")
+        for word in facts.next_cmdline.split()
+    )
+    if not ranges or relaxed or gpu.allow_direct_mapping or runs_in_vm(facts, slot):
         return
-    relaxable = is_intel(facts) and relaxes_rmrr(facts)
     yield HomelabError(
         wanted=f"gpus.{name} ({facts.card(slot)}) as the kernel gives it to a VM",
-        found=f"the firmware wants memory mapped 1:1 for its IOMMU group: {_first_ranges(ranges)}",
+        found=f"the firmware wants memory mapped 1:1 for its IOMMU group: {'; '.join(ranges)}",
         why="the kernel refuses every VM such a group: QEMU ends with 'Failed to set group container: Invalid "
         "argument'. iommu=pt makes no difference to that",
         next="update the board's firmware (BIOS), and tell its maker if that doesn't help; put the card into "
         "another slot"
-        + ("; as the last resort iommu.relaxRmrr: true" if relaxable else "")
+        + ("; as the last resort iommu.relaxRmrr: true" if relaxes_rmrr(facts) else "")
         + f"; if your kernel gives it away all the same, gpus.{name}.allowDirectMapping: true",
     )
 
@@ -136,19 +128,6 @@ def one_to_one(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[Hom
 SWITCH_ON = (
     "; or run it with iommu.enable: true and without the card first: once the IOMMU is on, the kernel is asked instead"
 )
-
-
-def mapped_one_to_one(facts: HostFacts, slot: str) -> list[str]:
-    """The memory that the firmware wants mapped 1:1 for the card's groups, and for which the next boot's kernel refuses
-    them to a VM."""
-    ranges = facts.mapped_one_to_one(slot)
-    if is_intel(facts):
-        relaxed = relaxes_rmrr(facts) and any(
-            word.startswith("intel_iommu=") and "relax_rmrr" in word.split("=")[1].split(",")
-            for word in facts.next_cmdline.split()
-        )
-        return [] if relaxed else ranges
-    return ranges if release(facts.kernel) >= _HOLDS_TO_ONE_TO_ONE else []
 
 
 def runs_in_vm(facts: HostFacts, slot: str) -> bool:
@@ -163,11 +142,6 @@ def runs_in_vm(facts: HostFacts, slot: str) -> bool:
     if running:
         return any(overlap(address, path) for address in running)
     return any(user.running for user in facts.guests.users_of(path, facts.cluster.node))
-
-
-def _first_ranges(ranges: list[str]) -> str:
-    omitted = len(ranges) - 4
-    return "; ".join([*ranges[:4], *([f"and {omitted} more"] if omitted > 0 else [])])
 
 
 def split_groups(facts: HostFacts, host: Host, slots: dict[str, str]) -> Iterator[HomelabError]:
@@ -252,7 +226,7 @@ def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
     return [
         *_override_remarks(facts, host, slots),
         *_interrupt_remarks(facts, host),
-        *_range_remarks(facts, host, slots),
+        *_relaxing_remarks(facts, host),
     ]
 
 
@@ -288,17 +262,10 @@ def _interrupt_remarks(facts: HostFacts, host: Host) -> list[str]:
     ]
 
 
-def _range_remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
-    sentences = []
-    if host.iommu.relax_rmrr and relaxes_rmrr(facts) and is_intel(facts):
-        sentences.append(
-            "iommu.relaxRmrr: the kernel ignores which memory the firmware uses with devices (RMRR); if the firmware "
-            "really uses it, data can be lost"
-        )
-    for name, slot in slots.items():
-        ranges = facts.mapped_one_to_one(slot) if host.gpus[name].may_leave else []
-        if ranges:
-            sentences.append(
-                f"gpus.{name}: the firmware wants memory mapped 1:1 for its IOMMU group: {_first_ranges(ranges)}"
-            )
-    return sentences
+def _relaxing_remarks(facts: HostFacts, host: Host) -> list[str]:
+    if not (host.iommu.relax_rmrr and relaxes_rmrr(facts)):
+        return []
+    return [
+        "iommu.relaxRmrr: the kernel ignores which memory the firmware uses with devices (RMRR); if the firmware "
+        "really uses it, data can be lost"
+    ]

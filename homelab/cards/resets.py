@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from homelab import tables
-from homelab.cards import ids as card_ids
-from homelab.errors import HomelabError
 from homelab.facts.devices import Device
 from homelab.facts.host import HostFacts
-from homelab.settings import Gpu
+
+_RANGE = re.compile(r"([0-9a-f]{4}):([0-9a-f]{4})(?:-([0-9a-f]{4}))?")
 
 
-class ResetRow(card_ids.CardRow):
+def _ids(value: str) -> str:
+    match = _RANGE.fullmatch(value)
+    if match is None or (match[3] or match[2]) < match[2]:
+        raise ValueError("expected vendor:device, or vendor:first-last, in lower case")
+    return value
+
+
+class ResetRow(tables.SourcedRow):
     """A row of resets.yaml, which explains the keys: cards of one kind, and the trouble of their resets."""
 
-    verdict: Literal["warn", "refuse"]
+    name: str
+    ids: tuple[Annotated[str, AfterValidator(_ids)], ...] = Field(min_length=1)
     unless: str | None = None
     only_with: str | None = None
     why: str
     next: str
+
+    def has(self, device: Device) -> bool:
+        """Whether the row is for this function."""
+        for match in map(_RANGE.fullmatch, self.ids):
+            if match and device.vendor == match[1] and match[2] <= device.device <= (match[3] or match[2]):
+                return True
+        return False
 
 
 @functools.cache
@@ -66,17 +83,4 @@ def remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
     :param name: of the card, for messages.
     """
     row = row_of(facts, facts.functions(slot))
-    return [f"{name}: {row.why}; {row.next}"] if row is not None and row.verdict == "warn" else []
-
-
-def refused(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
-    """A gate: no reset is known to break the card."""
-    row = row_of(facts, facts.functions(slot))
-    if row is None or row.verdict != "refuse":
-        return
-    yield HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) for a VM, which resets it at each start",
-        found=f"it is a card of the kind {row.name}",
-        why=f"{row.why} ({row.source})",
-        next=row.next,
-    )
+    return [f"{name}: {row.why}; {row.next}"] if row else []

@@ -21,16 +21,12 @@ def resolve(facts: HostFacts, gpus: dict[str, Gpu]) -> tuple[dict[str, str], lis
         places = sorted({device.slot for device in devices if not device.physfn}) or sorted(
             device.address for device in devices
         )
-        if len(places) == 1 and places[0] not in slots.values():
-            slots[name] = places[0]
-        elif len(places) == 1:
-            errors.append(
-                _same_card_error(
-                    name, next(other_name for other_name, slot in slots.items() if slot == places[0]), places[0]
-                )
-            )
-        else:
+        if len(places) != 1:
             errors.append(_unresolved_error(facts, name, gpu, places))
+        elif other_name := next((other for other, slot in slots.items() if slot == places[0]), None):
+            errors.append(_same_card_error(name, other_name, places[0]))
+        else:
+            slots[name] = places[0]
     return slots, errors
 
 

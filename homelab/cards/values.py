@@ -16,16 +16,15 @@ def wanted(cards: Mapping[str, CardPlan], gpus: Mapping[str, Gpu]) -> Wanted:
     :param gpus: those of the settings.
     """
     values: list[Value] = []
-    for name, card in sorted(cards.items()):
-        gpu = gpus.get(name)
-        for function in card["functions"] if gpu else []:
-            attributes: list[tuple[Attribute, str]] = []
-            if gpu and gpu.reset:
-                attributes.append(("reset_method", gpu.reset))
-            if gpu and gpu.keep_awake:
-                attributes += [("d3cold_allowed", "0"), ("power/control", "on")]
-            values += [
-                Value(address=function["address"], id=function["id"], attribute=attribute, value=value)
-                for attribute, value in attributes
-            ]
+    for name in sorted(cards.keys() & gpus.keys()):
+        attributes: dict[Attribute, str] = {}
+        if reset := gpus[name].reset:
+            attributes["reset_method"] = reset
+        if gpus[name].keep_awake:
+            attributes |= {"d3cold_allowed": "0", "power/control": "on"}
+        values += [
+            Value(address=function["address"], id=function["id"], attribute=attribute, value=value)
+            for function in cards[name]["functions"]
+            for attribute, value in attributes.items()
+        ]
     return Wanted(values=tuple(values))

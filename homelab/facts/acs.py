@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from homelab.facts.devices import Device
 
 WORD = "pcie_acs_override"
-# Of the patch's 16 places for ids the last one is never used.
-MOST_IDS = 15
 _ID = re.compile(r"id:([0-9a-fA-F]{4}:[0-9a-fA-F]{4})")
 # Kinds of PCIe devices, as lspci names them, in lower case.
 _PORTS = ("root port", "downstream port")
@@ -67,7 +65,7 @@ def override(cmdline: str, kernel: str) -> Override:
     return Override(
         any(part.startswith("downstream") for part in options),
         any(part.startswith("multifunction") for part in options),
-        frozenset(ids[:MOST_IDS]),
+        frozenset(ids),
     )
 
 

@@ -214,7 +214,3 @@ class Guests(answer.Guests):
     def mapping_entries(self) -> dict[str, list[dict[str, str]]]:
         """PCI mapping's id -> its entries, one a device and node."""
         return vm_conf.mapping_entries(self.mappings)
-
-    def places_of(self, option: dict[str, str], node: str) -> list[str]:
-        """The slots and functions that a hostpci option may give."""
-        return vm_conf.places(option, self.mapping_entries, node)

@@ -21,6 +21,7 @@ from homelab.properties import slot_of
 from remote_scripts.containers.card_nodes import DrmNodes, HostNodes
 from remote_scripts.notes.container_note import ContainerNote
 from remote_scripts.notes.guest_note import Note, is_another
+from remote_scripts.pve import vm_conf
 from remote_scripts.pve.container_conf import paths_of
 from remote_scripts.pve.guest_kinds import CONTAINER, VM, Kind
 from remote_scripts.reading import answer
@@ -180,7 +181,7 @@ class HostFacts(Answer):
 
     def places_of(self, option: dict[str, str]) -> list[str]:
         """The slots and functions that a hostpci option may give."""
-        return self.guests.places_of(option, self.cluster.node)
+        return vm_conf.places(option, self.guests.mapping_entries, self.cluster.node)
 
     def bound_by_homelab(self, place: str) -> bool:
         """Whether this program's word binds the card, or a function of it, in this boot or the next one."""
@@ -316,32 +317,31 @@ class HostFacts(Answer):
         ]
 
     def group_of(self, slot: str) -> list[Device]:
-        """Every function in the IOMMU group or groups of this card in the next boot, the card's own included.
-
-        While the IOMMU is off, the kernel's groups are predicted (acs.grouped). If `pcie_acs_override` changes with the
-        next boot, the current groups are split, or joined, by the same rule.
-        """
-        card = self.functions(slot)
-        groups = {device.group for device in card if device.group is not None}
-        current_group = [device for device in self.devices if device.group in groups]
-        if groups and self.acs_override == self.acs_running:
-            return current_group
-        predicted = self._predicted_group(card, self.acs_override)
-        if groups:  # splitting takes nothing in, and what is joined keeps what it has
-            current_addresses = {device.address for device in current_group}
-            predicted = (
-                predicted | current_addresses if self.acs_running - self.acs_override else predicted & current_addresses
-            )
-        return [device for device in self.devices if device.address in predicted]
+        """Every function in the IOMMU group or groups of this card in the next boot, the card's own included."""
+        return self._group_under(self.acs_override, slot)
 
     def group_without_override(self, slot: str) -> list[Device]:
         """Every function that would be in the card's IOMMU groups without `pcie_acs_override`, the card's own
         included."""
+        return self._group_under(acs.Override(), slot)
+
+    def _group_under(self, override: acs.Override, slot: str) -> list[Device]:
+        """While the IOMMU is off, the kernel's groups are predicted (acs.grouped). If the override is another one than
+        the running kernel's, the current groups are split, or joined, by the same rule.
+
+        There may be too many predicted ones; the reading after the reboot has the real groups.
+        """
         card = self.functions(slot)
         groups = {device.group for device in card if device.group is not None}
-        if groups and not self.acs_running:
-            return [device for device in self.devices if device.group in groups]
-        predicted = self._predicted_group(card, acs.Override())
+        current_group = [device for device in self.devices if device.group in groups]
+        if groups and override == self.acs_running:
+            return current_group
+        group_names = acs.grouped(self.devices, override)
+        card_groups = {group_names[device.address] for device in card}
+        predicted = {address for address, group in group_names.items() if group in card_groups}
+        if groups:  # splitting takes nothing in, and what is joined keeps what it has
+            current_addresses = {device.address for device in current_group}
+            predicted = predicted | current_addresses if self.acs_running - override else predicted & current_addresses
         return [device for device in self.devices if device.address in predicted]
 
     @property
@@ -353,22 +353,6 @@ class HostFacts(Answer):
     def acs_override(self) -> acs.Override:
         """The override of the next boot's kernel."""
         return acs.override(self.next_cmdline, self.kernel)
-
-    def _predicted_group(self, card: list[Device], override: acs.Override) -> set[str]:
-        """Predicted addresses of the card's groups. There may be too many; the reading after the reboot has the real
-        groups."""
-        groups = self._group_names(override)
-        card_groups = {groups[device.address] for device in card}
-        return {address for address, group in groups.items() if group in card_groups}
-
-    def _group_names(self, override: acs.Override) -> Mapping[str, str]:
-        if override not in self._names_by_override:
-            self._names_by_override[override] = acs.grouped(self.devices, override)
-        return self._names_by_override[override]
-
-    @cached_property
-    def _names_by_override(self) -> dict[acs.Override, Mapping[str, str]]:
-        return {}
 
     def mapped_one_to_one(self, slot: str) -> list[str]:
         """The memory that the firmware wants mapped 1:1 for functions of the card's groups, `0x…-0x…`, as the kernel
@@ -436,11 +420,8 @@ def _is_part(device: Device, display: Device, slot: list[Device]) -> bool:
         return same
     if device.class_code.startswith(AUDIO):
         # An audio function of another maker is the card's where the slot is nothing but a card's: function 0, and 1.
-        pair = [device.address[-2:] for device in slot if not device.physfn] == [
-            ".0",
-            ".1",
-        ] and display.address.endswith(".0")
-        return same or pair
+        numbers = [device.address[-2:] for device in slot if not device.physfn]
+        return same or (numbers == [".0", ".1"] and display.address.endswith(".0"))
     return same and display.is_nvidia and device.class_code.startswith(USB_C)
 
 

@@ -13,9 +13,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-from pydantic import AfterValidator
+from typing import Literal
 
 from homelab import tables
 from homelab.errors import HomelabError
@@ -43,17 +41,9 @@ UNSAFE = "no-remapping"
 _LOADED = "nvidia-nvlink: Nvlink Core is being initialized"
 
 
-def _compiles(value: str) -> str:
-    compiled(value)
-    return value
-
-
-Pattern = Annotated[str, AfterValidator(_compiles)]
-
-
 class _MessageRow(tables.SourcedRow):
     name: str
-    pattern: Pattern
+    pattern: str
     why: str
     next: str
     hides: tuple[str, ...] = ()
@@ -63,8 +53,8 @@ class Sign(_MessageRow):
     """A row of `signs` in kernel_log.yaml, which explains the keys: a message of the kernel and its meaning."""
 
     of: Literal["card", "port", "host"]
-    cured: Pattern | None = None
-    same: Pattern | None = None
+    cured: str | None = None
+    same: str | None = None
     wanted: str
     stops: bool = True
     lasts: bool = False

@@ -27,11 +27,7 @@ _LONGEST = 48
 def of_lspci(lspci: str) -> dict[str, str]:
     """PCI address -> the card's name, from lines of `lspci -Dnn`; without those that pci.ids doesn't know
     (`Device`)."""
-    by_address = {}
-    for address, text, _ in LINE.findall(lspci):
-        if name := short(text):
-            by_address[address] = name
-    return by_address
+    return {address: name for address, text, _ in LINE.findall(lspci) if (name := short(text))}
 
 
 def short(text: str) -> str:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 
 from homelab import earlier
-from homelab.cards import consoles, graphics, group_gates, options, remapping, resets
+from homelab.cards import consoles, graphics, group_gates, options, remapping
 from homelab.cards.resolving import resolve
 from homelab.errors import HomelabError
 from homelab.facts import kernel_log
@@ -417,7 +417,6 @@ LEAVING = (
     options.migratable,
     graphics.rebound,
     usable,
-    resets.refused,
     group_gates.grouped,
     group_gates.vital,
     group_gates.isolation,

@@ -55,11 +55,10 @@ def supported_system(request: Request) -> Iterator[HomelabError]:
             "CUDA for Windows the toolkit",
         )
     elif system.distribution is not None and request.distribution not in rows:
-        version = "without a VERSION_ID" if system.version is None else system.version
         yield refusal(
             request,
             wanted=supported,
-            found=f"{system.distribution} {version}".strip(),
+            found=f"{system.distribution} {system.version or ''}".strip(),
             why="each distribution has its own packages of NVIDIA's, with their own names and repository",
             next="use one of those systems, or leave `nvidia` out and install the driver there in its own way",
         )
@@ -67,18 +66,14 @@ def supported_system(request: Request) -> Iterator[HomelabError]:
 
 def has_a_card(request: Request) -> Iterator[HomelabError]:
     """Where the cards are known, one is NVIDIA's."""
-    give = {
-        "vm": "give the VM a card (`gpus`)",
-        "lxc": "give the container a card",
-        "host": "keep a card with the host (`use: lxc` or `use: host`)",
-    }
     if request.devices == ():
         yield refusal(
             request,
             wanted=f"an NVIDIA card ({NVIDIA}:…)",
             found=f"graphics cards: {', '.join(request.system.cards or ()) or 'none'}",
             why="without a card no driver can be loaded, and nothing can be verified",
-            next=f"{give[request.target]}, or leave `nvidia` out",
+            next="give it a card (a guest: `gpus`; a host keeps one by `use: lxc` or `use: host`), or leave `nvidia` "
+            "out",
         )
 
 
@@ -123,19 +118,6 @@ def runtime_installed(request: Request) -> Iterator[HomelabError]:
 
 
 # -- the driver ------------------------------------------------------------------------------------------------
-def known_branch(request: Request) -> Iterator[HomelabError]:
-    """The branch is one of NVIDIA's for Linux; one that is newer than the data passes."""
-    driver, branches = request.driver, request.data.branches
-    if driver and driver.major not in branches and driver.major < max(branches):
-        yield refusal(
-            request,
-            wanted=f"a branch of the driver: {', '.join(map(str, sorted(branches)))}",
-            found=driver_text(driver),
-            why="no release of such a branch for Linux is known (581 and the like are Windows versions)",
-            next=f'set nvidia.driver: "{request.data.recommended[0]}", the recommended branch',
-        )
-
-
 def cards_known_to_driver(request: Request) -> Iterator[HomelabError]:
     """The driver knows each card: none is too new for it, and none was dropped."""
     driver = request.driver
@@ -250,18 +232,9 @@ def fitting_drivers(request: Request) -> list[str]:
 
 # -- CUDA ------------------------------------------------------------------------------------------------------
 def cuda_fits(request: Request) -> Iterator[HomelabError]:
-    """The CUDA release exists, the driver is new enough for it, and it can build for the cards."""
-    release, known, driver = request.cuda, request.data.cuda_releases, request.driver
+    """The driver is new enough for the CUDA release, and that can build for the cards. Whether it exists, apt says."""
+    release, driver = request.cuda, request.driver
     if release is None:
-        return
-    if release.short not in known and release < parse(known[0]):
-        yield refusal(
-            request,
-            wanted=f"a release of CUDA: {', '.join(reversed(known))}",
-            found=f'nvidia.cuda: "{release}"',
-            why="no such release is known; its packages and the oldest driver for it follow from the release",
-            next=f"write it as `major.minor`: {cuda_advice(request)}",
-        )
         return
     if driver and not request.runs_cuda(driver):
         yield _driver_too_old(request, driver, release)
@@ -320,30 +293,14 @@ def cuda_advice(request: Request, offered: Container[str] | None = None) -> str:
     return f'set nvidia.cuda: "{newest}"' + (f", or an older one that fits ({', '.join(others)})" if others else "")
 
 
-def cudnn_known(request: Request) -> Iterator[HomelabError]:
-    """The data has the wanted cuDNN."""
-    wanted = request.settings.cudnn
-    known = [row.version for row in request.data.cuda_libraries if row.name == "cudnn"]
-    if wanted and wanted not in known:
-        yield refusal(
-            request,
-            wanted=f"a major version of cuDNN: {', '.join(known)}",
-            found=f'nvidia.cudnn: "{wanted}"',
-            why="the packages' names contain the major version, and are known here for these",
-            next=f'set nvidia.cudnn: "{known[-1]}", or leave it out and install cuDNN there by hand',
-        )
-
-
 CHECKS: tuple[Callable[[Request], Iterator[HomelabError]], ...] = (
     supported_system,
     has_a_card,
-    known_branch,
     cards_known_to_driver,
     flavour_possible,
     installer_known,
     secure_boot,
     host_version,
     cuda_fits,
-    cudnn_known,
     runtime_installed,
 )

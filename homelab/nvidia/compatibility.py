@@ -72,13 +72,12 @@ class Key(_Row):
 
 
 class Distribution(_Row):
-    """A distribution, by os-release's ID and VERSION_ID. `podman`: the version that it has; `kernel`: the release's
-    own, after which come hardware enablement kernels; `key`: of NVIDIA's repository for it."""
+    """A distribution, by os-release's ID and VERSION_ID. `kernel`: the release's own, after which come hardware
+    enablement kernels; `key`: of NVIDIA's repository for it."""
 
     id: Literal["ubuntu", "debian"]
     version: str
     targets: tuple[Target, ...]
-    podman: DataVersion
     kernel: OpenVersion = None
     key: Key
 
@@ -202,8 +201,10 @@ class Facts(_Row):
         return has_both[branch < self.open_from : 1 if branch >= self.open_alone_from else 2]
 
     def least_for(self, release: Version) -> Version:
-        """The driver that a release of CUDA came with; of one newer than the data, that of the newest known one."""
-        return self.cuda.get(release.short) or self.cuda[self.cuda_releases[0]]
+        """The driver that a release of CUDA came with; of one that isn't known, that of the newest known one before
+        it."""
+        known = [one for one in self.cuda_releases if parse(one) <= release] or self.cuda_releases[-1:]
+        return self.cuda[known[0]]
 
     @property
     def cuda_releases(self) -> list[str]:
@@ -219,7 +220,7 @@ class Facts(_Row):
         return tuple(name for row in rows for name in (row.bare if bare else row.libraries))
 
     def libraries_beside(self, cudnn: str | None, *, nccl: bool) -> tuple[CudaLibrary, ...]:
-        """The rows of the wanted cuDNN (by its major version) and NCCL; without one for a cuDNN that isn't known."""
+        """The rows of the wanted cuDNN (by its major version) and NCCL."""
         wanted = {"cudnn": cudnn, "nccl": "2" if nccl else None}
         return tuple(row for row in self.cuda_libraries if wanted[row.name] == row.version)
 

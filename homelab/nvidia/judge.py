@@ -40,15 +40,6 @@ def steps(reading: SystemReading, stack: Nvidia | None, *, libraries: bool = Fal
     ]
 
 
-def is_as_wanted(reading: SystemReading, stack: Nvidia, digest: str) -> bool:
-    """Whether the packages' step has nothing to do on a system: it has carried out the same there, and nothing of that
-    was changed since.
-
-    :param digest: of what it is to do.
-    """
-    return reading.asked == digest and not any(line.startswith("packages:") for line in steps(reading, stack))
-
-
 def judge_stack(what: str, differences: Sequence[str], stage: Stage) -> list[Finding]:
     """What is judged of what the settings want on a system.
 

@@ -373,8 +373,7 @@ def _cuda_notes(request: Request, driver: Version) -> Iterator[str]:
         return
     if release.short not in data.cuda:
         yield (
-            f"CUDA {release} is newer than this program's data: that it takes {data.least_for(release)} or later is "
-            "assumed"
+            f"CUDA {release} isn't in this program's data: that it takes {data.least_for(release)} or later is assumed"
         )
     if not request.trial(allow_minor_version_compatibility=False).runs_cuda(driver):
         yield (
@@ -384,7 +383,7 @@ def _cuda_notes(request: Request, driver: Version) -> Iterator[str]:
 
 
 def _libraries_notes(request: Request, said: Said | None) -> Iterator[str]:
-    ways, row = _coming(request, said), request.distribution
+    ways = _coming(request, said)
     coming = ways[0].capabilities if ways else request.capabilities
     if lacking := [capability for capability in request.capabilities if capability not in coming]:
         yield (
@@ -395,11 +394,4 @@ def _libraries_notes(request: Request, said: Said | None) -> Iterator[str]:
         yield (
             "graphics in a container needs the host's module nvidia-drm, and its nodes in /dev/dri, which the "
             "container must have been given; only the libraries are installed and checked here"
-        )
-    toolkit = request.data.toolkit
-    if row and request.settings.container_toolkit == "podman" and row.podman < toolkit.podman_reads_groups:
-        yield (
-            f"podman {row.podman} of {row.text} refuses CDI specifications that name groups, as the toolkit writes "
-            f"them from {toolkit.groups_since} on (unknown field additionalGids): its own is made without them. "
-            "Programs in a container that aren't root may then not open the nodes in /dev/dri; CUDA needs none of these"
         )

@@ -86,10 +86,13 @@ class Stack:
 
     @property
     def is_done(self) -> bool:
-        """Whether the system is as it is wanted, so that apt needn't be asked."""
-        if self.errors or self.reading is None or not self.reading.asked:
+        """Whether the system is as it is wanted, so that apt needn't be asked: the packages' step has carried out the
+        same there, and nothing of that was changed since."""
+        reading = self.reading
+        if self.errors or reading is None or not reading.asked:
             return False
-        return judge.is_as_wanted(self.reading, self.request.settings, plan.wanted(self.request).digest)
+        changed = any(line.startswith("packages:") for line in judge.steps(reading, self.request.settings))
+        return reading.asked == plan.wanted(self.request).digest and not changed
 
     def answered(self, said: Said) -> Stack:
         """The stack with what apt says on its system."""

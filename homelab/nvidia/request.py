@@ -37,7 +37,7 @@ class SystemFacts:
     host_driver: str | None = None
     loaded: str | None = None
     nouveau: bool | None = None
-    runtimes: frozenset[Runtime] | None = None
+    runtimes: tuple[Runtime, ...] | None = None
 
 
 @dataclass(frozen=True)

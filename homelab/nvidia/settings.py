@@ -30,7 +30,8 @@ BranchText = Annotated[
         'a branch ("580") or an exact version ("580.105.08"); open or proprietary is `flavour`',
     ),
 ]
-MajorText = Annotated[VersionText, Text(_WORDS, r"[0-9]{1,2}", 'a major version ("9")')]
+# The major versions that data/facts.yaml has.
+Cudnn = Annotated[Literal["9"], InWords(_WORDS), BeforeValidator(_written_as_text)]
 CudaText = Annotated[
     VersionText,
     Text(_WORDS, r"[0-9]{1,2}\.[0-9]{1,2}(?:\.[0-9])?", 'a release ("12.8") or an update of one ("12.8.1")'),
@@ -45,8 +46,6 @@ DriverText = Annotated[str, Text("version", r"[0-9]{3}(\.[0-9]{2,3}){1,2}", 'an 
 def _with_compute(value: list[Capability]) -> list[Capability]:
     if "compute" not in value:
         raise ValueError("expected compute among them: the libraries of the others load its library")
-    if len(set(value)) < len(value):
-        raise ValueError("expected each of them once")
     return value
 
 
@@ -90,7 +89,7 @@ class Nvidia(Model):
     recommended branch that suits the cards and CUDA and that packages bring; in a container the host's version."""
     cuda: CudaText | None = None
     """CUDA's toolkit: a release (`"12.8"`) or one of its updates (`"12.8.1"`). It never brings a driver."""
-    cudnn: MajorText | None = None
+    cudnn: Cudnn | None = None
     """cuDNN of a major version (`"9"`), with its headers, for the major release of `cuda`, which must be set."""
     nccl: bool = False
     """`true`: NCCL, with its headers, for the major release of `cuda`, which must be set."""

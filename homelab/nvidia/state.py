@@ -13,15 +13,14 @@ from remote_scripts.both.symptoms import Target
 
 def facts_of(reading: SystemReading, target: Target) -> SystemState:
     """The facts of a system for the state, without those that the steps themselves change."""
-    system = reading.system
     return {
-        "distribution": system.distribution,
-        "version": system.version,
-        "kernels": list(system.kernels or ()) if target == "host" else [system.running or ""],
-        "running": system.running,
-        "secure_boot": system.secure_boot,
-        "cards": list(system.cards or ()),
-        "host_driver": system.host_driver,
+        "distribution": reading.distribution,
+        "version": reading.version,
+        "kernels": list(reading.kernels) if target == "host" else [reading.running],
+        "running": reading.running,
+        "secure_boot": reading.secure_boot,
+        "cards": list(reading.cards),
+        "host_driver": reading.host_driver,
     }
 
 

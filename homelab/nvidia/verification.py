@@ -12,8 +12,8 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from dataclasses import replace
+from typing import cast
 
 from homelab.errors import HomelabError
 from homelab.facts.kernel_log import since_loaded
@@ -22,10 +22,11 @@ from homelab.nvidia.compatibility import load
 from homelab.nvidia.expected import Expected
 from homelab.shapes import CardInUse, StackInUse
 from homelab.symptoms import recognise
+from remote_scripts.both.nvidia_verification import Answer, Tried
 from remote_scripts.both.symptoms import Context, Flavour
 
-# Exit statuses: of `timeout`, and of a shell that doesn't find the program.
-_TIMED_OUT, _NO_PROGRAM = 124, 127
+# The exit status of `timeout`.
+_TIMED_OUT = 124
 # At most so many of the driver's last lines in the kernel log are searched.
 _LOG_LINES = 60
 # Messages of nvidia-smi that have many different causes.
@@ -49,43 +50,22 @@ _COLUMNS = {
 }
 
 
-@dataclass(frozen=True)
-class _ProgramResult:
-    """Exit status and output of one of the layer's programs."""
-
-    status: int
-    output: str
-
-    @property
-    def works(self) -> bool:
-        return self.status == 0
-
-
-def judge(result: Mapping[str, Any], wanted: Expected) -> tuple[StackInUse, list[HomelabError]]:
+def judge(found: Answer, wanted: Expected) -> tuple[StackInUse, list[HomelabError]]:
     """The stack in use on a system, and an error for each difference from what is expected; the first is whole with and
     without errors.
 
-    :param result: the layer's answer.
     :returns: `driver` (the loaded version), `flavour`, `gpus` (name, uuid, memory, address, computeCapability), `cuda`
         (nvcc's release), `program`, `container`, `uvm` (whether it works; None where it wasn't asked for), and the
         errors.
     """
-    parts = {
-        key: _ProgramResult(int(answer["status"]), str(answer["output"])) if (answer := result.get(key)) else None
-        for key in ("nvidia_smi", "nvcc", "program", "container", "uvm", "libraries")
-    }
-    unfetched = _unfetched_image(wanted, parts["container"])
-    if unfetched:
-        parts["container"] = None
-    smi = parts["nvidia_smi"]
-    cards = _cards_of_smi(smi.output) if smi and smi.works else []
-    nvcc = parts["nvcc"]
-    said = nvcc.output if nvcc and nvcc.works else ""
+    if unfetched := _unfetched_image(wanted, found.container):
+        found = replace(found, container=None)
+    cards = _cards_of_smi(found.nvidia_smi.output) if found.nvidia_smi.status == 0 else []
+    said = found.nvcc.output if found.nvcc and found.nvcc.status == 0 else ""
     release = match[1] if (match := re.search(r"release (\d+\.\d+)", said)) else None
-    passed = {key: None if part is None else _succeeded(key, part) for key, part in parts.items() if key in _MARKS}
-    driver = cards[0]["driver"] if cards else result.get("loaded") or None
-    specification, outdated = _specification(wanted, result.get("cdi"), driver)
-    load_results = _load_results(parts["libraries"]) if cards else {}
+    driver = cards[0]["driver"] if cards else found.loaded or None
+    specification, outdated = _specification(wanted, found.cdi, driver)
+    load_results = _load_results(found.libraries) if cards else {}
     interface = re.search(r"NVENC (\d+\.\d+)", load_results.get("libnvidia-encode.so.1", ""))
     works: dict[str, bool | None] = {}
     for capability in ("video", "graphics"):
@@ -100,12 +80,12 @@ def judge(result: Mapping[str, Any], wanted: Expected) -> tuple[StackInUse, list
     }
     output: StackInUse = {
         "driver": driver,
-        "flavour": result.get("flavour") or None,
+        "flavour": found.flavour or None,
         "gpus": [cast("CardInUse", {key: card[key] for key in CardInUse.__annotations__}) for card in cards],
         "cuda": release,
-        "program": passed["program"],
-        "container": passed["container"],
-        "uvm": passed["uvm"],
+        "program": _succeeded("program", found.program),
+        "container": _succeeded("container", found.container),
+        "uvm": _succeeded("uvm", found.uvm),
         "video": works["video"],
         "nvenc": interface[1] if interface else None,
         "graphics": works["graphics"],
@@ -114,27 +94,25 @@ def judge(result: Mapping[str, Any], wanted: Expected) -> tuple[StackInUse, list
         "cdi": specification,
         "unchecked": unfetched,
     }
-    errors = list(_errors(result, wanted, parts, cards, release))
+    errors = list(_errors(found, wanted, cards, release))
     # A container that failed for this reason has the same error.
     if outdated and not any("CDI specification" in error.wanted for error in errors):
         errors.append(outdated)
     if cards:
-        errors += _cuda_libraries(wanted, parts["libraries"], load_results)
-        errors += _libraries(wanted, parts, load_results, output)
+        errors += _libraries(wanted, found, load_results)
     return output, _unique(errors)
 
 
-def _unfetched_image(wanted: Expected, container: _ProgramResult | None) -> list[str]:
+def _unfetched_image(wanted: Expected, container: Tried | None) -> list[str]:
     """Sentences on the trial in a container that couldn't be made, as its image couldn't be fetched, which is no
     failure of card or toolkit; else empty."""
     if container is None or _succeeded("container", container):
         return []
-    message = next((line.strip() for line in container.output.splitlines() if _NO_IMAGE.search(line)), None)
-    if message is None:
-        return []
+    messages = [line.strip() for line in container.output.splitlines() if _NO_IMAGE.search(line)]
     return [
         f"a container of {wanted.runtime or 'the engine'}, since its image could not be fetched (nvidia.proxy is "
         f"for a way through a proxy): {message[-300:]}"
+        for message in messages[:1]
     ]
 
 
@@ -166,8 +144,9 @@ def _device(text: str | None) -> str | None:
     return f"{match[2]}:{match[1]}".lower() if match else None
 
 
-def _succeeded(key: str, part: _ProgramResult) -> bool:
-    return part.works and _MARKS[key] in part.output
+def _succeeded(key: str, part: Tried | None) -> bool | None:
+    """Whether a program has worked; None where it wasn't asked for."""
+    return None if part is None else part.status == 0 and _MARKS[key] in part.output
 
 
 # What the output of a program that works contains.
@@ -230,70 +209,52 @@ _REFUSED = {
 
 
 def _errors(
-    result: Mapping[str, Any],
-    wanted: Expected,
-    parts: Mapping[str, _ProgramResult | None],
-    cards: Sequence[Mapping[str, str | None]],
-    release: str | None,
+    found: Answer, wanted: Expected, cards: Sequence[Mapping[str, str | None]], release: str | None
 ) -> Iterator[HomelabError]:
-    flavours: dict[object, Flavour] = {"open": "open", "proprietary": "proprietary"}
-    context = replace(wanted.context, flavour=flavours.get(result.get("flavour")))
+    context = replace(wanted.context, flavour=cast("Flavour | None", found.flavour or None))
     if cards:
-        yield from _driver_and_cards(wanted, result, cards)
+        yield from _driver_and_cards(wanted, found, cards)
     else:
-        log = since_loaded(str(result.get("kernel_log") or ""))[-_LOG_LINES:]
-        yield from _no_cards(parts["nvidia_smi"] or _ProgramResult(_NO_PROGRAM, ""), "\n".join(log), context)
-    nvcc = parts["nvcc"]
-    if nvcc is not None:
-        yield from _compiler(wanted, nvcc, release, context)
+        yield from _no_cards(found, context)
+    if found.nvcc:
+        yield from _compiler(wanted, found.nvcc, release, context)
     program_errors: list[HomelabError] = []
-    for key, (what, why, next_step) in _PROGRAMS.items():
-        part = parts[key]
+    for key, part in {"program": found.program, "container": found.container}.items():
         if part is None or _succeeded(key, part):
             continue
         # Nothing works without the driver, nor a program without its compiler.
-        if not cards or (key == "program" and nvcc is not None and not nvcc.works):
+        if not cards or (key == "program" and found.nvcc and found.nvcc.status):
             continue
+        what, why, next_step = _PROGRAMS[key]
         program_errors += recognise(part.output, context) or [
             _unrecognised(f"{wanted.name}: {what}", part, why, next_step)
         ]
-    devices = parts["uvm"]
-    if devices and not devices.works and cards:
+    if found.uvm and found.uvm.status and cards:
         # The kernel's reason for a device node tells more than the CUDA program, which failed for the same one.
         program_errors = [error for error in program_errors if not error.wanted.endswith("/dev/nvidia-uvm")]
-        yield _refused(wanted, devices)
+        yield _refused(wanted, found.uvm)
     yield from program_errors
-    if (container := parts["container"]) and _succeeded("container", container):
-        yield from _cards_of_container(wanted, container, cards)
+    if found.container and _succeeded("container", found.container):
+        yield from _cards_of_container(wanted, found.container, cards)
 
 
-def _no_cards(smi: _ProgramResult, log: str, context: Context) -> Iterator[HomelabError]:
-    """Why nvidia-smi lists no card.
-
-    :param log: the kernel log since the module was loaded, which is searched too where nvidia-smi's message is vague.
-    """
+def _no_cards(found: Answer, context: Context) -> list[HomelabError]:
+    """Why nvidia-smi lists no card: by the kernel's log since the module was loaded, too, where its own message is
+    vague."""
+    smi, log = found.nvidia_smi, "\n".join(since_loaded(found.kernel_log)[-_LOG_LINES:])
     vague = smi.status == _TIMED_OUT or any(text in smi.output for text in _VAGUE_MESSAGES)
-    errors = recognise(f"{log}\n{smi.output}" if vague else smi.output, context)
-    if errors:
-        yield from errors
-    elif smi.status == _NO_PROGRAM:
-        yield HomelabError(
-            wanted=f"{context.name}: nvidia-smi",
-            found="it isn't installed",
-            why="the driver's libraries and tools come together; something removed them, or their installation "
-            "broke off",
-            next="run `pulumi up --refresh`: it installs what is missing",
-        )
-    else:
-        yield _unrecognised(
+    return recognise(f"{log}\n{smi.output}" if vague else smi.output, context) or [
+        _unrecognised(
             f"{context.name}: nvidia-smi that lists the cards",
             smi,
             "nothing could use them",
-            "run `nvidia-smi` there and read `dmesg | grep NVRM`; then `pulumi up` verifies it again",
+            "run `pulumi up --refresh`, which installs what is missing; else run `nvidia-smi` there and read "
+            "`dmesg | grep NVRM`",
         )
+    ]
 
 
-def _unrecognised(wanted: str, part: _ProgramResult, why: str, next_step: str) -> HomelabError:
+def _unrecognised(wanted: str, part: Tried, why: str, next_step: str) -> HomelabError:
     """The error for a failure without a known symptom."""
     if part.status == _TIMED_OUT:
         return HomelabError(
@@ -309,7 +270,7 @@ def _unrecognised(wanted: str, part: _ProgramResult, why: str, next_step: str) -
     return HomelabError(wanted=wanted, found=f"status {part.status}: {quoted}", why=why, next=next_step)
 
 
-def _refused(wanted: Expected, devices: _ProgramResult) -> HomelabError:
+def _refused(wanted: Expected, devices: Tried) -> HomelabError:
     """The error for device nodes that an ordinary user can't open; its reason is the first one's."""
     lines = [line for line in devices.output.splitlines() if line.strip() and not line.endswith(": opened")]
     reason = next((word for word in _REFUSED if lines and word in lines[0]), None)
@@ -328,9 +289,9 @@ def _refused(wanted: Expected, devices: _ProgramResult) -> HomelabError:
 
 
 def _driver_and_cards(
-    wanted: Expected, result: Mapping[str, Any], cards: Sequence[Mapping[str, str | None]]
+    wanted: Expected, found: Answer, cards: Sequence[Mapping[str, str | None]]
 ) -> Iterator[HomelabError]:
-    driver = cards[0]["driver"] or str(result.get("loaded") or "")
+    driver = cards[0]["driver"] or found.loaded
     if driver != wanted.driver:
         yield HomelabError(
             wanted=f"{wanted.name}: driver {wanted.driver}",
@@ -339,11 +300,10 @@ def _driver_and_cards(
             "installed",
             next="reboot it, then `pulumi up --refresh`; `dpkg -l '*nvidia*'` there shows what is installed",
         )
-    flavour = result.get("flavour")
-    if wanted.flavour and flavour and flavour != wanted.flavour:
+    if wanted.flavour and found.flavour and found.flavour != wanted.flavour:
         yield HomelabError(
             wanted=f"{wanted.name}: the {wanted.flavour} kernel modules",
-            found=f"the {flavour} ones are loaded",
+            found=f"the {found.flavour} ones are loaded",
             why="open and proprietary modules differ in the cards that they know",
             next="reboot it, then `pulumi up --refresh`, which installs those that are wanted",
         )
@@ -364,99 +324,99 @@ def _models(wanted: Expected, cards: Sequence[Mapping[str, str | None]]) -> Iter
     texts = ", ".join(f"{generation(card.partition(':')[2].lower()).name} ({card})" for card in wanted.cards)
     seen = [(f"{card['name']} ({card['device'] or card['address']})", card["address"]) for card in cards]
     listed = ", ".join(told_apart(seen))
-    some_missing = len(cards) < len(wanted.cards)
     yield HomelabError(
         wanted=f"{wanted.name}: {len(wanted.cards)} card(s): {texts}",
         found=f"{len(cards)} in nvidia-smi: {listed}",
-        why="a card that is missing isn't given to this system, or doesn't start"
-        if some_missing
-        else "programs would use other cards than those that were meant",
+        why="a card that is missing isn't given to this system, or doesn't start; programs would use other cards than "
+        "those that were meant",
         next="in its host's settings look at gpuAssignment (vms.…, containers.…) and `lspci -nn -d 10de:`; for a "
         "missing one read `dmesg | grep NVRM`",
     )
 
 
-def _compiler(wanted: Expected, nvcc: _ProgramResult, release: str | None, context: Context) -> Iterator[HomelabError]:
+def _compiler(wanted: Expected, nvcc: Tried, release: str | None, context: Context) -> Iterator[HomelabError]:
+    what = f"{wanted.name}: nvcc of CUDA {wanted.cuda}"
     if release is None:
-        missing = nvcc.status in (_NO_PROGRAM, 126)
-        errors = recognise(nvcc.output, context)
         short = "-".join((wanted.cuda or "").split(".")[:2])
-        generic = HomelabError(
-            wanted=f"{wanted.name}: nvcc of CUDA {wanted.cuda}",
-            found="it isn't there"
-            if missing
-            else f"status {nvcc.status}: {nvcc.output.strip()[-400:] or 'nothing was said'}",
-            why="CUDA programs are compiled with it",
-            next="run `pulumi up --refresh`: it installs what is missing of CUDA's packages; files of theirs that were "
-            f"removed by hand come back by `apt-get install --reinstall cuda-nvcc-{short}` there",
+        again = (
+            "run `pulumi up --refresh`: it installs what is missing of CUDA's packages; files of theirs that were "
+            f"removed by hand come back by `apt-get install --reinstall cuda-nvcc-{short}` there"
         )
-        yield from errors or [generic]
+        yield from recognise(nvcc.output, context) or [
+            _unrecognised(what, nvcc, "CUDA programs are compiled with it", again)
+        ]
     elif wanted.cuda and release.split(".") != wanted.cuda.split(".")[:2]:
         yield HomelabError(
-            wanted=f"{wanted.name}: CUDA {wanted.cuda}",
+            wanted=what,
             found=f"nvcc is of {release}",
             why="what it compiles could be for other cards and drivers than those that were meant",
             next="run `pulumi up --refresh`; other releases may stay installed beside the wanted one",
         )
 
 
-def _load_results(part: _ProgramResult | None) -> dict[str, str]:
+def _load_results(part: Tried | None) -> dict[str, str]:
     """Soname -> the result of loading it: `loaded`, perhaps with its version, or the loader's error."""
     lines = part.output.splitlines() if part else []
     return {match[1]: match[2] for line in lines if (match := re.match(r"(lib\S+\.so\.\d+): (.+)", line))}
 
 
-def _libraries(
-    wanted: Expected,
-    parts: Mapping[str, _ProgramResult | None],
-    load_results: Mapping[str, str],
-    output: StackInUse,
-) -> Iterator[HomelabError]:
-    """Errors for the libraries of the driver's capabilities, on the system and in a container."""
-    texts = {"video": "NVENC and NVDEC", "graphics": "EGL, OpenGL and Vulkan"}
-    states = {"video": output.get("video"), "graphics": output.get("graphics")}
-    part = parts["libraries"]
-    for capability, works in states.items():
-        names = load().libraries([capability])
-        failures = [
-            f"{name}: {load_results[name]}"
-            for name in names
-            if not load_results.get(name, "loaded").startswith("loaded")
-        ]
-        what = f"{wanted.name}: the libraries of {texts[capability]}, loaded"
-        if works is None and capability in wanted.demanded and part is not None:
-            yield _unrecognised(
-                what, part, "programs could not use them", "run `pulumi up --refresh`: it installs them again"
-            )
-        elif works is False:
-            missing = any(_NOT_THERE in line for line in failures)
+def _libraries(wanted: Expected, found: Answer, load_results: Mapping[str, str]) -> Iterator[HomelabError]:
+    """Errors for the libraries of the driver's capabilities, for cuDNN and NCCL, and for the same in a container."""
+    major = (wanted.cuda or "").partition(".")[0]
+    expected = [
+        (f"{name} of {texts}", name, capability in wanted.demanded)
+        for capability, texts in {"video": "NVENC and NVDEC", "graphics": "EGL, OpenGL and Vulkan"}.items()
+        for name in load().libraries([capability])
+    ]
+    expected += [(f"{name} of CUDA {major}", name, True) for name in wanted.libraries]
+    for what, name, is_demanded in expected:
+        state = load_results.get(name)
+        if state is None:
+            if is_demanded and found.libraries:
+                again = "run `pulumi up --refresh`: it installs it again"
+                yield _unrecognised(
+                    f"{wanted.name}: {what}, loaded", found.libraries, "programs could not use it", again
+                )
+        elif (fault := _fault(state, major)) and (is_demanded or _NOT_THERE not in state):
+            why, next_step = fault
             yield HomelabError(
-                wanted=what,
-                found="; ".join(failures),
-                why="a library that isn't there, or one that it needs, was removed since, or never installed"
-                if missing
-                else "the loader refuses a library that isn't whole, or that has another version than those beside it",
-                next="run `pulumi up --refresh`: it installs what is missing",
+                wanted=f"{wanted.name}: {what}, loaded", found=f"{name}: {state}", why=why, next=next_step
             )
-        refused = [name for name in names if load_results.get(name, "").startswith("loaded, NVENC error")]
-        if refused:
-            yield HomelabError(
-                wanted=f"{wanted.name}: the newest version of NVENC's interface",
-                found=f"{refused[0]}: {load_results[refused[0]].partition(', ')[2]}",
-                why="the library is there and doesn't answer: programs could not encode video",
-                next="run `pulumi up --refresh`: it looks whether the library is of the loaded driver's version",
-            )
-    if (container := parts["container"]) and _succeeded("container", container):
-        lacking = {name: state for name, state in _load_results(container).items() if not state.startswith("loaded")}
-        if lacking:
-            yield HomelabError(
-                wanted=f"{wanted.name}: the driver's libraries in a container that asks for them "
-                "(NVIDIA_DRIVER_CAPABILITIES)",
-                found="; ".join(f"{name}: {state}" for name, state in lacking.items()),
-                why="they load on the system itself: the CDI specification is from before they were installed, or "
-                "the toolkit doesn't find them",
-                next="run `pulumi up --refresh`: it makes the specification again",
-            )
+    inside = _load_results(found.container) if _succeeded("container", found.container) else {}
+    if lacking := [f"{name}: {state}" for name, state in inside.items() if not state.startswith("loaded")]:
+        yield HomelabError(
+            wanted=f"{wanted.name}: the driver's libraries in a container that asks for them "
+            "(NVIDIA_DRIVER_CAPABILITIES)",
+            found="; ".join(lacking),
+            why="they load on the system itself: the CDI specification is from before they were installed, or "
+            "the toolkit doesn't find them",
+            next="run `pulumi up --refresh`: it makes the specification again",
+        )
+
+
+def _fault(state: str, major: str) -> tuple[str, str] | None:
+    """Why a library doesn't serve, and what to do; None: it does.
+
+    :param state: of `_load_results`.
+    :param major: the wanted CUDA's.
+    """
+    if not state.startswith("loaded"):
+        return (
+            "it, or one that it needs, was removed since, or never installed"
+            if _NOT_THERE in state
+            else "the loader refuses a library that isn't whole, or that has another version than those beside it"
+        ), "run `pulumi up --refresh`: it installs what is missing"
+    if "NVENC error" in state:
+        return (
+            "the library is there and doesn't answer: programs could not encode video",
+            "run `pulumi up --refresh`: it looks whether the library is of the loaded driver's version",
+        )
+    if (match := re.search(r"for CUDA (\d+)", state)) and match[1] != major:
+        return (
+            "one that is made for another major release of CUDA needs that release's libraries",
+            "run `pulumi up --refresh`: it installs the one of this release; remove the other one if you installed it",
+        )
+    return None
 
 
 def _specification(wanted: Expected, cdi: str | None, driver: str | None) -> tuple[str | None, HomelabError | None]:
@@ -481,37 +441,8 @@ def _specification(wanted: Expected, cdi: str | None, driver: str | None) -> tup
     )
 
 
-def _cuda_libraries(
-    wanted: Expected, part: _ProgramResult | None, load_results: Mapping[str, str]
-) -> Iterator[HomelabError]:
-    """Errors for cuDNN and NCCL: not loaded, or of another major release of CUDA than the wanted one."""
-    major = (wanted.cuda or "").partition(".")[0]
-    for name in wanted.libraries:
-        state = load_results.get(name)
-        what = f"{wanted.name}: {name} of CUDA {major}, loaded"
-        if state is None and part is not None:
-            yield _unrecognised(
-                what, part, "programs could not use it", "run `pulumi up --refresh`: it installs it again"
-            )
-        elif state is not None and not state.startswith("loaded"):
-            yield HomelabError(
-                wanted=what,
-                found=state,
-                why="it was removed since, or isn't whole: programs that compute with it don't start",
-                next="run `pulumi up --refresh`: it installs what is missing",
-            )
-        elif state and (match := re.search(r"for CUDA (\d+)", state)) and match[1] != major:
-            yield HomelabError(
-                wanted=what,
-                found=state.partition(", ")[2],
-                why="one that is made for another major release of CUDA needs that release's libraries",
-                next="run `pulumi up --refresh`: it installs the one of this release; remove the other one if you "
-                "installed it",
-            )
-
-
 def _cards_of_container(
-    wanted: Expected, container: _ProgramResult, cards: Sequence[Mapping[str, str | None]]
+    wanted: Expected, container: Tried, cards: Sequence[Mapping[str, str | None]]
 ) -> Iterator[HomelabError]:
     listed = len(re.findall(r"^GPU \d+:", container.output, re.MULTILINE))
     if not cards or listed == len(cards):

@@ -46,12 +46,10 @@ def parse(text: str) -> Version:
     return Version(tuple(int(number) for number in text.split(".")), text)
 
 
-def fits(version: Version | None, wanted: Version) -> bool:
-    """Is a driver's version the wanted one, or, where a branch is wanted (580), of that branch? None, no version, fits
-    nothing. (On a system: `fits` in remote_scripts/nvidia/driver.py.)
+def fits(version: Version, wanted: Version) -> bool:
+    """Is a driver's version the wanted one, or, where a branch is wanted (580), of that branch? (On a system: `fits` in
+    remote_scripts/nvidia/driver.py.)
     """
-    if version is None:
-        return False
     return version.major == wanted.major if wanted.is_branch else version == wanted
 
 

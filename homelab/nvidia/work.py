@@ -22,6 +22,8 @@ from homelab.text import tell
 from homelab.work.base import raised
 from homelab.work.systems import Reached, SystemWork
 from remote_scripts.both.nothing import Wanted
+from remote_scripts.both.nvidia_verification import Answer
+from remote_scripts.tools.plain import of_plain
 
 
 class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
@@ -181,10 +183,10 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
         settings = settings.model_copy(update={"timeouts": timeouts, "proxy": stack.proxy if stack else None})
         expected = Expected(**inputs.wanted)
         wanted = steps.verification(settings, expected)
-        answer = reached.ask("apply", "nvidia_verification", wanted, proxy=settings.proxy_address)
-        result, errors = verification.judge(answer, expected)
-        if answer.get("update") == "tried" and stack is not None:
-            errors = self._end_update(inputs, stack, errors, works=answer["nvidia_smi"]["status"] == 0)
+        found = of_plain(Answer, reached.ask("apply", "nvidia_verification", wanted, proxy=settings.proxy_address))
+        result, errors = verification.judge(found, expected)
+        if found.update == "tried" and stack is not None:
+            errors = self._end_update(inputs, stack, errors, works=found.nvidia_smi.status == 0)
         raise_all(errors)
         for what in result["unchecked"]:
             tell(f"{inputs.system_name}: not checked: {what}")
@@ -203,8 +205,8 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
         answer = reached.ask("apply" if works else "revert", "driver_update", wanted, proxy=stack.proxy_address)
         if not answer["old"]:
             return errors
-        tell(f"{inputs.system_name}: the driver {answer['old']} is back: {answer['now']}")
         back = f"the driver {answer['old']} is back: {answer['now']}"
+        tell(f"{inputs.system_name}: {back}")
         return [
             error.retold(
                 why=f"{error.why}; the update is given up",

@@ -45,7 +45,7 @@ def describe(
     """
     lines = [files.describe(host)] if host.downloads else []
     keeping = [f"vms.{guest}.gpus ({use.gpu})" for guest, vm in vms.items() for use in vm.gpus if use.driver == "keep"]
-    errors = [error for place in keeping for error in options.refused(facts, place, options.KEEP)]
+    errors = [error for place in keeping for error in options.keep_refused(facts, place)]
     errors += _split_groups(facts, want, vms)
     for guest, vm in vms.items():
         wish = wish_of(guest, vm, host, want.gpus)

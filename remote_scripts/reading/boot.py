@@ -10,7 +10,7 @@ from remote_scripts.reading.answer import CommandLines
 from remote_scripts.reading.source import Source, lines_of
 
 # Their versions decide which options of cards Proxmox VE knows, and what runs in containers.
-_PACKAGES = ("pve-manager", "qemu-server", "libpve-guest-common-perl", "lxc-pve")
+_PACKAGES = ("pve-manager", "qemu-server", "lxc-pve")
 
 
 def loader(source: Source) -> Found:

@@ -20,6 +20,7 @@ from homelab.remote.scripts import answer
 from lab.api.guest_system import environment_of
 from remote_scripts.both import nvidia_verification, read_system
 from remote_scripts.both.nvidia_packages import Answer
+from remote_scripts.tools.plain import of_plain
 from tests import forked_agent
 from tests.boot_layers import Asked
 from tests.lab.guest_kit import NODES, Vm, emptied, scenario
@@ -84,9 +85,9 @@ class Machine:
         """A layer of the agent."""
         return forked_agent.asked(self.environment(), verb, layer, wanted, ctid=self.ctid)
 
-    def verify(self, wanted: nvidia_verification.Wanted) -> dict[str, Any]:
+    def verify(self, wanted: nvidia_verification.Wanted) -> nvidia_verification.Answer:
         """What the stack is seen to do."""
-        return self.answer("apply", Asked("nvidia_verification", wanted))
+        return of_plain(nvidia_verification.Answer, self.answer("apply", Asked("nvidia_verification", wanted)))
 
     def read(self, **wanted: Any) -> SystemReading:
         """A reading."""

@@ -37,7 +37,7 @@ def test_a_vm(kept_systems: KeptSystems, distribution: str) -> None:
     assert system.secure_boot is False and system.mok_enrolled is None
     assert set(system.cards or ()) >= {"10de:2b85"}
     assert (system.loaded, system.nouveau) == ("", distribution == WITH_NOUVEAU)
-    assert system.host_driver is None and system.runtimes == frozenset()
+    assert system.host_driver is None and system.runtimes == ()
 
 
 def test_a_vms_secure_boot_its_key_and_the_runtimes_that_packages_bring(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_vm_gets_the_driver_without_a_reboot_and_is_given_back(tmp_path: Path)
     # The card stays initialised: at once, and after each boot.
     assert vm.output(PERSISTENCE) == "Enabled\n"
     reading = vm.read()
-    assert reading.system.loaded == answer["version"] and reading.steps == {"packages"} and not reading.drift
+    assert reading.system.loaded == answer["version"] and reading.steps == ("packages",) and not reading.drift
     vm.reboot()
     assert vm.output(PERSISTENCE) == "Enabled\n"
     assert not vm.install()["changed"] and not vm.read().drift

@@ -52,7 +52,7 @@ def warm() -> None:
     from pulumi.runtime.proto import source_pb2
 
     from homelab import symptoms
-    from homelab.cards import consoles, graphics, resets
+    from homelab.cards import resets
     from homelab.container import libraries
     from homelab.facts import kernel_log
     from homelab.nvidia import compatibility
@@ -74,7 +74,7 @@ def warm() -> None:
     agent.put("warm")
     agent.asked("read", agent.request("read_host", Wanted()))
     agent.itself()
-    for table in (consoles.rows, resets.rows, graphics.data, kernel_log.signs, kernel_log.start_signs, libraries.data):
+    for table in (resets.rows, kernel_log.signs, kernel_log.start_signs, libraries.data):
         table()
     compatibility.load()
     symptoms.symptoms()

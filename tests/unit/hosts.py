@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from homelab.facts.host import HostFacts, parse
+from homelab.nvidia.reading import SystemReading
 from homelab.settings import Host
 from remote_scripts.notes.container_note import Cards, ContainerNote, Given
 from remote_scripts.notes.guest_note import Note, identity
@@ -75,6 +76,15 @@ NODES = {
     "nvidia0": "c3 0 666", "nvidiactl": "c3 ff 666", "nvidia-uvm": "1fc 0 666", "nvidia-uvm-tools": "1fc 1 666",
     "nvidia-caps/nvidia-cap1": "1ff 1 400",
 }  # fmt: skip
+
+
+def seen(**changes: Any) -> SystemReading:
+    """A reading of a system without anything of NVIDIA's, with changes."""
+    unknown = dict.fromkeys(("distribution", "version", "secure_boot", "mok_enrolled", "host_driver"))
+    none = dict.fromkeys(("kernels", "cards", "steps", "drift"), ())
+    texts = {"boot_id": "1", "architecture": "x86_64", "running": "", "loaded": ""}
+    bare: dict[str, Any] = {**unknown, **none, **texts, "nouveau": False, "runtimes": ("docker",)}
+    return SystemReading(**(bare | changes))
 
 
 def device_nodes(nodes: dict[str, str]) -> dict[str, Device]:

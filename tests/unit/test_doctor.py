@@ -18,14 +18,13 @@ from homelab.errors import HomelabError
 from homelab.facts.guests import GuestConfig
 from homelab.findings import Finding, Stage, Turn
 from homelab.host import plan
-from homelab.nvidia import preview, request, state
-from homelab.nvidia.reading import SystemReading
+from homelab.nvidia import preview, state
 from homelab.nvidia.work import NvidiaSystemWork
 from homelab.settings import Host, Vm
 from remote_scripts.tools.plain import of_plain
 from tests.conftest import shared
 from tests.rows import rows
-from tests.unit.hosts import NODES, desktop, device, device_nodes, gpu, settings, vm_note
+from tests.unit.hosts import NODES, desktop, device, device_nodes, gpu, seen, settings, vm_note
 
 DEVICES = "Character devices:\n  1 mem\n195 nvidia\n195 nvidiactl\n226 drm\n508 nvidia-uvm\n511 nvidia-caps\n\nBlock devices:\n259 blkext\n"
 DEVICE_LINES = "".join(
@@ -596,7 +595,7 @@ def test_a_card_for_containers_that_the_driver_has_not_got(
 
 
 # -- what is installed beside what is loaded ---------------------------------------------------------------------------
-BARE = SystemReading(request.SystemFacts(), "1", frozenset(), ())
+BARE = seen()
 
 
 @pytest.mark.parametrize(
@@ -626,7 +625,7 @@ def test_refresh_preview_and_doctor_say_the_same_of_what_is_installed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     system, stack = (
-        replace(BARE, steps=frozenset(steps.split()), drift=drift),
+        replace(BARE, steps=tuple(steps.split()), drift=drift),
         {"driver": "580", "containerToolkit": "docker"},
     )
     seen = reading(installed=system)

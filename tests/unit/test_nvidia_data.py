@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import re
+from typing import get_args
 
 import pytest
 
 from docs.tables.nvidia import all_tables, pages, written
 from homelab.nvidia.compatibility import FILE, Distribution, Generation, load
+from homelab.nvidia.settings import Cudnn
 from homelab.nvidia.versions import fits, flavour_of_kernel, of_kernel, parse, reaches
 from tests.rows import rows
 
@@ -17,6 +19,11 @@ DATA = load()
 
 def test_only_a_pinned_image_is_run() -> None:
     assert "@sha256:" in DATA.toolkit.image
+
+
+def test_each_cudnn_of_the_settings_has_its_packages() -> None:
+    known = [row.version for row in DATA.cuda_libraries if row.name == "cudnn"]
+    assert known == [*get_args(get_args(Cudnn)[0])]
 
 
 @rows("row", DATA.generations, ids=lambda row: row.name)
@@ -134,7 +141,7 @@ def test_versions_are_compared_as_numbers() -> None:
 def test_a_branch_is_each_of_its_releases_and_counts_as_its_newest() -> None:
     assert fits(parse("580.105.08"), parse("580")) and not fits(parse("580.105.08"), parse("580.105"))
     assert reaches(parse("580"), parse("580.105.08")) and not reaches(parse("580.65.06"), parse("580.105.08"))
-    assert not reaches(parse("580"), parse("590")) and not fits(None, parse("580"))
+    assert not reaches(parse("580"), parse("590"))
 
 
 @rows(

@@ -54,6 +54,7 @@ def test_a_number_is_the_text_that_it_was() -> None:
         ({"driver": True}, "valid string"),
         ({"cuda": "12"}, "a release"),
         ({"cuda": "12-8"}, "a release"),
+        ({"cuda": "12.8", "cudnn": "8"}, "'9'"),
         ({"containerToolkit": "lxd"}, "'docker', 'podman' or 'k3s'"),
         ({"flavour": "closed"}, "'auto', 'open' or 'proprietary'"),
         ({"onDestroy": "remove"}, "'keep' or 'purge'"),

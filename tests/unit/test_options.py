@@ -13,11 +13,10 @@ from homelab.host import gates, plan
 from homelab.settings import Vm
 from homelab.vm import preview as vm_preview
 from homelab.vm.cards import VmCard
-from tests.rows import rows
 from tests.unit.hosts import desktop, device, settings
 from tests.unit.test_card_mapping import Api
 
-NEW = {"qemu-server": "9.0.25", "libpve-guest-common-perl": "6.0.2"}
+NEW = {"qemu-server": "9.0.25"}
 
 
 def split(packages: dict[str, str]) -> HostFacts:
@@ -25,14 +24,8 @@ def split(packages: dict[str, str]) -> HostFacts:
     return desktop(owner, device("0000:41:00.1", "8086:56c0", "038000", 31, physfn="0000:41:00.0"), packages=packages)
 
 
-@rows(
-    ("version", "known"),
-    [("5.1.7", True), ("5.2.2", True), ("6.0", True), ("5.1.6", False), ("5.1", False), ("4.9.9", False), ("", False)],
-)
-def test_a_mapping_is_for_live_migration_where_proxmox_ve_knows_it(version: str, known: bool) -> None:
-    vf = settings({"vf": {"address": "0000:41:00.1", "liveMigration": True}})
-    facts = split({"libpve-guest-common-perl": version} if version else {})
-    assert (gates.check(facts, vf)[1] == []) is known
+def test_a_virtual_functions_mapping_may_be_for_live_migration() -> None:
+    assert gates.check(split(NEW), settings({"vf": {"address": "0000:41:00.1", "liveMigration": True}}))[1] == []
 
 
 def test_a_whole_card_cant_be_migrated_while_its_vm_runs() -> None:
@@ -41,7 +34,7 @@ def test_a_whole_card_cant_be_migrated_while_its_vm_runs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "known"), [("9.0.25", True), ("9.1.0~1", True), ("9.0.24", False), ("8.4.5", False)]
+    ("version", "known"), [("9.0.25", True), ("9.1.0~1", True), ("9.0.24", False), ("8.4.5", False), ("", False)]
 )
 def test_a_driver_is_kept_where_proxmox_ve_knows_it(version: str, known: bool) -> None:
     facts, host = split({"qemu-server": version}), settings({"vf": {"address": "0000:41:00.1"}})

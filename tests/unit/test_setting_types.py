@@ -302,12 +302,6 @@ def test_a_new_container_is_unprivileged_and_has_its_name() -> None:
     assert made.configuration("ai") == {"hostname": "b", "unprivileged": "0", "ostemplate": TEMPLATE}
 
 
-@rows("kept", range(0, len(KEY.split()[1]), 7))
-def test_a_host_key_that_was_cut_short_is_a_sentence(kept: int) -> None:
-    cut = f"ssh-ed25519 {KEY.split()[1][:kept]}"
-    assert "expected a public key" in refused(one_host(ssh={"hostKey": cut, "agent": True}))
-
-
 @rows(
     "url",
     [
@@ -319,8 +313,6 @@ def test_a_host_key_that_was_cut_short_is_a_sentence(kept: int) -> None:
         "https://m.lan/cuda?x=1",
         "https://m.lan/$(reboot)",
         "https://m.lan/`reboot`",
-        "https://m.lan:0/cuda",
-        "https://m.lan:99999/cuda",
         "https:///cuda",
         "file:///cuda",
         "ftp://m.lan/cuda",
