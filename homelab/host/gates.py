@@ -153,20 +153,15 @@ def named_functions(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterato
     graphics function is among them."""
     if not gpu.functions:
         return
-    around = {device.address: device for device in facts.around(slot)}
-    display = next((device for device in around.values() if device.is_display), None)
-    wrong = []
-    for address in gpu.functions:
-        device = facts.by_address.get(address)
-        if device is None:
-            wrong.append(f"{address} is not there")
-        elif address not in around:
-            wrong.append(
-                f"{facts.describe(device)} is neither in the card's slot nor behind a switch on the card, or it is a "
-                "bridge or a virtual function (SR-IOV)"
-            )
-    if display is not None and display.address not in gpu.functions:
-        wrong.append(f"the graphics function, {display.address}, is not among them")
+    around = [device.address for device in facts.around(slot)]
+    display = [device.address for device in facts.around(slot) if device.is_display][:1]
+    wrong = [
+        f"{address} is not there, or neither in the card's slot nor behind a switch on the card, or it is a bridge or "
+        "a virtual function (SR-IOV)"
+        for address in gpu.functions
+        if address not in around
+    ]
+    wrong += [f"the graphics function, {one}, is not among them" for one in display if one not in gpu.functions]
     if not wrong:
         return
     yield HomelabError(
@@ -195,18 +190,6 @@ def one_function(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[
         f">/sys/bus/pci/devices/{shared[0].address}/sriov_numvfs`; a module's option such as i915.max_vfs, "
         f"sysfs.conf), or give one of them to the VM: gpus.{name}.address with its address",
     )
-
-
-def virtual_function(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
-    """A gate: a virtual function (SR-IOV) is given away under a running IOMMU."""
-    if slot in facts.by_address and not facts.iommu.groups:
-        yield HomelabError(
-            wanted=f"gpus.{name} ({facts.card(slot)}), a virtual function, for a VM",
-            found="the host has no IOMMU groups yet",
-            why="Proxmox VE binds a virtual function when a VM with it starts, which it can do only under a running "
-            "IOMMU",
-            next=f"run `pulumi up` with iommu.enable: true and without gpus.{name} first, then add it",
-        )
 
 
 def divided(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
@@ -412,7 +395,6 @@ def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabErr
 LEAVING = (
     named_functions,
     one_function,
-    virtual_function,
     divided,
     options.migratable,
     graphics.rebound,
