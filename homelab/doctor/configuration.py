@@ -40,13 +40,6 @@ def _not_given(case: Case) -> list[Finding]:
     if not missing:
         return []
     gives = f"its configuration gives it {names([row for row in case.given if is_gpu(row.path)]) or 'no such device'}"
-    sections = [
-        name for name, lines in case.container.parsed.elsewhere.items() if any("nvidia" in line for line in lines)
-    ]
-    if sections:
-        gives += (
-            f"; lines in the snapshot section{'s' if len(sections) > 1 else ''} {', '.join(sections)} have no effect"
-        )
     wanted = f"{case.name} given {names(missing)}"
     if case.cards.guessed:
         wanted += " (or those of the cards that it is to have)"

@@ -146,12 +146,12 @@ def test_the_same_after_a_kernel_that_gives_other_majors() -> None:
     assert "the major 234, 238" in found(report)[wanted]
 
 
-def test_what_opens_without_a_rule_is_no_finding_but_is_told() -> None:
+def test_what_opens_without_a_rule_is_no_finding() -> None:
     binds = "".join(
         f"lxc.mount.entry: /dev/{n} dev/{n} none bind,create=file\n" for n in ("nvidia0", "nvidiactl", "nvidia-uvm")
     )
     report = diagnose(reading(binds, inside(NODES)), 901)
-    assert report.well and any("can be opened although no line allows it" in note for note in report.notes)
+    assert report.well and report.tables[0].rows[0][3:7] == ["none", "no", "195:0 0666", "ok"]
 
 
 @pytest.mark.parametrize(
@@ -171,6 +171,13 @@ def test_a_rule_that_is_not_in_force_yet_asks_for_a_restart(option: str) -> None
     conf = DEVICE_LINES.replace("mode=0666", option, 1)
     report = diagnose(reading(conf, inside(NODES, "Operation not permitted", "Operation not permitted")), 901)
     assert "/dev/nvidia0: Operation not permitted, although a rule allows it" in report.findings[0].found
+
+
+@pytest.mark.parametrize("reason", ["No such device or address", "Permission denied"])
+def test_a_device_that_root_cant_open_inside_is_told_with_the_reason(reason: str) -> None:
+    seen = inside(NODES).replace("root /dev/nvidia0 ok", f"root /dev/nvidia0 {reason}")
+    (finding,) = diagnose(reading(DEVICE_LINES, seen), 901).findings
+    assert (finding.wanted, finding.found) == ("root of container 901 to open /dev/nvidia0", f"/dev/nvidia0: {reason}")
 
 
 def test_a_change_comes_before_the_restart_and_that_before_the_libraries() -> None:
