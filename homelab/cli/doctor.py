@@ -212,12 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(json.dumps(unreadable(arguments.kind, error), indent=2))
         return UNREADABLE
-    if arguments.json:
-        print(json.dumps(report.values(), indent=2))
-    elif isinstance(report, whole.Whole):
-        print(report.text(terminal.table(whole.COLUMNS, report.rows()), terminal.width(WIDTH)))
-    else:
-        print(report.text(terminal.width(WIDTH)))
+    print(json.dumps(report.values(), indent=2) if arguments.json else report.text(terminal.width(WIDTH)))
     if isinstance(report, whole.Whole) and not report.readable:
         return UNREADABLE
     return WELL if report.well else FINDINGS
