@@ -7,10 +7,9 @@ from __future__ import annotations
 import argparse
 
 from homelab.cli import stack_options
-from homelab.cli.whereabouts import named
 from homelab.doctor.stack import StackFile
 from homelab.errors import HomelabError
-from homelab.host.named import meant
+from homelab.host.named import meant, named
 from homelab.remote import ssh
 from homelab.settings import Container, Host, Vm
 from homelab.text import clean
