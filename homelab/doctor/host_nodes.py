@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from homelab.container import plan as container_plan
 from homelab.doctor.case import Case
 from homelab.doctor.devices import card_number, names
 from homelab.findings import UP, Finding
+from homelab.host import plan
 
 
 def findings(case: Case) -> list[Finding]:
@@ -20,7 +22,6 @@ def findings(case: Case) -> list[Finding]:
 
 def _no_driver(case: Case) -> Finding:
     cards = [device for device in case.reading.facts.display_devices if device.is_nvidia]
-    on = "; ".join(f"{device.address} is on {device.driver or 'no driver'}" for device in cards)
     trouble = case.reading.facts.nvidia.trouble
     cause, step = trouble if any(trouble) else ("no /proc/driver/nvidia/version", "load NVIDIA's driver on the host")
     if not cards:
@@ -34,10 +35,15 @@ def _no_driver(case: Case) -> Finding:
         step = UP
     return Finding(
         "NVIDIA's driver loaded on the host",
-        f"{cause}; {on or 'no NVIDIA card among the PCI devices'}",
+        f"{cause}; {_of_driver(case)}",
         f"containers have no driver of their own: {case.name} uses the host's",
         step,
     )
+
+
+def _of_driver(case: Case) -> str:
+    """The cards that the driver has, and who has the others."""
+    return container_plan.cards(case.reading.facts, plan.Wanted("", "", {}, []), {}).text
 
 
 def _missing_cards(case: Case) -> Iterator[Finding]:
@@ -45,18 +51,9 @@ def _missing_cards(case: Case) -> Iterator[Finding]:
     missing = sorted(case.unknown)
     if not missing:
         return
-    facts = case.reading.facts
-    has = ", ".join(f"{number} is {address}" for number, address in case.reading.cards.items())
-    away = []
-    for device in facts.display_devices:
-        if device.is_nvidia and device.address not in case.reading.cards.values():
-            users = ", ".join(str(user) for user in facts.users_of(device.slot))
-            away.append(
-                f"{device.address} is on {device.driver or 'no driver'}{f', given to {users}' if users else ''}"
-            )
     yield Finding(
         f"{', '.join(f'/dev/nvidia{number}' for number in missing)} on the host, for {case.name} ({case.cards.by})",
-        f"cards that the driver has: {has or 'none'}" + "".join(f"; {function}" for function in away),
+        _of_driver(case),
         "the numbers are the driver's own, in its order; a card on vfio-pci has none",
         "give the container a card that the host has, or give that card back to the host",
     )

@@ -233,7 +233,8 @@ def test_without_a_driver_its_cause_is_told_once() -> None:
     bound = desktop(devices=[*(one | {"driver": "vfio-pci"} for one in gpu())])
     report = diagnose(reading(DEVICE_LINES, nodes={}, driver="", facts=bound, char_devices=""), 901)
     (finding,) = report.findings
-    assert finding.found == "no /proc/driver/nvidia/version; 0000:01:00.0 is on vfio-pci"
+    has = "the driver has none; RTX 5090 [10de:2b85] at 0000:01:00 is bound to vfio-pci"
+    assert finding.found == f"no /proc/driver/nvidia/version; {has}"
     assert "use: lxc" in finding.next
     unloaded = desktop(nvidia={"trouble": ["the driver is installed and not loaded", "`modprobe nvidia`"]})
     for facts, comes, step in (
@@ -244,13 +245,14 @@ def test_without_a_driver_its_cause_is_told_once() -> None:
         cards = WantedCards([0], "x", driver_comes=comes)
         off = diagnose(reading(DEVICE_LINES, nodes={}, driver="", facts=facts, char_devices=""), 901, cards=cards)
         (finding,) = off.findings
-        assert finding.found.endswith("; 0000:01:00.0 is on nouveau") and finding.next == step
+        assert finding.found.endswith("at 0000:01:00 is on nouveau") and finding.next == step
 
 
 def test_a_card_that_the_host_lacks_is_not_asked_of_the_configuration() -> None:
     report = diagnose(reading(DEVICE_LINES), 901, cards=WantedCards([0, 7], "--gpus"))
     (finding,) = report.findings
-    assert finding.wanted.startswith("/dev/nvidia7 on the host") and "0 is 0000:01:00.0" in finding.found
+    assert finding.wanted.startswith("/dev/nvidia7 on the host")
+    assert finding.found == "the driver has 0 (RTX 5090 [10de:2b85] at 0000:01:00)"
 
 
 @pytest.mark.parametrize(
