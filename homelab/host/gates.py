@@ -29,11 +29,9 @@ def release(facts: HostFacts, _host: Host) -> Iterator[HomelabError]:
         return
     yield HomelabError(
         wanted="Proxmox VE 8.2 or later on the host",
-        found="dpkg doesn't say that it is installed" if facts.pve == "unknown" else f"Proxmox VE {facts.pve}",
+        found=f"Proxmox VE {facts.pve}",
         why="older ones lack options by which guests get their cards; nothing was changed",
-        next="finish its upgrade (`dpkg --configure -a`), then run `pulumi up` again"
-        if facts.pve == "unknown"
-        else "update the host (`apt full-upgrade`), reboot, then run `pulumi up` again",
+        next="update the host (`apt full-upgrade`), reboot, then run `pulumi up` again",
     )
 
 
