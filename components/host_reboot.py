@@ -19,7 +19,7 @@ from homelab.resources import command as remote
 from homelab.resources import limits
 from homelab.resources.system import InstalledDriver
 from homelab.settings import Host
-from homelab.shapes import BootedCard, BootedFunction, BootedHost, BootSeen, CardPlan, DeviceSeen, IommuSeen
+from homelab.shapes import BootedHost, BootSeen, CardFunction, CardPlan, DeviceSeen, IommuSeen
 from homelab.stack import Refusal
 from remote_scripts.boot.wanted_boot import Boot
 
@@ -117,8 +117,8 @@ async def _await_node(boot_of_node: pulumi.Input[BootSeen] | None) -> None:
 def _stack_output(
     *, kernel: str, boot_id: str, iommu: IommuSeen, devices: dict[str, DeviceSeen], gpus: dict[str, CardPlan]
 ) -> BootedHost:
-    cards: dict[str, BootedCard] = {}
+    cards: dict[str, CardPlan] = {}
     for name, card in gpus.items():
         seen = [{**function, **devices.get(function["address"], {})} for function in card["functions"]]
-        cards[name] = {**card, "functions": cast("list[BootedFunction]", seen)}
+        cards[name] = {**card, "functions": cast("list[CardFunction]", seen)}
     return {"kernel": kernel, "bootId": boot_id, "iommu": iommu, "gpus": cards}

@@ -210,22 +210,15 @@ def consumed(stack: str, values: Mapping[str, object]) -> Outputs:
     :raises HomelabError: they are of another version, or don't fit the models.
     """
     version = values.get("version")
-    if version is None:
-        raise HomelabError(
-            wanted=f"the outputs of a homelab stack from {stack}",
-            found=f"no `version`; there is {', '.join(sorted(values)) or 'nothing'}",
-            why="without its outputs it isn't known which cards there are, and which VM has them",
-            next=f"run `pulumi up` in {stack} to its end, or correct the stack's name",
-        )
     if version != VERSION:
-        newer = isinstance(version, int | float) and version > VERSION
+        there = f"no `version`; there is {', '.join(sorted(values)) or 'nothing'}"
         raise HomelabError(
-            wanted=f"version {VERSION} of the outputs of {stack}",
-            found=f"version {version:g}" if isinstance(version, float) else f"version {version!r}",
-            why="something in them is gone or means something else: a card might be taken from where it must not be",
-            next="update this program to the checkout that the stack was made with"
-            if newer
-            else f"run `pulumi up` in {stack} with this checkout of homelab",
+            wanted=f"version {VERSION} of a homelab stack's outputs from {stack}",
+            found=there if version is None else f"version {_whole(version)!r}",
+            why="it isn't known which cards there are, or something in them means something else: a card might be "
+            "taken from where it must not be",
+            next=f"run `pulumi up` in {stack} to its end, with the same checkout of homelab as this program's; or "
+            "correct the stack's name",
         )
     try:
         return Outputs.model_validate(values)

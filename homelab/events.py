@@ -74,29 +74,26 @@ class Summary:
 
 
 Event = Diagnostic | Step | Summary
-_ENDS = ("resOutputsEvent", "resOpFailedEvent")
 
 
 def of(raw: Any) -> Event | None:
     """An event of the engine; None: it is of a kind without a type here, or of another form."""
-    if not isinstance(raw, Mapping):
-        return None
-    for key, body in raw.items():
-        if not isinstance(body, Mapping):
-            continue
-        if key == "diagnosticEvent":
-            text = _MARKUP.sub("", str(body.get("message", "")))
-            passing = body.get("ephemeral") is True
-            return Diagnostic(str(body.get("severity", "")), clean(text).strip(), passing)
-        if key in ("resourcePreEvent", *_ENDS) and isinstance(step := body.get("metadata"), Mapping):
-            ended = key in _ENDS
-            name = clean(str(step.get("urn") or "").rpartition("::")[2])
-            return Step(str(step.get("op", "")), str(step.get("type", "")), name, ended)
-        if key == "summaryEvent":
-            changes = body.get("resourceChanges")
-            numbers = changes.items() if isinstance(changes, Mapping) else ()
-            return Summary({str(name): number for name, number in numbers if isinstance(number, int)})
+    match raw:
+        case {"diagnosticEvent": {"severity": str(severity), "message": str(message), **more}}:
+            text = clean(_MARKUP.sub("", message)).strip()
+            return Diagnostic(severity, text, more.get("ephemeral") is True)
+        case {"resourcePreEvent": {"metadata": dict(step)}}:
+            return _step(step, ended=False)
+        case {"resOutputsEvent": {"metadata": dict(step)}} | {"resOpFailedEvent": {"metadata": dict(step)}}:
+            return _step(step, ended=True)
+        case {"summaryEvent": {"resourceChanges": dict(changes)}}:
+            return Summary({name: number for name, number in changes.items() if isinstance(number, int)})
     return None
+
+
+def _step(step: Mapping[str, Any], *, ended: bool) -> Step:
+    name = clean(str(step.get("urn", "")).rpartition("::")[2])
+    return Step(str(step.get("op", "")), str(step.get("type", "")), name, ended)
 
 
 def of_line(line: bytes) -> Event | None:

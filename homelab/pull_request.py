@@ -107,9 +107,7 @@ def drawn(file: Path, outputs_of: Callable[[], Mapping[str, object]]) -> str:
     trees = []
     for name, host in found.hosts.items():
         current = of_outputs(outputs, name)
-        vms = {guest: vm for guest, vm in found.vms.items() if vm.host == name}
-        containers = {guest: container for guest, container in found.containers.items() if container.host == name}
-        planned = reading.wanted_of_outputs(outputs, name, host, vms, containers)
+        planned = reading.wanted_of_outputs(outputs, name, host, *found.guests_on(name))
         trees.append(tree.of_host(f"{name} ({host.address})", current, planned))
     return terminal.text(trees, width=terminal.WIDTH_OF_A_FILE, colours=False).rstrip()
 

@@ -23,8 +23,19 @@ Runtime = Literal["docker", "podman", "k3s"]
 Capability = Literal["compute", "video", "graphics"]
 CardUse = Literal["video", "compute"]
 
-#: A PCI function: `address` 0000:01:00.0, `id` and `subsystem` vendor:device, `class` six hexadecimal digits.
-CardFunction = TypedDict("CardFunction", {"address": str, "id": str, "subsystem": str, "class": str})
+#: A PCI function: `address` 0000:01:00.0, `id` and `subsystem` vendor:device, `class` six hexadecimal digits; of the
+#: booted host also its driver and group.
+CardFunction = TypedDict(
+    "CardFunction",
+    {
+        "address": str,
+        "id": str,
+        "subsystem": str,
+        "class": str,
+        "driver": NotRequired[str],
+        "iommuGroup": NotRequired[int | None],
+    },
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +46,8 @@ class ShutdownInputs:
     otherwise: Literal["fail", "stop"]
 
 
-class _Card(TypedDict):
-    """A card of the settings.
+class CardPlan(TypedDict):
+    """A card of the settings, as HostProbe has read it, or as it is on the booted host.
 
     `name`: its model, such as RTX 5090, empty if unknown; `path`: its slot, or its functions if other functions are in
     the slot; `keep`: whether it is handed over, and this Proxmox VE knows hostpci's driver=keep.
@@ -48,11 +59,6 @@ class _Card(TypedDict):
     use: Literal["vm", "lxc", "host", "shared"]
     iommuGroup: NotRequired[int | None]
     keep: bool
-
-
-class CardPlan(_Card):
-    """A card as HostProbe has read it."""
-
     functions: list[CardFunction]
 
 
@@ -80,33 +86,13 @@ class BootSeen(TypedDict):
     at: int
 
 
-#: A function of a card, with its driver and group on the booted host.
-BootedFunction = TypedDict(
-    "BootedFunction",
-    {
-        "address": str,
-        "id": str,
-        "subsystem": str,
-        "class": str,
-        "driver": NotRequired[str],
-        "iommuGroup": NotRequired[int | None],
-    },
-)
-
-
-class BootedCard(_Card):
-    """A card of the booted host."""
-
-    functions: list[BootedFunction]
-
-
 class BootedHost(TypedDict):
     """A verified host."""
 
     kernel: str
     bootId: str
     iommu: IommuSeen
-    gpus: dict[str, BootedCard]
+    gpus: dict[str, CardPlan]
 
 
 class OfferedCard(TypedDict):
@@ -179,15 +165,20 @@ class StackInUse(TypedDict):
     unchecked: list[str]
 
 
-class VmSeen(TypedDict):
-    """A VM as its last change left it. `gpus`: its cards, by their names in the settings; `address`: None if it isn't
-    known."""
+class _GuestSeen(TypedDict):
+    """A guest as its last change left it."""
 
     host: str
     node: str
-    vmid: int
     name: str
     state: str
+
+
+class VmSeen(_GuestSeen):
+    """A VM as its last change left it. `gpus`: its cards, by their names in the settings; `address`: None if it isn't
+    known."""
+
+    vmid: int
     gpus: list[str]
     address: NotRequired[str | None]
 
@@ -201,16 +192,12 @@ class SharedCard(TypedDict):
     nodes: list[str]
 
 
-class ContainerSeen(TypedDict):
+class ContainerSeen(_GuestSeen):
     """A container as its last change left it. `gpus`: numbers of /dev/nvidiaN; `addresses`: of these cards, on the
     host's PCI bus; `cards`: those of other makers, by their names in the settings -> their nodes; `nodes`: devices that
     were opened in it."""
 
-    host: str
-    node: str
     ctid: int
-    name: str
-    state: str
     gpus: list[int]
     addresses: list[str]
     cards: dict[str, list[str]]

@@ -6,7 +6,7 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from homelab import __version__
@@ -21,12 +21,7 @@ BROKEN_PIPE = 141
 # The same of SIGINT.
 INTERRUPTED = 130
 # Each is imported when it is run: what the others need takes a second.
-_COMMANDS = {
-    "init": ("init", "main"),
-    "doctor": ("doctor", "main"),
-    "show": ("show", "main"),
-    "report": ("report", "main"),
-}
+_COMMANDS = ("init", "doctor", "show", "report")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,10 +73,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(HELP)
         return 0 if words else 2
-    module, function = _COMMANDS[parser.parse_args(words[:1]).command]
-    command: Callable[[Sequence[str]], int] = getattr(later(f"homelab.cli.{module}"), function)
+    command = later(f"homelab.cli.{parser.parse_args(words[:1]).command}")
     try:
-        return command(words[1:])
+        return int(command.main(words[1:]))
     except HomelabError as error:
         print(error, file=sys.stderr)
         return UNREADABLE

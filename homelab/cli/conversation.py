@@ -17,10 +17,10 @@ from homelab.cli.access import Access
 from homelab.cli.project import PASSPHRASE
 from homelab.cli.pulumi import Pulumi, installed, selected_stack
 from homelab.cli.settings_file import read_settings, write_settings
-from homelab.cli.whereabouts import guests_on, named
 from homelab.errors import Declined, HomelabError, Mistake, UnreachableError, raise_all
 from homelab.facts.host import HostFacts
 from homelab.host import gates
+from homelab.host.named import named
 from homelab.init import cards as init_cards
 from homelab.init import settings as init_settings
 from homelab.init.ask import Ask, say, show
@@ -84,8 +84,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
         settings = _parsed(init_settings.values_in(text), file.name)
         host = settings.hosts[name]
         by_login = host.model_copy(update={"ssh": entry.host.ssh})
-        guests = guests_on(settings, name)
-        return host, planning.planned(name, by_login, *guests, stack=stack, facts=facts)
+        return host, planning.planned(name, by_login, *settings.guests_on(name), stack=stack, facts=facts)
 
     def meant(card: Card, others: Mapping[Card, Use] | None, text: str) -> Use:
         use = init_cards.parse_use(text, card, facts, host, own.get(card.key, {}), known)
@@ -103,7 +102,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     host, own = _as_set(entry, own_text, arguments.set, file.name, name)
     # What is refused whatever the answers are.
     raise_all(gates.check(facts, host.model_copy(update={"gpus": {}}))[1])
-    vms, containers = guests_on(before, name) if before and entry.name else ({}, {})
+    vms, containers = before.guests_on(name) if before and entry.name else ({}, {})
     guests: list[Vm | Container] = [*vms.values(), *containers.values()]
     own_gpus, known = hosts[name].gpus if entry.name else (), named(vms, containers)
     has = {key: tuple(one.guest_id for one in guests if key in one.cards) for key in own_gpus}

@@ -16,14 +16,13 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from homelab.cli import access, log, stack_options
-from homelab.cli.whereabouts import guests_on, named
 from homelab.doctor import container, stack, vm, whole
 from homelab.doctor import host as host_judge
 from homelab.doctor.devices import WantedCards
 from homelab.doctor.reading import Reading, not_here
 from homelab.doctor.report import WIDTH, Report, unreadable
 from homelab.errors import HomelabError
-from homelab.host.named import meant
+from homelab.host.named import meant, named
 from homelab.nvidia import compatibility, judge
 from homelab.remote import diagnosis, planning, ssh
 from homelab.settings import Container, Host, Settings, Vm, assigned_numbers
@@ -128,7 +127,7 @@ def _ids(arguments: argparse.Namespace, settings: Settings, name: str, host: Hos
         return [*map(int, texts)]
     facts = ssh.read(host, guests=True)
     kind = VM if arguments.kind == "vm" else CONTAINER
-    known = named(*guests_on(settings, name)), facts.guests.configs
+    known = named(*settings.guests_on(name)), facts.guests.configs
     of_kind = [[one for one in guests if (one.kind == "vm") is (kind is VM)] for guests in known]
     found = [(text, meant(text, *of_kind)) for text in texts]
     for text, ones in found:
@@ -144,7 +143,7 @@ def _judged(
 
     :param noted: PROJECT/STACK.
     """
-    vms, containers = guests_on(file.guests(), name)
+    vms, containers = file.guests().guests_on(name)
     return vms, containers, planning.judged(name, host, vms, containers, noted, reading.facts)[1]
 
 
@@ -212,12 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(json.dumps(unreadable(arguments.kind, error), indent=2))
         return UNREADABLE
-    if arguments.json:
-        print(json.dumps(report.values(), indent=2))
-    elif isinstance(report, whole.Whole):
-        print(report.text(terminal.table(whole.COLUMNS, report.rows()), terminal.width(WIDTH)))
-    else:
-        print(report.text(terminal.width(WIDTH)))
+    print(json.dumps(report.values(), indent=2) if arguments.json else report.text(terminal.width(WIDTH)))
     if isinstance(report, whole.Whole) and not report.readable:
         return UNREADABLE
     return WELL if report.well else FINDINGS

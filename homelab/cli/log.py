@@ -7,10 +7,11 @@ from __future__ import annotations
 import argparse
 
 from homelab.cli import stack_options
-from homelab.cli.whereabouts import named, of_guest
+from homelab.doctor.stack import StackFile
 from homelab.errors import HomelabError
-from homelab.host.named import meant
+from homelab.host.named import meant, named
 from homelab.remote import ssh
+from homelab.settings import Container, Host, Vm
 from homelab.text import clean
 from remote_scripts.both import read_log
 
@@ -23,24 +24,37 @@ def read(arguments: argparse.Namespace) -> str:
     file = stack_options.read(arguments)
     kind, _, name = (arguments.system or "hosts.").partition(".")
     if kind == "hosts":
-        host, ctid = file.host(name or None, arguments.identity)[1], 0
+        host, of = file.host(name or None, arguments.identity)[1], ""
     else:
-        settings, system = file.guests(), arguments.system
-        for guest in meant(system, named(settings.vms, settings.containers)):
-            system = f"{'vms' if guest.kind == 'vm' else 'containers'}.{guest.name}"
-        systems = [
-            *(f"hosts.{host_name}" for host_name in file.host_names()),
-            *(f"vms.{vm_name}" for vm_name in settings.vms),
-            *(f"containers.{container_name}" for container_name in settings.containers),
-        ]
-        if system not in systems:
-            raise HomelabError(
-                wanted=f"the log of {system}",
-                found=f"systems in {file.path}: {', '.join(systems) or 'none'}",
-                why="each log is kept on its own system, which must be in the settings",
-                next="name one of these",
-            )
-        host, ctid = of_guest(file, settings, system, arguments.identity)
-    wanted = read_log.Wanted(lines=arguments.lines, of=f"container {ctid}" if ctid else "")
+        host, of = of_guest(file, arguments.system, arguments.identity)
+    wanted = read_log.Wanted(lines=arguments.lines, of=of)
     text = clean(str(ssh.Session(host).ask("read", "read_log", wanted)["log"]))
     return text or "this program has run no long command there since its last boot, or everything was undone"
+
+
+def of_guest(file: StackFile, system: str, identity: str | None) -> tuple[Host, str]:
+    """What SSH connects to for a guest's log, and what of it is asked; empty: all of a VM.
+
+    :param identity: the private key to log in with instead of the settings' login.
+    :raises HomelabError: there is no such guest, or nothing says how to reach it.
+    """
+    settings = file.guests()
+    for one in meant(system, named(settings.vms, settings.containers)):
+        system = f"{'vms' if one.kind == 'vm' else 'containers'}.{one.name}"
+    vms = {name: vm for name, vm in settings.vms.items() if vm.ssh and vm.static_address not in (None, "agent")}
+    guests: dict[str, Vm | Container] = {f"vms.{name}": vm for name, vm in vms.items()}
+    guests |= {f"containers.{name}": container for name, container in settings.containers.items()}
+    if system not in guests:
+        systems = [*(f"hosts.{name}" for name in file.host_names()), *guests]
+        raise HomelabError(
+            wanted=f"the log of {system}",
+            found=f"systems in {file.path} with a login: {', '.join(systems)}",
+            why="each log is kept on its own system; a VM is reached by its address and ssh in the settings, not by "
+            "its guest agent",
+            next="name one of these, or set address and ssh of the VM",
+        )
+    guest = guests[system]
+    host = file.host(guest.host, identity)[1]
+    if isinstance(guest, Container):
+        return host, f"container {guest.ctid}"
+    return host.model_copy(update={"ssh": guest.ssh, "address": guest.static_address}), ""

@@ -10,7 +10,6 @@ import argparse
 from collections.abc import Sequence
 
 from homelab.cli import stack_options
-from homelab.cli.whereabouts import guests_on
 from homelab.remote import planning, ssh
 from homelab.settings import Host, Settings
 from homelab.show import reading, terminal, traits, tree
@@ -47,7 +46,7 @@ def of_host(name: str, host: Host, settings: Settings, stack: str) -> tree.TreeN
     :raises HomelabError: the host can't be read.
     """
     later = facts = ssh.read(host, guests=True, kernel_log=True)
-    vms, containers = guests_on(settings, name)
+    vms, containers = settings.guests_on(name)
     current = planned = reading.of_reading(facts, host)
     found, refused = planning.judged(name, host, vms, containers, stack, facts)
     if found:

@@ -26,8 +26,8 @@ def findings(case: Case) -> list[Finding]:
     own = [*Finding.of(*locked, stage=Stage.CONFIGURATION), *_not_given(case)]
     lacks = [[], []] if judged else [own, _not_allowed(case)]
     return [
-        *judged, *lacks[0], *_without_effect(case), *_wrong_source(case), *_not_created(case), *_sourceless(case),
-        *lacks[1], *_read_only(case), *_for_root_only(case),
+        *judged, *lacks[0], *_without_effect(case), *_wrong_source(case), *_not_created(case), *lacks[1],
+        *_for_root_only(case),
     ]  # fmt: skip
 
 
@@ -40,13 +40,6 @@ def _not_given(case: Case) -> list[Finding]:
     if not missing:
         return []
     gives = f"its configuration gives it {names([row for row in case.given if is_gpu(row.path)]) or 'no such device'}"
-    sections = [
-        name for name, lines in case.container.parsed.elsewhere.items() if any("nvidia" in line for line in lines)
-    ]
-    if sections:
-        gives += (
-            f"; lines in the snapshot section{'s' if len(sections) > 1 else ''} {', '.join(sections)} have no effect"
-        )
     wanted = f"{case.name} given {names(missing)}"
     if case.cards.guessed:
         wanted += " (or those of the cards that it is to have)"
@@ -60,24 +53,11 @@ def _not_given(case: Case) -> list[Finding]:
 
 
 def _give(case: Case, rows: list[Row]) -> str:
-    """How to give devices, in commands or lines."""
-    ctid = case.container.id
-    if case.method == "device":
-        used = {entry.line.partition(":")[0] for entry in case.container.parsed.entries if entry.method == "device"}
-        free = (f"dev{number}" for number in range(256) if f"dev{number}" not in used)
-        options = " ".join(
-            f"--{key} {shlex.quote(f'{row.path},mode=0666')}" for key, row in zip(free, rows, strict=False)
-        )
-        return f"`pct set {ctid} {options}`"
-    lines = [f"lxc.mount.entry: {row.path} {row.path[1:]} none bind,optional,create=file" for row in rows]
-    majors = sorted({row.host.major for row in rows if row.host is not None})
-    have = case.container.parsed
-    lines += [
-        f"lxc.cgroup2.devices.allow: c {major}:* rwm"
-        for major in majors
-        if not any(rule.covers(major, 0, "rw") for rule in have.rules)
-    ]
-    return "\n".join([f"put into /etc/pve/lxc/{ctid}.conf, above the first [section]:", *lines])
+    """How to give devices: by dev[n], also beside raw lines."""
+    used = {entry.line.partition(":")[0] for entry in case.container.parsed.entries if entry.method == "device"}
+    free = (f"dev{number}" for number in range(256) if f"dev{number}" not in used)
+    options = " ".join(f"--{key} {shlex.quote(f'{row.path},mode=0666')}" for key, row in zip(free, rows, strict=False))
+    return f"`pct set {case.container.id} {options}`"
 
 
 def _without_effect(case: Case) -> list[Finding]:
@@ -117,26 +97,6 @@ def _not_created(case: Case) -> list[Finding]:
     )
 
 
-def _sourceless(case: Case) -> list[Finding]:
-    """Entries whose device the host lacks, other than the needed ones: those are the host's findings; and than this
-    program's.
-    """
-    needed = {row.path for row in case.needed}
-    folders = {entry.path for entry in case.container.parsed.entries if entry.folder}
-    stays = [row.entry for row in case.given if row.entry and row.host is None and row.path not in needed | folders]
-    own = case.reading.facts.container_note(case.container.id).values
-    needed_entries = [one for one in stays if one.method != "mount-entry" or not one.optional]
-    gone = [one for one in needed_entries if one.line.partition(":")[0] not in own]
-    if not gone:
-        return []
-    return _finding(
-        "the devices that the configuration names, on the host",
-        f"not there: {', '.join(dict.fromkeys(entry.source for entry in gone))}",
-        f"{case.name} doesn't start without them",
-        "make them, or take their lines out: " + "; ".join(dict.fromkeys(entry.line for entry in gone)),
-    )
-
-
 def _not_allowed(case: Case) -> list[Finding]:
     """Devices by raw lines without a rule for the numbers that they have now."""
     rows = [row for row in case.given if row.is_barred]
@@ -167,18 +127,6 @@ def unused_rules(case: Case) -> list[Rule]:
     return [rule for rule in case.container.parsed.rules if rule.major is not None and rule.major not in majors]
 
 
-def _read_only(case: Case) -> list[Finding]:
-    rows = [row for row in case.given if row.entry and row.entry.deny_write and is_for_everybody(row.path)]
-    if not rows:
-        return []
-    return _finding(
-        f"{names(rows)} open for writing, too",
-        "; ".join(row.entry.line for row in rows if row.entry is not None),
-        "NVIDIA's libraries open a device for reading and writing, or not at all",
-        _opening(case, rows),
-    )
-
-
 def _for_root_only(case: Case) -> list[Finding]:
     rows = [row for row in case.given if is_for_everybody(row.path) and _is_closed(row)]
     if not rows:
@@ -202,14 +150,12 @@ def _for_root_only(case: Case) -> list[Finding]:
 
 
 def _opening(case: Case, rows: list[Row]) -> str:
-    """How to open dev[n] options for everybody, and for writing, with all else as it is."""
+    """How to open dev[n] options for everybody, with all else as it is."""
     options = []
     for row in rows:
         key, _, properties = row.entry.line.partition(":") if row.entry else ("", "", "")
-        mode = ["mode=0666"] if _is_closed(row) else []
-        gone = ("deny-write=", *(["mode="] if mode else []))
-        kept = [part for part in properties.strip().split(",") if not part.startswith(gone)]
-        options.append(f"--{key} {shlex.quote(','.join([*kept, *mode]))}")
+        kept = [part for part in properties.strip().split(",") if not part.startswith("mode=")]
+        options.append(f"--{key} {shlex.quote(','.join([*kept, 'mode=0666']))}")
     return f"`pct set {case.container.id} {' '.join(options)}`"
 
 

@@ -11,7 +11,7 @@ from homelab.doctor.case import Case
 from homelab.doctor.comparison import Difference, compared
 from homelab.doctor.configuration import unused_rules
 from homelab.doctor.container_findings import findings, restart_step
-from homelab.doctor.devices import COLUMNS, WantedCards, cards_of, is_gpu, rows_of
+from homelab.doctor.devices import COLUMNS, WantedCards, cards_of, rows_of
 from homelab.doctor.reading import ContainerReading, Reading, not_here
 from homelab.doctor.report import Report, Table, in_order
 from homelab.errors import HomelabError
@@ -145,17 +145,7 @@ def _notes(case: Case) -> list[str]:
     if pending := [entry.line for entry in conf.entries if entry.pending]:
         notes.append(f"pending until its next start: {'; '.join(pending)}")
     notes += [f"a rule for a major that no device of the host has: {rule.line}" for rule in unused_rules(case)]
-    open_anyway = [row.path for row in case.given if row.allowed is False and row.seen and row.seen.root == "ok"]
-    if open_anyway:
-        notes.append(
-            f"{', '.join(open_anyway)} can be opened although no line allows it: lxc takes the device rules from "
-            "unprivileged containers, on some releases"
-        )
-    notes += case.log[1]
-    extra = [row.path for row in case.rows if row.entry is None and row.seen and is_gpu(row.path)]
-    if extra:
-        notes.append(f"inside until the next restart, not by this configuration: {', '.join(extra)}")
-    return notes
+    return notes + case.log[1]
 
 
 def _steps(case: Case, findings: list[Finding]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from homelab.doctor import configuration, host_nodes, starts
 from homelab.doctor.case import Case
-from homelab.doctor.devices import is_for_everybody, names
+from homelab.doctor.devices import is_for_everybody
 from homelab.doctor.reading import OK
 from homelab.errors import HomelabError
 from homelab.findings import Finding, Stage, Turn
@@ -42,7 +42,7 @@ def _restart(case: Case) -> Iterator[Finding]:
             differences.append(f"{row.path} isn't inside")
         elif row.seen.node.numbers != row.host.numbers:
             differences.append(f"{row.path} is {row.seen.node.numbers} inside, {row.host.numbers} on the host")
-        elif row.seen.root == NOT_PERMITTED and not row.entry.deny_write:
+        elif row.seen.root == NOT_PERMITTED:
             differences.append(f"{row.path}: {NOT_PERMITTED}, although a rule allows it; does another line deny it?")
     if not differences:
         return
@@ -73,32 +73,19 @@ def _inside(case: Case) -> list[Finding]:
                 Stage.INSIDE,
             )
         ]
-    collected = []
-    dead = [row for row in case.rows if row.seen and row.seen.root == NO_DRIVER]
-    if dead:
-        collected.append(
-            Finding(
-                f"a driver behind {names(dead)}",
-                NO_DRIVER,
-                "the node is there, and no driver has a card of its number: the card is on another driver, or has "
-                "failed",
-                "see `dmesg | grep -iE 'nvrm|amdgpu|i915|vfio'` on the host",
-            )
+    seen = [(row, row.seen.root) for row in case.rows if row.seen and row.seen.root not in (OK, NOT_PERMITTED, "")]
+    closed = {row.path: why for row, why in seen if why == NO_DRIVER or (row.entry and is_for_everybody(row.path))}
+    if not closed:
+        return []
+    return [
+        Finding(
+            f"root of {case.name} to open {', '.join(closed)}",
+            "; ".join(f"{path}: {why}" for path, why in closed.items()),
+            f"“{NO_DRIVER}”: the card is on another driver, or has failed. “Permission denied”: in an unprivileged "
+            "container the host's nodes belong to the user nobody, so their mode limits even root",
+            "see `dmesg | grep -iE 'nvrm|amdgpu|i915|vfio'` on the host, or give the device by dev[n] with mode=0666",
         )
-    closed = [row for row in case.given if row.seen and row.seen.root not in (OK, NO_DRIVER, NOT_PERMITTED, "")]
-    closed = [row for row in closed if is_for_everybody(row.path)]
-    if closed:
-        collected.append(
-            Finding(
-                f"root of {case.name} to open {names(closed)}",
-                "; ".join(f"{row.path}: {row.seen.root}" for row in closed if row.seen),
-                "in an unprivileged container the host's nodes belong to the user nobody, so their mode limits even "
-                "root",
-                "give the device by dev[n] with mode=0666, or open its mode on the host",
-                Stage.INSIDE,
-            )
-        )
-    return collected
+    ]
 
 
 # -- libraries -------------------------------------------------------------------------------------------------------

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 
+from homelab.container import plan as container_plan
 from homelab.doctor.case import Case
 from homelab.doctor.devices import card_number, names
 from homelab.findings import UP, Finding
+from homelab.host import plan
 
 
 def findings(case: Case) -> list[Finding]:
     """What the host lacks for a container, as far as nothing is planned for it."""
-    if not case.of_nvidia:
+    if not case.of_nvidia or case.cards.judged.findings:
         return []
-    if case.cards.judged.findings:
-        return [*_stale_nodes(case)]
     if not case.reading.driver:
         return [_no_driver(case)]
-    return [*_missing_cards(case), *_missing_nodes(case), *_stale_nodes(case)]
+    return [*_missing_cards(case), *_missing_nodes(case)]
 
 
 def _no_driver(case: Case) -> Finding:
     cards = [device for device in case.reading.facts.display_devices if device.is_nvidia]
-    on = "; ".join(f"{device.address} is on {device.driver or 'no driver'}" for device in cards)
     trouble = case.reading.facts.nvidia.trouble
     cause, step = trouble if any(trouble) else ("no /proc/driver/nvidia/version", "load NVIDIA's driver on the host")
     if not cards:
@@ -37,10 +35,15 @@ def _no_driver(case: Case) -> Finding:
         step = UP
     return Finding(
         "NVIDIA's driver loaded on the host",
-        f"{cause}; {on or 'no NVIDIA card among the PCI devices'}",
+        f"{cause}; {_of_driver(case)}",
         f"containers have no driver of their own: {case.name} uses the host's",
         step,
     )
+
+
+def _of_driver(case: Case) -> str:
+    """The cards that the driver has, and who has the others."""
+    return container_plan.cards(case.reading.facts, plan.Wanted("", "", {}, []), {}).text
 
 
 def _missing_cards(case: Case) -> Iterator[Finding]:
@@ -48,18 +51,9 @@ def _missing_cards(case: Case) -> Iterator[Finding]:
     missing = sorted(case.unknown)
     if not missing:
         return
-    facts = case.reading.facts
-    has = ", ".join(f"{number} is {address}" for number, address in case.reading.cards.items())
-    away = []
-    for device in facts.display_devices:
-        if device.is_nvidia and device.address not in case.reading.cards.values():
-            users = ", ".join(str(user) for user in facts.users_of(device.slot))
-            away.append(
-                f"{device.address} is on {device.driver or 'no driver'}{f', given to {users}' if users else ''}"
-            )
     yield Finding(
         f"{', '.join(f'/dev/nvidia{number}' for number in missing)} on the host, for {case.name} ({case.cards.by})",
-        f"cards that the driver has: {has or 'none'}" + "".join(f"; {function}" for function in away),
+        _of_driver(case),
         "the numbers are the driver's own, in its order; a card on vfio-pci has none",
         "give the container a card that the host has, or give that card back to the host",
     )
@@ -88,21 +82,3 @@ def _made_by(path: str) -> str:
     if number is not None:
         return f"nvidia-modprobe -c {number}"
     return "nvidia-modprobe -u -c 0" if "uvm" in path else "nvidia-modprobe -c 255"
-
-
-def _stale_nodes(case: Case) -> Iterator[Finding]:
-    """Nodes of an earlier boot's numbers."""
-    majors = case.reading.majors
-    stale = []
-    for row in case.rows:
-        driver = "nvidia-caps" if "/nvidia-caps/" in row.path else "nvidia-uvm" if "-uvm" in row.path else ""
-        if row.host and row.source == row.path and driver in majors and row.host.major != majors[driver]:
-            stale.append((row.path, row.host.major, majors[driver]))
-    if not stale:
-        return
-    yield Finding(
-        "nodes on the host with the majors that the driver has now",
-        "; ".join(f"{path} has {node_major}, /proc/devices says {major}" for path, node_major, major in stale),
-        "the kernel gives the driver new numbers when it is loaded; an old node leads to nothing, or to another driver",
-        f"`rm {shlex.join(path for path, _, _ in stale)}`, then `nvidia-modprobe -u -c 0`",
-    )

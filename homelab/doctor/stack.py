@@ -79,15 +79,13 @@ class StackFile:
         :param stack: PROJECT/STACK.
         :raises HomelabError: they are mistaken.
         """
-        settings, facts = self.guests(), reading.facts
-        at = [(name, one) for name, one in settings.containers.items() if one.host == host_name]
-        name, container = next(((name, one) for name, one in at if one.ctid == ctid), ("", None))
+        (vms, containers), facts = self.guests().guests_on(host_name), reading.facts
+        name, container = next(((name, one) for name, one in containers.items() if one.ctid == ctid), ("", None))
         if container is None:
             return None
         slots, _ = resolving.resolve(facts, host.gpus)
         gpus = {gpu: plan.card_plan(facts, host, gpu, slot) for gpu, slot in slots.items()}
         want = plan.Wanted("", "", {}, [], gpus)
-        vms = {guest: vm for guest, vm in settings.vms.items() if vm.host == host_name}
         wish = container_plan.planned_wish(name, container, facts, host, want, vms)
         with_driver = {slot_of(address) for address in facts.nvidia_minors}
         away = {

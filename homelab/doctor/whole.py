@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from homelab.doctor.report import VERSION, WIDTH, Report, in_order, verdict
+from homelab.doctor.report import VERSION, WIDTH, Report, Table, in_order, verdict
 from homelab.errors import HomelabError
 from homelab.findings import Finding, cured
 from homelab.text import clean
@@ -64,20 +64,20 @@ class Whole:
         """Of all parts, each once: a host's trouble is also its guests'."""
         return cured(finding for part in self.parts for finding in part.findings)
 
-    def rows(self) -> list[list[str]]:
-        """For a table with COLUMNS."""
-        what = [part.report.subject.partition(":")[0] if part.report else "-" for part in self.parts]
-        return [
-            ["ok" if part.well else "!!", part.place, clean(name), part.verdict]
-            for part, name in zip(self.parts, what, strict=True)
-        ]
+    def text(self, width: int = WIDTH) -> str:
+        """For people: what is wrong, what to do; then a table of all.
 
-    def text(self, table: str, width: int = WIDTH) -> str:
-        """For people: what is wrong, what to do; then the table of all.
-
-        :param table: of `rows`, drawn.
-        :param width: of sentences, in columns.
+        :param width: of the terminal, in columns.
         """
+        rows = [
+            [
+                "ok" if part.well else "!!",
+                part.place,
+                part.report.subject.partition(":")[0] if part.report else "",
+                part.verdict,
+            ]
+            for part in self.parts
+        ]
         wrong = sum(not part.well for part in self.parts)
         problems = "has a problem" if wrong == 1 else "have problems"
         head = f"stack {self.stack}: {f'{wrong} of {len(self.parts)} {problems}' if wrong else 'all is well'}"
@@ -88,7 +88,7 @@ class Whole:
             else []
         )
         more += [textwrap.fill(self.releases, width)] if self.releases else []
-        return clean("\n\n".join([*parts, table.rstrip(), *more]))
+        return clean("\n\n".join([*parts, Table("all of the settings", COLUMNS, rows).text(width), *more]))
 
     def values(self) -> dict[str, Any]:
         """For programs: the reports of all parts, each as by itself."""

@@ -29,11 +29,9 @@ def release(facts: HostFacts, _host: Host) -> Iterator[HomelabError]:
         return
     yield HomelabError(
         wanted="Proxmox VE 8.2 or later on the host",
-        found="dpkg doesn't say that it is installed" if facts.pve == "unknown" else f"Proxmox VE {facts.pve}",
+        found=f"Proxmox VE {facts.pve}",
         why="older ones lack options by which guests get their cards; nothing was changed",
-        next="finish its upgrade (`dpkg --configure -a`), then run `pulumi up` again"
-        if facts.pve == "unknown"
-        else "update the host (`apt full-upgrade`), reboot, then run `pulumi up` again",
+        next="update the host (`apt full-upgrade`), reboot, then run `pulumi up` again",
     )
 
 
@@ -153,20 +151,15 @@ def named_functions(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterato
     graphics function is among them."""
     if not gpu.functions:
         return
-    around = {device.address: device for device in facts.around(slot)}
-    display = next((device for device in around.values() if device.is_display), None)
-    wrong = []
-    for address in gpu.functions:
-        device = facts.by_address.get(address)
-        if device is None:
-            wrong.append(f"{address} is not there")
-        elif address not in around:
-            wrong.append(
-                f"{facts.describe(device)} is neither in the card's slot nor behind a switch on the card, or it is a "
-                "bridge or a virtual function (SR-IOV)"
-            )
-    if display is not None and display.address not in gpu.functions:
-        wrong.append(f"the graphics function, {display.address}, is not among them")
+    around = [device.address for device in facts.around(slot)]
+    display = [device.address for device in facts.around(slot) if device.is_display][:1]
+    wrong = [
+        f"{address} is not there, or neither in the card's slot nor behind a switch on the card, or it is a bridge or "
+        "a virtual function (SR-IOV)"
+        for address in gpu.functions
+        if address not in around
+    ]
+    wrong += [f"the graphics function, {one}, is not among them" for one in display if one not in gpu.functions]
     if not wrong:
         return
     yield HomelabError(
@@ -180,49 +173,27 @@ def named_functions(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterato
     )
 
 
-def one_function(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
-    """A gate: no function of the card has virtual functions, since vfio-pci refuses a card with SR-IOV on
-    (drivers/vfio/pci/vfio_pci_core.c)."""
-    shared = [device for device in facts.functions(slot) if device.vfs]
-    if not shared:
-        return
-    yield HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) whole",
-        found="; ".join(f"{facts.describe(device)} has {device.vfs} virtual functions (SR-IOV)" for device in shared),
-        why="vfio-pci can't take a card that is split into virtual functions, and a guest that uses one of them "
-        "would lose it",
-        next="switch them off where they are switched on (`echo 0 "
-        f">/sys/bus/pci/devices/{shared[0].address}/sriov_numvfs`; a module's option such as i915.max_vfs, "
-        f"sysfs.conf), or give one of them to the VM: gpus.{name}.address with its address",
-    )
-
-
-def virtual_function(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
-    """A gate: a virtual function (SR-IOV) is given away under a running IOMMU."""
-    if slot in facts.by_address and not facts.iommu.groups:
-        yield HomelabError(
-            wanted=f"gpus.{name} ({facts.card(slot)}), a virtual function, for a VM",
-            found="the host has no IOMMU groups yet",
-            why="Proxmox VE binds a virtual function when a VM with it starts, which it can do only under a running "
-            "IOMMU",
-            next=f"run `pulumi up` with iommu.enable: true and without gpus.{name} first, then add it",
-        )
-
-
-def divided(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
-    """A gate: the card isn't set up to be divided among VMs (NVIDIA vGPU, mediated devices)."""
+def whole(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
+    """A gate: the card isn't divided among guests: by virtual functions (SR-IOV), NVIDIA's vGPU, or mediated devices.
+    vfio-pci refuses a card with SR-IOV on (drivers/vfio/pci/vfio_pci_core.c), and Proxmox VE a mapping of the others
+    that isn't marked for mdev."""
+    mode_names = {"vgpu": "NVIDIA's vGPU driver", "mdev": "mediated devices (mdev_supported_types)"}
+    shared = {device.address: device for device in facts.functions(slot) if device.vfs}
     states = {device.address: facts.card_states.get(device.address) for device in facts.functions(slot)}
     modes = {address: state.divided for address, state in states.items() if state is not None and state.divided}
-    if not modes:
+    if not shared and not modes:
         return
-    mode_names = {"vgpu": "NVIDIA's vGPU driver", "mdev": "mediated devices (mdev_supported_types)"}
+    found = [f"{facts.describe(device)} has {device.vfs} virtual functions (SR-IOV)" for device in shared.values()]
+    found += [f"{address} is set up for {mode_names.get(mode, mode)}" for address, mode in modes.items()]
+    switches = [f"`echo 0 >/sys/bus/pci/devices/{address}/sriov_numvfs`" for address in shared]
     yield HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) as a whole for a VM",
-        found="; ".join(f"{address} is set up for {mode_names.get(mode, mode)}" for address, mode in modes.items()),
-        why="it can serve several VMs, which would lose it; and Proxmox VE refuses a mapping of such a card "
-        "that isn't marked for mdev",
-        next="use it as it is set up (hostpci with mdev=, a mapping of your own), and take it out of the settings; "
-        "or remove the vGPU driver, i915.enable_gvt or what else divides it, reboot, and run `pulumi up` again",
+        wanted=f"gpus.{name} ({facts.card(slot)}) as a whole",
+        found="; ".join(found),
+        why="it can serve several guests, which would lose it; and a card that is divided can't be given away as a "
+        "whole",
+        next=f"switch that off where it is switched on ({', '.join(switches) or 'the vGPU driver, i915.enable_gvt'}; a "
+        "module's option such as i915.max_vfs, sysfs.conf), reboot, and run `pulumi up` again; or give one part to a "
+        f"VM: a virtual function as gpus.{name}.address, else by hostpci with mdev= and without these settings",
     )
 
 
@@ -411,9 +382,7 @@ def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabErr
 # stays (STAYING); and of the real groups, after the reboot (VERIFIED).
 LEAVING = (
     named_functions,
-    one_function,
-    virtual_function,
-    divided,
+    whole,
     options.migratable,
     graphics.rebound,
     usable,

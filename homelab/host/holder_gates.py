@@ -94,15 +94,10 @@ def without_hook(
 
 
 def _still_in_vm(facts: HostFacts, name: str, gpu: Gpu, slot: str, users: list[CardUser]) -> Iterator[HomelabError]:
-    if not users or not (facts.bound_by_homelab(slot) or any(map(facts.kept_by_hand, facts.functions(slot)))):
-        return
-    first = f"set gpus.{name}.use: vm again, without a container, and take {name}"
-    yield HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) with the host's driver from its next start on (use: {gpu.use})",
-        found=f"it is bound for VMs, and {_holders_with_options(facts, slot, users)}",
-        why=_WHY_RELEASE_FIRST,
-        next=_release_steps(facts, slot, users, first, f"set use: {gpu.use}"),
-    )
+    if users and (facts.bound_by_homelab(slot) or any(map(facts.kept_by_hand, facts.functions(slot)))):
+        wanted = f"gpus.{name} ({facts.card(slot)}) with the host's driver from its next start on (use: {gpu.use})"
+        first = f"set gpus.{name}.use: vm again, without a container, and take {name}"
+        yield _release_first(facts, slot, users, wanted, first, f"set use: {gpu.use}")
 
 
 def left_with_vm(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[HomelabError]:
@@ -122,31 +117,44 @@ def left_with_vm(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[Ho
         and not facts.named_at_next_boot(device)  # that keeps it on vfio-pci
     }
     users = {slot: facts.users_of(slot) for slot in sorted(leaving)}
+    first, afterwards = "put it back into gpus with use: vm, and take it", "take it out of gpus"
     return [
-        HomelabError(
-            wanted=f"{facts.card(slot)} with NVIDIA's driver from the host's next start on, since no card of gpus "
-            "is it",
-            found=f"it is bound for VMs (homelab.vfio), and {_holders_with_options(facts, slot, holders)}",
-            why=_WHY_RELEASE_FIRST,
-            next=_release_steps(
-                facts, slot, holders, "put it back into gpus with use: vm, and take it", "take it out of gpus"
-            ),
+        _release_first(
+            facts,
+            slot,
+            holders,
+            f"{facts.card(slot)} with NVIDIA's driver from the host's next start on, since no card of gpus is it",
+            first,
+            afterwards,
         )
         for slot, holders in users.items()
         if holders
     ]
 
 
-_WHY_RELEASE_FIRST = (
-    "the host restarts before a card is taken out of a VM: a VM that starts then would take the card from its new "
-    "driver; nothing was changed"
-)
+def _release_first(
+    facts: HostFacts, slot: str, users: list[CardUser], wanted: str, first: str, afterwards: str
+) -> HomelabError:
+    """The refusal of a card that VMs have, with the steps by which the user takes it out of them before the host
+    restarts.
 
-
-def _holders_with_options(facts: HostFacts, slot: str, users: list[CardUser]) -> str:
-    """The VMs that have the card, each with its options, for messages."""
+    :param first: the change of the settings before that, if this program gave a VM the card.
+    :param afterwards: the change of the settings after that.
+    """
     options = {user: ", ".join(_option_lines(facts, slot, user)) for user in users}
-    return "; ".join(f"{user} has it ({lines or 'it runs with it'})" for user, lines in options.items())
+    holders = "; ".join(f"{user} has it ({lines or 'it runs with it'})" for user, lines in options.items())
+    by_hand = "; ".join(_release_by_hand(facts, slot, user) for user in users)
+    is_given = any(facts.given_by_homelab(slot, user.vmid) for user in users)
+    return HomelabError(
+        wanted=wanted,
+        found=f"it is bound for VMs, and {holders}",
+        why="the host restarts before a card is taken out of a VM: a VM that starts then would take the card from its "
+        "new driver; nothing was changed",
+        next=f"first {first} out of the VM's gpus, and run `pulumi up`, which takes out what it gave. Of a VM that has "
+        f"the card still: {by_hand}. After that {afterwards}: a second `pulumi up` restarts the host"
+        if is_given
+        else f"{by_hand}; then run `pulumi up` again",
+    )
 
 
 def _option_lines(facts: HostFacts, slot: str, user: CardUser) -> list[str]:
@@ -154,25 +162,6 @@ def _option_lines(facts: HostFacts, slot: str, user: CardUser) -> list[str]:
     config = facts.guests.config(user.vmid)
     keys = facts.options_of(slot, user.vmid)
     return [f"{key}: {config.values.get(key) or config.current[key]}" for key in keys] if config else []
-
-
-def _release_steps(facts: HostFacts, slot: str, users: list[CardUser], first: str, afterwards: str) -> str:
-    """The steps by which the user takes the card out of the VMs before the host restarts.
-
-    :param first: the change of the settings before that, if this program gave a VM the card.
-    :param afterwards: the change of the settings after that.
-    """
-    given_users = [user for user in users if facts.given_by_homelab(slot, user.vmid)]
-    steps = [_release_by_hand(facts, slot, user) for user in users if user not in given_users]
-    if not given_users:
-        return f"{'; '.join(steps)}; then run `pulumi up` again"
-    given_names = ", ".join(map(str, given_users))
-    otherwise = "; ".join(_release_by_hand(facts, slot, user) for user in given_users)
-    steps.append(
-        f"{first} out of the VM's gpus: `pulumi up` then takes it out of {given_names}. If it is still there after "
-        f"that (a VM had it before, or Pulumi's state doesn't know the VM any more), {otherwise}"
-    )
-    return f"first {'; '.join(steps)}. After that {afterwards}: a second `pulumi up` restarts the host"
 
 
 def _release_by_hand(facts: HostFacts, slot: str, user: CardUser) -> str:

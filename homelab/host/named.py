@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from homelab.facts.guests import GuestConfig
+from homelab.settings import Container, Vm
 
 _KINDS = r"(?<!\S)(?:vm|(ct|lxc|containers?))[\s:]+(?=\S)"
 
@@ -17,6 +18,14 @@ class Named(NamedTuple):
     kind: str
     id: int
     name: str
+
+
+def named(vms: Mapping[str, Vm], containers: Mapping[str, Container]) -> list[Named]:
+    """Guests by their names in the settings."""
+    return [
+        *(Named("vm", vm.vmid, name) for name, vm in vms.items()),
+        *(Named("lxc", container.ctid, name) for name, container in containers.items()),
+    ]
 
 
 def meant(text: str, *known: Iterable[Named | GuestConfig]) -> list[Named | GuestConfig]:

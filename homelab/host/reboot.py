@@ -21,10 +21,6 @@ _FUNCTION = re.compile(r"(?:homelab\.vfio=|,)([0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{
 _OF_CARDS = ("homelab.vfio=", "modprobe.blacklist=")
 
 
-# If only the word modprobe.blacklist= changes.
-_BLACKLIST_ALONE = "the list of drivers that are kept off the cards changes (modprobe.blacklist)"
-
-
 def wanted(host: Host, boot: Boot) -> Wanted:
     """What the layer reboot is asked of a host.
 
@@ -46,7 +42,7 @@ def in_short(reasons: Sequence[str], cards: Mapping[str, CardPlan]) -> str:
     :param cards: of the plan, as in HostProbe's outputs.
     """
     phrases = list(dict.fromkeys(_phrases(reasons, cards)))
-    return _joined(phrases or [_BLACKLIST_ALONE] * bool(reasons), ", and ")
+    return _joined(phrases or reasons, ", and ")
 
 
 def drivers_after(reasons: Sequence[str]) -> dict[str, str]:
@@ -99,8 +95,6 @@ def _phrases(reasons: Sequence[str], cards: Mapping[str, CardPlan]) -> Iterator[
             yield f"{_joined(distinct_cards, ' and ')} {'goes' if len(distinct_cards) == 1 else 'go'} to {driver}"
     if binding_removed and not moved.get("vfio-pci"):
         yield "no card is for a VM any more"
-    elif binding_removed:
-        yield "the cards that VMs get are others"
     yield from others
 
 

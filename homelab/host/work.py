@@ -6,9 +6,8 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.facts import kernel_log, names
@@ -222,28 +221,23 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
         boot = BootSeen(id=facts.boot_id, stopped=[int(vmid) for vmid in stopped], at=int(time.time()))
         return _outputs(facts, inputs, boot)
 
-    def _managed_guests(self, name: str) -> ManagedGuests:
+    def _managed_guests(self, name: str) -> start_guests.Wanted:
         """The host's guests in the settings, which this run shuts down and starts itself."""
         vms = {vm.vmid: vm.wanted_power for vm in self.stack.vms(name).values()}
         containers = {container.ctid: container.wanted_power for container in self.stack.containers(name).values()}
         off = [vmid for vmid, power in {**vms, **containers}.items() if power == "stopped"]
         # What is to run in any case isn't looked at again because of a reboot (ContainerProbe's `rebooted_at`).
         later = [vmid for vmid, power in containers.items() if power == "keep"]
-        return ManagedGuests([*(vmid for vmid in vms if vmid not in off), *later], off)
+        starts = [vmid for vmid in vms if vmid not in off]
+        return start_guests.Wanted(later=(*starts, *later), unwanted=tuple(off))
 
     def hold_on(self, inputs: BootVerification.Inputs) -> None:
         """Not now: a reboot ends whatever holds its host, which is taken again once the boot is confirmed."""
 
 
-class ManagedGuests(NamedTuple):
-    """Ids of a host's guests in the settings. `start_later`: the run starts them once they have what they are to have;
-    `stay_off`: they aren't to run."""
-
-    start_later: Sequence[int] = ()
-    stay_off: Sequence[int] = ()
-
-
-def _verify(host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted, managed: ManagedGuests) -> HostFacts:
+def _verify(
+    host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted, managed: start_guests.Wanted
+) -> HostFacts:
     old_boot_id = None
     if reboot["reboot"] == "yes":
         old_boot_id = reboot["boot_id"]
@@ -271,7 +265,7 @@ def _verify(host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted, ma
         _end_turn(host, name)
     if reboot["reboot"] == "yes" and not facts.rolling_back:
         # Of a boot that was given back this run changes nothing more.
-        _start_guests(host, name, ManagedGuests() if facts.rolled_back else managed)
+        _start_guests(host, name, start_guests.Wanted() if facts.rolled_back else managed)
     if facts.rolled_back:
         raise HomelabError(
             wanted=f"the new boot of {name} confirmed",
@@ -305,21 +299,16 @@ def _end_turn(host: Host, name: str) -> None:
         )
 
 
-def _start_guests(host: Host, name: str, managed: ManagedGuests) -> None:
+def _start_guests(host: Host, name: str, managed: start_guests.Wanted) -> None:
     """Start again what ran before the reboot; what has no `onboot` would stay off. That one doesn't start is no reason
     to fail."""
+
+    def show(line: str) -> None:
+        tell_meanwhile(f"{name}: {line}")
+
     try:
-        session = ssh.Session(host)
-        wanted = start_guests.Wanted(later=tuple(managed.start_later), unwanted=tuple(managed.stay_off))
         # Where it is cut off, the rest waits until this run has ended.
-        answer = session.ask(
-            "apply",
-            "start_guests",
-            wanted,
-            STARTS_SECONDS,
-            lambda line: tell_meanwhile(f"{name}: {line}"),
-            goes_on=True,
-        )
+        answer = ssh.Session(host).ask("apply", "start_guests", managed, STARTS_SECONDS, show, goes_on=True)
     except HomelabError as error:
         tell(f"{name}: note: {error.found}; the host itself starts the guests that ran before the reboot")
         return

@@ -111,11 +111,7 @@ def planned(
     *written, restart = session.plan([*writing, ("reboot", wanted_reboot(host, to_be))])
     files = [plan.PlannedFile(**file) for answer in written for file in answer["files"]]
     reboot = plan.PlannedReboot(**restart)
-    if reboot.reboot != "no":
-        raise_all(ha.refused_for_restart(facts, host, vms.values()))
-    remark_lines = "\n".join(
-        f"  note: {remark}" for remark in (*ha.remarks_under_ha(facts, host, vms.values()), *vm_remarks)
-    )
+    remark_lines = "\n".join(f"  note: {remark}" for remark in vm_remarks)
     stack_lines = [stack.text for stack in nvidia]
     guests = "\n".join(part for part in (vm_lines, container_lines, *stack_lines, remark_lines) if part)
     return Planned(facts, want, [*of_host.remarks, *of_host.met], files, reboot, guests)

@@ -36,6 +36,11 @@ class Settings(Model):
         containers = {f"containers.{name}": container.nvidia for name, container in self.containers.items()}
         return {place: stack for place, stack in {**hosts, **vms, **containers}.items() if stack is not None}
 
+    def guests_on(self, host: str) -> tuple[dict[str, Vm], dict[str, Container]]:
+        """The VMs and the containers of a host, by name."""
+        vms = {name: vm for name, vm in self.vms.items() if vm.host == host}
+        return vms, {name: container for name, container in self.containers.items() if container.host == host}
+
     @model_validator(mode="after")
     def _guests_fit(self) -> Self:
         ids, holders = dict[tuple[str, int], str](), dict[tuple[str, str], str]()
@@ -80,12 +85,8 @@ class Settings(Model):
         for name, host in self.hosts.items():
             before = last.get(host.cluster, "") if host.cluster else ""
             last[host.cluster] = name
-            host.take_place(
-                name,
-                before,
-                [vm for vm in self.vms.values() if vm.host == name],
-                [container for container in self.containers.values() if container.host == name],
-            )
+            vms, containers = self.guests_on(name)
+            host.take_place(name, before, vms.values(), containers.values())
         for name, guest in (*self.vms.items(), *self.containers.items()):
             guest.take_name(name)
         return self

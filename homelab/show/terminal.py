@@ -1,4 +1,4 @@
-"""Draws trees and tables for the terminal: by rich, which knows its width and colours."""
+"""Draws trees for the terminal: by rich, which knows its width and colours."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
@@ -61,18 +59,3 @@ def text(trees: Sequence[TreeNode], *, width: int | None = None, colours: bool |
         for tree in trees:
             console.print(_tree(tree))
     return captured.get()
-
-
-def table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int | None = None, colours: bool | None = None
-) -> str:
-    """A table for a terminal; arguments as of `text`."""
-    console = _console(width, colours)
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        drawn.add_column(column)
-    for row in rows:
-        drawn.add_row(*(Text(clean(cell)) for cell in row))
-    with console.capture() as captured:
-        console.print(drawn)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines())

@@ -18,21 +18,14 @@ from remote_scripts.reading.answer import CardState
 
 AWAKE = ("sleep", "kept awake (no D3cold)")
 MIGRATION = ("live migration", "allowed by its mapping")
-# Keys of a hostpci option that get a line -> value -> text; a value without a text is shown as it is, an empty text
-# isn't shown.
-_OPTIONS: Mapping[str, Mapping[str, str]] = {
-    "driver": {"vfio": ""},
-    "legacy-igd": {"1": "on", "0": ""},
-    "rombar": {"0": "off", "1": ""},
-    "romfile": {},
-    "x-vga": {"1": "on", "0": ""},
-}
+# Keys of a hostpci option that get a line -> Proxmox VE's default, which gets none.
+_OPTIONS = {"driver": "vfio", "legacy-igd": "0", "rombar": "1", "romfile": "", "x-vga": "0"}
 
 
 # -- the host ------------------------------------------------------------------------------------------------------
 def of_host(facts: HostFacts) -> Traits:
     """What the running kernel was told, beside what every such host is; and what of the host can't be read."""
-    return (*_told(facts.cmdline.running.split()), *_unread(facts))
+    return (*_unusual(facts.cmdline.running), *_unread(facts))
 
 
 def _unread(facts: HostFacts) -> Traits:
@@ -41,19 +34,13 @@ def _unread(facts: HostFacts) -> Traits:
     return (("can't be read, so who has a card may be missing here", texts),) if texts else ()
 
 
-def _told(words: Sequence[str]) -> Traits:
-    """The meaning of command-line words; of a word that stands twice, the last one counts."""
+def _unusual(words: str) -> Traits:
+    """Words of the command line that not every such host has; of one that stands twice, the last one counts."""
     traits = {}
-    for word in words:
+    for word in words.split():
         key, _, value = word.partition("=")
-        if key == acs.WORD:
-            traits["ACS override"] = value
-        elif word == consoles.NO_FRAMEBUFFER:
-            traits["the firmware's picture"] = f"not shown ({word})"
-        elif word == remapping.UNSAFE_INTERRUPTS:
-            traits["unsafe interrupts"] = "allowed"
-        elif key == "intel_iommu" and "relax_rmrr" in value.split(","):
-            traits["reserved memory (RMRR)"] = "relaxed"
+        if key == acs.WORD or word in (consoles.NO_FRAMEBUFFER, remapping.UNSAFE_INTERRUPTS) or "relax_rmrr" in value:
+            traits[key] = value
     return tuple(traits.items())
 
 
@@ -115,7 +102,7 @@ def of_guest(options: Sequence[Mapping[str, str]]) -> Traits:
     """
     traits = {}
     for option in options:
-        for key, meanings in _OPTIONS.items():
-            if value := meanings.get(option.get(key, ""), option.get(key, "")):
+        for key, default in _OPTIONS.items():
+            if (value := option.get(key, default)) != default:
                 traits[key] = value
     return tuple(traits.items())

@@ -8,7 +8,7 @@ from typing import Literal
 
 from homelab.errors import HomelabError
 from homelab.findings import Finding
-from homelab.show.cards import ShownCard, ShownGuest, Traits
+from homelab.show.cards import ShownCard, Traits
 
 Mark = Literal["stays", "new", "gone", "changes"]
 NodeKind = Literal["host", "group", "card", "guest", "setting", "other"]
@@ -95,28 +95,24 @@ def _settings(before: Traits | None, after: Traits | None) -> tuple[TreeNode, ..
 def _card(before: ShownCard | None, after: ShownCard | None) -> TreeNode:
     card = after or before
     assert card is not None
-    if before is None or after is None:
-        mark: Mark = "new" if before is None else "gone"
-        text = f"{card.name}{f', {card.driver}' if card.driver else ''}"
-        guest_nodes = (TreeNode("guest", str(guest), mark, _settings(guest.traits, None)) for guest in card.guests)
-        return TreeNode("card", text, mark, (*_settings(card.traits, None), *guest_nodes))
-    other_driver = before.driver != after.driver
-    driver = f"{before.driver or 'not read'} → {after.driver}" if other_driver else after.driver
-    guests = tuple(_guest(guest, before, after) for guest in sorted({*before.guests, *after.guests}))
-    settings = _settings(before.traits, after.traits)
-    changes = other_driver or any(node.mark != "stays" for node in (*guests, *settings))
-    if not guests:
-        guests = (TreeNode("other", "nobody has it"),)
-    return TreeNode(
-        "card", f"{card.name}{f', {driver}' if driver else ''}", "changes" if changes else "stays", (*settings, *guests)
-    )
+    settings = _settings(before.traits if before else None, after.traits if after else None)
+    old, new = ({guest: guest.traits for guest in (one.guests if one else ())} for one in (before, after))
+    guests = [
+        _node("guest", str(guest), guest in old, guest in new, _settings(old.get(guest), new.get(guest)))
+        for guest in sorted({*old, *new})
+    ]
+    driver, is_other = card.driver, bool(before and after and before.driver != after.driver)
+    if before and after and is_other:
+        driver = f"{before.driver or 'not read'} → {after.driver}"
+    text = f"{card.name}{f', {driver}' if driver else ''}"
+    children = (*settings, *(guests or [TreeNode("other", "nobody has it")]))
+    return _node("card", text, before is not None, after is not None, children, changes=is_other)
 
 
-def _guest(guest: ShownGuest, before: ShownCard, after: ShownCard) -> TreeNode:
-    old, new = ({holder: holder.traits for holder in card.guests} for card in (before, after))
-    if guest not in old or guest not in new:
-        settings = _settings({**old, **new}[guest], None)
-        return TreeNode("guest", str(guest), "new" if guest in new else "gone", settings)
-    settings = _settings(old[guest], new[guest])
-    changes = any(node.mark != "stays" for node in settings)
-    return TreeNode("guest", str(guest), "changes" if changes else "stays", settings)
+def _node(
+    kind: NodeKind, text: str, was: bool, stays: bool, children: tuple[TreeNode, ...], *, changes: bool = False
+) -> TreeNode:
+    """A node with its mark: one that is there before and after changes, too, where something below it does."""
+    changes = changes or any(node.mark != "stays" for node in children)
+    mark: Mark = ("changes" if changes else "stays") if was and stays else "new" if stays else "gone"
+    return TreeNode(kind, text, mark, children)

@@ -14,6 +14,7 @@ _CONTENTS = {
     "vztmpl": ("container template", "CT Templates"),
     "import": ("disk image", "Import"),
 }
+_NO_STORAGE = "the node has no such storage, or it is switched off"
 
 
 def parts(volume: str) -> tuple[str, str, str]:
@@ -72,28 +73,22 @@ def storage_refusal(name: str, volume: str, storages: Iterable[Mapping[str, obje
     storage, content, file = parts(volume)
     kind, _ = _CONTENTS[content]
     rows = {str(row["storage"]): row for row in storages}
-    wanted = f"{file} downloaded to the storage {storage}, for {name}"
-    if storage not in rows or not rows[storage].get("enabled", 1):
-        others = ", ".join(sorted(key for key, row in rows.items() if content in _contents(row))) or "none"
-        return HomelabError(
-            wanted=wanted,
-            found=f"the node has no such storage, or it is switched off; for {kind}s there are: {others}",
-            why="the file has to lie where this node's guests can be made of it",
-            next=f"set {name}.storage to one of them",
-        )
-    row = rows[storage]
-    if content not in _contents(row):
-        old = " (from Proxmox VE 8.4 on)" if content == "import" else ""
-        added = ",".join(sorted({*_contents(row), content}))
-        return HomelabError(
-            wanted=wanted,
-            found=f"the storage takes {', '.join(sorted(_contents(row))) or 'nothing'}, and not `{content}`",
-            why=f"Proxmox VE keeps a {kind} only on a storage with that content{old}, and only on one of files: a "
-            "directory, NFS, CIFS, CephFS",
-            next=f"allow it (`pvesm set {storage} --content {added}` on the host), or set {name}.storage to another "
-            "one",
-        )
-    return None
+    row = rows.get(storage, {"enabled": 0})
+    takes = _contents(row) if row.get("enabled", 1) else set()
+    if content in takes:
+        return None
+    others = ", ".join(sorted(key for key, row in rows.items() if content in _contents(row))) or "none"
+    found = f"it takes {', '.join(sorted(takes))}, and not `{content}`" if takes else _NO_STORAGE
+    allowed = ",".join(sorted({*takes, content}))
+    old = " (from Proxmox VE 8.4 on)" if content == "import" else ""
+    return HomelabError(
+        wanted=f"{file} downloaded to the storage {storage}, for {name}",
+        found=f"{found}; for {kind}s there are: {others}",
+        why=f"Proxmox VE keeps a {kind} only on a storage with that content{old}, and only on one of files: a "
+        "directory, NFS, CIFS, CephFS",
+        next=f"set {name}.storage to one of them"
+        + (f", or allow it (`pvesm set {storage} --content {allowed}` on the host)" if takes else ""),
+    )
 
 
 def _contents(row: Mapping[str, object]) -> set[str]:

@@ -176,13 +176,11 @@ class Guests:
 
 @dataclass(frozen=True)
 class HaFiles:
-    """The HA manager's files below /etc/pve/ha, as texts: `resources`, `groups` (before Proxmox VE 9), `rules` (since
-    then), and `status`, the state of its services, as JSON.
+    """The HA manager's files below /etc/pve/ha, as texts: `resources`, and `status`, the state of its services, as
+    JSON.
     """
 
     resources: str = ""
-    groups: str = ""
-    rules: str = ""
     status: str = ""
 
 

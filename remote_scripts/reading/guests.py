@@ -114,5 +114,5 @@ def _ha_files(source: Source) -> HaFiles:
     """What the HA manager goes by. Nothing where it has no service."""
     if not source.needed(f"{_PVE}/ha/resources.cfg"):
         return HaFiles()
-    names = ("resources.cfg", "groups.cfg", "rules.cfg", "manager_status")
+    names = ("resources.cfg", "manager_status")
     return HaFiles(*(source.passed_on(f"{_PVE}/ha/{name}") for name in names))

@@ -192,11 +192,9 @@ def test_of_a_container_the_lines_about_devices_and_disks_are_passed_on_and_no_o
 @pytest.mark.parametrize("services", ["", "vm: 103\n\tstate started"])
 def test_what_ha_goes_by_is_read_where_it_has_a_service(host: Host, services: str) -> None:
     host.write("/etc/pve/ha/resources.cfg", services)
-    host.write("/etc/pve/ha/rules.cfg", "node-affinity: a\n\tnodes pve\n")
     host.write("/etc/pve/ha/manager_status", '{"service_status":{}}')
     found = read(host).cluster.ha
-    rules, status = ("node-affinity: a\n\tnodes pve", '{"service_status":{}}') if services else ("", "")
-    assert (found.resources, found.groups, found.rules, found.status) == (services, "", rules, status)
+    assert (found.resources, found.status) == (services, '{"service_status":{}}' if services else "")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ DECIDING = [
     "/etc/pve/mapping/pci.cfg",
     "/run/qemu-server/pci-id-reservations",
     "/etc/pve/ha/resources.cfg",
-    "/etc/pve/ha/rules.cfg",
+    "/etc/pve/ha/manager_status",
     "/etc/modprobe.d/vfio.conf",
     "/boot/grub/grub.cfg",
     "/proc/mounts",

@@ -12,6 +12,7 @@ from homelab.host import plan
 from homelab.host import work as boot_verification
 from homelab.remote import boots, ssh
 from homelab.remote.host_session import HostSession
+from remote_scripts.both import start_guests
 from tests.unit.hosts import desktop, settings
 
 REBOOT = {"reboot": "no", "reasons": "", "guests": "", "boot_id": "1", "turn": False, "armed": "1.0"}
@@ -32,9 +33,7 @@ def verified(monkeypatch: pytest.MonkeyPatch, seen: HostFacts, wanted: HostFacts
 
     monkeypatch.setattr(boots, "confirm", confirm)
     host = settings()
-    return boot_verification._verify(
-        host, "pve", dict(REBOOT), plan.wanted(wanted, host), boot_verification.ManagedGuests()
-    )
+    return boot_verification._verify(host, "pve", dict(REBOOT), plan.wanted(wanted, host), start_guests.Wanted())
 
 
 @pytest.mark.usefixtures("held")
@@ -83,7 +82,7 @@ def test_a_reboot_is_confirmed_by_another_boot_alone_and_what_ran_is_started(
     def verify(before: str) -> HostFacts:
         answer = {**REBOOT, "reboot": reboot, "boot_id": before}
         nothing = plan.Wanted("", "", {}, [], {})
-        managed = boot_verification.ManagedGuests()
+        managed = start_guests.Wanted()
         return boot_verification._verify(settings(), "pve", answer, nothing, managed)
 
     assert verify("1") is back and (awaited, started) == ([old], starts)

@@ -166,17 +166,12 @@ def test_a_key_that_has_changed_is_named(key: tuple[Any, ...], changed: Callable
 
 
 @pytest.mark.parametrize(
-    ("version", "found", "remedy"),
-    [
-        (2.0, "version 2", "update this program"),
-        (0.0, "version 0", "run `pulumi up`"),
-        ("1", "version '1'", "run `pulumi up`"),
-        ([], "version []", "run `pulumi up`"),
-    ],
+    ("version", "found"),
+    [(2.0, "version 2"), (0.0, "version 0"), ("1", "version '1'"), ([], "version []")],
 )
-def test_another_version_is_refused_before_anything_is_read(version: Any, found: str, remedy: str) -> None:
+def test_another_version_is_refused_before_anything_is_read(version: Any, found: str) -> None:
     message = refused({"version": version, "hosts": "not looked at"})
-    for text in ("wanted: version 1 of the outputs", found, "why: ", remedy):
+    for text in ("wanted: version 1 of a homelab stack's outputs", found, "why: ", "with the same checkout"):
         assert text in message
 
 

@@ -94,7 +94,7 @@ def test_a_storage_that_takes_it_stands_against_nothing() -> None:
     [
         ({"storage": "other"}, "no such storage, or it is switched off; for ISO images there are: other", "a.storage"),
         ({"enabled": 0}, "no such storage", "a.storage"),
-        ({"content": "images,rootdir"}, "takes images, rootdir, and not `iso`", "pvesm set local --content images,iso,rootdir"),
+        ({"content": "images,rootdir"}, "it takes images, rootdir, and not `iso`; for ISO images there are: none", "pvesm set local --content images,iso,rootdir"),
     ],
 )  # fmt: skip
 def test_a_storage_that_cannot_take_it_is_refused(row: dict[str, Any], found: str, next_step: str) -> None:

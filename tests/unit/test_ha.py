@@ -1,4 +1,4 @@
-"""HA beside cards that are handed over: what doesn't go together, and what is to be known; before Proxmox VE 9 with groups, since then with rules."""
+"""HA beside cards that are handed over, and beside changes of guests: what is refused."""
 
 from __future__ import annotations
 
@@ -20,54 +20,35 @@ from tests.unit.hosts import settings
 from tests.unit.test_handover import VM, facts, host
 
 SERVICE = "vm: 103\n\tstate started\n\nct: 950\n\tstate started\n"
-GROUP = "group: here\n\tnodes pve{}\n\t{}\n"
-RULE = "node-affinity: mine\n\tresources vm:102,vm:103\n\tnodes pve{}\n\t{}\n"
 CONTAINER = {"host": "pve", "ctid": 950}
 
 
-def under_ha(cluster: str = "home", resources: str = SERVICE, **files: str) -> HostFacts:
-    return facts(cluster={"node": "pve", "name": cluster, "ha": {"resources": resources, **files}})
+def under_ha(resources: str = SERVICE, **files: str) -> HostFacts:
+    return facts(cluster={"node": "pve", "name": "home", "ha": {"resources": resources, **files}})
 
 
 @rows(
-    ("about", "moves"),
+    ("resources", "refused"),
     [
-        ({}, True),
-        ({"cluster": ""}, False),  # a host that is alone: there is no other node
-        ({"resources": ""}, False),
-        ({"resources": f"\tstate ignored\n \n{SERVICE}"}, True),  # lines of no section
-        ({"resources": "vm: 1030\n\tstate started\n\nct: 103\n"}, False),
-        ({"resources": SERVICE.replace("started", "ignored", 1)}, False),
-        ({"resources": SERVICE.replace("started", "disabled", 1)}, True),  # somebody sets it to started tomorrow
-        ({"rules": RULE.format("", "strict 1")}, False),
-        ({"rules": RULE.format(":2", "strict 1")}, False),
-        ({"rules": RULE.format("", "strict 0")}, True),
-        ({"rules": RULE.format(",pve2", "strict 1")}, True),
-        ({"rules": RULE.format("2", "strict 1")}, True),
-        ({"rules": RULE.format("", "strict 1\n\tdisable")}, True),
-        ({"rules": RULE.format("", "strict 1").replace("vm:103", "vm:1030")}, True),
-        ({"rules": RULE.format("", "strict 1").replace("node-affinity", "resource-affinity")}, True),
-        # Of the nodes that it avoids (pve-manager 9.2.6).
-        ({"rules": RULE.format("", "strict 1\n\taffinity negative")}, True),
-        ({"rules": RULE.format("", "strict 1\n\taffinity positive")}, False),
-        ({"resources": "vm: 103\n\tgroup here\n", "groups": GROUP.format(":1", "restricted 1")}, False),
-        ({"resources": "vm: 103\n\tgroup here\n", "groups": GROUP.format("", "restricted 0")}, True),
-        ({"resources": "vm: 103\n\tgroup here\n", "groups": GROUP.format(",pve2", "restricted 1")}, True),
-        ({"resources": "vm: 103\n\tgroup gone\n", "groups": GROUP.format("", "restricted 1")}, True),
+        (SERVICE, True),
+        ("", False),
+        (f"\tstate ignored\n \n{SERVICE}", True),  # lines of no section
+        ("vm: 1030\n\tstate started\n\nct: 103\n", False),
+        (SERVICE.replace("started", "ignored", 1), False),
+        (SERVICE.replace("started", "disabled", 1), True),  # somebody sets it to started tomorrow
     ],
 )
-def test_a_vm_that_ha_may_take_away_from_its_card_is_refused(about: dict[str, Any], moves: bool) -> None:
-    errors = [*ha.refused_under_ha(under_ha(**about), host(), [VM])]
-    assert len(errors) == moves
+def test_a_vm_that_ha_may_take_away_from_its_card_is_refused(resources: str, refused: bool) -> None:
+    errors = [*ha.refused_under_ha(under_ha(resources=resources), host(), [VM])]
+    assert len(errors) == refused
     for error in errors:
-        assert "HA would move the VM away" in error.why and "with pve alone" in error.next
+        assert error.wanted == "VM 103 to have gpus.rtx5090 in turn with others"
+        assert "`ha-manager set vm:103 --state ignored`" in error.next
 
 
 def test_a_vm_without_a_shared_card_is_its_owners_business() -> None:
     alone = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["other"]})
     assert not [*ha.refused_under_ha(under_ha(), host(), [alone])]
-    assert ha.refused_for_restart(under_ha(), host(), [alone]) == []
-    assert ha.remarks_under_ha(under_ha(), host(), [alone]) == []
 
 
 @pytest.mark.parametrize(
@@ -81,8 +62,8 @@ def test_a_vm_without_a_shared_card_is_its_owners_business() -> None:
 )
 def test_a_container_under_ha_with_a_shared_card_is_refused(gets: dict[str, Any], refused: bool) -> None:
     one = Container.model_validate(CONTAINER | gets)
-    found = [error.found for error in ha.refused_under_ha(under_ha(cluster=""), host(), [], [one])]
-    assert found == ["it is under HA, which would start it again"] * refused
+    found = [error.wanted for error in ha.refused_under_ha(under_ha(), host(), [], [one])]
+    assert found == ["container 950 to have gpus.rtx5090 in turn with others"] * refused
     assert not [*ha.refused_under_ha(under_ha(resources="vm: 950\n"), host(), [], [one])]
     assert not [*ha.refused_under_ha(under_ha(), settings(), [], [one])]
 
@@ -121,17 +102,3 @@ def test_the_program_and_the_host_refuse_a_change_of_a_guest_under_ha_alike(
     except Failure as failure:
         refused = [failure.text()]
     assert refused == said
-
-
-@rows(("state", "tries"), [("started", True), ("enabled", True), ("stopped", False), ("ignored", False), ("", True)])
-def test_a_restart_of_the_host_by_up_would_end_in_has_error(state: str, tries: bool) -> None:
-    resources = f"vm: 103\n\tstate {state}\n" if state else "vm: 103\n"
-    errors = ha.refused_for_restart(under_ha(resources=resources), host(), [VM])
-    assert [error.next.split(",")[0] for error in errors] == ["`ha-manager set vm:103 --state stopped`"] * tries
-
-
-def test_what_becomes_of_starts_that_are_refused_is_said_before() -> None:
-    (said,) = ha.remarks_under_ha(under_ha(cluster=""), host(), [VM])
-    assert "after 4 of them HA gives up (state error), until `ha-manager set vm:103 --state disabled`" in said
-    (said,) = ha.remarks_under_ha(under_ha(resources="vm: 103\n\tmax_restart 3\n\tmax_relocate 0\n"), host(), [VM])
-    assert "after 4 of them" in said

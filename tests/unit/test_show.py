@@ -250,13 +250,13 @@ def asleep(allowed: str = "1", control: str = "auto", reset: str = "flr bus", **
         ({}, {"romfile": "card.rom"}, {}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "+ romfile: card.rom"]),
         ({}, {}, {"hostpci": "hostpci0: mapping=rtx5090,pcie=1,romfile=old.rom"}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "- romfile: old.rom"]),
         ({}, {}, {"hostpci": "hostpci0: mapping=rtx5090,pcie=1,romfile=old.rom", "originals": {}}, ["reset: flr, bus", "VM 103 (Sandbox)", "romfile: old.rom"]),  # refused
-        ({}, {"takeOver": True}, {"hostpci": "hostpci0: mapping=rtx5090,romfile=old.rom,x-vga=1", "originals": {}}, ["reset: flr, bus", "VM 103 (Sandbox)", "romfile: old.rom", "x-vga: on"]),
+        ({}, {"takeOver": True}, {"hostpci": "hostpci0: mapping=rtx5090,romfile=old.rom,x-vga=1", "originals": {}}, ["reset: flr, bus", "VM 103 (Sandbox)", "romfile: old.rom", "x-vga: 1"]),
         ({}, {"romfile": "new.rom"}, {"hostpci": "hostpci0: mapping=rtx5090,pcie=1,romfile=old.rom"}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "~ romfile: old.rom → new.rom"]),
-        ({}, {"xVga": True, "rombar": False}, {}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "+ rombar: off", "+ x-vga: on"]),
+        ({}, {"xVga": True, "rombar": False}, {}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "+ rombar: 0", "+ x-vga: 1"]),
         ({}, {}, {"hostpci": "hostpci0: mapping=rtx5090,pcie=1,driver=vfio,rombar=1,x-vga=0"}, ["reset: flr, bus", "VM 103 (Sandbox)"]),
-        ({}, {}, {"hostpci": "hostpci0: mapping=rtx5090,legacy-igd=1,driver=keep"}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "- driver: keep", "- legacy-igd: on"]),
+        ({}, {}, {"hostpci": "hostpci0: mapping=rtx5090,legacy-igd=1,driver=keep"}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "- driver: keep", "- legacy-igd: 1"]),
         # Of a card that is taken over its owner's options stay, and those of older settings go.
-        ({}, {"takeOver": True}, {"hostpci": "hostpci0: mapping=rtx5090,romfile=old.rom,x-vga=1", "originals": {"hostpci0": "mapping=rtx5090,romfile=old.rom"}}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "romfile: old.rom", "- x-vga: on"]),
+        ({}, {"takeOver": True}, {"hostpci": "hostpci0: mapping=rtx5090,romfile=old.rom,x-vga=1", "originals": {"hostpci0": "mapping=rtx5090,romfile=old.rom"}}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "romfile: old.rom", "- x-vga: 1"]),
         ({}, {}, {"card_states": {}}, ["VM 103 (Sandbox)"]),  # a kernel that doesn't say
         # Functions that are reset in different ways are named; a companion that the kernel can't reset so is left as it is.
         ({"reset": "bus"}, {}, {"card_states": {**asleep(), "0000:01:00.1": {"reset_method": ""}}}, ["~ reset: 0000:01:00.0 by flr, bus; 0000:01:00.1 by none → 0000:01:00.0 by bus; 0000:01:00.1 by none", "VM 103 (Sandbox)"]),
@@ -302,16 +302,16 @@ def test_of_a_card_that_containers_share_neither_reset_nor_sleep_is_shown(show: 
     ("running", "host", "found", "expected"),
     [
         ("quiet amd_iommu=on iommu=pt", {}, {}, []),
-        ("quiet", {"iommu": {"acsOverride": "downstream"}}, {}, ["+ ACS override: downstream"]),
-        ("quiet pcie_acs_override=downstream", {"iommu": {"acsOverride": "downstream,multifunction"}}, {}, ["~ ACS override: downstream → downstream,multifunction"]),
-        ("quiet pcie_acs_override=downstream", {}, {}, ["- ACS override: downstream"]),
-        ("quiet pcie_acs_override=downstream", {}, {"others": "quiet pcie_acs_override=downstream"}, ["ACS override: downstream"]),  # somebody else's
-        ("quiet initcall_blacklist=sysfb_init", {}, {}, ["- the firmware's picture: not shown (initcall_blacklist=sysfb_init)"]),
-        ("intel_iommu=on,relax_rmrr", {}, {}, ["- reserved memory (RMRR): relaxed"]),
-        ("vfio_iommu_type1.allow_unsafe_interrupts=1", {}, {}, ["- unsafe interrupts: allowed"]),
+        ("quiet", {"iommu": {"acsOverride": "downstream"}}, {}, ["+ pcie_acs_override: downstream"]),
+        ("quiet pcie_acs_override=downstream", {"iommu": {"acsOverride": "downstream,multifunction"}}, {}, ["~ pcie_acs_override: downstream → downstream,multifunction"]),
+        ("quiet pcie_acs_override=downstream", {}, {}, ["- pcie_acs_override: downstream"]),
+        ("quiet pcie_acs_override=downstream", {}, {"others": "quiet pcie_acs_override=downstream"}, ["pcie_acs_override: downstream"]),  # somebody else's
+        ("quiet initcall_blacklist=sysfb_init", {}, {}, ["- initcall_blacklist: sysfb_init"]),
+        ("intel_iommu=on,relax_rmrr", {}, {}, ["- intel_iommu: on,relax_rmrr"]),
+        ("vfio_iommu_type1.allow_unsafe_interrupts=1", {}, {}, ["- vfio_iommu_type1.allow_unsafe_interrupts: 1"]),
         # The firmware's picture goes where it lies in the card's memory.
         ("quiet", {"bootFramebuffer": "off"}, {}, []),
-        ("quiet", {"bootFramebuffer": "off", "gpus": {"rtx5090": {"match": "10de:2b85", "allowConsole": True}}}, {"framebuffers": {"0000:01:00.0": ["BOOTFB"]}}, ["+ the firmware's picture: not shown (initcall_blacklist=sysfb_init)"]),
+        ("quiet", {"bootFramebuffer": "off", "gpus": {"rtx5090": {"match": "10de:2b85", "allowConsole": True}}}, {"framebuffers": {"0000:01:00.0": ["BOOTFB"]}}, ["+ initcall_blacklist: sysfb_init"]),
     ],
 )  # fmt: skip
 def test_what_the_kernel_is_told_beside_the_usual_is_shown_of_the_host(

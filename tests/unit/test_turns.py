@@ -33,8 +33,8 @@ def test_a_node_that_rolled_back_ends_its_turn_once_it_is_back(
 
     monkeypatch.setattr(boots, "confirm", confirm)
 
-    def start(_: Host, name: str, own: boot_verification.ManagedGuests) -> None:
-        assert own == boot_verification.ManagedGuests(), "this run starts nothing any more"
+    def start(_: Host, name: str, own: start_guests.Wanted) -> None:
+        assert own == start_guests.Wanted(), "this run starts nothing any more"
         ended.append(f"guests of {name}")
 
     monkeypatch.setattr(boot_verification, "_end_turn", end)
@@ -42,7 +42,7 @@ def test_a_node_that_rolled_back_ends_its_turn_once_it_is_back(
     want = cast("plan.Wanted", SimpleNamespace(gpus={}))
     answer = {"reboot": "yes", "boot_id": "x", "turn": True}
     with pytest.raises(HomelabError, match="returned by itself"):
-        boot_verification._verify(cast("Host", None), "pve1", answer, want, boot_verification.ManagedGuests([103]))
+        boot_verification._verify(cast("Host", None), "pve1", answer, want, start_guests.Wanted(later=(103,)))
     assert ended == ([] if restarts_again else ["pve1", "guests of pve1"])
 
 
@@ -66,7 +66,7 @@ def test_what_was_started_again_is_told_and_who_stays_off(monkeypatch: pytest.Mo
     told: list[str] = []
     monkeypatch.setattr(ssh, "Session", lambda *_: Session())
     monkeypatch.setattr(boot_verification, "tell", told.append)
-    own = boot_verification.ManagedGuests([103], [200, 201])
+    own = start_guests.Wanted(later=(103,), unwanted=(200, 201))
     boot_verification._start_guests(cast("Host", None), "pve1", own)
     assert told == (
         [
