@@ -107,14 +107,8 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
         if inputs.size is None:
             return
         config = self.config(inputs)
-        if (disk := system_disk(config)) is None:
-            raise HomelabError(
-                wanted=f"{inputs.place}.create.size: {inputs.size}",
-                found=f"{inputs.label} has no disk",
-                why="this size is that of the system disk",
-                next="give it a disk, such as scsi0; or take size out",
-            )
-        if _gib(config[disk]) < inputs.size:
+        disk = system_disk(config) or "scsi0"  # of one without a disk, Proxmox VE says that it has no such one
+        if _gib(config.get(disk, "")) < inputs.size:
             self._task(inputs, "put", f"{inputs.path}/resize", "resize", disk=disk, size=f"{inputs.size}G")
 
     def update(self, inputs: Guest.Inputs, before: Guest.Inputs, outputs: Guest.Outputs) -> Guest.Outputs:

@@ -154,6 +154,13 @@ def test_a_disk_that_is_large_enough_stays_as_it_is(size: str, grows: bool) -> N
     assert tasks == [{"disk": "scsi0", "size": "8G"}] * grows
 
 
+def test_of_one_without_a_disk_proxmox_ve_is_asked_for_the_size_all_the_same() -> None:
+    work, tasks = Work(config=CONFIG), list[Any]()
+    work._task = lambda *_, **options: tasks.append(options)  # type: ignore[method-assign]
+    GuestWork._grow(work, BEFORE)
+    assert tasks == [{"disk": "scsi0", "size": "8G"}]
+
+
 def test_a_run_that_finishes_a_guest_makes_no_disk_of_it_again() -> None:
     disks = {
         "scsi0": "local:vm-103-disk-0",
