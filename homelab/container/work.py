@@ -15,7 +15,6 @@ from homelab.host import gates, plan
 from homelab.nvidia import judge
 from homelab.nvidia.reading import SystemReading
 from homelab.remote import ssh
-from homelab.remote.ledger import stack_of
 from homelab.settings import Container, Vm
 from homelab.shapes import BootSeen
 from homelab.text import tell
@@ -23,7 +22,6 @@ from homelab.work.base import Work, stopped_by_reboot
 from remote_scripts.both.container_cards import Left
 from remote_scripts.both.container_cards import Wanted as ContainerCards
 from remote_scripts.both.container_verification import Wanted
-from remote_scripts.both.terms import Terms
 from remote_scripts.notes.container_note import ContainerNote
 from remote_scripts.pve.guest_kinds import CONTAINER
 from remote_scripts.tools.plain import of_plain
@@ -139,19 +137,15 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
                 "up`, and take this container out before its host"
             )
             return
-        owner = f"{stack_of(self.urn)}/{inputs.container}"
-        left = self._given_back(inputs, owner)
-        if not left.is_here and left.owner == owner:
-            wanted = f"what container {inputs.ctid} was given for its cards taken out of it"
-            moved = elsewhere(wanted, "lxc", inputs.ctid, inputs.node, left.node)
+        wanted = ContainerCards(ctid=inputs.ctid, terms=self.terms(inputs.container, inputs.shutdown))
+        host = self.host(inputs)
+        seconds = host.timeouts.step + 2 * inputs.shutdown.timeout
+        answer = ssh.Session(host).ask("revert", "container_cards", wanted, seconds, goes_on=True)
+        left = of_plain(Left, answer)
+        if not left.is_here and left.owner == wanted.terms.owner:
+            undone = f"what container {inputs.ctid} was given for its cards taken out of it"
+            moved = elsewhere(undone, "lxc", inputs.ctid, inputs.node, left.node)
             self.stack.leave_moved(inputs.container, "containers", inputs.ctid, left.node, moved)
-
-    def _given_back(self, inputs: ContainerProbe.Inputs, owner: str) -> Left:
-        shutdown, host = inputs.shutdown, self.host(inputs)
-        terms = Terms(owner=owner, shutdown=shutdown.timeout, otherwise=shutdown.otherwise)
-        seconds = host.timeouts.step + 2 * shutdown.timeout
-        wanted = ContainerCards(ctid=inputs.ctid, terms=terms)
-        return of_plain(Left, ssh.Session(host).ask("revert", "container_cards", wanted, seconds, goes_on=True))
 
 
 def _wish(inputs: ContainerProbe.Inputs, container: Container, facts: HostFacts, vms: dict[str, Vm]) -> ContainerWish:

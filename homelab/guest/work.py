@@ -15,7 +15,6 @@ from homelab.guest.resource import Guest
 from homelab.guest.settings import is_disk, system_disk
 from homelab.properties import same, strings
 from homelab.remote import ssh
-from homelab.remote.ledger import stack_of
 from homelab.text import tell
 from homelab.vm.plan import changes
 from homelab.work import started
@@ -24,7 +23,6 @@ from homelab.work.plain import Properties
 from homelab.work.vm_transaction import VmTransaction
 from remote_scripts.both.container_cards import Wanted as ContainerCards
 from remote_scripts.both.guest_cards import Wanted
-from remote_scripts.both.terms import Terms
 from remote_scripts.pve.properties import parse
 
 MOVED = "node"  # of a made guest's drift: it is on another node of the cluster
@@ -276,19 +274,14 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
         if inputs.guest_kind == "qemu":
             self._transaction(inputs).revert(self._wanted(inputs))
         else:
-            given = ContainerCards(ctid=inputs.vmid, terms=Terms(owner=self._owner(inputs)))
+            given = ContainerCards(ctid=inputs.vmid, terms=self.terms(inputs.guest, inputs.shutdown))
             ssh.Session(self.host(inputs)).ask("revert", "container_cards", given, goes_on=True)
-
-    def _owner(self, inputs: Guest.Inputs) -> str:
-        return f"{stack_of(self.urn)}/{inputs.guest}"
 
     def _transaction(self, inputs: Guest.Inputs) -> VmTransaction:
         return VmTransaction(self.host(inputs), inputs.guest)
 
     def _wanted(self, inputs: Guest.Inputs) -> Wanted:
-        shutdown = inputs.shutdown
-        terms = Terms(owner=self._owner(inputs), shutdown=shutdown.timeout, otherwise=shutdown.otherwise)
-        return Wanted(vmid=inputs.vmid, terms=terms)
+        return Wanted(vmid=inputs.vmid, terms=self.terms(inputs.guest, inputs.shutdown))
 
 
 def _say(inputs: Guest.Inputs, text: str) -> None:
