@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,11 +19,10 @@ from homelab.errors import HomelabError
 from homelab.facts.classes import AMD, INTEL
 from homelab.facts.host import HostFacts
 from homelab.settings import Container
-from homelab.shapes import CardPlan, CardUse
+from homelab.shapes import CardPlan
 from remote_scripts.both.card_libraries import Choice
 
 _MAKERS = {INTEL: "intel", AMD: "amd"}
-_Maker = Literal["intel", "amd"]
 # Proxmox VE's names (ostype) of distributions with apt.
 WITH_APT = ("debian", "ubuntu", "devuan", "unmanaged")
 
@@ -35,8 +33,8 @@ class DistributionRow(tables.SourcedRow):
 
     id: str
     version: str
-    packages: dict[_Maker, dict[CardUse, str]]
-    lacks: dict[_Maker, dict[CardUse, str]] = {}
+    packages: dict[str, dict[str, str]]
+    lacks: dict[str, dict[str, str]] = {}
 
 
 class LibraryData(BaseModel):
@@ -79,19 +77,10 @@ def choices(uses: Iterable[str], maker_names: Iterable[str]) -> tuple[Choice, ..
     wanted = [(maker, use) for maker in sorted(maker_names) for use in sorted(uses)]
     found = []
     for row in data().distributions:
-        packages: dict[str, None] = {}
-        lacking = []
-        for maker, use in wanted:
-            packages |= dict.fromkeys(_text_of(row.packages, maker, use).split())
-            lacking += [text] if (text := _text_of(row.lacks, maker, use)) else []
-        found.append(Choice(id=row.id, version=row.version, packages=tuple(packages), lacking="; ".join(lacking)))
+        names = [name for maker, use in wanted for name in row.packages.get(maker, {}).get(use, "").split()]
+        lacking = "; ".join(row.lacks[maker][use] for maker, use in wanted if use in row.lacks.get(maker, {}))
+        found.append(Choice(id=row.id, version=row.version, packages=tuple(dict.fromkeys(names)), lacking=lacking))
     return tuple(found)
-
-
-def _text_of(table: Mapping[_Maker, Mapping[CardUse, str]], maker: str, use: str) -> str:
-    return next(
-        (uses[key] for row_maker, uses in table.items() if row_maker == maker for key in uses if key == use), ""
-    )
 
 
 def refusals(name: str, container: Container, facts: HostFacts, gpus: Mapping[str, CardPlan]) -> Iterator[HomelabError]:
