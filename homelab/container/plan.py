@@ -185,15 +185,16 @@ def wish_of(
     container: Container,
     facts: HostFacts,
     want: Wanted,
-    driver_cards: DriverCards,
-    *,
-    after_boot: bool = False,
+    vms: Mapping[str, Vm],
+    host: Host | None = None,
 ) -> ContainerWish:
     """What the settings want of a container, as far as it can have it.
 
     :param name: the container's, in the settings.
-    :param after_boot: whether a reboot comes first, which gives cards back to their drivers.
+    :param vms: of its host, by name.
+    :param host: its host, before the next `up`, whose reboot gives cards back to their drivers; None: that was.
     """
+    driver_cards = cards(facts, want, vms, driver_comes=host is not None and host.nvidia is not None)
     other_cards = makers.other_cards(container, want.gpus)
     wanted = container.numbers if container.gpus is None else [gpu for gpu in container.gpus if gpu not in other_cards]
     chosen, refused = numbers(name, container, driver_cards, want)
@@ -205,7 +206,7 @@ def wish_of(
             next=facts.nvidia.trouble[1],
         )
         chosen, refused = [], [no_driver]
-    shared, others_refused = other_makers.shared(name, container, facts, want.gpus, after_boot=after_boot)
+    shared, others_refused = other_makers.shared(name, container, facts, want.gpus, after_boot=host is not None)
     slots = [driver_cards.slots[number] for number in chosen]
     functions = [device.address for device in facts.display_devices if device.slot in slots]
     return ContainerWish(
@@ -217,19 +218,6 @@ def wish_of(
         shared,
         [*refused, *others_refused, *libraries.refusals(name, container, facts, want.gpus)],
     )
-
-
-def planned_wish(
-    name: str, container: Container, facts: HostFacts, host: Host, want: Wanted, vms: Mapping[str, Vm]
-) -> ContainerWish:
-    """What the settings want of a container after the next `up`, as far as it can have it.
-
-    :param name: the container's, in the settings.
-    :param host: its host.
-    :param vms: of that host, by name.
-    """
-    driver_cards = cards(facts, want, vms, driver_comes=host.nvidia is not None)
-    return wish_of(name, container, facts, want, driver_cards, after_boot=True)
 
 
 def as_given(name: str, ctid: int, facts: HostFacts, power: str = "keep") -> ContainerWish:
@@ -311,7 +299,7 @@ def describe(
     lines: list[str] = []
     errors: list[HomelabError] = []
     for name, container in containers.items():
-        wish = planned_wish(name, container, facts, host, want, vms)
+        wish = wish_of(name, container, facts, want, vms, host)
         judged = judge_container(wish, facts, stack)
         errors += judged.refusals
         nvidias = [*(f"/dev/nvidia{number}" for number in wish.cards.minors), "nvidiactl", "nvidia-uvm"]

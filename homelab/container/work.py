@@ -150,8 +150,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
 
 def _wish(inputs: ContainerProbe.Inputs, container: Container, facts: HostFacts, vms: dict[str, Vm]) -> ContainerWish:
     want = plan.Wanted("", "", {}, [], inputs.gpus)
-    cards = container_plan.cards(facts, want, vms)
-    return container_plan.wish_of(inputs.container, container, facts, want, cards)
+    return container_plan.wish_of(inputs.container, container, facts, want, vms)
 
 
 def _drift(facts: HostFacts, inputs: ContainerProbe.Inputs) -> list[str]:
