@@ -12,10 +12,11 @@ import pulumi
 
 from homelab.guest.resource import Guest
 from homelab.host.resource import HostProbe
-from homelab.resources.handover_hook import handover_hook
 from homelab.settings import Host, Vm
 from homelab.shapes import BootSeen, OfferedCard, VmSeen
 from homelab.vm.resource import VmCards
+
+from .card_handover import handover_hook
 
 
 class GpuVm(pulumi.ComponentResource):
@@ -59,7 +60,7 @@ class GpuVm(pulumi.ComponentResource):
             # Before it has the card, and until it has it no more: without the hookscript nothing would check whether
             # the card is free. (An adopted one has it before the host restarts: CardHandover.)
             options = pulumi.ResourceOptions(parent=self, depends_on=depends_on)
-            depends_on = [handover_hook(f"{name}-hook", host, vm, probe.generation_of("handover"), options)]
+            depends_on = [handover_hook(host, vm, probe, options)]
         vm_cards = VmCards(
             f"{name}-cards",
             {

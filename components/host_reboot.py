@@ -50,9 +50,7 @@ class HostReboot(pulumi.ComponentResource):
         driver, flavour = installed.version, installed.flavour
         wanted_boot = {"iommu_words": probe.iommu_words, "vfio_words": probe.vfio_words, "functions": probe.functions}
         verified = {"gpus": probe.gpus, "generation": probe.boot_generation}
-        known = pulumi.Output.all(
-            probe.iommu_words, probe.vfio_words, probe.functions, driver, flavour, _await_node(previous_node)
-        )
+        known = pulumi.Output.all(probe.words, probe.functions, driver, flavour, _await_node(previous_node))
         reboot = remote.layer(
             f"{host.name}-reboot",
             host,
@@ -61,10 +59,10 @@ class HostReboot(pulumi.ComponentResource):
                 lambda values: wanted_reboot(
                     host,
                     Boot(
-                        words=(*values[0].split(), *values[1].split()),
-                        functions=tuple(sorted(values[2])),
-                        driver=values[3],
-                        flavour=values[4],
+                        words=tuple(values[0].split()),
+                        functions=tuple(sorted(values[1])),
+                        driver=values[2],
+                        flavour=values[3],
                     ),
                 )
             ),
