@@ -22,7 +22,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
 from homelab.fields.model import Model
-from homelab.fields.types import ENCRYPTED, DiskGiB, GuestId, visible
+from homelab.fields.types import DiskGiB, GuestId, visible
 from homelab.guest import options as guest_options
 from homelab.guest.options import Parameter
 from remote_scripts.pve.properties import parse
@@ -60,7 +60,7 @@ class NewGuest(Model):
     @model_validator(mode="wrap")
     @classmethod
     def _checked(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Checks Proxmox VE's keys, and names every mistake in them."""
+        """Names every key that Proxmox VE doesn't have, or that isn't for here. Values Proxmox VE's own code judges."""
         if not isinstance(value, dict):
             return handler(value)
         own = {key: one for key, one in value.items() if key in cls.model_fields}
@@ -71,8 +71,6 @@ class NewGuest(Model):
             if reason := refusal(cls.kind, key, text):
                 errors[key] = reason
             texts[key] = text
-        shown = {key: text for key, text in texts.items() if text != ENCRYPTED}
-        errors = guest_options.mistakes(cls.kind, shown) | errors
         details: list[Any] = [_error((key,), text) for key, text in sorted(errors.items())]
         try:
             secrets = {key: SecretStr(texts.pop(key)) for key in SECRETS & texts.keys()}

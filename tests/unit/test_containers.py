@@ -429,7 +429,7 @@ def loaded(vms: dict[str, Any] | None = None, **containers: dict[str, Any]) -> N
         ({"host": "other"}, "containers.phoenix.host: no such host; there are pve"),
         ({"ctid": 99}, "containers.phoenix.ctid"),
         ({"method": "bind"}, "found 'bind'"),
-        ({"create": {}}, "create.ostemplate: property is missing and it is not optional"),
+        ({"create": {"ostemplat": "local:vztmpl/a"}}, "create.ostemplat: unknown key, did you mean ostemplate?"),
         ({"gpuAssignement": "0"}, "did you mean `gpuAssignment`?"),
     ],
 )
