@@ -101,7 +101,7 @@ class Guest(Owned):
             "vmid": guest.guest_id,
             "config": new.configuration(name),
             "secret_config": pulumi.Output.secret(secret) if secret else {},
-            **new.of_system_disk,
+            **new.model_dump(include={"clone", "size"}),
             "protect": new.protect,
             "mark": mark_of(f"{pulumi.get_project()}/{pulumi.get_stack()}", name),
             "shutdown": guest.shutdown.model_dump(mode="json"),

@@ -6,7 +6,6 @@ import difflib
 import posixpath
 import re
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import quote
 
@@ -112,11 +111,6 @@ class NewGuest(Model):
         return {key: text.get_secret_value() for key, text in extra.items() if isinstance(text, SecretStr)}
 
     @property
-    def of_system_disk(self) -> dict[str, int | None]:
-        """What of its keys is about its system disk."""
-        return {}
-
-    @property
     def volumes(self) -> list[str]:
         """The files that it is made of: of images, ISO images and templates."""
         return [volume for value in self.options.values() for volume in _FILE.findall(value)]
@@ -134,10 +128,6 @@ class NewVm(NewGuest):
     """The size to which its system disk grows, if it is smaller: the disk of an image or a template is seldom large
     enough. The system disk is the first of `boot`'s order, else the first disk. It can grow later, and never
     shrinks."""
-
-    @property
-    def of_system_disk(self) -> dict[str, int | None]:
-        return {"clone": self.clone, "size": self.size}
 
     def configuration(self, name: str) -> dict[str, str]:
         """The options of the VM.
@@ -170,15 +160,13 @@ class NewContainer(NewGuest):
 
 
 #: What a VM with a card needs, unless its owner sets another value.
-FOR_CARDS: Mapping[str, str] = MappingProxyType(
-    {
-        "machine": "q35",
-        "bios": "ovmf",
-        "cpu": "host",
-        "balloon": "0",  # a card pins all of a VM's memory
-        "scsihw": "virtio-scsi-single",
-    }
-)
+FOR_CARDS: Mapping[str, str] = {
+    "machine": "q35",
+    "bios": "ovmf",
+    "cpu": "host",
+    "balloon": "0",  # a card pins all of a VM's memory
+    "scsihw": "virtio-scsi-single",
+}
 
 
 def is_disk(key: str, value: str) -> bool:
@@ -229,12 +217,9 @@ def refusal(kind: str, key: str, text: str) -> str | None:
 def _in_schema(parameter: Parameter) -> JsonSchemaValue:
     """An option for editors."""
     types = {"boolean": ["boolean", "integer"], "integer": ["integer"], "number": ["number"]}
-    text = {"enum": [*parameter.words]} if parameter.words else {"type": "string"}
-    plain = {"type": types.get(parameter.kind, ["number", "boolean"])}
-    return {
-        "description": "As Proxmox VE takes it (man qm, man pct).",
-        "anyOf": [text, *([] if parameter.words else [plain])],
-    }
+    texts = [{"type": "string"}, {"type": types.get(parameter.kind, ["number", "boolean"])}]
+    taken = [{"enum": [*parameter.words]}] if parameter.words else texts
+    return {"description": "As Proxmox VE takes it (man qm, man pct).", "anyOf": taken}
 
 
 def _error(place: tuple[int | str, ...], text: str, value: object = None) -> InitErrorDetails:

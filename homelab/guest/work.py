@@ -111,8 +111,6 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
 
     def update(self, inputs: Guest.Inputs, before: Guest.Inputs, outputs: Guest.Outputs) -> Guest.Outputs:
         self.require_same_disks(inputs, before)
-        if MOVED in outputs.drift:
-            self.config(inputs)  # refused, unless it is back
         changed = self.change(inputs, before, outputs.drift)
         kept = {key: value for key, value in outputs.written.items() if key in inputs.config}
         written = written_of(self.config(inputs), inputs, changed) if changed else {}
@@ -155,6 +153,7 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
 
         :param drift: options that differ from those `before`.
         :returns: the keys of the options that were changed.
+        :raises ElsewhereError: it is on another node.
         """
         options, current = inputs.config, self.config(inputs)
         changed: dict[str, str | None] = {}
@@ -351,16 +350,10 @@ def is_marked(mark: str, config: dict[str, str]) -> bool:
     return re.search(rf"{re.escape(mark)}(?!\S)", config.get("description", "")) is not None
 
 
-def _instance_in(mark: str, config: dict[str, str]) -> str:
-    """The making of the guest that its description names: 16 hexadecimal digits; empty: none."""
-    match = re.search(rf"{re.escape(mark)} ([0-9a-f]{{16}})(?!\S)", config.get("description", ""))
-    return match[1] if match else ""
-
-
 def names_another_instance(mark: str, instance: str, config: dict[str, str]) -> bool:
     """Does the guest's description name another making of it than `instance`?"""
-    named_instance = _instance_in(mark, config)
-    return bool(instance and named_instance) and named_instance != instance
+    match = re.search(rf"{re.escape(mark)} ([0-9a-f]{{16}})(?!\S)", config.get("description", ""))
+    return match is not None and instance not in ("", match[1])
 
 
 def marked_anew(mark: str, instance: str, config: dict[str, str]) -> str:
