@@ -44,13 +44,6 @@ class GpuVm(pulumi.ComponentResource):
     ) -> None:
         super().__init__("homelab:gpu:GpuVm", vm.name, {}, opts)
         name, node = vm.name, host.node_name
-        inputs: dict[str, object] = {
-            "host": vm.host,
-            "node": node,
-            "vm": name,
-            "vmid": vm.vmid,
-            "shutdown": vm.shutdown.model_dump(mode="json"),
-        }
         depends_on = opts.depends_on if opts else None
         instance: pulumi.Input[str] = ""
         options = pulumi.ResourceOptions(parent=self, depends_on=depends_on)
@@ -64,7 +57,11 @@ class GpuVm(pulumi.ComponentResource):
         vm_cards = VmCards(
             f"{name}-cards",
             {
-                **inputs,
+                "host": vm.host,
+                "node": node,
+                "vm": name,
+                "vmid": vm.vmid,
+                "shutdown": vm.shutdown.model_dump(mode="json"),
                 "cards": pulumi.Output.from_input(cards).apply(
                     lambda offered: [{**use.model_dump(mode="json"), **offered[use.gpu]} for use in vm.gpus]
                 ),
