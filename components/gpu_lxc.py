@@ -99,9 +99,7 @@ class GpuLxc(pulumi.ComponentResource):
                 )
             ),
             pulumi.ResourceOptions(parent=self, depends_on=[probe]),
-            generation=pulumi.Output.all(probe.generation, instance).apply(
-                lambda values: f"{values[1]}{int(values[0])}"
-            ),
+            generation=pulumi.Output.concat(instance, probe.generation.apply(lambda times: str(int(times)))),
             identity=[container.host, str(container.ctid)],
             seconds=limits.of_step(host) + 2 * container.shutdown.timeout,
         )
@@ -118,14 +116,12 @@ class GpuLxc(pulumi.ComponentResource):
                     lambda cards: card_libraries.card_libraries(name, container, cards)
                 ),
                 pulumi.ResourceOptions(parent=self, depends_on=[given]),
-                generation=pulumi.Output.all(instance, probe.again).apply(
-                    lambda values: f"{values[0]}{int(values[1])}"
-                ),
+                generation=pulumi.Output.concat(instance, probe.again.apply(lambda times: str(int(times)))),
                 undone=not _goes_away(container),
                 identity=() if _goes_away(container) else [container.host, str(container.ctid)],
                 seconds=limits.of_step(host, stack),
                 ctid=container.ctid,
-                proxy=stack.proxy.get_secret_value() if stack.proxy else "",
+                proxy=stack.proxy_address,
             )
             install_outputs += [packages.stdout, probe.again]
         verification = ContainerVerification(
