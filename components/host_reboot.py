@@ -21,7 +21,6 @@ from homelab.resources.system import InstalledDriver
 from homelab.settings import Host
 from homelab.shapes import BootedCard, BootedFunction, BootedHost, BootSeen, CardPlan, DeviceSeen, IommuSeen
 from homelab.stack import Refusal
-from remote_scripts.boot.wanted_boot import Boot
 
 
 class HostReboot(pulumi.ComponentResource):
@@ -55,17 +54,7 @@ class HostReboot(pulumi.ComponentResource):
             f"{host.name}-reboot",
             host,
             "reboot",
-            known.apply(
-                lambda values: wanted_reboot(
-                    host,
-                    Boot(
-                        words=tuple(values[0].split()),
-                        functions=tuple(sorted(values[1])),
-                        driver=values[2],
-                        flavour=values[3],
-                    ),
-                )
-            ),
+            known.apply(lambda values: wanted_reboot(host, *values[:4])),
             pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
             # Whatever was mended: on the host it decides whether that needs a reboot.
             generation=probe.boot_generation.apply(lambda generation: sum(generation.values())),
