@@ -99,8 +99,6 @@ class Container(NamedModel):
             raise ValueError("nvidia without a card: there is nothing to verify it with")
         if self.libraries and not self.gpus:
             raise ValueError("libraries are for cards that gpus names, of Intel's and AMD's")
-        if len(set(self.libraries)) < len(self.libraries):
-            raise ValueError("libraries: expected each of them once")
         if self.libraries and self.power == "stopped":
             raise ValueError("libraries need a container that runs, and power is stopped")
         if self.nvidia is not None and self.power == "stopped":
