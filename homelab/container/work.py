@@ -48,48 +48,19 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         if facts.handover.away and facts.guests.config(inputs.ctid) is not None:
             tell(f"{inputs.container}: not compared: {facts.handover.away}")
             return outputs
-        drift = _drift(facts, inputs)
-        device_drift = self._device_drift(facts, inputs, outputs)
-        library_drift = self._library_drift(facts, inputs)
+        container, gone = self.stack.container(inputs.container), facts.guests.config(inputs.ctid) is None
+        drift, device_drift, library_drift = _drift(facts, inputs), list[str](), list[str]()
+        if container is not None:  # else it leaves the stack
+            device_drift = _device_drift(container, facts, inputs, outputs)
+            library_drift = _library_drift(container, facts, inputs)
         for difference in [*drift, *device_drift, *library_drift]:
             tell(f"{inputs.container}: drift: {difference}")
-        gone = facts.guests.config(inputs.ctid) is None
         return dataclasses.replace(
             outputs,
             generation=outputs.generation + bool(drift),
             again=outputs.again + bool(library_drift),
             stale=bool(device_drift) or gone,
         )
-
-    def _library_drift(self, facts: HostFacts, inputs: ContainerProbe.Inputs) -> list[str]:
-        """Drift of the packages for the container's cards, a sentence each."""
-        container = self.stack.container(inputs.container)
-        if container is None or not container.libraries or facts.guests.config(inputs.ctid) is None:
-            return []
-        found = facts.systems.get(str(inputs.ctid))
-        if isinstance(found, HomelabError):
-            raise found
-        if found is None:
-            tell(f"{inputs.container}: it doesn't run, or is locked: packages for its cards were not compared")
-        return judge.steps(found, None, libraries=True) if isinstance(found, SystemReading) else []
-
-    def _device_drift(
-        self, facts: HostFacts, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs
-    ) -> list[str]:
-        """Numbers and device nodes of the container's cards that have changed since its plan, a sentence each."""
-        container = self.stack.container(inputs.container)
-        if container is None:  # it leaves the stack
-            return []
-        wish, differences = _wish(inputs, container, facts, {}), list[str]()
-        if (minors := [*wish.cards.minors]) != outputs.minors:
-            differences.append(f"its cards are /dev/nvidia{minors}, not /dev/nvidia{outputs.minors}")
-        for gpu, card in wish.shared.items():
-            before = outputs.shared.get(gpu)
-            if before is not None and before != card:
-                differences.append(
-                    f"the nodes of gpus.{gpu} are {', '.join(card['nodes'])}, not {', '.join(before['nodes'])}"
-                )
-        return differences
 
     def _plan(
         self,
@@ -151,6 +122,34 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
 def _wish(inputs: ContainerProbe.Inputs, container: Container, facts: HostFacts, vms: dict[str, Vm]) -> ContainerWish:
     want = plan.Wanted("", "", {}, [], inputs.gpus)
     return container_plan.wish_of(inputs.container, container, facts, want, vms)
+
+
+def _library_drift(container: Container, facts: HostFacts, inputs: ContainerProbe.Inputs) -> list[str]:
+    """Drift of the packages for the container's cards, a sentence each."""
+    if not container.libraries or facts.guests.config(inputs.ctid) is None:
+        return []
+    found = facts.systems.get(str(inputs.ctid))
+    if isinstance(found, HomelabError):
+        raise found
+    if found is None:
+        tell(f"{inputs.container}: it doesn't run, or is locked: packages for its cards were not compared")
+    return judge.steps(found, None, libraries=True) if isinstance(found, SystemReading) else []
+
+
+def _device_drift(
+    container: Container, facts: HostFacts, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs
+) -> list[str]:
+    """Numbers and device nodes of the container's cards that have changed since its plan, a sentence each."""
+    wish, differences = _wish(inputs, container, facts, {}), list[str]()
+    if (minors := [*wish.cards.minors]) != outputs.minors:
+        differences.append(f"its cards are /dev/nvidia{minors}, not /dev/nvidia{outputs.minors}")
+    for gpu, card in wish.shared.items():
+        before = outputs.shared.get(gpu)
+        if before is not None and before != card:
+            differences.append(
+                f"the nodes of gpus.{gpu} are {', '.join(card['nodes'])}, not {', '.join(before['nodes'])}"
+            )
+    return differences
 
 
 def _drift(facts: HostFacts, inputs: ContainerProbe.Inputs) -> list[str]:
