@@ -45,11 +45,6 @@ class LibraryData(BaseModel):
     distributions: tuple[DistributionRow, ...]
     others: dict[str, str]
 
-    @property
-    def names(self) -> str:
-        """The distributions' names, for a message."""
-        return ", ".join(f"{row.id.capitalize()} {row.version}" for row in self.distributions)
-
 
 @functools.cache
 def data() -> LibraryData:
@@ -103,9 +98,10 @@ def refusals(name: str, container: Container, facts: HostFacts, gpus: Mapping[st
     if distribution in WITH_APT:
         return
     by_hand = data().others.get(distribution, "its own VA-API drivers inside")
+    known = ", ".join(f"{row.id.capitalize()} {row.version}" for row in data().distributions)
     yield HomelabError(
         wanted=wanted,
         found=f"container {container.ctid} is {distribution} (`pct config {container.ctid}`)",
-        why=f"packages are known for {data().names} alone; the card itself works in any container",
+        why=f"packages are known for {known} alone; the card itself works in any container",
         next=f"take containers.{name}.libraries out, and install them yourself: {by_hand}",
     )
