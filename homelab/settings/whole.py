@@ -71,6 +71,8 @@ class Settings(Model):
                 raise ValueError(
                     f"{place}.gpus: hosts.{guest.host} has no card {gpu}; it has {', '.join(gpus) or 'none'}"
                 )
+            if guest.cards.count(gpu) > 1:
+                raise ValueError(f"{place}.gpus: {gpu} is there twice")
             if gpus[gpu].use not in (use, "shared"):
                 raise ValueError(f"{place}.gpus: {gpu} is for use: {gpus[gpu].use}; this guest needs {use}, or shared")
 
