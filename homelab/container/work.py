@@ -41,7 +41,8 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
     def update(
         self, inputs: ContainerProbe.Inputs, before: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs
     ) -> ContainerProbe.Outputs:
-        return self._plan(inputs, before.boot, outputs.generation, outputs.again)
+        planned = self._plan(inputs, before.boot)
+        return dataclasses.replace(planned, generation=outputs.generation, again=outputs.again)
 
     def read(self, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs) -> ContainerProbe.Outputs:
         facts = self.facts_of_refresh(inputs)
@@ -62,13 +63,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             stale=bool(device_drift) or gone,
         )
 
-    def _plan(
-        self,
-        inputs: ContainerProbe.Inputs,
-        boot: BootSeen | None,
-        generation: int = 0,
-        again: int = 0,
-    ) -> ContainerProbe.Outputs:
+    def _plan(self, inputs: ContainerProbe.Inputs, boot: BootSeen | None) -> ContainerProbe.Outputs:
         """:param boot: the last one that this container was planned under."""
         container = self.stack.container(inputs.container)
         if container is None:
@@ -88,8 +83,8 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             functions=[*wish.cards.functions],
             rebooted_at=inputs.boot["at"] if stopped_by_reboot(inputs.ctid, inputs.boot, boot) else 0,
             guest_name=config.values.get("hostname", inputs.container) if config else inputs.container,
-            generation=generation,
-            again=again,
+            generation=0,
+            again=0,
             stale=False,
             shared=dict(wish.shared),
         )
