@@ -13,9 +13,9 @@ import pulumi
 from homelab.host.handover import cards_of
 from homelab.host.resource import HostProbe
 from homelab.resources import command as remote
-from homelab.resources.handover_hook import handover_hook
-from homelab.settings import Host
+from homelab.settings import Host, Vm
 from remote_scripts.both.handover import Wanted
+from remote_scripts.both.hookscript import Wanted as Hookscript
 
 
 class CardHandover(pulumi.ComponentResource):
@@ -23,17 +23,34 @@ class CardHandover(pulumi.ComponentResource):
 
     def __init__(self, host: Host, probe: HostProbe, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:CardHandover", host.name, {}, opts)
-        generation = probe.generation_of("handover")
         program = remote.layer(
             f"{host.name}-handover",
             host,
             "handover",
             probe.gpus.apply(lambda gpus: Wanted(cards=cards_of(host, host.vms, gpus))),
             pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
-            generation=generation,
+            generation=probe.generation_of("handover"),
         )
         for vm in host.vms:
             if vm.create is None and host.shares(vm.cards):
                 options = pulumi.ResourceOptions(parent=self, depends_on=[program])
-                handover_hook(f"{vm.name}-hook", host, vm, generation, options)
+                handover_hook(host, vm, probe, options)
         self.register_outputs({})
+
+
+def handover_hook(host: Host, vm: Vm, probe: HostProbe, opts: pulumi.ResourceOptions) -> pulumi.Resource:
+    """The option hookscript of a VM that may take a card: by it the host hands the card over when the VM starts and
+    stops. `probe`: tells when what hands cards over drifted.
+    """
+    name = f"{vm.name}-hook"
+    # By these it is told from the entry that the VM had before, under another name, or as one that made it.
+    holder = f"{name} {'adopted' if vm.create is None else 'created'}"
+    return remote.layer(
+        name,
+        host,
+        "hookscript",
+        Hookscript(vmid=vm.vmid, holder=holder),
+        opts,
+        generation=probe.generation_of("handover"),
+        identity=[vm.host, str(vm.vmid)],
+    )

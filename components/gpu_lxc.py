@@ -8,7 +8,6 @@ Undone by taking them out, with a restart if the container runs; a created one i
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import pulumi
@@ -54,7 +53,6 @@ class GpuLxc(pulumi.ComponentResource):
     ) -> None:
         super().__init__("homelab:gpu:GpuLxc", container.name, {}, opts)
         name, node = container.name, host.node_name
-        shutdown = container.shutdown.model_dump(mode="json")
         depends_on = opts.depends_on if opts else None
         instance: pulumi.Input[str] = ""
         options = pulumi.ResourceOptions(parent=self, depends_on=depends_on)
@@ -73,19 +71,14 @@ class GpuLxc(pulumi.ComponentResource):
                 "boot": boot,
                 "instance": instance,
                 "goes_away": _goes_away(container),
-                "shutdown": shutdown,
+                "shutdown": container.shutdown.model_dump(mode="json"),
             },
             pulumi.ResourceOptions(parent=self, depends_on=depends_on),
         )
         taken = pulumi.Output.all(probe.minors, probe.functions, probe.shared).apply(
             lambda values: makers.cards_of(container, values[0], values[1], values[2])
         )
-        terms = Terms(
-            owner=f"{pulumi.get_project()}/{pulumi.get_stack()}/{name}",
-            power=container.wanted_power,
-            shutdown=container.shutdown.timeout,
-            otherwise=container.shutdown.otherwise,
-        )
+        owner = f"{pulumi.get_project()}/{pulumi.get_stack()}/{name}"
         given = remote.layer(
             f"{name}-cards",
             host,
@@ -94,18 +87,21 @@ class GpuLxc(pulumi.ComponentResource):
                 lambda values: ContainerCards(
                     ctid=container.ctid,
                     cards=values[0],
-                    terms=replace(terms, rebooted_at=int(values[1])),
+                    terms=Terms(
+                        owner=owner,
+                        power=container.wanted_power,
+                        rebooted_at=int(values[1]),
+                        shutdown=container.shutdown.timeout,
+                        otherwise=container.shutdown.otherwise,
+                    ),
                     goes_away=_goes_away(container),
                 )
             ),
             pulumi.ResourceOptions(parent=self, depends_on=[probe]),
-            generation=pulumi.Output.all(probe.generation, instance).apply(
-                lambda values: f"{values[1]}{int(values[0])}"
-            ),
+            generation=pulumi.Output.concat(instance, probe.generation.apply(lambda times: str(int(times)))),
             identity=[container.host, str(container.ctid)],
             seconds=limits.of_step(host) + 2 * container.shutdown.timeout,
         )
-        in_force = given.stdout.apply(_in_force)
         last: pulumi.Resource = given
         install_outputs: list[pulumi.Input[Any]] = []
         if container.libraries:
@@ -118,14 +114,12 @@ class GpuLxc(pulumi.ComponentResource):
                     lambda cards: card_libraries.card_libraries(name, container, cards)
                 ),
                 pulumi.ResourceOptions(parent=self, depends_on=[given]),
-                generation=pulumi.Output.all(instance, probe.again).apply(
-                    lambda values: f"{values[0]}{int(values[1])}"
-                ),
+                generation=pulumi.Output.concat(instance, probe.again.apply(lambda times: str(int(times)))),
                 undone=not _goes_away(container),
                 identity=() if _goes_away(container) else [container.host, str(container.ctid)],
                 seconds=limits.of_step(host, stack),
                 ctid=container.ctid,
-                proxy=stack.proxy.get_secret_value() if stack.proxy else "",
+                proxy=stack.proxy_address,
             )
             install_outputs += [packages.stdout, probe.again]
         verification = ContainerVerification(
@@ -139,8 +133,9 @@ class GpuLxc(pulumi.ComponentResource):
             },
             pulumi.ResourceOptions(parent=self, depends_on=[last]),
         )
-        self.in_force = in_force
-        self.started = pulumi.Output.all(boot, in_force).apply(lambda values: f"boot {values[0]['id']}, {values[1]}")
+        self.in_force = given.stdout.apply(_in_force)
+        both = pulumi.Output.all(boot, self.in_force)
+        self.started = both.apply(lambda values: f"boot {values[0]['id']}, {values[1]}")
         self.container = pulumi.Output.all(
             name=probe.guest_name,
             minors=probe.minors,

@@ -12,10 +12,11 @@ import pulumi
 
 from homelab.guest.resource import Guest
 from homelab.host.resource import HostProbe
-from homelab.resources.handover_hook import handover_hook
 from homelab.settings import Host, Vm
 from homelab.shapes import BootSeen, OfferedCard, VmSeen
 from homelab.vm.resource import VmCards
+
+from .card_handover import handover_hook
 
 
 class GpuVm(pulumi.ComponentResource):
@@ -43,13 +44,6 @@ class GpuVm(pulumi.ComponentResource):
     ) -> None:
         super().__init__("homelab:gpu:GpuVm", vm.name, {}, opts)
         name, node = vm.name, host.node_name
-        inputs: dict[str, object] = {
-            "host": vm.host,
-            "node": node,
-            "vm": name,
-            "vmid": vm.vmid,
-            "shutdown": vm.shutdown.model_dump(mode="json"),
-        }
         depends_on = opts.depends_on if opts else None
         instance: pulumi.Input[str] = ""
         options = pulumi.ResourceOptions(parent=self, depends_on=depends_on)
@@ -59,11 +53,15 @@ class GpuVm(pulumi.ComponentResource):
             # Before it has the card, and until it has it no more: without the hookscript nothing would check whether
             # the card is free. (An adopted one has it before the host restarts: CardHandover.)
             options = pulumi.ResourceOptions(parent=self, depends_on=depends_on)
-            depends_on = [handover_hook(f"{name}-hook", host, vm, probe.generation_of("handover"), options)]
+            depends_on = [handover_hook(host, vm, probe, options)]
         vm_cards = VmCards(
             f"{name}-cards",
             {
-                **inputs,
+                "host": vm.host,
+                "node": node,
+                "vm": name,
+                "vmid": vm.vmid,
+                "shutdown": vm.shutdown.model_dump(mode="json"),
                 "cards": pulumi.Output.from_input(cards).apply(
                     lambda offered: [{**use.model_dump(mode="json"), **offered[use.gpu]} for use in vm.gpus]
                 ),

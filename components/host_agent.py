@@ -32,7 +32,7 @@ class HostAgent(pulumi.ComponentResource):
             wanted,
             pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
             generation=pulumi.Output.concat(agent.version(), " ", probe.generation_of("agent").apply(str)),
-            place=wanted.owner,
+            triggers=[wanted.owner],
             is_last=True,
             hooks=remote.putting_the_agent(host, wanted.owner),
             folder=KeptFolder(wanted.owner, probe),

@@ -21,7 +21,6 @@ from homelab.resources.system import InstalledDriver
 from homelab.settings import Host
 from homelab.shapes import BootedHost, BootSeen, CardFunction, CardPlan, DeviceSeen, IommuSeen
 from homelab.stack import Refusal
-from remote_scripts.boot.wanted_boot import Boot
 
 
 class HostReboot(pulumi.ComponentResource):
@@ -50,24 +49,12 @@ class HostReboot(pulumi.ComponentResource):
         driver, flavour = installed.version, installed.flavour
         wanted_boot = {"iommu_words": probe.iommu_words, "vfio_words": probe.vfio_words, "functions": probe.functions}
         verified = {"gpus": probe.gpus, "generation": probe.boot_generation}
-        known = pulumi.Output.all(
-            probe.iommu_words, probe.vfio_words, probe.functions, driver, flavour, _await_node(previous_node)
-        )
+        known = pulumi.Output.all(probe.words, probe.functions, driver, flavour, _await_node(previous_node))
         reboot = remote.layer(
             f"{host.name}-reboot",
             host,
             "reboot",
-            known.apply(
-                lambda values: wanted_reboot(
-                    host,
-                    Boot(
-                        words=(*values[0].split(), *values[1].split()),
-                        functions=tuple(sorted(values[2])),
-                        driver=values[3],
-                        flavour=values[4],
-                    ),
-                )
-            ),
+            known.apply(lambda values: wanted_reboot(host, *values[:4])),
             pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
             # Whatever was mended: on the host it decides whether that needs a reboot.
             generation=probe.boot_generation.apply(lambda generation: sum(generation.values())),

@@ -20,6 +20,7 @@ from homelab.host.resource import HostProbe
 from homelab.later import later
 from homelab.nvidia.resource import GuestReboot, NvidiaSystem, NvidiaVerification
 from homelab.remote import agent, scripts
+from homelab.resources import command, limits
 from homelab.resources.system import InstalledDriver, System, address_of
 from homelab.settings import Container, Host, Vm
 from homelab.shapes import CardPlan, StackInUse, SystemState
@@ -194,19 +195,31 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         self.register_outputs({"result": self.result})
 
     def _layer(self, step: str, layer: str, wanted: pulumi.Input[Any], after: pulumi.Resource) -> remote.Command:
-        """A step's command.
+        """A step: a layer of the agent, undone on a purge.
 
         :param step: as NvidiaSystem calls it.
         :param wanted: the layer's `Wanted`.
         """
-        options = pulumi.ResourceOptions(parent=self, depends_on=[after])
-        name = f"{self.pulumi_resource_name}-{step}"
-        return self._system.layer(name, layer, wanted, self._generation(step), self._agent, options)
+        system = self._system
+        return command.layer(
+            f"{self.pulumi_resource_name}-{step}",
+            system.reached,
+            layer,
+            wanted,
+            pulumi.ResourceOptions(parent=self, depends_on=[after]),
+            generation=self._generation(step),
+            undone=system.purged,
+            identity=[system.host, system.name, str(system.ctid or "")] if system.purged else (),
+            seconds=limits.of_step(system.reached, system.nvidia),
+            address=system.address,
+            folder=self._agent,
+            ctid=system.ctid or 0,
+            proxy=system.nvidia.proxy_address,
+        )
 
     def _generation(self, layer: str) -> pulumi.Output[str]:
         """The layer's generation and the system's `after`: a change of either makes the step run again."""
-        readings = pulumi.Output.all(self._nvidia_system.generation_of(layer), self._system.after)
-        return readings.apply(lambda values: f"{values[0]} {values[1]}")
+        return pulumi.Output.concat(self._nvidia_system.generation_of(layer).apply(str), " ", self._system.after)
 
 
 def _passed(gpus: dict[str, CardPlan], vfio_words: str) -> list[str]:

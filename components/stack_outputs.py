@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pulumi
 
 from homelab.contract import VERSION, without_nulls
 from homelab.host.resource import HostProbe
-from homelab.later import later
 from homelab.settings import Container, Host, Settings, Vm
 from homelab.shapes import BootSeen
+from homelab.show import result
 from homelab.text import clean
 
 from .gpu_cards import GpuCards
@@ -19,11 +19,6 @@ from .gpu_lxc import GpuLxc
 from .gpu_vm import GpuVm
 from .host_reboot import HostReboot
 from .nvidia_guest_stack import NvidiaGuestStack
-
-if TYPE_CHECKING:
-    from homelab.show import result
-else:
-    result = later("homelab.show.result")
 
 
 class StackOutputs:

@@ -16,7 +16,6 @@
         SeveralErrors
     UnfinishedError                    carries a HomelabError to Pulumi's engine
     GoneError, NoAnswerError           caught within the program
-    FormatError
     Mistake, Declined                  of `homelab init`
 
 homelab.stack.Refusal ends a program with a HomelabError.
@@ -154,10 +153,6 @@ class NoAnswerError(Exception):
     def __init__(self, found: str, *, sent: bool) -> None:
         super().__init__(found)
         self.sent = sent
-
-
-class FormatError(ValueError):
-    """A value that hasn't the format; the text follows `invalid format - `, and ends with a newline."""
 
 
 class Mistake(Exception):

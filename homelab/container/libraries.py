@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,11 +19,10 @@ from homelab.errors import HomelabError
 from homelab.facts.classes import AMD, INTEL
 from homelab.facts.host import HostFacts
 from homelab.settings import Container
-from homelab.shapes import CardPlan, CardUse
+from homelab.shapes import CardPlan
 from remote_scripts.both.card_libraries import Choice
 
 _MAKERS = {INTEL: "intel", AMD: "amd"}
-_Maker = Literal["intel", "amd"]
 # Proxmox VE's names (ostype) of distributions with apt.
 WITH_APT = ("debian", "ubuntu", "devuan", "unmanaged")
 
@@ -35,8 +33,8 @@ class DistributionRow(tables.SourcedRow):
 
     id: str
     version: str
-    packages: dict[_Maker, dict[CardUse, str]]
-    lacks: dict[_Maker, dict[CardUse, str]] = {}
+    packages: dict[str, dict[str, str]]
+    lacks: dict[str, dict[str, str]] = {}
 
 
 class LibraryData(BaseModel):
@@ -46,11 +44,6 @@ class LibraryData(BaseModel):
 
     distributions: tuple[DistributionRow, ...]
     others: dict[str, str]
-
-    @property
-    def names(self) -> str:
-        """The distributions' names, for a message."""
-        return ", ".join(f"{row.id.capitalize()} {row.version}" for row in self.distributions)
 
 
 @functools.cache
@@ -79,19 +72,10 @@ def choices(uses: Iterable[str], maker_names: Iterable[str]) -> tuple[Choice, ..
     wanted = [(maker, use) for maker in sorted(maker_names) for use in sorted(uses)]
     found = []
     for row in data().distributions:
-        packages: dict[str, None] = {}
-        lacking = []
-        for maker, use in wanted:
-            packages |= dict.fromkeys(_text_of(row.packages, maker, use).split())
-            lacking += [text] if (text := _text_of(row.lacks, maker, use)) else []
-        found.append(Choice(id=row.id, version=row.version, packages=tuple(packages), lacking="; ".join(lacking)))
+        names = [name for maker, use in wanted for name in row.packages.get(maker, {}).get(use, "").split()]
+        lacking = "; ".join(row.lacks[maker][use] for maker, use in wanted if use in row.lacks.get(maker, {}))
+        found.append(Choice(id=row.id, version=row.version, packages=tuple(dict.fromkeys(names)), lacking=lacking))
     return tuple(found)
-
-
-def _text_of(table: Mapping[_Maker, Mapping[CardUse, str]], maker: str, use: str) -> str:
-    return next(
-        (uses[key] for row_maker, uses in table.items() if row_maker == maker for key in uses if key == use), ""
-    )
 
 
 def refusals(name: str, container: Container, facts: HostFacts, gpus: Mapping[str, CardPlan]) -> Iterator[HomelabError]:
@@ -114,9 +98,10 @@ def refusals(name: str, container: Container, facts: HostFacts, gpus: Mapping[st
     if distribution in WITH_APT:
         return
     by_hand = data().others.get(distribution, "its own VA-API drivers inside")
+    known = ", ".join(f"{row.id.capitalize()} {row.version}" for row in data().distributions)
     yield HomelabError(
         wanted=wanted,
         found=f"container {container.ctid} is {distribution} (`pct config {container.ctid}`)",
-        why=f"packages are known for {data().names} alone; the card itself works in any container",
+        why=f"packages are known for {known} alone; the card itself works in any container",
         next=f"take containers.{name}.libraries out, and install them yourself: {by_hand}",
     )

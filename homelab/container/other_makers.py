@@ -46,19 +46,18 @@ def shared(
         where = f"gpus.{gpu} ({facts.card(card['slot'])}) for containers.{name}"
         bound = device is not None and device.driver == "vfio-pci"
         # A card that stays bound by another program's or the user's configuration is refused by host/gates.py.
-        returns_at_boot = bound and (
+        returns = (after_boot and bound) and (
             address in bound_by_word(facts.cmdline.running) or facts.kept_by_hand(facts.by_address[address])
         )
         if device is None:
             errors.append(_gone(where, address))
-        elif returns_at_boot and after_boot:
-            cards[gpu] = {"address": address, "kinds": _kinds(container, facts, device), "nodes": []}
-        elif error := unserved(where, facts, device):
+        elif not returns and (error := unserved(where, facts, device)):
             errors.append(error)
         else:
             cards[gpu] = {"address": address, "kinds": _kinds(container, facts, device), "nodes": []}
-            nodes = nodes_of(facts.card_nodes, Cards(cards=(makers.words({gpu: cards[gpu]}),))).nodes
-            cards[gpu]["nodes"] = [node.path for node in nodes]
+            if not returns:
+                nodes = nodes_of(facts.card_nodes, Cards(cards=(makers.words({gpu: cards[gpu]}),))).nodes
+                cards[gpu]["nodes"] = [node.path for node in nodes]
     return cards, errors
 
 

@@ -35,27 +35,22 @@ class DriverCards:
     """The cards of NVIDIA's driver, or those that it has once the cards for VMs are bound.
 
     `slots`: number of /dev/nvidiaN -> slot; `predicted`: whether a reboot comes first, at which the driver counts its
-    cards anew; `unavailable`: slot of another card -> who has it, for messages; `card_names`: slot -> the card's name
-    in messages.
+    cards anew; `unavailable`: slot of another card -> who has it, for messages.
     """
+
+    facts: HostFacts
 
     slots: dict[int, str]
     predicted: bool
     unavailable: dict[str, str]
-    card_names: dict[str, str]
 
     @property
     def text(self) -> str:
         """The cards and those that are unavailable, for a message."""
-        numbered = (
-            ", ".join(f"{number} ({self.card_names.get(slot, slot)})" for number, slot in sorted(self.slots.items()))
-            or "none"
-        )
-        unavailable = "; ".join(
-            f"{self.card_names.get(slot, slot)} {reason}" for slot, reason in sorted(self.unavailable.items())
-        )
-        when = " at its next start" if self.predicted else ""
-        return f"the driver has{when} {numbered}" + (f"; {unavailable}" if unavailable else "")
+        named = self.facts.card
+        numbered = ", ".join(f"{number} ({named(slot)})" for number, slot in sorted(self.slots.items()))
+        unavailable = "".join(f"; {named(slot)} {reason}" for slot, reason in sorted(self.unavailable.items()))
+        return f"the driver has{' at its next start' * self.predicted} {numbered or 'none'}{unavailable}"
 
 
 def cards(facts: HostFacts, want: Wanted, vms: Mapping[str, Vm], *, driver_comes: bool = False) -> DriverCards:
@@ -86,27 +81,19 @@ def cards(facts: HostFacts, want: Wanted, vms: Mapping[str, Vm], *, driver_comes
             and not _was_shared(device.slot, card_users, facts)
         ):
             unavailable[device.slot] = f"is {name}given to {users}"
-    card_names = {device.slot: facts.card(device.slot) for device in graphics}
     numbers_now = {address.rpartition(".")[0]: number for address, number in facts.nvidia_minors.items()}
     staying_slots = [device.slot for device in graphics if device.slot not in unavailable]
     leaves = any(slot in numbers_now for slot in _slots_of_use(want, "vm"))
     returns = any(returns_to_driver(slot, facts, want) for slot in staying_slots)
     comes = any(slot not in numbers_now for slot in staying_slots) and (driver_comes or returns)
-    if not leaves and not comes:
-        unavailable |= {
-            device.slot: f"is on {device.driver or 'no driver'}"
-            for device in graphics
-            if device.slot not in {*unavailable, *numbers_now}
-        }
-        return DriverCards(
-            {number: slot for slot, number in numbers_now.items() if slot not in unavailable},
-            False,
-            unavailable,
-            card_names,
-        )
-    # At a boot the driver numbers the cards in the order in which it finds them.
-    in_order = sorted(staying_slots, key=lambda slot: (slot not in numbers_now, numbers_now.get(slot, 0), slot))
-    return DriverCards(dict(enumerate(in_order)), True, unavailable, card_names)
+    if leaves or comes:
+        # At a boot the driver numbers the cards in the order in which it finds them.
+        in_order = sorted(staying_slots, key=lambda slot: (slot not in numbers_now, numbers_now.get(slot, 0), slot))
+        return DriverCards(facts, dict(enumerate(in_order)), True, unavailable)
+    drivers = {device.slot: device.driver or "no driver" for device in graphics}
+    without = {slot: f"is on {driver}" for slot, driver in drivers.items() if slot not in {*unavailable, *numbers_now}}
+    slots = {number: slot for slot, number in numbers_now.items() if slot not in unavailable}
+    return DriverCards(facts, slots, False, {**unavailable, **without})
 
 
 def _was_shared(slot: str, users: list[CardUser], facts: HostFacts) -> bool:
@@ -139,8 +126,7 @@ def numbers(
         _refused(
             name,
             f"gpus.{gpu}",
-            f"gpus.{gpu} ({driver_cards.card_names.get(slot, slot)}) isn't one of NVIDIA's, or its driver hasn't taken "
-            "it; ",
+            f"gpus.{gpu} ({driver_cards.facts.card(slot)}) isn't one of NVIDIA's, or its driver hasn't taken it; ",
             driver_cards,
         )
         for gpu, slot in slots.items()
@@ -185,15 +171,16 @@ def wish_of(
     container: Container,
     facts: HostFacts,
     want: Wanted,
-    driver_cards: DriverCards,
-    *,
-    after_boot: bool = False,
+    vms: Mapping[str, Vm],
+    host: Host | None = None,
 ) -> ContainerWish:
     """What the settings want of a container, as far as it can have it.
 
     :param name: the container's, in the settings.
-    :param after_boot: whether a reboot comes first, which gives cards back to their drivers.
+    :param vms: of its host, by name.
+    :param host: its host, before the next `up`, whose reboot gives cards back to their drivers; None: that was.
     """
+    driver_cards = cards(facts, want, vms, driver_comes=host is not None and host.nvidia is not None)
     other_cards = makers.other_cards(container, want.gpus)
     wanted = container.numbers if container.gpus is None else [gpu for gpu in container.gpus if gpu not in other_cards]
     chosen, refused = numbers(name, container, driver_cards, want)
@@ -205,7 +192,7 @@ def wish_of(
             next=facts.nvidia.trouble[1],
         )
         chosen, refused = [], [no_driver]
-    shared, others_refused = other_makers.shared(name, container, facts, want.gpus, after_boot=after_boot)
+    shared, others_refused = other_makers.shared(name, container, facts, want.gpus, after_boot=host is not None)
     slots = [driver_cards.slots[number] for number in chosen]
     functions = [device.address for device in facts.display_devices if device.slot in slots]
     return ContainerWish(
@@ -217,19 +204,6 @@ def wish_of(
         shared,
         [*refused, *others_refused, *libraries.refusals(name, container, facts, want.gpus)],
     )
-
-
-def planned_wish(
-    name: str, container: Container, facts: HostFacts, host: Host, want: Wanted, vms: Mapping[str, Vm]
-) -> ContainerWish:
-    """What the settings want of a container after the next `up`, as far as it can have it.
-
-    :param name: the container's, in the settings.
-    :param host: its host.
-    :param vms: of that host, by name.
-    """
-    driver_cards = cards(facts, want, vms, driver_comes=host.nvidia is not None)
-    return wish_of(name, container, facts, want, driver_cards, after_boot=True)
 
 
 def as_given(name: str, ctid: int, facts: HostFacts, power: str = "keep") -> ContainerWish:
@@ -311,7 +285,7 @@ def describe(
     lines: list[str] = []
     errors: list[HomelabError] = []
     for name, container in containers.items():
-        wish = planned_wish(name, container, facts, host, want, vms)
+        wish = wish_of(name, container, facts, want, vms, host)
         judged = judge_container(wish, facts, stack)
         errors += judged.refusals
         nvidias = [*(f"/dev/nvidia{number}" for number in wish.cards.minors), "nvidiactl", "nvidia-uvm"]

@@ -93,18 +93,12 @@ class Container(NamedModel):
             raise ValueError(
                 'expected exactly one of gpuAssignment (such as "0,1", "all" or "none") and gpus (names of cards)'
             )
-        if repeated := next((name for name in self.cards if self.cards.count(name) > 1), None):
-            raise ValueError(f"gpus: {repeated} is there twice")
         if self.nvidia is not None and (self.gpus == [] or self.numbers == []):
             raise ValueError("nvidia without a card: there is nothing to verify it with")
         if self.libraries and not self.gpus:
             raise ValueError("libraries are for cards that gpus names, of Intel's and AMD's")
-        if len(set(self.libraries)) < len(self.libraries):
-            raise ValueError("libraries: expected each of them once")
-        if self.libraries and self.power == "stopped":
-            raise ValueError("libraries need a container that runs, and power is stopped")
-        if self.nvidia is not None and self.power == "stopped":
-            raise ValueError("nvidia needs a container that runs, and power is stopped")
+        if self.power == "stopped" and (self.libraries or self.nvidia is not None):
+            raise ValueError("libraries and nvidia need a container that runs, and power is stopped")
         return self
 
 

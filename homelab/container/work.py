@@ -15,7 +15,6 @@ from homelab.host import gates, plan
 from homelab.nvidia import judge
 from homelab.nvidia.reading import SystemReading
 from homelab.remote import ssh
-from homelab.remote.ledger import stack_of
 from homelab.settings import Container, Vm
 from homelab.shapes import BootSeen
 from homelab.text import tell
@@ -23,7 +22,6 @@ from homelab.work.base import Work, stopped_by_reboot
 from remote_scripts.both.container_cards import Left
 from remote_scripts.both.container_cards import Wanted as ContainerCards
 from remote_scripts.both.container_verification import Wanted
-from remote_scripts.both.terms import Terms
 from remote_scripts.notes.container_note import ContainerNote
 from remote_scripts.pve.guest_kinds import CONTAINER
 from remote_scripts.tools.plain import of_plain
@@ -43,19 +41,21 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
     def update(
         self, inputs: ContainerProbe.Inputs, before: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs
     ) -> ContainerProbe.Outputs:
-        return self._plan(inputs, before.boot, outputs.generation, outputs.again)
+        planned = self._plan(inputs, before.boot)
+        return dataclasses.replace(planned, generation=outputs.generation, again=outputs.again)
 
     def read(self, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs) -> ContainerProbe.Outputs:
         facts = self.facts_of_refresh(inputs)
         if facts.handover.away and facts.guests.config(inputs.ctid) is not None:
             tell(f"{inputs.container}: not compared: {facts.handover.away}")
             return outputs
-        drift = _drift(facts, inputs)
-        device_drift = self._device_drift(facts, inputs, outputs)
-        library_drift = self._library_drift(facts, inputs)
+        container, gone = self.stack.container(inputs.container), facts.guests.config(inputs.ctid) is None
+        drift, device_drift, library_drift = _drift(facts, inputs), list[str](), list[str]()
+        if container is not None:  # else it leaves the stack
+            device_drift = _device_drift(container, facts, inputs, outputs)
+            library_drift = _library_drift(container, facts, inputs)
         for difference in [*drift, *device_drift, *library_drift]:
             tell(f"{inputs.container}: drift: {difference}")
-        gone = facts.guests.config(inputs.ctid) is None
         return dataclasses.replace(
             outputs,
             generation=outputs.generation + bool(drift),
@@ -63,43 +63,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             stale=bool(device_drift) or gone,
         )
 
-    def _library_drift(self, facts: HostFacts, inputs: ContainerProbe.Inputs) -> list[str]:
-        """Drift of the packages for the container's cards, a sentence each."""
-        container = self.stack.container(inputs.container)
-        if container is None or not container.libraries or facts.guests.config(inputs.ctid) is None:
-            return []
-        found = facts.systems.get(str(inputs.ctid))
-        if isinstance(found, HomelabError):
-            raise found
-        if found is None:
-            tell(f"{inputs.container}: it doesn't run, or is locked: packages for its cards were not compared")
-        return judge.steps(found, None, libraries=True) if isinstance(found, SystemReading) else []
-
-    def _device_drift(
-        self, facts: HostFacts, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs
-    ) -> list[str]:
-        """Numbers and device nodes of the container's cards that have changed since its plan, a sentence each."""
-        container = self.stack.container(inputs.container)
-        if container is None:  # it leaves the stack
-            return []
-        wish, differences = _wish(inputs, container, facts, {}), list[str]()
-        if (minors := [*wish.cards.minors]) != outputs.minors:
-            differences.append(f"its cards are /dev/nvidia{minors}, not /dev/nvidia{outputs.minors}")
-        for gpu, card in wish.shared.items():
-            before = outputs.shared.get(gpu)
-            if before is not None and before != card:
-                differences.append(
-                    f"the nodes of gpus.{gpu} are {', '.join(card['nodes'])}, not {', '.join(before['nodes'])}"
-                )
-        return differences
-
-    def _plan(
-        self,
-        inputs: ContainerProbe.Inputs,
-        boot: BootSeen | None,
-        generation: int = 0,
-        again: int = 0,
-    ) -> ContainerProbe.Outputs:
+    def _plan(self, inputs: ContainerProbe.Inputs, boot: BootSeen | None) -> ContainerProbe.Outputs:
         """:param boot: the last one that this container was planned under."""
         container = self.stack.container(inputs.container)
         if container is None:
@@ -119,8 +83,8 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             functions=[*wish.cards.functions],
             rebooted_at=inputs.boot["at"] if stopped_by_reboot(inputs.ctid, inputs.boot, boot) else 0,
             guest_name=config.values.get("hostname", inputs.container) if config else inputs.container,
-            generation=generation,
-            again=again,
+            generation=0,
+            again=0,
             stale=False,
             shared=dict(wish.shared),
         )
@@ -139,25 +103,48 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
                 "up`, and take this container out before its host"
             )
             return
-        owner = f"{stack_of(self.urn)}/{inputs.container}"
-        left = self._given_back(inputs, owner)
-        if not left.is_here and left.owner == owner:
-            wanted = f"what container {inputs.ctid} was given for its cards taken out of it"
-            moved = elsewhere(wanted, "lxc", inputs.ctid, inputs.node, left.node)
+        wanted = ContainerCards(ctid=inputs.ctid, terms=self.terms(inputs.container, inputs.shutdown))
+        host = self.host(inputs)
+        seconds = host.timeouts.step + 2 * inputs.shutdown.timeout
+        answer = ssh.Session(host).ask("revert", "container_cards", wanted, seconds, goes_on=True)
+        left = of_plain(Left, answer)
+        if not left.is_here and left.owner == wanted.terms.owner:
+            undone = f"what container {inputs.ctid} was given for its cards taken out of it"
+            moved = elsewhere(undone, "lxc", inputs.ctid, inputs.node, left.node)
             self.stack.leave_moved(inputs.container, "containers", inputs.ctid, left.node, moved)
-
-    def _given_back(self, inputs: ContainerProbe.Inputs, owner: str) -> Left:
-        shutdown, host = inputs.shutdown, self.host(inputs)
-        terms = Terms(owner=owner, shutdown=shutdown.timeout, otherwise=shutdown.otherwise)
-        seconds = host.timeouts.step + 2 * shutdown.timeout
-        wanted = ContainerCards(ctid=inputs.ctid, terms=terms)
-        return of_plain(Left, ssh.Session(host).ask("revert", "container_cards", wanted, seconds, goes_on=True))
 
 
 def _wish(inputs: ContainerProbe.Inputs, container: Container, facts: HostFacts, vms: dict[str, Vm]) -> ContainerWish:
     want = plan.Wanted("", "", {}, [], inputs.gpus)
-    cards = container_plan.cards(facts, want, vms)
-    return container_plan.wish_of(inputs.container, container, facts, want, cards)
+    return container_plan.wish_of(inputs.container, container, facts, want, vms)
+
+
+def _library_drift(container: Container, facts: HostFacts, inputs: ContainerProbe.Inputs) -> list[str]:
+    """Drift of the packages for the container's cards, a sentence each."""
+    if not container.libraries or facts.guests.config(inputs.ctid) is None:
+        return []
+    found = facts.systems.get(str(inputs.ctid))
+    if isinstance(found, HomelabError):
+        raise found
+    if found is None:
+        tell(f"{inputs.container}: it doesn't run, or is locked: packages for its cards were not compared")
+    return judge.steps(found, None, libraries=True) if isinstance(found, SystemReading) else []
+
+
+def _device_drift(
+    container: Container, facts: HostFacts, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs
+) -> list[str]:
+    """Numbers and device nodes of the container's cards that have changed since its plan, a sentence each."""
+    wish, differences = _wish(inputs, container, facts, {}), list[str]()
+    if (minors := [*wish.cards.minors]) != outputs.minors:
+        differences.append(f"its cards are /dev/nvidia{minors}, not /dev/nvidia{outputs.minors}")
+    for gpu, card in wish.shared.items():
+        before = outputs.shared.get(gpu)
+        if before is not None and before != card:
+            differences.append(
+                f"the nodes of gpus.{gpu} are {', '.join(card['nodes'])}, not {', '.join(before['nodes'])}"
+            )
+    return differences
 
 
 def _drift(facts: HostFacts, inputs: ContainerProbe.Inputs) -> list[str]:

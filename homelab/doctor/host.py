@@ -107,7 +107,7 @@ def _for_containers(reading: Reading, host: Host, slots: dict[str, str], judged:
     facts, names = reading.facts, [name for name in slots if host.gpus[name].use == "lxc"]
     is_planned = names and not judged.refusals
     container = Container.model_validate({"host": "host", "ctid": 100, "gpus": names})
-    own = container_plan.planned_wish("NAME", container, facts, host, judged.want, {}).refused if is_planned else ()
+    own = container_plan.wish_of("NAME", container, facts, judged.want, {}, host).refused if is_planned else ()
     waiting = [
         f"gpus.{name}: {function.address} is on {function.driver or 'no driver'}"
         for name in names

@@ -86,7 +86,7 @@ class StackFile:
         slots, _ = resolving.resolve(facts, host.gpus)
         gpus = {gpu: plan.card_plan(facts, host, gpu, slot) for gpu, slot in slots.items()}
         want = plan.Wanted("", "", {}, [], gpus)
-        wish = container_plan.planned_wish(name, container, facts, host, want, vms)
+        wish = container_plan.wish_of(name, container, facts, want, vms, host)
         with_driver = {slot_of(address) for address in facts.nvidia_minors}
         away = {
             gpu: f"gpus.{gpu} is {text}"

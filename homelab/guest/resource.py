@@ -12,6 +12,7 @@ import pulumi
 from homelab.properties import mark_of
 from homelab.resources.base import NodeInputs, Owned
 from homelab.shapes import ShutdownInputs
+from remote_scripts.pve.guest_kinds import CONTAINER, VM, Kind
 
 if TYPE_CHECKING:
     from homelab.settings import Container, Vm
@@ -46,6 +47,30 @@ class Guest(Owned):
         mark: str
         shutdown: ShutdownInputs
 
+        @property
+        def kind(self) -> Kind:
+            return VM if self.guest_kind == "qemu" else CONTAINER
+
+        @property
+        def label(self) -> str:
+            """For messages."""
+            return f"{self.kind.label} {self.vmid}"
+
+        @property
+        def section(self) -> str:
+            """The part of the settings that it is in."""
+            return "vms" if self.kind is VM else "containers"
+
+        @property
+        def place(self) -> str:
+            """Its place in the settings."""
+            return f"{self.section}.{self.guest}"
+
+        @property
+        def path(self) -> str:
+            """Its path in the API."""
+            return f"nodes/{self.node}/{self.guest_kind}/{self.vmid}"
+
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
         """`instance`: what tells this guest from a later one of the same id; `written`: its options as they were read
@@ -76,7 +101,7 @@ class Guest(Owned):
             "vmid": guest.guest_id,
             "config": new.configuration(name),
             "secret_config": pulumi.Output.secret(secret) if secret else {},
-            **new.of_system_disk,
+            **new.model_dump(include={"clone", "size"}),
             "protect": new.protect,
             "mark": mark_of(f"{pulumi.get_project()}/{pulumi.get_stack()}", name),
             "shutdown": guest.shutdown.model_dump(mode="json"),

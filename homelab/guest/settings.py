@@ -6,7 +6,6 @@ import difflib
 import posixpath
 import re
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import quote
 
@@ -22,7 +21,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
 from homelab.fields.model import Model
-from homelab.fields.types import ENCRYPTED, DiskGiB, GuestId, visible
+from homelab.fields.types import DiskGiB, GuestId, visible
 from homelab.guest import options as guest_options
 from homelab.guest.options import Parameter
 from remote_scripts.pve.properties import parse
@@ -60,7 +59,7 @@ class NewGuest(Model):
     @model_validator(mode="wrap")
     @classmethod
     def _checked(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Checks Proxmox VE's keys, and names every mistake in them."""
+        """Names every key that Proxmox VE doesn't have, or that isn't for here. Values Proxmox VE's own code judges."""
         if not isinstance(value, dict):
             return handler(value)
         own = {key: one for key, one in value.items() if key in cls.model_fields}
@@ -71,8 +70,6 @@ class NewGuest(Model):
             if reason := refusal(cls.kind, key, text):
                 errors[key] = reason
             texts[key] = text
-        shown = {key: text for key, text in texts.items() if text != ENCRYPTED}
-        errors = guest_options.mistakes(cls.kind, shown) | errors
         details: list[Any] = [_error((key,), text) for key, text in sorted(errors.items())]
         try:
             secrets = {key: SecretStr(texts.pop(key)) for key in SECRETS & texts.keys()}
@@ -114,11 +111,6 @@ class NewGuest(Model):
         return {key: text.get_secret_value() for key, text in extra.items() if isinstance(text, SecretStr)}
 
     @property
-    def of_system_disk(self) -> dict[str, int | None]:
-        """What of its keys is about its system disk."""
-        return {}
-
-    @property
     def volumes(self) -> list[str]:
         """The files that it is made of: of images, ISO images and templates."""
         return [volume for value in self.options.values() for volume in _FILE.findall(value)]
@@ -136,10 +128,6 @@ class NewVm(NewGuest):
     """The size to which its system disk grows, if it is smaller: the disk of an image or a template is seldom large
     enough. The system disk is the first of `boot`'s order, else the first disk. It can grow later, and never
     shrinks."""
-
-    @property
-    def of_system_disk(self) -> dict[str, int | None]:
-        return {"clone": self.clone, "size": self.size}
 
     def configuration(self, name: str) -> dict[str, str]:
         """The options of the VM.
@@ -172,15 +160,13 @@ class NewContainer(NewGuest):
 
 
 #: What a VM with a card needs, unless its owner sets another value.
-FOR_CARDS: Mapping[str, str] = MappingProxyType(
-    {
-        "machine": "q35",
-        "bios": "ovmf",
-        "cpu": "host",
-        "balloon": "0",  # a card pins all of a VM's memory
-        "scsihw": "virtio-scsi-single",
-    }
-)
+FOR_CARDS: Mapping[str, str] = {
+    "machine": "q35",
+    "bios": "ovmf",
+    "cpu": "host",
+    "balloon": "0",  # a card pins all of a VM's memory
+    "scsihw": "virtio-scsi-single",
+}
 
 
 def is_disk(key: str, value: str) -> bool:
@@ -231,12 +217,9 @@ def refusal(kind: str, key: str, text: str) -> str | None:
 def _in_schema(parameter: Parameter) -> JsonSchemaValue:
     """An option for editors."""
     types = {"boolean": ["boolean", "integer"], "integer": ["integer"], "number": ["number"]}
-    text = {"enum": [*parameter.words]} if parameter.words else {"type": "string"}
-    plain = {"type": types.get(parameter.kind, ["number", "boolean"])}
-    return {
-        "description": "As Proxmox VE takes it (man qm, man pct).",
-        "anyOf": [text, *([] if parameter.words else [plain])],
-    }
+    texts = [{"type": "string"}, {"type": types.get(parameter.kind, ["number", "boolean"])}]
+    taken = [{"enum": [*parameter.words]}] if parameter.words else texts
+    return {"description": "As Proxmox VE takes it (man qm, man pct).", "anyOf": taken}
 
 
 def _error(place: tuple[int | str, ...], text: str, value: object = None) -> InitErrorDetails:

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from homelab.errors import ElsewhereError, GoneError, HomelabError, NotThereError
 from homelab.guest.options import tables
@@ -15,7 +15,6 @@ from homelab.guest.resource import Guest
 from homelab.guest.settings import is_disk, system_disk
 from homelab.properties import same, strings
 from homelab.remote import ssh
-from homelab.remote.ledger import stack_of
 from homelab.text import tell
 from homelab.vm.plan import changes
 from homelab.work import started
@@ -24,7 +23,6 @@ from homelab.work.plain import Properties
 from homelab.work.vm_transaction import VmTransaction
 from remote_scripts.both.container_cards import Wanted as ContainerCards
 from remote_scripts.both.guest_cards import Wanted
-from remote_scripts.both.terms import Terms
 from remote_scripts.pve.properties import parse
 
 MOVED = "node"  # of a made guest's drift: it is on another node of the cluster
@@ -48,9 +46,7 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
 
         :raises NotThereError: there is none.
         """
-        guest = CreatedGuest.of(inputs)
-        wanted = f"to read the configuration of {guest.label}"
-        return strings(self.api(inputs).get(guest.path(inputs.node), wanted))
+        return strings(self.api(inputs).get(f"{inputs.path}/config", _reading(inputs)))
 
     # -- made and changed ------------------------------------------------------------------------------------------
     def create(self, inputs: Guest.Inputs) -> Guest.Outputs:
@@ -65,7 +61,7 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
         :param instance: of this making of it.
         :raises HomelabError: another guest has its id.
         """
-        guest, node = CreatedGuest.of(inputs), inputs.node
+        folder = f"nodes/{inputs.node}/{inputs.guest_kind}"
         description = f"{inputs.mark} {instance}"
         try:
             current = self.config(inputs)
@@ -73,7 +69,7 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
             if inputs.clone is None:
                 _say(inputs, "creating")
                 options = {**inputs.config, **inputs.secret_config, "description": description}
-                self._task(inputs, "post", f"nodes/{node}/{guest.api_kind}", "create", vmid=inputs.vmid, **options)
+                self._task(inputs, "post", folder, "create", vmid=inputs.vmid, **options)
             else:
                 _say(inputs, f"cloning {inputs.clone}")
                 # The mark travels with the clone: it is known as homelab's from its first moment.
@@ -84,11 +80,11 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
                     "description": description,
                 }
                 options |= {key: inputs.config[key] for key in ("storage", "pool", "bwlimit") if key in inputs.config}
-                self._task(inputs, "post", f"nodes/{node}/{guest.api_kind}/{inputs.clone}/clone", "clone", **options)
+                self._task(inputs, "post", f"{folder}/{inputs.clone}/clone", "clone", **options)
                 self._finish(inputs, self.config(inputs))
         else:
             if not is_marked(inputs.mark, current) or "lock" in current:
-                raise id_in_use(inputs.mark, guest, current)
+                raise id_in_use(inputs, current)
             _say(inputs, "it was made by an earlier run that was interrupted: finishing it")
             # The resource that made it before, such as the one that this one replaces, no longer removes it.
             self._finish(inputs, current, description=marked_anew(inputs.mark, instance, current))
@@ -109,22 +105,12 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
         if inputs.size is None:
             return
         config = self.config(inputs)
-        if (disk := system_disk(config)) is None:
-            guest = CreatedGuest.of(inputs)
-            raise HomelabError(
-                wanted=f"vms.{inputs.guest}.create.size: {inputs.size}",
-                found=f"{guest.label} has no disk",
-                why="this size is that of the system disk",
-                next="give it a disk, such as scsi0; or take size out",
-            )
-        if _gib(config[disk]) < inputs.size:
-            path = f"nodes/{inputs.node}/qemu/{inputs.vmid}/resize"
-            self._task(inputs, "put", path, "resize", disk=disk, size=f"{inputs.size}G")
+        disk = system_disk(config) or "scsi0"  # of one without a disk, Proxmox VE says that it has no such one
+        if _gib(config.get(disk, "")) < inputs.size:
+            self._task(inputs, "put", f"{inputs.path}/resize", "resize", disk=disk, size=f"{inputs.size}G")
 
     def update(self, inputs: Guest.Inputs, before: Guest.Inputs, outputs: Guest.Outputs) -> Guest.Outputs:
         self.require_same_disks(inputs, before)
-        if MOVED in outputs.drift:
-            self.config(inputs)  # refused, unless it is back
         changed = self.change(inputs, before, outputs.drift)
         kept = {key: value for key, value in outputs.written.items() if key in inputs.config}
         written = written_of(self.config(inputs), inputs, changed) if changed else {}
@@ -139,16 +125,16 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
         """
         inputs, before, outputs = self._inputs(properties), self._inputs(state), self._outputs(state)
         self.require_same_disks(inputs, before)
-        guest, options = CreatedGuest.of(inputs), _differing(inputs, before, outputs.drift)
+        options = _differing(inputs, before, outputs.drift)
         had = {**before.config, **dict.fromkeys(outputs.drift, "changed by hand")}
         lines = changes({key: inputs.config.get(key) for key in options}, had)
         lines += [f"{key}: set anew, for its next start" for key in _new_secrets(inputs, before)]
         lines += [f"size: {inputs.size} GiB"] if (inputs.size or 0) > (before.size or 0) else []
         if lines:
-            _say(inputs, f"{guest.label}: {', '.join(lines)}")
+            _say(inputs, f"{inputs.label}: {', '.join(lines)}")
         if options:
             restart = "is shut down and started for" if inputs.guest_kind == "qemu" else "gets at its next start"
-            _say(inputs, f"{guest.label}, if it runs, {restart} what Proxmox VE can't change meanwhile")
+            _say(inputs, f"{inputs.label}, if it runs, {restart} what Proxmox VE can't change meanwhile")
 
     def require_same_disks(self, inputs: Guest.Inputs, before: Guest.Inputs) -> None:
         """:raises HomelabError: only a new guest could have what the inputs say."""
@@ -167,6 +153,7 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
 
         :param drift: options that differ from those `before`.
         :returns: the keys of the options that were changed.
+        :raises ElsewhereError: it is on another node.
         """
         options, current = inputs.config, self.config(inputs)
         changed: dict[str, str | None] = {}
@@ -194,8 +181,8 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
     def _put(self, inputs: Guest.Inputs, options: Mapping[str, str]) -> None:
         """Sets options by digest; one that needs a start has to wait for it."""
         if options:
-            api, guest = self.api(inputs), CreatedGuest.of(inputs)
-            path, wanted = guest.path(inputs.node), f"to change {', '.join(options)} of {guest.label}"
+            api, path = self.api(inputs), f"{inputs.path}/config"
+            wanted = f"to change {', '.join(options)} of {inputs.label}"
             api.put(path, wanted, digest=api.get(path, wanted)["digest"], **options)
 
     def _set(self, inputs: Guest.Inputs, settings: dict[str, str | None]) -> None:
@@ -211,7 +198,7 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
 
         :param act: for messages; a shutdown has its own limit.
         """
-        api, label = self.api(inputs), f"{CreatedGuest.of(inputs).label} ({inputs.guest})"
+        api, label = self.api(inputs), f"{inputs.label} ({inputs.guest})"
         timeouts = api.host.timeouts
         # A storage may overwrite or discard a disk before it is removed, for as long as writing it took.
         seconds = timeouts.create if act != "shutdown" else inputs.shutdown.timeout + timeouts.api_task
@@ -223,60 +210,56 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
 
     # -- read and removed ------------------------------------------------------------------------------------------
     def read(self, inputs: Guest.Inputs, outputs: Guest.Outputs) -> Guest.Outputs:
-        guest = CreatedGuest.of(inputs)
         try:
-            wanted = f"to read the configuration of {guest.label}"
-            config = strings(self.reading(inputs, guest.path(inputs.node), wanted))
+            config = strings(self.reading(inputs, f"{inputs.path}/config", _reading(inputs)))
         except NotThereError:
-            tell(f"{guest.name}: drift: {guest.label} is gone")
+            _say(inputs, f"drift: {inputs.label} is gone")
             raise GoneError from None
         except ElsewhereError as error:
-            tell(f"{guest.name}: drift: {error.found}")
-            if not self._has_moved_to(inputs, guest, outputs.instance, error.node):
+            _say(inputs, f"drift: {error.found}")
+            if not self._has_moved_to(inputs, outputs.instance, error.node):
                 raise GoneError from None
             return replace(outputs, drift=[MOVED])
         drift = [key for key, value in outputs.written.items() if not same(key, config.get(key), value)]
         for key in drift:
-            tell(f"{guest.name}: drift: {key} is {config.get(key, 'not there')} instead of {outputs.written[key]}")
+            _say(inputs, f"drift: {key} is {config.get(key, 'not there')} instead of {outputs.written[key]}")
         return replace(outputs, drift=drift)
 
-    def _has_moved_to(self, inputs: Guest.Inputs, guest: CreatedGuest, instance: str, node: str) -> bool:
+    def _has_moved_to(self, inputs: Guest.Inputs, instance: str, node: str) -> bool:
         """Whether the guest that was made here is on another node, and no other guest has its id there. A node that the
         settings don't have can't be asked."""
         if (host := self.stack.host_at(node)) is None:
             return True
         try:
-            wanted = f"to read the configuration of the guest on {node}"
-            config = strings(self.reading(replace(inputs, host=host, node=node), guest.path(node), wanted))
+            there = replace(inputs, host=host, node=node)
+            config = strings(self.reading(there, f"{there.path}/config", f"{_reading(inputs)} on {node}"))
         except (NotThereError, ElsewhereError):  # a guest of the other kind
             return False
         return is_marked(inputs.mark, config) and not names_another_instance(inputs.mark, instance, config)
 
     def delete(self, inputs: Guest.Inputs, outputs: Guest.Outputs) -> None:
-        guest = CreatedGuest.of(inputs)
         try:
             config = self.config(inputs)
         except NotThereError:  # perhaps a run has removed it that was killed then
             self.forget(inputs)
             return
         except ElsewhereError as error:
-            if self._has_moved_to(inputs, guest, outputs.instance, error.node):
-                self.stack.leave_moved(guest.name, guest.section, guest.guest_id, error.node, error)
+            if self._has_moved_to(inputs, outputs.instance, error.node):
+                self.stack.leave_moved(inputs.guest, inputs.section, inputs.vmid, error.node, error)
             return
-        entries = self.stack.entries_of(guest.section, guest.guest_id, inputs.host)
+        entries = self.stack.entries_of(inputs.section, inputs.vmid, inputs.host)
         adopted = [name for name, entry in entries.items() if entry.create is None]
         if why := reason_to_keep(inputs, outputs.instance, config, adopted):
-            tell(f"{guest.name}: {guest.label} stays: {why}")
+            _say(inputs, f"{inputs.label} stays: {why}")
         else:
             self.remove(inputs)
             self.forget(inputs)
 
     def remove(self, inputs: Guest.Inputs) -> None:
         """Shuts it down, and removes it with its disks."""
-        api, guest = self.api(inputs), CreatedGuest.of(inputs)
-        path, is_vm = f"nodes/{inputs.node}/{guest.api_kind}/{inputs.vmid}", inputs.guest_kind == "qemu"
-        if api.get(f"{path}/status/current", f"to see whether {guest.label} runs")["status"] == "running":
-            if is_vm:
+        api, path = self.api(inputs), inputs.path
+        if api.get(f"{path}/status/current", f"to see whether {inputs.label} runs")["status"] == "running":
+            if inputs.guest_kind == "qemu":
                 wanted = self._wanted(inputs)
                 self._transaction(inputs).apply(replace(wanted, terms=replace(wanted.terms, power="stopped")))
             else:  # it is removed next: one that doesn't shut down is stopped
@@ -290,23 +273,22 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
         if inputs.guest_kind == "qemu":
             self._transaction(inputs).revert(self._wanted(inputs))
         else:
-            given = ContainerCards(ctid=inputs.vmid, terms=Terms(owner=self._owner(inputs)))
+            given = ContainerCards(ctid=inputs.vmid, terms=self.terms(inputs.guest, inputs.shutdown))
             ssh.Session(self.host(inputs)).ask("revert", "container_cards", given, goes_on=True)
-
-    def _owner(self, inputs: Guest.Inputs) -> str:
-        return f"{stack_of(self.urn)}/{inputs.guest}"
 
     def _transaction(self, inputs: Guest.Inputs) -> VmTransaction:
         return VmTransaction(self.host(inputs), inputs.guest)
 
     def _wanted(self, inputs: Guest.Inputs) -> Wanted:
-        shutdown = inputs.shutdown
-        terms = Terms(owner=self._owner(inputs), shutdown=shutdown.timeout, otherwise=shutdown.otherwise)
-        return Wanted(vmid=inputs.vmid, terms=terms)
+        return Wanted(vmid=inputs.vmid, terms=self.terms(inputs.guest, inputs.shutdown))
 
 
 def _say(inputs: Guest.Inputs, text: str) -> None:
     tell(f"{inputs.guest}: {text}")
+
+
+def _reading(inputs: Guest.Inputs) -> str:
+    return f"to read the configuration of {inputs.label}"
 
 
 def _differing(inputs: Guest.Inputs, before: Guest.Inputs, drift: Iterable[str]) -> list[str]:
@@ -334,13 +316,11 @@ def _is_option(inputs: Guest.Inputs, key: str) -> bool:
 
 
 def _refuse_another(inputs: Guest.Inputs, wanted: str, original: str) -> NoReturn:
-    guest = CreatedGuest.of(inputs)
-    place = f"{guest.section}.{guest.name}"
     raise HomelabError(
-        wanted=f"{place}.create.{wanted}",
-        found=f"the {guest.kind} was made with {original}",
+        wanted=f"{inputs.place}.create.{wanted}",
+        found=f"the {inputs.kind.label} was made with {original}",
         why="only a new guest could have that, and what is on the disk would be lost",
-        next=f"put it back; or take {place} out, run `pulumi up`, and create it again",
+        next=f"put it back; or take {inputs.place} out, run `pulumi up`, and create it again",
     )
 
 
@@ -365,56 +345,15 @@ def with_address(key: str, value: str, current: Mapping[str, str]) -> str:
     return value + "".join(f",{name}={text}" for name, text in kept.items() if f"{name}=" not in value)
 
 
-class CreatedGuest(NamedTuple):
-    """A guest that this program creates, or another one of its id. `name`: in the settings; `section`: vms or
-    containers; `id_key`, `name_key`: the keys of its id and name; `api_kind`: qemu or lxc; `guest_id`: its id."""
-
-    name: str
-    label: str
-    section: str
-    id_key: str
-    name_key: str
-    api_kind: str
-    guest_id: int
-
-    @classmethod
-    def of(cls, inputs: Guest.Inputs) -> CreatedGuest:
-        """The guest that the inputs describe."""
-        name, number = inputs.guest, inputs.vmid
-        if inputs.guest_kind == "qemu":
-            return cls(name, f"VM {number}", "vms", "vmid", "name", "qemu", number)
-        return cls(name, f"container {number}", "containers", "ctid", "hostname", "lxc", number)
-
-    def path(self, node: str) -> str:
-        """The API's path of its configuration."""
-        return f"nodes/{node}/{self.api_kind}/{self.guest_id}/config"
-
-    @property
-    def adopting(self) -> str:
-        """How the one that is there is adopted, as advice."""
-        return f"leave `create` out of {self.section}.{self.name} to adopt that {self.kind} as it is"
-
-    @property
-    def kind(self) -> str:
-        """VM or container."""
-        return self.label.partition(" ")[0]
-
-
 def is_marked(mark: str, config: dict[str, str]) -> bool:
     """Does the guest's description carry this mark? What only begins so is the mark of another name."""
     return re.search(rf"{re.escape(mark)}(?!\S)", config.get("description", "")) is not None
 
 
-def _instance_in(mark: str, config: dict[str, str]) -> str:
-    """The making of the guest that its description names: 16 hexadecimal digits; empty: none."""
-    match = re.search(rf"{re.escape(mark)} ([0-9a-f]{{16}})(?!\S)", config.get("description", ""))
-    return match[1] if match else ""
-
-
 def names_another_instance(mark: str, instance: str, config: dict[str, str]) -> bool:
     """Does the guest's description name another making of it than `instance`?"""
-    named_instance = _instance_in(mark, config)
-    return bool(instance and named_instance) and named_instance != instance
+    match = re.search(rf"{re.escape(mark)} ([0-9a-f]{{16}})(?!\S)", config.get("description", ""))
+    return match is not None and instance not in ("", match[1])
 
 
 def marked_anew(mark: str, instance: str, config: dict[str, str]) -> str:
@@ -424,23 +363,26 @@ def marked_anew(mark: str, instance: str, config: dict[str, str]) -> str:
     return re.sub(rf"{re.escape(mark)}(?: [0-9a-f]{{16}})?(?!\S)", lambda _: f"{mark} {instance}", text, count=1)
 
 
-def id_in_use(mark: str, guest: CreatedGuest, config: dict[str, str]) -> HomelabError:
+def id_in_use(inputs: Guest.Inputs, config: dict[str, str]) -> HomelabError:
     """Why a guest isn't made where there is one of its id.
 
-    :param mark: of the guest that was to be made.
+    :param config: of the one that is there.
     """
-    stack, _, name = mark.rpartition("/")
+    stack, _, name = inputs.mark.rpartition("/")
+    wanted = f"{inputs.label} ({name}) created"
+    adopting = f"leave `create` out of {inputs.place} to adopt that {inputs.kind.label} as it is"
     if (match := re.search(rf"{re.escape(stack)}/([^\s/]+)", config.get("description", ""))) and match[1] != name:
         return HomelabError(
-            wanted=f"{guest.label} ({name}) created",
-            found=f"this stack has created {guest.label} as {guest.section}.{match[1]}",
+            wanted=wanted,
+            found=f"this stack has created {inputs.label} as {inputs.section}.{match[1]}",
             why="under another name Pulumi would make a new guest, and delete this one with its disks; nothing was "
             "changed",
-            next=f"put the name {match[1]} back in the settings; or {guest.adopting}, which a destroy leaves there",
+            next=f"put the name {match[1]} back in the settings; or {adopting}, which a destroy leaves there",
         )
+    id_key, name_key = ("vmid", "name") if inputs.guest_kind == "qemu" else ("ctid", "hostname")
     return HomelabError(
-        wanted=f"{guest.label} ({name}) created",
-        found=f"there is a {guest.label} already: {config.get(guest.name_key, 'without a name')}"
+        wanted=wanted,
+        found=f"there is a {inputs.label} already: {config.get(name_key, 'without a name')}"
         + (f", locked ({config['lock']})" if "lock" in config else ""),
         why="it is not this program's, or not finished; nothing was changed",
         next=(
@@ -449,7 +391,7 @@ def id_in_use(mark: str, guest: CreatedGuest, config: dict[str, str]) -> Homelab
             if config.get("lock") in ("create", "clone")
             else ""
         )
-        + f"choose another {guest.id_key}, or {guest.adopting}",
+        + f"choose another {id_key}, or {adopting}",
     )
 
 
@@ -459,13 +401,12 @@ def reason_to_keep(inputs: Guest.Inputs, instance: str, config: dict[str, str], 
     :param instance: the making of it that is to be deleted; empty: the state is of before these were told apart.
     :param adopted: names in the settings of those that have it without `create`.
     """
-    guest = CreatedGuest.of(inputs)
     if inputs.protect:
         return "it is protected"
     if not is_marked(inputs.mark, config):
-        return f"it is not the {guest.kind} that was created here"
+        return f"it is not the {inputs.kind.label} that was created here"
     if adopted:
-        return f"{guest.section}.{adopted[0]} adopts it"
+        return f"{inputs.section}.{adopted[0]} adopts it"
     if names_another_instance(inputs.mark, instance, config):
         # Another resource has taken it over since, such as this one's replacement.
         return "it is kept by another entry of the state now"

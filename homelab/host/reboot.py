@@ -4,7 +4,7 @@ word (remote_scripts/reading/reboot_required.py). Pure."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from homelab.facts import names
 from homelab.settings import Host
@@ -21,14 +21,14 @@ _FUNCTION = re.compile(r"(?:homelab\.vfio=|,)([0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{
 _OF_CARDS = ("homelab.vfio=", "modprobe.blacklist=")
 
 
-def wanted(host: Host, boot: Boot) -> Wanted:
+def wanted(host: Host, words: str, functions: Iterable[str], driver: str = "", flavour: str = "") -> Wanted:
     """What the layer reboot is asked of a host.
 
-    :param boot: what its next boot is to have.
+    :param words: of the kernel's command line, which its next boot is to have; the others as of `Boot`.
     """
     return Wanted(
         policy=host.reboot,
-        boot=boot,
+        boot=Boot(words=tuple(words.split()), functions=tuple(sorted(functions)), driver=driver, flavour=flavour),
         rollback_after=host.timeouts.rollback,
         awaited=host.timeouts.boot,
         keep_quorum=not host.allow_quorum_loss,

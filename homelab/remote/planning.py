@@ -26,7 +26,6 @@ from homelab.remote.proxmox import probe
 from homelab.remote.proxmox.api import OUTAGE_SECONDS
 from homelab.settings import Container, Host, Vm
 from homelab.vm import preview as vm_preview
-from remote_scripts.boot.wanted_boot import Boot
 from remote_scripts.both import judge_guests, read_system
 from remote_scripts.both.card_values import Wanted as CardValues
 from remote_scripts.both.cmdline import Wanted as Cmdline
@@ -101,14 +100,9 @@ def planned(
     if values and not values.values and not any(file.layer == "values" for file in facts.managed):
         values = None
     driver = next((stack.driver_to_be for stack in nvidia if stack.request.target == "host"), {})
-    to_be = Boot(
-        words=tuple(want.words.split()),
-        functions=tuple(sorted(want.functions)),
-        driver=driver.get("driver", ""),
-        flavour=driver.get("flavour", ""),
-    )
+    to_be = wanted_reboot(host, want.words, want.functions, driver.get("driver", ""), driver.get("flavour", ""))
     writing = _writing(host, want, containers.values(), values, facts, vms)
-    *written, restart = session.plan([*writing, ("reboot", wanted_reboot(host, to_be))])
+    *written, restart = session.plan([*writing, ("reboot", to_be)])
     files = [plan.PlannedFile(**file) for answer in written for file in answer["files"]]
     reboot = plan.PlannedReboot(**restart)
     remark_lines = "\n".join(f"  note: {remark}" for remark in vm_remarks)

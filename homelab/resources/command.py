@@ -233,9 +233,8 @@ def layer(
     *,
     generation: pulumi.Input[int | str] = 0,
     undone: bool = True,
-    triggers: Sequence[pulumi.Input[object]] | None = None,
+    triggers: Sequence[pulumi.Input[object]] = (),
     identity: Sequence[str] = (),
-    place: str = "",
     seconds: int | None = None,
     is_act: bool = False,
     ctid: int = 0,
@@ -251,12 +250,10 @@ def layer(
     :param layer: its name.
     :param wanted: its `Wanted`.
     :param generation: a new one makes Pulumi run it again.
-    :param triggers: their change replaces the resource. Never together with `undone`, as Pulumi creates the new one
-        first and deletes the old one then, so that the undo would run after the redo.
+    :param triggers: their change replaces the resource: Pulumi creates the new one first, and deletes the old one when
+        nothing needs it any more. Never of what is applied and undone: the undo would run after the redo.
     :param identity: what the layer is about, such as a container's id: if it changes, the old one is undone first, then
         the new one is made.
-    :param place: the same where undoing the old one doesn't touch the new one: the new one is made first, and the old
-        one is undone when nothing needs it any more.
     :param seconds: how long it may take; by default the host's `timeouts.step`.
     :param address: as of `connection`.
     :param is_act: as of `agent.request`, such as a test, or a restart.
@@ -277,12 +274,8 @@ def layer(
             layer, values[0], seconds=limit, generation=values[1], is_act=is_act, ctid=ctid, proxy=proxy
         )
 
-    if undone and triggers is not None:
-        raise ValueError(f"{name}: what is undone can't have triggers")
-    if identity and triggers is not None:
-        raise ValueError(f"{name}: identity is for what is undone, triggers are for an act")
-    if place and (identity or not undone):
-        raise ValueError(f"{name}: place is for what is undone and has no identity")
+    if triggers and undone and not is_last:
+        raise ValueError(f"{name}: what is applied and undone can't have triggers")
     text: pulumi.Input[str] = pulumi.Output.all(wanted, generation).apply(request)
     if proxy:
         text = pulumi.Output.secret(text)
@@ -293,7 +286,7 @@ def layer(
         create=None if is_last else agent.command("apply", host.ssh.user, kept.owner),
         delete=agent.command("revert", host.ssh.user, kept.owner, is_last) if undone else None,
         stdin=text,
-        triggers=list(triggers) if triggers is not None else [*identity, *filter(None, [place])] or None,
+        triggers=[*triggers, *identity] or None,
         # sshd accepts no variables by default, and an error shows what went to stdout and stderr anyway.
         add_previous_output_in_env=False,
         # The display shows what it says there beside its name, while it runs.

@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING
 
 import pulumi
 
-from homelab.later import later
+from homelab.host import stack_folder
 
 if TYPE_CHECKING:
-    from homelab.host import stack_folder
     from homelab.settings import Host
-else:
-    stack_folder = later("homelab.host.stack_folder")
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pulumi
-from pulumi_command import remote
 
 from homelab.errors import HomelabError
 from homelab.resources import command as commands
-from homelab.resources import limits
 from homelab.resources.kept_agent import KeptFolder, owner
 from homelab.settings import Host, Nvidia
 from homelab.shapes import VmSeen
@@ -75,35 +73,6 @@ class System:
     def purged(self) -> bool:
         """Whether a `destroy` takes back what was installed."""
         return self.stays and self.nvidia.on_destroy == "purge"
-
-    def layer(
-        self,
-        name: str,
-        layer: str,
-        wanted: pulumi.Input[Any],
-        generation: pulumi.Input[str],
-        kept: KeptFolder | None,
-        opts: pulumi.ResourceOptions,
-    ) -> remote.Command:
-        """A step: a layer of the agent, told line by line, undone on a purge.
-
-        :param kept: a VM's agent (`keep_agent`).
-        """
-        return commands.layer(
-            name,
-            self.reached,
-            layer,
-            wanted,
-            opts,
-            generation=generation,
-            undone=self.purged,
-            identity=[self.host, self.name, str(self.ctid or "")] if self.purged else (),
-            seconds=limits.of_step(self.reached, self.nvidia),
-            address=self.address,
-            folder=kept,
-            ctid=self.ctid or 0,
-            proxy=self.nvidia.proxy_address,
-        )
 
     @property
     def agent_owner(self) -> str:

@@ -24,7 +24,7 @@ def parse(values: Mapping[str, Any]) -> Settings:
     :raises HomelabError: one error that names every mistake.
     """
     try:
-        return Settings.model_validate({key: _decode(value) for key, value in values.items()})
+        return Settings.model_validate({key: decoded(value) for key, value in values.items()})
     except ValidationError as error:
         raise _explain(error) from None
 
@@ -36,7 +36,7 @@ def load_host(hosts: Any, name: str) -> Host:
     :param name: the host's name in the settings.
     :raises HomelabError: the host is missing, or its settings are mistaken.
     """
-    values = _decode(hosts or {})
+    values = decoded(hosts or {})
     if isinstance(values, dict):
         if name not in values:
             raise HomelabError(
@@ -51,7 +51,8 @@ def load_host(hosts: Any, name: str) -> Host:
     return parse({"hosts": values}).hosts[name]
 
 
-def _decode(value: Any) -> Any:
+def decoded(value: Any) -> Any:
+    """A value of the configuration, of a text with JSON in it that."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):

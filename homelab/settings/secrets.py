@@ -21,15 +21,13 @@ from pydantic import BaseModel, SecretStr
 from homelab.errors import HomelabError
 from homelab.fields.paths import text_of
 from homelab.fields.types import ENCRYPTED
+from homelab.settings.parsing import decoded
 from homelab.settings.stack_file import parsed
 
 Place = tuple[str | int, ...]
 
 # Placeholders in Pulumi.homelab.yaml for values that the user has to fill in.
 _PLACEHOLDER = re.compile(r"FILL[-+]IN")
-_SOURCES = {
-    "hostKey": "the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address",
-}
 
 
 def is_encrypted(value: Any) -> bool:
@@ -120,17 +118,11 @@ def file_of_configuration(whole: Mapping[str, str], stack_file: Path) -> Any:
     config = (content.get("config") or {}) if isinstance(content, dict) else None
     if not isinstance(config, dict):
         return None
-    pairs = [(whole.get(str(key), whole.get(f"homelab:{key}")), value) for key, value in config.items()]
-    return content if all(text is not None and _same(value, _loaded(text, value)) for text, value in pairs) else None
-
-
-def _loaded(text: str, written: Any) -> Any:
-    if isinstance(written, str):
-        return text
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
+    for key, value in config.items():
+        text = whole.get(str(key), whole.get(f"homelab:{key}"))
+        if text is None or not _same(value, text if isinstance(value, str) else decoded(text)):
+            return None
+    return content
 
 
 def _same(written: Any, loaded: Any) -> bool:
@@ -190,4 +182,5 @@ def _filling_in(place: Place, stack: str) -> str:
     leaf = str(place[-1])
     if leaf in ("password", "privateKey"):
         return encrypting(place, stack)
-    return f"{path_of(place)}: {_SOURCES.get(leaf, 'see docs/settings.md')}"
+    keyscan = "the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address"
+    return f"{path_of(place)}: {keyscan if leaf == 'hostKey' else 'see docs/settings.md'}"

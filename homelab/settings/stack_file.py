@@ -80,15 +80,10 @@ def misspelt(keys: Iterable[str]) -> list[str]:
     """
     lines = []
     for key in keys:
-        namespace, colon, name = key.partition(":")
-        if not colon:
-            namespace, name = "", key
-        if namespace == "homelab":
-            continue
         # Without the project's name, Pulumi takes a key for the project's own.
-        if (
-            namespace and not difflib.get_close_matches(namespace, ["homelab"], n=1, cutoff=_ALIKE)
-        ) or key in _SETTINGS:
+        namespace, _, name = key.rpartition(":")
+        of_others = namespace and not difflib.get_close_matches(namespace, ["homelab"], n=1, cutoff=_ALIKE)
+        if namespace == "homelab" or of_others or key in _SETTINGS:
             continue
         suggestion = next(
             iter(difflib.get_close_matches(name, _SETTINGS, n=1, cutoff=_ALIKE)), name if namespace else None

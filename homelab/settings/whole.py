@@ -76,6 +76,8 @@ class Settings(Model):
                 raise ValueError(
                     f"{place}.gpus: hosts.{guest.host} has no card {gpu}; it has {', '.join(gpus) or 'none'}"
                 )
+            if guest.cards.count(gpu) > 1:
+                raise ValueError(f"{place}.gpus: {gpu} is there twice")
             if gpus[gpu].use not in (use, "shared"):
                 raise ValueError(f"{place}.gpus: {gpu} is for use: {gpus[gpu].use}; this guest needs {use}, or shared")
 
@@ -89,30 +91,6 @@ class Settings(Model):
             host.take_place(name, before, vms.values(), containers.values())
         for name, guest in (*self.vms.items(), *self.containers.items()):
             guest.take_name(name)
-        return self
-
-    @model_validator(mode="after")
-    def _names_of_resources_differ(self) -> Self:
-        """Pulumi has one resource of a type and name: stacks of NVIDIA's are named NAME, cards and files HOST-NAME."""
-        named = {
-            "stack of NVIDIA's": [(place.partition(".")[2], place) for place in self.stacks],
-            "card": [
-                (f"{host}-{name}", f"hosts.{host}.gpus.{name}") for host in self.hosts for name in self.hosts[host].gpus
-            ],
-            "file": [
-                (f"{host}-{name}", f"hosts.{host}.downloads.{name}")
-                for host in self.hosts
-                for name in self.hosts[host].downloads
-            ],
-        }
-        for what, places in named.items():
-            by_name: dict[str, str] = {}
-            for name, place in places:
-                if (other := by_name.setdefault(name, place)) != place:
-                    raise ValueError(
-                        f"{other} and {place}: Pulumi would know the {what} of both as {name}; give one of them "
-                        "another name"
-                    )
         return self
 
     @field_validator("hosts")

@@ -130,7 +130,7 @@ def _of_containers(
     it loses; arguments as of `after`.
     """
     for name, container in containers.items():
-        wish = container_plan.planned_wish(name, container, facts, host, want, vms)
+        wish = container_plan.wish_of(name, container, facts, want, vms, host)
         given = facts.container_note(container.ctid).given.cards
         if given != wish.cards or container_plan.judge_container(wish, facts).change:
             had, has = ({*map(slot_of, makers.addresses(one))} for one in (given or Cards(), wish.cards))

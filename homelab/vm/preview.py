@@ -3,12 +3,14 @@ same messages."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator, Mapping
 
 from homelab.cards import graphics, group_gates, options
 from homelab.errors import HomelabError
 from homelab.facts.guests import GuestConfig
 from homelab.facts.host import HostFacts
+from homelab.findings import JudgedGuest
 from homelab.host import ha
 from homelab.host.plan import Wanted
 from homelab.settings import Container, Host, Vm
@@ -51,15 +53,15 @@ def describe(
         wish = wish_of(guest, vm, host, want.gpus)
         seen = seen_of(facts, vm.vmid, wish.takes(host.hands_over), stack)
         if refused := refusals.absent(VM, vm.vmid, f"vms.{guest}", facts, is_made=vm.create is not None):
-            vm_lines, vm_errors = list[str](), refused
+            errors += refused
         elif config := facts.guests.config(vm.vmid):
-            vm_lines, vm_errors = _of_existing(facts, vm, wish, seen, config)
+            judged = judge_vm(seen, wish, facts)
+            lines += _of_existing(vm, wish, seen, config, judged)
+            errors += judged.refusals
         else:
             its_cards = ", ".join(card.in_place_of("") for card in wish.cards) or "no card"
-            vm_lines = [f"  VM {vm.vmid} ({guest}): created with {its_cards}"]
-            vm_errors = refusals.of_users({}, wish, users_of(seen, wish.cards, facts), facts)
-        lines += vm_lines
-        errors += vm_errors
+            lines.append(f"  VM {vm.vmid} ({guest}): created with {its_cards}")
+            errors += refusals.of_users({}, wish, users_of(seen, wish.cards, facts), facts)
         for use in vm.gpus:
             if use.gpu in want.gpus:
                 slot = want.gpus[use.gpu]["slot"]
@@ -72,11 +74,8 @@ def describe(
     return "\n".join([*lines, *leaving_lines]), [*errors, *leaving_errors]
 
 
-def _of_existing(
-    facts: HostFacts, vm: Vm, wish: Wish, seen: SeenVm, config: GuestConfig
-) -> tuple[list[str], list[HomelabError]]:
-    """The plan's lines for a VM that is there, and refusals."""
-    judged = judge_vm(seen, wish, facts)
+def _of_existing(vm: Vm, wish: Wish, seen: SeenVm, config: GuestConfig, judged: JudgedGuest) -> list[str]:
+    """The plan's lines for a VM that is there."""
     will_run, renewed = is_to_run(seen.runs, wish.power), bool(judged.steps)
     # What changes of the rest of one that was made here, its own resource says.
     same = "no change" if vm.create is None else "no change for its cards"
@@ -86,7 +85,7 @@ def _of_existing(
         *(f"    {step}" for step in judged.steps),
         *(copy_first(vm) if judged.change else []),
         *(f"    {line}" for line in (*judged.remarks, *judged.met)),
-    ], judged.refusals
+    ]
 
 
 def of_leaving(
@@ -125,23 +124,18 @@ def leaving(
 
 def _split_groups(facts: HostFacts, want: Wanted, vms: dict[str, Vm]) -> Iterator[HomelabError]:
     """Refusals of two cards of one IOMMU group for two VMs: the first VM that starts takes the whole group."""
-    uses = [(vm_name, vm, use.gpu) for vm_name, vm in vms.items() for use in vm.gpus if use.gpu in want.gpus]
-    for number, (guest, vm, gpu) in enumerate(uses):
-        slot = want.gpus[gpu]["slot"]
+    uses = [(name, vm.vmid, use.gpu) for name, vm in vms.items() for use in vm.gpus if use.gpu in want.gpus]
+    for (name, vmid, gpu), (other, other_vmid, card) in itertools.combinations(uses, 2):
+        slot, place = want.gpus[gpu]["slot"], want.gpus[card]["slot"]
         group = {device.address for device in facts.others_in_group(slot)}
-        others = [
-            (f"VM {other.vmid} (vms.{other_guest})", other_gpu, want.gpus[other_gpu]["slot"])
-            for other_guest, other, other_gpu in uses[number + 1 :]
-            if other.vmid != vm.vmid
-        ]
-        for holder, card, place in others:
-            if group & {device.address for device in facts.functions(place)}:
-                yield HomelabError(
-                    wanted=f"{gpu} ({facts.card(slot)}) for VM {vm.vmid} (vms.{guest}) while {holder} has {card}",
-                    found=f"both cards are in one {group_gates.predicted(facts)}IOMMU group",
-                    why="the VM that starts first takes the whole group; the other one can't start as long as it runs",
-                    next="give both cards to the same VM, or put one of them into a slot with a group of its own",
-                )
+        if vmid != other_vmid and group & {device.address for device in facts.functions(place)}:
+            yield HomelabError(
+                wanted=f"{gpu} ({facts.card(slot)}) for VM {vmid} (vms.{name}) while VM {other_vmid} (vms.{other}) has "
+                f"{card}",
+                found=f"both cards are in one {group_gates.predicted(facts)}IOMMU group",
+                why="the VM that starts first takes the whole group; the other one can't start as long as it runs",
+                next="give both cards to the same VM, or put one of them into a slot with a group of its own",
+            )
 
 
 def copy_first(guest: Vm | Container) -> list[str]:

@@ -131,8 +131,6 @@ class Vm(NamedModel):
 
     @model_validator(mode="after")
     def _cards_fit(self) -> Self:
-        if repeated := next((name for name in self.cards if self.cards.count(name) > 1), None):
-            raise ValueError(f"gpus: {repeated} is there twice")
         if sum(gpu.x_vga for gpu in self.gpus) > 1:
             raise ValueError("gpus: one card at most can be the VM's screen (xVga)")
         if self.create is not None and any(gpu.take_over for gpu in self.gpus):

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from homelab.errors import HomelabError, elsewhere, raise_all
 from homelab.host import gates, ha
-from homelab.remote.ledger import stack_of
 from homelab.remote.proxmox import guest_address
 from homelab.text import tell
 from homelab.vm.cards import Wish
@@ -18,7 +17,6 @@ from homelab.work import started
 from homelab.work.api import ApiWork
 from homelab.work.vm_transaction import VmTransaction
 from remote_scripts.both.guest_cards import Answer, Wanted
-from remote_scripts.both.terms import Terms
 
 
 class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
@@ -103,12 +101,7 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
 
     def _wanted(self, inputs: VmCards.Inputs) -> Wanted:
         """But for the options, and for whether the VM is to run."""
-        terms = Terms(
-            owner=f"{stack_of(self.urn)}/{inputs.vm}",
-            shutdown=inputs.shutdown.timeout,
-            otherwise=inputs.shutdown.otherwise,
-        )
-        return Wanted(vmid=inputs.vmid, terms=terms)
+        return Wanted(vmid=inputs.vmid, terms=self.terms(inputs.vm, inputs.shutdown))
 
 
 def _wish(inputs: VmCards.Inputs) -> Wish:

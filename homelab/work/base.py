@@ -14,14 +14,16 @@ from homelab.facts.host import HostFacts
 from homelab.later import later
 from homelab.nvidia import judge
 from homelab.remote import host_session, ssh
+from homelab.remote.ledger import stack_of
 from homelab.resources import limits
 from homelab.resources.base import Act, HostInputs, Resource
 from homelab.settings import Container, Host, Settings, Timeouts, Vm, load_host, parse
-from homelab.shapes import BootSeen
+from homelab.shapes import BootSeen, ShutdownInputs
 from homelab.text import tell
 from homelab.work import silent_host
 from homelab.work.plain import Properties
 from homelab.work.typed import read_as
+from remote_scripts.both.terms import Terms
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -350,6 +352,10 @@ class Work(Generic[InputsT, OutputsT]):
         return True
 
     # -- the host --------------------------------------------------------------------------------------------------
+    def terms(self, name: str, shutdown: ShutdownInputs) -> Terms:
+        """How a guest is changed there for its entry of this name in the settings."""
+        return Terms(owner=f"{stack_of(self.urn)}/{name}", shutdown=shutdown.timeout, otherwise=shutdown.otherwise)
+
     def host(self, inputs: InputsT) -> Host:
         """The settings of the resource's host.
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from homelab.guest.options import parse_properties
 from lab.ports import guest_address
 
 from .call import Call
 from .direct_boot import boots_directly
 from .errors import Died
 from .guests import Guest
+from .options import parse_properties
 from .qemu import agent_enabled
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from homelab.guest.options import Parameter, check_all, check_value
+from homelab.guest.options import Parameter
 
 from .errors import bad_parameters
+from .options import check_all, check_value
 from .reference import Operation
 
 _KEPT = ("text", "one of")

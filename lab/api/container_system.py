@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from homelab.guest.options import parse_properties
 from lab.host import container, launchers
 from lab.host import run as host_run
 from lab.host.contents import install_libraries, install_program
@@ -25,6 +24,7 @@ from lab.host.state import HostState, version_key
 from .errors import Died
 from .guest_config import GuestConfig
 from .guests import Guest
+from .options import parse_properties
 
 _DEVICE = re.compile(r"dev(\d+)")
 #: Nodes that every kernel has and that are not in a lab host's /dev, which holds what hardware brings.

@@ -35,6 +35,10 @@ class Died(ApiError):
         super().__init__(500, text if text.endswith("\n") else f"{text}\n")
 
 
+class FormatError(ValueError):
+    """A value that hasn't the format; the text follows `invalid format - `, and ends with a newline."""
+
+
 def bad_parameters(errors: dict[str, str]) -> ApiError:
     """Parameters that aren't right, each with its message."""
     return ApiError(400, "Parameter verification failed.\n", errors)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from homelab.errors import FormatError
 from homelab.guest.options import PropertyFormat, tables
+
+from .errors import FormatError
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import quote, unquote
 
-from homelab.errors import FormatError
-from homelab.guest.options import as_boolean, check_format, split_list
-
 from .checks import typed
+from .errors import FormatError
+from .options import as_boolean, check_format, split_list
 from .reference import reference
 
 Kind = Literal["qemu", "lxc"]

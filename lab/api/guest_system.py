@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from homelab.guest.options import parse_properties
 from lab.host import boot, dkms, launchers, nvidia, sysfs, units
 from lab.host import run as host_run
 from lab.host.account_programs import Account, accounts
@@ -35,6 +34,7 @@ from lab.state import StatePaths
 from .direct_boot import boots_directly
 from .guest_config import GuestConfig
 from .guests import Guest
+from .options import parse_properties
 from .passthrough import hostpci_options, reservations
 
 _PROGRAMS = (

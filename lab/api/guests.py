@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from homelab.guest.options import split_list
 from lab.host.boot import mark_running
 from lab.host.cluster import Cluster
 from lab.host.distributions import system as default_system
@@ -21,6 +20,7 @@ from lab.host.state import HostState
 
 from .errors import ApiError, Died, bad_parameters
 from .guest_config import GuestConfig, Kind
+from .options import split_list
 from .quorum import require_writable
 from .reference import reference
 

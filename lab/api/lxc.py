@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from homelab.guest.options import UNKNOWN, parse_properties
 from lab.host.pve_packages import is_pve9
 
 from . import container_system, ha_config, hooks
@@ -29,6 +28,7 @@ from .guests import (
     require_unlocked,
     taken_by,
 )
+from .options import UNKNOWN, parse_properties
 from .qemu import require_digest, shown_config
 from .quorum import require_cluster_ready
 from .storage import Storages

@@ -7,12 +7,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from homelab.guest.options import parse_properties, split_list
 from lab.host.devices import PciDevice, load_devices
 from lab.host.kernel import RunningKernel
 from lab.host.state import HostState
 
 from .errors import Died
+from .options import parse_properties, split_list
 
 _FILE = "/etc/pve/mapping/pci.cfg"
 _FLAGS = ("mdev", "live-migration-capable")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from homelab.guest.options import split_list
 from lab.host.catalogue import SUBSYSTEM_VENDORS, VENDORS
 from lab.host.devices import load_devices
 from lab.host.kernel import RunningKernel
@@ -12,6 +11,7 @@ from lab.host.pve_packages import is_pve9, pve_packages
 
 from .call import Answer, Call
 from .errors import Died
+from .options import split_list
 from .quorum import require_cluster_lock
 from .storage import Storages
 from .tasks import Tasks, Upid

@@ -10,16 +10,15 @@ import os
 import re
 from collections.abc import Callable
 
-from homelab.errors import FormatError
-from homelab.guest.options import parse_properties
 from lab.host import nvidia
 from lab.host.devices import load_devices
 from lab.host.kernel import ModprobeError, RunningKernel, modules_of
 from lab.host.modprobe import root_modprobe_config
 from lab.host.state import HostState, kernel_release
 
-from .errors import ApiError, Died
+from .errors import ApiError, Died, FormatError
 from .mapping import Mappings, full_address
+from .options import parse_properties
 
 _RESERVATIONS = "/run/qemu-server/pci-id-reservations"
 _SLOTS = 16

@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from homelab.guest.options import parse_properties
 from lab.host.pve_packages import is_pve9
 from lab.host.state import HostState
 
@@ -30,6 +29,7 @@ from .guests import (
     require_unlocked,
     taken_by,
 )
+from .options import parse_properties
 from .qemu_power import existing, start_work
 from .quorum import require_cluster_ready
 from .storage import Storages

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from homelab.guest.options import split_list
 from lab.host.state import HostState
 
 from .errors import Died
+from .options import split_list
 
 _FILE = "/etc/pve/storage.cfg"
 _HEADER = re.compile(r"(\w+):\s*(\S+)\s*")

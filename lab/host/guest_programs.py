@@ -141,8 +141,8 @@ def by_perl(host: HostState, arguments: list[str]) -> int:
 def judge_guests(host: HostState) -> int:
     """Perl with nearly all of Proxmox VE: what the API's schema, the storages and the bridges say against new guests."""
     preload()
-    from homelab.guest.options import check_all
     from lab.api.errors import Died
+    from lab.api.options import check_all
     from lab.api.reference import reference
     from lab.api.storage import Storages
 

@@ -18,15 +18,25 @@ def test_the_hosts_own_code_names_all_mistakes_of_all_new_guests_at_once(tmp_pat
         put_template(lab)
         host, stock, mark = host_of(lab), lab.snapshot(), lab.mark()
         options = {"scsi0": "fast:32", "net0": "virtio,bridge=vmbr9", "scsi1": "local:8", "efidisk0": "nowhere:1"}
+        options |= {"cores": "eight", "bios": "uefi", "name": "my vm", "scsi2": "local:8,cachee=none"}
+        options |= {"net1": "virtio,bridge=vmbr0,tag=5000"}
         vm = Vm.model_validate({"host": "pve", "vmid": 300, "create": options})
-        new = {"ostemplate": f"local:vztmpl/{TEMPLATE}", "rootfs": "fast:8", "net0": "name=eth0,bridge=vmbr9"}
+        new = {
+            "ostemplate": f"local:vztmpl/{TEMPLATE}",
+            "rootfs": "fast:8",
+            "net0": "name=eth0,bridge=vmbr9",
+            "net1": "bridge=vmbr0",
+        }
         container = Container.model_validate({"host": "pve", "ctid": 301, "gpuAssignment": "none", "create": new})
         with pytest.raises(HomelabError) as raised:
             planning.planned("pve", host, {"dev": vm}, {"ai": container})
         message = str(raised.value)
         for mistake in (
             "dev, made as its settings say", "efidisk0: storage 'nowhere' does not exist", "net0: bridge 'vmbr9' does not exist",
-            "scsi0: storage 'fast' does not exist", "ai, made as its settings say", "rootfs: storage 'fast' does not exist",
+            "scsi0: storage 'fast' does not exist", "cores: type check ('integer') failed - got 'eight'",
+            "bios: value 'uefi' does not have a value in the enumeration 'seabios, ovmf'",
+            "name: invalid format - value does not look like a valid DNS name", "scsi2.cachee: property is not defined in schema",
+            "net1.tag: value must have a maximum value of 4094", "net1.name: property is missing and it is not optional", "ai, made as its settings say", "rootfs: storage 'fast' does not exist",
         ):  # fmt: skip
             assert mistake in message, message
         assert lab.snapshot() == stock and not [call for call in lab.api_calls(mark) if call["method"] != "GET"]

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from homelab.errors import FormatError
-from homelab.guest.options import Parameter, check_format, parse_properties
+from homelab.guest.options import Parameter
+from lab.api.errors import FormatError
 from lab.api.formats import format_properties
+from lab.api.options import check_format, parse_properties
 from lab.api.reference import Operation, reference
 from lab.api.responses import HANDLERS
 from tests.conftest import shared

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from homelab.guest.options import parse_properties
 from lab.api.guest_config import GuestConfig
 from lab.api.mapping import full_address, read_mappings
+from lab.api.options import parse_properties
 from tests.agent.test_read_guests import FILE, MAPPINGS, VMS
 from tests.rows import rows
 

@@ -61,7 +61,7 @@ def want(facts: HostFacts, gpus: dict[str, Any] | None = None) -> plan.Wanted:
 
 def planned(facts: HostFacts, one: Container, gpus: dict[str, Any] | None = None) -> list[int]:
     wanted = want(facts, gpus)
-    wish = container_plan.wish_of("phoenix", one, facts, wanted, container_plan.cards(facts, wanted, {}))
+    wish = container_plan.wish_of("phoenix", one, facts, wanted, {})
     if errors := container_plan.judge_container(wish, facts).refusals:
         raise errors[0]
     return [*wish.cards.minors]
@@ -365,8 +365,8 @@ def test_a_driver_that_comes_numbers_the_cards_that_it_has_not_got_yet(
 
 def test_a_driver_that_is_yet_to_come_has_no_trouble_now() -> None:
     facts = shared(nvidia=NO_MODULE, nvidia_minors={})
-    found = container_plan.cards(facts, want(facts), {}, driver_comes=True)
-    wish = container_plan.wish_of("phoenix", container(), facts, want(facts), found)
+    host = settings(GPUS, nvidia={"driver": "580"})
+    wish = container_plan.wish_of("phoenix", container(), facts, want(facts), {}, host)
     assert (wish.cards.minors, wish.refused) == ((0, 1), [])
 
 
@@ -429,7 +429,7 @@ def loaded(vms: dict[str, Any] | None = None, **containers: dict[str, Any]) -> N
         ({"host": "other"}, "containers.phoenix.host: no such host; there are pve"),
         ({"ctid": 99}, "containers.phoenix.ctid"),
         ({"method": "bind"}, "found 'bind'"),
-        ({"create": {}}, "create.ostemplate: property is missing and it is not optional"),
+        ({"create": {"ostemplat": "local:vztmpl/a"}}, "create.ostemplat: unknown key, did you mean ostemplate?"),
         ({"gpuAssignement": "0"}, "did you mean `gpuAssignment`?"),
     ],
 )

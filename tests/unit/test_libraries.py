@@ -64,7 +64,6 @@ def test_a_container_with_cards_of_nvidias_alone_is_refused() -> None:
     ("settings", "said"),
     [
         ({"gpuAssignment": "0", "libraries": ["video"]}, "libraries are for cards that gpus names"),
-        ({"gpus": ["uhd"], "libraries": ["video", "video"]}, "each of them once"),
         ({"gpus": ["uhd"], "libraries": ["video"], "power": "stopped"}, "need a container that runs"),
         ({"gpus": ["uhd"], "libraries": ["graphics"]}, "'video' or 'compute'"),
     ],

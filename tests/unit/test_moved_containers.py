@@ -17,6 +17,7 @@ from homelab.container.work import ContainerProbeWork, _drift
 from homelab.errors import HomelabError
 from homelab.facts.guests import GuestConfig
 from homelab.remote import ssh
+from homelab.settings import Container
 from homelab.shapes import BootSeen, ShutdownInputs
 from remote_scripts.both.container_cards import Wanted as ContainerCards
 from remote_scripts.notes.container_note import Cards
@@ -83,6 +84,7 @@ def test_a_container_is_known_by_its_network_cards(one: dict[str, str], other: d
         ({"_drift": ["x"]}, (5, 2, False)),
         ({"_library_drift": ["x"]}, (4, 3, False)),
         ({"_device_drift": ["x"]}, (4, 2, True)),
+        ({"leaves": True, "_library_drift": ["x"], "_device_drift": ["x"]}, (4, 2, False)),
         ({"gone": True}, (4, 2, True)),
         ({"away": "its card is away", "_drift": ["x"]}, (4, 2, False)),
         ({"away": "its card is away", "gone": True, "_drift": ["x"]}, (5, 2, True)),
@@ -100,10 +102,10 @@ def test_a_refresh_tells_kinds_of_drift_apart(
     facts = replace(facts, handover=away, guests=replace(facts.guests, configs=configs), cluster=places)
     monkeypatch.setattr(work, "facts_of_refresh", lambda _: facts)
     entry: dict[str, Any] = {"host": "pve1", "ctid": 901, "gpus": []}
-    work.stack = replace(work.stack, texts={**work.stack.texts, "containers": json.dumps({"ai": entry})})
-    monkeypatch.setattr(container_probe, "_drift", lambda *_: drift.get("_drift", []))
-    for name in ("_library_drift", "_device_drift"):
-        monkeypatch.setattr(work, name, lambda *_, name=name: drift.get(name, []))
+    entries = {} if drift.get("leaves") else {"ai": entry}
+    work.stack = replace(work.stack, texts={**work.stack.texts, "containers": json.dumps(entries)})
+    for name in ("_drift", "_library_drift", "_device_drift"):
+        monkeypatch.setattr(container_probe, name, lambda *_, name=name: drift.get(name, []))
     now = work.read(probe("pve1"), outputs(generation=4, again=2))
     assert (now.generation, now.again, now.stale) == found
 
@@ -112,25 +114,23 @@ AMD = {"address": "0000:06:00.0", "kinds": ["render"], "nodes": ["/dev/dri/rende
 
 
 @pytest.mark.parametrize(
-    ("known", "minors", "node", "drift"),
+    ("minors", "node", "drift"),
     [
-        (True, [0], "/dev/dri/renderD128", []),
-        (True, [1], "/dev/dri/renderD128", ["its cards are /dev/nvidia[1], not /dev/nvidia[0]"]),
-        (True, [0], "/dev/dri/renderD129", ["the nodes of gpus.amd are /dev/dri/renderD129, not /dev/dri/renderD128"]),
-        (False, [1], "/dev/dri/renderD129", []),
+        ([0], "/dev/dri/renderD128", []),
+        ([1], "/dev/dri/renderD128", ["its cards are /dev/nvidia[1], not /dev/nvidia[0]"]),
+        ([0], "/dev/dri/renderD129", ["the nodes of gpus.amd are /dev/dri/renderD129, not /dev/dri/renderD128"]),
     ],
-    ids=["as it was", "another number", "another node", "it leaves the settings"],
+    ids=["as it was", "another number", "another node"],
 )
 def test_other_numbers_and_nodes_of_its_cards_are_drift(
-    monkeypatch: pytest.MonkeyPatch, known: bool, minors: list[int], node: str, drift: list[str]
+    monkeypatch: pytest.MonkeyPatch, minors: list[int], node: str, drift: list[str]
 ) -> None:
-    entries = {"ai": {"host": "pve1", "ctid": 901, "gpus": []}} if known else {}
-    texts = {"hosts": json.dumps(CLUSTER), "allowPlainSecrets": "true", "containers": json.dumps(entries)}
+    container = Container.model_validate({"host": "pve1", "ctid": 901, "gpus": []})
     now = {"amd": {**AMD, "nodes": [node]}, "new": {**AMD, "nodes": ["/dev/dri/renderD130"]}}
     wish = container_plan.ContainerWish("ai", 901, Cards(minors=tuple(minors)), shared=cast(Any, now))
     monkeypatch.setattr(container_plan, "wish_of", lambda *_: wish)
-    found = ContainerProbeWork(texts)._device_drift(desktop(), probe("pve1"), outputs(minors=[0], shared={"amd": AMD}))
-    assert found == drift
+    given = outputs(minors=[0], shared={"amd": AMD})
+    assert container_probe._device_drift(container, desktop(), probe("pve1"), given) == drift
 
 
 LINES = "hostname: ai\ndev0: /dev/nvidia0,mode=0666\n"

@@ -9,7 +9,7 @@ import pytest
 
 from homelab.errors import ElsewhereError, GoneError, NotThereError
 from homelab.guest.resource import Guest
-from homelab.guest.work import CreatedGuest, GuestWork, id_in_use
+from homelab.guest.work import GuestWork, id_in_use
 from homelab.shapes import ShutdownInputs
 from tests.rows import rows
 from tests.unit.test_created_vms import texts
@@ -125,7 +125,7 @@ def test_one_that_has_moved_is_not_removed() -> None:
     ],
 )
 def test_whose_the_guest_of_its_id_is_is_said(config: dict[str, str], found: str) -> None:
-    assert id_in_use(MARK, CreatedGuest.of(INPUTS), config).found == found
+    assert id_in_use(INPUTS, config).found == found
 
 
 def test_each_making_of_it_has_a_name_of_its_own() -> None:

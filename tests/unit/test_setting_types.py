@@ -213,14 +213,7 @@ TEMPLATE = "local:vztmpl/debian.tar.zst"
         (VM, "start", True, "power beside create says whether it runs"),
         (VM, "delete", "net0", "unknown key, expected one of Proxmox VE's, as man qm has them"),
         (CONTAINER, "skiplock", 1, "unknown key, expected one of Proxmox VE's, as man pct has them"),
-        (VM, "cores", "eight", "type check ('integer') failed - got 'eight'"),
         (VM, "cores", [8], "expected text, found none"),
-        (VM, "bios", "uefi", "value 'uefi' does not have a value in the enumeration 'seabios, ovmf'"),
-        (VM, "name", "my vm", "value does not look like a valid DNS name"),
-        (VM, "scsi1", "local:8,cachee=none", "scsi1.cachee: there is no such key"),
-        (VM, "net0", "virtio,bridge=vmbr0,tag=5000", "net0.tag: value must have a maximum value of 4094"),
-        (CONTAINER, "net0", "bridge=vmbr0", "net0.name: property is missing and it is not optional"),
-        (CONTAINER, "password", "abc", "value must be at least 5 characters long"),
         (VM, "size", 0, "greater than or equal to 1"),
         (VM, "clone", 9, "greater than or equal to 100"),
         (VM, "image", "noble", "unknown key, expected one of Proxmox VE's"),
@@ -240,9 +233,7 @@ def test_a_mistaken_option_of_a_new_guest_is_named(place: Place, key: str, value
 def test_every_mistake_in_a_new_guest_is_named_at_once() -> None:
     wrong = {
         "coers": 8,
-        "memory": "much",
-        "net0": "virtio,brige=vmbr0",
-        "bios": "uefi",
+        "start": True,
         "hostpci0": "01:00",
         "size": "32",
     }

@@ -145,9 +145,10 @@ def test_a_further_disk_and_another_cd_are_no_other_disk(changes: dict[str, Any]
     Work().require_same_disks(dataclasses.replace(before, config=config), before)
 
 
-@pytest.mark.parametrize(("size", "grows"), [("3584M", True), ("8G", False), ("1T", False)])
-def test_a_disk_that_is_large_enough_stays_as_it_is(size: str, grows: bool) -> None:
-    work = Work(config={**CONFIG, "scsi0": f"local:vm-103-disk-0,size={size}"})
+@pytest.mark.parametrize(("size", "grows"), [("3584M", True), ("8G", False), ("1T", False), (None, True)])
+def test_a_disk_that_is_large_enough_stays_as_it_is(size: str | None, grows: bool) -> None:
+    """Of one that isn't there, Proxmox VE says so."""
+    work = Work(config={**CONFIG, "scsi0": f"local:vm-103-disk-0,size={size}"} if size else CONFIG)
     tasks = list[Any]()
     work._task = lambda *_, **options: tasks.append(options)  # type: ignore[method-assign]
     GuestWork._grow(work, BEFORE)
