@@ -52,13 +52,14 @@ def _pinned_host_key(host: Host) -> asyncssh.SSHKey:
 
 
 class _Connection:
-    """An open connection. `turns`: for its commands; `commands`: how many are at work, or wait; `is_left`: whoever asks
-    next gets another one.
+    """An open connection. `turns`: for its commands; `changes`: for what Proxmox VE is asked to change; `commands`: how
+    many commands and requests are at work, or wait; `is_left`: whoever asks next gets another one.
     """
 
     def __init__(self, ssh: asyncssh.SSHClientConnection) -> None:
         self.ssh = ssh
         self.turns = asyncio.Semaphore(COMMANDS - 1)
+        self.changes = asyncio.Semaphore(CHANGES)
         self.commands = 0
         self.is_left = False
 
@@ -70,13 +71,12 @@ class _Connection:
 
 class Login:
     """What this process has of a login to a host; made by `login_of`. `opening`: its connection, or the one that is
-    being opened; `changes`: for what Proxmox VE is asked to change; `minting`, `ticket`: of the host's API
-    (homelab/remote/proxmox/connection.py).
+    being opened; `minting`, `ticket`: of the host's API (homelab/remote/proxmox/connection.py).
     """
 
     def __init__(self) -> None:
         self.opening: asyncio.Task[_Connection] | None = None
-        self.changes, self.minting, self.ticket = threading.Semaphore(CHANGES), threading.Lock(), ""
+        self.minting, self.ticket = threading.Lock(), ""
 
     @property
     def connection(self) -> _Connection | None:

@@ -37,9 +37,8 @@ _MESSAGE = re.compile(
 OUTPUT_BYTES = 16 * 1024**2
 LOG_BYTES = 64 * 1024
 _CHUNK = 64 * 1024
-# What connects standard input and output to a port of the host, also for who isn't root, and where sshd forbids
-# forwarding.
-_BY_BASH = "bash -c 'LC_ALL=C; exec 3<>/dev/tcp/127.0.0.1/{} && cat >&3 && cat <&3'"
+# What connects standard input and output to a port of the host, on which it also runs for who isn't root.
+_BY_BASH = "bash -c 'exec 3<>/dev/tcp/127.0.0.1/{} && cat >&3 && cat <&3'"
 # The begin of the line of layers/run_guard.py that names the run it waits for.
 ANOTHER_RUN = "another run is at work: "
 
@@ -144,34 +143,31 @@ class Session:
         :param is_for_agent: the command may ask for the agent.
         """
         seconds = seconds or self._host.timeouts.api
-        work = self._exchange(command, verb, script, seconds, on_line, is_for_agent=is_for_agent)
-        status, output, log = loop.run(work, f"{self._host.address}, for up to {seconds:.0f} s")
+        try:
+            work = self._exchange(command, script, seconds, on_line, is_for_agent)
+            status, output, log = loop.run(work, f"{self._host.address}, for up to {seconds:.0f} s")
+        except (OSError, asyncssh.Error) as error:
+            raise _connection_lost(self._host, error, verb, seconds) from error
+        if len(output) > OUTPUT_BYTES:
+            raise _too_long(verb, output)
+        if status is None:
+            ended = ConnectionError("the connection ended before the script did")
+            raise _connection_lost(self._host, ended, verb, seconds)
         if status != 0:
             raise _failed(verb, _decoded(output), _decoded(log), status)
         return _decoded(output)
 
     async def _exchange(
-        self,
-        command: str,
-        verb: str,
-        script: str,
-        seconds: float,
-        on_line: Callable[[str], None] | None = None,
-        *,
-        is_for_agent: bool = False,
-        waits: bool = True,
-    ) -> tuple[int, bytes, bytes]:
-        """Exit status, answer, end of the log; doesn't wait for the end of an answer that is too long. Other arguments
-        and errors as of `_run` and `_process`.
+        self, command: str, script: str, seconds: float, on_line: Callable[[str], None] | None, is_for_agent: bool
+    ) -> tuple[int | None, bytes, bytes]:
+        """Exit status (None: there was none), answer, end of the log; doesn't wait for the end of an answer that is too
+        long.
         """
         log = None
         try:
             # A host that goes down may keep a connection open and answer its keepalives without ever running the
             # script.
-            async with (
-                asyncio.timeout(None) as limit,
-                self._process(command, limit, seconds, waits=waits) as process,
-            ):
+            async with asyncio.timeout(None) as limit, self._process(command, limit, seconds) as process:
                 with suppress(OSError):  # it reads no more: its output and its status say why
                     process.stdin.write(script.encode())
                     if not is_for_agent:
@@ -186,16 +182,13 @@ class Session:
                             process.stdin.write(agent.itself().encode())
                             process.stdin.write_eof()
                 if len(output) > OUTPUT_BYTES:
-                    raise _too_long(verb, bytes(output))
+                    return None, bytes(output), b""
                 log_end = await log
                 await process.wait_closed()
-                if process.exit_status is None:
-                    raise ConnectionError("the connection ended before the script did")
                 return process.exit_status, bytes(output), log_end
-        except (OSError, asyncssh.Error) as error:
-            if isinstance(error, TimeoutError):
-                login_of(self._host).leave()
-            raise _connection_lost(self._host, error, verb, seconds) from error
+        except TimeoutError:
+            login_of(self._host).leave()
+            raise
         finally:
             if log is not None:
                 log.cancel()
@@ -246,11 +239,49 @@ class Session:
         :returns: None: nobody listens there.
         :raises HomelabError: as `run`.
         """
-        command, seconds = _BY_BASH.format(port), self._host.timeouts.api
-        with login_of(self._host).changes if changes else nullcontext():
-            work = self._exchange(command, f"ask 127.0.0.1:{port}", request, seconds, waits=False)
-            status, output, log = loop.run(work)
-        return None if status != 0 and b"Connection refused" in log else output
+        seconds = self._host.timeouts.api
+        try:
+            answer = loop.run(self._answer(port, request, seconds, changes=changes))
+        except (OSError, asyncssh.Error) as error:
+            raise _connection_lost(self._host, error, f"127.0.0.1:{port}", seconds) from error
+        if answer is not None and len(answer) > OUTPUT_BYTES:
+            raise _too_long(f"ask 127.0.0.1:{port}", answer)
+        return answer
+
+    async def _answer(self, port: int, request: str, seconds: float, *, changes: bool) -> bytes | None:
+        connection = await login_of(self._host).opened(self._host, self._timeout)
+        async with connection.changes if changes else nullcontext():
+            connection.commands += 1
+            try:
+                async with asyncio.timeout(seconds):
+                    reader, writer = await connection.ssh.open_connection("127.0.0.1", port, encoding=None)
+                    try:
+                        writer.write(request.encode("ascii"))
+                        answer = bytearray()
+                        while len(answer) <= OUTPUT_BYTES and (data := await reader.read(_CHUNK)):
+                            answer += data
+                        return bytes(answer)
+                    finally:
+                        writer.channel.abort()
+            except asyncssh.ChannelOpenError as error:
+                await asyncio.sleep(0)  # as in `_process`
+                if connection.ssh.is_closed():
+                    raise ConnectionResetError from error
+                if error.code == asyncssh.OPEN_CONNECT_FAILED:
+                    return None
+                if error.code != asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED:
+                    raise
+            except TimeoutError:
+                login_of(self._host).leave()
+                raise
+            finally:
+                connection.commands -= 1
+                connection.end_if_left()
+            # sshd forbids forwarding (AllowTcpForwarding, PermitOpen): a command can connect.
+            status, output, log = await self._exchange(_BY_BASH.format(port), request, seconds, None, False)
+        if status is None:
+            raise ConnectionError("the connection ended before the command did")
+        return None if b"Connection refused" in log else output
 
     def boot_id(self, seconds: float) -> str:
         """The running boot's id; empty where the kernel's file can't be read.

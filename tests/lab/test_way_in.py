@@ -101,15 +101,14 @@ def test_a_connection_that_ends_while_it_is_asked_says_nothing_of_pvedaemon(
 ) -> None:
     api = client(lab)
     api.get("version", "")
-    create_process = asyncssh.SSHClientConnection.create_process
+    open_connection = asyncssh.SSHClientConnection.open_connection
 
     async def ending(self: asyncssh.SSHClientConnection, *arguments: Any, **options: Any) -> Any:
-        process = await create_process(self, *arguments, **options)
         self.abort()
-        return process
+        return await open_connection(self, *arguments, **options)
 
-    monkeypatch.setattr(asyncssh.SSHClientConnection, "create_process", ending)
-    with pytest.raises(HomelabError, match="the connection ended before the script did"):
+    monkeypatch.setattr(asyncssh.SSHClientConnection, "open_connection", ending)
+    with pytest.raises(HomelabError, match="lost in the middle"):
         api.put(CONFIG, "", cores=3)
 
 
