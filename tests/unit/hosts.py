@@ -82,7 +82,7 @@ def seen(**changes: Any) -> SystemReading:
     """A reading of a system without anything of NVIDIA's, with changes."""
     unknown = dict.fromkeys(("distribution", "version", "secure_boot", "mok_enrolled", "host_driver"))
     none = dict.fromkeys(("kernels", "cards", "steps", "drift"), ())
-    texts = {"boot_id": "1", "architecture": "x86_64", "running": "", "loaded": ""}
+    texts = {"boot_id": "1", "running": "", "loaded": ""}
     bare: dict[str, Any] = {**unknown, **none, **texts, "nouveau": False, "runtimes": ("docker",)}
     return SystemReading(**(bare | changes))
 
