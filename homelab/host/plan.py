@@ -169,22 +169,12 @@ def drift(facts: HostFacts, want: Wanted) -> dict[str, list[str]]:
             *_lost_binding(facts, want),
             *_unfinished(facts, "initramfs", "the initramfs"),
         ],
-        "boot": _boot_drift(facts, want),
+        "boot": [*(facts.boot_lacks or ()), *ended],
         "nodes": _lost_nodes(facts),
         "cards": _lost_service(facts, "cards", "homelab-card-nodes.service", facts.cards_enabled),
         "handover": _lost_handover(facts),
         "values": [*_changed_files(facts, "values"), *facts.lost_values],
     }
-
-
-def _boot_drift(facts: HostFacts, want: Wanted) -> list[str]:
-    """The drift that only a reboot repairs: the running kernel's, and what a verification would find."""
-    differences = list(facts.boot_lacks or ())
-    if facts.boot_lacks is None:  # nothing was booted for it yet
-        lost = missing_words(want.words, facts.cmdline.running)
-        differences += [f"{' '.join(lost)} is not on the running kernel's command line"] if lost else []
-        differences += _on_another_driver(facts, want)
-    return differences + ([facts.rolled_back] if facts.rolled_back else [])
 
 
 def _lost_nodes(facts: HostFacts) -> list[str]:
@@ -265,15 +255,6 @@ def _lost_binding(facts: HostFacts, want: Wanted) -> list[str]:
     return differences
 
 
-def _on_another_driver(facts: HostFacts, want: Wanted) -> list[str]:
-    devices = [facts.by_address[address] for address in want.functions if address in facts.by_address]
-    return [
-        f"{device.address} is on {device.driver or 'no driver'}, not on vfio-pci"
-        for device in devices
-        if device.driver != "vfio-pci"
-    ]
-
-
 def verify(facts: HostFacts, host: Host, want: Wanted) -> Iterator[HomelabError]:
     """The verification after the reboot: an error for each difference between the running system and the plan."""
     yield from gates.readable(facts)
@@ -325,7 +306,12 @@ def without_groups(facts: HostFacts) -> Iterator[HomelabError]:
 
 
 def _verify_drivers(facts: HostFacts, want: Wanted) -> Iterator[HomelabError]:
-    wrong = [*misplaced(facts, want), *_on_another_driver(facts, want)]
+    devices = [facts.by_address[address] for address in want.functions if address in facts.by_address]
+    wrong = misplaced(facts, want) + [
+        f"{device.address} is on {device.driver or 'no driver'}, not on vfio-pci"
+        for device in devices
+        if device.driver != "vfio-pci"
+    ]
     if not wrong:
         return
     yield HomelabError(
