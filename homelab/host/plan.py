@@ -4,7 +4,7 @@ plan as text."""
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from homelab.cards import consoles, options, released, remapping, resets
 from homelab.errors import HomelabError, raise_all
@@ -15,7 +15,7 @@ from homelab.facts.host import HostFacts, bound_by_word
 from homelab.host import gates, holder_gates
 from homelab.host.reboot import drivers_after, in_short, stopping
 from homelab.settings import Host, Vm
-from homelab.shapes import CardPlan
+from homelab.shapes import CardPlan, HostPlan
 from remote_scripts.both.reboot import Planned
 from remote_scripts.tools.words import missing_words
 
@@ -27,30 +27,7 @@ NVIDIA_BLACKLIST = f"modprobe.blacklist={','.join(DRIVERS[NVIDIA])}"
 VFIO_MODULES = ("vfio", "vfio_iommu_type1", "vfio_pci")
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """The plan of a host.
-
-    `iommu_words`/`vfio_words`: words of the kernel command line, separated by spaces. `functions`: PCI address ->
-    vendor:device of every function that must be on vfio-pci; `by_hand`: addresses of those that other configuration
-    than this program's puts there. `gpus`: name -> slot, use, group, and the functions that the use
-    needs.
-    """
-
-    iommu_words: str
-    vfio_words: str
-    functions: dict[str, str]
-    by_hand: list[str]
-    gpus: dict[str, CardPlan] = field(default_factory=dict)
-
-    @property
-    def words(self) -> str:
-        return " ".join(f"{self.iommu_words} {self.vfio_words}".split())
-
-    @property
-    def binds(self) -> bool:
-        """Whether this program binds a function, or takes one from other configuration."""
-        return bool(self.vfio_words)
+Wanted = HostPlan
 
 
 def wanted(facts: HostFacts, host: Host, vms: Collection[Vm] = ()) -> Wanted:
