@@ -10,7 +10,7 @@ This module doesn't import pydantic: a run without a change, which imports it in
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
@@ -60,6 +60,32 @@ class CardPlan(TypedDict):
     iommuGroup: NotRequired[int | None]
     keep: bool
     functions: list[CardFunction]
+
+
+@dataclass(frozen=True)
+class HostPlan:
+    """The plan of a host.
+
+    `iommu_words`/`vfio_words`: words of the kernel command line, separated by spaces. `functions`: PCI address ->
+    vendor:device of every function that must be on vfio-pci; `by_hand`: addresses of those that other configuration
+    than this program's puts there. `gpus`: name -> slot, use, group, and the functions that the use
+    needs.
+    """
+
+    iommu_words: str
+    vfio_words: str
+    functions: dict[str, str]
+    by_hand: list[str]
+    gpus: dict[str, CardPlan] = field(default_factory=dict)
+
+    @property
+    def words(self) -> str:
+        return " ".join(f"{self.iommu_words} {self.vfio_words}".split())
+
+    @property
+    def binds(self) -> bool:
+        """Whether this program binds a function, or takes one from other configuration."""
+        return bool(self.vfio_words)
 
 
 class DeviceSeen(TypedDict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from homelab.cards import resets, resolving
+from homelab.cards import resolving
 from homelab.container import plan as container_plan
 from homelab.doctor import cards
 from homelab.doctor.reading import Reading
@@ -43,8 +43,6 @@ def diagnose(
     of_log = {names.get(slot, slot): slot for slot in shown_slots}
     log_findings, remarks = cards.log_findings(reading, of_log, of_host=host.gives_cards)
     findings += log_findings
-    of_vms = {name: slot for name, slot in slots.items() if host.gpus[name].use == "vm"}
-    reset = {name: resets.described(facts, facts.functions(slot)) for name, slot in of_vms.items()}
     no_iommu = facts.iommu.kernel_log if not facts.iommu.groups else ""
     return Report(
         "host",
@@ -55,7 +53,6 @@ def diagnose(
         [
             *([f"the kernel says of the IOMMU: {kernel_log.excerpt(no_iommu)}"] if no_iommu else ()),
             *judged.remarks,
-            *(f"gpus.{name} is reset: {described}" for name, described in reset.items() if described),
             *remarks,
         ],
         data=_data(reading, host, slots, shown_slots),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from homelab.container import plan as container_plan
 from homelab.doctor.case import Case
-from homelab.doctor.devices import card_number, names
+from homelab.doctor.devices import names
 from homelab.findings import UP, Finding
 from homelab.host import plan
 
@@ -64,21 +64,10 @@ def _missing_nodes(case: Case) -> Iterator[Finding]:
     missing = [row for row in case.expected if row.host is None and row in case.of_nvidia]
     if not missing:
         return
-    loaded = "nvidia_uvm" in case.reading.facts.modules
-    uvm = any(row.path == "/dev/nvidia-uvm" for row in missing) and not loaded
     yield Finding(
         f"{names(missing)} on the host",
-        f"the driver is loaded, and nothing has made {'them' if len(missing) > 1 else 'it'}"
-        + ("; the module nvidia_uvm isn't loaded" if uvm else ""),
+        "the driver is loaded, and nothing has made all of its nodes",
         "nodes of NVIDIA's driver are made by programs, after each boot; what isn't on the host can't be in a "
         "container, and a dev[n] entry for it keeps the container from starting",
-        f"`{' && '.join(dict.fromkeys(_made_by(row.path) for row in missing))}`",
+        "`nvidia-smi && nvidia-modprobe -u -c 0`",
     )
-
-
-def _made_by(path: str) -> str:
-    """The command that makes a node. -u and -c in one call make only what -u is for."""
-    number = card_number(path)
-    if number is not None:
-        return f"nvidia-modprobe -c {number}"
-    return "nvidia-modprobe -u -c 0" if "uvm" in path else "nvidia-modprobe -c 255"

@@ -82,13 +82,12 @@ class Whole:
         problems = "has a problem" if wrong == 1 else "have problems"
         head = f"stack {self.stack}: {f'{wrong} of {len(self.parts)} {problems}' if wrong else 'all is well'}"
         parts = [head, *verdict(self.findings, in_order(self.findings), width)]
-        more = (
-            ["one of them with its tables: homelab doctor host, homelab doctor vm ID, homelab doctor container ID"]
-            if wrong
-            else []
-        )
-        more += [textwrap.fill(self.releases, width)] if self.releases else []
-        return clean("\n\n".join([*parts, Table("all of the settings", COLUMNS, rows).text(width), *more]))
+        parts.append(Table("all of the settings", COLUMNS, rows).text(width))
+        if wrong:
+            parts.append("one of them with its tables: homelab doctor host, or vm ID, or container ID")
+        if self.releases:
+            parts.append(textwrap.fill(self.releases, width))
+        return clean("\n\n".join(parts))
 
     def values(self) -> dict[str, Any]:
         """For programs: the reports of all parts, each as by itself."""

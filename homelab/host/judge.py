@@ -78,7 +78,7 @@ def verified(facts: HostFacts, host: Host, name: str, want: Wanted) -> tuple[lis
     return errors, [one.remark for one in troubles if not one.stops]
 
 
-# State in which a handover has stopped -> why it matters, and what to do.
+# State in which a handover has stopped (handover.has_sunk) -> why it matters, and what to do.
 _SINKS = {
     "HELD": (
         "the card is with the host, and a VM didn't get it, or what had it before was not started again",
@@ -102,11 +102,10 @@ _SINKS = {
 def _sunk(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
     """Errors of shared cards whose handover has stopped."""
     for name in host.hands_over:
-        state, description = handover.record_of(facts, name).state, handover.state_text(facts, name)
-        if state in _SINKS and description:
-            why, step = _SINKS[state]
+        if handover.has_sunk(facts, name):
+            why, step = _SINKS[handover.record_of(facts, name).state]
             wanted = f"gpus.{name} handed over whole, or not at all"
-            yield HomelabError(wanted=wanted, found=description, why=why, next=step)
+            yield HomelabError(wanted=wanted, found=handover.state_text(facts, name), why=why, next=step)
 
 
 def _lost_partitions(facts: HostFacts) -> Iterator[HomelabError]:

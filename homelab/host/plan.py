@@ -4,7 +4,7 @@ plan as text."""
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from homelab.cards import consoles, options, released, remapping, resets
 from homelab.errors import HomelabError, raise_all
@@ -15,7 +15,7 @@ from homelab.facts.host import HostFacts, bound_by_word
 from homelab.host import gates, holder_gates
 from homelab.host.reboot import drivers_after, in_short, stopping
 from homelab.settings import Host, Vm
-from homelab.shapes import CardPlan
+from homelab.shapes import CardPlan, HostPlan
 from remote_scripts.both.reboot import Planned
 from remote_scripts.tools.words import missing_words
 
@@ -27,30 +27,7 @@ NVIDIA_BLACKLIST = f"modprobe.blacklist={','.join(DRIVERS[NVIDIA])}"
 VFIO_MODULES = ("vfio", "vfio_iommu_type1", "vfio_pci")
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """The plan of a host.
-
-    `iommu_words`/`vfio_words`: words of the kernel command line, separated by spaces. `functions`: PCI address ->
-    vendor:device of every function that must be on vfio-pci; `by_hand`: addresses of those that other configuration
-    than this program's puts there. `gpus`: name -> slot, use, group, and the functions that the use
-    needs.
-    """
-
-    iommu_words: str
-    vfio_words: str
-    functions: dict[str, str]
-    by_hand: list[str]
-    gpus: dict[str, CardPlan] = field(default_factory=dict)
-
-    @property
-    def words(self) -> str:
-        return " ".join(f"{self.iommu_words} {self.vfio_words}".split())
-
-    @property
-    def binds(self) -> bool:
-        """Whether this program binds a function, or takes one from other configuration."""
-        return bool(self.vfio_words)
+Wanted = HostPlan
 
 
 def wanted(facts: HostFacts, host: Host, vms: Collection[Vm] = ()) -> Wanted:
@@ -169,22 +146,12 @@ def drift(facts: HostFacts, want: Wanted) -> dict[str, list[str]]:
             *_lost_binding(facts, want),
             *_unfinished(facts, "initramfs", "the initramfs"),
         ],
-        "boot": _boot_drift(facts, want),
+        "boot": [*(facts.boot_lacks or ()), *ended],
         "nodes": _lost_nodes(facts),
         "cards": _lost_service(facts, "cards", "homelab-card-nodes.service", facts.cards_enabled),
         "handover": _lost_handover(facts),
         "values": [*_changed_files(facts, "values"), *facts.lost_values],
     }
-
-
-def _boot_drift(facts: HostFacts, want: Wanted) -> list[str]:
-    """The drift that only a reboot repairs: the running kernel's, and what a verification would find."""
-    differences = list(facts.boot_lacks or ())
-    if facts.boot_lacks is None:  # nothing was booted for it yet
-        lost = missing_words(want.words, facts.cmdline.running)
-        differences += [f"{' '.join(lost)} is not on the running kernel's command line"] if lost else []
-        differences += _on_another_driver(facts, want)
-    return differences + ([facts.rolled_back] if facts.rolled_back else [])
 
 
 def _lost_nodes(facts: HostFacts) -> list[str]:
@@ -194,18 +161,14 @@ def _lost_nodes(facts: HostFacts) -> list[str]:
 
 
 def _lost_handover(facts: HostFacts) -> list[str]:
-    """The drift of the handover of cards, if it is installed."""
-    lost = [lost_hook(vmid) for vmid in facts.handover.lost_hooks]
+    """The drift of the handover of cards."""
     units = "homelab-handover.service or its timer"
-    return _lost_service(facts, "handover", units, facts.handover.enabled, lost)
-
-
-def lost_hook(vmid: str) -> str:
-    """What is said of a VM that takes a shared card without asking for it."""
-    return (
-        f"VM {vmid} has lost the hookscript that hands it its card: leave it off until it has that again, "
-        "or containers that use the card hang"
-    )
+    lost = _lost_service(facts, "handover", units, facts.handover.enabled)
+    return lost + [
+        f"VM {vmid} has lost the hookscript that hands it its card: leave it off until it has that again, or "
+        "containers that use the card hang"
+        for vmid in facts.handover.lost_hooks
+    ]
 
 
 def _lost_service(facts: HostFacts, layer: str, units: str, is_enabled: bool, further: Sequence[str] = ()) -> list[str]:
@@ -265,15 +228,6 @@ def _lost_binding(facts: HostFacts, want: Wanted) -> list[str]:
     return differences
 
 
-def _on_another_driver(facts: HostFacts, want: Wanted) -> list[str]:
-    devices = [facts.by_address[address] for address in want.functions if address in facts.by_address]
-    return [
-        f"{device.address} is on {device.driver or 'no driver'}, not on vfio-pci"
-        for device in devices
-        if device.driver != "vfio-pci"
-    ]
-
-
 def verify(facts: HostFacts, host: Host, want: Wanted) -> Iterator[HomelabError]:
     """The verification after the reboot: an error for each difference between the running system and the plan."""
     yield from gates.readable(facts)
@@ -325,7 +279,12 @@ def without_groups(facts: HostFacts) -> Iterator[HomelabError]:
 
 
 def _verify_drivers(facts: HostFacts, want: Wanted) -> Iterator[HomelabError]:
-    wrong = [*misplaced(facts, want), *_on_another_driver(facts, want)]
+    devices = [facts.by_address[address] for address in want.functions if address in facts.by_address]
+    wrong = misplaced(facts, want) + [
+        f"{device.address} is on {device.driver or 'no driver'}, not on vfio-pci"
+        for device in devices
+        if device.driver != "vfio-pci"
+    ]
     if not wrong:
         return
     yield HomelabError(

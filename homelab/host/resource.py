@@ -25,7 +25,7 @@ import pulumi
 from homelab.later import later
 from homelab.remote import scripts
 from homelab.resources.base import Act, HostInputs, Probe, Values, digest
-from homelab.shapes import BOOT_LAYERS, BootSeen, CardPlan, DeviceSeen, IommuSeen
+from homelab.shapes import BOOT_LAYERS, BootSeen, CardPlan, DeviceSeen, HostPlan, IommuSeen
 
 if TYPE_CHECKING:
     from homelab.remote import agent
@@ -56,16 +56,9 @@ class HostProbe(Probe):
         preview: bool = False
 
     @dataclass(frozen=True, kw_only=True)
-    class Outputs:
-        """`functions`: address -> vendor:device; `by_hand`: addresses; `gpus`: name -> the card;
-        `generation`: layer -> how often it drifted; `stale`: is the plan to be made again?
-        """
+    class Outputs(HostPlan):
+        """The plan, and of it `generation`: layer -> how often it drifted; `stale`: is it to be made again?"""
 
-        iommu_words: str
-        vfio_words: str
-        functions: dict[str, str]
-        by_hand: list[str]
-        gpus: dict[str, CardPlan]
         generation: dict[str, int]
         stale: bool
 

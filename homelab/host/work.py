@@ -55,11 +55,10 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
 
     def read(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> HostProbe.Outputs:
         facts = self.facts_of_refresh(inputs)
-        want = plan.Wanted(**{field.name: getattr(outputs, field.name) for field in dataclasses.fields(plan.Wanted)})
         # Another version's agent is no drift: this one's comes with the next `up`.
         version = inputs.agent if inputs.agent == agent.version() else ""
         stack = ledger.stack_of(self.urn)
-        judged = judge_host(facts, self.host(inputs), had=want, stack=stack, agent=version)
+        judged = judge_host(facts, self.host(inputs), had=outputs, stack=stack, agent=version)
         for layer, differences in judged.drift.items():
             for difference in differences:
                 tell(f"{inputs.host}: drift ({layer}): {difference}")
@@ -68,7 +67,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         drifted = {layer for layer, differences in judged.drift.items() if differences}
         generation = raised(outputs.generation, drifted, judged.drift.keys())
         # What a shared card keeps from being mended is refused by the plan, before anything is changed.
-        stale = plan.stale(facts, want) or bool(facts.handover.away and "handover" in drifted)
+        stale = plan.stale(facts, outputs) or bool(facts.handover.away and "handover" in drifted)
         return dataclasses.replace(outputs, generation=generation, stale=stale)
 
     def _plan(self, inputs: HostProbe.Inputs, generation: dict[str, int]) -> HostProbe.Outputs:

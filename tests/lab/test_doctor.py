@@ -259,7 +259,6 @@ def test_nodes_that_nothing_has_made_and_what_makes_them(doctor: Callable[[str],
     report = mixed.json("container", "201", "--gpus", "1")
     first = report["findings"][0]
     assert first["wanted"] == "/dev/nvidia1, /dev/nvidiactl, /dev/nvidia-uvm on the host"
-    assert "the module nvidia_uvm isn't loaded" in first["found"]
     mixed.change(first["next"].strip("`"))
     report = mixed.json("container", "201", "--gpus", "1")
     assert report["findings"][0]["wanted"] == "container 201 given /dev/nvidia1, /dev/nvidiactl, /dev/nvidia-uvm"
@@ -434,7 +433,6 @@ def test_a_host_that_was_never_configured(doctor: Callable[[str], Doctor]) -> No
     report = mixed.json("host")
     of_host, of_mapping = report["findings"]
     assert "homelab.vfio=0000:1d:00.0=10de:2204,0000:1d:00.1=10de:1aef is not on the" in of_host["found"]
-    assert "0000:1d:00.0 is on nvidia, not on vfio-pci" in of_host["found"]
     assert "the PCI mapping vm" in of_mapping["wanted"] and of_host["turn"] == of_mapping["turn"] == "up"
     assert report["next"] == ["`pulumi up --refresh`, whose preview shows what it does"]
     assert [card["slot"] for card in report["cards"]] == ["0000:1d:00", "0000:1e:00"]

@@ -170,16 +170,6 @@ WORDS = plan.wanted(desktop(), settings()).words
         ({"pending": ["boot"]}, "iommu", "the boot configuration was not made after the last change"),
         ({"pending": ["initramfs"]}, "vfio", "the initramfs was not made after the last change"),
         ({"boot_lacks": ["iommu=pt is no longer wanted"]}, "boot", "iommu=pt is no longer wanted"),
-        (
-            {"boot_lacks": None, "cmdline": cmdline("quiet")},
-            "boot",
-            " is not on the running kernel's command line",
-        ),
-        (
-            {"boot_lacks": None, "devices": asdict(desktop())["devices"]},
-            "boot",
-            "0000:01:00.0 is on nouveau, not on vfio-pci",
-        ),
         ({"devices": []}, "vfio", "0000:01:00.0 is not there, not 10de:2b85"),
         (
             {"devices": [device("0000:01:00.0", "10de:2684", "030000", 16)]},
