@@ -307,9 +307,8 @@ class _Work(Choice):
         self._system.log.say(f"an update of the driver was left half-way: putting {kept.driver.version} back")
         try:
             update.back()
-        except (Failure, OSError) as error:
+        except Failure as failure:
             # It may be that the new one works by now: going on is better than being held here for ever.
-            failure = self._undone(error)
             self._system.log.say(f"note: the driver from before could not be put back: {failure.found}")
             update.note(phase="trying")
         self._left = driver.left(self._system)
@@ -326,13 +325,10 @@ class _Work(Choice):
         self._system.work.extend(self._wanted.software.install_seconds)
         try:
             restored = update.back()
-        except (Failure, OSError) as also:
-            failure = self._undone(also)
+        except Failure as also:
             raise reason.but(
-                why=f"{reason.why}; and the driver {old} could not be put back: {failure.wanted}; found: "
-                f"{failure.found}",
-                next=f"run `pulumi up` again when the cause is gone: it first goes on with putting {old} back. "
-                f"{failure.next}. For the update: {reason.next}",
+                why=f"{reason.why}; and {also.why}: {also.wanted}; found: {also.found}",
+                next=f"{also.next}. For the update: {reason.next}",
             ) from also
         raise reason.but(
             why=f"{reason.why}; the update is given up",
