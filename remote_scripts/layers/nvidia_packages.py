@@ -276,9 +276,7 @@ class _Work(Choice):
             boot_service.install(self._system, PERSISTENCE)
             reboot, why = driver_modules.load(self.apt, Module(version, way.flavour or ""))
         if reboot == "no":
-            done = self._system.run.do("systemctl", "start", f"{PERSISTENCE.name}.service")
-            if done.status != 0:
-                self._system.log.say(f"note: {PERSISTENCE.name}.service doesn't start now: {done.text}")
+            self._system.run.do("systemctl", "start", f"{PERSISTENCE.name}.service")
         return reboot, why
 
     def _configure_cuda(self) -> None:

@@ -163,8 +163,8 @@ class Apt(AskedApt):
         self.system.log.say("packages are half installed: repairing that first")
         self.system.files.changed = True
         configure = ("dpkg", "--configure", "-a", "--force-confdef", "--force-confold")
-        if self._retry_while_locked(*configure).status and self.get("install", "-f", "--no-remove").status:
-            self.system.log.say("note: apt-get install -f didn't repair every package")
+        if self._retry_while_locked(*configure).status:
+            self.get("install", "-f", "--no-remove")
 
     def install(
         self,
@@ -250,10 +250,7 @@ class Apt(AskedApt):
 
     def mark(self, mark: Literal["auto", "manual"], names: Sequence[str]) -> bool:
         """Packages count as installed for others alone, or by hand; returns whether that could be done."""
-        if names and self._retry_while_locked("apt-mark", mark, *names).status != 0:
-            self.system.log.say(f"apt-mark {mark} {' '.join(names)} failed")
-            return False
-        return True
+        return not names or self._retry_while_locked("apt-mark", mark, *names).status == 0
 
     def tidy(self, wanted: Collection[str] = (), *, recommends: bool = False) -> list[str]:
         """What came with the layer, isn't wanted and isn't needed any more is purged.
