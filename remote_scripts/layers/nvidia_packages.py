@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NoReturn
 
-from remote_scripts.boot import boot
 from remote_scripts.both.nvidia_packages import Answer, Said, Try, Wanted, lacking_headers
 from remote_scripts.notes.handover import need_rest
 from remote_scripts.nvidia import driver, driver_installer, driver_modules
@@ -62,7 +61,7 @@ def read(system: System, wanted: Wanted) -> Said:
     work = _Work(system, wanted)
     there = driver.library_version(system)
     if (chosen := work.fulfilled()) is not None:
-        return Said(chosen=chosen, version=there, was=there, room=boot.free_on(system, "/usr"))
+        return Said(chosen=chosen, version=there, was=there)
     with work.apt.aside() as apt:
         work.add_repositories(apt)
         return work.said(apt)[0]
@@ -270,11 +269,10 @@ class _Work(Choice):
 
     def _load(self, version: str, way: Try) -> tuple[Literal["yes", "no", "no-module"], str]:
         """Where that can be done now; returns whether a boot is needed, and why."""
-        reboot: Literal["yes", "no", "no-module"] = "no-module"
-        why = "a container has no kernel of its own"
-        if self._wanted.target != "lxc":
-            boot_service.install(self._system, PERSISTENCE)
-            reboot, why = driver_modules.load(self.apt, Module(version, way.flavour or ""))
+        if self._wanted.target == "lxc":
+            return "no-module", "a container has no kernel of its own"
+        boot_service.install(self._system, PERSISTENCE)
+        reboot, why = driver_modules.load(self.apt, Module(version, way.flavour or ""))
         if reboot == "no":
             self._system.run.do("systemctl", "start", f"{PERSISTENCE.name}.service")
         return reboot, why
@@ -293,12 +291,9 @@ class _Work(Choice):
         if not kept.phase:
             update.close()
             return
-        first = self._wanted.tries[0] if self._wanted.tries and self.staying() is None else None
-        is_wanted = (
-            first is not None
-            and driver.fits(kept.driver.version, first.driver)
-            and first.flavour in (None, kept.driver.flavour)
-            and not first.run
+        is_wanted = self.staying() is None and any(
+            driver.fits(kept.driver.version, way.driver) and way.flavour in (None, kept.driver.flavour) and not way.run
+            for way in self._wanted.tries[:1]
         )
         if kept.phase != "back" and not is_wanted:
             return
