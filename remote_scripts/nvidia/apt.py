@@ -90,7 +90,7 @@ class Apt(AskedApt):
 
     # Doing.
 
-    def do(self, *arguments: str, seconds: float = 0, doing: str = "") -> Done:
+    def do(self, *arguments: str, seconds: float = 0) -> Done:
         """A program that takes long, and may change what is installed.
 
         :param seconds: by default as long as an installation may take.
@@ -99,7 +99,7 @@ class Apt(AskedApt):
         return self.system.run.do(
             *arguments,
             seconds=seconds or self.software.install_seconds,
-            doing=doing or self._doing,
+            doing=self._doing,
             environment=_ENVIRONMENT,
         )
 
@@ -230,7 +230,6 @@ class Apt(AskedApt):
         own = {
             name
             for layer in self.system.files.names(RECORDS)
-            if not layer.startswith(".")
             for name, record in recorded(self.system, layer).items()
             if record.before == "-"
         }
