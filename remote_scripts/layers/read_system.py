@@ -19,10 +19,8 @@ from remote_scripts.tools.system import System
 _SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 #: The key that DKMS signs with: Debian's and Proxmox VE's, Ubuntu's.
 _KEYS = ("/var/lib/dkms/mok.pub", "/var/lib/shim-signed/mok/MOK.der")
-_RUNTIMES: dict[Runtime, tuple[str, ...]] = {
-    "docker": ("docker.io", "docker-ce"),
-    "podman": ("podman",),
-}
+# A package -> the runtime that comes with it.
+_RUNTIMES: dict[str, Runtime] = {"docker.io": "docker", "docker-ce": "docker", "podman": "podman"}
 _K3S = "/usr/local/bin/k3s"
 
 
@@ -36,7 +34,8 @@ def read(system: System, wanted: Wanted) -> Answer:
         boot_id=kernel.boot_id(system),
         distribution=name or None,
         version=version or None,
-        architecture=_architecture(system),
+        # A container of 32 bits (`arch: i386`) is told so by uname alone, PER_LINUX32 of personality(2).
+        architecture=system.run.ask("uname", "-m").text,
         kernels=tuple(driver.kernels(system)) if not system.is_container else (),
         running=kernel.running(system),
         secure_boot=secure_boot,
@@ -45,20 +44,13 @@ def read(system: System, wanted: Wanted) -> Answer:
         nouveau=held,
         loaded=loaded.version,
         host_driver=loaded.version if system.is_container else None,
-        runtimes=tuple(_runtimes(system, packages)),
+        runtimes=_runtimes(system, packages),
         steps=tuple(files.names(f"{HOME}/steps")),
         drift=(*_of_files(system), *_of_packages(system, packages), *_of_driver(system, loaded)),
         libraries=driver.library_version(system),
         asked=files.need_text(driver.ASKED).strip(),
         agents={} if system.is_container else kept_agents.versions(files, files.names(kept_agents.FOLDER)),
     )
-
-
-def _architecture(system: System) -> str:
-    """As `uname -m` says it: a container of 32 bits (`arch: i386`) is told so by uname alone, PER_LINUX32 of
-    personality(2).
-    """
-    return system.run.ask("uname", "-m").text
 
 
 # Cards.
@@ -112,10 +104,9 @@ def _secure_boot(system: System) -> tuple[bool | None, bool | None]:
     return is_on, any(b"already enrolled" in done.output + done.error for done in answers)
 
 
-def _runtimes(system: System, packages: Installed) -> Iterator[Runtime]:
-    yield from (name for name, its in _RUNTIMES.items() if any(package in packages.present for package in its))
-    if system.files.is_file(_K3S):
-        yield "k3s"
+def _runtimes(system: System, packages: Installed) -> tuple[Runtime, ...]:
+    found = sorted({runtime for package, runtime in _RUNTIMES.items() if package in packages.present})
+    return (*found, "k3s") if system.files.is_file(_K3S) else tuple(found)
 
 
 # How far what was put there is still so.
