@@ -16,7 +16,6 @@ from dataclasses import replace
 from remote_scripts.boot import trial
 from remote_scripts.boot.loaders import found as loaders
 from remote_scripts.boot.loaders.loader import Loader
-from remote_scripts.boot.wanted_boot import Boot as Boot
 from remote_scripts.both.reboot import TURN_SECONDS, Answer, Planned, Wanted
 from remote_scripts.cluster import cluster, turn
 from remote_scripts.notes import guests_to_start
