@@ -54,12 +54,14 @@ def revert(system: System, wanted: Wanted) -> Changed:
 
 def _change(system: System, values: tuple[Value, ...]) -> Changed:
     there = [value for value in values if _is_there(system, value)]
+    before: dict[str, str] = {}
+    system.also_put_back = lambda: _put_back(system, before)
     for value in there:  # before the rule, by which a boot sets them
         _note(system, value)
     _write_rules(system, values)
-    _give_back(system, values)
+    _give_back(system, values, before)
     for value in there:
-        _set(system, value)
+        _set(system, value, before)
     return Changed(system.files.changed)
 
 
@@ -131,11 +133,11 @@ def _note(system: System, value: Value) -> None:
         files.note(_record(value), text.encode())
 
 
-def _set(system: System, value: Value) -> None:
+def _set(system: System, value: Value, before: dict[str, str]) -> None:
     files = system.files
     if files.text(_path(value)) == value.value:
         return
-    _put_back_on_failure(system, _path(value))
+    before.setdefault(_path(value), files.text(_path(value)))
     with suppress(OSError):
         files.set_attribute(_path(value), value.value)
     current = files.text(_path(value))
@@ -150,20 +152,14 @@ def _set(system: System, value: Value) -> None:
     system.log.say(f"{value.address}: {value.attribute} is {value.value}")
 
 
-def _put_back_on_failure(system: System, path: str) -> None:
-    """What an attribute has now."""
-    before, earlier = system.files.text(path), system.also_put_back
-
-    def put_back() -> None:
+def _put_back(system: System, before: dict[str, str]) -> None:
+    """After a failure each attribute has again what it had when the run began."""
+    for path, value in reversed(before.items()):
         with suppress(OSError):
-            system.files.set_attribute(path, before)
-        if earlier:
-            earlier()
-
-    system.also_put_back = put_back
+            system.files.set_attribute(path, value)
 
 
-def _give_back(system: System, wanted: tuple[Value, ...]) -> None:
+def _give_back(system: System, wanted: tuple[Value, ...], before: dict[str, str]) -> None:
     """Of what homelab set and isn't wanted any more: the original value."""
     files = system.files
     kept = {_record(value) for value in wanted}
@@ -176,7 +172,7 @@ def _give_back(system: System, wanted: tuple[Value, ...]) -> None:
         if parsed is None:
             system.log.say(f"note: what {name} was before isn't known: {record} is empty")
         elif files.exists(path):
-            _put_back_on_failure(system, path)
+            before[path] = files.text(path)
             try:
                 files.set_attribute(path, parsed.before)
             except OSError:

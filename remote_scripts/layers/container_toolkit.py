@@ -17,7 +17,6 @@ from remote_scripts.nvidia.engines import Engines
 from remote_scripts.nvidia.packages import Reverted
 from remote_scripts.tools.system import System, changes
 
-_LAYER = engine_conf.LAYER
 _REFRESH = "nvidia-cdi-refresh.service"
 _SERVICES_CDI = "/run/cdi/nvidia.yaml"
 _GENERATED = "/run/homelab/cdi.yaml"
@@ -56,15 +55,15 @@ def revert(system: System, wanted: Wanted) -> Reverted:
     if apt.is_anothers():
         return Reverted((), False)
     # A run that was cut short may have kept what is at the last one's place, and noted nothing.
-    for path in sorted({*files.of_layer(_LAYER), wanted.cdi} - {engine_conf.DOCKER, ""}):
-        files.drop(_LAYER, path)
+    for path in sorted({*files.of_layer(engine_conf.LAYER), wanted.cdi} - {engine_conf.DOCKER, ""}):
+        files.drop(engine_conf.LAYER, path)
     engine_conf.give_back(system)
     engines.restart_docker()
     return apt.reverted()
 
 
 def _parts(system: System, wanted: Wanted) -> tuple[Apt, Engines]:
-    apt = Apt(system, wanted.software, _LAYER, "container toolkit")
+    apt = Apt(system, wanted.software, engine_conf.LAYER, "container toolkit")
     return apt, Engines(apt, is_container=wanted.target == "lxc")
 
 
@@ -88,9 +87,9 @@ def _make_specification(apt: Apt, wanted: Wanted) -> str:
     # The service knows of no options: what it writes such a podman leaves out, and takes ours.
     by_service = not options and _refresh(system, wanted)
     keep = "" if by_service else wanted.cdi
-    for path in files.of_layer(_LAYER):
+    for path in files.of_layer(engine_conf.LAYER):
         if "/cdi/" in path and path != keep:
-            files.drop(_LAYER, path)
+            files.drop(engine_conf.LAYER, path)
     if not keep:
         return _SERVICES_CDI if by_service else ""
     name, why = wanted.software.context.name, f"{wanted.runtime} needs it to give cards to containers"
@@ -102,7 +101,7 @@ def _make_specification(apt: Apt, wanted: Wanted) -> str:
         apt.explain(done, f"{name}: a CDI specification of its cards", why, next)
     content = files.need(_GENERATED, _CDI_BYTES) or b""
     files.remove(_GENERATED)
-    files.put(_LAYER, keep, 0o644, content.rstrip(b"\n") + b"\n")
+    files.put(engine_conf.LAYER, keep, 0o644, content.rstrip(b"\n") + b"\n")
     return keep
 
 
@@ -114,9 +113,7 @@ def _refresh(system: System, wanted: Wanted) -> bool:
         return False
     system.log.say("having the toolkit's own service make the CDI specification again")
     before = system.files.read(_SERVICES_CDI, _CDI_BYTES)
-    done = system.run.do("systemctl", "restart", _REFRESH)
-    if done.status != 0:
-        system.log.say(f"note: {_REFRESH} failed: {done.text}")
+    system.run.do("systemctl", "restart", _REFRESH)
     made = system.files.read(_SERVICES_CDI, _CDI_BYTES) or b""
     system.files.changed |= made != before
     return bool(re.search(rb"\.so\." + re.escape(wanted.driver.encode()) + rb"$", made, re.MULTILINE))

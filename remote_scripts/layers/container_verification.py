@@ -16,6 +16,7 @@ from remote_scripts.notes import guest_notes, handover
 from remote_scripts.pve import pmxcfs
 from remote_scripts.pve.container_conf import conf_text
 from remote_scripts.pve.guests import power_of
+from remote_scripts.pve.properties import parse
 from remote_scripts.tools.device import as_nobody
 from remote_scripts.tools.done import TIMED_OUT, Done
 from remote_scripts.tools.errors import Failure
@@ -85,7 +86,8 @@ def _problems(system: System, inside: System, node: Node, given_by: str, *, has_
     """
     path, device = node.path, system.files.device(node.path)
     assert device  # it has a line, or is needed
-    uid, gid, mode = (_option(given_by, name) for name in ("uid", "gid", "mode"))
+    given = parse("dev", given_by.removeprefix("dev "))
+    uid, gid, mode = (given.get(name, "") for name in ("uid", "gid", "mode"))
     is_for_all = device.mode & 6 == 6
     if given_by.startswith("dev "):
         # The settings say who is to have it: a user or a group.
@@ -118,12 +120,6 @@ def _error(inside: System, who: Sequence[str], path: str) -> str:
         return f"no answer within {_OPEN_SECONDS:g} s"
     messages = [line.partition("dd: ")[2].strip() for line in done.all_text.split("\n") if "dd: " in line]
     return messages[0] if messages else done.all_text.rpartition("\n")[2] or f"exit status {done.status}"
-
-
-def _option(given_by: str, name: str) -> str:
-    """Of a dev[n] option's words."""
-    parts = given_by.removeprefix("dev ").split(",")
-    return next((part.partition("=")[2] for part in parts if part.startswith(f"{name}=")), "")
 
 
 def _explained(message: str) -> str:

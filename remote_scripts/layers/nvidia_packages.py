@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NoReturn
 
-from remote_scripts.boot import boot
 from remote_scripts.both.nvidia_packages import Answer, Said, Try, Wanted, lacking_headers
 from remote_scripts.notes.handover import need_rest
 from remote_scripts.nvidia import driver, driver_installer, driver_modules
@@ -62,7 +61,7 @@ def read(system: System, wanted: Wanted) -> Said:
     work = _Work(system, wanted)
     there = driver.library_version(system)
     if (chosen := work.fulfilled()) is not None:
-        return Said(chosen=chosen, version=there, was=there, room=boot.free_on(system, "/usr"))
+        return Said(chosen=chosen, version=there, was=there)
     with work.apt.aside() as apt:
         work.add_repositories(apt)
         return work.said(apt)[0]
@@ -270,11 +269,10 @@ class _Work(Choice):
 
     def _load(self, version: str, way: Try) -> tuple[Literal["yes", "no", "no-module"], str]:
         """Where that can be done now; returns whether a boot is needed, and why."""
-        reboot: Literal["yes", "no", "no-module"] = "no-module"
-        why = "a container has no kernel of its own"
-        if self._wanted.target != "lxc":
-            boot_service.serve(self._system, PERSISTENCE, needed=True)
-            reboot, why = driver_modules.load(self.apt, Module(version, way.flavour or ""))
+        if self._wanted.target == "lxc":
+            return "no-module", "a container has no kernel of its own"
+        boot_service.serve(self._system, PERSISTENCE, needed=True)
+        reboot, why = driver_modules.load(self.apt, Module(version, way.flavour or ""))
         if reboot == "no":
             done = self._system.run.do("systemctl", "start", f"{PERSISTENCE.name}.service")
             if done.status != 0:
@@ -295,21 +293,17 @@ class _Work(Choice):
         if not kept.phase:
             update.close()
             return
-        first = self._wanted.tries[0] if self._wanted.tries and self.staying() is None else None
-        is_wanted = (
-            first is not None
-            and driver.fits(kept.driver.version, first.driver)
-            and first.flavour in (None, kept.driver.flavour)
-            and not first.run
+        is_wanted = self.staying() is None and any(
+            driver.fits(kept.driver.version, way.driver) and way.flavour in (None, kept.driver.flavour) and not way.run
+            for way in self._wanted.tries[:1]
         )
         if kept.phase != "back" and not is_wanted:
             return
         self._system.log.say(f"an update of the driver was left half-way: putting {kept.driver.version} back")
         try:
             update.back()
-        except (Failure, OSError) as error:
+        except Failure as failure:
             # It may be that the new one works by now: going on is better than being held here for ever.
-            failure = self._undone(error)
             self._system.log.say(f"note: the driver from before could not be put back: {failure.found}")
             update.note(phase="trying")
         self._left = driver.left(self._system)
@@ -326,13 +320,10 @@ class _Work(Choice):
         self._system.work.extend(self._wanted.software.install_seconds)
         try:
             restored = update.back()
-        except (Failure, OSError) as also:
-            failure = self._undone(also)
+        except Failure as also:
             raise reason.but(
-                why=f"{reason.why}; and the driver {old} could not be put back: {failure.wanted}; found: "
-                f"{failure.found}",
-                next=f"run `pulumi up` again when the cause is gone: it first goes on with putting {old} back. "
-                f"{failure.next}. For the update: {reason.next}",
+                why=f"{reason.why}; and {also.why}: {also.wanted}; found: {also.found}",
+                next=f"{also.next}. For the update: {reason.next}",
             ) from also
         raise reason.but(
             why=f"{reason.why}; the update is given up",

@@ -142,7 +142,7 @@ class _Vm:
         """
         try:
             # Under that id there may be a user's VM: then the test's could not be created.
-            if self.id and _name_of(self._system, self.id) == NAME:
+            if self.id and option_of_vm(self._system, self.id, "name") == NAME:
                 _remove(self._system, self.id)
         finally:
             self._system.files.remove_tree(FOLDER)
@@ -171,7 +171,7 @@ def _remove(system: System, vm: str) -> None:
 
 def _remove_leftovers(system: System) -> None:
     for vm in guest_ids(system, VMS):
-        if _name_of(system, vm) != NAME:
+        if option_of_vm(system, vm, "name") != NAME:
             continue
         # The test's never has one. A user's VM of this name stays.
         if _DISKS_AND_NETWORK.search(system.files.need(f"{VMS}/{vm}.conf") or b""):
@@ -187,11 +187,6 @@ def _remove_leftovers(system: System) -> None:
 
 
 # Which VM has which card.
-
-
-def _name_of(system: System, vm: str) -> str:
-    """Empty where there is no such VM."""
-    return option_of_vm(system, vm, "name")
 
 
 def _check_functions(system: System, wanted: Wanted) -> None:

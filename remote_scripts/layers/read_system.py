@@ -19,10 +19,8 @@ from remote_scripts.tools.system import System
 _SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 #: The key that DKMS signs with: Debian's and Proxmox VE's, Ubuntu's.
 _KEYS = ("/var/lib/dkms/mok.pub", "/var/lib/shim-signed/mok/MOK.der")
-_RUNTIMES: dict[Runtime, tuple[str, ...]] = {
-    "docker": ("docker.io", "docker-ce"),
-    "podman": ("podman",),
-}
+# A package -> the runtime that comes with it.
+_RUNTIMES: dict[str, Runtime] = {"docker.io": "docker", "docker-ce": "docker", "podman": "podman"}
 _K3S = "/usr/local/bin/k3s"
 
 
@@ -44,7 +42,7 @@ def read(system: System, wanted: Wanted) -> Answer:
         nouveau=held,
         loaded=loaded.version,
         host_driver=loaded.version if system.is_container else None,
-        runtimes=tuple(_runtimes(system, packages)),
+        runtimes=_runtimes(system, packages),
         steps=tuple(files.names(f"{HOME}/steps")),
         drift=(*_of_files(system), *_of_packages(system, packages), *_of_driver(system, loaded)),
         libraries=driver.library_version(system),
@@ -104,10 +102,9 @@ def _secure_boot(system: System) -> tuple[bool | None, bool | None]:
     return is_on, any(b"already enrolled" in done.output + done.error for done in answers)
 
 
-def _runtimes(system: System, packages: Installed) -> Iterator[Runtime]:
-    yield from (name for name, its in _RUNTIMES.items() if any(package in packages.present for package in its))
-    if system.files.is_file(_K3S):
-        yield "k3s"
+def _runtimes(system: System, packages: Installed) -> tuple[Runtime, ...]:
+    found = sorted({runtime for package, runtime in _RUNTIMES.items() if package in packages.present})
+    return (*found, "k3s") if system.files.is_file(_K3S) else tuple(found)
 
 
 # How far what was put there is still so.

@@ -16,7 +16,6 @@ from dataclasses import replace
 from remote_scripts.boot import trial
 from remote_scripts.boot.loaders import found as loaders
 from remote_scripts.boot.loaders.loader import Loader
-from remote_scripts.boot.wanted_boot import Boot as Boot
 from remote_scripts.both.reboot import TURN_SECONDS, Answer, Planned, Wanted
 from remote_scripts.cluster import cluster, turn
 from remote_scripts.notes import guests_to_start
@@ -114,7 +113,7 @@ def _reboot(system: System, wanted: Wanted, decided: Planned) -> Answer:
     if why := cluster.await_cluster(system, policy, TURN_SECONDS, takes_turn=True) or _await_boot_from_now(
         system, wanted.awaited, is_trial=is_trial
     ):
-        raise _refused(system, why)
+        raise cluster.refused(why)
     answer = _ordered(system, decided)
     system.also_put_back = None
     return answer
@@ -129,7 +128,7 @@ def _ordered(system: System, decided: Planned) -> Answer:
         why = guests_to_start.note_running(system)
         if not why:
             if lost := turn.lost(system):
-                raise _refused(system, lost)
+                raise cluster.refused(lost)
             for line in guests_to_start.news(system):  # no boot keeps it
                 system.log.say(f"note: {line}")
             turn.note_restart(system)
@@ -147,13 +146,6 @@ def _ordered(system: System, decided: Planned) -> Answer:
         "the running kernel lacks what was configured",
         "reboot it by hand, then run `pulumi up` again",
     )
-
-
-def _refused(system: System, why: str) -> Failure:
-    """Puts back first, so that what is said then is what is so then."""
-    system.also_put_back = None
-    _stay_up(system)
-    return cluster.refused(why)
 
 
 def _await_boot_from_now(system: System, awaited: int, *, is_trial: bool) -> str:

@@ -90,7 +90,7 @@ class Apt(AskedApt):
 
     # Doing.
 
-    def do(self, *arguments: str, seconds: float = 0, doing: str = "") -> Done:
+    def do(self, *arguments: str, seconds: float = 0) -> Done:
         """A program that takes long, and may change what is installed.
 
         :param seconds: by default as long as an installation may take.
@@ -99,7 +99,7 @@ class Apt(AskedApt):
         return self.system.run.do(
             *arguments,
             seconds=seconds or self.software.install_seconds,
-            doing=doing or self._doing,
+            doing=self._doing,
             environment=_ENVIRONMENT,
         )
 
@@ -163,8 +163,8 @@ class Apt(AskedApt):
         self.system.log.say("packages are half installed: repairing that first")
         self.system.files.changed = True
         configure = ("dpkg", "--configure", "-a", "--force-confdef", "--force-confold")
-        if self._retry_while_locked(*configure).status and self.get("install", "-f", "--no-remove").status:
-            self.system.log.say("note: apt-get install -f didn't repair every package")
+        if self._retry_while_locked(*configure).status:
+            self.get("install", "-f", "--no-remove")
 
     def install(
         self,
@@ -230,7 +230,6 @@ class Apt(AskedApt):
         own = {
             name
             for layer in self.system.files.names(RECORDS)
-            if not layer.startswith(".")
             for name, record in recorded(self.system, layer).items()
             if record.before == "-"
         }
@@ -250,10 +249,7 @@ class Apt(AskedApt):
 
     def mark(self, mark: Literal["auto", "manual"], names: Sequence[str]) -> bool:
         """Packages count as installed for others alone, or by hand; returns whether that could be done."""
-        if names and self._retry_while_locked("apt-mark", mark, *names).status != 0:
-            self.system.log.say(f"apt-mark {mark} {' '.join(names)} failed")
-            return False
-        return True
+        return not names or self._retry_while_locked("apt-mark", mark, *names).status == 0
 
     def tidy(self, wanted: Collection[str] = (), *, recommends: bool = False) -> list[str]:
         """What came with the layer, isn't wanted and isn't needed any more is purged.

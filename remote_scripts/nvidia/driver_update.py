@@ -191,11 +191,20 @@ class Update:
         :returns: in words, what there is then.
         :raises Failure: it can't be put back; the next run goes on with it.
         """
-        self.note(phase="back", new=new)
-        restored = self._restore()
-        if new:
-            self._files.note(VERSION_GIVEN_UP, f"{new}\n".encode())
-        self.close()
+        old = self.kept.driver.version
+        try:
+            self.note(phase="back", new=new)
+            restored = self._restore()
+            if new:
+                self._files.note(VERSION_GIVEN_UP, f"{new}\n".encode())
+            self.close()
+        except (Failure, OSError) as error:
+            self._files.undo()
+            failure = self._system.failure_of(error)
+            raise failure.but(
+                why=f"the driver {old} could not be put back: {failure.why}",
+                next=f"{failure.next}, then run `pulumi up` again: it first goes on with putting {old} back",
+            ) from error
         return restored
 
     def _restore(self) -> str:

@@ -133,10 +133,9 @@ class Engines:
         system.files.undo()
         if system.run.do("systemctl", "restart", unit).status == 0 and unit == "docker":
             self._start_stopped()
-        output = "\n".join(done.said_text.rstrip("\n").split("\n")[-4:])
         raise Failure(
             f"{self._name}: {unit}, started with NVIDIA's runtime in its configuration",
-            "\n".join(filter(None, (output, journal))) or "no output",
+            "\n".join(filter(None, (done.text, journal))) or "no output",
             "it isn't running; its configuration was put back as it was",
             next,
         )
