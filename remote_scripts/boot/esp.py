@@ -23,44 +23,31 @@ def mounted(system: System, uuids: Iterable[str]) -> Iterator[dict[str, str]]:
 
     :raises Failure: one that is there can't be mounted; another run has them for too long.
     """
-    with system.work.holding("boot-mounts", _TURN_SECONDS) as is_alone:
-        if not is_alone:
-            raise Failure(
-                "the EFI system partitions mounted",
-                f"another run still holds /run/homelab/boot-mounts after {_TURN_SECONDS:g} s",
-                "two runs at once would write over each other",
-                "look at it with `fuser -v /run/homelab/boot-mounts`; when it has ended, run the same again",
-            )
-        with _mounted_alone(system, uuids) as folders:
-            yield folders
-
-
-@contextmanager
-def _mounted_alone(system: System, uuids: Iterable[str]) -> Iterator[dict[str, str]]:
     folders: dict[str, str] = {}
-    try:
-        for uuid in dict.fromkeys(uuids):
-            device, folder = f"/dev/disk/by-uuid/{uuid}", f"/run/homelab/esp-{uuid}"
-            if not system.files.exists(device):
-                continue
-            if os.path.ismount(system.files.at(folder)):  # of a run that was killed
+    with system.work.alone("boot-mounts", _TURN_SECONDS, "the EFI system partitions mounted"):
+        try:
+            for uuid in dict.fromkeys(uuids):
+                device, folder = f"/dev/disk/by-uuid/{uuid}", f"/run/homelab/esp-{uuid}"
+                if not system.files.exists(device):
+                    continue
+                if os.path.ismount(system.files.at(folder)):  # of a run that was killed
+                    _unmount(system, folder)
+                system.files.need_folder(folder)
+                done = system.run.do("mount", system.files.name(device), system.files.name(folder), seconds=_SECONDS)
+                if done.status != 0:
+                    raise Failure(
+                        f"to mount the EFI system partition {uuid}",
+                        done.text,
+                        "this host's boot loader reads there what it starts next",
+                        f"see `dmesg | tail` and mend {device}, or take its disk out; then run the same again",
+                    )
+                folders[uuid] = folder
+                system.files.clear_below(folder)  # of a run that was killed
+            yield folders
+        finally:
+            for folder in folders.values():
+                system.files.clear_below(folder)
                 _unmount(system, folder)
-            system.files.need_folder(folder)
-            done = system.run.do("mount", system.files.name(device), system.files.name(folder), seconds=_SECONDS)
-            if done.status != 0:
-                raise Failure(
-                    f"to mount the EFI system partition {uuid}",
-                    done.text,
-                    "this host's boot loader reads there what it starts next",
-                    f"see `dmesg | tail` and mend {device}, or take its disk out; then run the same again",
-                )
-            folders[uuid] = folder
-            system.files.clear_below(folder)  # of a run that was killed
-        yield folders
-    finally:
-        for folder in folders.values():
-            system.files.clear_below(folder)
-            _unmount(system, folder)
 
 
 def _unmount(system: System, folder: str) -> None:

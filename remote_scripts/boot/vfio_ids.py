@@ -24,16 +24,10 @@ def given(path: str, text: str) -> list[str]:
 
     :param path: of initramfs-tools' modules, whose lines are a module and its options; or of modprobe.d.
     """
-    ids, line = [], ""
-    for part in text.split("\n"):
-        line += part.removesuffix("\r")
-        if line.endswith("\\"):
-            line = line[:-1]
-            continue
-        of_module, line = line, ""
-        option = _OPTIONS.match(of_module)
-        if path != MODULES and option:
-            of_module = of_module[option.end() :]
+    ids = []
+    for line in text.replace("\r\n", "\n").replace("\\\n", "").split("\n"):
+        option = _OPTIONS.match(line)
+        of_module = line[option.end() :] if option and path != MODULES else line
         if bool(option) == (path == MODULES) or not _OF_VFIO.match(of_module):
             continue
         words = of_module.replace('"', "").split()[1:]

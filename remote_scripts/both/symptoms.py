@@ -122,9 +122,8 @@ def recognise(text: str, context: Context) -> tuple[str, Failure] | None:
     """The first known failure that the output of a layer's program tells of: the row's name, and the error."""
     text = text if "Unable to acquire the dpkg frontend lock" in text else _WAITING.sub("", text)
     for row, match in found_in(_rows(tables.SYMPTOMS), text, context):
-        start = text.rfind("\n", 0, match.start()) + 1
-        end = text.find("\n", match.end())
-        line = " ".join(text[start : len(text) if end < 0 else end].split())
+        lines = text[: match.start()].rpartition("\n")[2] + match[0] + text[match.end() :].partition("\n")[0]
+        line = " ".join(lines.split())
         quoted = f"{line[:QUOTED_CHARACTERS]}..." if len(line) > QUOTED_CHARACTERS else line
         return row.name, Failure(*row.answer(match, quoted, context))
     return None

@@ -50,14 +50,7 @@ def in_turn(kind: type[G], system: System, api: NodeApi, vmid: int) -> Iterator[
     :raises Failure: an earlier transaction is still at work.
     """
     system.work.client = ""  # what it has begun it ends, also without the run that has asked for it
-    with system.work.holding(f"guest-{vmid}", _TURN_SECONDS) as is_own:
-        if not is_own:
-            raise Failure(
-                f"guest {vmid} changed",
-                "an earlier change of it is still at work",
-                "two at once would undo each other's",
-                "wait until it has ended, then run `pulumi up` again",
-            )
+    with system.work.alone(f"guest-{vmid}", _TURN_SECONDS, f"guest {vmid} changed"):
         guest_notes.tidy(system, kind.kind, vmid)
         yield kind(system, api, vmid)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from contextlib import suppress
 
 from remote_scripts.notes.card import Card
@@ -80,12 +80,10 @@ def write_record(system: System, name: str, record: Record, **changes: object) -
     note_of(name).write(system.files, record)
 
 
-def recorded_names(system: System) -> Iterator[str]:
+def recorded_names(system: System) -> list[str]:
     """The names of the cards that have a record."""
-    for file in system.files.names(FOLDER):
-        name, dot, kind = file.rpartition(".")
-        if dot and kind == "state" and not name.startswith("."):
-            yield name
+    records = [name for name in system.files.names(FOLDER) if name.endswith(".state") and not name.startswith(".")]
+    return [name.removesuffix(".state") for name in records]
 
 
 def owed_starts(system: System) -> list[str]:

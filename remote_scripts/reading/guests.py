@@ -8,7 +8,6 @@ from remote_scripts.pve import guests as running_guests
 from remote_scripts.pve import pmxcfs, reservations
 from remote_scripts.pve.container_conf import passed_on, sections_of
 from remote_scripts.pve.guest_conf import MAPPINGS
-from remote_scripts.pve.guests import Guest
 from remote_scripts.pve.properties import address
 from remote_scripts.reading.answer import Cluster, GuestConfig, Guests, HaFiles
 from remote_scripts.reading.source import Source
@@ -33,9 +32,9 @@ def guests(source: Source, *, running: bool) -> Guests:
 
     :param running: also which run.
     """
-    running_here, unlisted = list[Guest](), ""
+    ids, unlisted = list[int](), ""
     try:
-        running_here = running_guests.running(source.system) if running else []
+        ids = [guest.id for guest in running_guests.running(source.system)] if running else []
     except Failure as failure:
         unlisted = failure.found
     configs = []
@@ -47,7 +46,7 @@ def guests(source: Source, *, running: bool) -> Guests:
             lines = passed_on(text) if kind == "lxc" else _lines_of_vm(sections_of(text))
             configs.append(GuestConfig(kind, int(name.removesuffix(".conf")), lines))
     return Guests(
-        running=[guest.id for guest in running_here],
+        running=ids,
         unlisted=unlisted,
         configs=configs,
         mappings=source.passed_on(MAPPINGS),

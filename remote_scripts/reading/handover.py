@@ -28,7 +28,7 @@ def handed_over(source: Source) -> HandedOver:
             lost.append(vmid)
     cards: dict[str, Record] = {}
     source.names(handover.FOLDER)  # that it can't be listed is noted
-    names = sorted(handover.recorded_names(source.system))
+    names = handover.recorded_names(source.system)
     for name in names:
         read = functools.partial(handover.read_record, source.system, name)
         if record := source.noting(handover.note_of(name).path, read, None):

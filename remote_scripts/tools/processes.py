@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import TypeVar
 
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.system import System
 
+T = TypeVar("T")
 _LOOK_SECONDS = 60.0
 #: How many files a program is asked about at once.
 _PATHS = 1000
@@ -71,24 +73,23 @@ def _parts(paths: Iterable[str]) -> Iterator[list[str]]:
 
 def _threads(system: System) -> Iterator[tuple[str, list[str]]]:
     """Each process' folder, and the names of its threads."""
-    proc = system.files.at("/proc")
-    try:
-        processes = [pid for pid in os.listdir(proc) if pid.isdecimal()]
-    except OSError as error:
-        raise ScanError(f"{proc} can't be read: {error.strerror}") from error
-    for process in processes:
-        names = _listed(f"{proc}/{process}/task")
-        if names:
+    proc = str(system.files.at("/proc"))
+    processes = _asked(os.listdir, proc)
+    if processes is None:
+        raise ScanError(f"{proc} isn't there")
+    for process in filter(str.isdecimal, processes):
+        if names := _asked(os.listdir, f"{proc}/{process}/task"):
             yield f"{proc}/{process}", sorted((name for name in names if name.isdecimal()), key=int)
 
 
-def _listed(folder: str) -> list[str]:
+def _asked(ask: Callable[[str], T], path: str) -> T | None:
+    """What the kernel says of a path; None: whose it was has ended."""
     try:
-        return os.listdir(folder)
+        return ask(path)
     except (FileNotFoundError, ProcessLookupError):
-        return []
+        return None
     except OSError as error:
-        raise ScanError(f"the look at all processes failed: {folder}: {error.strerror}") from error
+        raise ScanError(f"the look at all processes failed: {path}: {error.strerror}") from error
 
 
 def _open_files(system: System) -> Iterator[str]:
@@ -97,14 +98,9 @@ def _open_files(system: System) -> Iterator[str]:
         yielded: set[tuple[str, str]] = set()
         for thread in threads:
             folder = f"{process}/task/{thread}/fd"
-            for name in _listed(folder):
-                try:
-                    target = os.readlink(f"{folder}/{name}")
-                except (FileNotFoundError, ProcessLookupError):
-                    continue
-                except OSError as error:
-                    raise ScanError(f"the look at all processes failed: {folder}: {error.strerror}") from error
-                if not target.startswith(_NO_FILES) and (name, target) not in yielded:
+            for name in _asked(os.listdir, folder) or ():
+                target = _asked(os.readlink, f"{folder}/{name}")
+                if target and not target.startswith(_NO_FILES) and (name, target) not in yielded:
                     yielded.add((name, target))
                     yield f"{folder}/{name}"
 

@@ -21,9 +21,8 @@ def is_going_down(system: System) -> bool:
 
 def restart_soon(system: System) -> Done:
     """Restarts the system from a unit of its own, once the answer has been sent. The unit waits up to a minute for this
-    process to end, and then a second, in which the connection hands the answer on. (By default timers are up to a
-    minute late.) If the system goes down already, the status is 0.
+    process to end, and then a second, in which the connection hands the answer on. If the system goes down already, the
+    status is 0.
     """
-    timer = ("--collect", "--on-active=0.1", "--timer-property=AccuracySec=100ms")
-    done = system.run.do("systemd-run", *timer, "sh", "-c", _WAIT, "restart", str(os.getpid()))
+    done = system.run.do("systemd-run", "--collect", "sh", "-c", _WAIT, "restart", str(os.getpid()))
     return Done(0, b"") if done.status and is_going_down(system) else done

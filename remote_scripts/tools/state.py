@@ -137,6 +137,18 @@ class Work:
         finally:
             os.close(descriptor)
 
+    @contextlib.contextmanager
+    def alone(self, name: str, seconds: float, wanted: str) -> Iterator[None]:
+        """As `holding`.
+
+        :param wanted: what is done meanwhile, for a person.
+        :raises Failure: another process still has the lock; or as of `go_on`.
+        """
+        with self.holding(name, seconds) as is_alone:
+            if not is_alone:
+                raise _still_held(wanted, name, seconds)
+            yield
+
     def write(self, name: str, text: str, *, at_end: bool = False) -> None:
         """Writes into /run/homelab/NAME itself, whose lock another process may have; no boot keeps it.
 
@@ -176,12 +188,7 @@ class Work:
         descriptor = self._opened(self._lock)
         if not self._locked_within(descriptor, self.lock_seconds, f"waiting for another run on {self._whose}"):
             os.close(descriptor)
-            raise Failure(
-                f"to be the only one changing {self._whose}",
-                f"another run still holds /run/homelab/{self._lock} after {self.lock_seconds:g} s",
-                "two runs at once would write over each other",
-                f"wait for it, or look at it with: fuser -v /run/homelab/{self._lock}",
-            )
+            raise _still_held(f"to be the only one changing {self._whose}", self._lock, self.lock_seconds)
         self.lock = descriptor
         with contextlib.suppress(OSError):  # /run is full: the lock is held all the same
             os.ftruncate(descriptor, 0)
@@ -212,6 +219,15 @@ class Work:
         or lead elsewhere what is written.
         """
         self.folder.mkdir(0o700, parents=True, exist_ok=True)
+
+
+def _still_held(wanted: str, name: str, seconds: float) -> Failure:
+    return Failure(
+        wanted,
+        f"another run still holds /run/homelab/{name} after {seconds:g} s",
+        "two runs at once would write over each other",
+        f"wait until it has ended (`fuser -v /run/homelab/{name}` shows it), then run the same again",
+    )
 
 
 def locked(descriptor: int, *, shared: bool = False) -> bool:

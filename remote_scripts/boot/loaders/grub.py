@@ -196,17 +196,14 @@ def _write_custom(system: System, menu: str, section: str) -> None:
 
 def _choose(system: System, places: Places, value: str) -> bool:
     """Writes the choice; whether it could be written anywhere."""
-    files, block, is_chosen = system.files, trial_entry.environment(value), False
-    for place in places.choice:
-        path = f"{_MENUS}/{trial_entry.BESIDE_MENU}"
-        if place != trial_entry.WRITABLE_MENU:
-            if place not in places.esps:
-                continue
-            path = f"{places.esps[place]}/{trial_entry.ON_ESP}"
+    files, block = system.files, trial_entry.environment(value)
+    there = {uuid: f"{folder}/{trial_entry.ON_ESP}" for uuid, folder in places.esps.items()}
+    there[trial_entry.WRITABLE_MENU] = f"{_MENUS}/{trial_entry.BESIDE_MENU}"
+    paths = [there[place] for place in places.choice if place in there]
+    for path in paths:
         if len(files.read(path) or b"") == len(block):
             files.overwrite(path, block)
         else:
             files.need_folder(path.rpartition("/")[0])
             files.write(path, block, 0o644)
-        is_chosen = True
-    return is_chosen
+    return bool(paths)

@@ -6,7 +6,6 @@ The boot on trial is an entry of its own, which is chosen by a variable that the
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping
 
@@ -158,10 +157,9 @@ def _edit_line(system: System, name: str, words: str) -> None:
     """Puts the words at the end of the first line of /etc/kernel/cmdline, in place of those that this name has there.
     Words are recorded before they are in it, and until they are out of it: taking them away leaves every other byte.
     """
-    files, record = system.files, f"{_RECORDS}/{name}"
-    old, new = system.files.need_text(record).split(), words.split()
-    path = f"/{os.path.relpath(files.at(KERNEL_CMDLINE).resolve(), system.root.resolve())}"
-    first, newline, rest = system.files.need_text(KERNEL_CMDLINE).partition("\n")
+    files, record, path = system.files, f"{_RECORDS}/{name}", system.files.real(KERNEL_CMDLINE)
+    old, new = files.need_text(record).split(), words.split()
+    first, newline, rest = files.need_text(KERNEL_CMDLINE).partition("\n")
     if old == new and not missing_words(words, first):
         return
     line = " ".join([_without_last(first, old), *new])
