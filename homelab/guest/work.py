@@ -211,7 +211,7 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
     # -- read and removed ------------------------------------------------------------------------------------------
     def read(self, inputs: Guest.Inputs, outputs: Guest.Outputs) -> Guest.Outputs:
         try:
-            config = strings(self.reading(inputs, f"{inputs.path}/config", _reading(inputs)))
+            config = strings(self.api(inputs).get(f"{inputs.path}/config", _reading(inputs)))
         except NotThereError:
             _say(inputs, f"drift: {inputs.label} is gone")
             raise GoneError from None
@@ -232,7 +232,7 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
             return True
         try:
             there = replace(inputs, host=host, node=node)
-            config = strings(self.reading(there, f"{there.path}/config", f"{_reading(inputs)} on {node}"))
+            config = strings(self.api(there).get(f"{there.path}/config", f"{_reading(inputs)} on {node}"))
         except (NotThereError, ElsewhereError):  # a guest of the other kind
             return False
         return is_marked(inputs.mark, config) and not names_another_instance(inputs.mark, instance, config)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from homelab.errors import ApiError, HomelabError, UnansweredError
 from homelab.remote import ledger
+from homelab.remote.proxmox.files import Files
 from homelab.storage import work as storage_file
 from homelab.storage.resource import StorageFile
 from homelab.storage.work import StorageFileWork
@@ -58,8 +60,8 @@ class Storage:
     def is_coming(self, _volume: str) -> bool:
         return False
 
-    def fetch(self, _volume: str, source: Any) -> None:
-        self.done.append(f"fetched {source.checksum or 'uncompared'}")
+    def fetch(self, _volume: str, _name: str, _url: str, checksum: str | None) -> None:
+        self.done.append(f"fetched {checksum or 'uncompared'}")
         self.there = not self.error or self.comes_late
         if self.error:
             raise self.error
@@ -164,7 +166,10 @@ def test_a_file_that_a_guest_uses_is_not_replaced(storage: Storage) -> None:
 def test_a_file_that_is_gone_is_drift(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, str]], drift: list[str]
 ) -> None:
-    monkeypatch.setattr(storage.work, "reading", lambda *_: rows)
+    def get(_path: str, _wanted: str, *, content: str) -> list[dict[str, str]]:
+        return [row for row in rows if row["content"] == content]
+
+    monkeypatch.setattr(storage.work, "_files", lambda _: Files(cast(Any, SimpleNamespace(node="pve", get=get)), print))
     assert storage.work.read(INPUTS, MADE).drift == drift
 
 
