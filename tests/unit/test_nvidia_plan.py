@@ -11,18 +11,9 @@ from typing import Any
 import pytest
 
 from homelab.errors import HomelabError
+from homelab.nvidia.checks import fitting_cudas, fitting_drivers
 from homelab.nvidia.compatibility import Target, load
-from homelab.nvidia.plan import (
-    cdi,
-    described,
-    driver_to_be,
-    fitting_cudas,
-    fitting_drivers,
-    notes,
-    refused,
-    tries,
-    wanted,
-)
+from homelab.nvidia.plan import cdi, described, driver_to_be, notes, refused, tries, wanted
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.nvidia.settings import Nvidia
 from remote_scripts.both.nvidia_packages import Said, Try, Wanted
