@@ -94,12 +94,8 @@ def _unknown_binding_remarks(facts: HostFacts, name: str, slot: str) -> list[str
     ]
     if not bound or any(user.running for user in facts.users_of(slot)):
         return []
-    advice = (
-        f"look at {', '.join(facts.vfio_mentions)}"
-        if facts.vfio_mentions
-        else "driverctl, a script, or a VM that had it"
-    )
-    return [f"gpus.{name}: {', '.join(bound)}, not by this program, and that stays so: {advice}"]
+    places = ", ".join(facts.vfio_mentions) or "driverctl, a script, or a VM that had it"
+    return [f"gpus.{name}: {', '.join(bound)}, not by this program, and that stays so: look at {places}"]
 
 
 def _taken_back_remarks(facts: HostFacts, host: Host, name: str, slots: Mapping[str, str]) -> list[str]:
