@@ -21,10 +21,6 @@ _CRASHING = ("7.0.14-1-pve", "7.0.14-2-pve")
 # AMD's processor graphics, which have their ROM in the firmware's table VFCT (isc30/ryzen-gpu-passthrough-proxmox
 # README; drivers/gpu/drm/amd/amdgpu/amdgpu_bios.c, amdgpu_acpi_vfct_bios).
 _WITHOUT_ROM = ("1002:1636", "1002:1638", "1002:1681", "1002:15bf", "1002:15e7", "1002:1900")
-# Navi 48 (Radeon RX 9070, RX 9070 XT, AI PRO R9700), the first and the last device id. A guide for an RX 9070 XT beside
-# an ASPEED console says it (Proxmox VE 9.1.8, Linux 6.17.13, ROMED8-2T). With another reset than that of the bus,
-# nothing is known against it.
-_UNSTARTED = ("7550", "755f")
 
 
 def rebound(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
@@ -50,8 +46,9 @@ def unstarted(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[Home
     """A gate: the card isn't one that fails if vfio-pci has it before its own driver has started it, which is so after
     each boot with this program's word."""
     display = _graphics_of(facts, slot)
-    first, last = _UNSTARTED
-    if display is None or display.vendor != AMD or not first <= display.device <= last:
+    # Navi 48 (Radeon RX 9070, RX 9070 XT, AI PRO R9700). A guide for an RX 9070 XT beside an ASPEED console says it
+    # (Proxmox VE 9.1.8, Linux 6.17.13, ROMED8-2T). With another reset than the bus's, nothing is known against it.
+    if display is None or display.vendor != AMD or not "7550" <= display.device <= "755f":
         return
     others = {*(resets.methods(facts, display.address) or ())} - {"bus"}
     if gpu.allow_unstarted or others or _runs_since_boot(facts, slot):

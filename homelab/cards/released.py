@@ -11,15 +11,11 @@ modprobe's own command line come even later: those of initramfs-tools' file `mod
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
-from homelab.facts.host import bound_by_word
+from homelab.facts.devices import Device
+from homelab.facts.host import HostFacts, bound_by_word
+from homelab.settings import Host
 from remote_scripts.boot import vfio_ids
-
-if TYPE_CHECKING:
-    from homelab.facts.devices import Device
-    from homelab.facts.host import HostFacts
-    from homelab.settings import Host
 
 WORD = "vfio-pci.ids="
 

@@ -66,10 +66,8 @@ def remaps_interrupts(facts: HostFacts) -> bool | None:
 def without_remapping(facts: HostFacts) -> bool:
     """Whether other configuration than this program's lets VFIO give cards away without interrupt remapping: the loaded
     module's option, or a word on the command line."""
-    name, _, _ = UNSAFE_INTERRUPTS.partition("=")
-    values = [word.partition("=")[2] for word in facts.cmdline.others.split() if word.startswith(f"{name}=")]
-    by_homelab = UNSAFE_INTERRUPTS in facts.cmdline.configured.split()
-    return (facts.unsafe_interrupts and not by_homelab) or values[-1:] in (["1"], ["y"], ["Y"])
+    by_homelab = UNSAFE_INTERRUPTS in facts.own_words
+    return (facts.unsafe_interrupts and not by_homelab) or UNSAFE_INTERRUPTS in facts.cmdline.others.split()
 
 
 # -- what stands against the settings

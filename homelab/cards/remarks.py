@@ -12,22 +12,15 @@ from homelab.settings import Host
 
 def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
     """Remarks on the cards, which refuse nothing: a sentence each."""
-    vm_slots = {name: slot for name, slot in slots.items() if host.gpus[name].use == "vm"}
-    return [
-        *remapping.remarks(facts, host, slots),
-        *(remark for name, slot in vm_slots.items() for remark in _card_remarks(facts, host, name, slot)),
-        *_keyboard_remarks(facts, vm_slots),
-        *(
-            remark
-            for name, slot in slots.items()
-            if name not in vm_slots
-            for remark in (
-                *_unknown_binding_remarks(facts, name, slot),
-                *_taken_back_remarks(facts, host, name, slots),
-                *_named_remarks(facts, host, name, slots),
-            )
-        ),
-    ]
+    sentences = remapping.remarks(facts, host, slots)
+    for name, slot in slots.items():
+        if host.gpus[name].use == "vm":
+            sentences += _card_remarks(facts, host, name, slot)
+        else:
+            sentences += _unknown_binding_remarks(facts, name, slot)
+            sentences += _taken_back_remarks(facts, host, name, slots)
+            sentences += _named_remarks(facts, host, name, slots)
+    return sentences + _keyboard_remarks(facts, [slot for name, slot in slots.items() if host.gpus[name].use == "vm"])
 
 
 def _card_remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
@@ -77,8 +70,8 @@ def _given_apart(facts: HostFacts, slot: str, address: str) -> bool:
     )
 
 
-def _keyboard_remarks(facts: HostFacts, vm_slots: dict[str, str]) -> list[str]:
-    addresses = {device.address for slot in vm_slots.values() for device in leaving_functions(facts, slot)}
+def _keyboard_remarks(facts: HostFacts, vm_slots: list[str]) -> list[str]:
+    addresses = {device.address for slot in vm_slots for device in leaving_functions(facts, slot)}
     keyboards = [keyboard for keyboard in facts.vital if keyboard.kind == "keyboard"]
     leaving_keyboards = [keyboard for keyboard in keyboards if addresses.intersection(keyboard.devices)]
     if not leaving_keyboards or len(leaving_keyboards) < len(keyboards):
@@ -101,12 +94,8 @@ def _unknown_binding_remarks(facts: HostFacts, name: str, slot: str) -> list[str
     ]
     if not bound or any(user.running for user in facts.users_of(slot)):
         return []
-    advice = (
-        f"look at {', '.join(facts.vfio_mentions)}"
-        if facts.vfio_mentions
-        else "driverctl, a script, or a VM that had it"
-    )
-    return [f"gpus.{name}: {', '.join(bound)}, not by this program, and that stays so: {advice}"]
+    places = ", ".join(facts.vfio_mentions) or "driverctl, a script, or a VM that had it"
+    return [f"gpus.{name}: {', '.join(bound)}, not by this program, and that stays so: look at {places}"]
 
 
 def _taken_back_remarks(facts: HostFacts, host: Host, name: str, slots: Mapping[str, str]) -> list[str]:

@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import AfterValidator, Field
 
 from homelab import tables
 from homelab.facts.devices import Device
 from homelab.facts.host import HostFacts
-
-_RANGE = re.compile(r"([0-9a-f]{4}):([0-9a-f]{4})(?:-([0-9a-f]{4}))?")
-
-
-def _ids(value: str) -> str:
-    match = _RANGE.fullmatch(value)
-    if match is None or (match[3] or match[2]) < match[2]:
-        raise ValueError("expected vendor:device, or vendor:first-last, in lower case")
-    return value
 
 
 class ResetRow(tables.SourcedRow):
     """A row of resets.yaml, which explains the keys: cards of one kind, and the trouble of their resets."""
 
     name: str
-    ids: tuple[Annotated[str, AfterValidator(_ids)], ...] = Field(min_length=1)
+    ids: tuple[str, ...]
     unless: str | None = None
     only_with: str | None = None
     why: str
@@ -36,10 +23,8 @@ class ResetRow(tables.SourcedRow):
 
     def has(self, device: Device) -> bool:
         """Whether the row is for this function."""
-        for match in map(_RANGE.fullmatch, self.ids):
-            if match and device.vendor == match[1] and match[2] <= device.device <= (match[3] or match[2]):
-                return True
-        return False
+        ranges = (ids.partition("-") for ids in self.ids)
+        return any(first <= device.id <= f"{first[:5]}{last or first[5:]}" for first, _, last in ranges)
 
 
 @functools.cache

@@ -10,7 +10,7 @@ is well.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from homelab.cards import resets
 from homelab.errors import HomelabError
@@ -21,14 +21,6 @@ from remote_scripts.pve import reservations
 from remote_scripts.pve.properties import parse
 
 _NOT_RESET = re.compile(r"failed to reset PCI device '([^']+)'")
-
-
-@dataclass
-class Outcome:
-    """The result of a VM's start for its cards. `errors`: of lost cards; `remarks`: on what may surprise the user."""
-
-    errors: list[HomelabError] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
 
 
 def functions_of(facts: HostFacts, vmid: int) -> list[str]:
@@ -43,8 +35,10 @@ def functions_of(facts: HostFacts, vmid: int) -> list[str]:
     return sorted({function.address for place in places for function in facts.functions(place)})
 
 
-def outcome_of(before: HostFacts, after: HostFacts, functions: list[str], start_log: list[str], vm: str) -> Outcome:
-    """The result of a VM's start.
+def outcome_of(
+    before: HostFacts, after: HostFacts, functions: list[str], start_log: list[str], vm: str
+) -> tuple[list[HomelabError], list[str]]:
+    """The result of a VM's start for its cards: errors of lost cards, and remarks on what may surprise the user.
 
     :param before: the host before the start; trouble that is in it already isn't the start's.
     :param after: the host after the start.
@@ -56,25 +50,25 @@ def outcome_of(before: HostFacts, after: HostFacts, functions: list[str], start_
     earlier = {*before.kernel_log.splitlines()}
     new_lines = [line for line in after.kernel_log.splitlines() if line not in earlier]
     since_start = replace(after, kernel_log="\n".join(new_lines))
-    outcome = Outcome()
+    errors, remarks = list[HomelabError](), list[str]()
     if missing := [address for address in functions if address not in after.by_address]:
-        outcome.errors.append(
+        errors.append(
             kernel_log.lost(card, missing).retold(found=f"{', '.join(missing)} can't be found on the PCI bus any more")
         )
     of_log = kernel_log.of_card(since_start, card, [address for address in functions if address not in before.lost])
-    outcome.errors += [trouble.error for trouble in of_log if trouble.stops]
-    outcome.remarks += [trouble.remark for trouble in of_log if not trouble.stops]
+    errors += [trouble.error for trouble in of_log if trouble.stops]
+    remarks += [trouble.remark for trouble in of_log if not trouble.stops]
     for sign in kernel_log.of_start("\n".join(start_log)):
         if sign.lost:
             line = next((line for line in start_log if compiled(sign.pattern).search(line)), sign.name)
-            outcome.errors.append(
+            errors.append(
                 HomelabError(wanted=f"{card}, awake", found=f"QEMU says: {line}", why=sign.why, next=sign.next)
             )
     for address in sorted({match[1] for line in start_log if (match := _NOT_RESET.search(line))}):
         methods = ", ".join(resets.methods(after, address) or ["unknown"])
-        outcome.remarks.append(
+        remarks.append(
             f"{address} could not be reset when {vm} started (its resets: {methods}), and answers all the same. That "
             "is normal for one of several functions whose only reset is their bus: QEMU resets the whole card where "
             "the VM has all of it. If the guest's driver fails on it, shut the VM down and restart the host"
         )
-    return outcome
+    return errors, remarks

@@ -61,11 +61,10 @@ def override(cmdline: str, kernel: str) -> Override:
         if word.startswith(f"{WORD}=")
         for part in word.partition("=")[2].strip('"').split(",")
     ]
-    ids = [match[1].lower() for part in options if (match := _ID.match(part))]
     return Override(
         any(part.startswith("downstream") for part in options),
         any(part.startswith("multifunction") for part in options),
-        frozenset(ids),
+        frozenset(match[1].lower() for part in options if (match := _ID.match(part))),
     )
 
 

@@ -9,6 +9,7 @@ models.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 import unicodedata
@@ -129,14 +130,11 @@ def network_address(value: str) -> str:
     :raises ValueError: it is neither.
     """
     plain(value)
-    expected = "expected an IP address or a host name, such as 192.168.0.202 or pve.lan"
-    if re.fullmatch(r"[0-9.]+|[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]{1,15})?", value) and re.search(r":|^[0-9.]+$", value):
-        try:
+    if re.fullmatch(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]{1,15})?", value):
+        with contextlib.suppress(ValueError):
             return str(ipaddress.ip_address(value))
-        except ValueError:
-            raise ValueError(expected) from None
-    if not re.fullmatch(_HOSTNAME, value):
-        raise ValueError(expected)
+    if not re.fullmatch(_HOSTNAME, value) or re.fullmatch(r"[0-9.]+", value):
+        raise ValueError("expected an IP address or a host name, such as 192.168.0.202 or pve.lan")
     return value
 
 

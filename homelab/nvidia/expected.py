@@ -61,7 +61,7 @@ class Expected:
             secure_boot=system.secure_boot,
             host_driver=system.host_driver or None,
             kernel=system.running,
-            demanded=installed.capabilities if settings.capabilities is not None else (),
+            demanded=installed.capabilities if settings.capabilities else (),
             libraries=[row.soname for row in beside],
             capabilities=installed.capabilities,
             cdi=cdi(request) != "",

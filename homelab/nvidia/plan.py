@@ -14,8 +14,6 @@ from urllib.parse import urlsplit
 
 from homelab.errors import HomelabError
 from homelab.nvidia.checks import card_text, cuda_advice, driver_text, refusal, refusals, sha256_advice
-from homelab.nvidia.checks import fitting_cudas as fitting_cudas
-from homelab.nvidia.checks import fitting_drivers as fitting_drivers
 from homelab.nvidia.compatibility import Flavour, Key
 from homelab.nvidia.request import Request
 from homelab.nvidia.settings import Nvidia

@@ -7,7 +7,6 @@ import dataclasses
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from homelab.container import plan as container_plan
@@ -151,7 +150,7 @@ def of_guests(
     want: HostPlan,
     vms: dict[str, Vm],
     containers: dict[str, Container],
-    readings: Mapping[str, SystemReading] = MappingProxyType({}),
+    readings: Mapping[str, SystemReading],
 ) -> list[Stack]:
     """The stacks that a host's guests are to have.
 

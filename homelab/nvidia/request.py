@@ -85,7 +85,7 @@ class Request:
     @property
     def capabilities(self) -> tuple[Capability, ...]:
         """The capabilities of the driver's libraries; without settings `compute`, and `video` where it can be had."""
-        wanted = self.settings.capabilities or ("compute", "video")
+        wanted = ("compute", *(self.settings.capabilities or ("video",)))
         return tuple(capability for capability in _CAPABILITIES if capability in wanted)
 
     @property

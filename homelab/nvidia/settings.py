@@ -43,15 +43,6 @@ CudaText = Annotated[
 DriverText = Annotated[str, Text("version", r"[0-9]{3}(\.[0-9]{2,3}){1,2}", 'an exact version, such as "580.105.08"')]
 
 
-def _with_compute(value: list[Capability]) -> list[Capability]:
-    if "compute" not in value:
-        raise ValueError("expected compute among them: the libraries of the others load its library")
-    return value
-
-
-Capabilities = Annotated[list[Capability], AfterValidator(_with_compute)]
-
-
 class Mirror(Model):
     """Copies of NVIDIA's servers. A mirror changes where files come from, not which ones are trusted: a key must have
     the known fingerprint, an installer the known SHA-256."""
@@ -104,10 +95,11 @@ class Nvidia(Model):
     source: Literal["auto", "packages", "run"] = "auto"
     """`packages`, or `run` for NVIDIA's own installer. `auto`: packages where the repositories have the version, else
     the installer."""
-    capabilities: Capabilities | None = None
-    """What the driver's libraries are for: `[compute, video, graphics]`, or fewer, but always with `compute`. `video`:
-    NVENC and NVDEC; `graphics`: OpenGL, Vulkan, EGL and NvFBC. By default a newly installed driver gets compute and
-    video; one that is there already stays as it is. What you name is added to a driver that lacks it, and verified."""
+    capabilities: list[Capability] | None = None
+    """What the driver's libraries are for: `[compute, video, graphics]`, or fewer; `compute` is always among them, as
+    the others load its library. `video`: NVENC and NVDEC; `graphics`: OpenGL, Vulkan, EGL and NvFBC. By default a newly
+    installed driver gets compute and video; one that is there already stays as it is. What you name is added to a
+    driver that lacks it, and verified."""
     docker: Literal["as-is", "install"] = "as-is"
     """`install`: install the container runtime, too, if it is missing. Only `pulumi destroy` with `onDestroy: purge`
     removes it; its data (`/var/lib/docker`) stay. k3s has its own installer."""

@@ -176,8 +176,8 @@ _PROGRAMS = {
         "nvidia-smi`), then run `pulumi up`",
     ),
 }
-# The kernel's reason why an ordinary user can't open a device node -> target ("" for any other) -> the cause, and what
-# to do.
+# The kernel's reason why an ordinary user can't open a device node ("", at the end: any) -> target ("": any other) ->
+# the cause, and what to do.
 _REFUSED = {
     "No such file or directory": {
         "lxc": (
@@ -205,6 +205,7 @@ _REFUSED = {
             "run `pulumi up --refresh`: it brings the container's rules to the nodes' numbers, which may change",
         ),
     },
+    "": {"": ("the kernel refuses it", "look at `ls -l /dev/nvidia*` there, then run `pulumi up`")},
 }
 
 
@@ -273,12 +274,7 @@ def _unrecognised(wanted: str, part: Tried, why: str, next_step: str) -> Homelab
 def _refused(wanted: Expected, devices: Tried) -> HomelabError:
     """The error for device nodes that an ordinary user can't open; its reason is the first one's."""
     lines = [line for line in devices.output.splitlines() if line.strip() and not line.endswith(": opened")]
-    reason = next((word for word in _REFUSED if lines and word in lines[0]), None)
-    answers = (
-        _REFUSED[reason]
-        if reason
-        else {"": ("the kernel refuses it", "look at `ls -l /dev/nvidia*` there, then run `pulumi up`")}
-    )
+    answers = next(answers for reason, answers in _REFUSED.items() if reason in "".join(lines[:1]))
     why, next_step = answers.get(wanted.target, answers[""])
     return HomelabError(
         wanted=f"{wanted.name}: /dev/nvidiactl, /dev/nvidia-uvm and the cards' nodes, opened by an ordinary user",

@@ -67,13 +67,13 @@ def require_cards(host: Host, label: str, vmid: int, before: HostFacts, log: Seq
         config = facts.guests.config(vmid)
         if not functions and config and any(key.startswith("hostpci") for key in config.values):
             raise _unknown_cards(vmid)
-        outcome = card_start.outcome_of(before, facts, functions, list(log), f"VM {vmid} ({label})")
-        if not outcome.errors:
+        errors, remarks = card_start.outcome_of(before, facts, functions, list(log), f"VM {vmid} ({label})")
+        if not errors:
             break
-    for remark in outcome.remarks:
+    for remark in remarks:
         tell(f"{label}: note: {remark}")
     runs = f"VM {vmid} {'runs' if vmid in facts.guests.running else 'is off by now'}"
-    raise_all([error.retold(found=f"{error.found}; {runs}") for error in outcome.errors])
+    raise_all([error.retold(found=f"{error.found}; {runs}") for error in errors])
 
 
 def explained(error: HomelabError, host: Host, vmid: int, places: Sequence[str]) -> HomelabError:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from homelab import tables
-from homelab.cards.start import Outcome, functions_of, outcome_of
+from homelab.cards.start import functions_of, outcome_of
+from homelab.errors import HomelabError
 from homelab.facts.host import HostFacts
 from tests.conftest import shared
 from tests.unit.hosts import desktop, device
@@ -28,7 +29,7 @@ def host(*methods: str | None, **changes: object) -> HostFacts:
     return desktop(card_states=states, **changes)
 
 
-def start(after: HostFacts, *log: str, before: HostFacts | None = None) -> Outcome:
+def start(after: HostFacts, *log: str, before: HostFacts | None = None) -> tuple[list[HomelabError], list[str]]:
     return outcome_of(before or desktop(), after, [CARD, AUDIO][: len(after.in_slot("0000:01:00"))], list(log), VM)
 
 
@@ -43,13 +44,13 @@ def start(after: HostFacts, *log: str, before: HostFacts | None = None) -> Outco
     ],
 )
 def test_a_reset_that_failed_is_a_remark(facts: HostFacts, methods: str) -> None:
-    outcome = start(facts, *LOG)
-    assert outcome.errors == [] and len(outcome.remarks) == 1
-    assert f"{CARD} could not be reset when {VM} started (its resets: {methods})" in outcome.remarks[0]
+    errors, remarks = start(facts, *LOG)
+    assert errors == [] and len(remarks) == 1
+    assert f"{CARD} could not be reset when {VM} started (its resets: {methods})" in remarks[0]
 
 
 def test_a_start_whose_resets_worked_says_nothing() -> None:
-    assert start(host("flr bus", "flr"), "TASK OK") == Outcome()
+    assert start(host("flr bus", "flr"), "TASK OK") == ([], [])
 
 
 def test_what_an_owner_posted_of_a_vm_that_works_is_no_failure() -> None:
@@ -60,8 +61,8 @@ def test_what_an_owner_posted_of_a_vm_that_works_is_no_failure() -> None:
         for number, ids, code in ((0, "1002:1900", "030000"), (1, "1002:1640", "040300"))
     ]
     facts = desktop(*both, card_states={f"{slot}.0": {"reset_method": "bus"}})
-    outcome = outcome_of(desktop(*both), facts, [f"{slot}.0", f"{slot}.1"], log, VM)
-    assert outcome.errors == [] and "That is normal for one of several functions" in outcome.remarks[0]
+    errors, remarks = outcome_of(desktop(*both), facts, [f"{slot}.0", f"{slot}.1"], log, VM)
+    assert errors == [] and "That is normal for one of several functions" in remarks[0]
 
 
 # -- a card that is lost ---------------------------------------------------------------------------------------------
@@ -81,27 +82,27 @@ def test_what_an_owner_posted_of_a_vm_that_works_is_no_failure() -> None:
 def test_a_card_lost_after_the_start_is_an_error_with_or_without_reset(after: HostFacts) -> None:
     facts = desktop()
     for log in (LOG, []):
-        assert len(outcome_of(facts, after, [CARD, AUDIO], log, VM).errors) == 1
+        assert len(outcome_of(facts, after, [CARD, AUDIO], log, VM)[0]) == 1
 
 
 def test_what_qemu_says_of_a_card_that_does_not_wake_up_is_an_error() -> None:
     stuck = "kvm: vfio: Unable to power on device, stuck in D3"
-    (error,) = start(host("bus", None), *LOG, stuck, "TASK OK").errors
+    (error,) = start(host("bus", None), *LOG, stuck, "TASK OK")[0]
     assert error.found == f"QEMU says: {stuck}" and error.next.startswith("shut the VM down")
 
 
 @pytest.mark.parametrize("name", ["reset-failed", "bus-error", "pending-transaction"])
 def test_what_need_not_be_the_end_of_a_card_is_a_remark(name: str) -> None:
-    outcome = start(host("flr bus", "flr", kernel_log=TEXTS[name][0]))
-    assert outcome.errors == [] and len(outcome.remarks) == 1
+    errors, remarks = start(host("flr bus", "flr", kernel_log=TEXTS[name][0]))
+    assert errors == [] and len(remarks) == 1
 
 
 def test_what_was_so_before_a_start_is_not_of_that_start() -> None:
     text = TEXTS["inaccessible"][0]
     before = host("bus", None, lost=[CARD], kernel_log=text)
-    assert start(before, *LOG, before=before).errors == []
+    assert start(before, *LOG, before=before)[0] == []
     answers = host("bus", None, kernel_log=text)
-    assert start(host("bus", None, kernel_log=f"{text}\nusb 1-1: new device"), before=answers) == Outcome()
+    assert start(host("bus", None, kernel_log=f"{text}\nusb 1-1: new device"), before=answers) == ([], [])
 
 
 # -- which functions -------------------------------------------------------------------------------------------------

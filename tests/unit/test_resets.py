@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from homelab.cards import remarks as card_remarks
@@ -25,6 +26,8 @@ def notes(facts: HostFacts) -> str:
 def test_every_row_has_an_id_of_its_own_first() -> None:
     """A row behind another one that has the same ids would never count."""
     for row in resets.rows():
+        for ids in row.ids:
+            assert re.fullmatch("[0-9a-f]{4}:[0-9a-f]{4}(-[0-9a-f]{4})?", ids) and ids[5:9] <= ids[-4:]
         first = row.ids[0].partition("-")[0]
         vendor, number = first.split(":")
         (found,) = desktop(devices=[device("0000:01:00.0", f"{vendor}:{number}", "030000")]).devices
