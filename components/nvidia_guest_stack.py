@@ -23,7 +23,7 @@ from homelab.remote import agent, scripts
 from homelab.resources import command, limits
 from homelab.resources.system import InstalledDriver, System, address_of
 from homelab.settings import Container, Host, Vm
-from homelab.shapes import CardPlan, StackInUse, SystemState
+from homelab.shapes import CardPlan, StackInUse
 from remote_scripts.both.nvidia_packages import Answer
 from remote_scripts.tools.plain import of_plain
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from pulumi_command import remote
 
     from homelab.nvidia import expected, plan, state
-    from homelab.nvidia.request import Request
     from homelab.remote import nvidia_steps as steps
 else:
     expected = later("homelab.nvidia.expected")
@@ -66,10 +65,8 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         of_this = pulumi.ResourceOptions(parent=self)
         self._agent = system.keep_agent(f"{name}-agent", self._nvidia_system, of_this)
 
-        def request_of(facts: SystemState) -> Request:
-            return state.request_of(system.target, system.name, facts, stack)
-
-        self._request = self._nvidia_system.facts.apply(request_of)
+        facts = self._nvidia_system.facts
+        self._request = facts.apply(lambda seen: state.request_of(system.target, system.name, seen, stack))
         packages = self._layer("packages", "nvidia_packages", self._request.apply(plan.wanted), self._nvidia_system)
         self._installed = packages.stdout.apply(lambda text: of_plain(Answer, scripts.answer(text)))
         self._done: list[pulumi.Input[Any]] = [packages.stdout, self._generation("boot")]

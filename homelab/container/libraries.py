@@ -92,9 +92,7 @@ def refusals(name: str, container: Container, facts: HostFacts, gpus: Mapping[st
         )
         return
     config = facts.guests.config(container.ctid)
-    distribution = (
-        config.values.get("ostype", "unmanaged") if config is not None and config.kind == "lxc" else "unmanaged"
-    )
+    distribution = config.values.get("ostype", "unmanaged") if config and config.kind == "lxc" else "unmanaged"
     if distribution in WITH_APT:
         return
     by_hand = data().others.get(distribution, "its own VA-API drivers inside")

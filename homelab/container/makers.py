@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 def display_function(card: CardPlan) -> CardFunction:
     """A card's graphics function, else its first one."""
-    return next(
-        (function for function in card["functions"] if function["class"].startswith(GRAPHICS)), card["functions"][0]
-    )
+    return max(card["functions"], key=lambda function: function["class"].startswith(GRAPHICS))
 
 
 def is_nvidia(card: CardPlan) -> bool:

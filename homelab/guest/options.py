@@ -8,6 +8,7 @@ import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _FILE = Path(__file__).with_suffix(".txt")
 _PARAMETER = re.compile(
@@ -53,10 +54,7 @@ class Tables:
     def __init__(self, text: str) -> None:
         self.options: dict[str, Parameters] = {}
         self.formats: dict[str, PropertyFormat] = {}
-        self.read(text)
-
-    def read(self, text: str) -> None:
-        """Reads blocks, each a line with what follows it indented."""
+        # Blocks, each a line with what follows it indented.
         into: Parameters = {}
         for line in text.splitlines():
             if line.startswith("  takes: "):
@@ -86,22 +84,12 @@ def parameters(line: str) -> Parameters:
     match = _PARAMETER.fullmatch(line)
     if match is None:
         raise ValueError(f"wanted a name and its kind as the file's head describes, found {line!r}")
-    words = tuple(match["words"].split()) if match["words"] else ()
-    names = [match["name"]] if not match["count"] else [f"{match['name']}{n}" for n in range(int(match["count"]))]
-    return {
-        name: Parameter(
-            name,
-            "one of" if words else match["kind"],
-            bool(match["optional"]),
-            words,
-            float(match["low"]) if match["low"] else None,
-            float(match["high"]) if match["high"] else None,
-            match["requires"],
-            match["format"],
-            match["pattern"],
-        )
-        for name in names
-    }
+    about: dict[str, Any] = match.groupdict()
+    count, words = about.pop("count"), tuple((about.pop("words") or "").split())
+    about |= {"optional": bool(about["optional"]), "words": words, "kind": "one of" if words else about["kind"]}
+    about |= {bound: float(about[bound]) if about[bound] else None for bound in ("low", "high")}
+    names = [f"{match['name']}{number}" for number in range(int(count))] if count else [match["name"]]
+    return {name: Parameter(**about | {"name": name}) for name in names}
 
 
 def text() -> str:

@@ -84,11 +84,8 @@ class NewGuest(Model):
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """With Proxmox VE's keys; of numbered ones a pattern."""
         made = handler.resolve_ref_schema(handler(core))
-        known = {
-            key: _in_schema(one)
-            for key, one in guest_options.of_new(cls.kind).items()
-            if not refusal(cls.kind, key, "x")
-        }
+        options = guest_options.of_new(cls.kind)
+        known = {key: _in_schema(one) for key, one in options.items() if not refusal(cls.kind, key, "x")}
         numbered = {key[:-1] for key in known if key.endswith("0") and f"{key[:-1]}1" in known}
         first = {
             key: one

@@ -73,13 +73,9 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
             else:
                 _say(inputs, f"cloning {inputs.clone}")
                 # The mark travels with the clone: it is known as homelab's from its first moment.
-                options = {
-                    "newid": str(inputs.vmid),
-                    "full": "1",
-                    "name": inputs.config["name"],
-                    "description": description,
-                }
-                options |= {key: inputs.config[key] for key in ("storage", "pool", "bwlimit") if key in inputs.config}
+                options = {"newid": str(inputs.vmid), "full": "1", "description": description}
+                taken = ("name", "storage", "pool", "bwlimit")
+                options |= {key: value for key, value in inputs.config.items() if key in taken}
                 self._task(inputs, "post", f"{folder}/{inputs.clone}/clone", "clone", **options)
                 self._finish(inputs, self.config(inputs))
         else:

@@ -33,9 +33,7 @@ class HostCommands:
     hooks: pulumi.ResourceHookBinding | None = None
 
 
-@functools.cache
-def _of_way(way: str) -> HostCommands:
-    return HostCommands(way)
+_of_way = functools.cache(HostCommands)
 
 
 def of_program(host: Host) -> HostCommands:

@@ -28,12 +28,9 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
         return str(inputs.vmid)
 
     def create(self, inputs: VmCards.Inputs) -> VmCards.Outputs:
-        return self._brought(inputs, VmCards.Outputs())
+        return self.update(inputs, inputs, VmCards.Outputs())
 
-    def update(self, inputs: VmCards.Inputs, had: VmCards.Inputs, outputs: VmCards.Outputs) -> VmCards.Outputs:
-        return self._brought(inputs, outputs)
-
-    def _brought(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs) -> VmCards.Outputs:
+    def update(self, inputs: VmCards.Inputs, before: VmCards.Inputs, outputs: VmCards.Outputs) -> VmCards.Outputs:
         host, vmid = self.host(inputs), inputs.vmid
         places = [] if inputs.power == "stopped" else [card.slot for card in inputs.cards]
         facts = started.awake(host, vmid, places)
