@@ -65,7 +65,8 @@ class CardHandover:
             return
         self.card.say(f"VM {vmid} doesn't get it: an up or a destroy of this host is at work ({run})")
         found = (
-            f"an up or a destroy of this host is at work, and needs it where it is: {run or 'which one is not known'}"
+            "an up or a destroy of this host, which needs the card where it is, is at work: "
+            f"{run or 'which one is not known'}"
         )
         raise self.refusal(vmid, found, "nothing was changed; start the VM again when that has ended")
 
