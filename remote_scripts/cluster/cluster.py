@@ -4,7 +4,6 @@ nothing is at work on it."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from remote_scripts.cluster import activity, ceph, ha, turn
@@ -67,18 +66,17 @@ def _lacking_votes(system: System, node: Node, policy: Policy, done: Done) -> st
     return f"{why}{watchdog}" if served else ""
 
 
-def await_cluster(system: System, policy: Policy, seconds: float) -> str:
+def await_cluster(system: System, policy: Policy, seconds: float, *, takes_turn: bool = False) -> str:
     """Until it can do without this node, which takes some time where another one has just come back.
 
-    :returns: what is still in the way; empty: nothing.
+    :param takes_turn: takes the node's turn then, where it is in a cluster.
+    :returns: what is still in the way after so many seconds; empty: nothing.
     """
-    return _wait(system, seconds, lambda: obstacle(system, policy))
-
-
-def _wait(system: System, seconds: float, ask: Callable[[], str]) -> str:
     why = ""
     for wait in system.work.tries(seconds):
-        why = ask()
+        why, node = obstacle(system, policy), pmxcfs.this_node(system)
+        if takes_turn and node.clustered and not why:
+            why = turn.take(system, node, policy.away_seconds)
         if not why:
             break
         wait.what = f"waiting to restart: {why}"
@@ -98,17 +96,3 @@ def refused(why: str) -> Failure:
         "reboot this host by hand when it suits you, then run it. Where the quorum can't be kept (two nodes without a "
         f"QDevice), docs/clusters.md says what helps. If the node that restarts won't ever come back: rm {turn.TURN}",
     )
-
-
-def take_turn(system: System, policy: Policy, seconds: float) -> str:
-    """Takes the node's turn, where it is in a cluster.
-
-    :returns: what is in the way after so many seconds; empty: it has it.
-    """
-    return _wait(system, seconds, lambda: _try_turn(system, policy))
-
-
-def _try_turn(system: System, policy: Policy) -> str:
-    why = obstacle(system, policy)
-    node = pmxcfs.this_node(system)
-    return why if why or not node.clustered else turn.take(system, node, policy.away_seconds)

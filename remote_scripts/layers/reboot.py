@@ -111,7 +111,7 @@ def _reboot(system: System, wanted: Wanted, decided: Planned) -> Answer:
     system.files.finish()
     # Last, so that no failure before it keeps others waiting. Each wait may end this run, too.
     system.also_put_back = lambda: _stay_up(system)
-    if why := cluster.take_turn(system, policy, TURN_SECONDS) or _await_boot_from_now(
+    if why := cluster.await_cluster(system, policy, TURN_SECONDS, takes_turn=True) or _await_boot_from_now(
         system, wanted.awaited, is_trial=is_trial
     ):
         raise _refused(system, why)

@@ -49,7 +49,8 @@ def take(host: Host, seconds: float = 0) -> str:
     system = system_of(host)
 
     def change() -> str:
-        return cluster.await_cluster(system, policy(), seconds) or cluster.take_turn(system, policy(), seconds)
+        waits = (cluster.await_cluster(system, policy(), seconds, takes_turn=takes) for takes in (False, True))
+        return next(filter(None, waits), "")
 
     why: str = system.changing(change)
     return why
