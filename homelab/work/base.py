@@ -108,13 +108,6 @@ class StackTexts:
         entries: dict[str, Vm | Container] = {**settings.vms, **settings.containers}
         return {name: guest for name, guest in entries.items() if guest.guest_id == guest_id and guest.host in hosts}
 
-    def is_on(self, node: str, section: str, guest_id: int) -> bool:
-        """Do the settings have a guest of this id on the host that is the node of this name? Otherwise as of
-        `entries_of`."""
-        settings, host = self._settings(section), self.host_at(node)
-        guests: list[Vm | Container] = [*settings.vms.values(), *settings.containers.values()]
-        return any(guest.guest_id == guest_id and guest.host == host for guest in guests)
-
     def host_at(self, node: str) -> str | None:
         """The host of the settings that is the node of this name; None: they don't have it."""
         hosts = self._settings("").hosts
@@ -122,12 +115,13 @@ class StackTexts:
 
     def leave_moved(self, name: str, section: str, guest_id: int, node: str, moved: HomelabError) -> None:
         """Leaves a guest as it is that is on another node: its entry there takes over what it has. Others as of
-        `is_on`.
+        `entries_of`.
 
         :param name: of its entry here, for messages.
         :raises HomelabError: `moved`: the settings have no such entry.
         """
-        if not self.is_on(node, section, guest_id):
+        host = self.host_at(node)
+        if host is None or all(guest.host != host for guest in self.entries_of(section, guest_id, host).values()):
             raise moved
         tell(f"{name}: note: {moved.found}: it keeps what it has until its entry there takes that out")
 

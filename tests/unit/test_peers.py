@@ -25,8 +25,17 @@ def test_a_guest_is_its_hosts_and_may_be_on_another_of_its_cluster() -> None:
         ["b"],
         [],
     ]
-    assert [stack.is_on(node, "vms", 103) for node in ("pve1", "pve2", "pve9", "gone")] == [True, False, True, False]
-    assert not stack.is_on("pve1", "vms", 104) and not stack.is_on("pve1", "containers", 103)
+    moved = HomelabError(wanted="a", found="it is elsewhere", why="c", next="d")
+    for node in ("pve1", "pve9"):
+        stack.leave_moved("a", "vms", 103, node, moved)
+    for node, section, guest in (
+        ("pve2", "vms", 103),
+        ("gone", "vms", 103),
+        ("pve1", "vms", 104),
+        ("pve1", "containers", 103),
+    ):
+        with pytest.raises(HomelabError, match="it is elsewhere"):
+            stack.leave_moved("a", section, guest, node, moved)
 
 
 @pytest.mark.parametrize(("section", "guest"), [("vms", {"vmid": 103}), ("containers", {"ctid": 901, "gpus": []})])
