@@ -237,19 +237,18 @@ class Session:
                 connection.commands -= 1
                 connection.end_if_left()
 
-    def exchange(self, port: int, request: str, seconds: float = 0, *, changes: bool) -> bytes | None:
+    def exchange(self, port: int, request: str, *, changes: bool) -> bytes | None:
         """What a server that listens on the host's own 127.0.0.1 answers, until it ends the connection; empty where it
         said nothing.
 
         :param request: ASCII.
-        :param seconds: as of `run`.
         :param changes: the request changes something; of these, CHANGES are under way at a time.
         :returns: None: nobody listens there.
         :raises HomelabError: as `run`.
         """
-        seconds = seconds or self._host.timeouts.api
+        command, seconds = _BY_BASH.format(port), self._host.timeouts.api
         with login_of(self._host).changes if changes else nullcontext():
-            work = self._exchange(_BY_BASH.format(port), f"ask 127.0.0.1:{port}", request, seconds, waits=False)
+            work = self._exchange(command, f"ask 127.0.0.1:{port}", request, seconds, waits=False)
             status, output, log = loop.run(work)
         return None if status != 0 and b"Connection refused" in log else output
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from homelab.errors import ApiError, HomelabError, UnansweredError
 from homelab.remote.proxmox.api import Api
@@ -50,13 +49,6 @@ class Files:
         """
         storage, content, _ = vm_files.parts(volume)
         return volume in self.volumes(storage, content)
-
-    def storages(self) -> list[Mapping[str, Any]]:
-        """The node's storages, as the API has them.
-
-        :raises ApiError: it was refused, or not answered.
-        """
-        return list(self._api.get(f"nodes/{self._api.node}/storage", "to see the node's storages"))
 
     def fetch(self, volume: str, source: Source) -> None:
         """Downloads a volume, or waits for the download if the node has begun it already. Proxmox VE writes to another
@@ -136,7 +128,7 @@ def check(
     wanted = vm_files.wanted_volumes(vms, containers)
     if not downloads and not wanted:
         return []
-    storage_rows = files.storages()
+    storage_rows = api.get(f"nodes/{api.node}/storage", "to see the node's storages")
     refusals = [
         vm_files.storage_refusal(f"hosts.{name}.downloads.{key}", volume, storage_rows)
         for volume, key in downloads.items()
