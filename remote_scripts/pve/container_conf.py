@@ -124,11 +124,6 @@ class ContainerConf:
     def unprivileged(self) -> bool:
         return is_true(self.options.get("unprivileged", ""))
 
-    @property
-    def lines(self) -> list[str]:
-        """The device lines that have an effect, as they are in the file."""
-        return [entry.line for entry in self.entries] + [rule.line for rule in self.rules]
-
     def entry_for(self, path: str) -> Entry | None:
         """The line that gives the container a device node: a dev[n] option, which comes after the mounts; else the last
         mount; None: no line gives it.

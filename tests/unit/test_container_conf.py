@@ -103,7 +103,7 @@ def test_other_lines_give_nothing(text: str) -> None:
 
 
 def test_windows_line_ends_and_a_missing_last_newline_change_nothing() -> None:
-    assert parse(f"{BIND}\r\n[s]\r\nx: y").lines == [BIND]
+    assert [entry.line for entry in parse(f"{BIND}\r\n[s]\r\nx: y").entries] == [BIND]
 
 
 def test_a_published_configuration_with_a_wrong_source() -> None:
