@@ -122,18 +122,13 @@ class SystemWork(Work[SystemT, OutputsT]):
                         then(reached, system)
                     return system
                 refusal, last = None, "it has not gone down"
-            except UnreachableError as error:
-                if inputs.target != "vm":
-                    raise
-                refusal, last = None, error.found
             except HomelabError as error:
-                if (
-                    inputs.target != "vm"
-                    or system is not None
-                    or not (was_read or isinstance(error, LoginRefusedError))
-                ):
+                is_lost = isinstance(error, UnreachableError)
+                passes = is_lost or (system is None and (was_read or isinstance(error, LoginRefusedError)))
+                if inputs.target != "vm" or not passes:
                     raise
-                refusal, last = (refusal[0] if refusal else time.monotonic(), error), error.found
+                since = refusal[0] if refusal else time.monotonic()
+                refusal, last = None if is_lost else (since, error), error.found
             now = time.monotonic()
             if refusal and (now - started > seconds or (not was_read and now - refusal[0] > NO_LOGIN_SECONDS)):
                 raise refusal[1]
