@@ -123,12 +123,8 @@ def _who() -> str:
     """This run's user, machine and start, for the error of another run."""
     try:
         user = getpass.getuser()
-    except (
-        OSError,
-        KeyError,
-        ImportError,
-    ):  # a user id without a name, as in a container; Windows without its variables
-        user = "an unknown user"
+    except (OSError, KeyError, ImportError):
+        user = "an unknown user"  # an id without a name, as in a container; Windows without its variables
     who = f"{user} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S %z')}"
     return " ".join(who.encode("utf-8", "replace").decode().split())
 
