@@ -50,12 +50,9 @@ class Guest:
         #: Whether what is noted is of a VM that had this id before.
         self.is_another = False
         if not self.is_here:
-            if (
-                self.node
-                and self.note
-                and is_another(self.note, guest_conf.options_of(system, self.kind, self.node, vmid))
-            ):
-                self.node = ""  # the id is used again
+            if self.node and self.note:
+                there = guest_conf.options_of(system, self.kind, self.node, vmid)
+                self.node = "" if is_another(self.note, there) else self.node  # the id may be used again
             return
         self.settle()
         self.read()
