@@ -50,10 +50,7 @@ class CardContainers:
 
     def shutting_down(self) -> str:
         """A container of the record whose shutdown is still at work, or empty."""
-        for ctid in self._card.record.containers:
-            if self._driver.is_active(f"stop-{ctid}"):
-                return ctid
-        return ""
+        return next((ctid for ctid in self._card.record.containers if self._driver.is_active(f"stop-{ctid}")), "")
 
     # Started again.
 

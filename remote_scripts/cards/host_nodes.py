@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 from remote_scripts.containers.card_nodes import DrmNodes, HostNodes, Nodes, missing
 from remote_scripts.notes.container_note import Cards
@@ -38,14 +37,11 @@ def drm(system: System, address: str) -> tuple[str, str]:
 
 def of(system: System, cards: Cards) -> HostNodes:
     """What is there of these cards, and all other nodes."""
-
-    def each(words: Iterable[str]) -> dict[str, DrmNodes]:
-        return {address: DrmNodes(*drm(system, address)) for address in words}
-
+    addresses = [*cards.functions, *(word.partition("=")[0] for word in cards.cards)]
     minors = {address: nvidia.minor_of(system, address) for address in cards.functions}
     return HostNodes(
         devices(system),
-        each([*cards.functions, *(word.partition("=")[0] for word in cards.cards)]),
+        {address: DrmNodes(*drm(system, address)) for address in addresses},
         {address: minor for address, minor in minors.items() if minor is not None},
     )
 
