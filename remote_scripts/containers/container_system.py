@@ -1,15 +1,32 @@
-"""A container of this host as the system that a layer works on, once it is known that it runs, and where it is."""
+"""A container of this host as the system that a layer works on, once it is known where it is, and that it runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from remote_scripts.containers.container_needs import need_container
 from remote_scripts.pve.guest_kinds import CONTAINER
 from remote_scripts.pve.guests import place_of, power_of
+from remote_scripts.pve.pmxcfs import this_node
 from remote_scripts.tools.container import ContainerSystem
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
+
+
+def need_container(system: System, ctid: int) -> None:
+    """:raises Failure: this host has no such container."""
+    elsewhere, is_here = place_of(system, CONTAINER, ctid)
+    if is_here:
+        return
+    here = this_node(system).name
+    raise Failure(
+        f"container {ctid}",
+        f"it is on the node {elsewhere}, not on this one" if elsewhere else "no such container on this host",
+        "a card is in one machine: a guest can have it only on the node that the card is in",
+        f"migrate it to this node (on {elsewhere}, while it is off: `pct migrate {ctid} {here}`), or describe "
+        f"{elsewhere} as a host of its own"
+        if elsewhere
+        else "correct ctid, or describe the container under `create`",
+    )
 
 
 def need_running(host: System, ctid: int) -> ContainerSystem:

@@ -14,7 +14,7 @@ from remote_scripts.cards import host_nodes
 from remote_scripts.containers import container_groups
 from remote_scripts.containers.card_nodes import nodes_of
 from remote_scripts.containers.container_lines import Lines
-from remote_scripts.containers.container_needs import need_container
+from remote_scripts.containers.container_system import need_container
 from remote_scripts.containers.container_text import decided
 from remote_scripts.guests.change import bring, give_back, in_turns
 from remote_scripts.guests.container import Container

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 from remote_scripts.both.container_verification import Answer, Wanted
 from remote_scripts.cards import host_nodes
 from remote_scripts.containers.card_nodes import Node, nodes_of
-from remote_scripts.containers.container_needs import need_container
-from remote_scripts.containers.container_system import need_running
+from remote_scripts.containers.container_system import need_container, need_running
 from remote_scripts.containers.container_text import decided
 from remote_scripts.notes import guest_notes, handover
 from remote_scripts.pve import pmxcfs
