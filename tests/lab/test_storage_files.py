@@ -193,7 +193,8 @@ def test_a_destroy_after_a_run_that_was_killed_during_a_download_leaves_neither_
         iommu_words="", vfio_words="", functions={}, by_hand=[], gpus={}, generation={}, stale=False
     )
     HostProbeWork(stack.work.stack.texts).delete(HostProbe.Inputs(host=NODE, settings=""), outputs)
-    assert stack.folder == ["mine.iso"] and stack.notes == [] and not api.tasks(source="active")
+    assert stack.folder == ["mine.iso"] and stack.notes == []
+    assert not api.get(f"nodes/{NODE}/tasks", "", source="active")
 
 
 def test_a_destroy_leaves_no_empty_file_of_mappings(lab: Lab) -> None:

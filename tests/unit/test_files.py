@@ -133,8 +133,8 @@ class Node:
     def __init__(self, *names: str) -> None:
         self.names, self.asked = names, list[tuple[str, Any]]()
 
-    def tasks(self, **filters: str) -> list[dict[str, str]]:
-        assert filters == {"source": "active", "typefilter": "download"}
+    def get(self, path: str, _wanted: str, **filters: str) -> list[dict[str, str]]:
+        assert path == "nodes/pve/tasks" and filters == {"source": "active", "typefilter": "download"}
         return [{"id": name, "upid": f"of {name}"} for name in self.names]
 
     def end_task(self, upid: str, *_: object) -> None:

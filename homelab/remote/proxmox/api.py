@@ -155,14 +155,6 @@ class Api:
 
         return self._repeated(path, carried_out)
 
-    def tasks(self, **filters: Any) -> list[dict[str, Any]]:
-        """The node's tasks, the latest first.
-
-        :raises ApiError: it was refused, or not answered.
-        """
-        tasks: list[dict[str, Any]] = self.get(f"nodes/{self.node}/tasks", "to see the node's tasks", **filters)
-        return sorted(tasks, key=lambda task: -int(task["starttime"]))
-
     def task(self, upid: str, wanted: str, seconds: float, say: Callable[[str], None]) -> list[str]:
         """Waits for a task, and returns its log's first and last lines.
 

@@ -98,7 +98,8 @@ class Files:
 
     def _downloads(self, name: str) -> list[str]:
         """The tasks by which the node is downloading a file of this name."""
-        tasks = self._api.tasks(source="active", typefilter="download")
+        path, filters = f"nodes/{self._api.node}/tasks", {"source": "active", "typefilter": "download"}
+        tasks = self._api.get(path, "to see the node's downloads", **filters)
         return [str(task["upid"]) for task in tasks if task.get("id") == name]
 
     def remove(self, volume: str) -> None:
