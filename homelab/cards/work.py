@@ -98,7 +98,7 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
     def read(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs) -> CardMapping.Outputs:
         name = inputs.mapping
         try:
-            mapping = self.reading(inputs, f"cluster/mapping/pci/{name}", f"to read the mapping {name}")
+            mapping = self.api(inputs).get(f"cluster/mapping/pci/{name}", f"to read the mapping {name}")
         except NotThereError:
             tell(f"{name}: drift: the PCI mapping is gone")
             raise GoneError from None

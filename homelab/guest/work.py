@@ -226,7 +226,7 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
         guest = CreatedGuest.of(inputs)
         try:
             wanted = f"to read the configuration of {guest.label}"
-            config = strings(self.reading(inputs, guest.path(inputs.node), wanted))
+            config = strings(self.api(inputs).get(guest.path(inputs.node), wanted))
         except NotThereError:
             tell(f"{guest.name}: drift: {guest.label} is gone")
             raise GoneError from None
@@ -247,7 +247,7 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
             return True
         try:
             wanted = f"to read the configuration of the guest on {node}"
-            config = strings(self.reading(replace(inputs, host=host, node=node), guest.path(node), wanted))
+            config = strings(self.api(replace(inputs, host=host, node=node)).get(guest.path(node), wanted))
         except (NotThereError, ElsewhereError):  # a guest of the other kind
             return False
         return is_marked(inputs.mark, config) and not names_another_instance(inputs.mark, instance, config)

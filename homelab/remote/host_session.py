@@ -44,15 +44,13 @@ class HostSession:
     """A host in this process; made by `of`.
 
     `name`: its own in the settings; `facts`: what a refresh has read of it, or why it can't be read; None: nothing yet;
-    `answers`: what a refresh has read over its API, by path; `is_out_of_reach`: it could not be reached to be held;
-    `is_silence_told`, `is_reboot_told`: this run has said that it doesn't answer, and why it is rebooted; `lock`: for
-    whoever reads it, takes its guard, or speaks of it, as several resources are at work at the same time; `guard`: the
-    latest one, which may have ended.
+    `is_out_of_reach`: it could not be reached to be held; `is_silence_told`, `is_reboot_told`: this run has said that
+    it doesn't answer, and why it is rebooted; `lock`: for whoever reads it, takes its guard, or speaks of it, as
+    several resources are at work at the same time; `guard`: the latest one, which may have ended.
     """
 
     name: str
     facts: HostFacts | HomelabError | None = None
-    answers: dict[str, object] = field(default_factory=dict)
     is_out_of_reach: bool = False
     is_silence_told: bool = False
     is_reboot_told: bool = False

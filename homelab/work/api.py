@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from homelab.remote import host_session
 from homelab.remote.proxmox.api import Api
 from homelab.resources.base import NodeInputs
 from homelab.work.base import OutputsT, Work
@@ -21,11 +20,3 @@ class ApiWork(Work[NodeT, OutputsT]):
         :raises HomelabError: the host is no longer configured.
         """
         return Api(self.host(inputs), inputs.node)
-
-    def reading(self, inputs: NodeT, path: str, wanted: str) -> Any:
-        """A GET for a refresh: at most one of a path in a run, as several resources look at the same VM. A change
-        always reads anew."""
-        answers = host_session.of(inputs.host).answers
-        if path not in answers:
-            answers[path] = self.api(inputs).get(path, wanted)
-        return answers[path]

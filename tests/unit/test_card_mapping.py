@@ -142,7 +142,7 @@ def test_a_refresh_tells_another_entry_and_one_that_is_gone(
     monkeypatch: pytest.MonkeyPatch, mapping: Any, inputs: Any, drift: list[str] | None
 ) -> None:
     work, api = CardMappingWork(texts({}, {}).texts), Api(mapping)
-    monkeypatch.setattr(work, "reading", lambda _, path, wanted: api.get(path, wanted))
+    monkeypatch.setattr(work, "api", lambda _: api)
     if drift is None:
         with pytest.raises(GoneError):
             work.read(inputs, ADDED)

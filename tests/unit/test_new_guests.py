@@ -51,9 +51,6 @@ class Guests(GuestWork):
         error.node = next(iter(self.by_node))
         raise error
 
-    def reading(self, inputs: Any, path: str, wanted: str) -> Any:
-        return self.get(path, wanted)
-
     def make(self, inputs: Any, instance: str) -> None:
         self.done.append(instance)
 

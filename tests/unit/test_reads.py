@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -148,7 +149,7 @@ def test_what_somebody_has_removed_is_made_again_and_what_he_has_changed_is_drif
             raise NotThereError(wanted="w", found="f", why="w", next="n", status=500, reason="does not exist")
         return answer
 
-    monkeypatch.setattr(api.ApiWork, "reading", reading)
+    monkeypatch.setattr(api.ApiWork, "api", lambda *_: SimpleNamespace(get=reading))
     after = work(TEXTS).refreshed(state)
     assert (after if after is None else after["drift"]) == drift
 

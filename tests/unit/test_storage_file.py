@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -164,7 +165,7 @@ def test_a_file_that_a_guest_uses_is_not_replaced(storage: Storage) -> None:
 def test_a_file_that_is_gone_is_drift(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, str]], drift: list[str]
 ) -> None:
-    monkeypatch.setattr(storage.work, "reading", lambda *_: rows)
+    monkeypatch.setattr(storage.work, "api", lambda _: SimpleNamespace(get=lambda *_: rows))
     assert storage.work.read(INPUTS, MADE).drift == drift
 
 
