@@ -74,11 +74,7 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
         return StorageFile.Outputs(made=True)
 
     def read(self, inputs: StorageFile.Inputs, outputs: StorageFile.Outputs) -> StorageFile.Outputs:
-        storage, content, _ = decided.parts(inputs.volume)
-        path = f"nodes/{inputs.node}/storage/{storage}/content"
-        rows = self.api(inputs).get(path, f"to see what lies on the storage {storage}")
-        there = any(row.get("volid") == inputs.volume and row.get("content") == content for row in rows)
-        drift = [] if there else [f"{inputs.volume} is gone"]
+        drift = [] if self._files(inputs).exists(inputs.volume) else [f"{inputs.volume} is gone"]
         for line in drift:
             tell(f"{inputs.download}: drift: {line}")
         return dataclasses.replace(outputs, drift=drift)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from homelab.errors import ApiError, HomelabError, UnansweredError
 from homelab.remote import ledger
+from homelab.remote.proxmox.files import Files
 from homelab.storage import work as storage_file
 from homelab.storage.resource import StorageFile
 from homelab.storage.work import StorageFileWork
@@ -165,7 +166,10 @@ def test_a_file_that_a_guest_uses_is_not_replaced(storage: Storage) -> None:
 def test_a_file_that_is_gone_is_drift(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, str]], drift: list[str]
 ) -> None:
-    monkeypatch.setattr(storage.work, "api", lambda _: SimpleNamespace(get=lambda *_: rows))
+    def get(_path: str, _wanted: str, *, content: str) -> list[dict[str, str]]:
+        return [row for row in rows if row["content"] == content]
+
+    monkeypatch.setattr(storage.work, "_files", lambda _: Files(cast(Any, SimpleNamespace(node="pve", get=get)), print))
     assert storage.work.read(INPUTS, MADE).drift == drift
 
 
