@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from homelab.errors import HomelabError, UnansweredError
 from homelab.facts.guests import ledger_entry
 from homelab.remote import ledger, ssh
-from homelab.remote.proxmox.files import Files, Source
+from homelab.remote.proxmox.files import Files
 from homelab.settings import Host
 from homelab.storage import files as decided
 from homelab.storage.resource import StorageFile
@@ -27,7 +27,6 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
         return inputs.volume
 
     def create(self, inputs: StorageFile.Inputs) -> StorageFile.Outputs:
-        source = Source(f"hosts.{inputs.host}.downloads.{inputs.download}", inputs.url, inputs.checksum)
         files = self._files(inputs)
         noted = _noted(self.host(inputs), inputs)
         if files.exists(inputs.volume):
@@ -37,39 +36,43 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
                 )
                 return StorageFile.Outputs(made=True)
             if noted is None:
-                return self._adopted(inputs, files, source)
+                return self._adopted(inputs, files)
             # Downloaded by this program, and from another place than it is to be.
             self._give_up(inputs, files)
         elif noted is None and files.is_coming(inputs.volume):  # by somebody else
-            files.fetch(inputs.volume, source)
-            return self._adopted(inputs, files, source)
-        return self._download(inputs, files, source)
+            self._fetch(inputs, files)
+            return self._adopted(inputs, files)
+        return self._download(inputs, files)
 
-    def _adopted(self, inputs: StorageFile.Inputs, files: Files, source: Source) -> StorageFile.Outputs:
+    def _fetch(self, inputs: StorageFile.Inputs, files: Files) -> None:
+        name = f"hosts.{inputs.host}.downloads.{inputs.download}"
+        files.fetch(inputs.volume, name, inputs.url, inputs.checksum)
+
+    def _adopted(self, inputs: StorageFile.Inputs, files: Files) -> StorageFile.Outputs:
         """A file that was there before: used, not removed. With a checksum of the settings, Proxmox VE compares it."""
-        if source.checksum:
-            files.fetch(inputs.volume, source)
+        if inputs.checksum:
+            self._fetch(inputs, files)
         tell(
             f"{inputs.download}: {inputs.volume} was there already: it is used as it is, and stays when the stack "
             "is destroyed"
         )
         return StorageFile.Outputs(made=False)
 
-    def _download(self, inputs: StorageFile.Inputs, files: Files, source: Source) -> StorageFile.Outputs:
+    def _download(self, inputs: StorageFile.Inputs, files: Files) -> StorageFile.Outputs:
         host = self.host(inputs)
         ledger.note(ssh.Session(host), ledger.of_file(inputs.node, inputs.volume), _identity(inputs))
         try:
-            files.fetch(inputs.volume, source)
+            self._fetch(inputs, files)
         except UnansweredError:
             raise  # it may come yet: it stays noted as this program's
         except HomelabError:
             if not files.exists(inputs.volume):
                 ledger.forget(ssh.Session(host), ledger.of_file(inputs.node, inputs.volume))
             raise
-        if not source.checksum:
+        if not inputs.checksum:
             tell(
                 f"{inputs.download}: {inputs.volume} was compared with no checksum: the program trusts what "
-                f"{source.url} sent"
+                f"{inputs.url} sent"
             )
         return StorageFile.Outputs(made=True)
 

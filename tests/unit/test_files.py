@@ -9,7 +9,7 @@ from unittest.mock import Mock
 import pytest
 
 from homelab.errors import HomelabError, UnansweredError
-from homelab.remote.proxmox.files import Files, Source
+from homelab.remote.proxmox.files import Files
 from homelab.settings import parse
 from homelab.storage import files
 from tests.rows import rows
@@ -155,7 +155,7 @@ def test_only_the_download_of_this_very_file_is_waited_for_or_ended(comes: bool)
     names = ["b.iso", *(["a.iso"] if comes else [])]
     node = Node(*names)
     on_node = Files(cast(Any, node), lambda _: None)
-    on_node.fetch("local:iso/a.iso", Source("hosts.pve.downloads.a", "https://x/a.iso", "sha256:ab"))
+    on_node.fetch("local:iso/a.iso", "hosts.pve.downloads.a", "https://x/a.iso", "sha256:ab")
     on_node.end("local:iso/a.iso")
     new = {"url": "https://x/a.iso", "content": "iso", "filename": "a.iso"}
     new |= {"checksum": "ab", "checksum-algorithm": "sha256"}
@@ -168,5 +168,5 @@ def test_an_answer_that_is_missing_says_nothing_of_the_download_which_may_go_on(
     lost = UnansweredError(wanted="x", found="no answer", why="cut", next="look at the network", status=0, reason="")
     monkeypatch.setattr(Node, "carry_out", Mock(side_effect=lost))
     with pytest.raises(UnansweredError) as raised:
-        Files(cast(Any, Node()), print).fetch("local:iso/a.iso", Source("a", "https://x/a.iso", None))
+        Files(cast(Any, Node()), print).fetch("local:iso/a.iso", "a", "https://x/a.iso", None)
     assert raised.value is lost

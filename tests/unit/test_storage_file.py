@@ -60,8 +60,8 @@ class Storage:
     def is_coming(self, _volume: str) -> bool:
         return False
 
-    def fetch(self, _volume: str, source: Any) -> None:
-        self.done.append(f"fetched {source.checksum or 'uncompared'}")
+    def fetch(self, _volume: str, _name: str, _url: str, checksum: str | None) -> None:
+        self.done.append(f"fetched {checksum or 'uncompared'}")
         self.there = not self.error or self.comes_late
         if self.error:
             raise self.error

@@ -5,7 +5,6 @@ homelab/storage/files.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from homelab.errors import ApiError, HomelabError, UnansweredError
 from homelab.remote.proxmox.api import Api
@@ -14,17 +13,6 @@ from homelab.storage import files as vm_files
 
 # How long a task that is told to end may take to do so, in seconds.
 END_SECONDS = 30.0
-
-
-@dataclass(frozen=True)
-class Source:
-    """The source of a file. `name`: the download's in the settings, such as `hosts.pve.downloads.noble.qcow2`;
-    `checksum`: as `Download.checksum`.
-    """
-
-    name: str
-    url: str
-    checksum: str | None
 
 
 class Files:
@@ -50,25 +38,27 @@ class Files:
         storage, content, _ = vm_files.parts(volume)
         return volume in self.volumes(storage, content)
 
-    def fetch(self, volume: str, source: Source) -> None:
+    def fetch(self, volume: str, name: str, url: str, checksum: str | None) -> None:
         """Downloads a volume, or waits for the download if the node has begun it already. Proxmox VE writes to another
         name, and renames the file once it is complete and its checksum is right. A file that is there, and has the
         checksum, stays as it is.
 
+        :param name: the download's in the settings, such as `hosts.pve.downloads.noble.qcow2`.
+        :param checksum: as `Download.checksum`.
         :raises HomelabError: the download failed, and nothing is left of it; UnansweredError: it may go on.
         """
-        api, (storage, content, name) = self._api, vm_files.parts(volume)
-        wanted = f"{volume} downloaded, for {source.name}"
+        api, (storage, content, file) = self._api, vm_files.parts(volume)
+        wanted = f"{volume} downloaded, for {name}"
         seconds = api.host.timeouts.create
         try:
-            for upid in self._downloads(name):
+            for upid in self._downloads(file):
                 self._say("the node is downloading it already: waiting for that")
                 api.task(upid, wanted, seconds, self._say)
                 return
             path = f"nodes/{api.node}/storage/{storage}/download-url"
-            parameters = {"url": source.url, "content": content, "filename": name}
-            if source.checksum:
-                algorithm, _, digits = source.checksum.partition(":")
+            parameters = {"url": url, "content": content, "filename": file}
+            if checksum:
+                algorithm, _, digits = checksum.partition(":")
                 parameters |= {"checksum": digits, "checksum-algorithm": algorithm}
             api.carry_out("post", path, wanted, seconds, self._say, **parameters)
         except UnansweredError:
@@ -76,7 +66,7 @@ class Files:
         except ApiError as error:
             raise error.retold(
                 why="nothing is kept of a download that fails, and a file that was there is not touched",
-                next=f"correct what it names, or {source.name}; see whether the host reaches {source.url} (a proxy: "
+                next=f"correct what it names, or {name}; see whether the host reaches {url} (a proxy: "
                 "Datacenter -> Options -> HTTP proxy); then run `pulumi up` again",
             ) from error
 
