@@ -4,7 +4,6 @@ nothing is at work on it."""
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from remote_scripts.cluster import activity, ceph, ha, turn
 from remote_scripts.pve import pmxcfs
@@ -18,17 +17,10 @@ _FIELD = re.compile(r"^(Nodes|Quorate|Total votes|Quorum|Expected votes):\s+(\S+
 _OWN_VOTES = re.compile(r"^\s*\S+\s+(\d+)\s.*\(local\)\s*$", re.MULTILINE)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Policy:
-    """`keep_quorum`: the others mustn't be without one meanwhile; `away_seconds`: for so long this node may be away."""
-
-    keep_quorum: bool
-    away_seconds: int
-
-
-def obstacle(system: System, policy: Policy) -> str:
+def obstacle(system: System, *, keep_quorum: bool) -> str:
     """Why this node had better not restart now; empty: it may. Nothing is changed.
 
+    :param keep_quorum: the others mustn't be without one meanwhile.
     :raises Failure: what decides it can't be read.
     """
     node = pmxcfs.this_node(system)
@@ -36,7 +28,7 @@ def obstacle(system: System, policy: Policy) -> str:
     if why or not node.clustered:
         return why
     done = system.run.ask("pvecm", "status")
-    if why := _lacking_votes(system, node, policy, done):
+    if why := _lacking_votes(system, node, done, keep_quorum=keep_quorum):
         return why
     if dict(_FIELD.findall(done.text)).get("Nodes") == "1":  # no other one answers
         return ""
@@ -45,7 +37,7 @@ def obstacle(system: System, policy: Policy) -> str:
     return turn.why_not(system, node) or ceph.why_not(system)
 
 
-def _lacking_votes(system: System, node: Node, policy: Policy, done: Done) -> str:
+def _lacking_votes(system: System, node: Node, done: Done, *, keep_quorum: bool) -> str:
     """Of what `pvecm status` says, which ends with 2 where there is no quorum."""
     own = _OWN_VOTES.search(done.text)
     fields = {**dict(_FIELD.findall(done.text)), "own": own[1] if own else ""}
@@ -59,24 +51,25 @@ def _lacking_votes(system: System, node: Node, policy: Policy, done: Done) -> st
     if numbers["Nodes"] == 1 or left >= numbers["Quorum"]:
         return ""
     why = f"without this node the cluster has {left} {needed}"
-    if policy.keep_quorum:
+    if keep_quorum:
         return why
     served = ha.needs_watchdog(system, node)
     watchdog = f"; HA has {served}, and its watchdog resets a node that loses its quorum, with all guests"
     return f"{why}{watchdog}" if served else ""
 
 
-def await_cluster(system: System, policy: Policy, seconds: float, *, takes_turn: bool = False) -> str:
+def await_cluster(system: System, seconds: float, *, keep_quorum: bool, away_seconds: int = 0) -> str:
     """Until it can do without this node, which takes some time where another one has just come back.
 
-    :param takes_turn: takes the node's turn then, where it is in a cluster.
+    :param keep_quorum: as of `obstacle`.
+    :param away_seconds: takes the node's turn then for so long, where it is in a cluster; 0: takes none.
     :returns: what is still in the way after so many seconds; empty: nothing.
     """
     why = ""
     for wait in system.work.tries(seconds):
-        why, node = obstacle(system, policy), pmxcfs.this_node(system)
-        if takes_turn and node.clustered and not why:
-            why = turn.take(system, node, policy.away_seconds)
+        why, node = obstacle(system, keep_quorum=keep_quorum), pmxcfs.this_node(system)
+        if away_seconds and node.clustered and not why:
+            why = turn.take(system, node, away_seconds)
         if not why:
             break
         wait.what = f"waiting to restart: {why}"

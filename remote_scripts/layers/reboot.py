@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from remote_scripts.boot import trial
 from remote_scripts.boot.loaders import found as loaders
@@ -36,7 +37,7 @@ def plan(system: System, wanted: Wanted) -> Planned:
     decided = _decide(system, wanted, loaders.need(system))
     if decided.reboot != "yes":
         return decided
-    return replace(decided, cluster=cluster.obstacle(system, _policy(wanted)))
+    return replace(decided, cluster=cluster.obstacle(system, keep_quorum=wanted.keep_quorum))
 
 
 def apply(system: System, wanted: Wanted) -> Answer:
@@ -45,10 +46,6 @@ def apply(system: System, wanted: Wanted) -> Answer:
     :raises Failure: it can't be, now; what was set for it is put back.
     """
     return system.changing(lambda: _apply(system, wanted))
-
-
-def _policy(wanted: Wanted) -> cluster.Policy:
-    return cluster.Policy(keep_quorum=wanted.keep_quorum, away_seconds=wanted.awaited + wanted.rollback_after)
 
 
 def _decide(system: System, wanted: Wanted, loader: Loader) -> Planned:
@@ -101,8 +98,8 @@ def _reboot(system: System, wanted: Wanted, decided: Planned) -> Answer:
             "run `pulumi up --refresh`, which makes it; then this host restarts",
         )
     loaders.need_default(system)
-    policy = _policy(wanted)
-    if why := cluster.await_cluster(system, policy, TURN_SECONDS):
+    await_cluster = partial(cluster.await_cluster, system, TURN_SECONDS, keep_quorum=wanted.keep_quorum)
+    if why := await_cluster():
         raise cluster.refused(why)
     system.log.say(f"rebooting ({' '.join(decided.reasons)}); this stops: {decided.guests or 'no guest'}")
     if trial.state(system) == "running":  # unconfirmed: it is to be started once more
@@ -111,7 +108,7 @@ def _reboot(system: System, wanted: Wanted, decided: Planned) -> Answer:
     system.files.finish()
     # Last, so that no failure before it keeps others waiting. Each wait may end this run, too.
     system.also_put_back = lambda: _stay_up(system)
-    if why := cluster.await_cluster(system, policy, TURN_SECONDS, takes_turn=True) or _await_boot_from_now(
+    if why := await_cluster(away_seconds=wanted.awaited + wanted.rollback_after) or _await_boot_from_now(
         system, wanted.awaited, is_trial=is_trial
     ):
         raise _refused(system, why)

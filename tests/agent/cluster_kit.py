@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from remote_scripts.cluster import cluster, turn
+from remote_scripts.cluster import turn
 from remote_scripts.tools import disk
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.system import System
@@ -192,10 +192,6 @@ def is_heard(host: Host, name: str, passed: float = 0, *, ahead: float = 0) -> N
     """Another node's agent of HA writes its status, by the clock of that node."""
     now = time.time() + ahead + passed
     os.utime(host.write(f"/etc/pve/nodes/{name}/lrm_status", "{}"), (now, now))
-
-
-def policy(*, keep_quorum: bool = True) -> cluster.Policy:
-    return cluster.Policy(keep_quorum=keep_quorum, away_seconds=600)
 
 
 def system_of(host: Host) -> System:

@@ -19,7 +19,6 @@ from tests.agent.cluster_kit import (
     is_heard,
     members,
     node_of_three,
-    policy,
     said,
     status,
     system_of,
@@ -41,7 +40,7 @@ def disks(node: Host) -> Host:
 
 
 def says(host: Host, *, keep_quorum: bool = True) -> str:
-    return cluster.obstacle(system_of(host), policy(keep_quorum=keep_quorum))
+    return cluster.obstacle(system_of(host), keep_quorum=keep_quorum)
 
 
 def take(host: Host, seconds: float = 0) -> str:
@@ -49,7 +48,7 @@ def take(host: Host, seconds: float = 0) -> str:
     system = system_of(host)
 
     def change() -> str:
-        waits = (cluster.await_cluster(system, policy(), seconds, takes_turn=takes) for takes in (False, True))
+        waits = (cluster.await_cluster(system, seconds, keep_quorum=True, away_seconds=away) for away in (0, 600))
         return next(filter(None, waits), "")
 
     why: str = system.changing(change)
