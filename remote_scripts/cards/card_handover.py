@@ -64,11 +64,9 @@ class CardHandover:
         if run is None or not self._is_to_be_taken(vmid):
             return
         self.card.say(f"VM {vmid} doesn't get it: an up or a destroy of this host is at work ({run})")
-        found = (
-            "an up or a destroy of this host, which needs the card where it is, is at work: "
-            f"{run or 'which one is not known'}"
-        )
-        raise self.refusal(vmid, found, "nothing was changed; start the VM again when that has ended")
+        found = f"an up or a destroy of this host is at work: {run or 'which one is not known'}"
+        then = "nothing was changed; its steps need the card where it is: start the VM again when that has ended"
+        raise self.refusal(vmid, found, then)
 
     def need_no_backup(self, vmid: str) -> None:
         """:raises Failure: a backup of the VM, which was off, starts it, and it hasn't the card yet. It doesn't get it:

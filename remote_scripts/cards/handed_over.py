@@ -28,13 +28,10 @@ class SharedCard:
         """The driver of its graphics function; empty: none."""
         return driver_of(self.system, self.gpu)
 
-    def is_whole_on_vfio(self) -> bool:
-        """Whether every function is on vfio-pci."""
-        return all(driver_of(self.system, function) == "vfio-pci" for function in self.functions)
-
     def is_on_vfio(self) -> bool:
-        """The same, where it is that card."""
-        return self.is_whole_on_vfio() and self.has_expected_ids()
+        """Whether every function is on vfio-pci, and it is that card."""
+        on_vfio = all(driver_of(self.system, function) == "vfio-pci" for function in self.functions)
+        return on_vfio and self.has_expected_ids()
 
     def has_expected_ids(self) -> bool:
         """Hardware may have been changed, or buses numbered anew, since it was configured."""

@@ -141,7 +141,7 @@ class CardDriver:
         card_users.need_unused(card)
         self._need_step(30, "step_unbind", "unbinding it", "a function of it can't be unbound: {}")
         self._run_step(60, "step_bind", "binding it to vfio-pci")
-        if not card.is_whole_on_vfio():
+        if not card.is_on_vfio():
             drivers = (f"{function} {driver_of(system, function)}" for function in card.functions)
             raise RefusedError(f"not every function has come to vfio-pci: {'; '.join(drivers)}")
 
