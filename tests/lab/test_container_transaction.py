@@ -13,9 +13,9 @@ from remote_scripts.notes.container_note import Cards
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files
-from tests.lab.transaction_kit import CT, DEVICES, MOUNTS, Containers, world
+from tests.lab.transaction_kit import CT, DEVICES, MOUNTS, Containers, prepared, world
 
-__all__ = ["world"]
+__all__ = ["prepared", "world"]
 NET1 = "net1: name=eth1,hwaddr=AA:00:00:00:00:02,type=veth"
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from remote_scripts.tools.errors import Failure
-from tests.lab.transaction_kit import SHUT_DOWN, Containers, World, world
+from tests.lab.transaction_kit import SHUT_DOWN, Containers, World, prepared, world
 
-__all__ = ["world"]
+__all__ = ["prepared", "world"]
 
 
 @pytest.fixture(scope="module", params=[World, Containers], ids=["VM", "container"])

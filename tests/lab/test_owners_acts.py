@@ -4,7 +4,6 @@ long it takes.
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +13,6 @@ import pytest
 
 from lab import Lab, LabError
 from lab.api.tasks import Tasks
-from lab.host.host_python import nodes_below
 from lab.host.state import HostState
 from remote_scripts.pve import api
 from tests.lab import transaction_kit as kit
@@ -40,8 +38,6 @@ def test_an_owners_act_at_any_moment_of_a_change_counts(
         if is_vm:
             map_card(lab)
             lab.run(f"qm stop {vmid}; qm set {vmid} " + " ".join(f"--{key} {line}" for key, line in kit.LINES.items()))
-        else:
-            monkeypatch.setattr(os, "stat", nodes_below(f"{lab.root}/")[0])
         host = HostState(lab.state)
         path, tasks = f"/nodes/{host.node}/{kind}/{vmid}", Tasks(host)
         moments, chosen, has_acted = 0, -1, False

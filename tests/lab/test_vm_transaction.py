@@ -30,9 +30,9 @@ from remote_scripts.tools import passes
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 from tests.lab.stack_kit import host_of
-from tests.lab.transaction_kit import CARD, LINES, NODE, OURS, OWN, SHUT_DOWN, SLOT, VM, World, world
+from tests.lab.transaction_kit import CARD, LINES, NODE, OURS, OWN, SHUT_DOWN, SLOT, VM, World, prepared, world
 
-__all__ = ["world"]
+__all__ = ["prepared", "world"]
 
 
 @pytest.fixture(scope="module")
