@@ -18,12 +18,13 @@ from remote_scripts.pve import api
 from tests.lab import transaction_kit as kit
 from tests.lab.killed_kit import KilledError
 from tests.lab.stack_kit import map_card
-from tests.sampling import sample
+from tests.sampling import paired, sample
+
+ACTS = ["stop", "shutdown", "start", "edit"]
+RUNS = [("qemu", False), ("qemu", True), ("lxc", False), ("lxc", True)]
 
 
-@pytest.mark.parametrize("killed", [False, True])
-@pytest.mark.parametrize("act", ["stop", "shutdown", "start", "edit"])
-@pytest.mark.parametrize("kind", ["qemu", "lxc"])
+@pytest.mark.parametrize(("act", "kind", "killed"), [(act, *run) for act, run in paired(ACTS, RUNS, "an owner's acts")])
 def test_an_owners_act_at_any_moment_of_a_change_counts(
     kind: str, act: str, killed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
