@@ -157,7 +157,7 @@ def test_who_has_the_card_is_named_and_everything_is_as_before(host_as_made: Cal
 
 def test_the_only_cards_driver_that_is_in_use_says_so_at_once(host_as_made: Callable[..., Host]) -> None:
     host = host_as_made(
-        "9",
+        "8",
         "580.105.08",
         {"pid": 4712, "comm": "secret", "card": CARD, "opens": ["card"], "hidden": True},
         only=True,
