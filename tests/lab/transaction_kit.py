@@ -77,6 +77,7 @@ class World:
         assert match
         self.ticket = match[0]
         monkeypatch.setattr(api, "exchange", self.exchange)
+        monkeypatch.setattr(os, "stat", nodes_below(f"{lab.root}/")[0])
         monkeypatch.setattr(state, "_TRY_SECONDS", 0.05)
         monkeypatch.setattr(power, "STEADY_SECONDS", 0.3)
         real = guest_notes.write
@@ -259,15 +260,9 @@ class Containers(World):
     unit = "inactive"
     vanishes = False
 
-    def __init__(self, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-        super().__init__(lab, monkeypatch)
-        monkeypatch.setattr(os, "stat", nodes_below(f"{lab.root}/")[0])
-
     @classmethod
     def prepare(cls, lab: Lab) -> None:
-        """The container runs."""
-        lab.run(f"pct start {CT}", check=False)  # it may run already
-        assert "running" in lab.run(f"pct status {CT}").stdout
+        """The container runs, as it does after a boot."""
 
     def perl(self, arguments: Sequence[str], stdin: bytes) -> Done:
         if arguments[: len(api.MINT) - 1] == api.MINT[1:]:
