@@ -35,7 +35,7 @@ def made(
     path: Path,
     pve: str = "9",
     version: str = "580.105.08",
-    *users: dict[str, Any],
+    *,
     only: bool = False,
     twin: bool = False,
 ) -> Host:
@@ -56,7 +56,6 @@ def made(
         if one["id"] == 103:
             one["onboot"] = False
     host = Host(path, scenario_from(data, "changed", "phoenix"), running=True)
-    host.machine.set_fault("card-users", list(users))
     host.output("pvesh set /storage/local --content images,iso,vztmpl,backup,rootdir,snippets")
     install(host, (BIG,), 103)
     keep = "driver=keep," if pve == "9" else ""
