@@ -26,7 +26,7 @@ reboot"""
 # What it changed, and a guest of each kind.
 FILES = (
     "/etc/default/grub /etc/modules /etc/modprobe.d/vfio.conf /etc/modprobe.d/blacklist.conf "
-    "/etc/pve/qemu-server/110.conf /etc/pve/lxc/951.conf /etc/pve/lxc/952.conf"
+    "/etc/pve/qemu-server/110.conf /etc/pve/lxc/951.conf"
 )
 _WINDOWS = """\
 bios: ovmf
@@ -60,9 +60,9 @@ _LINES = "".join(
 _CONTAINERS = {51: "jellyfin", 52: "ollama", 53: "frigate", 54: "immich", 55: "adguard", 56: "paperless"}
 _WITH_LINES = (51, 52, 53, 54)
 
-#: The Windows VM keeps its card; of the containers that have the other one, two are handed to homelab.
+#: The Windows VM keeps its card; of the containers that have the other one, one is handed to homelab.
 CONVERSATION: Conversation = [
-    ("Who gets it", f"951,952{ENTER}"),
+    ("Who gets it", f"951{ENTER}"),
     ("Who gets it", ENTER),
 ]
 

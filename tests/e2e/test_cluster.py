@@ -95,17 +95,14 @@ def given_back(cluster: LabCluster, stock: dict[str, Any]) -> bool:
 def test_three_nodes_from_stock_to_a_vm_and_a_container_with_cards_in_one_up(
     tmp_path: Path, engine: install.Engine, cluster: LabCluster
 ) -> None:
-    """Proxmox VE 9 with a card for a VM, 8 with one for a container and NVIDIA's driver, 9 without a card, for which alone nothing has to restart.
+    """Proxmox VE 9 with a card for a VM, 8 with another one for a container, 9 without a card, for which alone nothing has to restart.
 
     The settings say nothing of a cluster, so that the engine changes the nodes at once, as several stacks would: one's script waits for the
     other's.
     """
     hosts = {name: host_settings(cluster[name]) for name in ALL}
     hosts["pve1"]["gpus"] = {"gpu": {"match": "10de:2b85"}}
-    hosts["pve2"] |= {
-        "gpus": {"media": {"match": "10de:2b85", "use": "lxc"}},
-        "nvidia": {"driver": "580", "onDestroy": "purge"},
-    }
+    hosts["pve2"]["gpus"] = hosts["pve1"]["gpus"] | {"igpu": {"match": "1002:13c0", "use": "lxc"}}
     template = "debian-12-standard_12.7-1_amd64.tar.zst"
     cache = "$ROOT/var/lib/vz/template/cache"
     cluster["pve2"].run(f"mkdir -p {cache}; touch {cache}/{template}")
@@ -116,7 +113,7 @@ def test_three_nodes_from_stock_to_a_vm_and_a_container_with_cards_in_one_up(
         {
             "homelab:hosts": hosts,
             "homelab:vms": {"sandbox": {"host": "pve1", "vmid": 103, "gpus": ["gpu"], "power": "running"}},
-            "homelab:containers": {"ai": {"host": "pve2", "ctid": 300, "gpuAssignment": "all", "create": create}},
+            "homelab:containers": {"ai": {"host": "pve2", "ctid": 300, "gpus": ["igpu"], "create": create}},
         },
     )
     stock = cluster.snapshot()
@@ -125,7 +122,8 @@ def test_three_nodes_from_stock_to_a_vm_and_a_container_with_cards_in_one_up(
     assert boots(cluster) == [2, 2, 1] and seen == one_at_a_time(*NODES)
     assert "status: running" in cluster["pve1"].run("qm status 103").stdout
     assert "hostpci0: mapping=gpu,pcie=1" in conf(cluster, "pve1")
-    cluster["pve2"].run("pct exec 300 -- dd if=/dev/nvidia0 of=/dev/nvidia0 count=0 conv=notrunc")
+    node = made.output()["containers"]["ai"]["cards"]["igpu"][0]
+    cluster["pve2"].run(f"pct exec 300 -- dd if={node} of={node} count=0 conv=notrunc")
     made.destroy_as_left()
     assert given_back(cluster, stock)
 

@@ -87,9 +87,7 @@ CONTAINERS: dict[str, tuple[Conversation, dict[str, Any], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "scenario", ["phoenix", *sample(["containers-pve8", "tesla-p4"], 1, "containers at a terminal")]
-)
+@pytest.mark.parametrize("scenario", sample([*CONTAINERS], 1, "containers at a terminal"))
 def test_cards_for_containers(at_a_terminal: Callable[[str], Person], scenario: str) -> None:
     """What `up` makes of such settings: below, and tests/e2e/test_nvidia_lxc.py."""
     person = at_a_terminal(scenario)

@@ -56,16 +56,15 @@ def test_the_preview_of_a_pull_request_and_up_which_goes_on_after_one_that_was_k
 
     state = tmp_path / "rtx5090"
     try:
-        with (tmp_path / "log").open("w") as log:  # of processes that make their imports, and a CLI that isn't hurried
+        command = [sys.executable, "-m", "lab.deploy", "up", "rtx5090", "--state", str(state)]
+        environment = os.environ | quick_start(engine) | {"TERM": "xterm-256color"}
+        with (tmp_path / "log").open("w") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "lab.deploy", "up", "rtx5090", "--state", str(state)],
-                cwd=PROJECT, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
+                command, cwd=PROJECT, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
             )  # fmt: skip
             Lab.start("rtx5090", state=state).wait_command(script, timeout=PATIENCE)
             kill_tree(process.pid)
             process.wait()
-        command = [sys.executable, "-m", "lab.deploy", "up", "rtx5090", "--state", str(state)]
-        environment = os.environ | quick_start(engine) | {"TERM": "xterm-256color"}
         shown = terminal.Terminal(command, 100, environment, PROJECT)
         shown.answer()
         lines = shown.lines()

@@ -11,7 +11,7 @@ import yaml
 from tests.conftest import PROJECT
 from tests.e2e.conftest import Stack, refusal
 from tests.e2e.nvidia import reached
-from tests.e2e.test_gpu_vm import conf, given_back, power_calls, running, vms, with_card
+from tests.e2e.test_gpu_vm import conf, given_back, power_calls, vms, with_card
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJXQnY2nn8pYE3d0ZV8cJ1mkkfZ0w1eYF5mC5p4Jm1Xb somebody@pc"
 
@@ -24,62 +24,10 @@ def new_vm(**more: Any) -> dict[str, Any]:
     }
 
 
-def test_a_vm_is_made_changed_in_place_and_removed(stack_on: Callable[..., Stack]) -> None:
-    create = {
-        "cores": 8,
-        "memory": 16384,
-        "scsi0": "local-lvm:64,iothread=1",
-        "net0": "virtio,bridge=vmbr0,firewall=1",
-        "agent": True,
-        **{
-            "ide2": "local-lvm:cloudinit",
-            "ciuser": "dev",
-            "sshkeys": KEY,
-            "ipconfig0": "ip=192.168.0.50/24,gw=192.168.0.1",
-        },
-    }
-    stack = stack_on(
-        "laptop-egpu",
-        gpus={"rtx4060-ti": {"match": "10de:2803"}},
-        vms={"dev": {"vmid": 100, "gpus": ["rtx4060-ti"], "create": create}},
-    )
-    stock = stack.lab.snapshot()
-    assert "dev: scsi0: successfully created disk" in stack.up().output  # the task's own words
-    lines = conf(stack, 100).splitlines()
-    for line in (
-        "agent: 1", "balloon: 0", "bios: ovmf", "ciuser: dev", "cores: 8", "cpu: host", "hostpci0: mapping=rtx4060-ti,pcie=1",
-        "ipconfig0: ip=192.168.0.50/24,gw=192.168.0.1", "machine: q35", "memory: 16384", "name: dev", "scsihw: virtio-scsi-single",
-    ):  # fmt: skip
-        assert line in lines, line
-    assert any("efitype=4m,pre-enrolled-keys=0" in line for line in lines)
-    assert any("size=64G" in line for line in lines)
-    assert with_card(stack)["0000:04:00.0"] == 100
-    assert stack.output()["vms"]["dev"]["address"] == "192.168.0.50"
-
-    # Changed by hand, and in the settings, too; a disk that grows: in place, with one shutdown.
-    stack.lab.run("qm set 100 --cores 2")
-    vms(stack)["dev"]["create"] |= {"cores": 4, "size": 80}
-    mark = stack.lab.mark()
-    changed = stack.up("--refresh")
-    assert "drift: cores is 2 instead of 8" in changed.output
-    assert ("update", "dev-vm") in changed.steps and ("delete-replaced", "dev-vm") not in changed.steps
-    assert "cores: 4" in conf(stack, 100) and "size=80G" in conf(stack, 100)
-    assert power_calls(stack, mark) == ["100 shutdown", "100 start"]
-    assert with_card(stack)["0000:04:00.0"] == 100
-
-    # Removed by hand: made anew.
-    stack.lab.run("qm stop 100; qm destroy 100")
-    stack.up("--refresh")
-    assert with_card(stack)["0000:04:00.0"] == 100
-    stack.destroy_as_left()
-    assert running(stack) == set()
-    given_back(stack, stock)
-
-
-def test_from_nothing_to_cuda_past_what_is_refused_with_an_image_that_is_downloaded_and_a_protected_vm_that_stays(
+def test_vms_are_made_from_nothing_to_cuda_past_what_is_refused_changed_in_place_made_anew_and_removed_unless_protected(
     stack_on: Callable[..., Stack],
 ) -> None:
-    """Beside them a VM for Windows, with virtio's drivers; with the card: tests/e2e/test_gaming_vm.py."""
+    """Of an image that is downloaded, and of a template. Beside them a VM for Windows, with virtio's drivers; with the card: tests/e2e/test_gaming_vm.py."""
     example, of_windows = (
         yaml.safe_load((PROJECT / f"examples/settings/{name}-vm.yaml").read_text())["config"]
         for name in ("new", "windows")
@@ -90,6 +38,7 @@ def test_from_nothing_to_cuda_past_what_is_refused_with_an_image_that_is_downloa
     downloads[image]["checksum"] = f"sha256:{digest}"
     windows = of_windows["homelab:vms"]["gaming"]["create"] | {"sata0": "local:iso/Win11.iso,media=cdrom"}
     cloned = {"clone": 900, "size": 64, "ide2": "local-lvm:cloudinit", "ciuser": "dev", "sshkeys": KEY}
+    cloned["ipconfig0"] = "ip=192.168.0.50/24,gw=192.168.0.1"
     stack = stack_on(
         "bound-by-hand",
         vms={
@@ -122,12 +71,21 @@ def test_from_nothing_to_cuda_past_what_is_refused_with_an_image_that_is_downloa
     assert "there is a VM 103 already: Sandbox" in taken.message and "to adopt that VM" in taken.message
     assert conf(stack, 103) == before
     vms(stack)["copy"]["vmid"] = 201
-    assert "OK, checksum verified" in taken.output + stack.up().output
+    said = taken.output + stack.up().output
+    assert (
+        "OK, checksum verified" in said and "gaming: scsi0: successfully created disk" in said
+    )  # the tasks' own words
     assert "size=64G" in conf(stack, 200) and "ide2: local-lvm:vm-200-cloudinit,media=cdrom" in conf(stack, 200)
+    assert {
+        "agent: 1", "balloon: 0", "bios: ovmf", "ciuser: ubuntu", "cores: 8", "cpu: host", "hostpci0: mapping=rtx5090,pcie=1",
+        "ipconfig0: ip=192.168.0.103/24,gw=192.168.0.1", "machine: q35", "memory: 16384", "name: dev", "scsihw: virtio-scsi-single",
+    } <= {*conf(stack, 200).splitlines()}  # fmt: skip
+    assert "efitype=4m,pre-enrolled-keys=0" in conf(stack, 200)
     assert "size=64G" in conf(stack, 201) and "ciuser: dev" in conf(stack, 201)
     assert with_card(stack)["0000:01:00.0"] == 200
-    found = stack.output()["vms"]["dev"]["nvidia"]
-    assert (found["cuda"], found["program"]) == ("12.8", True)
+    found = stack.output()["vms"]
+    assert (found["dev"]["nvidia"]["cuda"], found["dev"]["nvidia"]["program"]) == ("12.8", True)
+    assert found["copy"]["address"] == "192.168.0.50"
     lines = conf(stack, 202).splitlines()
     for line in (
         "boot: order=scsi0;sata0",
@@ -138,8 +96,20 @@ def test_from_nothing_to_cuda_past_what_is_refused_with_an_image_that_is_downloa
     ):
         assert any(one.startswith(line) for one in lines), line
     assert any("pre-enrolled-keys=1" in line for line in lines)
+
+    # Changed by hand, and in the settings, too; a disk that grows: in place, with one shutdown. Another one, removed by hand, is made anew.
+    stack.lab.run("qm set 200 --cores 2; qm stop 202; qm destroy 202")
+    vms(stack)["dev"]["create"] |= {"cores": 4, "size": 80}
+    mark = stack.lab.mark()
+    changed = stack.up("--refresh")
+    assert "drift: cores is 2 instead of 8" in changed.output
+    assert ("update", "dev-vm") in changed.steps and ("delete-replaced", "dev-vm") not in changed.steps
+    assert "cores: 4" in conf(stack, 200) and "size=80G" in conf(stack, 200)
+    assert [one for one in power_calls(stack, mark) if one.startswith("200")] == ["200 shutdown", "200 start"]
+    assert with_card(stack)["0000:01:00.0"] == 200 and "name: gaming" in conf(stack, 202)
+
     gone = stack.destroy_as_left()
-    assert "VM 200 stays: it is protected" in gone.output and "size=64G" in conf(stack, 200)
+    assert "VM 200 stays: it is protected" in gone.output and "size=80G" in conf(stack, 200)
     assert "hostpci" not in conf(stack, 200), "its card goes all the same"
     assert not list((stack.lab.root / "var/lib/vz/import").iterdir())
     stack.lab.run("qm stop 200; qm destroy 200")

@@ -70,12 +70,10 @@ def test_each_failure_is_named_once_the_next_run_goes_on_and_no_secret_is_told_o
     told += stack.up().output
     assert "580." in inside(stack, "nvidia-smi --query-gpu=driver_version --format=csv,noheader")
 
-    # Killed in later steps and before a reboot. Another branch takes a reboot, for the loaded module isn't the installed one.
-    nvidia |= WHOLE
-    for script in sample((PACKAGES, TOOLKIT, VERIFICATION), 1, "later steps in a VM"):
+    # Killed in later steps. Another branch takes a reboot, for the loaded module isn't the installed one.
+    nvidia |= {**WHOLE, "driver": "595"}
+    for script in sample((PACKAGES, REBOOT, TOOLKIT, VERIFICATION), 1, "later steps in a VM"):
         killed_at(stack, script, 103)
-    nvidia["driver"] = "595"
-    killed_at(stack, REBOOT, 103)
     stack.up()
     assert "GPU 0: NVIDIA GeForce RTX 5090" in inside(stack, DOCKER)
     again = stack.up("--refresh")

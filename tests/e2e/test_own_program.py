@@ -23,7 +23,7 @@ EXAMPLE = PROJECT / "examples" / "own_program"
 def test_a_project_made_by_the_package_and_then_a_program_that_describes_its_host_bring_a_card_into_a_vm_and_back(
     stack_on: Callable[..., Stack], tmp_path: Path
 ) -> None:
-    stack = stack_on("rtx5090", vms=SANDBOX)
+    stack = stack_on("bound-by-hand", vms=SANDBOX)
     stock = stack.lab.snapshot()
     folder, ssh = tmp_path / "project", stack.lab.connection
     folder.mkdir()
@@ -61,7 +61,7 @@ def test_a_project_made_by_the_package_and_then_a_program_that_describes_its_hos
     stack.destroy_as_left()
     given_back(stack, stock)
 
-    # The other one, on a host that still runs with what the first had of its boot.
+    # The other one.
     host = stack.host
     secret = Path(host["ssh"].pop("privateKeyFile")).read_text()
     del host["gpus"]

@@ -35,10 +35,10 @@ def test_the_plan_is_printed_and_nothing_is_changed_and_an_owner_who_restarts_th
     )  # fmt: skip
     stack.config = yaml.safe_load(file.read_text())["config"]
     assert secret not in file.read_text()
-    assert secret not in stack.preview().output
-    stack.config = before
     stock, mark = stack.lab.snapshot("etc", "boot", "var", "run"), stack.lab.mark()
     preview = stack.preview()
+    assert secret not in preview.output
+    stack.config = before
     for said in (
         "-> quiet amd_iommu=on iommu=pt homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8",
         "writes /etc/default/grub.d/zz-homelab-iommu.cfg",

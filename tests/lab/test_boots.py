@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lab.host.proxmox_boot import on_vfat
+from tests import sampling
 from tests.boot_layers import initramfs, iommu, vfio
 from tests.kept_systems import KeptSystems
 from tests.lab.boots_kit import BootingHost
@@ -52,7 +53,7 @@ def changed(host: BootingHost, before: dict[str, bytes]) -> set[str]:
     return {path for path in {*now, *before} if now.get(path) != before.get(path)} - told
 
 
-@pytest.mark.parametrize("scenario", LOADERS)
+@pytest.mark.parametrize("scenario", sampling.sample(LOADERS, 2, "boots"))
 def test_a_boot_on_trial_is_started_once_a_bad_one_leads_back_and_a_confirmed_one_stays(
     host: Callable[[str], BootingHost], scenario: str
 ) -> None:

@@ -193,7 +193,8 @@ def test_what_ran_runs_again_after_a_roll_back_that_nobody_waits_for(lab: Lab) -
     configure(lab)
     on(lab, REBOOT)
     lab.wait_settled(boots=3)
-    wait_until(lambda: power(lab) == "running running ")
+    wait_until((lab.root / "run/homelab/started").exists)
+    assert power(lab) == "running running "
     assert starts(lab)[1:] == ["vzstart 901", "qmstart 103"]
     wait_until(lambda: no_unit_is_left(lab, "homelab-ran*"))
     facts, said = confirmed(lab)

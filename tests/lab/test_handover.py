@@ -35,7 +35,7 @@ def made(
     path: Path,
     pve: str = "9",
     version: str = "580.105.08",
-    *users: dict[str, Any],
+    *,
     only: bool = False,
     twin: bool = False,
 ) -> Host:
@@ -56,7 +56,6 @@ def made(
         if one["id"] == 103:
             one["onboot"] = False
     host = Host(path, scenario_from(data, "changed", "phoenix"), running=True)
-    host.machine.set_fault("card-users", list(users))
     host.output("pvesh set /storage/local --content images,iso,vztmpl,backup,rootdir,snippets")
     install(host, (BIG,), 103)
     keep = "driver=keep," if pve == "9" else ""
@@ -157,7 +156,7 @@ def test_who_has_the_card_is_named_and_everything_is_as_before(host_as_made: Cal
 
 def test_the_only_cards_driver_that_is_in_use_says_so_at_once(host_as_made: Callable[..., Host]) -> None:
     host = host_as_made(
-        "9",
+        "8",
         "580.105.08",
         {"pid": 4712, "comm": "secret", "card": CARD, "opens": ["card"], "hidden": True},
         only=True,

@@ -60,14 +60,11 @@ def against(lab: Lab, vms: dict[str, Vm] | None = None, **containers: dict[str, 
 
 def test_each_container_that_cannot_have_its_cuda_is_named_at_once(lab: Lab) -> None:
     mark = lab.mark()
-    errors = against(lab, one={"cuda": "12.9"}, two={"cuda": "13.1"}, three={}, four={"cuda": "12.8"})
-    assert {error.wanted.partition(":")[0] for error in errors} == {
-        f"containers.{name}" for name in ("one", "two", "four")
-    }
+    errors = against(lab, one={"cuda": "12.9"}, two={"cuda": "13.1"}, three={})
+    assert {error.wanted.partition(":")[0] for error in errors} == {"containers.one", "containers.two"}
     # What the cards alone forbid apt isn't asked for.
-    assert [error.found.count("cuda-toolkit-12-") > 0 for error in errors if "two" not in error.wanted] == [True, True]
+    assert ["cuda-toolkit-12-" in error.found for error in errors if "two" not in error.wanted] == [True]
     assert not [one for one in lab.commands(mark) if "apply" in one]
-    assert against(lab, one={}, two={}) == []
 
 
 def test_what_all_layers_would_change_is_asked_at_once(lab: Lab) -> None:

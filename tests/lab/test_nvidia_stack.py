@@ -109,20 +109,21 @@ def test_a_container_gets_the_hosts_libraries_and_its_docker_the_cards_and_is_gi
     toolkit = inside.toolkit_step(version or "", ("compute", "video"))
     assert inside.answer("apply", toolkit)["cdi"] == f"/{CDI}"
     assert json.loads((inside.root / DAEMON).read_text())["features"] == {"cdi": True}
-    assert not inside.answer("apply", toolkit)["changed"] and not inside.install()["changed"]
-    output, errors = verified(inside, wanted)
+    assert not inside.answer("apply", toolkit)["changed"]
+    tried, meant = wanted_of(inside, wanted)
+    output, errors = judge(inside.verify(tried), meant)
     assert (errors, output["driver"], output["program"], output["container"]) == ([], version, True, True)
     assert (output["uvm"], output["video"], bool(output["nvenc"])) == (True, True, True)
 
     # Somebody gives it another driver's library.
     library = f"$ROOT/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.{version}"
     inside.output(f"mv {library} {library.replace(str(version), '580.65.06')}")
-    (error,) = verified(inside, wanted)[1]
+    (error,) = judge(inside.verify(tried), meant)[1]
     assert "the container's libraries" in error.why
     inside.output(f"mv {library.replace(str(version), '580.65.06')} {library}")
 
     conf = inside.host.root / "etc/pve/lxc/901.conf"
-    text, (tried, meant) = conf.read_text(), wanted_of(inside, wanted)
+    text = conf.read_text()
     for change, words in sampling.sample(NODES, 1, "nodes"):
         inside.host.output(f"pct stop 901; sed -i '{change}' {conf}; pct start 901")
         found = judge(inside.verify(tried), meant)[1]

@@ -4,7 +4,6 @@ long it takes.
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -14,18 +13,18 @@ import pytest
 
 from lab import Lab, LabError
 from lab.api.tasks import Tasks
-from lab.host.host_python import nodes_below
 from lab.host.state import HostState
 from remote_scripts.pve import api
 from tests.lab import transaction_kit as kit
 from tests.lab.killed_kit import KilledError
 from tests.lab.stack_kit import map_card
-from tests.sampling import sample
+from tests.sampling import paired, sample
+
+ACTS = ["stop", "shutdown", "start", "edit"]
+RUNS = [("qemu", False), ("qemu", True), ("lxc", False), ("lxc", True)]
 
 
-@pytest.mark.parametrize("killed", [False, True])
-@pytest.mark.parametrize("act", ["stop", "shutdown", "start", "edit"])
-@pytest.mark.parametrize("kind", ["qemu", "lxc"])
+@pytest.mark.parametrize(("act", "kind", "killed"), [(act, *run) for act, run in paired(ACTS, RUNS, "an owner's acts")])
 def test_an_owners_act_at_any_moment_of_a_change_counts(
     kind: str, act: str, killed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -40,8 +39,6 @@ def test_an_owners_act_at_any_moment_of_a_change_counts(
         if is_vm:
             map_card(lab)
             lab.run(f"qm stop {vmid}; qm set {vmid} " + " ".join(f"--{key} {line}" for key, line in kit.LINES.items()))
-        else:
-            monkeypatch.setattr(os, "stat", nodes_below(f"{lab.root}/")[0])
         host = HostState(lab.state)
         path, tasks = f"/nodes/{host.node}/{kind}/{vmid}", Tasks(host)
         moments, chosen, has_acted = 0, -1, False

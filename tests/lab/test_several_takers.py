@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 from remote_scripts.notes.card import Card
 from tests.lab.host_kit import Host
-from tests.lab.test_handover import BIG, OTHER, drivers, install, made, runs, state, story
+from tests.lab.test_handover import BIG, OTHER, drivers, host_as_made, install, runs, state, story
 from tests.waiting import wait_until
 
+__all__ = ["host_as_made"]
 SMALL = {OTHER: "10de:2684", "0000:02:00.1": "10de:22ba"}
 
 
@@ -22,9 +23,9 @@ def shared(host: Host, big: tuple[int, ...], small: tuple[int, ...] = ()) -> Non
     install(host, cards, 104)
 
 
-def test_a_card_that_vms_alone_share_goes_to_the_one_that_starts(tmp_path: Path) -> None:
+def test_a_card_that_vms_alone_share_goes_to_the_one_that_starts(host_as_made: Callable[..., Host]) -> None:
     """No container has it; what a lease moves in `up`, starting the other one does here, with nothing of `up`."""
-    host = made(tmp_path)
+    host = host_as_made()
     shared(host, (103, 104))
     host.output("qm set 104 --hostpci0 0000:01:00,driver=keep,pcie=1")
     host.output("qm start 103")
@@ -39,8 +40,8 @@ def test_a_card_that_vms_alone_share_goes_to_the_one_that_starts(tmp_path: Path)
     assert drivers(host) == ["nvidia", "snd_hda_intel", "nvidia"] and not runs(host), "it was off before"
 
 
-def test_a_vm_that_gets_only_one_of_its_cards_gets_none(tmp_path: Path) -> None:
-    host = made(tmp_path)
+def test_a_vm_that_gets_only_one_of_its_cards_gets_none(host_as_made: Callable[..., Host]) -> None:
+    host = host_as_made()
     shared(host, (103,), (103, 104))
     host.output(
         "qm set 104 --hostpci0 0000:02:00,driver=keep,pcie=1; qm set 103 --hostpci1 0000:02:00,driver=keep,pcie=1"
@@ -58,9 +59,9 @@ def test_a_vm_that_gets_only_one_of_its_cards_gets_none(tmp_path: Path) -> None:
     assert drivers(host) == ["vfio-pci"] * 3, story(host)
 
 
-def test_a_vm_of_whose_cards_one_is_shared_keeps_the_other(tmp_path: Path) -> None:
+def test_a_vm_of_whose_cards_one_is_shared_keeps_the_other(host_as_made: Callable[..., Host]) -> None:
     """The other one is the VM's alone: bound before, and neither taken nor given back; nor is it in the way of the shared one's return."""
-    host = made(tmp_path, only=False)
+    host = host_as_made()
     bus = "$ROOT/sys/bus/pci"
     for one in (OTHER, "0000:02:00.1"):
         host.output(

@@ -77,7 +77,8 @@ class World:
         assert match
         self.ticket = match[0]
         monkeypatch.setattr(api, "exchange", self.exchange)
-        monkeypatch.setattr(state, "_TRY_SECONDS", 0.02)
+        monkeypatch.setattr(os, "stat", nodes_below(f"{lab.root}/")[0])
+        monkeypatch.setattr(state, "_TRY_SECONDS", 0.05)
         monkeypatch.setattr(power, "STEADY_SECONDS", 0.3)
         real = guest_notes.write
 
@@ -87,11 +88,12 @@ class World:
 
         monkeypatch.setattr(guest_notes, "write", write)
 
-    def prepare(self, _monkeypatch: pytest.MonkeyPatch) -> None:
+    @classmethod
+    def prepare(cls, lab: Lab) -> None:
         """The VM runs with the card, by a line for each function; another one, which is off, has it too."""
-        map_card(self.lab)
+        map_card(lab)
         lines = " ".join(f"--{key} {value}" for key, value in LINES.items())
-        done = self.lab.run(
+        done = lab.run(
             f"qm stop {VM}; qm set {VM} --hostpci0 {SLOT}; qm snapshot {VM} before; qm set {VM} {lines}; qm start {VM}; "
             f"qm create 104 --name gaming --machine q35 --memory 2048 --hostpci0 {SLOT},pcie=1; qm status {VM}"
         )
@@ -258,11 +260,9 @@ class Containers(World):
     unit = "inactive"
     vanishes = False
 
-    def prepare(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The container runs."""
-        self.lab.run(f"pct start {CT}", check=False)  # it may run already
-        assert self.runs()
-        monkeypatch.setattr(os, "stat", nodes_below(f"{self.lab.root}/")[0])
+    @classmethod
+    def prepare(cls, lab: Lab) -> None:
+        """The container runs, as it does after a boot."""
 
     def perl(self, arguments: Sequence[str], stdin: bytes) -> Done:
         if arguments[: len(api.MINT) - 1] == api.MINT[1:]:
@@ -317,10 +317,19 @@ class Containers(World):
         return [line for line in head if re.match(r"dev\d|lxc\.", line)]
 
 
-@pytest.fixture
-def world(kind: type[World], labs: Callable[[str], Lab], monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+@pytest.fixture(scope="module")
+def prepared(kind: type[World], labs: Callable[[str], Lab]) -> Iterator[Lab]:
     """:param kind: of each file's own."""
-    world = kind(labs(kind.scenario), monkeypatch)
-    world.prepare(monkeypatch)
-    yield world
-    world.lab.reset()
+    lab = labs(kind.scenario)
+    kind.prepare(lab)
+    lab.wait_idle()
+    lab.save()
+    yield lab
+    lab.reset()
+
+
+@pytest.fixture
+def world(kind: type[World], prepared: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """The next test has the lab as it was prepared."""
+    yield kind(prepared, monkeypatch)
+    prepared.restore()

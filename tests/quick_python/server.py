@@ -2,7 +2,7 @@
 
 Of the processor time of an engine's run that changes nothing, two fifths were these imports; of `homelab init` they are a half. The processes
 are the real ones otherwise: the same files, run as `__main__`, with the environment, folder and streams that they are given.
-The first `make up` and the preview of tests/e2e/test_make.py, the gaming VM's project (test_gaming_vm.py), and what tests/lab and
+The preview of tests/e2e/test_make.py, the gaming VM's project (test_gaming_vm.py), and what tests/lab and
 tests/unit start run without it.
 """
 
