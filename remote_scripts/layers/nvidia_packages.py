@@ -239,7 +239,8 @@ class _Work(Choice):
                 self.update.note(phase="trying")
             self._put(PINS, found.pins)
             files.finish()
-            if any(map(FAMILY.search, found.words)) and (wanted.target == "host" or driver.holder(system)):
+            needs_initramfs = wanted.target == "host" or (wanted.target == "vm" and driver.holder(system))
+            if needs_initramfs and any(map(FAMILY.search, found.words)):
                 files.set_pending(driver_modules.INITRAMFS)  # the packages renew the newest kernel's at most
             if found.run:
                 driver_installer.fetch(apt, found.run, found.run.file(DOWNLOADS))
@@ -254,8 +255,7 @@ class _Work(Choice):
         version = driver.library_version(system)
         for kernel in self._kernels():
             driver_modules.build(apt, Module(version, way.flavour or ""), kernel)
-        if wanted.target != "lxc":
-            driver_modules.renew_initramfs(apt)
+        driver_modules.renew_initramfs(apt)
         source = self._source()
         driver.NOTE.write(files, driver.Left(version, source, wanted.target, way.flavour or ""))
         return version, source
