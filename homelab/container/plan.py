@@ -34,12 +34,11 @@ from remote_scripts.pve.properties import differing
 class DriverCards:
     """The cards of NVIDIA's driver, or those that it has once the cards for VMs are bound.
 
-    `slots`: number of /dev/nvidiaN -> slot; `predicted`: whether a reboot comes first, at which the driver counts its
-    cards anew; `unavailable`: slot of another card -> who has it, for messages.
+    `facts`: of their host; `slots`: number of /dev/nvidiaN -> slot; `predicted`: whether a reboot comes first, at which
+    the driver counts its cards anew; `unavailable`: slot of another card -> who has it, for messages.
     """
 
     facts: HostFacts
-
     slots: dict[int, str]
     predicted: bool
     unavailable: dict[str, str]
