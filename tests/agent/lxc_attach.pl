@@ -1,11 +1,10 @@
-#!/usr/bin/perl
+#!/usr/bin/perl -w
 # Stands for lxc-attach where a folder of this machine stands for a container: `--clear-env -n ID [--keep-var NAME]... -- PROGRAM...`.
 #
 # As the real one it gives the program nothing of its own environment but what it is to keep, looks it up in the container's PATH, waits for it, and
 # leaves it running where it is killed; a signal n is the status 128 + n. STAND_IN_SHELL is what the container has as /bin/sh, STAND_IN_PATH where
 # its programs are, and ROOT is a simulated container's own.
 use strict;
-use warnings;
 
 my ($clear, $name, $id, @command) = @ARGV;
 die "lxc-attach: @ARGV\n" if "$clear $name" ne '--clear-env -n' or $id !~ /^\d+$/;
@@ -22,7 +21,7 @@ if (!$child) {
     %ENV = (PATH => '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin', container => 'lxc');
     defined $host{$_} and $ENV{$_} = $host{$_} for @kept;
     $ENV{PATH} = "$host{STAND_IN_PATH}:$ENV{PATH}" if $host{STAND_IN_PATH};
-    no warnings 'exec';
+    $^W = 0; # of what can't be started, the line below tells
     exec {$command[0]} @command or print STDERR "lxc-attach: $id: $! - Failed to exec \"$command[0]\"\n";
     exit 127;
 }
