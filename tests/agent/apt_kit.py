@@ -281,7 +281,7 @@ def _environment(place: Path, repos: Mapping[str, Repo]) -> dict[str, str]:
             (programs / name).chmod(0o755)
         (place / "apt.conf").write_text(
             f'Dir "{root}";\nDir::State::status "{root}/var/lib/dpkg/status";\nDir::Bin::methods "/usr/lib/apt/methods";\n'
-            f'Dir::Bin::dpkg "{programs}/dpkg";\nAPT::Sandbox::User "root";\nAPT::Architectures {{ "amd64"; "i386"; }};\nDPkg::Path "";\n'
+            f'Dir::Bin::dpkg "{programs}/dpkg";\nAPT::Sandbox::User "root";\nAPT::Architectures {{ "amd64"; "i386"; }};\nAPT::Cache-HashTableSize "1000";\nDPkg::Path "";\n'
         )
     return os.environ | {
         "ROOT": str(root),

@@ -116,8 +116,10 @@ def test_a_preview_says_what_would_come_and_touches_nothing(machine: Machine) ->
 
 def test_the_stack_comes_once_and_goes_without_a_trace(machine: Machine) -> None:
     before, content = machine.versions(), machine.content()
-    wanted = machine.wanted(cuda="12.8", target="host")
+    fetch_a_key = ("ca-certificates", "curl")
+    wanted = machine.wanted(cuda="12.8", target="host", prerequisites=fetch_a_key)
     answer = apply(machine, wanted)
+    assert {*fetch_a_key} <= {*machine.versions()}
     assert (answer.version, answer.source, answer.reboot, answer.cuda) == (NEW, "packages", "no", "12.8"), answer
     assert machine.modules() == {f"{NEW} open"} and machine.loaded == NEW
     assert not apply(machine, wanted).changed
@@ -164,15 +166,12 @@ def test_an_engine_that_is_there_by_other_packages_is_left_as_it_is(machine: Mac
     assert "docker.io" not in machine.versions() and "nvidia-container-toolkit" in machine.versions()
 
 
-def test_an_engine_comes_with_what_it_recommends_and_nothing_else_does(machine: Machine) -> None:
-    answer = apply(machine, machine.wanted(beside=("docker.io", "nvidia-container-toolkit=1.20.0-*")))
-    assert answer.toolkit == "1.20.0-1" and "docker-parts" in machine.versions()
+def test_an_engine_comes_with_what_it_recommends_and_stays_until_all_goes_and_its_data_stays_then(
+    machine: Machine,
+) -> None:
+    wanted = machine.wanted(beside=("docker.io", "nvidia-container-toolkit=1.20.0-*"))
+    assert apply(machine, wanted).toolkit == "1.20.0-1" and "docker-parts" in machine.versions()
     assert "hidden-needs" not in machine.versions()
-
-
-def test_an_engine_that_came_stays_until_all_goes_and_its_data_stays_then(machine: Machine) -> None:
-    wanted = machine.wanted(beside=("docker.io", "nvidia-container-toolkit"))
-    apply(machine, wanted)
     apply(machine, machine.wanted())
     assert "docker.io" in machine.versions() and "nvidia-container-toolkit" not in machine.versions()
     revert(machine, wanted)
@@ -308,18 +307,18 @@ def test_a_container_gets_its_hosts_version_and_no_modules(machine: Machine) -> 
 
 
 # -- an update -----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("failure", [f"postinst-{LATER}", f"build-{LATER}-{KERNELS[0]}", f"load-{LATER}"])
-def test_an_update_that_fails_before_a_boot_is_taken_back_without_a_server(old: Machine, failure: str) -> None:
+def test_an_update_that_fails_before_a_boot_is_taken_back_without_a_server(old: Machine) -> None:
     versions, marks, modules = old.versions(), old.marks(), old.modules()
     said = read(old, old.wanted("595", "host"))
     assert said.way_back and (said.was, said.version) == (OLD, LATER)
-    old.fail(failure)
-    if failure.startswith("load"):
-        (old.root / "proc/driver/nvidia/version").unlink()
-    failed = refusal(old, old.wanted("595", "host"))
-    assert f"the driver {OLD} is back" in failed.next, failed
-    assert (old.versions(), old.marks(), old.modules()) == (versions, marks, modules)
-    assert old.loaded == ("" if failure.startswith("load") else OLD)
+    for failure in (f"postinst-{LATER}", f"build-{LATER}-{KERNELS[0]}", f"load-{LATER}"):
+        old.fail(failure)
+        if failure.startswith("load"):
+            (old.root / "proc/driver/nvidia/version").unlink()
+        failed = refusal(old, old.wanted("595", "host"))
+        assert f"the driver {OLD} is back" in failed.next, failed
+        assert (old.versions(), old.marks(), old.modules()) == (versions, marks, modules), failure
+        assert old.loaded == ("" if failure.startswith("load") else OLD)
     # An owner's own upgrade doesn't bring in what has failed.
     old.apt("dist-upgrade")
     assert old.versions() == versions
@@ -476,16 +475,16 @@ def test_an_initramfs_that_was_not_made_is_said_and_made_by_the_next_run(machine
     assert (machine.root / f"boot/initrd.img-{KERNELS[0]}").read_text()
 
 
-@pytest.mark.parametrize("is_mended", [True, False])
-def test_a_strangers_package_that_is_half_configured_stands_in_no_ones_way(machine: Machine, is_mended: bool) -> None:
+def test_a_strangers_package_that_is_half_configured_stands_in_no_ones_way(machine: Machine) -> None:
     machine.fail("stranger")
     subprocess.run(["apt-get", "-qy", "install", "stranger"], check=False, capture_output=True)
-    assert machine.versions()["stranger"] == "half-configured"
-    machine.fail(*([] if is_mended else ["stranger"]))
     apply(machine, machine.wanted(OLD))
-    assert machine.versions()["stranger"] == ("1.0" if is_mended else "half-configured")
-    machine.fail(f"postinst-{LATER}", *([] if is_mended else ["stranger"]))
+    machine.fail("stranger", f"postinst-{LATER}")
     assert f"the driver {OLD} is back" in refusal(machine, machine.wanted("595")).next
+    assert machine.versions()["stranger"] == "half-configured"
+    machine.fail(f"postinst-{LATER}")
+    assert f"the driver {OLD} is back" in refusal(machine, machine.wanted("595")).next
+    assert machine.versions()["stranger"] == "1.0"
 
 
 def test_the_drivers_own_that_is_half_configured_is_repaired_first(old: Machine) -> None:
@@ -641,7 +640,7 @@ def works(machine: Machine, version: str) -> bool:
 POINTS = range(0, 235, 3)
 
 
-@pytest.mark.parametrize("point", sampling.sample(POINTS, 2, "first"))
+@pytest.mark.parametrize("point", sampling.sample(POINTS, 1, "first"))
 @pytest.mark.parametrize("goes_on", [True, False])
 def test_a_first_run_that_is_killed_is_finished_or_undone(machine: Machine, point: int, goes_on: bool) -> None:
     before, wanted = machine.versions(), machine.wanted(cuda="12.8", target="host")
@@ -651,7 +650,7 @@ def test_a_first_run_that_is_killed_is_finished_or_undone(machine: Machine, poin
     assert revert(machine, wanted) == () and machine.versions() == before
 
 
-@pytest.mark.parametrize("point", sampling.sample(POINTS, 2, "update"))
+@pytest.mark.parametrize("point", sampling.sample(POINTS, 1, "update"))
 @pytest.mark.parametrize("then", ["again", "back"])
 def test_an_update_that_is_killed_is_finished_or_taken_back(old: Machine, point: int, then: str) -> None:
     before = old.versions()
@@ -664,7 +663,7 @@ def test_an_update_that_is_killed_is_finished_or_taken_back(old: Machine, point:
         assert works(old, OLD) and old.versions() == before and not noted(old.system()).phase
 
 
-@pytest.mark.parametrize("point", sampling.sample(POINTS, 2, "back"))
+@pytest.mark.parametrize("point", sampling.sample(POINTS, 1, "back"))
 def test_a_way_back_that_is_killed_is_gone_on_with(new: Machine, point: int) -> None:
     kill(new, lambda: end(new, "revert"), point)
     if noted(new.system()).phase:
@@ -673,7 +672,7 @@ def test_a_way_back_that_is_killed_is_gone_on_with(new: Machine, point: int) -> 
     assert (new.root / "var/lib/homelab/given-up").read_text() == f"{LATER}\n"
 
 
-@pytest.mark.parametrize("point", sampling.sample(POINTS, 2, "installer"))
+@pytest.mark.parametrize("point", sampling.sample(POINTS, 1, "installer"))
 @pytest.mark.parametrize("before", ["machine", "old"])
 def test_an_installer_that_is_killed_is_finished_or_undone(
     point: int, before: str, request: pytest.FixtureRequest
@@ -685,7 +684,7 @@ def test_an_installer_that_is_killed_is_finished_or_undone(
     assert revert(where, wanted) == () and {*where.versions()} == {"dpkg", "gdm"}
 
 
-@pytest.mark.parametrize("point", sampling.sample(POINTS, 2, "revert"))
+@pytest.mark.parametrize("point", sampling.sample(POINTS, 1, "revert"))
 def test_a_revert_that_is_killed_is_finished_by_the_next(old: Machine, point: int) -> None:
     wanted = old.wanted(OLD, "host")
     kill(old, lambda: revert(old, wanted), point)
@@ -735,11 +734,6 @@ def test_a_server_that_is_away_is_named(machine: Machine) -> None:
         read(machine, wanted)
     assert "/nowhere" in str(refusal(machine, wanted)) and machine.versions() == before
     assert not (machine.root / "etc/apt/sources.list.d/homelab-nvidia.list").exists()
-
-
-def test_what_fetches_a_key_comes_first_where_it_isnt_there(machine: Machine) -> None:
-    apply(machine, machine.wanted(prerequisites=("ca-certificates", "curl")))
-    assert {"ca-certificates", "curl"} <= {*machine.versions()}
 
 
 @pytest.mark.skipif(not shutil.which("gpg"), reason="this machine has no gpg")
