@@ -17,6 +17,7 @@ import pytest
 
 from remote_scripts.tools import disk
 from remote_scripts.tools.done import Done
+from tests import sampling
 from tests.agent import disk_kit
 from tests.agent.kit import Cut, Host, Refused, left_by, watched
 
@@ -222,14 +223,15 @@ _GROWS = ("create", "write", "mkdir", "symlink", "link", "mknod")
 
 
 def on_a_full_disk(
-    host: Host, act: Callable[[Host], object], place: Path, where: str = r"/(?!run/)|/run/.*/esp-[^/]+/", step: int = 1
+    host: Host, act: Callable[[Host], object], place: Path, where: str = r"/(?!run/)|/run/.*/esp-[^/]+/", step: int = 4
 ) -> Iterator[tuple[int, str, Host]]:
     """The host after each way in which `act` may find the disk full; what it said, empty where it said nothing. Last of all it isn't.
 
     :param where: which paths of the host are on that disk, a regular expression; by default all but what is in memory.
-    :param step: one in so many ways is tried.
+    :param step: one in so many ways is tried, from a drawn one on (tests/sampling.py).
     """
-    for number in itertools.count(step=step):
+    step = 1 if sampling.EVERY else step
+    for number in itertools.count(sampling.drawn(where).randrange(step), step):
         left = Host(place / str(number))
         shutil.rmtree(left.root)
         shutil.copytree(host.root, left.root, symlinks=True)

@@ -35,7 +35,7 @@ def hooked(host: Host, stocked_boot: None) -> Host:
 @SYSTEMD_BOOT
 def test_a_full_esp_gets_no_truncated_entry_and_its_error_is_reported(hooked: Host, tmp_path: Path) -> None:
     theirs, failed = hooked.tree("esp"), 0
-    found = boot_kit.on_a_full_disk(hooked, follow, tmp_path / "full", f"/run/homelab/esp-{ESPS[0]}/")
+    found = boot_kit.on_a_full_disk(hooked, follow, tmp_path / "full", f"/run/homelab/esp-{ESPS[0]}/", step=1)
     for _, said, left in found:
         if said:
             failed += 1

@@ -37,7 +37,7 @@ from tests.agent.machines import Machine
 
 EXAMPLES: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "stops.yaml").read_text())
 MACHINES = {**machines.MACHINES, **machines_nvidia.MACHINES}
-#: Stops of each kind that are tried of an act, where the example says no number of its own.
+#: Stops of each kind that are tried of an act.
 SAMPLE = 2
 #: What they change, Proxmox VE's API changes: they are killed after each change where there is one (tests/lab/test_guest_transaction.py).
 BY_THE_API = {"guest_cards", "free_card"}
@@ -194,7 +194,7 @@ class Example:
         now = Cut("", disk_kit.tree(machine.host.root), machine.host.tree("sys"))
         return machine.after(cut or now, next(self._places))
 
-    def stops(self, machine: Machine, act: Callable[[], None], most: int | None, name: str, **about: bool) -> list[Cut]:
+    def stops(self, machine: Machine, act: Callable[[], None], most: int, name: str, **about: bool) -> list[Cut]:
         """What is left of the act wherever it is killed, or the power is cut; of a sample at so many places. It is done on the host itself.
 
         :param about: as of `cuts`.
@@ -205,8 +205,7 @@ class Example:
 
     def cut_short(self, machine: Machine, act: str) -> Iterator[tuple[str, Machine]]:
         """What the act leaves, which comes to its end on the host itself."""
-        most = None if "stops" in self.data else SAMPLE
-        stops = self.stops(machine, lambda: self.run(machine, act), most, f"{self.name} {act}")
+        stops = self.stops(machine, lambda: self.run(machine, act), SAMPLE, f"{self.name} {act}")
         assert stops, f"{act} makes no write, and starts no program"
         for cut in stops:
             yield f"{act}, {cut.how}", self.copy(machine, cut)
@@ -240,9 +239,8 @@ class Example:
             assert is_back, f"{act} puts not all back after {fault.__name__} at {moments[number]}"
 
     def ends(self, left: Machine, trees: Mapping[str, Tree], how: str) -> None:
-        """Each act, as the next one, leads to its tree; of a sample one act, where the example says no number of stops."""
-        most = len(trees) if "stops" in self.data else 1
-        for act, tree in sampling.sample([*trees.items()], most, f"{self.name} {next(self._ends)}"):
+        """Each act, as the next one, leads to its tree; of a sample one act."""
+        for act, tree in sampling.sample([*trees.items()], 1, f"{self.name} {next(self._ends)}"):
             machine = self.copy(left)
             self.run(machine, act)
             assert self.lasting(machine) == tree, f"HOMELAB_SEED={sampling.SEED} {act} after {how}"
