@@ -13,7 +13,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,13 +29,13 @@ LASTING = ("etc", "boot", "usr", "var", "esp")
 Listed = tuple[str, str, os.stat_result]
 
 
-def all_below(root: Path) -> list[Listed]:
-    """Everything that lasts, each folder before what is in it."""
+def all_below(root: Path, tops: Sequence[str] = LASTING) -> list[Listed]:
+    """Everything that lasts, or is below these folders, each folder before what is in it."""
     found: list[Listed] = []
-    folders = list(reversed(LASTING))
+    folders = [*reversed(tops)]
     while folders:
         folder = folders.pop()
-        with contextlib.suppress(FileNotFoundError), os.scandir(f"{root}/{folder}") as entries:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(f"{root}/{folder}") as entries:
             for entry in sorted(entries, key=operator.attrgetter("name")):
                 found.append((f"{folder}/{entry.name}", entry.path, entry.stat(follow_symlinks=False)))
                 if entry.is_dir(follow_symlinks=False):
@@ -48,16 +48,14 @@ def tree(root: Path) -> Tree:
     return tree_of(all_below(root))
 
 
-def tree_of(below: list[Listed]) -> Tree:
+def tree_of(below: list[Listed]) -> dict[str, tuple[int, bytes | str | None]]:
     """The same of what was listed just now."""
     found: dict[str, tuple[int, bytes | str | None]] = {}
     for key, path, about in below:
         if stat.S_ISLNK(about.st_mode):
             found[key] = (0, os.readlink(path))  # noqa: PTH115
-        elif stat.S_ISDIR(about.st_mode):
-            found[key] = (about.st_mode & 0o7777, None)
         else:
-            found[key] = (about.st_mode & 0o7777, _bytes_of(path))
+            found[key] = (about.st_mode & 0o7777, _bytes_of(path) if stat.S_ISREG(about.st_mode) else None)
     return found
 
 

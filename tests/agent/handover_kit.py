@@ -23,8 +23,9 @@ from remote_scripts.tools import disk
 from remote_scripts.tools.done import TIMED_OUT, Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files
+from remote_scripts.tools.plain import to_plain
 from remote_scripts.tools.run import Stand
-from tests.agent.kit import Host
+from tests.agent import kit
 
 GPU, AUDIO, OTHER = "0000:01:00.0", "0000:01:00.1", "0000:02:00.0"
 BIG = Card(name="big", functions={GPU: "10de:2b85", AUDIO: "10de:22e8"}, vms=(103,))
@@ -35,6 +36,106 @@ START, STOP, SERVICE = ("hook", "103", "pre-start"), ("hook", "103", "post-stop"
 _OWN = {GPU: "nvidia", OTHER: "nvidia", AUDIO: "snd_hda_intel"}
 
 
+class Host(kit.Host):
+    """The host, and what is asked of it."""
+
+    def bind(self, address: str, driver: str) -> None:
+        link = self.root / DEVICES[1:] / address / "driver"
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"../../../../bus/pci/drivers/{driver}")
+
+    def unbind(self, address: str) -> None:
+        (self.root / DEVICES[1:] / address / "driver").unlink(missing_ok=True)
+
+    def driver(self, address: str) -> str:
+        link = self.root / DEVICES[1:] / address / "driver"
+        return link.readlink().name if link.is_symlink() else ""
+
+    def drivers(self) -> list[str]:
+        return [self.driver(one) for one in (GPU, AUDIO, OTHER)]
+
+    def override(self, address: str) -> str:
+        return self.read(f"{DEVICES}/{address}/driver_override").strip()
+
+    def cards(self, *cards: Card) -> None:
+        """What is handed over, as the layer has installed it."""
+        self.write(shared_handover.CARDS, json.dumps(to_plain(cards)))
+
+    def asked(self) -> str:
+        """The programs that were started, a line each."""
+        return self.read("/asked") if self.exists("/asked") else ""
+
+    def fails(self, *calls: str) -> None:
+        """From now on, calls of a program with a text among its words: `PROGRAM TEXT`."""
+        self.write("/fails", "".join(f"{call}\n" for call in calls))
+
+    def call(self, *words: str) -> str:
+        """What is refused, as a person reads it; empty: nothing."""
+        system = self.system()
+        try:
+            layer.program(system, words)
+        except Failure as failure:
+            return f"{failure.wanted}\n{failure.found}\n{failure.why}\n{failure.next}"
+        finally:
+            system.work.release()
+        return ""
+
+    def run(self, *words: str) -> None:
+        assert self.call(*words) == ""
+
+    def state(self) -> str:
+        return json.loads(self.read(STATE))["state"] if self.exists(STATE) else ""
+
+    def story(self) -> str:
+        return self.read(STORY) if self.exists(STORY) else ""
+
+    def at_home(self, *, only: bool = False) -> bool:
+        """The card, its containers, the driver's settings as at first; and its modules."""
+        return (
+            self.drivers() == ["nvidia", "snd_hda_intel", "" if only else "nvidia"]
+            and {self.override(one) for one in (GPU, AUDIO)} == {""}
+            and (self.read("/ct950"), self.read("/persistence"), self.read("/drain"))
+            == ("running\n", "Enabled\n", "0\n")
+            and self.exists("/proc/driver/nvidia/version")
+        )
+
+    def with_the_vm(self) -> bool:
+        return self.drivers()[:2] == ["vfio-pci"] * 2 and (self.state(), self.read("/ct950")) == ("VM", "stopped\n")
+
+    def two_users(self) -> bool:
+        """Does a container run with a card that isn't its driver's?"""
+        return self.driver(GPU) != "nvidia" and self.read("/ct950") == "running\n"
+
+    def rewrite(self, **changes: object) -> None:
+        """What is noted of the card, with these changes."""
+        self.write(STATE, json.dumps(json.loads(self.read(STATE)) | changes))
+
+    @contextmanager
+    def vm_locked(self, vmid: str = "103") -> Iterator[None]:
+        """As `qm start`, `qm stop` and, on Proxmox VE 9, `qm cleanup` have it while they call the hookscript."""
+        with (self.root / f"run/lock/qemu-server/lock-{vmid}.conf").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def everything(self) -> dict[str, object]:
+        """All but what a run says and when it was."""
+        found: dict[str, object] = {}
+        places = ("sys", "etc", "var", "proc", "dev", "kept", "ct950", "persistence", "drain")
+        for name, about in self.tree(*places).items():
+            if not name.endswith("handover/log"):
+                content = about[1]
+                found[name] = re.sub(rb'"since": \d+', b"", content) if isinstance(content, bytes) else about
+        return found
+
+    def copied(self, place: Path) -> None:
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(self.root, place, symlinks=True)
+
+    def back(self, place: Path) -> None:
+        shutil.rmtree(self.root)
+        shutil.copytree(place, self.root, symlinks=True)
+
+
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     return made(Host(tmp_path), monkeypatch)
@@ -43,8 +144,8 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 @pytest.fixture
 def lent(host: Host) -> Host:
     """The same, with the card lent to the VM."""
-    run(host, *START)
-    assert with_the_vm(host)
+    host.run(*START)
+    assert host.with_the_vm()
     return host
 
 
@@ -52,8 +153,8 @@ def made(host: Host, monkeypatch: pytest.MonkeyPatch, *, only: bool = False) -> 
     """Its driver has another card, too, unless `only`."""
     fill(host)
     if only:
-        unbind(host, OTHER)
-    cards(host, BIG)
+        host.unbind(OTHER)
+    host.cards(BIG)
     monkeypatch.setattr(Files, "set_attribute", lambda files, path, value: _take(host, path, value.strip()))
     # Files in the place of devices, which can be copied (a state of the host).
     monkeypatch.setattr("remote_scripts.nvidia.nvidia.make_nodes", lambda _system: host.write("/dev/nvidia0", ""))
@@ -72,7 +173,7 @@ def fill(host: Host) -> None:
         host.write(f"{DEVICES}/{address}/device", f"0x{device}\n")
         host.write(f"{DEVICES}/{address}/driver_override", "\n")
         host.write(f"{DEVICES}/{address}/config", bytes.fromhex(vendor)[::-1] + bytes.fromhex(device)[::-1] + bytes(60))
-        bind(host, address, _OWN[address])
+        host.bind(address, _OWN[address])
     for name in ("nvidia", "nvidia_modeset", "nvidia_drm", "nvidia_uvm"):
         (host.root / "sys/module" / name).mkdir(parents=True)
     host.write(f"/proc/driver/nvidia/gpus/{GPU}/information", "Device Minor: \t 0\n")
@@ -111,41 +212,7 @@ class Moments:
     def sleep(self, _seconds: float) -> None: ...
 
 
-def cards(host: Host, *cards: Card) -> None:
-    """What is handed over, as the layer has installed it."""
-    host.write(
-        shared_handover.CARDS,
-        "["
-        + ",".join(
-            f'{{"name":"{one.name}","functions":{str(one.functions).replace(chr(39), chr(34))},"vms":{list(one.vms)}}}'
-            for one in cards
-        )
-        + "]",
-    )
-
-
 # -- the kernel ----------------------------------------------------------------------------------------------------
-def bind(host: Host, address: str, driver: str) -> None:
-    link = host.root / DEVICES[1:] / address / "driver"
-    link.unlink(missing_ok=True)
-    link.symlink_to(f"../../../../bus/pci/drivers/{driver}")
-
-
-def unbind(host: Host, address: str) -> None:
-    (host.root / DEVICES[1:] / address / "driver").unlink(missing_ok=True)
-
-
-def driver(host: Host, address: str) -> str:
-    link = host.root / DEVICES[1:] / address / "driver"
-    return link.readlink().name if link.is_symlink() else ""
-
-
-def drivers(host: Host) -> list[str]:
-    return [driver(host, one) for one in (GPU, AUDIO, OTHER)]
-
-
-def override(host: Host, address: str) -> str:
-    return host.read(f"{DEVICES}/{address}/driver_override").strip()
 
 
 def _take(host: Host, path: str, value: str) -> None:
@@ -156,20 +223,20 @@ def _take(host: Host, path: str, value: str) -> None:
     name = path.rpartition("/")[2]
     gpus, kept = host.root / "proc/driver/nvidia/gpus", host.root / "kept"
     if name == "unbind":
-        was = driver(host, value)
-        unbind(host, value)
+        was = host.driver(value)
+        host.unbind(value)
         if was == "nvidia" and (gpus / value).exists():
             (gpus / value).rename(kept / value)
         if value == GPU and was == "nvidia":
             host.write("/persistence", "Disabled\n")  # the mode is the driver's own, which knows the card no more
     elif name in ("bind", "drivers_probe"):
-        wanted = path.split("/")[-2] if name == "bind" else override(host, value) or _OWN[value]
+        wanted = path.split("/")[-2] if name == "bind" else host.override(value) or _OWN[value]
         is_loaded = host.exists("/proc/driver/nvidia/version") or wanted != "nvidia"
-        if driver(host, value) or not is_loaded or override(host, value) not in ("", wanted):
+        if host.driver(value) or not is_loaded or host.override(value) not in ("", wanted):
             raise OSError(19, "No such device")
-        if wanted == "vfio-pci" and override(host, value) != "vfio-pci":
+        if wanted == "vfio-pci" and host.override(value) != "vfio-pci":
             raise OSError(19, "No such device")
-        bind(host, value, wanted)
+        host.bind(value, wanted)
         if wanted == "nvidia" and (kept / value).exists():
             (kept / value).rename(gpus / value)
     else:
@@ -207,16 +274,6 @@ def programs(host: Host) -> dict[str, Stand]:
     return {name: stand(name) for name in own}
 
 
-def asked(host: Host) -> str:
-    """The programs that were started, a line each."""
-    return host.read("/asked") if host.exists("/asked") else ""
-
-
-def fails(host: Host, *calls: str) -> None:
-    """From now on, calls of a program with a text among its words: `PROGRAM TEXT`."""
-    host.write("/fails", "".join(f"{call}\n" for call in calls))
-
-
 def _systemd_run(host: Host, words: list[str]) -> Done | int | str | None:
     unit = next((word.partition("=")[2] for word in words if word.startswith("--unit=")), "")
     while words[0].startswith("-"):
@@ -250,7 +307,7 @@ def _rmmod(host: Host, module: str) -> Done | int:
     devices = host.read("/proc/devices")
     host.write("/proc/devices", re.sub(rf"(?m)^\d+ {name}\n", "", devices))
     if module == "nvidia":
-        unbind(host, GPU)
+        host.unbind(GPU)
         host.write("/persistence", "Disabled\n")
         (host.root / "proc/driver/nvidia").rename(host.root / "kept/nvidia")
     return 0
@@ -268,8 +325,8 @@ def _modprobe(host: Host, words: list[str]) -> None:
     if module == "nvidia" and (host.root / "kept/nvidia").exists():
         (host.root / "kept/nvidia").rename(host.root / "proc/driver/nvidia")
         devices = devices if "195 nvidia\n" in devices else devices.replace("devices:\n", "devices:\n195 nvidia\n", 1)
-        if not driver(host, GPU) and override(host, GPU) != "vfio-pci":
-            bind(host, GPU, "nvidia")
+        if not host.driver(GPU) and host.override(GPU) != "vfio-pci":
+            host.bind(GPU, "nvidia")
     host.write("/proc/devices", devices)
 
 
@@ -283,7 +340,7 @@ def _systemctl(host: Host, words: list[str]) -> int | str | None:
 
 
 def _nvidia_smi(host: Host, words: list[str]) -> Done | int | str | None:
-    if driver(host, GPU) != "nvidia":
+    if host.driver(GPU) != "nvidia":
         return 6
     text = " ".join(words)
     if "persistence_mode" in text:
@@ -352,24 +409,6 @@ def _grep(_host: Host, words: list[str]) -> Done:
 
 
 # -- what is asked -------------------------------------------------------------------------------------------------
-def call(host: Host, *words: str) -> str:
-    """What is refused, as a person reads it; empty: nothing."""
-    system = host.system()
-    try:
-        layer.program(system, words)
-    except Failure as failure:
-        return f"{failure.wanted}\n{failure.found}\n{failure.why}\n{failure.next}"
-    finally:
-        system.work.release()
-    return ""
-
-
-def run(host: Host, *words: str) -> None:
-    assert call(host, *words) == ""
-
-
-def state(host: Host) -> str:
-    return json.loads(host.read(STATE))["state"] if host.exists(STATE) else ""
 
 
 def noted(state: str, **record: object) -> str:
@@ -377,77 +416,8 @@ def noted(state: str, **record: object) -> str:
     return json.dumps({"state": state, "vm": "103", "boot": "boot", "since": 1, **record})
 
 
-def story(host: Host) -> str:
-    return host.read(STORY) if host.exists(STORY) else ""
-
-
-def at_home(host: Host, *, only: bool = False) -> bool:
-    """The card, its containers, the driver's settings as at first; and its modules."""
-    return (
-        drivers(host) == ["nvidia", "snd_hda_intel", "" if only else "nvidia"]
-        and {override(host, one) for one in (GPU, AUDIO)} == {""}
-        and (host.read("/ct950"), host.read("/persistence"), host.read("/drain")) == ("running\n", "Enabled\n", "0\n")
-        and host.exists("/proc/driver/nvidia/version")
-    )
-
-
-def with_the_vm(host: Host) -> bool:
-    return drivers(host)[:2] == ["vfio-pci"] * 2 and (state(host), host.read("/ct950")) == ("VM", "stopped\n")
-
-
-def two_users(host: Host) -> bool:
-    """Does a container run with a card that isn't its driver's?"""
-    return driver(host, GPU) != "nvidia" and host.read("/ct950") == "running\n"
-
-
-def rewrite(host: Host, **changes: object) -> None:
-    """What is noted of the card, with these changes."""
-    host.write(STATE, json.dumps(json.loads(host.read(STATE)) | changes))
-
-
-@contextmanager
-def vm_locked(host: Host, vmid: str = "103") -> Iterator[None]:
-    """As `qm start`, `qm stop` and, on Proxmox VE 9, `qm cleanup` have it while they call the hookscript."""
-    with (host.root / f"run/lock/qemu-server/lock-{vmid}.conf").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def up_at_work(host: Host, who: str, passes: str = "") -> Iterator[None]:
-    """A run that holds the host."""
-    host.write("/run/homelab/up", f"{who}\n")
-    host.write("/run/homelab/passes", passes)
-    (host.root / "run/homelab").chmod(0o700)
-    with (host.root / "run/homelab/up").open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    host.write("/run/homelab/up", "")
-
-
-def everything(host: Host) -> dict[str, object]:
-    """All but what a run says and when it was."""
-    found: dict[str, object] = {}
-    for name, about in host.tree("sys", "etc", "var", "proc", "dev", "kept", "ct950", "persistence", "drain").items():
-        if not name.endswith("handover/log"):
-            content = about[1]
-            found[name] = re.sub(rb'"since": \d+', b"", content) if isinstance(content, bytes) else about
-    return found
-
-
 class Killed(BaseException):
     """A run that was killed."""
-
-
-def copied(host: Host, place: Path) -> None:
-    shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(host.root, place, symlinks=True)
-
-
-def back(host: Host, place: Path) -> None:
-    copied_back = host.root
-    shutil.rmtree(copied_back)
-    shutil.copytree(place, copied_back, symlinks=True)
 
 
 def now() -> int:

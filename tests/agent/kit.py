@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import itertools
 import json
 import os
-import stat
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +24,11 @@ from remote_scripts.tools.run import Stand
 from remote_scripts.tools.system import System
 from tests import sampling, sent_along
 from tests.agent import disk_kit
+from tests.agent.disk_kit import Tree
 from tests.waiting import PATIENCE
 
 #: What lasts on a host, and is compared: the rest is the running system's.
 LASTING = ("boot", "etc", "usr", "var")
-#: Path -> mode, and content, link target or None for a folder.
-Tree = Mapping[str, tuple[int, bytes | str | None]]
 
 
 class Refused(Exception):
@@ -80,29 +79,23 @@ class Host:
     def tree(self, *places: str) -> dict[str, tuple[int, bytes | str | None]]:
         """Everything below these places, by its path without the root; by default all but /run."""
         tops = [*places] if places else [name for name in os.listdir(self.root) if name != "run"]  # noqa: PTH208
-        found: dict[str, tuple[int, bytes | str | None]] = {}
-        for top in sorted(tops):
-            if os.path.lexists(f"{self.root}/{top}"):
-                _collect(f"{self.root}/{top}", top, found)
-        return found
+        there = [(top, path) for top in tops if os.path.lexists(path := f"{self.root}/{top}")]
+        listed = [(top, path, os.lstat(path)) for top, path in there]
+        return disk_kit.tree_of(listed + disk_kit.all_below(self.root, tops))
+
+    @contextmanager
+    def up_at_work(self, who: str, passes: str = "") -> Iterator[None]:
+        """A run that holds the host."""
+        self.write("/run/homelab/up", f"{who}\n")
+        self.write("/run/homelab/passes", passes)
+        (self.root / "run/homelab").chmod(0o700)
+        with (self.root / "run/homelab/up").open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+        self.write("/run/homelab/up", "")
 
     def lasting(self) -> Tree:
         return self.tree(*LASTING)
-
-
-def _collect(path: str, name: str, found: dict[str, tuple[int, bytes | str | None]]) -> None:
-    """Without a Path for each file: a sweep over cuts asks for thousands of trees."""
-    about = os.lstat(path)
-    if stat.S_ISLNK(about.st_mode):
-        found[name] = (0, os.readlink(path))  # noqa: PTH115
-    elif stat.S_ISREG(about.st_mode):
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123
-            found[name] = (stat.S_IMODE(about.st_mode), file.readall())
-    else:
-        found[name] = (stat.S_IMODE(about.st_mode), None)
-        if stat.S_ISDIR(about.st_mode):
-            for below in sorted(os.listdir(path)):  # noqa: PTH208
-                _collect(f"{path}/{below}", f"{name}/{below}", found)
 
 
 @pytest.fixture
@@ -257,7 +250,7 @@ def _with_cluster(disk: disk_kit.Tree, now: disk_kit.Tree) -> disk_kit.Tree:
 
 def left_by(cut: Cut, host: Host, place: Path) -> Host:
     """The host after the cut, killed or booted again, in a folder that isn't there yet."""
-    left = Host(place)
+    left = type(host)(place)
     left.programs = {**host.programs, "sync": lambda _arguments, _stdin: 0}
     disk_kit.write(left.root, {**cut.lasting, **cut.kernel})
     return left

@@ -12,7 +12,8 @@ from typing import Any, cast
 from remote_scripts.tools.run import Stand
 from tests.agent import api_kit, boot_kit, card_kit, cluster_kit, disk_kit, handover_kit
 from tests.agent import test_guests_to_start as guests
-from tests.agent.kit import Cut, Host, Tree, left_by
+from tests.agent.disk_kit import Tree
+from tests.agent.kit import Cut, Host, left_by
 
 # What a rule of udev's sets: of which function, and each attribute.
 _FUNCTION, _SETS = re.compile(r'KERNEL=="([^"]+)"'), re.compile(r'ATTR\{([^}]+)\}="([^"]*)"')
@@ -25,6 +26,7 @@ class Machine:
     :param example: of stops.yaml.
     """
 
+    kind_of_host: type[Host] = Host
     #: Folders that `go_on` makes anew.
     anew: tuple[str, ...] = ()
     #: Whether other nodes keep /etc/pve meanwhile.
@@ -32,7 +34,7 @@ class Machine:
 
     def __init__(self, place: Path, example: Mapping[str, Any]) -> None:
         self.example = example
-        self.host = Host(place)
+        self.host = self.kind_of_host(place)
         (self.host.root / "dev").mkdir()
         self.begin()
         self.add()
@@ -172,6 +174,9 @@ class Container(Machine):
 
 class InTurn(Machine):
     """A host with a card that container 950 and VM 103 have in turn (handover_kit.py)."""
+
+    kind_of_host = handover_kit.Host
+    host: handover_kit.Host
 
     def begin(self) -> None:
         handover_kit.fill(self.host)

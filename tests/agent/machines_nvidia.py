@@ -10,7 +10,8 @@ from typing import Any
 from remote_scripts.nvidia import driver
 from remote_scripts.tools.run import Stand
 from tests.agent import driver_kit, passthrough_kit
-from tests.agent.kit import Host, Tree
+from tests.agent.disk_kit import Tree
+from tests.agent.kit import Host
 from tests.agent.machines import Machine, first_lines
 
 

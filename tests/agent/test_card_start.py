@@ -11,34 +11,17 @@ from remote_scripts.both.diagnose import Answer, Wanted
 from remote_scripts.notes.card import Card
 from remote_scripts.notes.handover import CARDS
 from remote_scripts.tools.plain import of_plain
-from tests.agent.handover_kit import (
-    AUDIO,
-    BIG,
-    DEVICES,
-    GPU,
-    OTHER,
-    SERVICE,
-    START,
-    STATE,
-    STOP,
-    VM,
-    bind,
-    cards,
-    everything,
-    run,
-    up_at_work,
-)
+from tests.agent.handover_kit import AUDIO, BIG, DEVICES, GPU, OTHER, SERVICE, START, STATE, STOP, VM, Host
 from tests.agent.handover_kit import host as host  # a fixture
-from tests.agent.kit import Host
 
 SMALL = Card(name="small", functions={OTHER: "10de:2684"}, vms=(103,))
 
 
 def starts(host: Host, vmid: int = 103) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Of each card that the VM names: why its start wouldn't get it, and the containers that would be shut down."""
-    before = everything(host)
+    before = host.everything()
     answer = of_plain(Answer, host.ask("read", "diagnose", Wanted(vm=vmid)))
-    assert everything(host) == before
+    assert host.everything() == before
     return {start.card: (start.refused, start.containers) for start in answer.starts}
 
 
@@ -49,7 +32,7 @@ def refused(host: Host, vmid: int = 103) -> str:
 
 
 def test_a_vm_that_is_off_is_told_who_would_be_shut_down_for_it(host: Host) -> None:
-    cards(host, SMALL, BIG)
+    host.cards(SMALL, BIG)
     assert starts(host) == {"big": ("", ("950",))}
     host.write("/vm103", "unknown\n")
     assert "it isn't known whether VM 103 runs" in refused(host)
@@ -72,12 +55,12 @@ def test_of_a_vm_that_takes_nothing_now_nothing_is_said(host: Host, change: dict
 
 def test_a_card_that_is_on_vfio_pci_goes_to_it_without_a_handover(host: Host) -> None:
     for address in (GPU, AUDIO):
-        bind(host, address, "vfio-pci")
+        host.bind(address, "vfio-pci")
     assert starts(host) == {"big": ("", ())}
 
 
 def test_it_waits_for_a_run_as_a_start_would(host: Host) -> None:
-    with up_at_work(host, "anna"):
+    with host.up_at_work("anna"):
         assert "an up or a destroy of this host is at work" in refused(host)
 
 
@@ -105,12 +88,12 @@ def test_what_stands_against_it_is_said_as_a_start_would(host: Host) -> None:
 
 
 def test_a_card_that_another_vm_has_is_there_again_once_that_one_is_off(host: Host) -> None:
-    cards(host, Card(name="big", functions=BIG.functions, vms=(103, 104)))
+    host.cards(Card(name="big", functions=BIG.functions, vms=(103, 104)))
     host.write(VM.replace("103", "104"), host.read(VM))
     host.write("/vm104", "stopped\n")
-    run(host, *START)
+    host.run(*START)
     assert starts(host) == {"big": ("", ())}  # which is its own
     assert "`qm shutdown 103` gives it back" in refused(host, 104)
-    run(host, *STOP)
-    run(host, *SERVICE)
+    host.run(*STOP)
+    host.run(*SERVICE)
     assert starts(host, 104) == {"big": ("", ("950",))}

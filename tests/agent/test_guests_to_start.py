@@ -28,7 +28,6 @@ from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
 from tests.agent import api_kit
 from tests.agent.cluster_kit import Clock, elsewhere, note_ran, system_of, who_ran
-from tests.agent.handover_kit import up_at_work
 from tests.agent.kit import Cut, Host, cuts, left_by
 
 A, B = "7d4f0d3c-0000-4000-8000-00000000000a", "7d4f0d3c-0000-4000-8000-00000000000b"
@@ -541,7 +540,7 @@ def test_a_start_that_fails_since_the_system_goes_down_costs_the_others_none(hos
 
 def test_a_runs_own_guests_are_left_to_it_and_started_once_it_has_ended(host: Host) -> None:
     guest(host, VM, 90, "hookscript: local:snippets/homelab-handover.sh\n")
-    with up_at_work(host, "anna"):
+    with host.up_at_work("anna"):
         assert run(host, later=(105,), unwanted=(901,))["started"] == ["VM 103 (g103)"]
         alone(host)
         assert started(host) == [103], "a run is at work"
@@ -554,7 +553,7 @@ def test_the_run_that_confirms_the_boot_has_time_to_take_the_host(host: Host, cl
 
         def meanwhile() -> None:
             clock.meanwhile = lambda: None
-            runs.enter_context(up_at_work(host, "anna"))
+            runs.enter_context(host.up_at_work("anna"))
 
         clock.meanwhile = meanwhile
         alone(host)

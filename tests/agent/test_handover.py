@@ -48,30 +48,13 @@ from tests.agent.handover_kit import (
     STATE,
     STOP,
     VM,
-    asked,
-    at_home,
-    bind,
-    call,
-    cards,
-    driver,
-    drivers,
-    everything,
-    fails,
+    Host,
     noted,
     now,
-    rewrite,
-    run,
-    state,
-    story,
-    two_users,
-    unbind,
-    up_at_work,
-    vm_locked,
-    with_the_vm,
 )
 from tests.agent.handover_kit import host as host  # fixtures
 from tests.agent.handover_kit import lent as lent
-from tests.agent.kit import Host, Refused
+from tests.agent.kit import Refused
 
 
 def says(host: Host, program: str, text: str, answer: Done | int | str | None) -> Callable[[], None]:
@@ -86,14 +69,14 @@ def test_a_start_takes_the_card_and_a_stop_gives_it_back(
     host: Host, only: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if only:
-        unbind(host, OTHER)
-    with vm_locked(host):
-        run(host, *START)
-        assert with_the_vm(host) and host.exists("/sys/module/nvidia") is not only
-        run(host, *STOP)
-    assert state(host) == "RETURNING"
-    run(host, *SERVICE)
-    assert at_home(host, only=only) and state(host) == "" and "it is with the host again" in story(host)
+        host.unbind(OTHER)
+    with host.vm_locked():
+        host.run(*START)
+        assert host.with_the_vm() and host.exists("/sys/module/nvidia") is not only
+        host.run(*STOP)
+    assert host.state() == "RETURNING"
+    host.run(*SERVICE)
+    assert host.at_home(only=only) and host.state() == "" and "it is with the host again" in host.story()
     assert "\n508 nvidia-uvm\n" in host.read("/proc/devices"), "vfio has taken the number of a module that was gone"
 
 
@@ -114,10 +97,10 @@ def test_a_state_that_cant_be_read_is_no_card_that_is_with_the_host(lent: Host, 
         place.mkdir()
     else:
         place.write_bytes(content)
-    before = drivers(lent)
-    assert f"to read {STATE}" in call(lent, *START)
-    run(lent, *SERVICE)
-    assert drivers(lent) == before and f"left as it is: to read {STATE}: " in story(lent)
+    before = lent.drivers()
+    assert f"to read {STATE}" in lent.call(*START)
+    lent.run(*SERVICE)
+    assert lent.drivers() == before and f"left as it is: to read {STATE}: " in lent.story()
     with pytest.raises(Failure, match="a card may be on its way"):
         away(lent.system())
 
@@ -125,8 +108,8 @@ def test_a_state_that_cant_be_read_is_no_card_that_is_with_the_host(lent: Host, 
 def test_a_vms_configuration_that_cant_be_read_keeps_the_card(host: Host) -> None:
     (host.root / VM[1:]).unlink()
     (host.root / VM[1:]).mkdir()
-    assert "to read /etc/pve/qemu-server/103.conf" in call(host, *START)
-    assert at_home(host) and state(host) == ""
+    assert "to read /etc/pve/qemu-server/103.conf" in host.call(*START)
+    assert host.at_home() and host.state() == ""
 
 
 def test_a_card_that_cant_be_noted_as_on_its_way_is_not_unbound(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,8 +122,8 @@ def test_a_card_that_cant_be_noted_as_on_its_way_is_not_unbound(host: Host, monk
         real(system, name, record, **changes)
 
     monkeypatch.setattr("remote_scripts.cards.handed_over.write_record", write_record)
-    assert "its state can't be noted on the disk" in call(host, *START)
-    assert at_home(host) and "step_claim" not in asked(host) and "step_unbind" not in asked(host)
+    assert "its state can't be noted on the disk" in host.call(*START)
+    assert host.at_home() and "step_claim" not in host.asked() and "step_unbind" not in host.asked()
 
 
 # -- dead cards ------------------------------------------------------------------------------------------------------
@@ -148,12 +131,12 @@ def test_a_card_that_cant_be_noted_as_on_its_way_is_not_unbound(host: Host, monk
 def test_a_dead_card_is_kept_from_every_driver_until_it_answers(lent: Host, read: str) -> None:
     as_before = says(lent, "od", "", Done(1, b"") if read == "nothing" else " ff ff ff ff\n")
     for _ in range(2):
-        run(lent, *SERVICE)
-    assert (state(lent), driver(lent, GPU), lent.read("/ct950")) == ("DEAD", "vfio-pci", "stopped\n")
-    assert "DEAD: its configuration space" in call(lent, *START) and story(lent).count("DEAD: ") == 1
+        lent.run(*SERVICE)
+    assert (lent.state(), lent.driver(GPU), lent.read("/ct950")) == ("DEAD", "vfio-pci", "stopped\n")
+    assert "DEAD: its configuration space" in lent.call(*START) and lent.story().count("DEAD: ") == 1
     as_before()
-    run(lent, *SERVICE)
-    assert at_home(lent) and state(lent) == ""
+    lent.run(*SERVICE)
+    assert lent.at_home() and lent.state() == ""
 
 
 # -- who has it ------------------------------------------------------------------------------------------------------
@@ -298,56 +281,56 @@ def test_a_vm_that_names_the_card_is_known(host: Host, option: str, named: bool)
     host.write("/etc/pve/mapping/pci.cfg", MAPPINGS)
     for vmid in (103, 104):
         host.write(f"/etc/pve/qemu-server/{vmid}.conf", f"{option}\n")
-    stranger = call(host, "hook", "104", "pre-start")
+    stranger = host.call("hook", "104", "pre-start")
     assert ("VM 104 names gpus.big" in stranger) is named and bool(stranger) is named
-    run(host, *START)
-    assert (state(host) == "VM") is named
+    host.run(*START)
+    assert (host.state() == "VM") is named
 
 
 def test_a_card_that_is_on_vfio_pci_already_is_no_handover(host: Host) -> None:
     for address in (GPU, AUDIO):
-        bind(host, address, "vfio-pci")
-    run(host, *START)
-    assert state(host) == "" and host.read("/ct950") == "running\n"
+        host.bind(address, "vfio-pci")
+    host.run(*START)
+    assert host.state() == "" and host.read("/ct950") == "running\n"
     host.write(VM, f"lock: backup\n{host.read(VM)}")
-    run(host, *START)
-    assert state(host) == "", "nor is its backup one"
+    host.run(*START)
+    assert host.state() == "", "nor is its backup one"
 
 
 def test_a_card_does_not_sleep_too_deep_while_it_is_away(host: Host) -> None:
     attributes = [f"{DEVICES}/{one}/d3cold_allowed" for one in (GPU, AUDIO)]
     for path, value in zip(attributes, ("1\n", "0\n"), strict=True):
         host.write(path, value)
-    run(host, *START)
+    host.run(*START)
     assert read_record(host.system(), "big").d3cold == (GPU,) and [host.read(path) for path in attributes] == [
         "0\n",
         "0\n",
     ]
-    run(host, *SERVICE)
+    host.run(*SERVICE)
     assert [host.read(path) for path in attributes] == ["1\n", "0\n"], "what somebody has set stays"
 
 
 # -- several VMs, several cards --------------------------------------------------------------------------------------
 def test_of_several_vms_the_first_has_it_and_the_others_are_told(host: Host) -> None:
-    cards(host, Card(name="big", functions=BIG.functions, vms=(103, 104)))
+    host.cards(Card(name="big", functions=BIG.functions, vms=(103, 104)))
     host.write("/etc/pve/qemu-server/104.conf", host.read(VM))
     host.write("/vm104", "stopped\n")
-    run(host, *START)
+    host.run(*START)
     host.write("/vm103", "running\n")
     other = ("hook", "104", "pre-start")
     assert (
-        "VM 103 has it since" in call(host, *other)
-        and with_the_vm(host)
+        "VM 103 has it since" in host.call(*other)
+        and host.with_the_vm()
         and read_record(host.system(), "big").vm == "103"
     )
     # It has ended, and nobody has given the card back yet: the next one takes it, and the containers are started in the
     # end.
     host.write("/vm103", "stopped\n")
-    run(host, *other)
+    host.run(*other)
     record = read_record(host.system(), "big")
-    assert with_the_vm(host) and (record.vm, record.containers) == ("104", ("950",))
-    run(host, *SERVICE)
-    assert at_home(host) and state(host) == ""
+    assert host.with_the_vm() and (record.vm, record.containers) == ("104", ("950",))
+    host.run(*SERVICE)
+    assert host.at_home() and host.state() == ""
 
 
 @pytest.mark.parametrize(
@@ -365,8 +348,8 @@ def test_of_several_vms_the_first_has_it_and_the_others_are_told(host: Host) -> 
     ],
 )
 def test_a_call_with_garbage_does_nothing(host: Host, words: tuple[str, ...]) -> None:
-    call(host, *words)
-    assert at_home(host) and state(host) == ""
+    host.call(*words)
+    assert host.at_home() and host.state() == ""
 
 
 def test_of_two_cards_the_first_comes_back_where_the_second_is_not_to_be_had(host: Host) -> None:
@@ -374,26 +357,26 @@ def test_of_two_cards_the_first_comes_back_where_the_second_is_not_to_be_had(hos
     host.write(VM, "name: gaming\nhostpci0: 0000:01:00\nhostpci1: 0000:02:00\n")
     host.write(f"{DEVICES}/{OTHER}/boot_vga", "1\n")
     for order in ((small, BIG), (BIG, small)):
-        cards(host, *order)
-        assert "this host's screen" in call(host, *START)
-        assert at_home(host)
-    assert state(host) == "HELD" and "VM 103 didn't get all of its cards" in host.read(STATE)
+        host.cards(*order)
+        assert "this host's screen" in host.call(*START)
+        assert host.at_home()
+    assert host.state() == "HELD" and "VM 103 didn't get all of its cards" in host.read(STATE)
 
 
 def test_a_card_that_other_configuration_has_bound_stays_there(host: Host) -> None:
-    cards(host, Card(name="small", functions={OTHER: "10de:2684"}, vms=(103,)), BIG)
+    host.cards(Card(name="small", functions={OTHER: "10de:2684"}, vms=(103,)), BIG)
     host.write(VM, "name: gaming\nhostpci0: 0000:01:00\nhostpci1: 0000:02:00\n")
     host.write(f"{DEVICES}/{GPU}/boot_vga", "1\n")
-    bind(host, OTHER, "vfio-pci")
-    assert "this host's screen" in call(host, *START)
-    assert driver(host, OTHER) == "vfio-pci"
+    host.bind(OTHER, "vfio-pci")
+    assert "this host's screen" in host.call(*START)
+    assert host.driver(OTHER) == "vfio-pci"
 
 
 def test_a_vm_doesnt_start_with_a_card_beside_its_own_that_others_have(host: Host) -> None:
-    cards(host, BIG, Card(name="small", functions={OTHER: "10de:2684"}, vms=(104,)))
+    host.cards(BIG, Card(name="small", functions={OTHER: "10de:2684"}, vms=(104,)))
     host.write(VM, "name: gaming\nhostpci0: 0000:01:00\nhostpci1: 0000:02:00\n")
-    assert "VM 103 names gpus.small" in call(host, *START)
-    assert at_home(host) and state(host) == ""
+    assert "VM 103 names gpus.small" in host.call(*START)
+    assert host.at_home() and host.state() == ""
 
 
 def test_the_containers_of_a_vms_two_cards_are_started_when_both_are_back(host: Host) -> None:
@@ -401,11 +384,11 @@ def test_the_containers_of_a_vms_two_cards_are_started_when_both_are_back(host: 
     host.write(f"/proc/driver/nvidia/gpus/{OTHER}/information", "Device Minor: \t 1\n")
     host.write(f"{DEVICES}/{third}/vendor", "0x10de\n")
     host.write("/dev/nvidia1", "")
-    bind(host, third, "nvidia")
+    host.bind(third, "nvidia")
     host.write(VM, "name: gaming\nhostpci0: 0000:01:00\nhostpci1: 0000:02:00\n")
     smi, pct = host.programs["nvidia-smi"], host.programs["pct"]
     host.programs["nvidia-smi"] = lambda words, stdin: (
-        smi(words, stdin) if OTHER not in words else "Disabled\n" if driver(host, OTHER) == "nvidia" else 6
+        smi(words, stdin) if OTHER not in words else "Disabled\n" if host.driver(OTHER) == "nvidia" else 6
     )
     host.write(CONTAINER, f"{host.read(CONTAINER)}dev1: /dev/nvidia1\n")
     host.write("/etc/pve/lxc/951.conf", "hostname: chat\ndev0: /dev/nvidia0\ndev1: /dev/nvidia1\n")
@@ -414,46 +397,46 @@ def test_the_containers_of_a_vms_two_cards_are_started_when_both_are_back(host: 
 
     def started(words: Sequence[str], stdin: bytes) -> Done | int | str | None:
         if words[0] == "start":
-            seen[words[1]].append(drivers(host))
+            seen[words[1]].append(host.drivers())
         return pct(words, stdin)
 
     host.programs["pct"] = started
     for order in ((BIG, small), (small, BIG)):
-        cards(host, *order)
-        run(host, *START)
-        assert drivers(host) == ["vfio-pci"] * 3
-        run(host, *STOP)
-        run(host, *SERVICE)
-        assert at_home(host) and state(host) == "" and not host.exists(STATE.replace("big", "small"))
+        host.cards(*order)
+        host.run(*START)
+        assert host.drivers() == ["vfio-pci"] * 3
+        host.run(*STOP)
+        host.run(*SERVICE)
+        assert host.at_home() and host.state() == "" and not host.exists(STATE.replace("big", "small"))
     # The same where a third one isn't to be had, and the VM doesn't start.
     host.write(f"{DEVICES}/{third}/device", "0x2684\n")
     shutil.copy(host.root / f"{DEVICES}/{OTHER}/config"[1:], host.root / f"{DEVICES}/{third}"[1:])
     host.write(f"{DEVICES}/{third}/boot_vga", "1\n")
     host.write(VM, f"{host.read(VM)}hostpci2: 0000:03:00\n")
-    cards(host, BIG, small, Card(name="last", functions={third: "10de:2684"}, vms=(103,)))
-    assert "this host's screen" in call(host, *START) and at_home(host)
+    host.cards(BIG, small, Card(name="last", functions={third: "10de:2684"}, vms=(103,)))
+    assert "this host's screen" in host.call(*START) and host.at_home()
     assert seen["950"] == seen["951"] == [["nvidia", "snd_hda_intel", "nvidia"]] * 3
 
 
 def test_a_card_that_comes_back_has_all_modules_though_they_went_with_another_one(lent: Host) -> None:
     for name in ("nvidia", "nvidia_modeset", "nvidia_drm", "nvidia_uvm"):
         (lent.root / "sys/module" / name).rmdir()
-    run(lent, *SERVICE)
-    loaded = re.findall(r"(?m)^modprobe (nvidia_?\w*)$", asked(lent))
-    assert loaded == ["nvidia", "nvidia_modeset", "nvidia_drm", "nvidia_uvm"] and at_home(lent)
+    lent.run(*SERVICE)
+    loaded = re.findall(r"(?m)^modprobe (nvidia_?\w*)$", lent.asked())
+    assert loaded == ["nvidia", "nvidia_modeset", "nvidia_drm", "nvidia_uvm"] and lent.at_home()
 
 
 def test_a_module_that_nobody_had_loaded_stays_so(host: Host) -> None:
-    unbind(host, OTHER)
+    host.unbind(OTHER)
     (host.root / "sys/module/nvidia_drm").rmdir()
-    run(host, *START)
-    run(host, *SERVICE)
-    assert at_home(host, only=True) and not host.exists("/sys/module/nvidia_drm")
+    host.run(*START)
+    host.run(*SERVICE)
+    assert host.at_home(only=True) and not host.exists("/sys/module/nvidia_drm")
 
 
 @pytest.mark.parametrize(("of", "words"), [("VM", ""), ("STUCK", "gpus.big is STUCK after VM 103")])
 def test_a_run_that_lets_a_vm_have_a_card_is_told_where_it_went_wrong(lent: Host, of: str, words: str) -> None:
-    rewrite(lent, state=of)
+    lent.rewrite(state=of)
     text = away(lent.system(), ["103"])
     assert words in text and bool(text) == bool(words)
 
@@ -474,16 +457,16 @@ SOFTWARE = Software(context=Context(name="it"), lock_seconds=0)
     ],
 )
 def test_what_needs_the_card_is_refused_while_it_is_away(lent: Host, verb: str, name: str, wanted: object) -> None:
-    before = everything(lent)
+    before = lent.everything()
     with pytest.raises(Refused, match="this host's shared cards with the host\nfound: +gpus.big is with VM 103"):
         lent.ask(verb, name, wanted)
-    assert everything(lent) == before
+    assert lent.everything() == before
 
 
 def test_a_card_whose_state_cant_be_read_keeps_no_other_one_from_its_driver(lent: Host) -> None:
     lent.write("/var/lib/homelab/handover/small.state", "")
-    run(lent, *SERVICE)
-    assert at_home(lent) and state(lent) == ""
+    lent.run(*SERVICE)
+    assert lent.at_home() and lent.state() == ""
 
 
 # -- what comes between ----------------------------------------------------------------------------------------------
@@ -494,57 +477,57 @@ def test_a_container_that_has_the_card_beside_a_zero_byte_or_by_another_name_is_
     host: Host, conf: str
 ) -> None:
     host.write(CONTAINER, conf)
-    run(host, *START)
-    assert with_the_vm(host) and "shutting container 950 down" in story(host)
+    host.run(*START)
+    assert host.with_the_vm() and "shutting container 950 down" in host.story()
 
 
 def test_a_container_that_still_goes_off_is_started_after_that(host: Host) -> None:
     host.write(STATE, noted("DRAINING", containers=["950"], persistence="Enabled"))
     host.write("/active", "homelab-handover-big-stop-950.service\n")
-    run(host, *SERVICE)
-    assert state(host) == "DRAINING", "it runs, and goes off: it would be taken for one that needs nothing"
+    host.run(*SERVICE)
+    assert host.state() == "DRAINING", "it runs, and goes off: it would be taken for one that needs nothing"
     host.write("/ct950", "stopped\n")
     host.write("/active", "")
-    run(host, *SERVICE)
-    assert at_home(host)
+    host.run(*SERVICE)
+    assert host.at_home()
 
 
 def test_a_container_is_shut_down_in_a_unit_and_in_its_own_time(host: Host) -> None:
     host.write(CONTAINER, "hostname: media\ndev0: /dev/nvidia0\nstartup: order=3,down=08\n")
-    run(host, *START)
-    assert "--unit=homelab-handover-big-stop-950 pct shutdown 950 --timeout 8 " in asked(host)
+    host.run(*START)
+    assert "--unit=homelab-handover-big-stop-950 pct shutdown 950 --timeout 8 " in host.asked()
 
 
 def test_what_a_containers_start_leaves_running_outlives_the_service(lent: Host) -> None:
-    run(lent, *SERVICE)
-    assert "systemd-run -q --scope --collect pct start 950\n" in asked(lent) and at_home(lent)
+    lent.run(*SERVICE)
+    assert "systemd-run -q --scope --collect pct start 950\n" in lent.asked() and lent.at_home()
 
 
 def test_a_backup_in_stop_mode_of_a_vm_that_runs_keeps_the_card(host: Host) -> None:
     conf = host.read(VM)
-    run(host, *START)
+    host.run(*START)
     host.write(VM, f"lock: backup\n{conf}")
-    run(host, *STOP)
-    run(host, *SERVICE)
-    assert with_the_vm(host)
-    run(host, *START)
-    assert with_the_vm(host)
+    host.run(*STOP)
+    host.run(*SERVICE)
+    assert host.with_the_vm()
+    host.run(*START)
+    assert host.with_the_vm()
     host.write(VM, conf)
-    run(host, *SERVICE)
-    assert at_home(host)
+    host.run(*SERVICE)
+    assert host.at_home()
     host.write(VM, f"lock: backup\n{conf}")
-    assert "a backup of VM 103" in call(host, *START), "of one that was off"
+    assert "a backup of VM 103" in host.call(*START), "of one that was off"
 
 
 def test_a_lock_that_a_backup_left_behind_is_named_with_what_cures_it(lent: Host) -> None:
     lent.write(VM, f"lock: backup\n{lent.read(VM)}")
     for _ in range(2):
-        run(lent, *SERVICE)
-    assert with_the_vm(lent) and story(lent).count("`qm unlock 103` gives the card back") == 1
+        lent.run(*SERVICE)
+    assert lent.with_the_vm() and lent.story().count("`qm unlock 103` gives the card back") == 1
     assert "qm unlock 103" in read_record(lent.system(), "big").why
     lent.write(VM, lent.read(VM).replace("lock: backup\n", ""))
-    run(lent, *SERVICE)
-    assert at_home(lent) and state(lent) == ""
+    lent.run(*SERVICE)
+    assert lent.at_home() and lent.state() == ""
 
 
 @pytest.mark.parametrize(
@@ -552,15 +535,15 @@ def test_a_lock_that_a_backup_left_behind_is_named_with_what_cures_it(lent: Host
 )
 def test_a_driver_that_hangs_on_the_way_back_holds_nobody(lent: Host, hangs: str, step: str) -> None:
     lent.write("/hangs", hangs)
-    run(lent, *SERVICE)
-    assert state(lent) == "STUCK" and f"{step} has not come to an end" in lent.read(STATE)
-    run(lent, *SERVICE)
-    assert state(lent) == "STUCK" and lent.read("/ct950") == "stopped\n"
+    lent.run(*SERVICE)
+    assert lent.state() == "STUCK" and f"{step} has not come to an end" in lent.read(STATE)
+    lent.run(*SERVICE)
+    assert lent.state() == "STUCK" and lent.read("/ct950") == "stopped\n"
     # What it waited for has happened after all.
     for name in ("active", "hangs"):
         (lent.root / name).unlink()
-    run(lent, *SERVICE)
-    assert at_home(lent) and state(lent) == "HELD"
+    lent.run(*SERVICE)
+    assert lent.at_home() and lent.state() == "HELD"
 
 
 def test_a_card_has_its_nodes_before_its_containers_start(lent: Host) -> None:
@@ -574,26 +557,26 @@ def test_a_card_has_its_nodes_before_its_containers_start(lent: Host) -> None:
         return real(words, stdin)
 
     lent.programs["pct"] = pct
-    run(lent, *SERVICE)
-    assert there == [True] and at_home(lent)
+    lent.run(*SERVICE)
+    assert there == [True] and lent.at_home()
 
 
 @pytest.mark.parametrize("of_systemd", ["at work", "silent"])
 def test_a_vm_that_runs_for_days_is_not_stuck(lent: Host, of_systemd: str) -> None:
-    rewrite(lent, since=1)
+    lent.rewrite(since=1)
     lent.write("/vm103", "running\n")
     as_before: Callable[[], None] = lambda: None  # noqa: E731
     if of_systemd == "silent":
         as_before = says(lent, "systemctl", "is-active", 1)
     else:
         lent.write("/active", "homelab-handover-big-step_bind.service\n")
-    run(lent, *SERVICE)
-    assert with_the_vm(lent)
+    lent.run(*SERVICE)
+    assert lent.with_the_vm()
     as_before()
     lent.write("/active", "")
     lent.write("/vm103", "stopped\n")
-    run(lent, *SERVICE)
-    assert at_home(lent)
+    lent.run(*SERVICE)
+    assert lent.at_home()
 
 
 @pytest.mark.parametrize("step", ["step_claim", "step_unbind", "step_release", "step_attach"])
@@ -617,48 +600,48 @@ def test_a_step_of_which_systemd_does_not_say_in_time_what_came_of_it_is_no_reas
         return 1 if asleep and said == "nothing" and "is-active" in words else ask_real(words, stdin)
 
     host.programs |= {"systemd-run": systemd_run, "systemctl": systemctl}
-    call(host, *START)
-    run(host, *SERVICE)
-    assert asleep and (state(host) != "STUCK" or said == "nothing")
+    host.call(*START)
+    host.run(*SERVICE)
+    assert asleep and (host.state() != "STUCK" or said == "nothing")
     host.programs |= {"systemd-run": run_real, "systemctl": ask_real}
-    run(host, *SERVICE)
-    assert at_home(host) and state(host) in ("", "HELD")
+    host.run(*SERVICE)
+    assert host.at_home() and host.state() in ("", "HELD")
 
 
 @pytest.mark.parametrize(("answer", "times"), [(TIMED_OUT, 2), (1, 2)])
 def test_a_card_is_not_whole_before_its_last_step_is_done(host: Host, answer: int, times: int) -> None:
-    unbind(host, OTHER)
-    run(host, *START)
+    host.unbind(OTHER)
+    host.run(*START)
     real, left = host.programs["systemd-run"], ["step_attach"] * times
     host.programs["systemd-run"] = lambda words, stdin: (
         answer if {*words} & {*left} and left.pop() else real(words, stdin)
     )
     for _ in range(3):
-        run(host, *SERVICE)
-    assert at_home(host, only=True) and state(host) == ""
+        host.run(*SERVICE)
+    assert host.at_home(only=True) and host.state() == ""
 
 
 def test_a_step_that_goes_on_after_whoever_began_it_has_two_minutes(lent: Host) -> None:
-    rewrite(lent, since=now(), state="RETURNING")
+    lent.rewrite(since=now(), state="RETURNING")
     lent.write("/active", "homelab-handover-big-step_release.service\n")
-    run(lent, *SERVICE)
-    assert state(lent) == "RETURNING" and "RETURNING: a step of it is still at work" in call(
-        lent, "hook", "103", "pre-start"
+    lent.run(*SERVICE)
+    assert lent.state() == "RETURNING" and "RETURNING: a step of it is still at work" in lent.call(
+        "hook", "103", "pre-start"
     )
-    rewrite(lent, since=1)
-    run(lent, *SERVICE)
-    assert state(lent) == "STUCK" and "a step on its way has not come to an end" in lent.read(STATE)
+    lent.rewrite(since=1)
+    lent.run(*SERVICE)
+    assert lent.state() == "STUCK" and "a step on its way has not come to an end" in lent.read(STATE)
     lent.write("/active", "")
-    run(lent, *SERVICE)
-    assert at_home(lent)
+    lent.run(*SERVICE)
+    assert lent.at_home()
 
 
 def test_who_comes_between_the_look_and_the_unbinding_is_seen(host: Host) -> None:
     host.write("/late/maps", f"{MAPPED}\n")
     (host.root / "late/task").mkdir()
     (host.root / "late/task/43").symlink_to("..")
-    assert "in use by ? (PID 43)" in call(host, *START)
-    assert at_home(host) and state(host) == "HELD"
+    assert "in use by ? (PID 43)" in host.call(*START)
+    assert host.at_home() and host.state() == "HELD"
 
 
 @pytest.mark.parametrize(
@@ -670,8 +653,8 @@ def test_who_keeps_the_card_costs_no_container_its_run(host: Host, group: str, i
     thread(host, 43, 43, f"{MAPPED}\n")
     host.write("/proc/43/maps", f"{MAPPED}\n")
     host.write("/proc/43/cgroup", f"0::{group}\n")
-    assert "in use by ollama (PID 43" in call(host, *START)
-    assert ("pct shutdown" in asked(host)) is is_begun and at_home(host)
+    assert "in use by ollama (PID 43" in host.call(*START)
+    assert ("pct shutdown" in host.asked()) is is_begun and host.at_home()
 
 
 @pytest.mark.parametrize(
@@ -691,8 +674,8 @@ def test_a_container_that_has_it_by_what_isnt_read_keeps_it_and_none_is_shut_dow
     host.write("/ct951", "running\n")
     thread(host, 43, 43, f"{MAPPED}\n")
     host.write("/proc/43/cgroup", "0::/lxc/951/ns\n")
-    assert "in use by ollama (PID 43 of container 951)" in call(host, *START)
-    assert "pct shutdown" not in asked(host) and at_home(host)
+    assert "in use by ollama (PID 43 of container 951)" in host.call(*START)
+    assert "pct shutdown" not in host.asked() and host.at_home()
 
 
 def test_a_step_that_systemd_calls_done_while_it_is_at_work_isnt_done(host: Host) -> None:
@@ -707,14 +690,14 @@ def test_a_step_that_systemd_calls_done_while_it_is_at_work_isnt_done(host: Host
         return 0
 
     host.programs["systemd-run"] = systemd_run
-    assert "unbinding it has not come to an end" in call(host, *START)
-    assert state(host) == "STUCK" and host.read("/ct950") == "stopped\n" and not two_users(host)
+    assert "unbinding it has not come to an end" in host.call(*START)
+    assert host.state() == "STUCK" and host.read("/ct950") == "stopped\n" and not host.two_users()
 
 
 @pytest.mark.parametrize("happens", ["somebody has it", "the look fails"])
 def test_sound_that_somebody_has_open_when_the_modules_are_gone_is_not_unbound(host: Host, happens: str) -> None:
     """Its numbers are here those of /dev/null, which can be opened."""
-    unbind(host, OTHER)
+    host.unbind(OTHER)
     place = f"{DEVICES}/{AUDIO}/sound/card1/controlC1"
     host.write(f"{place}/dev", "1:3\n")
     host.write(f"{place}/uevent", "DEVNAME=snd/controlC1\n")
@@ -725,7 +708,7 @@ def test_sound_that_somebody_has_open_when_the_modules_are_gone_is_not_unbound(h
     def systemd_run(words: Sequence[str], stdin: bytes) -> Done | int | str | None:
         if [*words[-2:]] == ["rmmod", "nvidia"]:
             if happens == "the look fails":
-                fails(host, "stat --cached")
+                host.fails("stat --cached")
             else:
                 thread(host, 40960, 40960)
                 opens(host, 40960, 40960)
@@ -733,31 +716,31 @@ def test_sound_that_somebody_has_open_when_the_modules_are_gone_is_not_unbound(h
 
     host.programs["systemd-run"] = systemd_run
     said = "in use by ollama (PID 40960" if happens == "somebody has it" else "it isn't known who has it"
-    assert said in call(host, *START)
-    assert at_home(host, only=True) and "step_unbind big" not in asked(host)
+    assert said in host.call(*START)
+    assert host.at_home(only=True) and "step_unbind big" not in host.asked()
 
 
 def test_who_can_not_be_asked_has_not_ended(lent: Host) -> None:
     says(lent, "qm", "status", 1)
     place = lent.root / "etc/pve/qemu-server"
     place.rename(lent.root / "unmounted")
-    run(lent, *SERVICE)
-    assert with_the_vm(lent), "/etc/pve isn't mounted"
+    lent.run(*SERVICE)
+    assert lent.with_the_vm(), "/etc/pve isn't mounted"
     place.mkdir()
-    run(lent, *SERVICE)
-    assert at_home(lent), "the VM is gone"
+    lent.run(*SERVICE)
+    assert lent.at_home(), "the VM is gone"
 
 
 def test_a_vm_of_which_nobody_knows_whether_it_runs_is_not_taken_for_one_that_does(lent: Host) -> None:
     says(lent, "qm", "status", 1)
-    assert "it isn't known whether VM 103 runs (`qm status 103`)" in call(lent, *START)
-    assert with_the_vm(lent)
+    assert "it isn't known whether VM 103 runs (`qm status 103`)" in lent.call(*START)
+    assert lent.with_the_vm()
 
 
 def test_what_qm_warns_of_before_its_answer_keeps_no_card(lent: Host) -> None:
     says(lent, "qm", "status", "a warning\nstatus: stopped\n")
-    run(lent, *SERVICE)
-    assert at_home(lent)
+    lent.run(*SERVICE)
+    assert lent.at_home()
 
 
 @pytest.mark.parametrize("another", [False, True], ids=["the card was taken out of it", "another one has its id"])
@@ -765,10 +748,10 @@ def test_a_vm_that_runs_without_the_card_keeps_it_from_nobody(lent: Host, anothe
     """Its end was not told to the hook, such as where a step of a run had this host."""
     lent.write(VM, "name: gaming\n")
     if not another:
-        run(lent, *START)
+        lent.run(*START)
     lent.write("/vm103", "running\n")
-    run(lent, *SERVICE)
-    assert at_home(lent) and state(lent) == ""
+    lent.run(*SERVICE)
+    assert lent.at_home() and lent.state() == ""
 
 
 def test_a_vm_that_names_no_card_any_more_waits_for_nobody(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -776,8 +759,8 @@ def test_a_vm_that_names_no_card_any_more_waits_for_nobody(host: Host, monkeypat
     host.write(VM, "name: gaming\n")
     other = host.system()
     other.work.take_lock()
-    run(host, *START)
-    assert at_home(host)
+    host.run(*START)
+    assert host.at_home()
     other.work.release()
 
 
@@ -790,8 +773,8 @@ def test_a_vm_whose_mapping_is_another_cards_by_now_keeps_what_it_has_open(
     (lent.root / DEVICES[1:] / GPU / "iommu_group").symlink_to("../7")
     monkeypatch.setattr(card_handover, "processes_using", lambda *_: ["kvm (PID 7)"])
     for _ in range(2):
-        run(lent, *SERVICE)
-    assert with_the_vm(lent) and story(lent).count("kvm (PID 7) still has it") == 1
+        lent.run(*SERVICE)
+    assert lent.with_the_vm() and lent.story().count("kvm (PID 7) still has it") == 1
 
 
 def test_a_card_is_not_dead_because_the_disk_is_full(lent: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -800,62 +783,62 @@ def test_a_card_is_not_dead_because_the_disk_is_full(lent: Host, monkeypatch: py
 
     with monkeypatch.context() as full:
         full.setattr(handover, "write_record", write_record)
-        fails(lent, "systemd-run step_release")
-        run(lent, *SERVICE)
-    assert driver(lent, GPU) == "vfio-pci"
-    fails(lent)
-    run(lent, *SERVICE)
-    assert at_home(lent) and state(lent) == ""
+        lent.fails("systemd-run step_release")
+        lent.run(*SERVICE)
+    assert lent.driver(GPU) == "vfio-pci"
+    lent.fails()
+    lent.run(*SERVICE)
+    assert lent.at_home() and lent.state() == ""
 
 
 def test_a_card_that_can_not_be_let_go_of_its_drain_is_not_called_whole_and_lets_clients_in_before_its_containers_start(
     lent: Host,
 ) -> None:
     for call_, said in ((f"nvidia-smi drain -p {GPU} -m 0", ""), ("nvidia-smi pci.bus_id", "nvidia-smi")):
-        fails(lent, call_)
-        run(lent, *SERVICE)
-        assert (state(lent), lent.read("/ct950")) == ("HELD", "stopped\n") and said in lent.read(STATE)
+        lent.fails(call_)
+        lent.run(*SERVICE)
+        assert (lent.state(), lent.read("/ct950")) == ("HELD", "stopped\n") and said in lent.read(STATE)
         assert said or lent.read("/drain") == "1\n"
         lent.write("/drain", "1\n")
-        fails(lent)
-        run(lent, *SERVICE)
-        assert at_home(lent) and state(lent) == ""
-        run(lent, *START)
+        lent.fails()
+        lent.run(*SERVICE)
+        assert lent.at_home() and lent.state() == ""
+        lent.run(*START)
 
 
 def test_a_driver_that_answers_late_gets_its_settings_back_without_a_container_too(host: Host) -> None:
     host.write("/ct950", "stopped\n")
-    run(host, *START)
+    host.run(*START)
     host.write("/ails", "")
-    run(host, *SERVICE)
-    assert (state(host), host.read("/persistence")) == ("HELD", "Disabled\n")
+    host.run(*SERVICE)
+    assert (host.state(), host.read("/persistence")) == ("HELD", "Disabled\n")
     (host.root / "ails").unlink()
-    run(host, *SERVICE)
-    assert (state(host), host.read("/persistence"), host.read("/drain")) == ("", "Enabled\n", "0\n")
+    host.run(*SERVICE)
+    assert (host.state(), host.read("/persistence"), host.read("/drain")) == ("", "Enabled\n", "0\n")
     assert host.read("/ct950") == "stopped\n"
 
 
 def test_what_a_command_says_is_told_as_text(host: Host) -> None:
     says(host, "nvidia-smi", "-m 1", Done(9, b"\x1b[31mno\0t here\x1b[0m\n"))
-    run(host, *START)
-    assert "it can't be drained, and goes without that: not here\n" in story(host)
+    host.run(*START)
+    assert "it can't be drained, and goes without that: not here\n" in host.story()
 
 
 # -- a start by hand while an `up` is at work ------------------------------------------------------------------------
 def test_a_start_by_hand_waits_for_the_end_of_an_up(host: Host) -> None:
-    with up_at_work(host, "anna on desk"):
-        said = call(host, *START)
+    with host.up_at_work("anna on desk"):
+        said = host.call(*START)
         assert "is at work: anna on desk" in said and "when that has ended" in said
-        assert at_home(host) and state(host) == "" and "doesn't get it" in story(host)
+        assert host.at_home() and host.state() == "" and "doesn't get it" in host.story()
         conf = host.read(VM)
         host.write(VM, "name: gaming\n")
-        run(host, *START)  # a start without the card is nobody's business
+        host.run(*START)  # a start without the card is nobody's business
         host.write(VM, conf)
-    with up_at_work(host, "anna on desk", "103 ben\n104 anna on desk\n"):
-        assert call(host, *START)
-    with up_at_work(host, "anna on desk", "103 anna on desk\n"):
-        run(host, *START)
-    assert with_the_vm(host)
+    with host.up_at_work("anna on desk", "103 ben\n104 anna on desk\n"):
+        assert host.call(*START)
+    with host.up_at_work("anna on desk", "103 anna on desk\n"):
+        host.run(*START)
+    assert host.with_the_vm()
 
 
 def test_a_start_during_an_up_is_told_so_and_waits_for_none_of_its_steps(
@@ -863,9 +846,9 @@ def test_a_start_during_an_up_is_told_so_and_waits_for_none_of_its_steps(
 ) -> None:
     monkeypatch.setattr(layer, "START_SECONDS", 0)
     other = host.system()
-    with up_at_work(host, "anna"):
+    with host.up_at_work("anna"):
         other.work.take_lock()
-        said = call(host, *START)
+        said = host.call(*START)
         other.work.release()
     assert "is at work: anna" in said and "for too long" not in said
 
@@ -876,51 +859,51 @@ def test_a_run_that_began_after_the_first_look_is_waited_for(host: Host, monkeyp
     begun: list[object] = []
 
     def get_host(system: object, seconds: float) -> str:
-        run_of = up_at_work(host, "anna")
+        run_of = host.up_at_work("anna")
         run_of.__enter__()
         begun.append(run_of)
         return real(system, seconds)  # type: ignore[arg-type]
 
     monkeypatch.setattr(layer, "_get_host", get_host)
-    assert "is at work: anna" in call(host, *START)
-    assert begun and at_home(host) and state(host) == "" and "shutdown" not in asked(host)
+    assert "is at work: anna" in host.call(*START)
+    assert begun and host.at_home() and host.state() == "" and "shutdown" not in host.asked()
 
 
 def test_the_timers_service_waits_for_the_end_of_an_up(lent: Host) -> None:
-    with up_at_work(lent, "anna"):
-        run(lent, *SERVICE)
-        assert with_the_vm(lent), "the card"
-        rewrite(lent, state="HELD", since=now())
-        run(lent, *SERVICE)
+    with lent.up_at_work("anna"):
+        lent.run(*SERVICE)
+        assert lent.with_the_vm(), "the card"
+        lent.rewrite(state="HELD", since=now())
+        lent.run(*SERVICE)
         assert lent.read("/ct950") == "stopped\n", "containers that are to be started again"
-        rewrite(lent, state="VM")
-    with up_at_work(lent, "anna", "103 anna\n"):
-        run(lent, *SERVICE)
-    assert at_home(lent) and state(lent) == "", "a start of its own that has failed is undone"
+        lent.rewrite(state="VM")
+    with lent.up_at_work("anna", "103 anna\n"):
+        lent.run(*SERVICE)
+    assert lent.at_home() and lent.state() == "", "a start of its own that has failed is undone"
 
 
 def test_a_vm_that_has_its_card_starts_again_during_an_up(lent: Host) -> None:
-    with up_at_work(lent, "anna"):
-        run(lent, *START)
-    assert with_the_vm(lent) and "VM 103 keeps it" in story(lent)
+    with lent.up_at_work("anna"):
+        lent.run(*START)
+    assert lent.with_the_vm() and "VM 103 keeps it" in lent.story()
 
 
 def test_a_vm_that_had_the_card_before_waits_for_the_end_of_an_up_too(lent: Host) -> None:
-    fails(lent, "pct start")
-    run(lent, *SERVICE)
-    assert state(lent) == "HELD" and drivers(lent)[0] == "nvidia"
-    with up_at_work(lent, "anna"):
-        assert "is at work: anna" in call(lent, *START)
-    assert drivers(lent)[0] == "nvidia"
+    lent.fails("pct start")
+    lent.run(*SERVICE)
+    assert lent.state() == "HELD" and lent.drivers()[0] == "nvidia"
+    with lent.up_at_work("anna"):
+        assert "is at work: anna" in lent.call(*START)
+    assert lent.drivers()[0] == "nvidia"
 
 
 def test_a_start_is_told_that_something_has_the_host_for_long(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layer, "START_SECONDS", 0)
     other = host.system()
     other.work.take_lock()
-    said = call(host, *START)
+    said = host.call(*START)
     assert "for too long" in said and "start VM 103 again when that has ended" in said
-    assert at_home(host)
+    assert host.at_home()
 
 
 def test_a_backup_of_a_vm_that_is_off_waits_for_nobody(host: Host) -> None:
@@ -928,69 +911,69 @@ def test_a_backup_of_a_vm_that_is_off_waits_for_nobody(host: Host) -> None:
     host.write(VM, f"lock: backup\n{host.read(VM)}")
     other = host.system()
     other.work.take_lock()
-    before = everything(host)
-    assert "a backup of VM 103, which was off" in call(host, *START)
-    assert everything(host) == before
+    before = host.everything()
+    assert "a backup of VM 103, which was off" in host.call(*START)
+    assert host.everything() == before
     other.work.release()
 
 
 # -- containers that come back ---------------------------------------------------------------------------------------
 def test_a_container_that_could_not_be_started_is_not_forgotten(lent: Host) -> None:
     as_before = says(lent, "pct", "start 950", 9)
-    run(lent, *SERVICE)
-    assert state(lent) == "HELD" and read_record(lent.system(), "big").containers == ("950",)
-    run(lent, *START)
-    assert with_the_vm(lent) and read_record(lent.system(), "big").containers == ("950",)
-    run(lent, *SERVICE)
-    assert state(lent) == "HELD"
+    lent.run(*SERVICE)
+    assert lent.state() == "HELD" and read_record(lent.system(), "big").containers == ("950",)
+    lent.run(*START)
+    assert lent.with_the_vm() and read_record(lent.system(), "big").containers == ("950",)
+    lent.run(*SERVICE)
+    assert lent.state() == "HELD"
     as_before()
-    run(lent, *SERVICE)
-    assert at_home(lent) and state(lent) == ""
+    lent.run(*SERVICE)
+    assert lent.at_home() and lent.state() == ""
 
 
 def test_a_container_whose_lock_outlives_half_an_hour_is_started_when_it_ends(lent: Host) -> None:
     """Such as a backup of 40 minutes."""
     conf = lent.read(CONTAINER)
     lent.write(CONTAINER, f"lock: backup\n{conf}")
-    run(lent, *SERVICE)
+    lent.run(*SERVICE)
     why = read_record(lent.system(), "big").why
-    assert state(lent) == "HELD" and "container 950 is off and locked (backup)" in why and "`pct unlock 950`" in why
-    rewrite(lent, since=int(time.time()) - 2400)
-    run(lent, *SERVICE)
-    assert "pct start" not in asked(lent) and lent.read("/ct950") == "stopped\n"
+    assert lent.state() == "HELD" and "container 950 is off and locked (backup)" in why and "`pct unlock 950`" in why
+    lent.rewrite(since=int(time.time()) - 2400)
+    lent.run(*SERVICE)
+    assert "pct start" not in lent.asked() and lent.read("/ct950") == "stopped\n"
     lent.write(CONTAINER, conf)
-    run(lent, *SERVICE)
-    assert at_home(lent) and state(lent) == ""
+    lent.run(*SERVICE)
+    assert lent.at_home() and lent.state() == ""
 
 
 def test_a_start_that_fails_is_said_once_and_tried_again_now_and_then(lent: Host) -> None:
     """Each is a failed task of Proxmox VE's."""
-    fails(lent, "pct start 950")
+    lent.fails("pct start 950")
     for age, tries in ((None, 1), (60, 2), (1799, 3), (1930, 3), (2340, 3), (2410, 4), (86500, 5)):
         if age:
-            rewrite(lent, since=int(time.time()) - age)
-        run(lent, *SERVICE)
-        assert asked(lent).count("\npct start") == tries, age
-    assert story(lent).count("container 950 has not started") == 1
-    assert state(lent) == "HELD" and read_record(lent.system(), "big").containers == ("950",)
+            lent.rewrite(since=int(time.time()) - age)
+        lent.run(*SERVICE)
+        assert lent.asked().count("\npct start") == tries, age
+    assert lent.story().count("container 950 has not started") == 1
+    assert lent.state() == "HELD" and read_record(lent.system(), "big").containers == ("950",)
 
 
 def test_what_its_owner_has_started_and_stopped_again_stays_off(lent: Host) -> None:
     """Also between two tries."""
     lent.write("/etc/pve/lxc/951.conf", "hostname: other\ndev0: /dev/nvidia0\n")
     lent.write("/ct951", "stopped\n")
-    rewrite(lent, containers=["950", "951"])
-    fails(lent, "pct start")
-    run(lent, *SERVICE)
-    rewrite(lent, since=int(time.time()) - 2300)
+    lent.rewrite(containers=["950", "951"])
+    lent.fails("pct start")
+    lent.run(*SERVICE)
+    lent.rewrite(since=int(time.time()) - 2300)
     lent.write("/ct951", "running\n")
-    run(lent, *SERVICE)
+    lent.run(*SERVICE)
     assert read_record(lent.system(), "big").containers == ("950",)
     lent.write("/ct951", "stopped\n")
-    fails(lent)
-    rewrite(lent, since=int(time.time()) - 2400)
-    run(lent, *SERVICE)
-    assert at_home(lent) and state(lent) == "" and lent.read("/ct951") == "stopped\n"
+    lent.fails()
+    lent.rewrite(since=int(time.time()) - 2400)
+    lent.run(*SERVICE)
+    assert lent.at_home() and lent.state() == "" and lent.read("/ct951") == "stopped\n"
 
 
 @pytest.mark.parametrize(
@@ -1010,8 +993,8 @@ def test_a_file_system_of_proxmox_ve_that_hangs_keeps_the_card(
     place.parent.mkdir(exist_ok=True)
     place.unlink(missing_ok=True)
     os.mkfifo(place)
-    assert words in call(host, *START)
-    assert at_home(host) and "shutdown" not in asked(host)
+    assert words in host.call(*START)
+    assert host.at_home() and "shutdown" not in host.asked()
 
 
 def test_a_list_of_containers_that_hangs_keeps_the_card(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1023,8 +1006,8 @@ def test_a_list_of_containers_that_hangs_keeps_the_card(host: Host, monkeypatch:
         return listed(path)
 
     monkeypatch.setattr(os, "listdir", hangs)
-    assert "the containers of this host can't be listed" in call(host, *START)
-    assert at_home(host)
+    assert "the containers of this host can't be listed" in host.call(*START)
+    assert host.at_home()
 
 
 @pytest.mark.parametrize(
@@ -1038,27 +1021,27 @@ def test_a_container_that_isnt_there_any_more_is_named_and_another_of_its_id_isn
     lent.write(CONTAINER, lent.read(CONTAINER).replace(*(change or ("", ""))))
     if change is None:
         (lent.root / CONTAINER[1:]).unlink()
-    run(lent, *SERVICE)
-    gone = "container 950, which was shut down, isn't on this host any more" in story(lent)
-    assert (at_home(lent), gone, "pct start" in asked(lent)) == (is_same, not is_same, is_same) and state(lent) == ""
+    lent.run(*SERVICE)
+    gone = "container 950, which was shut down, isn't on this host any more" in lent.story()
+    assert (lent.at_home(), gone, "pct start" in lent.asked()) == (is_same, not is_same, is_same) and lent.state() == ""
 
 
 def test_a_status_that_is_not_answered_is_no_container_that_runs(lent: Host) -> None:
     as_before = says(lent, "pct", "status 950", 1)
-    run(lent, *SERVICE)
-    assert state(lent) == "HELD" and "whether container 950 has started isn't known" in lent.read(STATE)
+    lent.run(*SERVICE)
+    assert lent.state() == "HELD" and "whether container 950 has started isn't known" in lent.read(STATE)
     as_before()
     lent.write("/ct950", "stopped\n")
-    run(lent, *SERVICE)
-    assert at_home(lent) and state(lent) == ""
+    lent.run(*SERVICE)
+    assert lent.at_home() and lent.state() == ""
 
 
 @pytest.mark.parametrize("ran", [True, False])
 def test_lines_of_ours_follow_the_cards_number_also_where_no_container_ran(host: Host, ran: bool) -> None:
     before = "running\n" if ran else "stopped\n"
     host.write("/ct950", before)
-    run(host, *START)
-    assert with_the_vm(host) and read_record(host.system(), "big").containers == (("950",) if ran else ())
+    host.run(*START)
+    assert host.with_the_vm() and read_record(host.system(), "big").containers == (("950",) if ran else ())
     host.write(f"/kept/{GPU}/information", "Device Minor: \t 1\n")
     host.write("/usr/local/sbin/homelab-card-nodes", "", 0o755)
 
@@ -1068,8 +1051,8 @@ def test_lines_of_ours_follow_the_cards_number_also_where_no_container_ran(host:
         host.write(CONTAINER, host.read(CONTAINER).replace("nvidia0", "nvidia1"))
 
     host.programs["/usr/bin/python3"] = follows
-    run(host, *SERVICE)
-    assert state(host) == "" and "nvidia1" in host.read(CONTAINER) and host.read("/ct950") == before
+    host.run(*SERVICE)
+    assert host.state() == "" and "nvidia1" in host.read(CONTAINER) and host.read("/ct950") == before
 
 
 @pytest.mark.parametrize(
@@ -1087,16 +1070,16 @@ def test_one_that_is_owed_a_start_and_runs_again_is_not_asked_to_go_where_it_wou
     host.write("/ct951", "running\n")
     host.write(STATE, noted("HELD", why="it has not started", containers=["951"]))
     host.write(place, text)
-    assert said in call(host, *START)
-    assert at_home(host) and host.read("/ct951") == "running\n"
+    assert said in host.call(*START)
+    assert host.at_home() and host.read("/ct951") == "running\n"
 
 
 @pytest.mark.parametrize(("about", "refused"), [("", True), ("\tstate started\n", True), ("\tstate ignored\n", False)])
 def test_a_container_that_ha_ignores_is_nobodys_but_ours(host: Host, about: str, refused: bool) -> None:
     host.write("/etc/pve/ha/resources.cfg", f"vm: 950\n\tstate ignored\n\nct: 950\n{about}\nct: 951\n\tstate ignored\n")
-    said = call(host, *START)
+    said = host.call(*START)
     assert ("container 950, which is to go off for it, is under HA" in said) is refused
-    assert with_the_vm(host) is not refused
+    assert host.with_the_vm() is not refused
 
 
 @pytest.mark.parametrize(
@@ -1112,8 +1095,8 @@ def test_what_cant_be_read_keeps_the_card_with_the_host(host: Host, path: str, w
     host.write("/sys/class/vtconsole/vtcon0/name", "(S) dummy device\n")
     host.write("/sys/class/vtconsole/vtcon0/bind", "1\n")
     (host.root / path).mkdir(parents=True)
-    assert words in call(host, *START)
-    assert at_home(host) and "shutdown" not in asked(host)
+    assert words in host.call(*START)
+    assert host.at_home() and "shutdown" not in host.asked()
 
 
 @pytest.mark.parametrize(
@@ -1147,7 +1130,7 @@ def test_nvidia_drm_lets_go_of_one_card_of_several_in_newer_versions_alone(
     host: Host, modeset: str, version: str, only: bool, refused: bool
 ) -> None:
     if only:
-        unbind(host, OTHER)
+        host.unbind(OTHER)
     host.write("/sys/module/nvidia_drm/parameters/modeset", f"{modeset}\n")
     host.write(
         "/proc/driver/nvidia/version", f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {version}  x\n"
@@ -1191,20 +1174,20 @@ def test_a_boot_that_is_not_on_trial_stands_against_nothing(host: Host, armed_in
     """A trial is armed for the next boot, or has ended."""
     host.write("/proc/cmdline", "quiet\n")
     host.write("/var/lib/homelab/trial", f"boot {armed_in}\nvfio vfio-pci.ids=1\n")
-    run(host, *START)
-    assert with_the_vm(host)
+    host.run(*START)
+    assert host.with_the_vm()
 
 
 @pytest.mark.parametrize("now_", ["", "vfio-pci"])
 def test_a_card_that_no_driver_took_is_given_to_its_driver_again(lent: Host, now_: str) -> None:
-    fails(lent, "systemd-run step_attach")
-    run(lent, *SERVICE)
-    assert state(lent) == "HELD" and drivers(lent)[0] == "" and lent.read("/ct950") == "stopped\n"
-    fails(lent)
+    lent.fails("systemd-run step_attach")
+    lent.run(*SERVICE)
+    assert lent.state() == "HELD" and lent.drivers()[0] == "" and lent.read("/ct950") == "stopped\n"
+    lent.fails()
     if now_:  # by a person
-        bind(lent, GPU, now_)
-    run(lent, *SERVICE)
+        lent.bind(GPU, now_)
+    lent.run(*SERVICE)
     if now_:
-        assert state(lent) == "HELD" and drivers(lent)[0] == now_
+        assert lent.state() == "HELD" and lent.drivers()[0] == now_
     else:
-        assert at_home(lent) and state(lent) == ""
+        assert lent.at_home() and lent.state() == ""

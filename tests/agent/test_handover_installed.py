@@ -20,9 +20,9 @@ from remote_scripts.reading.handover import handed_over
 from remote_scripts.reading.source import Source
 from remote_scripts.tools.done import Done
 from tests.agent import api_kit, handover_kit
-from tests.agent.handover_kit import BIG, START, STATE, VM, asked, fails, run, state, story
+from tests.agent.handover_kit import BIG, START, STATE, VM, Host
 from tests.agent.handover_kit import host as host  # a fixture
-from tests.agent.kit import Host, Refused
+from tests.agent.kit import Refused
 from tests.waiting import PATIENCE
 
 SERVICE, RECONCILE = layer.SERVICE, handover_kit.SERVICE
@@ -85,7 +85,7 @@ def test_all_of_it_is_put_there_and_taken_back(host: Host) -> None:
     ]
     assert "RequiresMountsFor=/var/lib/homelab\n" in host.read(written[2])
     assert [str((host.root / link[1:]).readlink()) for link in SERVICE.links] == written[2:4]
-    assert "systemctl start homelab-handover.timer" in asked(host)
+    assert "systemctl start homelab-handover.timer" in host.asked()
     assert host.read(VM).endswith("hookscript: local:snippets/homelab-handover.sh\n")
     assert apply(host) == {"changed": False} and hook(host, "apply") == {"changed": False}
     assert host.ask("plan", "handover", Wanted(cards=(BIG,)))["files"] == []
@@ -108,14 +108,14 @@ def test_a_card_that_isnt_handed_over_any_more_takes_it_away(host: Host) -> None
 
 def test_while_a_vm_has_a_card_nothing_of_it_goes(host: Host) -> None:
     apply(host)
-    run(host, *START)
+    host.run(*START)
     with pytest.raises(Refused, match="gpus.big is with VM 103 since"):
         revert(host)
     with pytest.raises(Refused, match="gpus.big is with VM 103 since"):
         apply(host)
     # What was noted before the last start of the host tells nothing of now.
     host.write("/proc/sys/kernel/random/boot_id", "next\n")
-    assert revert(host) == {"changed": True} and state(host) == ""
+    assert revert(host) == {"changed": True} and host.state() == ""
 
 
 def test_a_state_that_cant_be_read_keeps_it_there(host: Host) -> None:
@@ -271,7 +271,7 @@ def test_a_hookscript_of_somebody_else_is_left_alone(host: Host) -> None:
 def test_a_hookscript_that_is_not_set_leaves_nothing_behind(host: Host) -> None:
     apply(host)
     before = host.lasting()
-    fails(host, "qm set")
+    host.fails("qm set")
     with pytest.raises(Refused, match="VM 103 with the hookscript local:snippets/homelab-handover.sh"):
         hook(host, "apply")
     assert host.lasting() == before
@@ -281,11 +281,11 @@ def test_no_vm_names_the_hookscript_when_it_is_gone(host: Host) -> None:
     apply(host)
     for vmid, name in ((104, "homelab-handover.sh"), (105, "mine.sh")):
         host.write(f"/etc/pve/qemu-server/{vmid}.conf", f"hookscript: local:snippets/{name}\n")
-    fails(host, "qm --delete hookscript")
+    host.fails("qm --delete hookscript")
     with pytest.raises(Refused, match="VM 104 without homelab's hookscript"):
         revert(host)
     assert host.exists(PROGRAM)
-    fails(host)
+    host.fails()
     revert(host)
     assert host.read("/etc/pve/qemu-server/104.conf") == "" and "mine.sh" in host.read("/etc/pve/qemu-server/105.conf")
 
@@ -295,18 +295,18 @@ def test_containers_that_are_still_off_are_named_where_what_is_noted_goes(
     host: Host, way: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     apply(host)
-    run(host, *START)
+    host.run(*START)
     host.write("/ails", "")
-    run(host, *RECONCILE)
-    assert state(host) == "HELD" and host.read("/ct950") == "stopped\n"
+    host.run(*RECONCILE)
+    assert host.state() == "HELD" and host.read("/ct950") == "stopped\n"
     if way == "revert":
         revert(host)
     else:
         apply(host, BIG, Card(name="other", functions={"0000:02:00.0": "10de:2684"}))
-        assert state(host) == "HELD", "what is noted of a card that stays shared stays"
+        assert host.state() == "HELD", "what is noted of a card that stays shared stays"
         apply(host, Card(name="other", functions={"0000:02:00.0": "10de:2684"}))
     said = capsys.readouterr().err
-    assert state(host) == "" and "container 950 was shut down for a VM" in said and "`pct start 950`" in said
+    assert host.state() == "" and "container 950 was shut down for a VM" in said and "`pct start 950`" in said
 
 
 def test_units_that_systemd_has_not_read_are_read_by_the_next_run(host: Host) -> None:
@@ -318,7 +318,7 @@ def test_units_that_systemd_has_not_read_are_read_by_the_next_run(host: Host) ->
             needs if "NeedDaemonReload" in words else real(words, stdin)
         )
         apply(host)
-        assert ("daemon-reload" in asked(host)) is reads
+        assert ("daemon-reload" in host.asked()) is reads
 
 
 def test_a_hookscript_that_was_lost_is_set_again(host: Host) -> None:
@@ -329,14 +329,14 @@ def test_a_hookscript_that_was_lost_is_set_again(host: Host) -> None:
     lost = conf.replace("hookscript: local:snippets/homelab-handover.sh\n", "")
     host.write(VM, f"lock: rollback\n{lost}")
     assert seen(host).lost_hooks == ["103"]
-    run(host, *RECONCILE)
+    host.run(*RECONCILE)
     assert host.read(VM) == f"lock: rollback\n{lost}", "it is at work"
     host.write(VM, lost)
-    run(host, *RECONCILE)
-    assert host.read(VM) == conf and "VM 103 had lost its hookscript" in story(host)
+    host.run(*RECONCILE)
+    assert host.read(VM) == conf and "VM 103 had lost its hookscript" in host.story()
     for other in ("hookscript: local:snippets/mine.sh\nhostpci0: 0000:01:00\n", "name: without a card\n"):
         host.write(VM, other)
-        run(host, *RECONCILE)
+        host.run(*RECONCILE)
         assert host.read(VM) == other
 
 

@@ -18,28 +18,8 @@ import pytest
 from remote_scripts.tools.done import Done
 from tests import sampling
 from tests.agent import disk_kit
-from tests.agent.handover_kit import (
-    GPU,
-    SERVICE,
-    START,
-    STATE,
-    STOP,
-    Killed,
-    at_home,
-    back,
-    bind,
-    call,
-    copied,
-    everything,
-    made,
-    run,
-    state,
-    story,
-    two_users,
-    vm_locked,
-    with_the_vm,
-)
-from tests.agent.kit import Host, cuts, watched
+from tests.agent.handover_kit import GPU, SERVICE, START, STATE, STOP, Host, Killed, made
+from tests.agent.kit import cuts, watched
 
 SAMPLE = 8
 ONLY = pytest.mark.parametrize("only", [False, True], ids=["one card of two", "the driver's only card"])
@@ -65,27 +45,27 @@ def sweep(host: Host, store: Path, *words: str) -> list[Left]:
 
     def watch(call: str, path: str) -> None:
         nonlocal last
-        number, now = next(numbers), everything(host)
+        number, now = next(numbers), host.everything()
         if now != last:
             last = now
-            left = Left(f"call {number}, {call} {path}", state(host), store / str(number))
-            assert not two_users(host), left
-            copied(host, left.folder)
+            left = Left(f"call {number}, {call} {path}", host.state(), store / str(number))
+            assert not host.two_users(), left
+            host.copied(left.folder)
             found.append(left)
 
     with watched(watch):
-        run(host, *words)
+        host.run(*words)
     return found
 
 
 def settled(host: Host, left: Left, *, only: bool) -> None:
     """One run of the service, and the card is with the host, with everything as at first; a second one does nothing."""
-    run(host, *SERVICE)
-    assert at_home(host, only=only) and not two_users(host), f"{left}: {state(host)}\n{story(host)}"
-    assert state(host) in ("", "HELD"), left
-    before = everything(host)
-    run(host, *SERVICE)
-    assert everything(host) == before, left
+    host.run(*SERVICE)
+    assert host.at_home(only=only) and not host.two_users(), f"{left}: {host.state()}\n{host.story()}"
+    assert host.state() in ("", "HELD"), left
+    before = host.everything()
+    host.run(*SERVICE)
+    assert host.everything() == before, left
 
 
 @ONLY
@@ -93,17 +73,17 @@ def test_a_start_that_is_killed_anywhere_is_undone_or_begun_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: bool
 ) -> None:
     host = made(Host(tmp_path), monkeypatch, only=only)
-    with vm_locked(host):
+    with host.vm_locked():
         found = sweep(host, tmp_path / "start", *START)
-    assert with_the_vm(host) and len(found) > 20
+    assert host.with_the_vm() and len(found) > 20
     assert {left.noted for left in found} >= {"", "DRAINING", "DETACHED", "VM"}
     each = [(left, then) for left in found for then in ("service", "start")]
     for left, then in sampling.sample(each, SAMPLE, f"start {only}"):
-        back(host, left.folder)
+        host.back(left.folder)
         if then == "start":
-            with vm_locked(host):
-                run(host, *START)
-            assert with_the_vm(host), left
+            with host.vm_locked():
+                host.run(*START)
+            assert host.with_the_vm(), left
         settled(host, left, only=only)
 
 
@@ -112,16 +92,16 @@ def test_a_way_back_that_is_killed_anywhere_is_finished_by_the_service(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: bool
 ) -> None:
     host = made(Host(tmp_path), monkeypatch, only=only)
-    run(host, *START)
-    with vm_locked(host):
+    host.run(*START)
+    with host.vm_locked():
         found = sweep(host, tmp_path / "hook", *STOP)
     assert {left.noted for left in found} == {"VM", "RETURNING"}
     service = sweep(host, tmp_path / "service", *SERVICE)
-    assert at_home(host, only=only) and state(host) == "" and len(service) > 15
+    assert host.at_home(only=only) and host.state() == "" and len(service) > 15
     for left in sampling.sample([*found, *service], SAMPLE, f"back {only}"):
-        back(host, left.folder)
+        host.back(left.folder)
         settled(host, left, only=only)
-        assert state(host) == "", left
+        assert host.state() == "", left
 
 
 def test_a_service_that_is_killed_while_it_undoes_a_start_is_finished_by_the_next(
@@ -131,10 +111,10 @@ def test_a_service_that_is_killed_while_it_undoes_a_start_is_finished_by_the_nex
     found = sweep(host, tmp_path / "start", *START)
     for noted in ("DRAINING", "DETACHED"):
         # As far as it had come in that state.
-        back(host, [left for left in found if left.noted == noted][-1].folder)
+        host.back([left for left in found if left.noted == noted][-1].folder)
         undone = sweep(host, tmp_path / f"service {noted}", *SERVICE)
         for left in sampling.sample(undone, SAMPLE // 2, f"undone {noted}"):
-            back(host, left.folder)
+            host.back(left.folder)
             settled(host, left, only=False)
 
 
@@ -142,9 +122,9 @@ def test_a_service_that_is_killed_while_the_vm_runs_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = made(Host(tmp_path), monkeypatch)
-    run(host, *START)
+    host.run(*START)
     host.write("/vm103", "running\n")
-    assert len(sweep(host, tmp_path / "service", *SERVICE)) == 1 and with_the_vm(host)
+    assert len(sweep(host, tmp_path / "service", *SERVICE)) == 1 and host.with_the_vm()
 
 
 @ONLY
@@ -174,43 +154,43 @@ def test_a_step_that_is_killed_in_its_unit_leaves_the_card_whole(
     host.programs["systemd-run"] = systemd_run
     for number in range(1, writes + 1):
         at = number
-        call(host, *START)
-        assert not two_users(host) and (with_the_vm(host) or at_home(host, only=only)), number
+        host.call(*START)
+        assert not host.two_users() and (host.with_the_vm() or host.at_home(only=only)), number
         at = 0
-        run(host, *SERVICE)
-        assert at_home(host, only=only), number
+        host.run(*SERVICE)
+        assert host.at_home(only=only), number
     for number in range(1, 10):
-        run(host, *START)
+        host.run(*START)
         at = number
-        run(host, *SERVICE)
+        host.run(*SERVICE)
         at = 0
-        run(host, *SERVICE)
-        assert at_home(host, only=only) and state(host) == "", f"{number} {story(host)}"
+        host.run(*SERVICE)
+        assert host.at_home(only=only) and host.state() == "", f"{number} {host.story()}"
 
 
 @pytest.mark.parametrize("way", ["start", "stop"])
 def test_a_power_cut_at_any_call_ends_with_the_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     host = made(Host(tmp_path), monkeypatch)
     (host.root / "var/lib/homelab").mkdir(parents=True)
-    copied(host, tmp_path / "first")
-    found = cuts(host, lambda host: run(host, *START))
+    host.copied(tmp_path / "first")
+    found = cuts(host, lambda _: host.run(*START))
     if way == "stop":
-        found = cuts(host, lambda host: (call(host, *STOP), call(host, *SERVICE)))
+        found = cuts(host, lambda _: (host.call(*STOP), host.call(*SERVICE)))
     lasting = {repr(cut.lasting): cut.lasting for cut in found if cut.how.startswith("power")}
     assert len(lasting) > 3
     for number, files in enumerate(sampling.sample([*lasting.values()], SAMPLE, f"power {way}")):
-        back(host, tmp_path / "first")
+        host.back(tmp_path / "first")
         disk_kit.restore(host.root, files)
         host.write("/proc/sys/kernel/random/boot_id", "next\n")
         ran = "running\n" if number % 2 else "stopped\n"
         host.write("/ct950", ran)
-        run(host, *SERVICE)
-        assert state(host) == "" and host.read("/ct950") == ran, "onboot decides what runs"
-        with vm_locked(host):
-            run(host, *START)
-        assert with_the_vm(host), "a VM that starts at this boot"
-        run(host, *SERVICE)
-        assert host.read("/ct950") == ran and state(host) == ""
+        host.run(*SERVICE)
+        assert host.state() == "" and host.read("/ct950") == ran, "onboot decides what runs"
+        with host.vm_locked():
+            host.run(*START)
+        assert host.with_the_vm(), "a VM that starts at this boot"
+        host.run(*SERVICE)
+        assert host.read("/ct950") == ran and host.state() == ""
     assert not host.exists(STATE)
 
 
@@ -240,34 +220,34 @@ def test_a_command_that_goes_wrong_loses_nobody_anything(
 
     for name in PROGRAMS:
         host.programs[name] = lambda words, stdin, name=name: counted(name, words, stdin)  # type: ignore[misc]
-    copied(host, tmp_path / "before")
-    with vm_locked(host):
-        run(host, *START)
+    host.copied(tmp_path / "before")
+    with host.vm_locked():
+        host.run(*START)
     if way == "service":
-        copied(host, tmp_path / "before")
+        host.copied(tmp_path / "before")
         numbers.update(dict.fromkeys(PROGRAMS, 0))
-        run(host, *SERVICE)
+        host.run(*SERVICE)
     every = [(name, number + 1, fault) for name in PROGRAMS for number in range(numbers[name]) for fault in FAULTS]
     assert len(every) > 30
     wrong: list[object] = []
     for moment in sampling.sample(every, SAMPLE, f"faults {way} {only}"):
-        back(host, tmp_path / "before")
+        host.back(tmp_path / "before")
         numbers.update(dict.fromkeys(PROGRAMS, 0))
         meant = moment
         if way == "start":
-            with vm_locked(host):
-                said = call(host, *START)
-            if not said and not with_the_vm(host):
+            with host.vm_locked():
+                said = host.call(*START)
+            if not said and not host.with_the_vm():
                 wrong.append((moment, "the VM starts without its card", said))
         else:
-            said = call(host, *SERVICE)
-        if two_users(host):
+            said = host.call(*SERVICE)
+        if host.two_users():
             wrong.append((moment, "it has two users", said))
         meant = ("", 0, "")
         for _ in range(2):
-            run(host, *SERVICE)
-        if not at_home(host, only=only) or state(host) not in ("", "HELD"):
-            wrong.append((moment, f"{state(host)}: not everybody has everything again", story(host)))
+            host.run(*SERVICE)
+        if not host.at_home(only=only) or host.state() not in ("", "HELD"):
+            wrong.append((moment, f"{host.state()}: not everybody has everything again", host.story()))
     assert wrong == [], f"HOMELAB_SEED={sampling.SEED}"
 
 
@@ -277,22 +257,22 @@ TIMES = 200 if sampling.EVERY else 3
 @ONLY
 def test_after_many_turns_the_host_is_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: bool) -> None:
     host = made(Host(tmp_path), monkeypatch, only=only)
-    run(host, *SERVICE)
+    host.run(*SERVICE)
     # Of earlier turns, as much as is kept: it is cut in the first of these.
     host.write("/var/lib/homelab/handover/log", "2026-01-01 00:00:00 big: an old line\n" * 3600)
     first = None
     for number in range(TIMES):
-        with vm_locked(host):
-            run(host, *START)
-            assert with_the_vm(host), number
-            run(host, *STOP)
-        run(host, *SERVICE)
-        assert at_home(host, only=only), number
-        seen = everything(host), sorted(path.name for path in (host.root / "run").rglob("*"))
+        with host.vm_locked():
+            host.run(*START)
+            assert host.with_the_vm(), number
+            host.run(*STOP)
+        host.run(*SERVICE)
+        assert host.at_home(only=only), number
+        seen = host.everything(), sorted(path.name for path in (host.root / "run").rglob("*"))
         first = first or seen
         assert seen == first, number
-        assert len(story(host)) <= 131072, "the story is no log without end"
-    assert "an old line" in story(host) or TIMES > 3
+        assert len(host.story()) <= 131072, "the story is no log without end"
+    assert "an old line" in host.story() or TIMES > 3
 
 
 def test_a_card_that_somebody_has_bound_otherwise_is_looked_at_again(
@@ -300,8 +280,8 @@ def test_a_card_that_somebody_has_bound_otherwise_is_looked_at_again(
 ) -> None:
     """By hand, while the VM had it: the way back goes on from what there is."""
     host = made(Host(tmp_path), monkeypatch)
-    run(host, *START)
-    bind(host, GPU, "nvidia")
+    host.run(*START)
+    host.bind(GPU, "nvidia")
     (host.root / "kept" / GPU).rename(host.root / "proc/driver/nvidia/gpus" / GPU)
-    run(host, *SERVICE)
-    assert at_home(host), story(host)
+    host.run(*SERVICE)
+    assert host.at_home(), host.story()

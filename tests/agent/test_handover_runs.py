@@ -13,23 +13,9 @@ from contextlib import AbstractContextManager, contextmanager
 from remote_scripts.notes import handover
 from remote_scripts.notes.card import Card
 from remote_scripts.tools.done import Done
-from tests.agent.handover_kit import (
-    BIG,
-    SERVICE,
-    START,
-    VM,
-    at_home,
-    call,
-    cards,
-    noted,
-    run,
-    state,
-    two_users,
-    with_the_vm,
-)
+from tests.agent.handover_kit import BIG, SERVICE, START, VM, Host, noted
 from tests.agent.handover_kit import host as host  # fixtures
 from tests.agent.handover_kit import lent as lent
-from tests.agent.kit import Host
 from tests.agent.run_guard_kit import HELD, answer, guarded, let_start
 from tests.waiting import PATIENCE, wait_until
 
@@ -57,7 +43,7 @@ class Begun(threading.Thread):
         host.programs["pct"] = pct
 
     def run(self) -> None:
-        self.said = call(self._host, *self._words)
+        self.said = self._host.call(*self._words)
 
     def ended(self) -> str | None:
         self.gate.set()
@@ -87,18 +73,18 @@ def test_a_run_that_was_cut_off_has_let_start_what_it_had_when_it_comes_back(hos
         let_start(host, "anna")
     with holding(host, "anna") as up:
         assert answer(up) == HELD
-        run(host, *START)
-        assert with_the_vm(host)
+        host.run(*START)
+        assert host.with_the_vm()
     with holding(host, "anna") as up:
         assert answer(up) == HELD, "its own VM has the card: that is what it wanted"
     with holding(host, "ben") as up:
         said, _ = up.communicate()
         assert up.returncode == 1 and "gpus.big is with VM 103 since" in said
-    run(host, *SERVICE)
+    host.run(*SERVICE)
     with holding(host, "ben") as up:
         assert answer(up) == HELD
         let_start(host, "anna")
-        assert "is at work: ben" in call(host, *START), "whoever says so later than its own end"
+        assert "is at work: ben" in host.call(*START), "whoever says so later than its own end"
     with holding(host, "anna") as up:
         assert answer(up) == HELD
         assert "ben" not in host.read("/run/homelab/passes")
@@ -114,7 +100,7 @@ def test_a_run_that_was_cut_off_comes_back_while_its_own_vm_takes_the_card(host:
     for who, is_let in (("ben", False), ("anna", True)):
         with holding(host, who, handing=0.2) as up:
             assert (answer(up) == HELD) is is_let, who
-    assert start.ended() == "" and with_the_vm(host)
+    assert start.ended() == "" and host.with_the_vm()
 
 
 def test_a_run_that_begins_waits_for_a_card_that_comes_back(lent: Host) -> None:
@@ -123,7 +109,7 @@ def test_a_run_that_begins_waits_for_a_card_that_comes_back(lent: Host) -> None:
         service.gate.set()
         assert answer(up) == HELD
         assert service.ended() == ""
-    assert at_home(lent) and state(lent) == ""
+    assert lent.at_home() and lent.state() == ""
 
 
 def test_a_run_that_begins_waits_for_a_handover_and_is_then_refused(host: Host) -> None:
@@ -135,7 +121,7 @@ def test_a_run_that_begins_waits_for_a_handover_and_is_then_refused(host: Host) 
         said, _ = up.communicate()
         assert up.returncode == 1 and "gpus.big is with VM 103 since" in said
         assert start.ended() == ""
-    assert with_the_vm(host)
+    assert host.with_the_vm()
 
 
 def test_a_run_that_comes_back_has_its_passes_while_it_waits_for_a_handover(host: Host) -> None:
@@ -155,15 +141,15 @@ def test_a_run_that_comes_back_has_its_passes_while_it_waits_for_a_handover(host
 
 
 def test_of_two_starts_at_the_same_time_one_gets_it(host: Host) -> None:
-    cards(host, Card(name="big", functions=BIG.functions, vms=(103, 104)))
+    host.cards(Card(name="big", functions=BIG.functions, vms=(103, 104)))
     host.write("/etc/pve/qemu-server/104.conf", host.read(VM))
     for vmid in ("103", "104"):
         host.write(f"/vm{vmid}", "running\n")  # what is being started is no more than that
     with begun(host, "shutdown", *START) as first:
         said: list[str] = []
-        second = threading.Thread(target=lambda: said.append(call(host, "hook", "104", "pre-start")))
+        second = threading.Thread(target=lambda: said.append(host.call("hook", "104", "pre-start")))
         second.start()
         first.gate.set()
         second.join(PATIENCE)
         assert first.ended() == ""
-    assert len(said) == 1 and re.search("VM 103 has it since", said[0]) and with_the_vm(host) and not two_users(host)
+    assert len(said) == 1 and re.search("VM 103 has it since", said[0]) and host.with_the_vm() and not host.two_users()

@@ -17,32 +17,7 @@ import yaml
 from homelab.remote.scripts import FOLDER
 from remote_scripts.notes.card import Card
 from remote_scripts.notes.record import State
-from tests.agent.handover_kit import (
-    AUDIO,
-    BIG,
-    DEVICES,
-    GPU,
-    SERVICE,
-    START,
-    STATE,
-    STOP,
-    VM,
-    asked,
-    at_home,
-    bind,
-    call,
-    cards,
-    everything,
-    fails,
-    made,
-    noted,
-    state,
-    two_users,
-    unbind,
-    vm_locked,
-    with_the_vm,
-)
-from tests.agent.kit import Host
+from tests.agent.handover_kit import AUDIO, BIG, DEVICES, GPU, SERVICE, START, STATE, STOP, VM, Host, made, noted
 from tests.rows import rows
 
 TABLE: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "handover.yaml").read_text())
@@ -82,7 +57,7 @@ def came_to_its_end(host: Host) -> None:
 def boot(host: Host) -> None:
     """Drivers have taken everything anew, and a container that is to start at boot runs."""
     for function, driver in ((GPU, "nvidia"), (AUDIO, "snd_hda_intel")):
-        bind(host, function, driver)
+        host.bind(function, driver)
         host.write(f"{DEVICES}/{function}/driver_override", "\n")
     if (host.root / "kept" / GPU).exists():
         (host.root / "kept" / GPU).rename(host.root / "proc/driver/nvidia/gpus" / GPU)
@@ -138,9 +113,9 @@ def put(host: Host, wanted: str) -> None:
     for function in (GPU, AUDIO):
         host.write(f"{DEVICES}/{function}/driver_override", "vfio-pci\n")
         if wanted != "STUCK":
-            bind(host, function, "vfio-pci")
+            host.bind(function, "vfio-pci")
         elif function == AUDIO:
-            unbind(host, function)
+            host.unbind(function)
     if wanted == "STUCK":
         host.write("/active", "homelab-handover-big-step_unbind.service\n")
     else:
@@ -157,30 +132,30 @@ def test_each_event_in_each_state(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, noted: str, event: str, leads_to: str
 ) -> None:
     host = made(Host(tmp_path_factory.mktemp("host")), monkeypatch)
-    cards(host, Card(name="big", functions=BIG.functions, vms=(103, 104)))
+    host.cards(Card(name="big", functions=BIG.functions, vms=(103, 104)))
     for vmid in (104, 105):
         host.write(f"/etc/pve/qemu-server/{vmid}.conf", host.read(VM))
     put(host, noted)
     prepare, words = EVENTS[event]
     prepare(host)
-    before = everything(host)
+    before = host.everything()
     if event.endswith("locked") or words[0] == "hook":
-        with vm_locked(host, words[1] if words[1:] else "103"):
-            said = call(host, *words)
+        with host.vm_locked(words[1] if words[1:] else "103"):
+            said = host.call(*words)
     else:
-        said = call(host, *words)
+        said = host.call(*words)
     assert bool(said) is (leads_to == "refused"), said
     if leads_to in ("same", "refused"):
-        assert everything(host) == before, said
+        assert host.everything() == before, said
         return
-    assert not two_users(host)
+    assert not host.two_users()
     if leads_to.startswith("VM"):
-        assert with_the_vm(host), said
+        assert host.with_the_vm(), said
         assert json.loads(host.read(STATE))["vm"] == ("104" if "another" in leads_to else "103")
     elif leads_to == "RETURNING":
-        assert state(host) == "RETURNING" and "reconcile" in asked(host)
+        assert host.state() == "RETURNING" and "reconcile" in host.asked()
     else:
-        assert (state(host) or "HOST") == leads_to and at_home(host), said
+        assert (host.state() or "HOST") == leads_to and host.at_home(), said
 
 
 def test_no_event_is_left_out() -> None:
@@ -241,13 +216,13 @@ def test_each_refusal_leaves_everybody_what_they_had(
     host = made(Host(tmp_path_factory.mktemp("host")), monkeypatch, only=only)
     host.write("/var/lib/homelab/handover/.keep", "")
     if row.get("fails"):
-        fails(host, row["fails"])
+        host.fails(row["fails"])
     made_so = f"set -e; G=$ROOT{DEVICES}/{GPU}; {row.get('run', ':')}"
     subprocess.run(["bash", "-c", made_so], env={**os.environ, "ROOT": str(host.root)}, check=True)
-    with vm_locked(host):
-        said = call(host, *START)
+    with host.vm_locked():
+        said = host.call(*START)
     assert re.search(".*".join(map(re.escape, text.split("{}"))), said), said
     if "not at home" not in row:
-        assert at_home(host, only=only) and not two_users(host)
-    assert state(host) == ("" if row.get("not noted") else "HELD")
-    assert "not noted" not in row or "pct shutdown" not in asked(host), "its start afterwards can't be noted"
+        assert host.at_home(only=only) and not host.two_users()
+    assert host.state() == ("" if row.get("not noted") else "HELD")
+    assert "not noted" not in row or "pct shutdown" not in host.asked(), "its start afterwards can't be noted"

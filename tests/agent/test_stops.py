@@ -32,7 +32,8 @@ from remote_scripts.tools.run import Stand
 from tests import sampling
 from tests.agent import card_kit, disk_kit, machines, machines_nvidia
 from tests.agent.cluster_kit import Clock
-from tests.agent.kit import Cut, Refused, Tree, cuts, watched
+from tests.agent.disk_kit import Tree
+from tests.agent.kit import Cut, Refused, cuts, watched
 from tests.agent.machines import Machine
 
 EXAMPLES: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "stops.yaml").read_text())
