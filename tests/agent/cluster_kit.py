@@ -17,8 +17,7 @@ import pytest
 from remote_scripts.cluster import turn
 from remote_scripts.tools import disk
 from remote_scripts.tools.done import Done
-from remote_scripts.tools.system import System
-from tests.agent.kit import Host
+from tests.agent import kit
 
 TURN = turn.TURN
 HOME = "/var/lib/homelab"
@@ -45,7 +44,7 @@ class Clock:
         self.meanwhile()
 
 
-def note_ran(host: Host, *guests: tuple[str, int, str], at: int = 1, last: str = "") -> None:
+def note_ran(host: kit.Host, *guests: tuple[str, int, str], at: int = 1, last: str = "") -> None:
     """Notes guests that ran (notes/guests_to_start.py): programs, ids and boots."""
     noted = [
         {"program": program, "guest": vmid, "at": at, "boot": boot, "last": last, "told": False}
@@ -54,7 +53,7 @@ def note_ran(host: Host, *guests: tuple[str, int, str], at: int = 1, last: str =
     host.write(RAN, json.dumps({"ran": noted}), 0o600)
 
 
-def who_ran(host: Host) -> list[tuple[str, int, str]]:
+def who_ran(host: kit.Host) -> list[tuple[str, int, str]]:
     """Those that are noted."""
     return [(one["program"], one["guest"], one["boot"]) for one in json.loads(host.read(RAN))["ran"]]
 
@@ -88,113 +87,104 @@ def status(*votes: int, expected: int, device: bool = False) -> str:
     )  # fmt: skip
 
 
-def node_of_three(host: Host) -> Host:
-    """All nodes are well."""
-    host.write("/etc/pve/corosync.conf", "totem {}\n")
-    for folder in ("nodes/pve1", "nodes/pve2", "nodes/pve3"):
-        (host.root / "etc/pve" / folder).mkdir(parents=True, exist_ok=True)
-    (host.root / "etc/pve/local").symlink_to("nodes/pve1")
-    host.write(BOOT, "7d4f0d3c-0000-4000-8000-000000000001\n")
-    members(host, status(1, 1, 1, expected=3))
-    run(host)
-    return host
-
-
-def run(host: Host) -> None:
-    """Its programs; `said` has what was asked of systemd since."""
-    host.programs |= {
-        "systemctl": lambda arguments, _stdin: noted(host, "systemctl", arguments),
-        "systemd-run": lambda _arguments, _stdin: 0,
-        "ceph": lambda arguments, _stdin: Done(0 if arguments[1] == "ok-to-stop" else 22, b""),
-        "ha-manager": lambda arguments, _stdin: _ha_manager(host, arguments),
-    }
-
-
-def without_quorum(host: Host, patch: pytest.MonkeyPatch) -> None:
-    """/etc/pve can only be read from now on."""
-    others = disk.WATCH[-1]
-
-    def watch(call: str, path: str) -> None:
-        if path.startswith(f"{host.root}/etc/pve/"):
-            raise PermissionError(errno.EACCES, "Permission denied", path)
-        others(call, path)
-
-    patch.setattr(disk, "WATCH", [watch])
-
-
-def noted(host: Host, program: str, arguments: Sequence[str]) -> Done:
-    host.write("/run/said", "\n".join([*said(host), f"{program} {' '.join(arguments)}\n"]))
-    return Done(0, b"")
-
-
-def said(host: Host) -> list[str]:
-    return host.read("/run/said").splitlines() if host.exists("/run/said") else []
-
-
-def members(host: Host, text: str, names: str = NODES) -> None:
-    """What `pvecm` says from now on."""
-    rows = f"\nMembership information\n----------------------\n    Nodeid      Votes Name\n{names}\n"
-
-    def pvecm(arguments: Sequence[str], _stdin: bytes) -> Done:
-        if arguments == ("nodes",):
-            return Done(0, rows.encode())
-        if arguments != ("status",):
-            return Done(255, b"", b"ERROR: unknown command")
-        return Done(2 if "Quorate:          No" in text else 0, text.encode())
-
-    host.programs["pvecm"] = pvecm
-
-
-def with_disks(host: Host) -> Host:
-    """Disks 0 and 3 of Ceph are the node's."""
-    for number in (0, 3):
-        host.write(f"/var/lib/ceph/osd/ceph-{number}/whoami", f"{number}\n")
-    return host
-
-
-# HA. `ha` has a line for each service: its id, its node, its state.
+# `ha` has a line for each service: its id, its node, its state.
 HA_STOCK = "vm:200 pve1 started\nct:901 pve1 started\nvm:201 pve1 stopped\nvm:202 pve2 started\n"
 
 
-def with_ha(host: Host) -> Host:
-    resources = "vm: 200\n\tstate started\n\nct: 901\n\nvm: 201\n\tstate stopped\n\nvm: 202\n"
-    host.write("/etc/pve/ha/resources.cfg", resources)
-    host.write("/etc/pve/qemu-server/200.conf", "memory: 4096\n\n[before]\nhostpci0: mapping=gpu\n")
-    host.write("/etc/pve/lxc/901.conf", "arch: amd64\n")
-    host.write(f"{STATE}/ha", HA_STOCK)
-    return host
+class Host(kit.Host):
+    """The node, and what the others do."""
+
+    def node_of_three(self) -> Host:
+        """All nodes are well."""
+        self.write("/etc/pve/corosync.conf", "totem {}\n")
+        for folder in ("nodes/pve1", "nodes/pve2", "nodes/pve3"):
+            (self.root / "etc/pve" / folder).mkdir(parents=True, exist_ok=True)
+        (self.root / "etc/pve/local").symlink_to("nodes/pve1")
+        self.write(BOOT, "7d4f0d3c-0000-4000-8000-000000000001\n")
+        self.members(status(1, 1, 1, expected=3))
+        self.run()
+        return self
+
+    def run(self) -> None:
+        """Its programs; `said` has what was asked of systemd since."""
+        self.programs |= {
+            "systemctl": lambda arguments, _stdin: self.noted("systemctl", arguments),
+            "systemd-run": lambda _arguments, _stdin: 0,
+            "ceph": lambda arguments, _stdin: Done(0 if arguments[1] == "ok-to-stop" else 22, b""),
+            "ha-manager": lambda arguments, _stdin: self._ha_manager(arguments),
+        }
+
+    def _ha_manager(self, arguments: Sequence[str]) -> Done:
+        if arguments != ("status",):
+            return Done(255, b"", b"ERROR: unknown command")
+        lines = [
+            "quorum OK",
+            "master pve2 (active, Sat Nov 21 03:29:24 2026)",
+            "fencing armed (CRM watchdog active)",
+            "lrm pve1 (active, watchdog active, Sat Nov 21 03:29:23 2026)",
+            "lrm pve2 (active, watchdog active, Sat Nov 21 03:29:28 2026)",
+        ]
+        services = [line.split(None, 2) for line in self.read(f"{STATE}/ha").splitlines()]
+        lines += [f"service {service} ({node}, {state})" for service, node, state in services]
+        return Done(0, ("\n".join(lines) + "\n").encode())
+
+    def without_quorum(self, patch: pytest.MonkeyPatch) -> None:
+        """/etc/pve can only be read from now on."""
+        others = disk.WATCH[-1]
+
+        def watch(call: str, path: str) -> None:
+            if path.startswith(f"{self.root}/etc/pve/"):
+                raise PermissionError(errno.EACCES, "Permission denied", path)
+            others(call, path)
+
+        patch.setattr(disk, "WATCH", [watch])
+
+    def noted(self, program: str, arguments: Sequence[str]) -> Done:
+        self.write("/run/said", "\n".join([*self.said(), f"{program} {' '.join(arguments)}\n"]))
+        return Done(0, b"")
+
+    def said(self) -> list[str]:
+        return self.read("/run/said").splitlines() if self.exists("/run/said") else []
+
+    def members(self, text: str, names: str = NODES) -> None:
+        """What `pvecm` says from now on."""
+        rows = f"\nMembership information\n----------------------\n    Nodeid      Votes Name\n{names}\n"
+
+        def pvecm(arguments: Sequence[str], _stdin: bytes) -> Done:
+            if arguments == ("nodes",):
+                return Done(0, rows.encode())
+            if arguments != ("status",):
+                return Done(255, b"", b"ERROR: unknown command")
+            return Done(2 if "Quorate:          No" in text else 0, text.encode())
+
+        self.programs["pvecm"] = pvecm
+
+    def with_disks(self) -> Host:
+        """Disks 0 and 3 of Ceph are the node's."""
+        for number in (0, 3):
+            self.write(f"/var/lib/ceph/osd/ceph-{number}/whoami", f"{number}\n")
+        return self
+
+    def with_ha(self) -> Host:
+        resources = "vm: 200\n\tstate started\n\nct: 901\n\nvm: 201\n\tstate stopped\n\nvm: 202\n"
+        self.write("/etc/pve/ha/resources.cfg", resources)
+        self.write("/etc/pve/qemu-server/200.conf", "memory: 4096\n\n[before]\nhostpci0: mapping=gpu\n")
+        self.write("/etc/pve/lxc/901.conf", "arch: amd64\n")
+        self.write(f"{STATE}/ha", HA_STOCK)
+        return self
+
+    def turn_of(self, name: str, length: float = 2400, *, ahead: float = 0) -> str:
+        """Another node has noted that it restarts, by a clock of its own."""
+        text = f"node {name}\nsince 2026-11-22 06:00:00 UTC\nuntil {int(time.time() + ahead + length)}\n"
+        self.write(TURN, text)
+        return text
+
+    def is_heard(self, name: str, passed: float = 0, *, ahead: float = 0) -> None:
+        """Another node's agent of HA writes its status, by the clock of that node."""
+        now = time.time() + ahead + passed
+        os.utime(self.write(f"/etc/pve/nodes/{name}/lrm_status", "{}"), (now, now))
 
 
-def _ha_manager(host: Host, arguments: Sequence[str]) -> Done:
-    if arguments != ("status",):
-        return Done(255, b"", b"ERROR: unknown command")
-    lines = [
-        "quorum OK",
-        "master pve2 (active, Sat Nov 21 03:29:24 2026)",
-        "fencing armed (CRM watchdog active)",
-        "lrm pve1 (active, watchdog active, Sat Nov 21 03:29:23 2026)",
-        "lrm pve2 (active, watchdog active, Sat Nov 21 03:29:28 2026)",
-    ]
-    services = [line.split(None, 2) for line in host.read(f"{STATE}/ha").splitlines()]
-    lines += [f"service {service} ({node}, {state})" for service, node, state in services]
-    return Done(0, ("\n".join(lines) + "\n").encode())
-
-
-# The node's turn.
-def turn_of(host: Host, name: str, length: float = 2400, *, ahead: float = 0) -> str:
-    """Another node has noted that it restarts, by a clock of its own."""
-    text = f"node {name}\nsince 2026-11-22 06:00:00 UTC\nuntil {int(time.time() + ahead + length)}\n"
-    host.write(TURN, text)
-    return text
-
-
-def is_heard(host: Host, name: str, passed: float = 0, *, ahead: float = 0) -> None:
-    """Another node's agent of HA writes its status, by the clock of that node."""
-    now = time.time() + ahead + passed
-    os.utime(host.write(f"/etc/pve/nodes/{name}/lrm_status", "{}"), (now, now))
-
-
-def system_of(host: Host) -> System:
-    """With the folder that whoever has the lock has made."""
-    (host.root / "run/homelab").mkdir(mode=0o700, exist_ok=True)
-    return host.system()
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)

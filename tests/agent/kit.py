@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -50,6 +50,11 @@ class Host:
 
     def system(self) -> System:
         return System(self.root, programs=self.programs)
+
+    def working_system(self) -> System:
+        """With the folder that whoever has the lock has made."""
+        (self.root / "run/homelab").mkdir(mode=0o700, exist_ok=True)
+        return self.system()
 
     def write(self, path: str, text: str | bytes, mode: int = 0o644) -> Path:
         target = self.root / path.lstrip("/")
@@ -96,6 +101,9 @@ class Host:
 
     def lasting(self) -> Tree:
         return self.tree(*LASTING)
+
+
+AnyHost = TypeVar("AnyHost", bound=Host)
 
 
 @pytest.fixture
@@ -157,8 +165,8 @@ _UNFLUSHED = ("etc/pve/", "var/log/", "var/lib/homelab/handover/log")
 
 
 def cuts(
-    host: Host,
-    act: Callable[[Host], object],
+    host: AnyHost,
+    act: Callable[[AnyHost], object],
     *,
     ends: bool = True,
     power_cuts: bool = True,
@@ -248,7 +256,7 @@ def _with_cluster(disk: disk_kit.Tree, now: disk_kit.Tree) -> disk_kit.Tree:
     return {**rest, **{path: about for path, about in now.items() if path.startswith("etc/pve")}}
 
 
-def left_by(cut: Cut, host: Host, place: Path) -> Host:
+def left_by(cut: Cut, host: AnyHost, place: Path) -> AnyHost:
     """The host after the cut, killed or booted again, in a folder that isn't there yet."""
     left = type(host)(place)
     left.programs = {**host.programs, "sync": lambda _arguments, _stdin: 0}

@@ -188,18 +188,20 @@ class InTurn(Machine):
 class Node(Machine):
     """The first of three nodes of a cluster, with disks of Ceph's and guests under HA (cluster_kit.py)."""
 
+    kind_of_host = cluster_kit.Host
+    host: cluster_kit.Host
     in_cluster = True
 
     def begin(self) -> None:
-        cluster_kit.node_of_three(self.host)
-        cluster_kit.with_disks(cluster_kit.with_ha(self.host))
+        self.host.node_of_three()
+        self.host.with_ha().with_disks()
         self.host.write("/etc/default/grub", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\n')
         self.host.write("/boot/grub/grub.cfg", "linux /vmlinuz quiet\n")
         self.host.write("/proc/cmdline", "quiet\n")
         self.host.programs |= {"bash": lambda _arguments, _stdin: " quiet\n"}
 
     def go_on(self, before: Any, is_booted: bool) -> None:
-        cluster_kit.run(self.host)
+        self.host.run()
         if is_booted:
             self.host.write(cluster_kit.BOOT, "the next one\n")
 

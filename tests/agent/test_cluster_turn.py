@@ -13,39 +13,27 @@ from remote_scripts.cluster import cluster, turn
 from remote_scripts.layers import cluster_turn
 from remote_scripts.pve import pmxcfs
 from remote_scripts.tools.done import Done
-from tests.agent.cluster_kit import (
-    TURN,
-    Clock,
-    is_heard,
-    members,
-    node_of_three,
-    said,
-    status,
-    system_of,
-    turn_of,
-    with_disks,
-    without_quorum,
-)
-from tests.agent.kit import Host
+from tests.agent.cluster_kit import TURN, Clock, Host, status
+from tests.agent.cluster_kit import host as host  # a fixture
 
 
 @pytest.fixture(autouse=True)
 def node(host: Host, clock: Clock) -> Host:
-    return node_of_three(host)
+    return host.node_of_three()
 
 
 @pytest.fixture
 def disks(node: Host) -> Host:
-    return with_disks(node)
+    return node.with_disks()
 
 
 def says(host: Host, *, keep_quorum: bool = True) -> str:
-    return cluster.obstacle(system_of(host), keep_quorum=keep_quorum)
+    return cluster.obstacle(host.working_system(), keep_quorum=keep_quorum)
 
 
 def take(host: Host, seconds: float = 0) -> str:
     """Why it doesn't get the turn; empty: it has it."""
-    system = system_of(host)
+    system = host.working_system()
 
     def change() -> str:
         waits = (cluster.await_cluster(system, seconds, keep_quorum=True, away_seconds=away) for away in (0, 600))
@@ -82,14 +70,14 @@ def end(host: Host, seconds: int = 0) -> bool:
     ],
 )  # fmt: skip
 def test_a_quorum_stays_without_this_node(node: Host, text: str, why: str) -> None:
-    members(node, text)
+    node.members(text)
     assert says(node) == why
 
 
 def test_a_quorum_may_be_given_up_but_not_be_missing_before(node: Host) -> None:
-    members(node, status(1, 1, expected=2))
+    node.members(status(1, 1, expected=2))
     assert says(node, keep_quorum=False) == ""
-    members(node, status(1, expected=3))
+    node.members(status(1, expected=3))
     assert says(node, keep_quorum=False).startswith("the cluster has no quorum")
 
 
@@ -98,7 +86,7 @@ def test_a_host_that_is_alone_asks_nobody(node: Host) -> None:
     del node.programs["pvecm"]
     before = node.tree()
     assert says(node) == "" and take(node) == "" and end(node)
-    assert node.tree() == before and not said(node)
+    assert node.tree() == before and not node.said()
 
 
 def test_a_node_without_its_pve_folder_is_still_one_of_a_cluster(node: Host) -> None:
@@ -126,21 +114,21 @@ HOURS = 3600.0
 
 @pytest.mark.parametrize("ahead", [0, -5 * HOURS, 5 * HOURS, 30 * 24 * HOURS])
 def test_the_turn_of_another_node_counts_for_its_length_whatever_its_clock_says(node: Host, ahead: float) -> None:
-    theirs = turn_of(node, "pve2", 2400, ahead=ahead)
+    theirs = node.turn_of("pve2", 2400, ahead=ahead)
     for passed in (-60, 2300):
-        is_heard(node, "pve2", passed, ahead=ahead)
+        node.is_heard("pve2", passed, ahead=ahead)
         assert take(node) == f"pve2 restarts, since 2026-11-22 06:00:00 UTC ({TURN})" and node.read(TURN) == theirs
-    is_heard(node, "pve2", 2401, ahead=ahead)
+    node.is_heard("pve2", 2401, ahead=ahead)
     assert take(node) == "" and node.read(TURN).startswith("node pve1\n")
 
 
 def test_the_turn_of_one_that_isnt_back_stays(node: Host) -> None:
     """Somebody has to look at that node."""
-    theirs = turn_of(node, "pve2", 600, ahead=-HOURS)
-    is_heard(node, "pve3")
+    theirs = node.turn_of("pve2", 600, ahead=-HOURS)
+    node.is_heard("pve3")
     for heard in (False, True):
         if heard:
-            is_heard(node, "pve2", -HOURS)
+            node.is_heard("pve2", -HOURS)
         assert take(node) == f"pve2 restarts, since 2026-11-22 06:00:00 UTC ({TURN})"
         assert end(node) and node.read(TURN) == theirs
 
@@ -153,7 +141,7 @@ def test_what_names_no_node_is_nobodys_turn(node: Host, text: str) -> None:
 
 def test_a_turn_whose_end_is_no_number_has_none(node: Host) -> None:
     node.write(TURN, "node pve2\nsince then\nuntil tomorrow\n")
-    is_heard(node, "pve2", 10**6)
+    node.is_heard("pve2", 10**6)
     assert take(node) == f"pve2 restarts, since then ({TURN})"
 
 
@@ -163,28 +151,28 @@ def test_a_turn_that_cant_be_read_is_nobodys_to_take(node: Host) -> None:
 
 
 def test_the_nodes_own_turn_of_a_run_that_was_killed_is_taken_anew(node: Host) -> None:
-    turn_of(node, "pve1")
+    node.turn_of("pve1")
     assert take(node) == "" and int(node.read(TURN).split()[-1]) > time.time()
 
 
 def test_it_waits_until_the_others_can_do_without_it(node: Host, clock: Clock) -> None:
     """The one that has just come back has its vote some seconds later."""
-    members(node, status(1, 1, expected=3))
-    clock.meanwhile = lambda: members(node, status(1, 1, 1, expected=3))
+    node.members(status(1, 1, expected=3))
+    clock.meanwhile = lambda: node.members(status(1, 1, 1, expected=3))
     assert take(node, 60) == ""
 
 
 def test_of_two_nodes_that_take_the_turn_at_once_one_doesnt_restart(node: Host) -> None:
     """Both have seen that nobody restarts; the other node has written later."""
-    assert take(node) == "" and turn.lost(system_of(node)) == ""
-    turn_of(node, "pve2")
-    assert turn.lost(system_of(node)) == f"it isn't this node's turn any more: {TURN} names pve2"
+    assert take(node) == "" and turn.lost(node.working_system()) == ""
+    node.turn_of("pve2")
+    assert turn.lost(node.working_system()) == f"it isn't this node's turn any more: {TURN} names pve2"
     assert end(node) and node.read(TURN).startswith("node pve2\n")
 
 
 def test_a_turn_that_cant_be_written_is_none_and_leaves_nothing(node: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     before = node.lasting()
-    without_quorum(node, monkeypatch)
+    node.without_quorum(monkeypatch)
     assert take(node) == f"{TURN} can't be written: Permission denied"
     assert node.lasting() == before
 
@@ -199,7 +187,7 @@ def test_the_end_of_a_turn_waits_for_the_cluster(node: Host, clock: Clock, what:
             away = (node.root / "etc/pve").rename(node.root / "etc/later")
             later = partial(away.rename, node.root / "etc/pve")
         else:
-            without_quorum(node, patch)
+            node.without_quorum(patch)
         assert not end(node)
         clock.meanwhile = once(later)
         assert end(node, 60) and not node.exists(TURN)
@@ -236,9 +224,9 @@ def test_a_node_without_daemons_of_ceph_and_a_cluster_of_one_ask_it_nothing(node
     node.write("/etc/pve/ceph.conf", "[global]\n")
     del node.programs["ceph"]
     assert says(node) == ""
-    with_disks(node)
+    node.with_disks()
     assert says(node)
-    members(node, status(1, expected=1))
+    node.members(status(1, expected=1))
     assert says(node) == "" and take(node) == ""
 
 
@@ -269,8 +257,8 @@ def test_destroy_ends_a_turn_or_says_that_it_cant(
 ) -> None:
     assert take(node) == ""
     if not quorate:
-        without_quorum(node, monkeypatch)
-    system = system_of(node)
+        node.without_quorum(monkeypatch)
+    system = node.working_system()
     system.changing(lambda: turn.give_back(system))
     said = f"could not be told that this node doesn't restart: rm {TURN}" in capsys.readouterr().err
     assert (said, node.exists(TURN)) == (not quorate, not quorate)
@@ -279,7 +267,7 @@ def test_destroy_ends_a_turn_or_says_that_it_cant(
 def test_nobody_ends_a_turn_while_its_restart_is_ordered(node: Host) -> None:
     """Another stack may verify this boot."""
     assert take(node) == ""
-    turn.note_restart(system_of(node))
+    turn.note_restart(node.working_system())
     assert not end(node) and node.exists(TURN)
     boot, since = node.read("/run/homelab/ordered").split()
     for other in (f"{boot} {int(since) - 901}\n", f"other {since}\n", f"{boot} {int(since) + 10**6}\n", f"{boot} x\n"):

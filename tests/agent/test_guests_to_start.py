@@ -27,7 +27,7 @@ from remote_scripts.pve import guests
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
 from tests.agent import api_kit
-from tests.agent.cluster_kit import Clock, elsewhere, note_ran, system_of, who_ran
+from tests.agent.cluster_kit import Clock, elsewhere, note_ran, who_ran
 from tests.agent.kit import Cut, Host, cuts, left_by
 
 A, B = "7d4f0d3c-0000-4000-8000-00000000000a", "7d4f0d3c-0000-4000-8000-00000000000b"
@@ -189,7 +189,7 @@ def run(host: Host, *, later: tuple[int, ...] = (), unwanted: tuple[int, ...] = 
 
 def alone(host: Host) -> None:
     """What the host's own timer runs."""
-    start_guests.program(system_of(host))
+    start_guests.program(host.working_system())
 
 
 def started(host: Host) -> list[int]:
@@ -424,7 +424,7 @@ def test_without_a_quorum_nobody_is_started_in_vain(host: Host) -> None:
 @pytest.mark.parametrize("how", ["hangs", "is broken"])
 def test_where_etc_pve_gives_no_answer_no_guest_is_gone(host: Host, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     (host.root / "etc/pve/qemu-server/103.conf").unlink()
-    system = system_of(host)
+    system = host.working_system()
     host.write("/unsaid/103", "")
     assert guests.power_of(system, "qm", "103", 0) == "gone"
 
@@ -519,7 +519,7 @@ def test_nobody_is_started_once_the_system_goes_down_again(host: Host, clock: Cl
         if how == "stopping":
             host.write("/state/system", "stopping\n")
         elif how == "ordered":
-            turn.note_restart(system_of(host))
+            turn.note_restart(host.working_system())
         else:
             host.write("/run/homelab/restarting", f"boot {B}")
 
@@ -573,7 +573,7 @@ def test_the_run_that_confirms_the_boot_has_time_to_take_the_host(host: Host, cl
     ],
 )
 def test_nothing_is_started_before_the_boot_is_decided(host: Host, file: str, text: str) -> None:
-    system_of(host)
+    host.working_system()
     before = host.read(file) if host.exists(file) else None
     host.write("/proc/cmdline", "root=/dev/sda1 quiet homelab.trial\n")
     host.write(file, text.replace("NOW", str(int(time.time()))))
@@ -624,7 +624,7 @@ def test_a_host_that_was_given_back_meanwhile_keeps_nothing_of_it(host: Host) ->
 
 
 def note(host: Host) -> str:
-    system = system_of(host)
+    system = host.working_system()
     return system.changing(lambda: guests_to_start.note_running(system))
 
 
@@ -636,7 +636,7 @@ def test_what_runs_is_noted_beside_what_is_owed_from_before(host: Host) -> None:
     assert (host.root / "etc/systemd/system/timers.target.wants/homelab-ran.timer").is_symlink()
     guest(host, VM, 90)  # by its user: of this boot, what runs at the last note counts
     assert note(host) == "" and ("qm", 90, B) not in who_ran(host)
-    guests_to_start.drop(system_of(host))
+    guests_to_start.drop(host.working_system())
     assert who_ran(host) == [("qm", 103, A), ("qm", 105, A), ("pct", 901, A)]
 
 
@@ -679,11 +679,11 @@ def test_what_runs_and_is_not_told_is_not_noted_as_nothing(host: Host) -> None:
 def test_a_note_that_cant_be_read_is_said_and_stays(host: Host) -> None:
     (host.root / f"{HOME}/ran"[1:]).unlink()
     host.write(f"{HOME}/ran/x", "")
-    assert "which guests run can't be noted" in guests_to_start.note_running(system_of(host))
+    assert "which guests run can't be noted" in guests_to_start.note_running(host.working_system())
     for act in (
         alone,
-        lambda host: guests_to_start.drop(system_of(host)),
-        lambda host: guests_to_start.leave_to_host(system_of(host)),
+        lambda host: guests_to_start.drop(host.working_system()),
+        lambda host: guests_to_start.leave_to_host(host.working_system()),
     ):
         with pytest.raises(Failure, match="no file: .*ran"):
             act(host)
@@ -691,11 +691,11 @@ def test_a_note_that_cant_be_read_is_said_and_stays(host: Host) -> None:
 
 
 def test_a_host_that_is_given_back_forgets_whom_nothing_is_owed(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
-    guests_to_start.leave_to_host(system_of(host))
+    guests_to_start.leave_to_host(host.working_system())
     assert "still off" in capsys.readouterr().err and not is_over(host)
     for kind, vmid in ((VM, 103), (VM, 90), (VM, 105), (CT, 901)):
         guest(host, kind, vmid, power="running")
-    guests_to_start.leave_to_host(system_of(host))
+    guests_to_start.leave_to_host(host.working_system())
     assert is_over(host) and not started(host)
 
 
@@ -721,7 +721,7 @@ def test_a_note_that_is_cut_short_has_what_starts_them_and_is_forgotten_whole(ho
     assert len(found) > 10 and all(
         f"{HOME}/ran"[1:] not in cut.lasting or starts <= cut.lasting.keys() for cut in found
     )
-    for number, cut in enumerate([*found, *cuts(host, lambda one: guests_to_start.forget(system_of(one)))]):
+    for number, cut in enumerate([*found, *cuts(host, lambda one: guests_to_start.forget(one.working_system()))]):
         left = booted_again(cut, host, tmp_path / str(number))
         for kind in ("qm", "pct"):
             (left.root / "state" / kind).mkdir(parents=True)
@@ -736,8 +736,8 @@ def test_a_note_that_is_cut_short_has_what_starts_them_and_is_forgotten_whole(ho
 
 def test_who_is_forgotten_has_a_timer_to_the_last(host: Host, tmp_path: Path) -> None:
     """A cut leaves no note that nobody would see to."""
-    guests_to_start._TIMER.put(system_of(host), "", "", b"")
-    for number, cut in enumerate(cuts(host, lambda one: guests_to_start.forget(system_of(one)))):
+    guests_to_start._TIMER.put(host.working_system(), "", "", b"")
+    for number, cut in enumerate(cuts(host, lambda one: guests_to_start.forget(one.working_system()))):
         left = booted_again(cut, host, tmp_path / str(number))
         whole = all(map(left.exists, guests_to_start._TIMER.paths))
         assert not left.exists(guests_to_start.RAN) or whole, cut.how

@@ -20,23 +20,9 @@ from remote_scripts.tools.done import Done
 from remote_scripts.tools.system import System
 from tests import sampling
 from tests.agent import api_kit, cluster_kit
-from tests.agent.cluster_kit import (
-    BOOT,
-    HA_STOCK,
-    HOME,
-    STATE,
-    TURN,
-    Clock,
-    members,
-    node_of_three,
-    said,
-    status,
-    turn_of,
-    with_disks,
-    with_ha,
-    without_quorum,
-)
-from tests.agent.kit import Cut, Host, Refused, cuts, left_by
+from tests.agent.cluster_kit import BOOT, HA_STOCK, HOME, STATE, TURN, Clock, Host, status
+from tests.agent.cluster_kit import host as host  # a fixture
+from tests.agent.kit import Cut, Refused, cuts, left_by
 
 ORDERED = "/run/homelab/ordered"
 ARMED = f"boot {'7d4f0d3c-0000-4000-8000-000000000001'}\nuntil 5\n"
@@ -45,7 +31,7 @@ ARMED = f"boot {'7d4f0d3c-0000-4000-8000-000000000001'}\nuntil 5\n"
 @pytest.fixture(autouse=True)
 def under_ha(host: Host, clock: Clock) -> Host:
     """pve1 lacks a word on its command line; VM 200 and container 901 are HA's, VM 103 and container 902 aren't."""
-    with_ha(node_of_three(host))
+    host.node_of_three().with_ha()
     host.write("/etc/default/grub", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\n')
     host.write("/boot/grub/grub.cfg", "linux /vmlinuz quiet\n")
     booted(host)
@@ -54,11 +40,11 @@ def under_ha(host: Host, clock: Clock) -> Host:
 
 def booted(host: Host) -> None:
     """What the kernel says, and the programs of this boot."""
-    cluster_kit.run(host)
+    host.run()
     host.write("/proc/cmdline", "quiet\n")
     host.programs |= {
         "bash": lambda _arguments, _stdin: " quiet\n",
-        "systemd-run": lambda arguments, _stdin: cluster_kit.noted(host, "systemd-run", arguments),
+        "systemd-run": lambda arguments, _stdin: host.noted("systemd-run", arguments),
     }
     api_kit.runs(host, {103: "Sandbox", 200: "db"}, {901: "ai-lab", 902: "dns"})
 
@@ -85,7 +71,7 @@ def refusal(host: Host, *, keep_quorum: bool = True) -> str:
 
 
 def restarts(host: Host) -> bool:
-    return any(one.startswith("systemd-run") and "systemctl reboot" in one for one in said(host))
+    return any(one.startswith("systemd-run") and "systemctl reboot" in one for one in host.said())
 
 
 def is_as_before(host: Host) -> None:
@@ -183,7 +169,7 @@ def test_a_quorum_is_not_given_up_where_ha_falls_silent(host: Host) -> None:
         )
         return lambda: host.programs.update({"ha-manager": real})
 
-    members(host, status(1, 1, expected=2), "1 1 pve1 (local)\n2 1 pve2")
+    host.members(status(1, 1, expected=2), "1 1 pve1 (local)\n2 1 pve2")
     host.write(f"{STATE}/ha", "vm:202 pve2 stopped\n")
     asked = iter([False])
     silent_once(host, lambda: next(asked, True))
@@ -199,7 +185,7 @@ def test_a_quorum_is_not_given_up_where_ha_would_reset_the_other_node(host: Host
         "all": (b"pve2 (active, watchdog active", b"pve2 (idle"),
         "disarmed": (b"armed (CRM watchdog active)", b"disarmed, resource mode: freeze (CRM watchdog released)"),
     }
-    members(host, status(1, 1, expected=2), "1 1 pve1 (local)\n2 1 pve2")
+    host.members(status(1, 1, expected=2), "1 1 pve1 (local)\n2 1 pve2")
     served = "vm:200, ct:901, vm:202, an active agent on pve2"
     if quiet in ("guests", "all"):
         host.write(f"{STATE}/ha", HA_STOCK.replace("started", "stopped"))
@@ -230,9 +216,9 @@ def test_what_ha_does_elsewhere_is_no_guest_that_stays(host: Host) -> None:
 def test_a_restart_that_ends_where_it_waits_leaves_nothing_set_for_it(
     host: Host, clock: Clock, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    at_turn(monkeypatch, lambda: without_quorum(host, monkeypatch))
+    at_turn(monkeypatch, lambda: host.without_quorum(monkeypatch))
     host.write(f"{HOME}/trial", ARMED)
-    system = cluster_kit.system_of(host)
+    system = host.working_system()
     host.write("/run/homelab/up", "anna\n")
     system.work.client = "anna"
     cancel = lambda: host.write("/run/homelab/up", "anna, and was cancelled\n")  # noqa: E731
@@ -283,7 +269,7 @@ def test_a_turn_that_is_another_nodes_by_now_keeps_this_one_from_restarting(
     host.write(f"{HOME}/trial", ARMED)
 
     if what == "taken":
-        at_list(host, TURN, lambda: turn_of(host, "pve2"))
+        at_list(host, TURN, lambda: host.turn_of("pve2"))
         assert f"it isn't this node's turn any more: {TURN} names pve2" in refusal(host)
         assert host.read(TURN).startswith("node pve2\n")
         (host.root / TURN[1:]).unlink()
@@ -313,7 +299,7 @@ def test_a_host_that_joins_a_cluster_meanwhile_has_no_turn_and_isnt_restarted(ho
 
 
 def test_a_node_that_is_alone_in_its_cluster_restarts(host: Host) -> None:
-    members(host, status(1, expected=1))
+    host.members(status(1, expected=1))
     ask(host)
     assert restarts(host)
 
@@ -339,7 +325,7 @@ def test_a_restart_that_cant_be_ordered_ends_the_turn_at_once(host: Host, what: 
 
 def test_guests_that_are_being_started_keep_the_host_from_restarting(host: Host) -> None:
     """Who is started next would be in no note."""
-    system = cluster_kit.system_of(host)
+    system = host.working_system()
     with system.work.holding(guests_to_start.LOCK, 0) as has:
         assert has and "guests that ran before the last restart are being started" in refusal(host)
     is_as_before(host)
@@ -377,7 +363,7 @@ def test_what_the_host_said_of_its_guests_is_told_before_a_restart_that_forgets_
 
 def test_nothing_is_armed_or_restarted_while_the_cluster_cant_do_without_the_node(host: Host) -> None:
     """Planned, refused, and then done; and in the next boot whoever finds no reason for another restart ends the turn."""
-    turn_of(host, "pve2")
+    host.turn_of("pve2")
     before = host.tree()
     planned = ask(host, "plan")
     assert planned["reboot"] == "yes" and planned["cluster"].startswith("pve2 restarts, since")
@@ -431,7 +417,7 @@ def test_the_next_up_restarts_what_was_cut_short_at_any_moment_and_the_boot_afte
         left.write("/proc/stat", "btime 1\n")
         return left
 
-    with_disks(host)
+    host.with_disks()
     host.write(f"{HOME}/trial", ARMED)
     boot = host.read(BOOT)
     found = cuts(host, ask, in_cluster=True, most=6, name="again")
