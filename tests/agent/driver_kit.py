@@ -28,6 +28,7 @@ NEEDS = {TOOLS: LIBRARY}
 LIBRARIES = "/usr/lib/x86_64-linux-gnu"
 STATUS, MARKS = "/var/lib/dpkg/status", "/var/lib/apt/extended_states"
 VERSION_FILE = "/proc/driver/nvidia/version"
+_DISK = disk.Disk()
 # What is loaded, where `cuts` sees it.
 _MEMORY = "/sys/module/nvidia/version"
 
@@ -59,9 +60,7 @@ class Machine:
             "apt-cache": self._apt_cache,
             "apt-mark": self._apt_mark,
             "dpkg": self._dpkg,
-            "dpkg-query": lambda _a, _i: "".join(
-                f"{p.name}\t{p.state}\t{p.version}\n" for p in self.packages().values()
-            ),
+            "dpkg-query": lambda _a, _i: self.host.read(STATUS),
             "dkms": self._dkms,
             "modinfo": self._modinfo,
             "modprobe": self._modprobe,
@@ -147,29 +146,17 @@ class Machine:
     def _put(self, path: str, content: str) -> None:
         """As dpkg writes a file."""
         where = self.host.root / path.lstrip("/")
-        folder = where.parent
-        missing = [one for one in (folder, *folder.parents) if not one.exists()]
-        for one in reversed(missing):
-            disk.make_folder(one)
-            disk.flush(one.parent)
-        temporary = where.with_name(f"{where.name}.dpkg-new")
-        disk.Disk().make(temporary, content.encode(), 0o644)
-        disk.rename(temporary, where)
-        disk.flush(folder)
+        _DISK.need_folder(where.parent)
+        _DISK.write(where.with_name(f"{where.name}.dpkg-new"), content.encode(), 0o644, where)
 
     def _link(self, target: str, path: str) -> None:
         where = self.host.root / path.lstrip("/")
         temporary = where.with_name(f"{where.name}.dpkg-new")
-        disk.remove(temporary)
-        disk.link(target, temporary)
-        disk.rename(temporary, where)
-        disk.flush(where.parent)
+        _DISK.link(target, temporary)
+        _DISK.rename(temporary, where)
 
     def _remove(self, path: str) -> None:
-        where = self.host.root / path.lstrip("/")
-        if where.exists() or where.is_symlink():
-            disk.remove(where)
-            disk.flush(where.parent)
+        _DISK.remove(self.host.root / path.lstrip("/"))
 
     def _set(self, name: str, state: str, version: str) -> None:
         packages = self.packages()
@@ -279,19 +266,23 @@ class Machine:
         before = self.packages().get(name)
         self._set(name, "half-installed", before.version if before else version)
         upstream = version.partition("-")[0]
+        for path, content in self._files(name, upstream).items():
+            self._put(path, content)
         if name == LIBRARY:
-            self._put(f"{LIBRARIES}/libnvidia-ml.so.{upstream}", "")
             self._link(f"libnvidia-ml.so.{upstream}", f"{LIBRARIES}/libnvidia-ml.so.1")
-            for path in (self.host.root / LIBRARIES[1:]).glob("libnvidia-ml.so.*"):
-                if path.name not in ("libnvidia-ml.so.1", f"libnvidia-ml.so.{upstream}"):
-                    self._remove(f"{LIBRARIES}/{path.name}")
-        if name == TOOLS:
-            self._put("/usr/bin/nvidia-smi", "")
-        if name == MODULES:
-            self._put("/usr/src/nvidia", f"{upstream} open")
-        for one, content in self.besides.get(name, {}).items():
-            self._put(one, content)
+            for library in (self.host.root / LIBRARIES[1:]).glob("libnvidia-ml.so.*"):
+                if library.name not in ("libnvidia-ml.so.1", f"libnvidia-ml.so.{upstream}"):
+                    self._remove(f"{LIBRARIES}/{library.name}")
         self._set(name, "unpacked", version)
+
+    def _files(self, name: str, upstream: str) -> Mapping[str, str]:
+        """What is in a package."""
+        own = {
+            LIBRARY: {f"{LIBRARIES}/libnvidia-ml.so.{upstream}": ""},
+            TOOLS: {"/usr/bin/nvidia-smi": ""},
+            MODULES: {"/usr/src/nvidia": f"{upstream} open"},
+        }
+        return own.get(name) or self.besides.get(name, {})
 
     def _configure(self) -> int:
         """What is unpacked."""
@@ -309,17 +300,11 @@ class Machine:
     def _take_out(self, name: str, *, purge: bool) -> None:
         package = self.packages()[name]
         self._set(name, "half-installed", package.version)
-        if name == LIBRARY:
-            for path in [*(self.host.root / LIBRARIES[1:]).glob("libnvidia-ml.so.*")]:
-                self._remove(f"{LIBRARIES}/{path.name}")
-        if name == TOOLS:
-            self._remove("/usr/bin/nvidia-smi")
-        if name == MODULES:
-            self._remove("/usr/src/nvidia")
-            for kernel in KERNELS:
-                self._remove(f"/usr/lib/modules/{kernel}/nvidia.ko")
-        for one in self.besides.get(name, {}):
-            self._remove(one)
+        built = {f"/usr/lib/modules/{kernel}/nvidia.ko" for kernel in KERNELS if name == MODULES}
+        libraries = (self.host.root / LIBRARIES[1:]).glob("libnvidia-ml.so.*") if name == LIBRARY else ()
+        named = {f"{LIBRARIES}/{library.name}" for library in libraries}
+        for path in sorted({*self._files(name, package.version.partition("-")[0]), *built, *named}):
+            self._remove(path)
         self._set(name, "" if purge else "config-files", package.version)
         if purge:
             self._apt_mark(["manual", name], b"")
@@ -337,11 +322,8 @@ class Machine:
 
     def _dkms(self, arguments: Sequence[str], _stdin: bytes) -> Done | int | str:
         if arguments[0] == "status":
-            return (
-                f"nvidia/{self.host.read('/usr/src/nvidia').partition(' ')[0]}, x86_64: added\n"
-                if self.host.exists("/usr/src/nvidia")
-                else ""
-            )
+            source = self.host.read("/usr/src/nvidia") if self.host.exists("/usr/src/nvidia") else ""
+            return source and f"nvidia/{source.partition(' ')[0]}, x86_64: added\n"
         if not self.host.exists(f"/usr/lib/modules/{arguments[-1]}"):
             return Done(1, f"Error! Your kernel headers for kernel {arguments[-1]} cannot be found.\n".encode())
         return self._build(arguments[-1])
