@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +13,6 @@ from typing import Any
 import pytest
 
 from lab.api.guest_config import GuestConfig
-from lab.host.host_python import nodes_below
 from remote_scripts.both import container_cards
 from remote_scripts.both.terms import Terms
 from remote_scripts.guests import change, container, container_follow, guest, requests
@@ -28,7 +26,7 @@ from remote_scripts.pve.properties import differing
 from remote_scripts.tools import disk, state
 from remote_scripts.tools.done import Done
 from tests.agent import api_kit
-from tests.agent.kit import Host
+from tests.agent.kit import Host, with_files_as_devices
 
 CTID = 300
 CONF = f"/etc/pve/lxc/{CTID}.conf"
@@ -256,8 +254,7 @@ def without_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def box(host: Host, monkeypatch: pytest.MonkeyPatch) -> Cards300:
-    stat, _ = nodes_below(f"{host.root.parent}/")
-    monkeypatch.setattr(os, "stat", stat)
+    with_files_as_devices(monkeypatch, host.root.parent)
     without_waits(monkeypatch)
     for module, name in (
         (change, "_TURN_SECONDS"),

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import pytest
 
 from homelab.remote.agent import command_in_memory
+from lab.host.host_python import nodes_below
 from remote_scripts import agent
 from remote_scripts.tools import disk
 from remote_scripts.tools.plain import to_plain
@@ -62,6 +63,14 @@ class Host:
         target.write_bytes(text.encode() if isinstance(text, str) else text)
         target.chmod(mode)
         return target
+
+    def function(self, address: str, code: str, ids: str = "", *, driver: str = "", **files: str | bytes) -> None:
+        """A PCI function of this class with these files."""
+        own = {name: f"0x{one}\n" for name, one in zip(("vendor", "device"), ids.split(":"), strict=False) if one}
+        for name, content in {"class": f"{code}\n", **own, **files}.items():
+            self.write(f"/sys/bus/pci/devices/{address}/{name}", content)
+        if driver:
+            (self.root / f"sys/bus/pci/devices/{address}/driver").symlink_to(f"../../drivers/{driver}")
 
     def read(self, path: str) -> str:
         return (self.root / path.lstrip("/")).read_text()
@@ -109,6 +118,13 @@ AnyHost = TypeVar("AnyHost", bound=Host)
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
+
+
+def with_files_as_devices(patch: pytest.MonkeyPatch, place: Path) -> None:
+    """A file below a folder is the device that it says (lab/host/host_python.py)."""
+    stat, mknod = nodes_below(f"{place}/")
+    patch.setattr(os, "stat", stat)
+    patch.setattr(os, "mknod", mknod)
 
 
 def command(host: Host, name: str, text: str) -> None:

@@ -78,14 +78,6 @@ class Qm:
         return Done(0, b"")
 
 
-def add_function(host: Host, address: str, ids: str, resource: str, driver: str = "vfio-pci") -> None:
-    device = f"/sys/bus/pci/devices/{address}"
-    for file, value in zip(("vendor", "device"), ids.split(":"), strict=True):
-        host.write(f"{device}/{file}", f"0x{value}\n")
-    host.write(f"{device}/resource", resource)
-    (host.root / device[1:] / "driver").symlink_to(f"../../../bus/pci/drivers/{driver}")
-
-
 def stock(host: Host) -> None:
     """Both functions on vfio-pci, and VM 103 that runs without a card."""
     resources = {
@@ -97,7 +89,7 @@ def stock(host: Host) -> None:
         AUDIO: "0x00000000f8080000 0x00000000f8083fff 0x0000000000040200\n",
     }
     for address, ids in FUNCTIONS.items():
-        add_function(host, address, ids, resources[address])
+        host.function(address, "0x030000", ids, driver="vfio-pci", resource=resources[address])
     host.write("/proc/sys/kernel/osrelease", f"{KERNEL}\n")
     host.write(f"/boot/vmlinuz-{KERNEL}", "kernel")
     host.write(f"{CONFIGURATIONS}/103.conf", "name: Sandbox\nmemory: 2048\n")

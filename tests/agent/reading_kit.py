@@ -53,11 +53,3 @@ def link(host: Host, path: str, target: str) -> None:
     place = host.root / path.lstrip("/")
     place.parent.mkdir(parents=True, exist_ok=True)
     place.symlink_to(os.path.relpath(host.root / target.lstrip("/"), place.parent))
-
-
-def function(host: Host, address: str, code: str, config: bytes | None = None, **attributes: str) -> None:
-    """A PCI function with these files."""
-    for name, text in {"class": f"{code}\n", **attributes}.items():
-        host.write(f"sys/bus/pci/devices/{address}/{name}", text)
-    if config is not None:
-        host.write(f"sys/bus/pci/devices/{address}/config", config)

@@ -22,17 +22,11 @@ RESET = (value(CARD, "10de:2b85", "reset_method", "bus"), value(AUDIO, "10de:22e
 AWAKE = (value(CARD, "10de:2b85", "d3cold_allowed", "0"), value(CARD, "10de:2b85", "power/control", "on"))
 
 
-def function(host: Host, address: str, ids: str, code: str, **attributes: str) -> None:
-    vendor, _, number = ids.partition(":")
-    for name, text in {"vendor": f"0x{vendor}", "device": f"0x{number}", "class": code, **attributes}.items():
-        host.write(f"sys/bus/pci/devices/{address}/{name}", f"{text}\n")
-
-
 @pytest.fixture(autouse=True)
 def cards(host: Host) -> None:
     power = {"d3cold_allowed": "1", "power/control": "auto"}
-    function(host, CARD, "10de:2b85", "0x030000", reset_method="flr bus", **power)
-    function(host, AUDIO, "10de:22e8", "0x040300", **power)  # it can't be reset by itself
+    host.function(CARD, "0x030000", "10de:2b85", reset_method="flr bus", **power)
+    host.function(AUDIO, "0x040300", "10de:22e8", **power)  # it can't be reset by itself
 
 
 def ask(host: Host, verb: str, *values: Value) -> Any:

@@ -8,7 +8,6 @@ from remote_scripts.nvidia import driver, driver_installer, nvidia
 from remote_scripts.nvidia.nvidia import Module
 from remote_scripts.tools.done import TIMED_OUT, Done
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.pci import DEVICES
 from tests.agent.kit import Host
 from tests.rows import rows
 
@@ -38,10 +37,7 @@ def test_who_keeps_the_driver_from_nvidias_cards(
     host: Host, functions: list[tuple[str, str, str]], holder: str
 ) -> None:
     for number, (kind, vendor, name) in enumerate(functions):
-        host.write(f"{DEVICES}/0000:0{number}:00.0/class", f"{kind}\n")
-        folder = host.write(f"{DEVICES}/0000:0{number}:00.0/vendor", f"{vendor}\n").parent
-        if name:
-            (folder / "driver").symlink_to(f"../../drivers/{name}")
+        host.function(f"0000:0{number}:00.0", kind, driver=name, vendor=f"{vendor}\n")
     assert driver.holder(host.system()) == holder
 
 

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from lab.host.host_python import nodes_below
 from remote_scripts.layers.nvidia_nodes import SERVICE
 from remote_scripts.nvidia import nvidia
 from remote_scripts.tools import boot_service
 from remote_scripts.tools.done import Done
-from tests.agent.kit import Host, Refused
+from tests.agent.kit import Host, Refused, with_files_as_devices
 from tests.waiting import PATIENCE
 
 DEVICES = """\
@@ -49,9 +48,7 @@ def reloads() -> list[str]:
 @pytest.fixture(autouse=True)
 def stocked(host: Host, reloads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A driver with a card and MIG's capabilities; no node is there."""
-    stat, mknod = nodes_below(f"{host.root.parent}/")
-    monkeypatch.setattr(os, "stat", stat)
-    monkeypatch.setattr(os, "mknod", mknod)
+    with_files_as_devices(monkeypatch, host.root.parent)
     host.write(f"{nvidia.PROC}/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.163.01  Tue Apr\n")
     host.write(f"{nvidia.PROC}/gpus/0000:01:00.0/information", "Model:\tNVIDIA A2\nDevice Minor: \t 0\n")
     for number, mode in ((1, 256), (2, 292)):

@@ -19,7 +19,7 @@ from remote_scripts.layers import passthrough_test
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.plain import to_plain
 from tests.agent.kit import Host, Refused
-from tests.agent.passthrough_kit import AUDIO, CONFIGURATIONS, CONSOLE, FUNCTIONS, GPU, KERNEL, Qm, add_function, stock
+from tests.agent.passthrough_kit import AUDIO, CONFIGURATIONS, CONSOLE, FUNCTIONS, GPU, KERNEL, Qm, stock
 from tests.waiting import PATIENCE
 
 
@@ -86,7 +86,7 @@ def test_it_answers_what_the_vm_saw_and_leaves_nothing(host: Host, qm: Qm) -> No
 
 def test_the_vm_gets_each_slot_once_and_its_kernel_by_args(host: Host, qm: Qm) -> None:
     other = {"0000:41:00.0": "10de:2204"}
-    add_function(host, "0000:41:00.0", "10de:2204", "0x0 0x0 0x0\n")
+    host.function("0000:41:00.0", "0x030000", "10de:2204", driver="vfio-pci", resource="0x0 0x0 0x0\n")
     refusal(host, FUNCTIONS | other)
     created = next(line for line in qm.said if line.startswith("create"))
     assert (
@@ -97,7 +97,7 @@ def test_the_vm_gets_each_slot_once_and_its_kernel_by_args(host: Host, qm: Qm) -
 
 
 def test_of_a_slot_that_holds_more_than_the_card_the_vm_gets_the_cards_functions(host: Host, qm: Qm) -> None:
-    add_function(host, "0000:01:00.3", "1022:15b9", "0x0 0x0 0x0\n", driver="xhci_hcd")
+    host.function("0000:01:00.3", "0x0c0330", "1022:15b9", driver="xhci_hcd", resource="0x0 0x0 0x0\n")
     apply(host)
     created = next(line for line in qm.said if line.startswith("create"))
     assert f"--hostpci0 host={GPU};{AUDIO},pcie=1,rombar=0 --args" in created
@@ -114,7 +114,7 @@ def test_a_serial_line_with_carriage_returns_and_the_kernels_words_between_is_re
 
 
 def test_cards_with_the_same_ids_are_told_apart_by_their_order(host: Host, qm: Qm) -> None:
-    add_function(host, "0000:41:00.0", "10de:2b85", "0x0 0x0 0x0\n")
+    host.function("0000:41:00.0", "0x030000", "10de:2b85", driver="vfio-pci", resource="0x0 0x0 0x0\n")
     more = "homelab-passthrough 0000:02:00.0 10de:2b85 030000\nhomelab-passthrough END 5\n"
     qm.console = CONSOLE.replace("homelab-passthrough END 4\n", more)
     functions = apply(host, FUNCTIONS | {"0000:41:00.0": "10de:2b85"})["functions"]

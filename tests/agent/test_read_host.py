@@ -20,8 +20,8 @@ from remote_scripts.tools.run import Stand
 from remote_scripts.tools.system import System
 from tests.agent import api_kit, reading_kit
 from tests.agent.kit import Host
-from tests.agent.reading_kit import function, link, read, says
 from tests.agent.reading_kit import host as host
+from tests.agent.reading_kit import link, read, says
 
 LOG = """\
 [ 1.0] NVRM: loading NVIDIA UNIX Open Kernel Module
@@ -341,11 +341,11 @@ def test_a_file_that_names_vfio_pci_is_mentioned_whatever_it_does(host: Host, pa
 def test_a_card_is_lost_when_its_configuration_space_reads_as_ones(
     host: Host, code: str, config: bytes, is_lost: bool
 ) -> None:
-    function(host, CARD, code, config)
+    host.function(CARD, code, config=config)
     assert read(host).lost == ([CARD] if is_lost else [])
     # Beside others.
-    function(host, "0000:00:02.0", "0x030000", b"\x86\x80" + b"\x00" * 62)
-    function(host, "0000:02:00.0", "0x030000", ONES)
+    host.function("0000:00:02.0", "0x030000", config=b"\x86\x80" + b"\x00" * 62)
+    host.function("0000:02:00.0", "0x030000", config=ONES)
     assert read(host).lost == ([CARD] if is_lost else []) + ["0000:02:00.0"]
 
 
@@ -357,20 +357,22 @@ def test_a_card_that_answers_nothing_is_lost_and_no_other_one(host: Host) -> Non
 
     host.programs["head"] = head
     for address in (CARD, "0000:02:00.0"):
-        function(host, address, "0x030000", ONES)
+        host.function(address, "0x030000", config=ONES)
     assert read(host).lost == [CARD]
 
 
 def test_of_each_function_of_a_card_its_resets_its_power_and_who_shares_it_are_read(host: Host) -> None:
     power = {"reset_method": "flr bus\n", "d3cold_allowed": "1\n", "power/control": "auto\n"}
-    function(host, "10000:01:00.0", "0x030000", ONES)
+    host.function("10000:01:00.0", "0x030000", config=ONES)
     for name, text in power.items():
         host.write(f"sys/bus/pci/devices/10000:01:00.0/{name}", text)
     # No way to reset it.
-    function(host, "0000:02:00.0", "0x030000", ONES, reset_method="", **{"nvidia/current_vgpu_type": "0\n"})
+    host.function("0000:02:00.0", "0x030000", config=ONES, reset_method="", **{"nvidia/current_vgpu_type": "0\n"})
     # Whatever it says, it is text.
-    function(host, "0000:02:00.1", "0x030200", ONES, reset_method='a"\\b\x1b[31m\n', **{"mdev_supported_types/a": ""})
-    function(host, "0000:03:00.0", "0x010802", ONES)
+    host.function(
+        "0000:02:00.1", "0x030200", config=ONES, reset_method='a"\\b\x1b[31m\n', **{"mdev_supported_types/a": ""}
+    )
+    host.function("0000:03:00.0", "0x010802", config=ONES)
     host.write("sys/bus/pci/devices/0000:04:00.0/vendor", "0x10de\n")  # a function without a class
     states = read(host).card_states
     assert set(states) == {"10000:01:00.0", "0000:02:00.0", "0000:02:00.1"}
@@ -382,7 +384,7 @@ def test_of_each_function_of_a_card_its_resets_its_power_and_who_shares_it_are_r
 
 
 def test_a_function_that_goes_while_it_is_read_is_left_as_it_is(host: Host) -> None:
-    function(host, CARD, "0x030000", ONES)
+    host.function(CARD, "0x030000", config=ONES)
     (host.root / f"sys/bus/pci/devices/{CARD}/reset_method").mkdir()  # reading fails, as of a device that is gone
     assert read(host).card_states[CARD].reset_method is None
 
@@ -396,7 +398,7 @@ def test_nvidias_vgpu_driver_is_recognised_by_its_manager(host: Host) -> None:
 def with_values(host: Host) -> None:
     """As the layer card_values leaves it."""
     ours = {"reset_method": "bus", "d3cold_allowed": "0", "power/control": "on"}
-    function(host, CARD, "0x030000")
+    host.function(CARD, "0x030000")
     for name, had in {"reset_method": "flr bus", "d3cold_allowed": "1", "power/control": "auto"}.items():
         place = f"var/lib/homelab/card-values/{CARD}={name.replace('/', ':')}"
         host.write(place, f"{had}\n{ours[name]}\n")
@@ -464,7 +466,7 @@ def test_a_host_whose_files_hold_anything_can_be_read(host: Host, junk: bytes) -
         "proc/driver/nvidia/version",
     ):  # fmt: skip
         host.write(path, b"name: " + junk + b"\noptions vfio-pci ids=" + junk + b"\n")
-    function(host, CARD, "0x030000", ONES)
+    host.function(CARD, "0x030000", config=ONES)
     address = "0000:00:01.0"
     interface = junk.replace(b"/", b"").replace(b"\n", b"").replace(b" ", b"").replace(b"\0", b"")[:15] or b"eth0"
     name = interface.decode("utf-8", "surrogateescape")
@@ -496,7 +498,7 @@ def test_programs_that_hang_hide_nothing_that_is_known_without_them(
     monkeypatch.setenv("PATH", f"{commands}:/usr/bin:/bin")
     host.write("etc/kernel/proxmox-boot-uuids", "AAAA-0001\n")
     for address in (CARD, "0000:01:00.1"):
-        function(host, address, "0x030000", ONES)
+        host.function(address, "0x030000", config=ONES)
     monkeypatch.setattr(cards, "_CONFIG_SECONDS", 0.2)
     monkeypatch.setattr(run, "_GRACE_SECONDS", 0.05)
     asked = run.Run.ask
@@ -526,7 +528,7 @@ def test_what_is_asked_of_a_stock_host_starts_few_programs(host: Host) -> None:
     api_kit.runs(host, {}, {})
     host.programs |= {name: counted(name, program) for name, program in host.programs.items()}
     for address in (CARD, "0000:02:00.0"):
-        function(host, address, "0x030000", ONES)
+        host.function(address, "0x030000", config=ONES)
     host.ask("read", "read_host", Wanted(guests=True, signs="x"))
     assert sorted(started) == sorted(
         [

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.agent.kit import Host
-from tests.agent.reading_kit import function, link, read, says
 from tests.agent.reading_kit import host as host
+from tests.agent.reading_kit import link, read, says
 
 LSPCI = """\
 0000:00:01.0 PCI bridge: a
@@ -64,13 +64,13 @@ def test_a_group_that_vfio_makes_without_an_iommu_is_none(host: Host) -> None:
     """Of a mediated device such as GVT-g's, and with enable_unsafe_noiommu_mode."""
     for number, name in (("0", "vfio-noiommu\n"), ("1", "other\n")):
         host.write(f"sys/kernel/iommu_groups/{number}/name", name)
-        function(host, f"0000:0{number}:00.0", "0x030000")
+        host.function(f"0000:0{number}:00.0", "0x030000")
         link(host, f"sys/bus/pci/devices/0000:0{number}:00.0/iommu_group", f"sys/kernel/iommu_groups/{number}")
     facts = read(host)
     assert facts.iommu.groups == 1 and [device.group for device in facts.devices] == [None, 1]
     (host.root / "sys/kernel/iommu_groups/1/name").write_text("vfio-noiommu\n")
     host.programs["lspci"] = says("0000:00:00.0 x\n\tCapabilities: [2a0 v1] Access Control Services\n")
-    function(host, "0000:00:00.0", "0x060400")
+    host.function("0000:00:00.0", "0x060400")
     assert read(host).devices[0].acs, "the groups are predicted"
 
 

@@ -68,12 +68,8 @@ def make(host: Host, case: Case) -> None:
         for words in case.noted:
             reboot_required.note(host.system(), Boot(words=tuple(words.split())))
     for address, driver in case.drivers.items():
-        device = f"/sys/bus/pci/devices/{address}"
-        host.write(f"{device}/class", "0x030000\n" if address.endswith(".0") else "0x040300\n")
-        host.write(f"{device}/vendor", "0x10de\n")
-        if driver:
-            (host.root / "sys/bus/pci/drivers" / driver).mkdir(parents=True, exist_ok=True)
-            (host.root / device[1:] / "driver").symlink_to(f"../../drivers/{driver}")
+        host.write(f"/sys/bus/pci/drivers/{driver}/bind", "")
+        host.function(address, "0x030000" if address.endswith(".0") else "0x040300", "10de:2b85", driver=driver)
     if case.loaded:
         host.write("/proc/driver/nvidia/version", case.loaded)
     host.write("/called", "")

@@ -64,8 +64,7 @@ def awake(host: Host) -> str:
 
 @pytest.fixture(autouse=True)
 def card(host: Host) -> None:
-    for name, text in {"vendor": "0x10de", "device": "0x2b85", "class": "0x030000", "d3cold_allowed": "1"}.items():
-        host.write(f"/sys/bus/pci/devices/0000:01:00.0/{name}", f"{text}\n")
+    host.function("0000:01:00.0", "0x030000", "10de:2b85", d3cold_allowed="1\n")
 
 
 def test_it_is_put_there_and_does_what_it_is_asked_and_gives_it_back(host: Host) -> None:

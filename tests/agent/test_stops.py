@@ -23,7 +23,6 @@ from typing import Any
 import pytest
 import yaml
 
-from lab.host.host_python import nodes_below
 from remote_scripts import layers
 from remote_scripts.layers import cluster_turn
 from remote_scripts.tools import disk
@@ -33,7 +32,7 @@ from tests import sampling
 from tests.agent import card_kit, disk_kit, machines, machines_nvidia
 from tests.agent.cluster_kit import Clock
 from tests.agent.disk_kit import Tree
-from tests.agent.kit import Cut, Refused, cuts, watched
+from tests.agent.kit import Cut, Refused, cuts, watched, with_files_as_devices
 from tests.agent.machines import Machine
 
 EXAMPLES: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "stops.yaml").read_text())
@@ -70,9 +69,7 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card_kit.without_waits(monkeypatch)
     monkeypatch.setattr(cluster_turn, "CLUSTER_SECONDS", 2)  # each second of which is a look
     monkeypatch.delenv("SSH_CONNECTION", raising=False)
-    stat, mknod = nodes_below(f"{tmp_path}/")
-    monkeypatch.setattr(os, "stat", stat)
-    monkeypatch.setattr(os, "mknod", mknod)
+    with_files_as_devices(monkeypatch, tmp_path)
 
 
 @contextmanager
