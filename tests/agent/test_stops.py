@@ -38,7 +38,7 @@ from tests.agent.machines import Machine
 EXAMPLES: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "stops.yaml").read_text())
 MACHINES = {**machines.MACHINES, **machines_nvidia.MACHINES}
 #: Stops of each kind that are tried of an act.
-SAMPLE = 2
+SAMPLE = 1
 #: What they change, Proxmox VE's API changes: they are killed after each change where there is one (tests/lab/test_guest_transaction.py).
 BY_THE_API = {"guest_cards", "free_card"}
 # The calls that need room on a disk.
