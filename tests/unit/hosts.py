@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from homelab.facts.host import HostFacts, parse
+from homelab.host import gates
 from homelab.nvidia.reading import SystemReading
 from homelab.settings import Host
 from remote_scripts.notes.container_note import Cards, ContainerNote, Given
@@ -71,6 +72,20 @@ def desktop(*more: dict[str, Any], **changes: Any) -> HostFacts:
     return parse(_NOTHING | values | changes | {"guests": guests})
 
 
+def cmdline(
+    running: str = "quiet", configured: str | None = None, others: str | None = None, generated: str = ""
+) -> dict[str, str]:
+    """A host's kernel command lines; what is configured, and by others, is by default what runs."""
+    configured = running if configured is None else configured
+    others = configured if others is None else others
+    return {"running": running, "configured": configured, "others": others, "generated": generated}
+
+
+def reasons(facts: HostFacts, host: Host) -> list[str]:
+    """Why the host's settings are refused."""
+    return [error.found for error in gates.check(facts, host)[1]]
+
+
 #: A host's device nodes: names below /dev -> major and minor (hexadecimal), and mode.
 NODES = {
     "nvidia0": "c3 0 666", "nvidiactl": "c3 ff 666", "nvidia-uvm": "1fc 0 666", "nvidia-uvm-tools": "1fc 1 666",
@@ -127,12 +142,11 @@ def container_note(ctid: int, cards: Cards, *dev: str, **more: Any) -> dict[str,
     return {f"lxc-{ctid}": json.dumps(to_plain(ContainerNote(**note | more)))}
 
 
+def values(gpus: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    """A host, as the settings have it."""
+    cards = {"rtx5090": {"match": "10de:2b85"}} if gpus is None else gpus
+    return {"address": "192.168.0.202", "ssh": {"hostKey": KEY, "agent": True}, "gpus": cards} | changes
+
+
 def settings(gpus: dict[str, Any] | None = None, **changes: Any) -> Host:
-    return Host.model_validate(
-        {
-            "address": "192.168.0.202",
-            "ssh": {"hostKey": KEY, "agent": True},
-            "gpus": {"rtx5090": {"match": "10de:2b85"}} if gpus is None else gpus,
-        }
-        | changes
-    )
+    return Host.model_validate(values(gpus, **changes))

@@ -14,19 +14,9 @@ from homelab.facts.host import HostFacts
 from homelab.host import gates
 from remote_scripts.reading.answer import Vital
 from tests.rows import rows
-from tests.unit.hosts import desktop, device, gpu, settings
+from tests.unit.hosts import cmdline, desktop, device, gpu, settings
 
 PVE = "6.17.2-1-pve"
-
-
-def line(running: str = "quiet", configured: str | None = None, others: str | None = None) -> dict[str, str]:
-    configured = running if configured is None else configured
-    return {
-        "running": running,
-        "configured": configured,
-        "others": configured if others is None else others,
-        "generated": "",
-    }
 
 
 def z370(groups: bool = True, **changes: Any) -> HostFacts:
@@ -93,11 +83,11 @@ def test_groups_are_those_that_the_next_boot_makes_with_the_override(
 def test_one_that_is_set_by_hand_counts_too_running_or_for_the_next_boot() -> None:
     word = "pcie_acs_override=downstream"
     split = [one | {"group": 15} if one["address"].startswith("0000:01") else one for one in asdict(z370())["devices"]]
-    assert others(z370(groups=False, cmdline=line(word))) == set()
-    assert others(z370(cmdline=line("quiet", word))) == set()
-    assert others(z370(devices=split, cmdline=line(word))) == set()
+    assert others(z370(groups=False, cmdline=cmdline(word))) == set()
+    assert others(z370(cmdline=cmdline("quiet", word))) == set()
+    assert others(z370(devices=split, cmdline=cmdline(word))) == set()
     # Taken away from the next boot, it joins again what it had divided.
-    assert others(z370(devices=split, cmdline=line(word, "quiet"))) == {"0000:02:00.0"}
+    assert others(z370(devices=split, cmdline=cmdline(word, "quiet"))) == {"0000:02:00.0"}
 
 
 def test_the_override_changes_nothing_for_acs_conventional_pci_or_below_shared_bridges() -> None:
@@ -108,7 +98,7 @@ def test_the_override_changes_nothing_for_acs_conventional_pci_or_below_shared_b
         *({**one, "path": f"{path}/{one['address']}"} for one in gpu("0000:04:00", group=None)),
         device("0000:04:01.0", "13f6:8788", "040100", path=f"{path}/0000:04:01.0"),
     ]
-    found = z370(groups=False, devices=old, cmdline=line("pcie_acs_override=downstream,multifunction"))
+    found = z370(groups=False, devices=old, cmdline=cmdline("pcie_acs_override=downstream,multifunction"))
     assert others(found, "0000:04:00") == {"0000:04:01.0"}
     switch = [
         device("0000:00:1c.0", "8086:a110", "060400", express="root port"),
@@ -130,7 +120,7 @@ def test_the_override_changes_nothing_for_acs_conventional_pci_or_below_shared_b
 def test_functions_of_one_slot_part_where_each_is_taken_for_isolating() -> None:
     slot = [device(f"0000:00:1f.{n}", "8086:a2c9", code, express="root complex integrated endpoint") for n, code in enumerate(("030000", "040300", "020000"))]  # fmt: skip
     together = z370(groups=False, devices=slot)
-    apart = z370(groups=False, devices=slot, cmdline=line("pcie_acs_override=multifunction"))
+    apart = z370(groups=False, devices=slot, cmdline=cmdline("pcie_acs_override=multifunction"))
     assert others(together, "0000:00:1f") == {"0000:00:1f.2"} and others(apart, "0000:00:1f") == set()
 
 
@@ -179,17 +169,17 @@ def test_a_card_is_taken_out_of_the_root_disks_group_by_no_way_around() -> None:
     ]
     host = settings(iommu={"acsOverride": "downstream"})
     for running in (f"quiet {word}", f"quiet {word} {ours}"):
-        (error,) = gates.check(with_disk(devices=devices, cmdline=line(running, others="quiet")), host)[1]
+        (error,) = gates.check(with_disk(devices=devices, cmdline=cmdline(running, others="quiet")), host)[1]
         assert "carries / (ext4)" in error.found
     # A card of ours stays for once where what carries the disk can't be told; another doesn't come.
     unknown = [{"kind": "storage", "name": "/", "devices": [], "trouble": "lsblk says nothing"}]
     found = [
-        gates.check(with_disk(devices=devices, vital=unknown, cmdline=line(running, others="quiet")), host)[1]
+        gates.check(with_disk(devices=devices, vital=unknown, cmdline=cmdline(running, others="quiet")), host)[1]
         for running in (f"quiet {word}", f"quiet {word} {ours}")
     ]
     assert [len(errors) for errors in found] == [1, 0]
     # Nor does one that was bound without the override.
-    before = with_disk(vital=unknown, cmdline=line(f"quiet {ours}", others="quiet"))
+    before = with_disk(vital=unknown, cmdline=cmdline(f"quiet {ours}", others="quiet"))
     assert "lsblk says nothing" in gates.check(before, host)[1][0].found
 
 
@@ -199,7 +189,7 @@ def test_an_override_of_somebody_elses_is_said_and_not_refused() -> None:
         one | {"group": 15, "driver": "nouveau"} if one["address"].startswith("0000:01") else one
         for one in asdict(with_disk())["devices"]
     ]
-    by_hand = with_disk(devices=devices, cmdline=line(f"quiet {word}"))
+    by_hand = with_disk(devices=devices, cmdline=cmdline(f"quiet {word}"))
     assert gates.check(by_hand, settings())[1] == []
     said = "\n".join(card_remarks.remarks(by_hand, settings(), {"rtx5090": "0000:01:00"}))
     assert "set by hand, and left as it is" in said and "0000:02:00.0 NVMe disk" in said

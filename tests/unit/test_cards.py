@@ -21,11 +21,7 @@ from homelab.vm import preview as vm_preview
 from homelab.vm.cards import VmCard
 from remote_scripts.pve.properties import overlap
 from tests.rows import rows
-from tests.unit.hosts import desktop, device, gpu, settings, vm_note
-
-
-def reasons(facts: HostFacts, host: Host) -> list[str]:
-    return [error.found for error in gates.check(facts, host)[1]]
+from tests.unit.hosts import desktop, device, gpu, reasons, settings, vm_note
 
 
 def apu(*, together: bool = False, **changes: Any) -> HostFacts:

@@ -16,11 +16,7 @@ from homelab.init.cards import takers
 from homelab.remote import agent
 from homelab.settings import Host
 from tests.rows import rows
-from tests.unit.hosts import desktop, device, gpu, settings, vm_note
-
-
-def reasons(facts: HostFacts, host: Host) -> list[str]:
-    return [error.found for error in gates.check(facts, host)[1]]
+from tests.unit.hosts import cmdline, desktop, device, gpu, reasons, settings, vm_note
 
 
 def test_a_card_alone_in_its_group_passes_every_gate() -> None:
@@ -344,12 +340,7 @@ def was_for_a_vm(
     }  # fmt: skip
     usual: dict[str, Any] = {
         "devices": [*others, *bound],
-        "cmdline": {
-            "running": f"quiet {running}",
-            "configured": f"quiet {configured}",
-            "others": "quiet",
-            "generated": "",
-        },
+        "cmdline": cmdline(f"quiet {running}", f"quiet {configured}", "quiet"),
         "guests": guests,
         "cluster": {"node": "pve"},
         "ledger": vm_note(103, HAS, "hostpci0") if ours else {},
@@ -625,8 +616,8 @@ def bound_by_ids(
     """By a file of somebody's, and words of somebody's; ``more``: other devices."""
     others = [asdict(one) for one in desktop().devices if one.slot != "0000:01:00"]
     devices = [*others, *({**one, "driver": "vfio-pci"} for one in gpu()), *more]
-    cmdline = {"running": f"ro {words}", "configured": words, "others": words, "generated": ""}
-    usual = {"vfio_ids": ids, "vfio_files": {file: ids} if ids else {}, "cmdline": cmdline, "devices": devices}
+    lines = cmdline(f"ro {words}", words)
+    usual = {"vfio_ids": ids, "vfio_files": {file: ids} if ids else {}, "cmdline": lines, "devices": devices}
     return desktop(**(usual | changes))
 
 
@@ -668,17 +659,7 @@ def test_a_word_takes_a_card_that_stays_from_the_ids_of_others(case: str, facts:
         for said in card_remarks.remarks(facts, to_be(takeOver=True), {"big": "0000:01:00"})
     )
     # The same once it has been started with, and nothing for a card that a VM gets.
-    cmdline = dataclasses.asdict(facts.cmdline)
-    cmdline |= {"running": f"{cmdline['running']} {word}", "configured": f"{cmdline['configured']} {word}"}
-    devices = [asdict(one) for one in facts.devices]
-    started = [one | ({"driver": "nvidia"} if one["address"].startswith("0000:01:00") else {}) for one in devices]
-    assert (
-        plan.wanted(
-            parse(asdict(facts) | {"cmdline": cmdline, "devices": started}),
-            to_be(takeOver=True),
-        ).vfio_words
-        == word
-    )
+    assert plan.wanted(started_with(facts, word, at01="nvidia"), to_be(takeOver=True)).vfio_words == word
     assert "vfio-pci.ids" not in plan.wanted(facts, to_be("vm", takeOver=True)).vfio_words
 
 
@@ -783,11 +764,11 @@ def test_a_word_against_the_driver_counts_until_the_next_boot() -> None:
 
 def started_with(facts: HostFacts, word: str, **drivers: str) -> HostFacts:
     """``drivers``: by the device's slot, without its domain's and bus's colons."""
-    cmdline = dataclasses.asdict(facts.cmdline)
-    cmdline |= {"running": f"{cmdline['running']} {word}", "configured": f"{cmdline['configured']} {word}"}
+    lines = dataclasses.asdict(facts.cmdline)
+    lines |= {"running": f"{lines['running']} {word}", "configured": f"{lines['configured']} {word}"}
     devices = [asdict(one) for one in facts.devices]
     devices = [one | {"driver": drivers.get("at" + one["address"][5:7], one["driver"])} for one in devices]
-    return parse(asdict(facts) | {"cmdline": cmdline, "devices": devices})
+    return parse(asdict(facts) | {"cmdline": lines, "devices": devices})
 
 
 def test_a_card_left_to_the_ids_is_released_by_the_next_word() -> None:

@@ -14,26 +14,18 @@ from homelab.facts.guests import GuestConfig
 from homelab.facts.host import HostFacts
 from homelab.host import gates, plan
 from homelab.host.plan import NVIDIA_BLACKLIST
-from homelab.settings import Host, Vm
+from homelab.settings import Vm
 from homelab.vm import preview as vm_preview
 from homelab.vm.cards import VmCard
 from tests.conftest import shared
 from tests.rows import rows
-from tests.unit.hosts import desktop, device, gpu, settings
+from tests.unit.hosts import cmdline, desktop, device, gpu, reasons, settings
 
 RADEON = device("0000:03:00.0", "1002:744c", "030000", 18, driver="amdgpu", parent="0000:00:02.1")
 ARC = device("0000:03:00.0", "8086:56a6", "030000", 18, driver="i915", parent="0000:00:02.1")
 SOUND = device("0000:03:00.1", "1002:ab30", "040300", 18, driver="snd_hda_intel", parent="0000:00:02.1")
 GIVEN = settings({"card": {"address": "03:00"}})
 HOST = [device("0000:00:02.1", "1022:14db", "060400", 2, driver="pcieport", acs=True)]
-
-
-def line(configured: str, others: str = "quiet", running: str = "quiet") -> dict[str, str]:
-    return {"running": running, "configured": configured, "others": others, "generated": configured}
-
-
-def reasons(facts: HostFacts, host: Host) -> list[str]:
-    return [error.found for error in gates.check(facts, host)[1]]
 
 
 # -- whose drivers are kept off ------------------------------------------------------------------------------------------
@@ -54,11 +46,11 @@ def test_with_a_card_of_nvidias_and_one_of_amds_nvidias_drivers_alone_are_kept_o
 
 
 def test_a_blacklist_that_an_earlier_version_wrote_is_no_reason_for_a_reboot() -> None:
-    earlier = line(f"quiet homelab.vfio=0000:03:00.0=1002:744c {NVIDIA_BLACKLIST}")
+    earlier = cmdline("quiet", f"quiet homelab.vfio=0000:03:00.0=1002:744c {NVIDIA_BLACKLIST}", "quiet")
     facts = desktop(devices=[*HOST, RADEON], cmdline=earlier)
     assert plan.wanted(facts, GIVEN).vfio_words.endswith(f" {NVIDIA_BLACKLIST}")
     # Somebody else's is no reason to write it as ours; and it goes once a card of NVIDIA's stays.
-    theirs = line(f"quiet {NVIDIA_BLACKLIST}", others=f"quiet {NVIDIA_BLACKLIST}")
+    theirs = cmdline("quiet", f"quiet {NVIDIA_BLACKLIST}")
     assert NVIDIA_BLACKLIST not in plan.wanted(desktop(devices=[*HOST, RADEON], cmdline=theirs), GIVEN).vfio_words
     stays = desktop(devices=[*HOST, RADEON, *gpu()], cmdline=earlier)
     assert NVIDIA_BLACKLIST not in plan.wanted(stays, GIVEN).vfio_words

@@ -15,9 +15,9 @@ from homelab.host import plan, stack_folder
 from homelab.host.handover import refused
 from homelab.host.judge import judge_host
 from tests.rows import rows
-from tests.unit.hosts import desktop, settings
+from tests.unit.hosts import cmdline, desktop, settings
 from tests.unit.test_doctor import reading
-from tests.unit.test_plan import bound, cmdline
+from tests.unit.test_plan import bound
 
 HOST, WANT = settings(), plan.wanted(desktop(), settings())
 OWNER, OURS = stack_folder.owner("p/s", HOST.name), earlier.AGENTS

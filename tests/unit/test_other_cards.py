@@ -15,7 +15,7 @@ from homelab.host import plan
 from homelab.settings import Container
 from homelab.show.cards import of_outputs
 from tests.rows import rows
-from tests.unit.hosts import desktop, device, settings
+from tests.unit.hosts import cmdline, desktop, device, settings
 from tests.unit.test_containers import DRIVER
 
 AMD, INTEL = "0000:0b:00.0", "0000:00:02.0"
@@ -73,10 +73,6 @@ def test_the_scripts_are_told_addresses_and_no_numbers() -> None:
     want = plan.wanted(host(), settings(GPUS))
     found, _ = other_makers.shared("media", container("radeon", "uhd"), host(), want.gpus)
     assert makers.words(found) == f"{INTEL}=render {AMD}=render,kfd"
-
-
-def cmdline(words: str) -> dict[str, str]:
-    return {"running": words, "configured": words, "others": words, "generated": words}
 
 
 OFF = {address: about for address, about in DRM.items() if address != AMD}

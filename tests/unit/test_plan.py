@@ -12,13 +12,9 @@ from homelab.errors import HomelabError
 from homelab.facts.host import HostFacts
 from homelab.host import plan
 from tests.rows import rows
-from tests.unit.hosts import desktop, device, gpu, settings
+from tests.unit.hosts import cmdline, desktop, device, gpu, settings
 
 WORD = "homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8"
-
-
-def cmdline(running: str, others: str = "quiet", configured: str | None = None, generated: str = "") -> dict[str, str]:
-    return {"running": running, "others": others, "configured": configured or running, "generated": generated}
 
 
 def bound(**changes: Any) -> HostFacts:
@@ -31,7 +27,7 @@ def bound(**changes: Any) -> HostFacts:
     files = ["/etc/default/grub.d/zz-homelab-vfio.cfg", "/etc/initramfs-tools/scripts/init-top/homelab-vfio"]
     managed = [{"layer": "vfio", "path": path, "state": "ok"} for path in files]
     values: dict[str, Any] = {
-        "cmdline": cmdline(f"ro quiet {words}", generated=f"ro quiet {words}"),
+        "cmdline": cmdline(f"ro quiet {words}", generated=f"ro quiet {words}", others="quiet"),
         "modules": ["vfio", "vfio_iommu_type1", "vfio_pci"],
         "devices": devices,
         "managed": managed,
@@ -71,7 +67,7 @@ def test_drivers_are_blacklisted_only_when_no_nvidia_card_stays() -> None:
 def test_a_card_of_another_maker_blacklists_nothing_anew(configured: str, others: str, blacklisted: bool) -> None:
     facts = desktop(
         devices=[device("0000:0b:00.0", "1002:164e", "030000", 20, driver="amdgpu")],
-        cmdline=cmdline("quiet", others, configured),
+        cmdline=cmdline("quiet", configured or "quiet", others),
     )
     want = plan.wanted(facts, settings({"igpu": {"match": "1002:164e"}}))
     assert (plan.NVIDIA_BLACKLIST in want.vfio_words) is blacklisted
@@ -151,17 +147,17 @@ WORDS = plan.wanted(desktop(), settings()).words
             "/etc/x was changed by hand",
         ),
         (
-            {"cmdline": cmdline(f"quiet {WORDS}", configured="quiet")},
+            {"cmdline": cmdline(f"quiet {WORDS}", configured="quiet", others="quiet")},
             "iommu",
             "is not on the configured kernel command line",
         ),
         (
-            {"cmdline": cmdline(f"quiet {WORDS}", configured="quiet")},
+            {"cmdline": cmdline(f"quiet {WORDS}", configured="quiet", others="quiet")},
             "vfio",
             "is not on the configured kernel command line",
         ),
         (
-            {"cmdline": cmdline(f"quiet {WORDS}", generated="ro quiet")},
+            {"cmdline": cmdline(f"quiet {WORDS}", generated="ro quiet", others="quiet")},
             "vfio",
             "is not in the generated boot configuration (grub.cfg)",
         ),
@@ -222,7 +218,7 @@ def test_a_bound_host_is_verified() -> None:
 @rows(
     ("changes", "wanted"),
     [
-        ({"cmdline": cmdline("quiet")}, "on the running kernel's command line"),
+        ({"cmdline": cmdline("quiet", others="quiet")}, "on the running kernel's command line"),
         ({"iommu": {"tables": ["DMAR"], "groups": 0, "kernel_log": "DMAR: IOMMU enabled"}}, "IOMMU groups in"),
         ({"modules": ["vfio"]}, "the modules vfio, vfio_iommu_type1 and vfio_pci loaded"),
         (

@@ -9,8 +9,7 @@ from homelab.cards import remarks as card_remarks
 from homelab.facts.host import HostFacts
 from homelab.host import gates, plan
 from tests.rows import rows
-from tests.unit.hosts import desktop, settings
-from tests.unit.test_acs import line
+from tests.unit.hosts import cmdline, desktop, settings
 
 REGION = "0x9d800000-0x9fffffff"
 
@@ -93,11 +92,11 @@ def test_intels_reserved_memory_is_relaxed_where_the_kernel_can() -> None:
     assert plan.wanted(facts, settings(iommu=RELAXED)).iommu_words == "intel_iommu=on,relax_rmrr iommu=pt"
     assert "data can be lost" in card_remarks.remarks(facts, settings(iommu=RELAXED), {})[0]
     # Taken away again, it is refused again: the running kernel's word isn't the next one's.
-    running = line("intel_iommu=on,relax_rmrr iommu=pt", others="quiet")
+    running = cmdline("intel_iommu=on,relax_rmrr iommu=pt", others="quiet")
     assert len(errors(held(cmdline=running, **INTEL))) == 1
-    assert errors(held(cmdline=line("intel_iommu=on,sm_on,relax_rmrr"), **INTEL)) == []  # somebody's own
+    assert errors(held(cmdline=cmdline("intel_iommu=on,sm_on,relax_rmrr"), **INTEL)) == []  # somebody's own
     # A kernel that doesn't know it holds to the memory, and the way isn't named.
-    (error,) = errors(held(cmdline=line("intel_iommu=on,relax_rmrr"), kernel="6.8.0-86-generic", **INTEL))
+    (error,) = errors(held(cmdline=cmdline("intel_iommu=on,relax_rmrr"), kernel="6.8.0-86-generic", **INTEL))
     assert "relaxRmrr" not in error.next
 
 
@@ -145,10 +144,10 @@ def test_the_plan_says_what_that_risks() -> None:
 
 def test_who_has_allowed_it_by_hand_keeps_it_and_is_told() -> None:
     word = "vfio_iommu_type1.allow_unsafe_interrupts=1"
-    for facts in (desktop(iommu=PLAIN, unsafe_interrupts=True), desktop(iommu=PLAIN, cmdline=line(f"quiet {word}"))):
+    for facts in (desktop(iommu=PLAIN, unsafe_interrupts=True), desktop(iommu=PLAIN, cmdline=cmdline(f"quiet {word}"))):
         assert errors(facts) == [] and word not in remapping.words(facts, settings())
         (remark,) = card_remarks.remarks(facts, settings(), {})
         assert "set by hand, and left as it is" in remark
     # What the module has by this program's own word is no reason to leave the word out.
-    ours = desktop(iommu=PLAIN, unsafe_interrupts=True, cmdline=line(f"quiet {word}", others="quiet"))
+    ours = desktop(iommu=PLAIN, unsafe_interrupts=True, cmdline=cmdline(f"quiet {word}", others="quiet"))
     assert len(errors(ours)) == 1

@@ -16,8 +16,9 @@ from homelab.errors import HomelabError
 from homelab.nvidia.settings import Nvidia
 from homelab.settings import NewContainer, NewVm, Settings, parse
 from tests.rows import check_rows, rows
-from tests.unit.test_settings import KEY, refused
+from tests.unit.hosts import KEY
 from tests.unit.test_settings import hosts as one_host
+from tests.unit.test_settings import refused
 
 #: Between them every field that holds text.
 WHOLE: list[dict[str, Any]] = tables.read(Path(__file__).with_name("whole_settings.yaml"))

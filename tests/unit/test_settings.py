@@ -16,17 +16,11 @@ from homelab.resources.command import connection
 from homelab.settings import Settings, load_host, parse
 from remote_scripts.both.terms import Terms
 from tests.rows import rows
-
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
+from tests.unit.hosts import KEY, values
 
 
 def hosts(**changes: Any) -> dict[str, Any]:
-    host = {
-        "address": "192.168.0.202",
-        "ssh": {"hostKey": KEY, "privateKeyFile": "~/.ssh/id_ed25519"},
-        "gpus": {"rtx5090": {"match": "10de:2b85"}},
-    }
-    return {"pve": host | changes}
+    return {"pve": values(**{"ssh": {"hostKey": KEY, "privateKeyFile": "~/.ssh/id_ed25519"}, **changes})}
 
 
 def loaded(configuration: dict[str, Any], **others: str) -> Settings:
