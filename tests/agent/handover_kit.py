@@ -416,9 +416,5 @@ def noted(state: str, **record: object) -> str:
     return json.dumps({"state": state, "vm": "103", "boot": "boot", "since": 1, **record})
 
 
-class Killed(BaseException):
-    """A run that was killed."""
-
-
 def now() -> int:
     return int(time.time())

@@ -36,6 +36,10 @@ class Refused(Exception):
     """What a person reads of a layer that ended with an error."""
 
 
+class Killed(BaseException):
+    """A run, as by SIGKILL."""
+
+
 class Host:
     """A host that is nothing but a folder.
 

@@ -12,14 +12,13 @@ import pytest
 
 from homelab.doctor.reading import Extra
 from homelab.remote import scripts
-from lab.host.host_python import nodes_below
 from remote_scripts.both.diagnose import Wanted
 from remote_scripts.cards import host_nodes
 from remote_scripts.tools.device import Device
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.plain import of_plain
 from tests.agent import api_kit
-from tests.agent.kit import Host, Refused
+from tests.agent.kit import Host, Refused, with_files_as_devices
 
 CONF = """\
 #token=secret-1
@@ -41,11 +40,10 @@ lxc.hook.mount: /secret-4
 @pytest.fixture(autouse=True)
 def stocked(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node with a container of each state, and a neighbour in the cluster."""
-    stat, mknod = nodes_below(f"{host.root}/dev/")
-    monkeypatch.setattr(os, "stat", stat)
+    with_files_as_devices(monkeypatch, host.root / "dev")
     for name, numbers, mode in (("nvidia0", (195, 0), 0o666), ("nvidia-caps/nvidia-cap1", (483, 1), 0o400)):
         (host.root / "dev" / name).parent.mkdir(parents=True, exist_ok=True)
-        mknod(str(host.root / "dev" / name), mode, os.makedev(*numbers))
+        os.mknod(str(host.root / "dev" / name), mode, os.makedev(*numbers))
         (host.root / "dev" / name).chmod(mode)
     host.write("/dev/nvidia-log", "no node")
     host.write("/etc/pve/nodes/pve/lxc/950.conf", CONF)

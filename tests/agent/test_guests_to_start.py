@@ -28,7 +28,7 @@ from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
 from tests.agent import api_kit
 from tests.agent.cluster_kit import Clock, elsewhere, note_ran, who_ran
-from tests.agent.kit import Cut, Host, cuts, left_by
+from tests.agent.kit import Cut, Host, Killed, cuts, left_by
 
 A, B = "7d4f0d3c-0000-4000-8000-00000000000a", "7d4f0d3c-0000-4000-8000-00000000000b"
 NOTED, DOWN, BOOTED = 1_700_000_000, 1_700_000_020, 1_700_000_100
@@ -37,10 +37,6 @@ HOME = "/var/lib/homelab"
 TASKS = "/var/log/pve/tasks"
 #: What the host tells the next `up`.
 SAID = "/run/homelab/started"
-
-
-class Killed(BaseException):
-    """The run, as by SIGKILL."""
 
 
 @pytest.fixture(autouse=True)
@@ -89,11 +85,9 @@ def _guest(host: Host, program: str, arguments: Sequence[str]) -> Done:
     if arguments[0] == "start":
         _start(host, program, vmid)
         return Done(0, b"")
-    return (
-        Done(1, b"")
-        if host.exists(f"/unsaid/{vmid}")
-        else Done(0, f"status: {host.read(f'/state/{program}/{vmid}')}\n".encode())
-    )
+    if host.exists(f"/unsaid/{vmid}"):
+        return Done(1, b"")
+    return Done(0, f"status: {host.read(f'/state/{program}/{vmid}')}\n".encode())
 
 
 def _start(host: Host, program: str, vmid: str) -> str:

@@ -18,8 +18,8 @@ import pytest
 from remote_scripts.tools.done import Done
 from tests import sampling
 from tests.agent import disk_kit
-from tests.agent.handover_kit import GPU, SERVICE, START, STATE, STOP, Host, Killed, made
-from tests.agent.kit import cuts, watched
+from tests.agent.handover_kit import GPU, SERVICE, START, STATE, STOP, Host, made
+from tests.agent.kit import Killed, cuts, watched
 
 SAMPLE = 8
 ONLY = pytest.mark.parametrize("only", [False, True], ids=["one card of two", "the driver's only card"])

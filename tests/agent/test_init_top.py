@@ -16,9 +16,8 @@ BUS = "/sys/bus/pci"
 
 @pytest.fixture(autouse=True)
 def stocked(host: Host) -> None:
-    for address, device in ((GPU, "0x2b85"), (AUDIO, "0x22e8")):
-        host.write(f"{BUS}/devices/{address}/vendor", "0x10de\n")
-        host.write(f"{BUS}/devices/{address}/device", f"{device}\n")
+    host.function(GPU, "0x030000", "10de:2b85")
+    host.function(AUDIO, "0x040300", "10de:22e8")
     host.write(f"{BUS}/drivers_probe", "")
     host.write("/dev/kmsg", "")
     host.write("/proc/cmdline", f"root=/dev/mapper/pve-root ro {WORD} quiet\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ from remote_scripts.layers.nvidia_nodes import SERVICE
 from remote_scripts.nvidia import nvidia
 from remote_scripts.tools import boot_service
 from remote_scripts.tools.done import Done
-from tests.agent.kit import Host, Refused, with_files_as_devices
-from tests.waiting import PATIENCE
+from tests.agent.kit import Host, Refused, bash, command, with_files_as_devices
 
 DEVICES = """\
 Character devices:
@@ -181,22 +179,13 @@ def test_what_an_earlier_run_left_unread_systemd_reads(host: Host, reloads: list
     assert reloads == ["show", "daemon-reload"]
 
 
-def test_the_program_makes_the_nodes_by_itself(host: Host, tmp_path: Path) -> None:
+def test_the_program_makes_the_nodes_by_itself(host: Host) -> None:
     """As the service runs it, on a folder; a node can't be made by everybody, so there are none to make."""
     ask(host)
-    folder = tmp_path / "commands"
-    folder.mkdir()
-    (folder / "modprobe").write_text('#!/bin/sh\necho "$@" >"$ROOT/loaded"\nexit 1\n')
-    (folder / "modprobe").chmod(0o755)
+    command(host, "modprobe", 'echo "$@" >"$ROOT/loaded"; exit 1')
     for name in ("devices", "driver/nvidia/version"):
         (host.root / "proc" / name).unlink()
-    done = subprocess.run(
-        [*boot_service.PYTHON.split(), f"{host.root}{SERVICE.program}"],
-        env={"ROOT": str(host.root), "PATH": f"{folder}:{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    done = bash(host, f"{boot_service.PYTHON} {host.root}{SERVICE.program}")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "nvidia-uvm could not be loaded\n")
     assert host.read("/loaded") == "nvidia-uvm\n"
     assert os.access(host.root / SERVICE.program[1:], os.X_OK)

@@ -34,51 +34,48 @@ pytestmark = apt_kit.needs_apt
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Repo]]:
-    place = tmp_path_factory.mktemp("apt")
-    repos = apt_kit.repositories(place / "repos")
-    return apt_kit.stocked(place, repos), repos
-
-
-@pytest.fixture
-def machine(tmp_path: Path, prepared: tuple[Path, dict[str, Repo]], monkeypatch: pytest.MonkeyPatch) -> Machine:
-    return Machine(tmp_path, *prepared, monkeypatch)
+def repos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Repo]:
+    return apt_kit.repositories(tmp_path_factory.mktemp("repos"))
 
 
 @pytest.fixture(scope="session")
-def with_old(
-    tmp_path_factory: pytest.TempPathFactory, prepared: tuple[Path, dict[str, Repo]]
-) -> Iterator[tuple[Path, dict[str, Repo]]]:
+def stock(tmp_path_factory: pytest.TempPathFactory, repos: dict[str, Repo]) -> Path:
+    return apt_kit.stocked(tmp_path_factory.mktemp("apt"), repos)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, stock: Path, repos: dict[str, Repo], monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(tmp_path, stock, repos, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def with_old(tmp_path_factory: pytest.TempPathFactory, stock: Path, repos: dict[str, Repo]) -> Path:
     """A host on which the layer has installed the old driver, and which has booted with it."""
-    place = tmp_path_factory.mktemp("old")
     with pytest.MonkeyPatch.context() as patch:
-        made = Machine(place, *prepared, patch)
+        made = Machine(tmp_path_factory.mktemp("old"), stock, repos, patch)
         apply(made, made.wanted(OLD, "host"))
         made.boot()
-    yield made.root, prepared[1]
+    return made.root
 
 
 @pytest.fixture
-def old(tmp_path: Path, with_old: tuple[Path, dict[str, Repo]], monkeypatch: pytest.MonkeyPatch) -> Machine:
-    return Machine(tmp_path, *with_old, monkeypatch)
+def old(tmp_path: Path, with_old: Path, repos: dict[str, Repo], monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(tmp_path, with_old, repos, monkeypatch)
 
 
 @pytest.fixture(scope="session")
-def with_new(
-    tmp_path_factory: pytest.TempPathFactory, with_old: tuple[Path, dict[str, Repo]]
-) -> Iterator[tuple[Path, dict[str, Repo]]]:
+def with_new(tmp_path_factory: pytest.TempPathFactory, with_old: Path, repos: dict[str, Repo]) -> Path:
     """The same whose driver is updated, and which has booted with the new one."""
-    place = tmp_path_factory.mktemp("new")
     with pytest.MonkeyPatch.context() as patch:
-        made = Machine(place, *with_old, patch)
+        made = Machine(tmp_path_factory.mktemp("new"), with_old, repos, patch)
         assert apply(made, made.wanted("595", "host")).reboot == "yes"
         made.boot()
-    yield made.root, with_old[1]
+    return made.root
 
 
 @pytest.fixture
-def new(tmp_path: Path, with_new: tuple[Path, dict[str, Repo]], monkeypatch: pytest.MonkeyPatch) -> Machine:
-    return Machine(tmp_path, *with_new, monkeypatch)
+def new(tmp_path: Path, with_new: Path, repos: dict[str, Repo], monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(tmp_path, with_new, repos, monkeypatch)
 
 
 def read(machine: Machine, wanted: Wanted) -> Said:

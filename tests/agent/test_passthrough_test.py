@@ -282,9 +282,9 @@ def test_the_initramfs_holds_init_a_shell_mount_and_every_library_that_they_need
     if os.geteuid() != 0:
         pytest.skip("to start its programs in it takes root, for chroot")
     archive.extract(members, tmp_path / "guest")
-    for command in (["/bin/sh", "-c", "echo started"], ["/bin/mount", "--version"]):
+    for words in (["/bin/sh", "-c", "echo started"], ["/bin/mount", "--version"]):
         done = subprocess.run(
-            ["chroot", str(tmp_path / "guest"), *command], capture_output=True, text=True, timeout=PATIENCE
+            ["chroot", str(tmp_path / "guest"), *words], capture_output=True, text=True, timeout=PATIENCE
         )
         assert done.returncode == 0, done.stderr
 

@@ -132,9 +132,7 @@ LOW = "d0000000-dfffffff : 0000:c3:00.0\n  d0000000-d02fffff : efifb\n"
 
 
 def card(host: Host, ranges: str, address: str = AMD_CARD, code: str = "0x038000") -> None:
-    for name, text in {"class": code, "vendor": "0x1002", "device": "0x1586"}.items():
-        host.write(f"sys/bus/pci/devices/{address}/{name}", f"{text}\n")
-    host.write(f"sys/bus/pci/devices/{address}/resource", ranges)
+    host.function(address, code, "1002:1586", resource=ranges)
 
 
 def resource(first: str, last: str) -> str:

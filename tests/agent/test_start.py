@@ -29,7 +29,7 @@ from remote_scripts.notes import kept_agents
 from remote_scripts.tools import boot_service, modules
 from remote_scripts.tools.system import System
 from tests import sent_along
-from tests.agent.kit import Host, ask_in_memory, bash
+from tests.agent.kit import Host, ask_in_memory, bash, command
 from tests.rows import rows
 from tests.waiting import PATIENCE
 
@@ -435,16 +435,10 @@ def test_an_import_is_found_in_each_form(statement: str) -> None:
 
 def test_another_user_needs_leave_for_bash_alone(host: Host) -> None:
     """docs/settings.md asks for no more."""
-    programs = host.root.parent / "bin"
-    programs.mkdir()
-    sudo = programs / "sudo"
-    sudo.write_text(
-        '#!/bin/sh\n[ "$1 $2" = "-n bash" ] || { echo "a password is required" >&2; exit 1; }\nshift\nexec "$@"\n'
-    )
-    sudo.chmod(0o755)
-    path = f"PATH={programs}:$PATH; "
-    assert bash(host, path + agent.command_to_put("admin"), agent.put(OWNER)).returncode == 0
+    sudo = '[ "$1 $2" = "-n bash" ] || { echo "a password is required" >&2; exit 1; }\nshift\nexec "$@"'
+    command(host, "sudo", sudo)
+    assert bash(host, agent.command_to_put("admin"), agent.put(OWNER)).returncode == 0
     request = agent.request("card_values", AWAKE)
-    assert bash(host, path + agent.command("apply", "admin", OWNER), request).returncode == 0 and awake(host) == "0"
-    done = bash(host, path + agent.command_in_memory("admin"), sent_along.text("plan", request))
+    assert bash(host, agent.command("apply", "admin", OWNER), request).returncode == 0 and awake(host) == "0"
+    done = bash(host, agent.command_in_memory("admin"), sent_along.text("plan", request))
     assert json.loads(done.stdout) == {"files": []}

@@ -405,15 +405,15 @@ def test_what_a_killed_run_has_left_at_work_moves_nothing_of_the_next_one(
 OLD, LINK, NEW = "/etc/app/old.conf", "/etc/app/link", "/usr/lib/app/new/conf"
 
 
-def put_all(host: Host) -> None:
-    inside = one(host)
+def put_all(host: Host, inside: System | None = None) -> None:
+    system = inside or one(host)
 
     def change() -> None:
-        inside.files.put("app", OLD, 0o600, b"ours\n")
-        inside.files.put("app", LINK, 0o644, b"ours\n")
-        inside.files.put("app", NEW, 0o755, b"ours, and no one's before\n")
+        system.files.put("app", OLD, 0o600, b"ours\n")
+        system.files.put("app", LINK, 0o644, b"ours\n")
+        system.files.put("app", NEW, 0o755, b"ours, and no one's before\n")
 
-    inside.changing(change)
+    system.changing(change)
 
 
 def drop_all(host: Host) -> None:
@@ -443,17 +443,7 @@ def test_files_of_ours_are_noted_and_given_back_as_on_a_host(tmp_path: Path) -> 
     near, host = someones(tmp_path / "near"), someones(tmp_path / "far")
     before = lasting(host)
     put_all(host)
-    system = near.system()
-
-    def change() -> None:
-        for path, mode, content in (
-            (OLD, 0o600, b"ours\n"),
-            (LINK, 0o644, b"ours\n"),
-            (NEW, 0o755, b"ours, and no one's before\n"),
-        ):
-            system.files.put("app", path, mode, content)
-
-    system.changing(change)
+    put_all(near, near.system())
     assert lasting(host) == lasting(near) != before
     assert host.root.joinpath(f"var/lib/homelab/kept{OLD}").stat().st_mtime_ns == 1_000_000_000
     inside = one(host)
