@@ -17,14 +17,13 @@ from pathlib import Path
 import pytest
 
 from homelab.remote import agent
-from remote_scripts.both.card_values import Value, Wanted
 from remote_scripts.tools import boot_service
+from tests.agent import test_start
 from tests.agent.kit import Host, bash
+from tests.agent.test_start import AWAKE, OWNER, awake
 from tests.sampling import sample
 
-OWNER = "homelab-lab"
 RULES = "/etc/udev/rules.d/90-homelab-cards.rules"
-AWAKE = Wanted(values=(Value(address="0000:01:00.0", id="10de:2b85", attribute="d3cold_allowed", value="0"),))
 CALLS = ("write", "fsync", "fchmod", "rename", "unlink", "mkdir", "rmdir", "ftruncate")
 
 
@@ -43,13 +42,8 @@ def put(host: Host) -> Host:
     """A host that has the agent, a card, and a rule of somebody else's."""
     host.function("0000:01:00.0", "0x030000", "10de:2b85", d3cold_allowed="1\n")
     host.write(RULES, "# theirs\n", 0o600)
-    done = bash(host, agent.command_to_put("root"), agent.put(OWNER))
-    assert done.returncode == 0, done.stdout + done.stderr
+    test_start.put(host)
     return host
-
-
-def _awake(host: Host) -> str:
-    return host.read("/sys/bus/pci/devices/0000:01:00.0/d3cold_allowed").strip()
 
 
 def _traced(host: Host, verb: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -92,9 +86,9 @@ def test_an_apply_that_is_killed_anywhere_is_finished_by_the_next_and_taken_back
     wanted = done.lasting()
     for how, one in _killed(put, "apply", tmp_path):
         one.ask("apply", "card_values", AWAKE)
-        assert (one.lasting(), _awake(one)) == (wanted, "0"), how
+        assert (one.lasting(), awake(one)) == (wanted, "0"), how
         one.ask("revert", "card_values", AWAKE)
-        assert (one.lasting(), _awake(one)) == (before, "1"), how
+        assert (one.lasting(), awake(one)) == (before, "1"), how
 
 
 def test_a_revert_that_is_killed_anywhere_is_finished_by_the_next(put: Host, tmp_path: Path) -> None:

@@ -880,10 +880,8 @@ def test_a_generator_that_fails_leaves_the_host_on_keep_and_is_drift(tried: Host
 @pytest.fixture
 def on_nouveau(host: Host, tried: Host) -> Host:
     """The same host, on which NVIDIA's driver is installed while nouveau has the card."""
-    for name, text in (("class", "0x030000\n"), ("vendor", "0x10de\n")):
-        host.write(f"/sys/bus/pci/devices/0000:02:00.0/{name}", text)
-    (host.root / "sys/bus/pci/drivers/nouveau").mkdir(parents=True)
-    (host.root / "sys/bus/pci/devices/0000:02:00.0/driver").symlink_to("../../drivers/nouveau")
+    host.write("/sys/bus/pci/drivers/nouveau/bind", "")
+    host.function("0000:02:00.0", "0x030000", "10de:2684", driver="nouveau")
     host.programs["systemd-run"] = lambda *_: ""
     api_kit.runs(host, {}, {})
     return host
