@@ -49,8 +49,8 @@ class Acts(Work[HostInputs, NoOutputs]):
 
     resource = ContainerVerification
 
-    def __init__(self, done: list[str]) -> None:
-        super().__init__({})
+    def __init__(self, done: list[str], **texts: str) -> None:
+        super().__init__(texts)
         self._done = done
 
     def _inputs(self, properties: dict[str, Any]) -> HostInputs:

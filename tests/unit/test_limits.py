@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 
-from homelab.container.resource import ContainerVerification
 from homelab.errors import HomelabError
 from homelab.nvidia.settings import Nvidia
 from homelab.resources import limits
 from homelab.resources.base import HostInputs, NoOutputs
 from homelab.work import base
-from homelab.work.base import Work
 from remote_scripts.both.terms import HANDOVER_SECONDS
 from tests.unit.hosts import settings
+from tests.unit.test_guard import Acts
 
 
 def test_a_script_takes_what_the_settings_give_it_and_nvidias_steps_what_they_wait_for() -> None:
@@ -36,22 +35,14 @@ def test_a_task_has_what_it_waits_for_on_top() -> None:
     assert limits.of_task(host, {"shutdown": object()}) == 1230
 
 
-class Works(Work[HostInputs, NoOutputs]):
+class Works(Acts):
     """Work that does as it is told."""
 
-    resource = ContainerVerification
-
     def __init__(self, seconds: int) -> None:
-        super().__init__({"hosts": "{}"})
+        super().__init__([], hosts="{}")
         self._limit = seconds
         self.event = threading.Event()
         self.error: Exception | None = None
-
-    def _inputs(self, properties: dict[str, Any]) -> HostInputs:
-        return HostInputs(host=properties["host"])
-
-    def _outputs(self, state: dict[str, Any]) -> NoOutputs:
-        return NoOutputs()
 
     def seconds(self, properties: Mapping[str, Any]) -> int:
         return self._limit or super().seconds(properties)
