@@ -93,6 +93,30 @@ class Settings(Model):
             guest.take_name(name)
         return self
 
+    @model_validator(mode="after")
+    def _names_of_resources_differ(self) -> Self:
+        """Pulumi has one resource of a type and name: stacks of NVIDIA's are named NAME, cards and files HOST-NAME."""
+        named = {
+            "stack of NVIDIA's": [(place.partition(".")[2], place) for place in self.stacks],
+            "card": [
+                (f"{host}-{name}", f"hosts.{host}.gpus.{name}") for host in self.hosts for name in self.hosts[host].gpus
+            ],
+            "file": [
+                (f"{host}-{name}", f"hosts.{host}.downloads.{name}")
+                for host in self.hosts
+                for name in self.hosts[host].downloads
+            ],
+        }
+        for what, places in named.items():
+            by_name: dict[str, str] = {}
+            for name, place in places:
+                if (other := by_name.setdefault(name, place)) != place:
+                    raise ValueError(
+                        f"{other} and {place}: Pulumi would know the {what} of both as {name}; give one of them "
+                        "another name"
+                    )
+        return self
+
     @field_validator("hosts")
     @classmethod
     def _distinct_hosts(cls, value: dict[str, Host]) -> dict[str, Host]:

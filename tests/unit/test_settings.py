@@ -207,6 +207,30 @@ def with_vms(vms: dict[str, Any], **gpus: Any) -> dict[str, str]:
     return {"hosts": json.dumps({"pve": host}), "vms": json.dumps(vms)}
 
 
+@pytest.mark.parametrize(
+    ("hosts", "what"),
+    [
+        ({"pve": "a-b", "pve-a": "b"}, "hosts.pve.gpus.a-b and hosts.pve-a.gpus.b: .* card of both as pve-a-b"),
+        ({"a": "one", "ai": "two"}, "hosts.ai and containers.ai: .* stack of NVIDIA's of both as ai"),
+        ({"a": "one", "b": "one"}, ""),
+    ],
+)
+def test_two_resources_of_one_name_are_refused(hosts: dict[str, str], what: str) -> None:
+    common = {"ssh": {"agent": True, "hostKeyFile": "key"}, "nvidia": {"driver": "580"}}
+    described = {
+        name: {**common, "address": f"192.0.2.{number}", "gpus": {card: {"match": "10de:2b85", "use": "lxc"}}}
+        for number, (name, card) in enumerate(hosts.items(), 1)
+    }
+    first, card = next(iter(hosts.items()))
+    containers = {"ai": {"host": first, "ctid": 201, "gpus": [card], "nvidia": {}}}
+    texts = {"hosts": json.dumps(described), "containers": json.dumps(containers)}
+    if not what:
+        assert len(parse(texts).stacks) == 3
+        return
+    with pytest.raises(HomelabError, match=what):
+        parse(texts)
+
+
 @rows(
     ("case", "values", "said"),
     [
