@@ -24,6 +24,7 @@ from remote_scripts.layers import boot_verdict
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files
+from tests import sampling
 from tests.agent import api_kit, boot_kit, cluster_kit
 from tests.agent.boot_kit import CHOICE, EACH_LOADER, HOME, MENU, ONE_SHOT, SYSTEMD_BOOT, TRIAL, lasting, trial_line
 from tests.agent.kit import Host, Refused, cuts, watched
