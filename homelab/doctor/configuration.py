@@ -26,8 +26,8 @@ def findings(case: Case) -> list[Finding]:
     own = [*Finding.of(*locked, stage=Stage.CONFIGURATION), *_not_given(case)]
     lacks = [[], []] if judged else [own, _not_allowed(case)]
     return [
-        *judged, *lacks[0], *_without_effect(case), *_wrong_source(case), *_not_created(case), *lacks[1],
-        *_for_root_only(case),
+        *judged, *lacks[0], *_without_effect(case), *_wrong_source(case), *_not_created(case), *_sourceless(case),
+        *lacks[1], *_read_only(case), *_for_root_only(case),
     ]  # fmt: skip
 
 
@@ -97,6 +97,26 @@ def _not_created(case: Case) -> list[Finding]:
     )
 
 
+def _sourceless(case: Case) -> list[Finding]:
+    """Entries whose device the host lacks, other than the needed ones: those are the host's findings; and than this
+    program's.
+    """
+    needed = {row.path for row in case.needed}
+    folders = {entry.path for entry in case.container.parsed.entries if entry.folder}
+    stays = [row.entry for row in case.given if row.entry and row.host is None and row.path not in needed | folders]
+    own = case.reading.facts.container_note(case.container.id).values
+    needed_entries = [one for one in stays if one.method != "mount-entry" or not one.optional]
+    gone = [one for one in needed_entries if one.line.partition(":")[0] not in own]
+    if not gone:
+        return []
+    return _finding(
+        "the devices that the configuration names, on the host",
+        f"not there: {', '.join(dict.fromkeys(entry.source for entry in gone))}",
+        f"{case.name} doesn't start without them",
+        "make them, or take their lines out: " + "; ".join(dict.fromkeys(entry.line for entry in gone)),
+    )
+
+
 def _not_allowed(case: Case) -> list[Finding]:
     """Devices by raw lines without a rule for the numbers that they have now."""
     rows = [row for row in case.given if row.is_barred]
@@ -127,6 +147,18 @@ def unused_rules(case: Case) -> list[Rule]:
     return [rule for rule in case.container.parsed.rules if rule.major is not None and rule.major not in majors]
 
 
+def _read_only(case: Case) -> list[Finding]:
+    rows = [row for row in case.given if row.entry and row.entry.deny_write and is_for_everybody(row.path)]
+    if not rows:
+        return []
+    return _finding(
+        f"{names(rows)} open for writing, too",
+        "; ".join(row.entry.line for row in rows if row.entry is not None),
+        "NVIDIA's libraries open a device for reading and writing, or not at all",
+        _opening(case, rows),
+    )
+
+
 def _for_root_only(case: Case) -> list[Finding]:
     rows = [row for row in case.given if is_for_everybody(row.path) and _is_closed(row)]
     if not rows:
@@ -150,12 +182,14 @@ def _for_root_only(case: Case) -> list[Finding]:
 
 
 def _opening(case: Case, rows: list[Row]) -> str:
-    """How to open dev[n] options for everybody, with all else as it is."""
+    """How to open dev[n] options for everybody, and for writing, with all else as it is."""
     options = []
     for row in rows:
         key, _, properties = row.entry.line.partition(":") if row.entry else ("", "", "")
-        kept = [part for part in properties.strip().split(",") if not part.startswith("mode=")]
-        options.append(f"--{key} {shlex.quote(','.join([*kept, 'mode=0666']))}")
+        mode = ["mode=0666"] if _is_closed(row) else []
+        gone = ("deny-write=", *(["mode="] if mode else []))
+        kept = [part for part in properties.strip().split(",") if not part.startswith(gone)]
+        options.append(f"--{key} {shlex.quote(','.join([*kept, *mode]))}")
     return f"`pct set {case.container.id} {' '.join(options)}`"
 
 

@@ -42,7 +42,7 @@ def _restart(case: Case) -> Iterator[Finding]:
             differences.append(f"{row.path} isn't inside")
         elif row.seen.node.numbers != row.host.numbers:
             differences.append(f"{row.path} is {row.seen.node.numbers} inside, {row.host.numbers} on the host")
-        elif row.seen.root == NOT_PERMITTED:
+        elif row.seen.root == NOT_PERMITTED and not row.entry.deny_write:
             differences.append(f"{row.path}: {NOT_PERMITTED}, although a rule allows it; does another line deny it?")
     if not differences:
         return

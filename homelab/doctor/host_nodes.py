@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 from homelab.container import plan as container_plan
@@ -13,11 +14,13 @@ from homelab.host import plan
 
 def findings(case: Case) -> list[Finding]:
     """What the host lacks for a container, as far as nothing is planned for it."""
-    if not case.of_nvidia or case.cards.judged.findings:
+    if not case.of_nvidia:
         return []
+    if case.cards.judged.findings:
+        return [*_stale_nodes(case)]
     if not case.reading.driver:
         return [_no_driver(case)]
-    return [*_missing_cards(case), *_missing_nodes(case)]
+    return [*_missing_cards(case), *_missing_nodes(case), *_stale_nodes(case)]
 
 
 def _no_driver(case: Case) -> Finding:
@@ -70,4 +73,22 @@ def _missing_nodes(case: Case) -> Iterator[Finding]:
         "nodes of NVIDIA's driver are made by programs, after each boot; what isn't on the host can't be in a "
         "container, and a dev[n] entry for it keeps the container from starting",
         "`nvidia-smi && nvidia-modprobe -u -c 0`",
+    )
+
+
+def _stale_nodes(case: Case) -> Iterator[Finding]:
+    """Nodes of an earlier boot's numbers."""
+    majors = case.reading.majors
+    stale = []
+    for row in case.rows:
+        driver = "nvidia-caps" if "/nvidia-caps/" in row.path else "nvidia-uvm" if "-uvm" in row.path else ""
+        if row.host and row.source == row.path and driver in majors and row.host.major != majors[driver]:
+            stale.append((row.path, row.host.major, majors[driver]))
+    if not stale:
+        return
+    yield Finding(
+        "nodes on the host with the majors that the driver has now",
+        "; ".join(f"{path} has {node_major}, /proc/devices says {major}" for path, node_major, major in stale),
+        "the kernel gives the driver new numbers when it is loaded; an old node leads to nothing, or to another driver",
+        f"`rm {shlex.join(path for path, _, _ in stale)}`, then `nvidia-modprobe -u -c 0`",
     )

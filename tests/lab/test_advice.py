@@ -317,12 +317,24 @@ ROWS: dict[str, Row] = {
         ),
         of_doctor("container", "901", "--gpus", "0"),
     ),
+    "a device that can't be written": Row(
+        "phoenix",
+        all_of(
+            on_host(GIVEN[0]), on_host("sed -i '/^dev0/s/$/,deny-write=1/' $ROOT/etc/pve/lxc/901.conf; pct reboot 901")
+        ),
+        of_doctor("container", "901", "--gpus", "0"),
+    ),
     "nodes closed to users": Row("phoenix", on_host("chmod 0660 $ROOT/dev/nvidia0"), of_doctor("container", "950")),
     "nodes that nothing has made": Row(
         "mixed",
         nothing,
         # Nodes bring no libraries.
         lambda lab: [step for step in of_doctor("container", "201", "--gpus", "1")(lab) if "libraries" not in step],
+    ),
+    "nodes of an earlier boot": Row(
+        "phoenix",
+        on_host("rm $ROOT/dev/nvidia-uvm; mknod -m 0666 $ROOT/dev/nvidia-uvm c 499 0"),
+        of_doctor("container", "950"),
     ),
     # -- the host's driver
     "a driver that isn't loaded": Row("phoenix", without_driver, of_containers),

@@ -165,10 +165,8 @@ def test_a_container_that_runs_with_an_older_configuration_is_restarted(seen: di
     assert (finding.stage, finding.found, finding.next) == (Stage.RESTART, said, "restart it: `pct reboot 901`")
 
 
-@pytest.mark.parametrize("option", ["mode=0666", "mode=0666,deny-write=1"])
-def test_a_rule_that_is_not_in_force_yet_asks_for_a_restart(option: str) -> None:
-    conf = DEVICE_LINES.replace("mode=0666", option, 1)
-    report = diagnose(reading(conf, inside(NODES, "Operation not permitted", "Operation not permitted")), 901)
+def test_a_rule_that_is_not_in_force_yet_asks_for_a_restart() -> None:
+    report = diagnose(reading(DEVICE_LINES, inside(NODES, "Operation not permitted", "Operation not permitted")), 901)
     assert "/dev/nvidia0: Operation not permitted, although a rule allows it" in report.findings[0].found
 
 
@@ -204,6 +202,7 @@ def test_a_container_with_raw_lines_is_offered_options_for_what_it_lacks() -> No
     [
         ("lxc.mount.entry: /dev/nvidia-modeset dev/nvidia-modeset none bind,optional", "mount entries below /dev with create=file"),
         ("lxc.mount.entry: /dev/nvidia0 /dev/nvidia0 none bind,create=file", "device lines that lxc and Proxmox VE"),
+        ("dev9: /dev/dri/renderD200,mode=0666", "the devices that the configuration names"),
         ("lock: snapshot-delete", "container 901 free to be changed"),
     ],
 )  # fmt: skip
@@ -228,6 +227,20 @@ def test_a_device_that_is_given_to_somebody_on_purpose_is_open(option: str) -> N
     assert diagnose(reading(DEVICE_LINES.replace("mode=0666", option, 1)), 901).well
 
 
+def test_a_read_only_device_is_no_old_configuration() -> None:
+    conf = DEVICE_LINES.replace("mode=0666", "mode=0666,deny-write=1", 1)
+    seen = inside(NODES).replace("root /dev/nvidia0 ok", "root /dev/nvidia0 Operation not permitted")
+    (finding,) = diagnose(reading(conf, seen), 901).findings
+    assert finding.wanted == "/dev/nvidia0 open for writing, too"
+    assert finding.next == "`pct set 901 --dev0 /dev/nvidia0,mode=0666`"
+
+
+def test_a_device_that_is_closed_and_read_only_is_opened_by_one_command() -> None:
+    """dev[n] makes a node of mode 0660 unless it says another."""
+    report = diagnose(reading(DEVICE_LINES.replace("mode=0666", "deny-write=1", 1)), 901)
+    assert len(report.findings) == 2 and set(report.next) == {"`pct set 901 --dev0 /dev/nvidia0,mode=0666`"}
+
+
 def test_without_a_driver_its_cause_is_told_once() -> None:
     bound = desktop(devices=[*(one | {"driver": "vfio-pci"} for one in gpu())])
     report = diagnose(reading(DEVICE_LINES, nodes={}, driver="", facts=bound, char_devices=""), 901)
@@ -245,6 +258,11 @@ def test_without_a_driver_its_cause_is_told_once() -> None:
         off = diagnose(reading(DEVICE_LINES, nodes={}, driver="", facts=facts, char_devices=""), 901, cards=cards)
         (finding,) = off.findings
         assert finding.found.endswith("at 0000:01:00 is on nouveau") and finding.next == step
+
+
+def test_a_node_of_an_earlier_boot() -> None:
+    report = diagnose(reading(DEVICE_LINES, nodes={**NODES, "nvidia-uvm": "1e0 0 666"}), 901)
+    assert "/dev/nvidia-uvm has 480, /proc/devices says 508" in report.findings[0].found
 
 
 def test_a_card_that_the_host_lacks_is_not_asked_of_the_configuration() -> None:
