@@ -38,6 +38,12 @@ class Case:
         return [row for row in self.rows if row.entry is not None]
 
     @property
+    def method(self) -> str:
+        """How a further device is best given: as those that are there, else by dev[n]."""
+        used = {row.entry.method for row in self.given if row.entry is not None}
+        return "device" if used != {"mount-entry"} else "mount-entry"
+
+    @property
     def unknown(self) -> set[int]:
         """Cards that it is to have and the driver hasn't got; none of them while there is no driver at all."""
         if not self.reading.driver:

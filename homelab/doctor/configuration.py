@@ -53,11 +53,24 @@ def _not_given(case: Case) -> list[Finding]:
 
 
 def _give(case: Case, rows: list[Row]) -> str:
-    """How to give devices: by dev[n], also beside raw lines."""
-    used = {entry.line.partition(":")[0] for entry in case.container.parsed.entries if entry.method == "device"}
-    free = (f"dev{number}" for number in range(256) if f"dev{number}" not in used)
-    options = " ".join(f"--{key} {shlex.quote(f'{row.path},mode=0666')}" for key, row in zip(free, rows, strict=False))
-    return f"`pct set {case.container.id} {options}`"
+    """How to give devices, in commands or lines."""
+    ctid = case.container.id
+    if case.method == "device":
+        used = {entry.line.partition(":")[0] for entry in case.container.parsed.entries if entry.method == "device"}
+        free = (f"dev{number}" for number in range(256) if f"dev{number}" not in used)
+        options = " ".join(
+            f"--{key} {shlex.quote(f'{row.path},mode=0666')}" for key, row in zip(free, rows, strict=False)
+        )
+        return f"`pct set {ctid} {options}`"
+    lines = [f"lxc.mount.entry: {row.path} {row.path[1:]} none bind,optional,create=file" for row in rows]
+    majors = sorted({row.host.major for row in rows if row.host is not None})
+    have = case.container.parsed
+    lines += [
+        f"lxc.cgroup2.devices.allow: c {major}:* rwm"
+        for major in majors
+        if not any(rule.covers(major, 0, "rw") for rule in have.rules)
+    ]
+    return "\n".join([f"put into /etc/pve/lxc/{ctid}.conf, above the first [section]:", *lines])
 
 
 def _without_effect(case: Case) -> list[Finding]:

@@ -191,10 +191,10 @@ def test_numbers_of_device_options_that_are_taken_are_left_alone() -> None:
     assert "--dev1 /dev/nvidiactl,mode=0666 --dev3 /dev/nvidia-uvm,mode=0666" in finding.next
 
 
-def test_a_container_with_raw_lines_is_offered_options_for_what_it_lacks() -> None:
+def test_a_container_with_raw_lines_is_offered_raw_lines() -> None:
     report = diagnose(reading("lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,create=file\n"), 901)
-    assert report.next[0].startswith("`pct set 901 --dev0 /dev/nvidiactl,mode=0666 --dev1 /dev/nvidia-uvm,mode=0666")
-    assert report.next[1].endswith("lxc.cgroup2.devices.allow: c 195:* rwm")
+    assert "lxc.mount.entry: /dev/nvidiactl dev/nvidiactl none bind,optional,create=file" in report.next[0]
+    assert report.next[0].endswith("lxc.cgroup2.devices.allow: c 195:* rwm\nlxc.cgroup2.devices.allow: c 508:* rwm")
 
 
 @pytest.mark.parametrize(
