@@ -110,9 +110,17 @@ def _head(reading: Reading, config: dict[str, str], running: bool) -> list[str]:
 def _of_host(reading: Reading, vmid: int, host: Host, vms: Mapping[str, Vm], stack: str) -> list[Finding]:
     """What is judged of the host where it can't give the VM a card; arguments as of `diagnose`."""
     facts = reading.facts
-    if str(vmid) in facts.handover.lost_hooks or (host.gives_cards and not facts.iommu.groups):
-        return judge_host(facts, host, vms.values(), stack=stack).findings
-    return Finding.of(*(error.retold(next=_NO_GROUPS) for error in plan.without_groups(facts)))
+    lost = [plan.lost_hook(str(vmid))] * (str(vmid) in facts.handover.lost_hooks)
+    if facts.iommu.groups and not lost:
+        return []
+    if host.gives_cards:
+        findings = judge_host(facts, host, vms.values(), stack=stack).findings
+    else:
+        findings = Finding.of(*(error.retold(next=_NO_GROUPS) for error in plan.without_groups(facts)))
+    if any(line in one.found for line in lost for one in findings):
+        return findings
+    wanted = f"VM {vmid} with the hookscript that takes its shared card from the containers"
+    return [*findings, *Finding.of_steps(wanted, lost, "its start would take the card without any check")]
 
 
 def _mappings(reading: Reading, options: dict[str, str], host: Host) -> list[Finding]:

@@ -161,14 +161,18 @@ def _lost_nodes(facts: HostFacts) -> list[str]:
 
 
 def _lost_handover(facts: HostFacts) -> list[str]:
-    """The drift of the handover of cards."""
+    """The drift of the handover of cards, if it is installed."""
+    lost = [lost_hook(vmid) for vmid in facts.handover.lost_hooks]
     units = "homelab-handover.service or its timer"
-    lost = _lost_service(facts, "handover", units, facts.handover.enabled)
-    return lost + [
-        f"VM {vmid} has lost the hookscript that hands it its card: leave it off until it has that again, or "
-        "containers that use the card hang"
-        for vmid in facts.handover.lost_hooks
-    ]
+    return _lost_service(facts, "handover", units, facts.handover.enabled, lost)
+
+
+def lost_hook(vmid: str) -> str:
+    """What is said of a VM that takes a shared card without asking for it."""
+    return (
+        f"VM {vmid} has lost the hookscript that hands it its card: leave it off until it has that again, "
+        "or containers that use the card hang"
+    )
 
 
 def _lost_service(facts: HostFacts, layer: str, units: str, is_enabled: bool, further: Sequence[str] = ()) -> list[str]:
