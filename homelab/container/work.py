@@ -65,7 +65,14 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
 
     def _plan(self, inputs: ContainerProbe.Inputs, boot: BootSeen | None) -> ContainerProbe.Outputs:
         """:param boot: the last one that this container was planned under."""
-        container = self.stack.containers(inputs.host)[inputs.container]
+        container = self.stack.container(inputs.container)
+        if container is None:
+            raise HomelabError(
+                wanted=f"homelab:containers.{inputs.container} in the stack's configuration",
+                found="it is missing",
+                why="it says which cards the container is to have",
+                next="put it back, or run `pulumi up` to give the container up",
+            )
         self.hold_or_fail(inputs)
         facts = ssh.read(self.host(inputs), guests=True)
         wish = _wish(inputs, container, facts, self.stack.vms(inputs.host))
