@@ -219,14 +219,28 @@ def vgpu_host(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
 
 
 def loadable(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
-    """A gate: nothing on the host keeps NVIDIA's driver from being loaded by its name, as tools do that give all cards
-    to VMs: the kernel refuses it (kernel/module/main.c); modprobe runs a command in place of loading it; or modprobe
-    loads another name, as an alias of the configuration comes before a module's own name, and no module has the name
-    `off`. A mere `blacklist nvidia` doesn't: this program loads it by its name."""
-    if host.nvidia is None:
-        return
-    never_loaded = re.compile(r": (?:install nvidia (?:\S*/)?(?:false|true|:)|alias nvidia off)(?:\s|$)")
-    keeps_off = re.compile(r"module_blacklist=(?:\S*,)?nvidia(?:,\S*)?")
+    """A gate: nothing on the host keeps NVIDIA's driver, or vfio-pci, from being loaded by its name, as tools do that
+    give all cards to VMs, or to none. A mere `blacklist nvidia` doesn't: this program loads it by its name."""
+    if host.nvidia is not None:
+        useless = "this keeps the kernel from ever loading the driver, so installing it would be useless"
+        yield from _kept_off(facts, "nvidia", "nvidia", "NVIDIA's driver on the host (nvidia)", useless)
+    if host.gives_cards:
+        useless = "this keeps the kernel from ever loading vfio-pci, so the card would be left without a driver"
+        yield from _kept_off(facts, "vfio", _OF_VFIO, "vfio-pci for the cards of VMs (gpus)", useless)
+
+
+_OF_VFIO = "vfio|vfio[-_]pci|vfio[-_]pci[-_]core|vfio[-_]iommu[-_]type1"
+
+
+def _kept_off(facts: HostFacts, name: str, modules: str, wanted: str, why: str) -> Iterator[HomelabError]:
+    """The refusal if something keeps modules from ever being loaded: the kernel refuses them (kernel/module/main.c);
+    modprobe runs a command in place of loading them; or modprobe loads another name, as an alias of the configuration
+    comes before a module's own name, and no module has the name `off`.
+
+    :param modules: a regular expression.
+    """
+    never_loaded = re.compile(rf": (?:install (?:{modules}) (?:\S*/)?(?:false|true|:)|alias (?:{modules}) off)(?:\s|$)")
+    keeps_off = re.compile(rf"module_blacklist=(?:\S*,)?(?:{modules})(?:,\S*)?")
     configured, running = (
         [word for word in words.split() if keeps_off.fullmatch(word)]
         for words in (facts.cmdline.others, facts.cmdline.running)
@@ -237,14 +251,13 @@ def loadable(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
     found += [f"{word} on the command line of the kernel that runs" for word in running if word not in configured]
     if not found:
         return
-    steps = ["take nvidia out there"] if configured or lines else []
+    steps = [f"take {name} out there"] if configured or lines else []
     steps += [group_gates.new_entries(facts)] if configured else []
     steps += ["reboot"] if running else []
     yield HomelabError(
-        wanted="NVIDIA's driver on the host (nvidia)",
+        wanted=wanted,
         found="; ".join(found),
-        why="this keeps the kernel from ever loading the driver, so installing it would be useless; nothing was "
-        "changed",
+        why=f"{why}; nothing was changed",
         next=f"{', '.join(steps)}; then run `pulumi up` again",
     )
 

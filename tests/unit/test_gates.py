@@ -742,6 +742,24 @@ def test_a_driver_that_can_never_be_loaded_is_not_installed(found: dict[str, Any
     assert not [*gates.loadable(facts, settings({}))]
 
 
+@rows(
+    ("found", "refused"),
+    [
+        ({"module_lines": ["/etc/modprobe.d/b.conf: install vfio-pci /bin/false"]}, True),
+        ({"module_lines": ["/usr/lib/modprobe.d/b.conf: alias vfio_iommu_type1 off"]}, True),
+        ({"module_lines": ["/etc/modprobe.d/b.conf: blacklist vfio-pci"]}, False),  # loaded by its name
+        ({"module_lines": ["/etc/modprobe.d/b.conf: install vfio-pci modprobe -i vfio-pci"]}, False),
+        ({"words": "quiet module_blacklist=nouveau,vfio_pci"}, True),
+        ({"words": "quiet module_blacklist=vfio_platform"}, False),
+    ],
+)
+def test_a_card_isnt_given_to_a_module_that_can_never_be_loaded(found: dict[str, Any], refused: bool) -> None:
+    facts = bound_by_ids(ids="", **found)
+    errors = gates.check(facts, settings())[1]
+    assert [error.next.startswith("take vfio out there") for error in errors] == [True] * refused
+    assert not [*gates.loadable(facts, settings({"gpu": {"match": "10de:2b85", "use": "host"}}))]
+
+
 def test_a_word_against_the_driver_counts_until_the_next_boot() -> None:
     cmdline = {"configured": "quiet", "others": "quiet", "generated": ""}
     facts = bound_by_ids(ids="", cmdline=cmdline | {"running": "ro quiet module_blacklist=nvidia"})
