@@ -123,10 +123,25 @@ class Session:
         """Puts this program's agent on the host.
 
         :param owner: the stack's folder there.
-        :raises HomelabError: as `run`; or the host has no Python that will do.
+        :raises HomelabError: as `run`; or the host has no Python that will do, or a login shell of another kind.
         """
-        command = agent.command_to_put(self._host.ssh.user)
+        user = self._host.ssh.user
+        if user == "root":  # any other's commands are sudo's, and so bash's
+            self._try_shell(seconds)
+        command = agent.command_to_put(user)
         self._run(command, "put the agent", agent.put(owner), seconds)
+
+    def _try_shell(self, seconds: float) -> None:
+        try:
+            self._run(agent.TO_TRY, "try the login shell", "", seconds)
+        except UnreachableError:
+            raise
+        except HomelabError as error:
+            raise error.retold(
+                wanted=f"a login shell of root on {self._host.address} that understands sh, as bash does",
+                why="sshd hands each command of this program to that shell; nothing was changed",
+                next="give the user one on the host (`chsh -s /bin/bash root`), then run `pulumi up` again",
+            ) from error
 
     def _run(
         self,

@@ -268,18 +268,34 @@ def test_a_sudo_that_asks_for_a_password_is_heard(tmp_path: Path) -> None:
         keep(tmp_path, serve)
 
 
-def test_a_sudo_that_asks_for_a_password_ends_the_way_of_the_agent_to_the_host(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("user", "said", "found"),
+    [
+        ("root", "", ""),
+        ("root", "fish: '{ ... }' is not supported for grouping commands", "chsh -s /bin/bash root"),
+        ("admin", "sudo: a password is required", "allow this user `sudo -n bash`"),
+    ],
+)
+def test_a_login_shell_that_is_none_of_the_kind_of_sh_is_named_before_anything_is_put(
+    user: str, said: str, found: str, tmp_path: Path
+) -> None:
+    asked = []
+
     async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
-        process.stderr.write(b"sudo: a password is required")
-        process.exit(1)
+        asked.append(str(process.command))
+        process.stderr.write(said.encode())
+        process.exit(127 if said else 0)
 
     def put(session: ssh.Session) -> str:
         session.put_agent("lab", 20)
         return "put"
 
-    with pytest.raises(HomelabError, match="a password is required") as refused:
-        meet(tmp_path, serve, put, "admin")
-    assert "allow this user `sudo -n bash`" in refused.value.next
+    if said:
+        with pytest.raises(HomelabError) as refused:
+            meet(tmp_path, serve, put, user)
+        assert found in refused.value.next and said in refused.value.found and len(asked) == 1
+    else:
+        assert meet(tmp_path, serve, put, user) == "put" and len(asked) == 2
 
 
 def test_a_host_that_opens_no_session_can_not_be_held(tmp_path: Path) -> None:
