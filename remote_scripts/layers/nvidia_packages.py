@@ -157,7 +157,7 @@ class _Work(Choice):
         driver_modules.drop_blacklist(self.apt)
         for path in files.of_layer(LAYER):
             files.drop(LAYER, path)
-        driver_modules.renew_initramfs(self.apt)
+        driver_modules.renew_initramfs(self.apt, left.target or self._wanted.target)
         return kept
 
     def _names(self, way: Try) -> tuple[str, ...]:
@@ -255,7 +255,7 @@ class _Work(Choice):
         version = driver.library_version(system)
         for kernel in self._kernels():
             driver_modules.build(apt, Module(version, way.flavour or ""), kernel)
-        driver_modules.renew_initramfs(apt)
+        driver_modules.renew_initramfs(apt, wanted.target)
         source = self._source()
         driver.NOTE.write(files, driver.Left(version, source, wanted.target, way.flavour or ""))
         return version, source

@@ -83,7 +83,7 @@ def run(apt: Apt, installer: Installer, path: str, target: Target) -> None:
     :raises Failure: the installer fails.
     """
     system = apt.system
-    arguments = [*installer.arguments, *(_clear_the_way(apt, installer) if target != "lxc" else ())]
+    arguments = [*installer.arguments, *(_clear_the_way(apt, installer, target) if target != "lxc" else ())]
     # What it puts there is ours, before it begins.
     system.files.note(_BEGUN, b"")
     INSTALLED.write(system.files, installer)
@@ -111,14 +111,14 @@ def is_there(system: System) -> bool:
     return bool(driver.run_version(system) or INSTALLED.read(system.files) or not is_whole(system))
 
 
-def _clear_the_way(apt: Apt, installer: Installer) -> list[str]:
+def _clear_the_way(apt: Apt, installer: Installer, target: Target) -> list[str]:
     """The installer without questions gives up where a module is loaded or nouveau has the card: what it would
     have done at their place comes at the next boot. An older one, which can't be told so, says it.
 
     :returns: further arguments.
     """
     system = apt.system
-    driver_modules.blacklist(apt)
+    driver_modules.blacklist(apt, target)
     arguments = ["--no-check-for-alternate-installs"]
     loaded = nvidia.loaded(system).version
     if loaded and is_at_least("545.23.06", installer.version):

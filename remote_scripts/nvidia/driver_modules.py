@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from remote_scripts.boot import boot
+from remote_scripts.both.symptoms import Target
 from remote_scripts.nvidia import driver, nvidia
 from remote_scripts.nvidia.apt import Apt
 from remote_scripts.nvidia.nvidia import DAEMON, MODULES, Module
@@ -131,7 +132,7 @@ def _is_used(words: list[str]) -> bool:
     return int(words[0]) > len(users) or not {*users} <= {*MODULES}
 
 
-def blacklist(apt: Apt) -> None:
+def blacklist(apt: Apt, target: Target) -> None:
     """nouveau is never loaded again; the driver's packages bring that of their own.
 
     :raises Failure: an initramfs can't be made.
@@ -141,7 +142,7 @@ def blacklist(apt: Apt) -> None:
     files.put(apt.layer, BLACKLIST, 0o644, _BLACKLISTED)
     files.finish()
     files.followed_by = ""
-    renew_initramfs(apt)
+    renew_initramfs(apt, target)
 
 
 def drop_blacklist(apt: Apt) -> None:
@@ -153,8 +154,8 @@ def drop_blacklist(apt: Apt) -> None:
         files.finish()
 
 
-def renew_initramfs(apt: Apt) -> None:
-    """Makes the initramfs of each kernel anew, where that is still to be done.
+def renew_initramfs(apt: Apt, target: str) -> None:
+    """Makes the initramfs anew, where that is still to be done.
 
     :raises Failure: it can't be made.
     """
@@ -162,10 +163,18 @@ def renew_initramfs(apt: Apt) -> None:
     if not system.files.is_pending(INITRAMFS):
         return
     if system.run.has("update-initramfs"):
-        failed = boot.make_initramfs(system)
-        if failed is not None:
-            wanted, why = "an initramfs with nouveau blacklisted", "nouveau would take the card at the next boot"
-            apt.explain(failed, wanted, why)
+        system.log.say("rebuilding the initramfs, with nouveau blacklisted")
+        all_of_them = ("-k", "all") if target == "host" else ()
+        before = boot.initramfs(system)
+        done = apt.do("update-initramfs", "-u", *all_of_them)
+        left = boot.not_made(system, before)
+        # A VM's newest kernel alone gets a new one.
+        if done.status != 0 or (left and (target == "host" or boot.initramfs(system) == before)):
+            apt.explain(
+                done if done.status else f"{left}\n{done.text}",
+                "an initramfs with nouveau blacklisted",
+                "nouveau would take the card at the next boot",
+            )
     system.files.done_with(INITRAMFS)
 
 

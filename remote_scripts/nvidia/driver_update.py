@@ -220,7 +220,7 @@ class Update:
         for release in kernels:
             driver_modules.build(apt, kept.driver, release)
         driver_modules.drop_blacklist(apt)
-        driver_modules.renew_initramfs(apt)
+        driver_modules.renew_initramfs(apt, self._target)
         if kept.left:
             driver.NOTE.write(files, kept.left)
         else:
