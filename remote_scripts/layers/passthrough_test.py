@@ -91,8 +91,8 @@ class _Vm:
         for number, functions in enumerate(slots.values()):
             # rombar=0: the card's option ROM must not run in SeaBIOS, where it can hang before the kernel starts.
             given += [f"--hostpci{number}", f"host={';'.join(functions)},pcie=1,rombar=0"]
-        next_id = ("pvesh", "get", "/cluster/nextid", "--output-format", "json")
-        self.id = str(wanted.vmid or run.ask(*next_id).text.strip('"'))
+        done = run.ask("pvesh", "get", "/cluster/nextid", "--output-format", "json")
+        self.id = str(wanted.vmid or done.text.strip('"'))
         # No OVMF: QEMU hands the kernel of -kernel over itself, which SeaBIOS is enough for. cpu host: it has the
         # host's address width, that large BARs need.
         options = (
@@ -104,11 +104,12 @@ class _Vm:
             f"-kernel /boot/vmlinuz-{kernel.running(self._system)} -initrd {FOLDER}/initrd.img "
             f"-append '{_APPEND}' -serial file:{FOLDER}/console -no-reboot"
         )
-        done = run.do("qm", "create", self.id, *options, *description, *given, "--args", boots, doing=_DOING)
+        if wanted.vmid or done.status == 0:
+            done = run.do("qm", "create", self.id, *options, *description, *given, "--args", boots, doing=_DOING)
         if done.status != 0:
             raise Failure(
                 f"a test VM with the id {self.id}",
-                done.text,
+                done.all_text,
                 "passthrough is proved inside a VM",
                 "choose another id, or correct what the message says, then run `pulumi up` again",
             )

@@ -201,9 +201,10 @@ class Update:
         except (Failure, OSError) as error:
             self._files.undo()
             failure = self._system.failure_of(error)
+            failed = f"the update to {new} doesn't work, and " if new else ""
             raise failure.but(
-                why=f"the driver {old} could not be put back: {failure.why}",
-                next=f"{failure.next}, then run `pulumi up` again: it first goes on with putting {old} back",
+                why=f"{failed}the driver {old} could not be put back: {failure.why}",
+                next=f"{failure.next}; `pulumi up --refresh` tries first of all to put {old} back",
             ) from error
         return restored
 
@@ -254,7 +255,7 @@ class Update:
                 f"the packages of the driver that was kept in {UPDATE}",
                 f"not all of them are there any more: {' '.join(package.word for package in missing)}",
                 "the driver from before is put back with them",
-                "run `pulumi up` again: it goes on with the driver that the settings name",
+                "run `pulumi up --refresh`: it goes on with the driver that the settings name",
             )
         if missing or gone:
             if self._target == "host":
