@@ -47,7 +47,7 @@ def plan(system: System, wanted: Wanted) -> None:
 def apply(system: System, wanted: Wanted) -> Answer:
     """Makes the nodes, and has them made at each boot; or takes that away.
 
-    :raises Failure: nodes are missing still, such as where the driver can't be loaded.
+    :raises Failure: there is no driver, or nodes are missing still.
     :raises OSError: one can't be made.
     """
     return _change(system, wanted.needed)
@@ -68,10 +68,19 @@ def program(system: System, arguments: Sequence[str]) -> None:
 
 
 def _change(system: System, needed: bool) -> Answer:
+    if needed:
+        _need_driver(system)
     boot_service.serve(system, SERVICE, needed=needed)
     if needed:
         _make(system)
     return Answer(nvidia.loaded(system).version, system.files.changed)
+
+
+def _need_driver(system: System) -> None:
+    trouble = nvidia.trouble(system)
+    if trouble:
+        wanted, why = "NVIDIA's driver loaded on the host", "containers share the cards with the host's driver"
+        raise Failure(wanted, trouble.found, why, trouble.next)
 
 
 def _make(system: System) -> None:

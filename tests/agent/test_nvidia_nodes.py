@@ -128,6 +128,23 @@ def test_nothing_is_planned_once_it_is_there_and_what_goes_where_it_isnt_needed(
     ]
 
 
+def test_a_driver_that_isnt_loaded_is_said(host: Host) -> None:
+    (host.root / "proc/driver/nvidia/version").unlink()
+    before = host.tree()
+    with pytest.raises(
+        Refused, match="wanted: NVIDIA's driver loaded on the host\nfound:  .* installed and not loaded"
+    ):
+        ask(host)
+    assert host.tree() == before
+
+
+def test_a_driver_that_the_kernel_hasnt_is_said(host: Host) -> None:
+    host.programs["modinfo"] = lambda _arguments, _stdin: 1
+    (host.root / "proc/driver/nvidia/version").unlink()
+    with pytest.raises(Refused, match="the kernel 6.8.12-9-pve has no module nvidia: "):
+        ask(host)
+
+
 def test_debians_own_packages_have_the_modules_by_other_names(host: Host) -> None:
     (host.root / "proc/devices").write_text(DEVICES.replace("511 nvidia-uvm", "").replace("235 nvidia-uvm", ""))
     host.write(
