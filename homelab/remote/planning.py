@@ -94,7 +94,7 @@ def planned(
     vms_with_hook = handover.takers(host, [vm for vm in vms.values() if vm.create is None])
     slots = {gpu: card["slot"] for gpu, card in want.gpus.items()}
     handover_errors = holder_gates.without_hook(facts, host, slots, vms_with_hook)
-    made_errors = _of_new_guests(session, facts, {**vms, **containers})
+    made_errors, made_remarks = _of_new_guests(session, facts, {**vms, **containers})
     raise_all([*handover_errors, *ha_errors, *vm_errors, *container_errors, *stack_errors, *api_errors, *made_errors])
     values: CardValues | None = card_values.wanted(want.gpus, host.gpus)
     if values and not values.values and not any(file.layer == "values" for file in facts.managed):
@@ -105,14 +105,17 @@ def planned(
     *written, restart = session.plan([*writing, ("reboot", to_be)])
     files = [plan.PlannedFile(**file) for answer in written for file in answer["files"]]
     reboot = plan.PlannedReboot(**restart)
-    remark_lines = "\n".join(f"  note: {remark}" for remark in vm_remarks)
+    remark_lines = "\n".join(f"  note: {remark}" for remark in (*vm_remarks, *made_remarks))
     stack_lines = [stack.text for stack in nvidia]
     guests = "\n".join(part for part in (vm_lines, container_lines, *stack_lines, remark_lines) if part)
     return Planned(facts, want, [*of_host.remarks, *of_host.met], files, reboot, guests)
 
 
-def _of_new_guests(session: ssh.Session, facts: HostFacts, guests: Mapping[str, Vm | Container]) -> list[HomelabError]:
-    """What Proxmox VE's own code says against guests that are to be made: one refusal for each, with all mistakes.
+def _of_new_guests(
+    session: ssh.Session, facts: HostFacts, guests: Mapping[str, Vm | Container]
+) -> tuple[list[HomelabError], list[str]]:
+    """What Proxmox VE's own code says against guests that are to be made: one refusal for each, with all mistakes; and
+    a remark where it couldn't be asked.
 
     :param guests: of this host, by their names in the settings.
     """
@@ -122,9 +125,10 @@ def _of_new_guests(session: ssh.Session, facts: HostFacts, guests: Mapping[str, 
             options = {**guest.create.configuration(name), "vmid": str(guest.guest_id)}
             new[guest.create.kind][name] = options
     if not any(new.values()):
-        return []
+        return [], []
     wanted = judge_guests.Wanted(vms=new["qemu"], containers=new["lxc"])
-    mistakes = session.ask("read", "judge_guests", wanted)["mistakes"]
+    answer = judge_guests.Answer(**session.ask("read", "judge_guests", wanted))
+    remarks = [f"Proxmox VE's own code couldn't be asked about new guests: {answer.unjudged}; their making judges them"]
     return [
         HomelabError(
             wanted=f"{name}, made as its settings say (create)",
@@ -132,9 +136,9 @@ def _of_new_guests(session: ssh.Session, facts: HostFacts, guests: Mapping[str, 
             why="Proxmox VE's own code on this host doesn't take it; nothing was made",
             next="correct these keys",
         )
-        for name, of_guest in mistakes.items()
+        for name, of_guest in answer.mistakes.items()
         if of_guest
-    ]
+    ], remarks if answer.unjudged else []
 
 
 def judged(

@@ -14,7 +14,8 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Answer:
-    """`mistakes`: a guest's name -> an option -> what is wrong with it; empty where Proxmox VE's modules can't be
-    loaded: then the making of the guest judges."""
+    """`mistakes`: a guest's name -> an option -> what is wrong with it; `unjudged`: why Proxmox VE's code couldn't be
+    asked, empty: it was."""
 
     mistakes: dict[str, dict[str, str]]
+    unjudged: str = ""

@@ -16,4 +16,4 @@ def read(system: System, wanted: Wanted) -> Answer:
     """Asks Proxmox VE."""
     guests, program = json.dumps(to_plain(wanted)).encode(), installed.TEXTS["judge_guests"]
     done = system.run.ask("perl", "-e", program, stdin=guests)
-    return Answer(json.loads(done.output) if done.status == 0 else {})
+    return Answer(json.loads(done.output)) if done.status == 0 else Answer({}, done.failure("perl"))

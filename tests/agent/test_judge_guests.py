@@ -24,11 +24,17 @@ def test_proxmox_ves_own_code_is_asked_once_for_all_guests(host: Host) -> None:
 
     host.programs["perl"] = perl
     answer = host.ask("read", "judge_guests", WANTED)
-    assert answer == {"mistakes": {"dev": {"cores": "type check failed"}}}
+    assert answer == {"mistakes": {"dev": {"cores": "type check failed"}}, "unjudged": ""}
     assert json.loads(*asked) == {"vms": WANTED.vms, "containers": WANTED.containers}
 
 
-@pytest.mark.parametrize("done", [Done(2, b"", b"Can't locate PVE/API2/Qemu.pm in @INC"), Done(124, b"")])
-def test_where_its_modules_cant_be_loaded_nothing_is_said(host: Host, done: Done) -> None:
+@pytest.mark.parametrize(
+    ("done", "why"),
+    [
+        (Done(2, b"", b"Can't locate PVE/API2/Qemu.pm in @INC"), "Can't locate PVE/API2/Qemu.pm in @INC"),
+        (Done(124, b""), "no answer in time"),
+    ],
+)
+def test_where_its_modules_cant_be_loaded_nothing_is_judged_and_that_is_said(host: Host, done: Done, why: str) -> None:
     host.programs["perl"] = lambda _words, _stdin: done
-    assert host.ask("read", "judge_guests", WANTED) == {"mistakes": {}}
+    assert host.ask("read", "judge_guests", WANTED) == {"mistakes": {}, "unjudged": why}

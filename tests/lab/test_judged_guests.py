@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from homelab.errors import HomelabError
-from homelab.remote import planning
+from homelab.remote import planning, ssh
 from homelab.settings import Container, Vm
 from lab import Lab
 from tests.lab.stack_kit import TEMPLATE, host_of, put_template
 
 
-def test_the_hosts_own_code_names_all_mistakes_of_all_new_guests_at_once(tmp_path: Path) -> None:
+def test_the_hosts_own_code_names_all_mistakes_of_all_new_guests_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Lab.start("bound-by-hand", state=tmp_path / "lab") as lab:
         put_template(lab)
         host, stock, mark = host_of(lab), lab.snapshot(), lab.mark()
@@ -43,4 +46,14 @@ def test_the_hosts_own_code_names_all_mistakes_of_all_new_guests_at_once(tmp_pat
 
         good = {"scsi0": "local-lvm:32", "net0": "virtio,bridge=vmbr0", "sata0": "none,media=cdrom"}
         vm = Vm.model_validate({"host": "pve", "vmid": 300, "create": good})
-        planning.planned("pve", host, {"dev": vm}, {})
+        assert "new guests" not in planning.planned("pve", host, {"dev": vm}, {}).guests
+        asked = ssh.Session.ask
+
+        def without_modules(session: ssh.Session, verb: Any, layer: str, *rest: Any, **options: Any) -> dict[str, Any]:
+            if layer == "judge_guests":
+                return {"mistakes": {}, "unjudged": "Can't locate PVE"}
+            return asked(session, verb, layer, *rest, **options)
+
+        monkeypatch.setattr(ssh.Session, "ask", without_modules)
+        said = planning.planned("pve", host, {"dev": vm}, {}).guests
+        assert "Proxmox VE's own code couldn't be asked about new guests: Can't locate PVE; their making" in said
