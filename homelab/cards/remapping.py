@@ -21,6 +21,8 @@ from remote_scripts.reading.answer import Vital
 # The module's option as a word of the command line: modprobe obeys it in the initramfs and later, and it needs no file
 # (ADR 1).
 UNSAFE_INTERRUPTS = "vfio_iommu_type1.allow_unsafe_interrupts=1"
+# Each takes the host's interrupts from the IOMMU (drivers/iommu/irq_remapping.c).
+_PLAIN_INTERRUPTS = {"intremap=off", "nointremap"}
 
 
 def words(facts: HostFacts, host: Host) -> str:
@@ -57,7 +59,11 @@ def release(kernel: str) -> tuple[int, int]:
 
 
 def remaps_interrupts(facts: HostFacts) -> bool | None:
-    """Whether the IOMMU remaps interrupts; None: unknown before the IOMMU is on."""
+    """Whether the IOMMU remaps interrupts, now and in the next boot; None: unknown before the IOMMU is on."""
+    if _PLAIN_INTERRUPTS & {*facts.next_cmdline.split()}:
+        return False
+    if _PLAIN_INTERRUPTS & {*facts.cmdline.running.split()}:
+        return None
     if facts.iommu.interrupts == "remapped":
         return True
     return False if facts.iommu.groups and facts.iommu.interrupts == "plain" else None
@@ -84,14 +90,14 @@ def refused(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
         return
     if remaps_interrupts(facts) is not False:
         return
+    off = " ".join(sorted(_PLAIN_INTERRUPTS & {*facts.next_cmdline.split()}))
     yield HomelabError(
         wanted="interrupt remapping by the IOMMU",
-        found="none on this host (/proc/interrupts)",
+        found=f"{off} on the kernel command line" if off else "none on this host (/proc/interrupts)",
         why="without it a guest with a card could raise any interrupt of the host, and VFIO gives no card away: "
         "the VM wouldn't start",
-        next="take intremap=off or nointremap out of the kernel command line, if one is there, and reboot; else update "
-        "the firmware, and look there for VT-d or AMD-Vi and x2APIC; only for guests that you trust as much as the "
-        "host: iommu.allowUnsafeInterrupts: true",
+        next=(f"take {off} out" if off else "update the firmware, and look there for VT-d or AMD-Vi and x2APIC")
+        + "; only for guests that you trust as much as the host: iommu.allowUnsafeInterrupts: true",
     )
 
 

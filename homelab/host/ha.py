@@ -50,7 +50,7 @@ def refused_under_ha(
                 "with others",
                 found="it is under HA",
                 why="HA starts a guest again that is shut down for another one, counts a start that is refused "
-                "meanwhile as failed, and moves the guest to nodes that don't have the card",
+                "meanwhile as failed, and may move the guest to a node that doesn't have the card",
                 next=f"have HA ignore it (`ha-manager set {kind.ha}:{guest} --state ignored`), take it out of HA "
                 "(Datacenter -> HA), or give it another card; then run `pulumi up` again",
             )

@@ -118,6 +118,19 @@ def runtime_installed(request: Request) -> Iterator[HomelabError]:
 
 
 # -- the driver ------------------------------------------------------------------------------------------------
+def known_branch(request: Request) -> Iterator[HomelabError]:
+    """The branch is one of NVIDIA's for Linux; one that is newer than the data passes."""
+    driver, branches = request.driver, request.data.branches
+    if driver and driver.major not in branches and driver.major < max(branches):
+        yield refusal(
+            request,
+            wanted=f"a branch of the driver: {', '.join(map(str, sorted(branches)))}",
+            found=driver_text(driver),
+            why="no release of such a branch for Linux is known (581 and the like are Windows versions)",
+            next=f'set nvidia.driver: "{request.data.recommended[0]}", the recommended branch',
+        )
+
+
 def cards_known_to_driver(request: Request) -> Iterator[HomelabError]:
     """The driver knows each card: none is too new for it, and none was dropped."""
     driver = request.driver
@@ -296,6 +309,7 @@ def cuda_advice(request: Request, offered: Container[str] | None = None) -> str:
 CHECKS: tuple[Callable[[Request], Iterator[HomelabError]], ...] = (
     supported_system,
     has_a_card,
+    known_branch,
     cards_known_to_driver,
     flavour_possible,
     installer_known,

@@ -103,7 +103,7 @@ def wanted(request: Request) -> Wanted:
         beside=tuple(_beside(request)),
         headers=tuple(_headers(request)),
         recommends=request.target != "lxc",
-        libraries=request.data.libraries(settings.capabilities or ()),
+        libraries=request.data.libraries(request.capabilities if settings.capabilities else ()),
         cuda=str(cuda or ""),
         nvcc=nvcc(cuda) if cuda else "",
     )

@@ -340,6 +340,11 @@ def test_without_a_driver_in_the_settings_the_first_that_knows_the_cards(cards: 
     assert str(request("vm", {"cards": cards}).driver) == branch
 
 
+def test_a_branch_that_is_none_is_refused() -> None:
+    error = refusal("vm", driver="581")
+    assert "Windows" in error.why and "580" in error.wanted
+
+
 def test_a_branch_newer_than_the_data_is_accepted_with_a_note() -> None:
     assert planned("vm", UBUNTU, driver="640.10.02").tries[0].flavour == "open"
     assert "newer than this program's data" in all_notes("vm", UBUNTU, driver="640.10.02")

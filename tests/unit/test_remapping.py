@@ -115,6 +115,9 @@ PLAIN = iommu(interrupts="plain")
             desktop(iommu=PLAIN | {"groups": 0}),
             None,
         ),  # the IOMMU is off: that it is off for interrupts, too, says nothing
+        (desktop(cmdline=cmdline("quiet intremap=off"), iommu=PLAIN), False),
+        (desktop(cmdline=cmdline("quiet", "quiet nointremap")), False),  # from the next boot on
+        (desktop(cmdline=cmdline("quiet intremap=off", "quiet"), iommu=PLAIN), None),  # with the next boot no more
     ],
 )
 def test_whether_interrupts_are_remapped_is_told_where_it_can_be(facts: HostFacts, remapped: bool | None) -> None:
@@ -129,8 +132,9 @@ def test_whether_interrupts_are_remapped_is_told_where_it_can_be(facts: HostFact
 
 def test_plain_interrupts_are_refused_with_what_makes_them_plain() -> None:
     (error,) = errors(desktop(iommu=PLAIN))
-    assert error.found.startswith("none on this host")
-    assert "take intremap=off or nointremap out" in error.next and "else update the firmware" in error.next
+    assert error.found.startswith("none on this host") and error.next.startswith("update the firmware")
+    (error,) = errors(desktop(cmdline=cmdline("quiet", "quiet nointremap")))
+    assert error.found == "nointremap on the kernel command line" and error.next.startswith("take nointremap out")
     assert errors(desktop(iommu=PLAIN), gpus={"gpu": {"match": "10de:2b85", "use": "lxc"}}) == []
 
 
