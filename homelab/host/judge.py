@@ -93,8 +93,8 @@ _SINKS = {
     ),
     "DEAD": (
         "the card doesn't answer as it should; a driver that is given such a card can take the host down",
-        "switch the host off and on (a reboot leaves the card its power); if it happens again, `homelab show` says how "
-        "the card is reset",
+        "switch the host off and on (a reboot leaves the card its power); if it happens again, look at how the card is "
+        "reset, as homelab show says it",
     ),
 }
 

@@ -21,7 +21,7 @@ from remote_scripts.pve import guests, pmxcfs
 from remote_scripts.pve.guest_kinds import CONTAINER
 from remote_scripts.reading.source import Source
 from remote_scripts.tools.errors import Failure
-from tests.agent.kit import Host
+from tests.agent.kit import Host, watched
 from tests.waiting import wait_until
 
 CONF = "/etc/pve/lxc/901.conf"
@@ -55,6 +55,21 @@ def test_a_file_that_is_being_replaced_is_never_absent(host: Host, monkeypatch: 
     assert system.files.need(CONF) == b"" and Source(system).needed(CONF) == ""
     monkeypatch.setattr(Path, "stat", fails_but_each_eighth(Path.stat))
     assert pmxcfs.time_of(system, CONF) is not None and not guests.is_gone(system, "pct", "901")
+
+
+def test_a_note_is_written_while_the_folder_goes_with_another_guests_last_one(host: Host) -> None:
+    (host.root / "etc/pve/nodes/pve").mkdir(parents=True)
+    (host.root / "etc/pve/local").symlink_to("nodes/pve")
+    gone: list[str] = []
+
+    def goes_once(_call: str, path: str) -> None:
+        if ".tmp." in path and not gone:
+            gone.append(path)
+            (host.root / "etc/pve/homelab").rmdir()
+
+    with watched(goes_once):
+        pmxcfs.note(host.system(), "/etc/pve/homelab/qemu-200", b"content\n")
+    assert gone and host.read("/etc/pve/homelab/qemu-200") == "content\n"
 
 
 def test_a_file_that_isnt_there_is_absent_and_a_folder_that_isnt_answers_nothing(host: Host) -> None:
