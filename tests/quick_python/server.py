@@ -23,6 +23,7 @@ IMPORTED = (
     "asyncssh",
     "proxmoxer.backends.https",
     "grpc.aio",
+    "grpc._channel",  # which the first channel imports
     "pulumi.runtime",
     "pulumi_command.remote",
     "homelab.stack",
