@@ -1,6 +1,6 @@
 """Starts labs' daemons as forks of one process that has their modules: who starts many labs, as tests do, waits for the imports once.
 
-The process starts with the first lab, and ends with whoever started it. A daemon is no different for it: a session, environment, folder
+The process makes the imports for the first lab, and ends with whoever started it. A daemon is no different for it: a session, environment, folder
 and streams of its own, and reaped by init. Its command server is a fork, too.
 """
 
@@ -10,17 +10,18 @@ import contextlib
 import gc
 import json
 import os
+import secrets
+import select
 import socket
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-#: What comes before each request, with its descriptors: how many bytes it has.
-_LENGTH = struct.Struct("I")
+#: What comes before each request, with its descriptors.
+_FIRST = b"."
 #: In the environment, for that of a command server, in which a state folder is named (lab.commands).
 _ROOM = "." * 5000
 
@@ -28,14 +29,14 @@ _ROOM = "." * 5000
 class Daemons:
     """The process that is forked. A context manager: at the end no more daemons can be started; those that run, run on.
 
-    Several threads may start daemons at the same time.
+    Threads, and other processes of this user, may start daemons at the same time.
+
+    Args:
+        name: of the socket of one that another process has entered, to be used and not entered here.
     """
 
-    def __init__(self) -> None:
-        self._connection: socket.socket | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        #: A request is several writes on one connection: those of two threads mustn't mix.
-        self._asking = threading.Lock()
+    def __init__(self, name: str | None = None) -> None:
+        self.name = name or f"homelab-daemons-{os.getpid()}-{secrets.token_hex(8)}"
 
     def start(self, arguments: Sequence[str], descriptors: Sequence[int], environment: dict[str, str]) -> None:
         """Start a daemon. It answers by its own means.
@@ -49,63 +50,60 @@ class Daemons:
             OSError: the process has ended.
         """
         request = json.dumps({"arguments": list(arguments), "environment": environment}).encode()
-        with self._asking:
-            if self._connection is None:
-                self._connection, its = socket.socketpair()
-                with its:
-                    command = [sys.executable, "-m", "lab.daemons", str(its.fileno())]
-                    self._process = subprocess.Popen(
-                        command, stdin=subprocess.DEVNULL, cwd=Path(__file__).parent.parent, pass_fds=[its.fileno()],
-                        start_new_session=True, env={**os.environ, "LAB_ROOM": _ROOM},
-                    )  # fmt: skip
-            socket.send_fds(self._connection, [_LENGTH.pack(len(request))], list(descriptors))
-            self._connection.sendall(request)
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(f"\0{self.name}")
+            socket.send_fds(connection, [_FIRST], list(descriptors))
+            connection.sendall(request)
 
     def __enter__(self) -> Self:
+        self._lifeline, its = socket.socketpair()
+        with socket.socket(socket.AF_UNIX) as listener, its:
+            listener.bind(f"\0{self.name}")
+            listener.listen(128)
+            descriptors = [listener.fileno(), its.fileno()]
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "lab.daemons", *map(str, descriptors)],
+                stdin=subprocess.DEVNULL, cwd=Path(__file__).parent.parent, pass_fds=descriptors,
+                start_new_session=True, env={**os.environ, "LAB_ROOM": _ROOM},
+            )  # fmt: skip
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._connection is not None and self._process is not None:
-            self._connection.close()
-            self._process.wait()
-            self._connection = self._process = None
+        self._lifeline.close()
+        self._process.wait()
 
 
-def _serve(connection: socket.socket) -> None:
-    """Until whoever started this process has ended, or has no more use for it."""
+def _serve(listener: socket.socket, lifeline: socket.socket) -> None:
+    """Until whoever started this process has ended, or has no more use for it; it may have none at all."""
+    if listener not in select.select([listener, lifeline], [], [])[0]:
+        return
     from lab import commands, forks, server
 
     server.read_ahead()
     commands.read_ahead()
     gc.freeze()  # what is here is nothing for a fork's collector to look through, and so to copy
-    while True:
-        with contextlib.suppress(ConnectionError):
-            head, descriptors, _, _ = socket.recv_fds(connection, _LENGTH.size, 3)
-            if head:
-                asked = json.loads(_exactly(connection, _LENGTH.unpack(head)[0]))
+    while listener in select.select([listener, lifeline], [], [])[0]:
+        # A request that ends half-way is none.
+        with listener.accept()[0] as connection, contextlib.suppress(ConnectionError, ValueError):
+            _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            _, descriptors, _, _ = socket.recv_fds(connection, len(_FIRST), 3)
+            if user == os.geteuid():
+                asked = json.load(connection.makefile("rb"))
                 pid = os.fork()
                 if pid == 0:
-                    forks.end_with(lambda: _become(server.main, connection, descriptors, asked))  # noqa: B023  # at once
-                for descriptor in descriptors:
-                    os.close(descriptor)
+                    ours = [listener, lifeline, connection]
+                    forks.end_with(lambda: _become(server.main, ours, descriptors, asked))  # noqa: B023  # at once
                 os.waitpid(pid, 0)  # it forks once more, and ends
-                continue
-        return
+            for descriptor in descriptors:
+                os.close(descriptor)
 
 
-def _exactly(connection: socket.socket, length: int) -> bytes:
-    found = b""
-    while len(found) < length:
-        more = connection.recv(length - len(found))
-        if not more:
-            raise ConnectionResetError("the request ends half-way")
-        found += more
-    return found
-
-
-def _become(main: Callable[[], None], connection: socket.socket, descriptors: list[int], asked: dict[str, Any]) -> None:
+def _become(
+    main: Callable[[], None], sockets: list[socket.socket], descriptors: list[int], asked: dict[str, Any]
+) -> None:
     """The fork: what `python -m lab.server` would be."""
-    connection.close()
+    for one in sockets:
+        one.close()
     os.setsid()
     output, *others = descriptors
     for stream in (1, 2):
@@ -121,4 +119,4 @@ def _become(main: Callable[[], None], connection: socket.socket, descriptors: li
 
 
 if __name__ == "__main__":
-    _serve(socket.socket(fileno=int(sys.argv[1])))
+    _serve(*(socket.socket(fileno=int(number)) for number in sys.argv[1:]))

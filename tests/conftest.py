@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import gc
 import itertools
 import math
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests import sampling
+from tests import quick_python, sampling
 from tests.plain import PLAIN
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def ours_below(folder: Path, suffix: str) -> Iterator[Path]:
         yield from (Path(parent, name) for name in files if name.endswith(suffix))
 
 
+#: The variable with the name of the daemons (lab/daemons.py) that all workers have.
+DAEMONS = "LAB_DAEMONS"
 #: Of tests/unit what `make test-fast` leaves out, by what it took.
 SLOW = (
     "unit/test_settings_reach_resources.py::test_a_setting_that_changes_changes_what_a_resource_is_told",
@@ -212,6 +215,17 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return processors if "not slow" in config.option.markexpr else min(3 * processors + 1, processors + 5)
 
 
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """All workers have one server of what the engine starts, and one of labs' daemons: each of their own would take a second for its imports."""
+    shared = contextlib.ExitStack()
+    shared.enter_context(quick_python.server())
+    if sys.platform == "linux" and not PLAIN:
+        from lab.daemons import Daemons
+
+        os.environ[DAEMONS] = shared.enter_context(Daemons()).name
+    config.add_cleanup(shared.close)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def as_sshd_starts_it() -> Iterator[None]:
     """What runs on hosts, and labs, have no signal ignored, whoever started the tests (nohup, say): a shell can't trap one that it was started without.
@@ -270,7 +284,8 @@ def daemons() -> Iterator[None]:
     from lab import Lab
     from lab.daemons import Daemons
 
-    with Daemons() as Lab.daemons:
+    shared = os.environ.get(DAEMONS)
+    with contextlib.nullcontext(Daemons(shared)) if shared else Daemons() as Lab.daemons:
         yield
     Lab.daemons = None
 

@@ -36,7 +36,6 @@ from typing import NoReturn
 
 #: In the environment of a server: the host's Python is a fork of it, too (host_python.py). Otherwise it is a process of its own, as on a host.
 FORKED_PYTHON = "LAB_FORKED_PYTHON"
-_is_python_forked = FORKED_PYTHON in os.environ
 #: Imported for the forks: what functions of the commands import for themselves.
 PRELOADED = (shutil, subprocess)
 #: How a fork's process is called in /proc/PID/comm, before the pid of who asked: lab.processes takes it for that one's child.
@@ -298,7 +297,7 @@ def _prepare(words: list[str]) -> None:
 
 
 def _is_own_process(words: list[str]) -> bool:
-    return words[0] == "lab-python" and not _is_python_forked
+    return words[0] == "lab-python" and FORKED_PYTHON not in os.environ
 
 
 def _is_alone(words: list[str]) -> bool:

@@ -644,7 +644,16 @@ def test_nothing_runs_on_the_host_in_its_place(host: Host, capsys: pytest.Captur
     assert inside.run.do("no-such-program").status == NOT_FOUND
 
 
-@pytest.mark.parametrize("body", ["exec yes", "exec cat /dev/zero", "exec yes >&2", "exec sleep 60"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "exec yes",
+        "exec cat /dev/zero",
+        # Without the pause it would fill memory by the gigabyte until its time is up.
+        "while head -c 1000000 /dev/zero; do sleep 0.05; done >&2",
+        "exec sleep 60",
+    ],
+)
 def test_what_says_no_end_or_nothing_is_ended_and_nothing_is_made_of_it(host: Host, attach: Path, body: str) -> None:
     """A frozen container is silent."""
     attach.write_text(f"#!/bin/sh\n{body}\n")

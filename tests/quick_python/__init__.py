@@ -21,8 +21,8 @@ SERVER = "QUICK_PYTHON"
 
 @contextlib.contextmanager
 def server() -> Iterator[None]:
-    """A server (server.py) for the runs of the engine that this process starts; it ends with this process, however that ends."""
-    if PLAIN or platform.system() != "Linux":  # abstract names of sockets
+    """A server (server.py) for the runs of the engine that this process starts, or its children; it ends with this process, however that ends."""
+    if PLAIN or SERVER in os.environ or platform.system() != "Linux":  # abstract names of sockets
         yield
         return
     name = f"homelab-tests-{os.getpid()}-{secrets.token_hex(8)}"
