@@ -306,7 +306,8 @@ def test_two_cards_that_are_away_at_once_come_back_in_another_order(host_as_made
     assert host.driver(CARD) == host.driver(OTHER) == "vfio-pci" and not runs(host, 901), story(host)
     assert not (host.root / "sys/module/nvidia").exists()
     host.output("qm stop 104")
-    wait_until(lambda: runs(host, 901))
+    # While its configuration is replaced, pct finds none.
+    wait_until(lambda: host.run("pct status 901").stdout == "status: running\n")
     host.output("systemctl start homelab-handover.service")
     assert "/dev/nvidia0," in host.output("pct config 901") and "/dev/nvidia1," not in host.output("pct config 901")
     assert host.driver(OTHER) == "nvidia" and state(host) == "VM", story(host)
