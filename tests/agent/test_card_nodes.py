@@ -20,11 +20,11 @@ from remote_scripts.layers.card_nodes import SERVICE
 from remote_scripts.notes import guest_notes
 from remote_scripts.notes.container_note import Cards, ContainerNote, Given
 from remote_scripts.notes.guest_notes import of_container
-from remote_scripts.pve import guests, pmxcfs
+from remote_scripts.pve import guests
 from remote_scripts.pve.container_conf import Method
 from remote_scripts.pve.guest_kinds import CONTAINER
 from remote_scripts.tools import boot_service, disk
-from remote_scripts.tools.errors import Failure, UnreadableError
+from remote_scripts.tools.errors import UnreadableError
 from remote_scripts.tools.system import System
 from tests import sampling
 from tests.agent.card_kit import ALLOW, AMD, BASE, NOTE, NVIDIA, PRIVILEGED, SECOND, Cards300
@@ -258,26 +258,6 @@ def test_a_boot_that_is_cut_short_is_made_good_by_the_next(
     box.boot()
     assert "renderD128" not in box.conf and "renderD129" in box.conf
     assert box.drift() == {} and box.revert() == given
-
-
-def test_a_note_whose_folder_another_guests_turn_takes_away_is_refused_and_written_the_next_time(
-    box: Cards300, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (box.root / NOTE[1:]).unlink()
-    replace, calls = pmxcfs.replace, list[str]()
-
-    def rival(system: System, path: str, content: bytes) -> None:
-        calls.append(path)
-        if len(calls) == 1:
-            (box.root / NOTE[1:]).parent.rmdir()
-        replace(system, path, content)
-
-    monkeypatch.setattr(pmxcfs, "replace", rival)
-    note = ContainerNote(shut_down_after="UPID:x")
-    with pytest.raises(Failure, match="No such file or directory(.|\n)*then run `pulumi up` again"):
-        guest_notes.write(box.host.system(), CONTAINER, 300, note)
-    guest_notes.write(box.host.system(), CONTAINER, 300, note)
-    assert len(calls) == 2 and guest_notes.of(box.host.system(), CONTAINER, 300, ContainerNote).shut_down_after
 
 
 def test_what_a_run_that_was_killed_before_the_boot_has_noted_stays(box: Cards300) -> None:
