@@ -101,24 +101,24 @@ WITH_ENGINE = {
     "e2e/test_gpu_lxc.py": 7,
     "e2e/test_voices.py": 8,
     "e2e/test_state_lost.py": 8,
-    "e2e/test_gpu_vm.py": 19,
+    "e2e/test_gpu_vm.py": 13,
     "e2e/test_gaming_vm.py": 13,
     "e2e/test_own_program.py": 16,
     "e2e/test_nvidia_host.py": 30,
     "e2e/test_nvidia_failures.py": 12,
     "e2e/test_nvidia_vm.py": 17,
-    "e2e/test_other_cards.py": 13,
+    "e2e/test_other_cards.py": 6,
     "e2e/test_make.py": 11,
-    "e2e/test_cluster.py": 28,
-    "e2e/test_init.py": 21,
+    "e2e/test_cluster.py": 16,
+    "e2e/test_init.py": 18,
     "e2e/test_new_container.py": 7,
-    "e2e/test_by_hand.py": 9,
+    "e2e/test_by_hand.py": 4,
     "e2e/test_several_hosts.py": 9,
     "e2e/test_new_vm.py": 11,
-    "e2e/test_kill.py": 18,
+    "e2e/test_kill.py": 11,
     "e2e/test_failures.py": 9,
     "e2e/test_converge.py": 7,
-    "e2e/test_cards.py": 9,
+    "e2e/test_cards.py": 6,
     "e2e/test_drift.py": 8,
     "e2e/test_preview.py": 15,
     "e2e/test_released.py": 9,
@@ -142,9 +142,24 @@ def in_shares(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
     return [*found, *short]
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """`slow`: what `make test-fast` leaves out. On Windows also what NEEDS_UNIX lists. Each worker's share begins with what takes longest."""
-    items[:] = in_shares(items, getattr(config, "workerinput", {"workercount": 1})["workercount"])
+def not_drawn(items: Iterable[pytest.Item]) -> list[pytest.Item]:
+    """Those that have the mark `one_of`, but for one of each kind, unless every sample is tried."""
+    roads: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        for mark in item.iter_markers("one_of"):
+            roads[mark.args[0]].append(item)
+    return [item for kind, found in roads.items() for item in found if item not in sampling.sample(found, 1, kind)]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The mark of tests that are a sample."""
+    config.addinivalue_line("markers", "one_of(kind): of the tests of that kind, one is drawn (tests/sampling.py)")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
+    """`slow`: what `make test-fast` leaves out. On Windows also what NEEDS_UNIX lists. Of those that were asked for, samples are drawn (`one_of`), and each
+    worker's share begins with what takes longest."""
     names = {path: path.relative_to(PROJECT / "tests").as_posix() for path in {item.path for item in items}}
     for item in items:
         name = names[item.path]
@@ -158,6 +173,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="packages are installed by this machine's apt: it has none"))
         if not name.startswith("unit/") or f"{name}::{item.name}".startswith(SLOW):
             item.add_marker(pytest.mark.slow)
+    yield
+    if left := not_drawn(items):
+        config.hook.pytest_deselected(items=left)
+    asked = [item for item in items if item not in left]
+    items[:] = in_shares(asked, getattr(config, "workerinput", {"workercount": 1})["workercount"])
 
 
 def pytest_sessionstart() -> None:

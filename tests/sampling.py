@@ -1,5 +1,7 @@
 """Which moments a sweep tries: the same ones in each run of `make test`, so that what fails is the change; others with another seed.
 
+Of the tests with `@pytest.mark.one_of("killed runs")` and the same words, one is tried (tests/conftest.py).
+
 HOMELAB_SEED=7: others; a test that fails on a sample names its seed. HOMELAB_EVERY_CUT=1: every moment (`make test-nightly`).
 """
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from tests.e2e.conftest import Stack
 from tests.e2e.person import ENTER
 from tests.e2e.test_gpu_vm import SANDBOX, conf, given_back, power_calls, with_card
 from tests.lab.test_recipes import CARD, PROXMENUX, SOUND, below_the_root
 
 
+@pytest.mark.one_of("hosts that somebody has set up")
 def test_a_host_that_has_it_all_is_left_alone(stack_on: Callable[..., Stack]) -> None:
     """The card is given to its VM by the same mapping already, too: nothing is ours, and nothing is taken away."""
     stack = stack_on("bound-by-hand", vms=SANDBOX)
@@ -32,6 +35,7 @@ def test_a_host_that_has_it_all_is_left_alone(stack_on: Callable[..., Stack]) ->
     assert "hostpci3: pcie=1,mapping=rtx5090" in conf(stack, 103) and power_calls(stack, mark) == []
 
 
+@pytest.mark.one_of("hosts that somebody has set up")
 def test_a_host_that_proxmenux_has_set_up_is_taken_over_and_left_as_it_was(by_init: Callable[..., Stack]) -> None:
     """A rule of udev's for each function, blacklists, a line of the VM's for each function, and options that hide KVM. With a yes of its owner's."""
     hidden = (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from tests.e2e.conftest import Stack
 from tests.e2e.person import ENTER
 from tests.e2e.test_gpu_vm import conf, given_back, power_calls, running, with_card
@@ -22,6 +24,7 @@ def drivers(stack: Stack) -> dict[str, str]:
     return found
 
 
+@pytest.mark.one_of("cards that are not their slot")
 def test_graphics_go_to_a_vm_without_the_rest_of_their_slot_and_come_back(by_init: Callable[..., Stack]) -> None:
     stack = by_init("apu", *IGPU, options=TESTED)
     stock, before = stack.lab.snapshot(), drivers(stack)
@@ -41,6 +44,7 @@ def test_graphics_go_to_a_vm_without_the_rest_of_their_slot_and_come_back(by_ini
     given_back(stack, stock)
 
 
+@pytest.mark.one_of("cards that are not their slot")
 def test_a_virtual_function_goes_to_a_vm_is_bound_when_it_starts_and_comes_back(by_init: Callable[..., Stack]) -> None:
     vf, owner = "0000:41:00.5", "0000:41:00.0"
     cards = [

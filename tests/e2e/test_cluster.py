@@ -92,6 +92,7 @@ def given_back(cluster: LabCluster, stock: dict[str, Any]) -> bool:
     return True
 
 
+@pytest.mark.one_of("a cluster")
 def test_three_nodes_from_stock_to_a_vm_and_a_container_with_cards_in_one_up(
     tmp_path: Path, engine: install.Engine, cluster: LabCluster
 ) -> None:
@@ -134,6 +135,7 @@ def runs_on(cluster: LabCluster) -> str:
     return ",".join(name for name in found if HostState(cluster[name].state).machine["guests"]["200"]["running"])
 
 
+@pytest.mark.one_of("a cluster")
 def test_nodes_restart_in_turn_and_guests_go_on_or_move_with_the_settings(
     tmp_path: Path, engine: install.Engine
 ) -> None:

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from homelab.cli.doctor import WELL
 from homelab.cli.doctor import main as doctor
 from homelab.remote import host_session
@@ -140,6 +142,7 @@ def second_vm(stack: Stack) -> None:
     stack.lab.run("qm create 104 --name gaming --machine q35 --bios ovmf --cores 4 --memory 8192 --ostype l26")
 
 
+@pytest.mark.one_of("cards to VMs")
 def test_a_vm_that_leaves_the_settings_gives_its_card_to_another_one_in_the_same_run(
     stack_on: Callable[..., Stack],
 ) -> None:
@@ -169,6 +172,7 @@ def test_a_vm_that_leaves_the_settings_gives_its_card_to_another_one_in_the_same
     assert power_calls(stack, mark) == ["103 shutdown", "103 start", "104 shutdown", "104 start"]
 
 
+@pytest.mark.one_of("cards to VMs")
 def test_what_stands_against_a_card_is_said_with_the_vm_as_it_was_and_what_is_changed_or_removed_by_hand_is_mended(
     converged: Callable[..., Stack],
 ) -> None:

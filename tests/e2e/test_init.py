@@ -87,6 +87,7 @@ CONTAINERS: dict[str, tuple[Conversation, dict[str, Any], list[str]]] = {
 }
 
 
+@pytest.mark.one_of("containers of a person at a terminal")
 @pytest.mark.parametrize("scenario", sample([*CONTAINERS], 1, "containers at a terminal"))
 def test_cards_for_containers(at_a_terminal: Callable[[str], Person], scenario: str) -> None:
     """What `up` makes of such settings: below, and tests/e2e/test_nvidia_lxc.py."""
@@ -99,6 +100,7 @@ def test_cards_for_containers(at_a_terminal: Callable[[str], Person], scenario: 
         recording.hold_init(scenario, screen, person.folder, person.lab)
 
 
+@pytest.mark.one_of("containers of a person at a terminal")
 def test_a_host_with_a_history_is_taken_over_and_left_as_its_owner_had_it(
     engine: install.Engine, tmp_path: Path
 ) -> None:

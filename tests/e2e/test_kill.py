@@ -47,6 +47,7 @@ def comes_to_rest(stack: Stack) -> None:
     assert stack.run("cancel", "--yes").code == 0
 
 
+@pytest.mark.one_of("killed runs")
 def test_of_two_runs_the_second_gets_one_sentence_each_goes_on_where_one_was_killed_and_the_last_finishes_and_a_destroy_too(
     stack_on: Callable[..., Stack], engine: install.Engine, tmp_path: Path
 ) -> None:
@@ -115,6 +116,7 @@ def killed_at(stack: Stack, run: str, request: str) -> None:
     stack.unlock()
 
 
+@pytest.mark.one_of("killed runs")
 @pytest.mark.parametrize(
     ("in_up", "in_destroy"),
     sample([(MAPPED, CONFIGURED), (CONFIGURED, OFF), (OFF, ON), (ON, UNMAPPED)], 1, "requests of an up and a destroy"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from tests.e2e.conftest import Stack
 from tests.e2e.test_gpu_lxc import NO_REBOOT, NOBODY, conf, containers, opens
 
@@ -13,6 +15,7 @@ UNIT = "etc/systemd/system/homelab-{}-nodes.service"
 MEMBER = "setpriv --reuid 65534 --regid 104 --clear-groups"
 
 
+@pytest.mark.one_of("cards of other makers")
 def test_cards_of_two_makers_in_one_container_and_a_boot_that_numbers_them_anew(
     stack_on: Callable[..., Stack],
 ) -> None:
@@ -50,6 +53,7 @@ def dpkg(stack: Stack, command: str, ctid: int) -> str:
     return stack.lab.run(f"pct exec {ctid} -- dpkg {command}").stdout
 
 
+@pytest.mark.one_of("cards of other makers")
 def test_a_processors_graphics_bring_nothing_of_nvidias_and_a_second_makers_card_joins_them(
     stack_on: Callable[..., Stack],
 ) -> None:
