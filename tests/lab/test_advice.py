@@ -1,4 +1,7 @@
-"""What messages advise is run on the lab as they say it, and cures what it is given for (tests/advice.yaml says which)."""
+"""What messages advise is run on the lab as they say it, and cures what it is given for (tests/advice.yaml says which).
+
+`make test` runs a sample of it (tests/sampling.py), `make test-nightly` each.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ from remote_scripts.both.container_verification import Wanted as ContainerVerifi
 from remote_scripts.both.passthrough_test import Wanted as PassthroughTest
 from remote_scripts.both.read_system import Wanted as ReadSystem
 from remote_scripts.notes.container_note import Cards
-from tests import advice
+from tests import advice, sampling
 from tests.boot_layers import Asked, container_cards, initramfs, iommu, vfio
 from tests.conftest import shared
 from tests.lab.host_kit import run_layer
@@ -416,9 +419,9 @@ def carry_out(lab: Lab, command: str) -> None:
     lab.run(text, check=not any(advice.is_made_of(one, command) for one in KNOWN["looks"]))
 
 
-@pytest.mark.parametrize("name", sorted({row for _, row in CURES}))
+@pytest.mark.parametrize("name", sampling.sample(sorted({row for _, row in CURES}), 8, "what is advised"))
 def test_what_is_advised_cures_what_it_is_given_for(labs: Callable[[str], Lab], name: str) -> None:
-    """Each row once, with all that the register has for it."""
+    """Each row once, with all that the register has for it; a sample of them by default."""
     row, templates = row_of(name), [template for template, one in CURES if one == name]
     lab = labs(row.scenario)
     try:
@@ -444,9 +447,15 @@ def test_no_row_is_left_without_its_command() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [text for text in KNOWN["looks"] if not text.startswith(("pvecm", "proxmox-boot-tool status"))]
+    "text",
+    sampling.sample(
+        [text for text in KNOWN["looks"] if not text.startswith(("pvecm", "proxmox-boot-tool status"))],
+        12,
+        "what is looked at",
+    ),
 )
 def test_what_is_to_be_looked_at_can_be(labs: Callable[[str], Lab], text: str) -> None:
+    """Each command that changes nothing; a sample of them by default."""
     lab = labs("phoenix")
     command = KNOWN["looks"][text] or text
     done = lab.run(advice.on_the_lab(command), check=False)
