@@ -9,9 +9,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -31,6 +32,7 @@ from tests.agent import apt_kit
 from tests.agent.apt_kit import BY_RUN, KERNELS, LATER, NEW, OLD, SOFTWARE, Machine, Repo
 
 pytestmark = apt_kit.needs_apt
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="session")
@@ -308,7 +310,8 @@ def test_an_update_that_fails_before_a_boot_is_taken_back_without_a_server(old: 
     versions, marks, modules = old.versions(), old.marks(), old.modules()
     said = read(old, old.wanted("595", "host"))
     assert said.way_back and (said.was, said.version) == (OLD, LATER)
-    for failure in (f"postinst-{LATER}", f"build-{LATER}-{KERNELS[0]}", f"load-{LATER}"):
+    failures = [f"postinst-{LATER}", f"build-{LATER}-{KERNELS[0]}", f"load-{LATER}"]
+    for failure in sampling.sample(failures, 2, "an update fails"):
         old.fail(failure)
         if failure.startswith("load"):
             (old.root / "proc/driver/nvidia/version").unlink()
@@ -395,7 +398,7 @@ def test_flavours_replace_each_other(old: Machine) -> None:
 
 def test_a_first_driver_that_doesnt_build_leaves_nothing(machine: Machine) -> None:
     before = machine.versions()
-    for failure in (f"postinst-{NEW}", f"build-{NEW}-{KERNELS[0]}"):
+    for failure in sampling.sample([f"postinst-{NEW}", f"build-{NEW}-{KERNELS[0]}"], 1, "a first driver fails"):
         machine.fail(failure)
         assert "is gone again" in refusal(machine, machine.wanted(cuda="12.8", target="host")).next
         assert machine.versions() == before and not machine.system().files.of_layer(LAYER)
@@ -589,18 +592,14 @@ def test_video_comes_where_it_is_asked_for_and_goes_unless_somebody_has_installe
 
 
 def test_a_container_takes_the_installer_without_modules(machine: Machine) -> None:
-    wanted = replace(machine.wanted(BY_RUN, "lxc"), tries=(machine.by_run(driver=BY_RUN, target="lxc"),))
-    answer = apply(machine, wanted)
-    assert (answer.version, answer.source, answer.reboot, machine.modules()) == (BY_RUN, "run", "no-module", {""})
-    assert revert(machine, wanted) == () and {*machine.versions()} == {"dpkg", "gdm"}
-
-
-def test_the_proxys_password_is_on_no_command_line_of_a_download(machine: Machine) -> None:
+    """And the proxy's password is on no command line of its download."""
     curl, words = machine.root.parent / "bin/curl", machine.root.parent / "words"
     curl.write_text(curl.read_text().replace("\n", f'\necho "$*" >>{words}\n', 1))
     wanted = replace(machine.wanted(BY_RUN, "lxc"), tries=(machine.by_run(driver=BY_RUN, target="lxc"),))
-    nvidia_packages.apply(System(machine.root, proxy="http://me:s3cret@proxy.lan:3128"), wanted)
+    answer = nvidia_packages.apply(System(machine.root, proxy="http://me:s3cret@proxy.lan:3128"), wanted)
     assert BY_RUN in words.read_text() and "s3cret" not in words.read_text()
+    assert (answer.version, answer.source, answer.reboot, machine.modules()) == (BY_RUN, "run", "no-module", {""})
+    assert revert(machine, wanted) == () and {*machine.versions()} == {"dpkg", "gdm"}
 
 
 # -- killed --------------------------------------------------------------------------------------------------------
@@ -637,8 +636,12 @@ def works(machine: Machine, version: str) -> bool:
 POINTS = range(0, 235, 3)
 
 
-@pytest.mark.parametrize("point", sampling.sample(POINTS, 1, "first"))
-@pytest.mark.parametrize("goes_on", [True, False])
+def moments(ways: Sequence[T], name: str) -> list[tuple[T, int]]:
+    """One of these ways, killed at one of these points; with every sample each way at each point."""
+    return sampling.sample([*itertools.product(ways, POINTS)], 1, name)
+
+
+@pytest.mark.parametrize(("goes_on", "point"), moments([True, False], "first"))
 def test_a_first_run_that_is_killed_is_finished_or_undone(machine: Machine, point: int, goes_on: bool) -> None:
     before, wanted = machine.versions(), machine.wanted(cuda="12.8", target="host")
     kill(machine, lambda: apply(machine, wanted), point)
@@ -647,8 +650,7 @@ def test_a_first_run_that_is_killed_is_finished_or_undone(machine: Machine, poin
     assert revert(machine, wanted) == () and machine.versions() == before
 
 
-@pytest.mark.parametrize("point", sampling.sample(POINTS, 1, "update"))
-@pytest.mark.parametrize("then", ["again", "back"])
+@pytest.mark.parametrize(("then", "point"), moments(["again", "back"], "update"))
 def test_an_update_that_is_killed_is_finished_or_taken_back(old: Machine, point: int, then: str) -> None:
     before = old.versions()
     kill(old, lambda: apply(old, old.wanted("595", "host")), point)
@@ -669,8 +671,7 @@ def test_a_way_back_that_is_killed_is_gone_on_with(new: Machine, point: int) -> 
     assert (new.root / "var/lib/homelab/given-up").read_text() == f"{LATER}\n"
 
 
-@pytest.mark.parametrize("point", sampling.sample(POINTS, 1, "installer"))
-@pytest.mark.parametrize("before", ["machine", "old"])
+@pytest.mark.parametrize(("before", "point"), moments(["machine", "old"], "installer"))
 def test_an_installer_that_is_killed_is_finished_or_undone(
     point: int, before: str, request: pytest.FixtureRequest
 ) -> None:
