@@ -608,14 +608,18 @@ def test_what_cant_be_written_is_said_and_the_old_one_is_there(inside: Container
 
 @pytest.mark.parametrize(
     ("body", "found"),
-    [
-        ("echo half", "half: no end"),
-        ("echo; echo 9999", "no end"),
-        ("echo it is gone >&2; kill -9 $$", "it is gone"),
-        ("exit 1", "lxc-attach has ended: 1"),
-        ("exit 0", "lxc-attach has ended: 0"),
-        ("echo; echo 0; exit 1", "lxc-attach has ended: 1"),
-    ],
+    sampling.sample(
+        [
+            ("echo half", "half: no end"),
+            ("echo; echo 9999", "no end"),
+            ("echo it is gone >&2; kill -9 $$", "it is gone"),
+            ("exit 1", "lxc-attach has ended: 1"),
+            ("exit 0", "lxc-attach has ended: 0"),
+            ("echo; echo 0; exit 1", "lxc-attach has ended: 1"),
+        ],
+        3,
+        "an answer without its end",
+    ),
 )
 def test_an_answer_without_its_end_is_none(host: Host, attach: Path, body: str, found: str) -> None:
     """Such as of a container that stops: lxc-attach's status says too little."""
@@ -646,13 +650,17 @@ def test_nothing_runs_on_the_host_in_its_place(host: Host, capsys: pytest.Captur
 
 @pytest.mark.parametrize(
     "body",
-    [
-        "exec yes",
-        "exec cat /dev/zero",
-        # Without the pause it would fill memory by the gigabyte until its time is up.
-        "while head -c 1000000 /dev/zero; do sleep 0.05; done >&2",
-        "exec sleep 60",
-    ],
+    sampling.sample(
+        [
+            "exec yes",
+            "exec cat /dev/zero",
+            # Without the pause it would fill memory by the gigabyte until its time is up.
+            "while head -c 1000000 /dev/zero; do sleep 0.05; done >&2",
+            "exec sleep 60",
+        ],
+        2,
+        "what says no end",
+    ),
 )
 def test_what_says_no_end_or_nothing_is_ended_and_nothing_is_made_of_it(host: Host, attach: Path, body: str) -> None:
     """A frozen container is silent."""
