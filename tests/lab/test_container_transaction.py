@@ -88,7 +88,7 @@ def test_what_its_owner_has_changed_since_stays(world: Containers) -> None:
 def test_a_line_that_its_owner_has_given_another_number_is_his(world: Containers) -> None:
     """A free one; exchanged; another's."""
     before = world.conf()
-    for numbers in ({0: 9}, {0: 1, 1: 0}, {0: 1}):
+    for numbers in sampling.sample([{0: 9}, {0: 1, 1: 0}, {0: 1}], 1, "another number"):
         world.ct()
         lines = {line.partition(": ")[0]: line.partition(": ")[2] for line in world.lines()}
         now = {f"dev{new}": lines.pop(f"dev{old}") for old, new in numbers.items()}
@@ -200,7 +200,8 @@ def test_one_that_is_booting_still_is_asked_again(world: Containers, monkeypatch
 
 def test_a_destroy_that_fails_is_done_by_the_next(world: Containers) -> None:
     before = world.own_form()
-    for fault, value in (("guest-ignores-shutdown", CT), ("task-fails", "vzstart=out of luck")):
+    faults = [("guest-ignores-shutdown", CT), ("task-fails", "vzstart=out of luck")]
+    for fault, value in sampling.sample(faults, 1, "a destroy that fails"):
         world.ct()
         world.lab.fault(fault, value)
         with pytest.raises(Failure, match="it is still on|out of luck"):
@@ -274,7 +275,8 @@ def test_one_whose_unit_hasnt_ended_is_waited_for(world: Containers, monkeypatch
 
 def test_what_would_keep_it_off_is_seen_before_it_goes_off(world: Containers) -> None:
     before, mark = world.conf(), world.lab.mark()
-    for line in ("dev7: /dev/nowhere", "lxc.mount.entry: /nowhere mnt none bind", "mp7: /nowhere,mp=/mnt"):
+    lines = ["dev7: /dev/nowhere", "lxc.mount.entry: /nowhere mnt none bind", "mp7: /nowhere,mp=/mnt"]
+    for line in sampling.sample(lines, 1, "what would keep it off"):
         world.written(f"{before}{line}\n")
         with pytest.raises(Failure, match="nowhere does not exist"):
             world.ct()
@@ -288,7 +290,7 @@ def test_a_mount_with_a_blank_in_its_name_stands_in_nobodys_way(world: Container
     assert world.lines()
 
 
-@pytest.mark.parametrize("other", [False, True])
+@pytest.mark.parametrize("other", sampling.sample([False, True], 1, "started since"))
 def test_one_that_its_owner_has_started_since_has_what_it_was_given_and_isnt_restarted(
     world: Containers, other: bool
 ) -> None:
@@ -353,7 +355,9 @@ def test_a_lock_of_its_file_is_outlasted(world: Containers, monkeypatch: pytest.
     assert world.lines() and held == [0]
 
 
-@pytest.mark.parametrize(("power", "how"), [("running", "pct stop"), ("stopped", "pct start")])
+@pytest.mark.parametrize(
+    ("power", "how"), sampling.sample([("running", "pct stop"), ("stopped", "pct start")], 1, "switched by its owner")
+)
 def test_a_destroy_switches_nothing_on_or_off_that_its_owner_has_switched(
     world: Containers, power: str, how: str
 ) -> None:

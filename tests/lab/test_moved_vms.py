@@ -24,7 +24,7 @@ from homelab.vm.resource import VmCards
 from homelab.vm.work import VmCardsWork
 from homelab.work.vm_transaction import VmTransaction
 from lab.cluster import LabCluster
-from tests import forked_agent
+from tests import forked_agent, sampling
 from tests.lab.stack_kit import CARDS_URN, ID, VM, as_text, given_card, host_of, made_guest
 
 CARD = VmCard("gpu", "gpu", "0000:01:00")
@@ -170,7 +170,9 @@ def test_a_vm_whose_first_run_was_killed_is_given_back_what_it_had_by_the_mappin
     assert conf(cluster, "pve2") == before and not is_noted(cluster)
 
 
-@pytest.mark.parametrize(("node", "state"), [("pve1", "running"), ("pve2", "stopped")])
+@pytest.mark.parametrize(
+    ("node", "state"), sampling.sample([("pve1", "running"), ("pve2", "stopped")], 1, "left off by a killed run")
+)
 def test_one_that_a_killed_run_has_left_off_stays_off_where_it_has_moved(
     cluster: LabCluster, node: str, state: str
 ) -> None:
@@ -209,7 +211,7 @@ def made_of(node: str, **more: Any) -> Guest.Inputs:
     return made_guest("qemu", "mine", config, host=node, node=node, **more)
 
 
-@pytest.mark.parametrize("who", ["a stranger's", "made anew", "a container"])
+@pytest.mark.parametrize("who", sampling.sample(["a stranger's", "made anew", "a container"], 2, "another guest"))
 def test_another_guest_of_a_made_vms_id_on_another_node_is_never_changed_or_removed(
     cluster: LabCluster, who: str
 ) -> None:

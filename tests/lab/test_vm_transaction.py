@@ -97,7 +97,7 @@ def test_a_start_that_fails_has_its_lines_back(world: World) -> None:
     assert world.in_force() == [f"{key}: {value}" for key, value in LINES.items()]
 
 
-@pytest.mark.parametrize("is_done", [True, False])
+@pytest.mark.parametrize("is_done", sampling.sample([True, False], 1, "an error"))
 def test_what_ends_with_an_error_is_read_back(world: World, is_done: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it may be done all the same, or a part."""
     before, real, failing = world.conf(), world.exchange, [True]
@@ -218,7 +218,7 @@ def test_a_card_that_its_owner_gave_by_hand_is_taken_from_nobody(world: World) -
         assert plan.seen_of(facts, 104, ("rtx5090", SLOT), "p/s").losers == ([] if by_hand else [VM])
 
 
-@pytest.mark.parametrize("switch", ["shutdown", "start"])
+@pytest.mark.parametrize("switch", sampling.sample(["shutdown", "start"], 1, "switched"))
 def test_while_a_vm_that_loses_a_card_is_switched_the_host_is_held_by_none_and_the_others_turn_is_free(
     world: World, switch: str
 ) -> None:
@@ -409,7 +409,7 @@ def test_one_that_goes_off_by_itself_after_a_run_that_was_killed_before_its_shut
     assert not world.up(OWN).runs and not world.runs()
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", sampling.sample(["before", "after"], 1, "started by its owner"))
 def test_one_that_its_owner_starts_while_its_options_are_set_runs_with_them(
     world: World, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -629,7 +629,7 @@ def test_a_vm_that_has_left_the_settings_after_a_killed_run_is_given_back_all_of
     assert (world.conf(), world.notes(), world.runs()) == (before, [], True)
 
 
-@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("keeps", sampling.sample([True, False], 1, "its owner's own line"))
 def test_a_vm_with_its_card_by_its_owners_own_line_is_given_back_all_after_a_killed_run(
     world: World, keeps: bool
 ) -> None:
@@ -719,7 +719,7 @@ def test_each_start_of_a_vm_with_a_hookscript_has_its_pass_before_anything_is_st
     assert ran == [True, False]
 
 
-@pytest.mark.parametrize("runs", [True, False])
+@pytest.mark.parametrize("runs", sampling.sample([True, False], 1, "without its pass"))
 def test_without_its_pass_a_vm_is_as_it_was(world: World, monkeypatch: pytest.MonkeyPatch, runs: bool) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
