@@ -283,7 +283,7 @@ _AWAY = "rmmod nvidia_uvm; rmmod nvidia"
                 ("isn't installed or not configured",),
             ),
         ],
-        4,
+        2,
         "failures",
     ),
 )
