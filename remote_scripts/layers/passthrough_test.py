@@ -91,8 +91,7 @@ class _Vm:
         for number, functions in enumerate(slots.values()):
             # rombar=0: the card's option ROM must not run in SeaBIOS, where it can hang before the kernel starts.
             given += [f"--hostpci{number}", f"host={';'.join(functions)},pcie=1,rombar=0"]
-        done = run.ask("pvesh", "get", "/cluster/nextid", "--output-format", "json")
-        self.id = str(wanted.vmid or done.text.strip('"'))
+        self.id = str(wanted.vmid or _next_id(self._system))
         # No OVMF: QEMU hands the kernel of -kernel over itself, which SeaBIOS is enough for. cpu host: it has the
         # host's address width, that large BARs need.
         options = (
@@ -104,12 +103,11 @@ class _Vm:
             f"-kernel /boot/vmlinuz-{kernel.running(self._system)} -initrd {FOLDER}/initrd.img "
             f"-append '{_APPEND}' -serial file:{FOLDER}/console -no-reboot"
         )
-        if wanted.vmid or done.status == 0:
-            done = run.do("qm", "create", self.id, *options, *description, *given, "--args", boots, doing=_DOING)
+        done = run.do("qm", "create", self.id, *options, *description, *given, "--args", boots, doing=_DOING)
         if done.status != 0:
             raise Failure(
                 f"a test VM with the id {self.id}",
-                done.all_text,
+                done.text,
                 "passthrough is proved inside a VM",
                 "choose another id, or correct what the message says, then run `pulumi up` again",
             )
@@ -154,6 +152,18 @@ class _Vm:
             self.remove()
         except Failure as failure:
             self._system.log.say(f"{failure.wanted}: {failure.found}")
+
+
+def _next_id(system: System) -> str:
+    done = system.run.ask("pvesh", "get", "/cluster/nextid", "--output-format", "json")
+    if done.status != 0:
+        raise Failure(
+            "an id for the test VM",
+            done.all_text,
+            "passthrough is proved inside a VM",
+            "correct what the message says, then run `pulumi up` again",
+        )
+    return done.text.strip('"')
 
 
 def _remove(system: System, vm: str) -> None:

@@ -190,6 +190,12 @@ def test_an_id_that_is_taken_is_told_and_its_vm_stays(host: Host, qm: Qm) -> Non
     assert "103" in qm.runs
 
 
+def test_without_an_id_proxmox_ves_words_are_said_and_no_vm_is_made(host: Host, qm: Qm) -> None:
+    host.programs["pvesh"] = lambda _arguments, _stdin: Done(111, b"", b"ipcc_send_rec failed: Connection refused\n")
+    assert "wanted: an id for the test VM\nfound:  ipcc_send_rec failed: Connection refused" in refusal(host)
+    assert "create" not in qm.verbs and not host.exists(FOLDER)
+
+
 def test_a_vm_that_cannot_be_removed_is_named_with_the_way_to_do_it(host: Host, qm: Qm) -> None:
     qm.fails["destroy"] = "can't remove VM 104"
     text = refusal(host)
