@@ -58,11 +58,15 @@ def release(kernel: str) -> tuple[int, int]:
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
+def _leaving_interrupts_plain(cmdline: str) -> list[str]:
+    return [word for word in cmdline.split() if word in _PLAIN_INTERRUPTS]
+
+
 def remaps_interrupts(facts: HostFacts) -> bool | None:
     """Whether the IOMMU remaps interrupts, now and in the next boot; None: unknown before the IOMMU is on."""
-    if _PLAIN_INTERRUPTS & {*facts.next_cmdline.split()}:
+    if _leaving_interrupts_plain(facts.next_cmdline):
         return False
-    if _PLAIN_INTERRUPTS & {*facts.cmdline.running.split()}:
+    if _leaving_interrupts_plain(facts.cmdline.running):
         return None
     if facts.iommu.interrupts == "remapped":
         return True
@@ -90,7 +94,7 @@ def refused(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
         return
     if remaps_interrupts(facts) is not False:
         return
-    off = " ".join(sorted(_PLAIN_INTERRUPTS & {*facts.next_cmdline.split()}))
+    off = " ".join(_leaving_interrupts_plain(facts.next_cmdline))
     yield HomelabError(
         wanted="interrupt remapping by the IOMMU",
         found=f"{off} on the kernel command line" if off else "none on this host (/proc/interrupts)",

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 def display_function(card: CardPlan) -> CardFunction:
     """A card's graphics function, else its first one."""
-    return max(card["functions"], key=lambda function: function["class"].startswith(GRAPHICS))
+    graphics = (function for function in card["functions"] if function["class"].startswith(GRAPHICS))
+    return next(graphics, card["functions"][0])
 
 
 def is_nvidia(card: CardPlan) -> bool:

@@ -49,7 +49,8 @@ class DriverCards:
         named = self.facts.card
         numbered = ", ".join(f"{number} ({named(slot)})" for number, slot in sorted(self.slots.items()))
         unavailable = "".join(f"; {named(slot)} {reason}" for slot, reason in sorted(self.unavailable.items()))
-        return f"the driver has{' at its next start' * self.predicted} {numbered or 'none'}{unavailable}"
+        when = " at its next start" if self.predicted else ""
+        return f"the driver has{when} {numbered or 'none'}{unavailable}"
 
 
 def cards(facts: HostFacts, want: Wanted, vms: Mapping[str, Vm], *, driver_comes: bool = False) -> DriverCards:
