@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -265,7 +264,7 @@ def create(call: Call) -> str:
             guest.remove()
             raise Died(f"unable to create VM {guest.vmid} - {error.text}") from error
         made = GuestConfig("qemu")
-        made.values.update(_defaults(values) | values)
+        made.values.update(_defaults(call.host, values) | values)
         guest.save(made)
         if call.parameters.get("start"):
             yield from start_work(guest, log)
@@ -273,10 +272,10 @@ def create(call: Call) -> str:
     return call.start("qmcreate", str(guest.vmid), work)
 
 
-def _defaults(values: dict[str, str]) -> dict[str, str]:
+def _defaults(host: HostState, values: dict[str, str]) -> dict[str, str]:
     """What a node adds to a new VM."""
     made = {
-        "meta": f"creation-qemu={_QEMU},ctime={int(time.time())}",
+        "meta": f"creation-qemu={_QEMU},ctime={host.clock()}",
         "smbios1": f"uuid={uuid.uuid4()}",
         "vmgenid": str(uuid.uuid4()),
     }
@@ -346,7 +345,7 @@ def clone(call: Call) -> str:
 
 def _cloned(call: Call, values: dict[str, str], vmid: int, log: TaskLog) -> dict[str, str]:
     kept = {k: v for k, v in values.items() if k not in ("template", "lock", "parent") and not k.startswith("unused")}
-    made = kept | {k: v for k, v in _defaults({}).items() if k in kept and k != "boot"}
+    made = kept | {k: v for k, v in _defaults(call.host, {}).items() if k in kept and k != "boot"}
     made["name"] = call.parameters.get("name", f"Copy-of-{values.get('name', 'VM')}")
     if "description" in call.parameters:
         made["description"] = call.parameters["description"]

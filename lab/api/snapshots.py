@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 import uuid
 
 from lab.host.state import HostState
@@ -41,7 +40,7 @@ def create(call: Call, kind: Kind) -> str:
         section = config.current.copy()
         section.values.pop("description", None)
         described = {"description": text} if (text := call.parameters.get("description")) else {}
-        section.values |= {"snaptime": str(int(time.time()))} | described
+        section.values |= {"snaptime": str(call.host.clock())} | described
         # Whoever ends it here leaves both behind: a guest that is locked, and a snapshot that isn't one yet.
         config.snapshots[name] = section
         section.values["snapstate"] = "prepare"

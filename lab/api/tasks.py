@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
-import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +101,7 @@ class Tasks:
         """Register a new task as running."""
         ticks = int(self._host.uptime() * 100)
         pid = secrets.randbelow(0x3F0000) + 0x400
-        text = f"UPID:{self._host.node}:{pid:08X}:{ticks:08X}:{int(time.time()):08X}:{kind}:{identifier}:{user}:"
+        text = f"UPID:{self._host.node}:{pid:08X}:{ticks:08X}:{self._host.clock():08X}:{kind}:{identifier}:{user}:"
         upid = Upid.parse(text)
         log = TaskLog(self._host, upid)
         self._change_active(add=text)
@@ -159,7 +158,7 @@ class Tasks:
     def _end(self, upid: Upid, log: TaskLog, status: str) -> None:
         log("TASK OK" if status == "OK" else f"TASK ERROR: {status}")
         with self._host.rooted(f"{_FOLDER}/index").open("a", encoding="utf-8") as index:
-            index.write(f"{upid.text} {int(time.time()):08X} {status}\n")
+            index.write(f"{upid.text} {self._host.clock():08X} {status}\n")
         self._change_active(remove=upid.text)
 
     def _change_active(self, add: str = "", remove: str = "") -> None:

@@ -130,7 +130,7 @@ def _start(host: HostState, entry: BootEntry, boot_id: str, reason: str, environ
     sysfs.build(host, running)
     started = time.time()
     host.save_running({"started_at": started})
-    host.write("/proc/stat", f"cpu  0 0 0 0 0 0 0 0 0 0\nbtime {int(started)}\n")
+    host.write("/proc/stat", f"cpu  0 0 0 0 0 0 0 0 0 0\nbtime {host.clock()}\n")
     _kernel_messages(host, running)
     kernel = RunningKernel(
         host,

@@ -286,6 +286,10 @@ class HostState:
                 body = line.partition(">")[2] if line.startswith("<") else line
                 ring.write(f"{self.uptime():.6f} {body}\n")
 
+    def clock(self) -> int:
+        """What its clock says, in seconds since 1970; it can be wrong, and be set, and what has passed since a start isn't changed by it."""
+        return int(time.time() + float(self.fault("clock-ahead") or 0))
+
     def uptime(self) -> float:
         """Seconds since the running kernel was started; 0 while the host is off."""
         started = self.running.get("started_at")

@@ -80,6 +80,21 @@ def test_a_reboot_ends_the_tasks_that_run(lab: Lab) -> None:
     assert finish(lab, upid) == "interrupted by signal"
 
 
+@pytest.mark.parametrize("ahead", [7200, -7200])
+def test_tasks_have_the_times_of_the_hosts_own_clock_and_the_order_in_which_they_ended(lab: Lab, ahead: int) -> None:
+    lab.fault("clock-ahead", ahead)
+    lab.reboot()
+    real = time.time()
+    stop(lab)
+    lab.fault("clock-ahead", None)  # NTP sets it
+    assert start(lab) == "OK"
+    last, before = lab.ask_api("GET", f"/nodes/{NODE}/tasks", limit=2)
+    assert [last["type"], before["type"]] == ["qmstart", "qmstop"] and last["pstart"] > before["pstart"]
+    for task, clock in ((last, real), (before, real + ahead)):
+        assert all(clock - 2 < task[time] < clock + 60 for time in ("starttime", "endtime"))
+    assert lab.ask_api("GET", f"{QEMU}/status/current")["uptime"] < 7200
+
+
 def test_requests_are_logged_without_their_secrets(lab: Lab) -> None:
     mark = lab.mark()
     lab.ask_api("PUT", CONFIG, user="ann@pve", cipassword="geheim-geheim")
