@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from lab.host import units
 from lab.host.state import HostState
 
 from . import ha_manager, hooks, lxc, qemu_power
@@ -18,38 +19,45 @@ _SHUTDOWN_SECONDS = 2.0
 
 
 def settle(host: HostState) -> None:
-    """Start the guests that come up with the host; one that can't have its devices doesn't run. No other task runs any more.
+    """Start the guests that come up with the host, in a node's order, by `startup` and then by id, VMs and containers mixed (fact 26):
+    a task of root's each, within `startall` of pve-guests. One that can't have its devices doesn't run. No other task runs any more.
 
-    Where one has a hookscript, they start in a node's order, by `startup` and then by id, VMs and containers mixed (fact 26): what
-    the script sees is what has been started before it.
+    Where one has a hookscript, what it sees is what has been started before it.
     """
+    tasks = Tasks(host)
     with exclusively(host):
-        Tasks(host).end_all()
-        wanted = _running(host)
-        if not any("hookscript" in guest.config().merged() for guest in wanted):
-            for guest in wanted:
-                _settle_one(guest)
+        tasks.end_all()
+        if not units.runs(host, "pve-guests.service"):
             return
+        all_of_them, log = tasks.begin("startall", "")
+        wanted = sorted(_running(host), key=_order)
+        has_hooks = any("hookscript" in guest.config().merged() for guest in wanted)
         for guest in wanted:
-            guest.set_running(False)
-    for guest in sorted(wanted, key=_order):
+            if has_hooks:
+                guest.set_running(False)
+            else:
+                _settle_one(guest)
+    for guest in wanted if has_hooks else ():
         if "hookscript" in guest.config().merged():
             _carry_out(guest, "start")
         else:
             with exclusively(host):
                 guest.set_running(True)
                 _settle_one(guest)
+    with exclusively(host):
+        tasks.end(all_of_them, log)
 
 
 def _settle_one(guest: Guest) -> None:
-    of_kind, task = (qemu_power, "qmstart") if guest.kind == "qemu" else (lxc, "vzstart")
-
-    def report(vmid: int, error: ApiError) -> None:
-        tasks = Tasks(guest.host)
-        upid, log = tasks.begin(task, str(vmid))
-        tasks.end(upid, log, error)
-
-    of_kind.settle_after_boot(guest, report)
+    of_kind, kind = (qemu_power, "qmstart") if guest.kind == "qemu" else (lxc, "vzstart")
+    tasks, failed = Tasks(guest.host), None
+    upid, log = tasks.begin(kind, str(guest.vmid))
+    try:
+        of_kind.settle_after_boot(guest, log)
+    except ApiError as error:
+        failed = error
+        guest.set_running(False)
+    tasks.end(upid, log, failed)
 
 
 def stop_all(host: HostState) -> None:

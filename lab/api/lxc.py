@@ -310,20 +310,16 @@ def _begin(guest: Guest, config: GuestConfig, log: Callable[[str], None]) -> Non
     guest.set_running(True)
 
 
-def settle_after_boot(guest: Guest, report: Callable[[int, ApiError], None]) -> None:
+def settle_after_boot(guest: Guest, _: TaskLog) -> None:
     """Start a container that came up with the host, and has no hookscript.
 
-    Args:
-        report: makes a failed start's task.
+    Raises:
+        ApiError: it is locked, or can't have its devices.
     """
     config = guest.config()
-    try:
-        require_unlocked(guest, config)
-        guest.take_pending(config)
-        container_system.begin(guest, config)
-    except ApiError as error:
-        guest.set_running(False)
-        report(guest.vmid, error)
+    require_unlocked(guest, config)
+    guest.take_pending(config)
+    container_system.begin(guest, config)
 
 
 def stop_work(guest: Guest, log: TaskLog, *, skip_lock: bool = False) -> Work:

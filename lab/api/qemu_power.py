@@ -272,17 +272,13 @@ def resume(call: Call) -> str:
     return call.start("qmresume", str(guest.vmid), work)
 
 
-def settle_after_boot(guest: Guest, report: Callable[[int, ApiError], None]) -> None:
-    """Give a VM that starts with the host, and has no hookscript, its devices; one that can't have them doesn't run.
+def settle_after_boot(guest: Guest, log: Callable[[str], None]) -> None:
+    """Give a VM that starts with the host, and has no hookscript, its devices.
 
-    Args:
-        report: makes a failed start's task.
+    Raises:
+        ApiError: it can't have them.
     """
     config = guest.config()
     guest.take_pending(config)
-    try:
-        _prepare(guest, config, unheard)
-        power_on(guest)
-    except ApiError as error:
-        guest.set_running(False)
-        report(guest.vmid, error)
+    _prepare(guest, config, log)
+    power_on(guest)

@@ -120,7 +120,8 @@ class Tasks:
         except ApiError as error:
             self._end(upid, log, _exit_status(error.text))
         except GeneratorExit:
-            self._end(upid, log, "interrupted by signal")
+            if not self._host.fault("power-cut"):
+                self._end(upid, log, "received interrupt")
             raise
         except Exception as error:
             self._end(upid, log, f"{type(error).__name__}: {error}")
@@ -157,6 +158,9 @@ class Tasks:
 
     def _end(self, upid: Upid, log: TaskLog, status: str) -> None:
         log("TASK OK" if status == "OK" else f"TASK ERROR: {status}")
+        self._archive(upid, status)
+
+    def _archive(self, upid: Upid, status: str) -> None:
         with self._host.rooted(f"{_FOLDER}/index").open("a", encoding="utf-8") as index:
             index.write(f"{upid.text} {self._host.clock():08X} {status}\n")
         self._change_active(remove=upid.text)
@@ -179,10 +183,9 @@ class Tasks:
         return self._host.rooted(f"/proc/{Upid.parse(upid).pid}")
 
     def end_all(self) -> None:
-        """Forget those that ran when the host went down."""
+        """Archive those that ran when the host went down: none of them does (PVE::RESTEnvironment::active_workers)."""
         for upid in self.running():
-            shutil.rmtree(self._process(upid.text), ignore_errors=True)
-        self._host.rooted(f"{_FOLDER}/active").unlink(missing_ok=True)
+            self._archive(upid, self._said(upid))
 
     # -- what is asked -----------------------------------------------------------------------------------
     def find(self, text: str) -> Upid:
@@ -208,11 +211,14 @@ class Tasks:
         """A task's state, with its exit status once it has one."""
         if upid in self.running():
             return {**upid.described(), "status": "running"}
+        return {**upid.described(), "status": "stopped", "exitstatus": self._said(upid)}
+
+    def _said(self, upid: Upid) -> str:
+        """What a task's log ends with."""
         last = (self.log(upid) or [""])[-1]
-        status = "OK" if last == "TASK OK" else last.removeprefix("TASK ERROR: ")
         if not last.startswith("TASK "):
-            status = "unexpected status"
-        return {**upid.described(), "status": "stopped", "exitstatus": status}
+            return "unexpected status"
+        return "OK" if last == "TASK OK" else last.removeprefix("TASK ERROR: ")
 
     def log(self, upid: Upid) -> list[str]:
         """A task's log, line by line."""
