@@ -335,12 +335,12 @@ def stop_work(guest: Guest, log: TaskLog, *, skip_lock: bool = False) -> Work:
     if guest.running:
         yield from hooks.run(guest, values, "pre-stop", log)
     yield 0.05
-    yield from _end(guest, values, log)
+    yield from end(guest, values, log)
 
 
-def _end(guest: Guest, values: dict[str, str], log: Callable[[str], None]) -> Work:
-    """A container's end; lxc-pve-poststop-hook writes its configuration, with what was pending, and runs post-stop. The
-    task has ended well also where the hook can't write, without a quorum.
+def end(guest: Guest, values: dict[str, str], log: Callable[[str], None]) -> Work:
+    """A container's end, by a task or from inside; lxc-pve-poststop-hook writes its configuration, with what was pending,
+    and runs post-stop. The task has ended well also where the hook can't write, without a quorum.
     """
     if guest.running:
         guest.set_running(False)
@@ -367,7 +367,7 @@ def shutdown_work(guest: Guest, log: TaskLog, timeout: float, *, force: bool) ->
         raise Died(f"command 'lxc-stop -n {guest.vmid} --nokill --timeout {timeout:.0f}' failed: exit code 1")
     await_config_lock(guest, log)
     yield 0.05
-    yield from _end(guest, values, log)
+    yield from end(guest, values, log)
 
 
 def _require_running(guest: Guest) -> None:

@@ -1,4 +1,4 @@
-"""pveversion, pvesh, pvenode, pvecm, ha-manager, qm, pct and lxc-attach of a lab host; all but the first are the API at a shell (lab.api.commands)."""
+"""pveversion, pvesh, pvenode, pvecm, ha-manager, qm, pct, lxc-attach and lxc-stop of a lab host; all but the first are the API at a shell (lab.api.commands)."""
 
 from __future__ import annotations
 
@@ -65,18 +65,12 @@ def _shell(host: HostState, name: str, arguments: list[str]) -> int:
     def work() -> int:
         shell = Shell(host.state, lambda: ask_daemon(host, "guests"))
         try:
-            if name == "pvesh":
-                shell.pvesh(arguments)
-            elif name == "pvenode":
-                shell.pvenode(arguments)
-            elif name == "pvecm":
-                shell.pvecm(arguments)
-            elif name == "lxc-attach":
-                shell.attach(arguments)
-            elif name == "ha-manager":
+            if name == "ha-manager":
                 ha_commands.ha_manager(host, arguments)
-            else:
+            elif name in ("qm", "pct"):
                 shell.guest(name, arguments)
+            else:
+                getattr(shell, name.replace("-", "_"))(arguments)
         except (Misused, ha_commands.Unknown) as error:
             raise UsageError(str(error)) from error
         except ApiError as error:

@@ -61,6 +61,7 @@ PROGRAMS = {
     "qm": "guest_programs",
     "pct": "guest_programs",
     "lxc-attach": "guest_programs",
+    "lxc-stop": "guest_programs",
     "pvenode": "guest_programs",
     "pvecm": "guest_programs",
     "ha-manager": "guest_programs",
@@ -78,6 +79,7 @@ CONTAINER_PROGRAMS = {
     **{name: "module_programs" for name in ("modprobe", "lsmod", "modinfo")},
     **{name: "library_programs" for name in ("python3", "perl")},
     "systemctl": "systemd_programs",
+    "poweroff": "systemd_programs",
 }
 #: And for those that a package or an installer puts into a system's tree.
 INSTALLED = {

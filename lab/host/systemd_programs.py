@@ -10,12 +10,13 @@ import os
 import shlex
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 from . import units
 from .account_programs import current_user
 from .program import Failure, Options, UsageError, ask_daemon, logged
-from .state import HostState
+from .state import HostState, host_environment
 
 #: Services that run on every Proxmox host.
 STOCK = (
@@ -74,6 +75,9 @@ def _power(host: HostState, do: str) -> int:
         raise Failure(
             f"Call to {'Reboot' if do == 'reboot' else 'PowerOff'} failed: Interactive authentication required."
         )
+    if do == "poweroff" and (inside := host.machine.get("container")):
+        command = ["lxc-stop", "-n", str(inside["id"])]
+        return os.spawnve(os.P_WAIT, f"{inside['host']}/bin/lxc-stop", command, host_environment(Path(inside["host"])))
     if ask_daemon(host, do) is None:
         raise Failure("Failed to connect to bus: the lab's daemon doesn't run, so nothing can reboot this host", 1)
     return 0

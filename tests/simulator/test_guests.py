@@ -337,12 +337,13 @@ def test_a_reboot_of_the_host_is_one_of_its_guests(lab: Lab) -> None:
 # -- off ---------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("command", ["systemctl poweroff", "poweroff"])
 def test_a_poweroff_inside_stops_the_vm_and_it_alone(lab: Lab, command: str) -> None:
-    to = lab.guest(VM)
+    to, tasks = lab.guest(VM), lab.ask_api("GET", "/nodes/pve/tasks", source="all")
     assert execute(lab, f"{command}; sleep 300").returncode is None
     wait_until(lambda: "stopped" in lab.run(f"qm status {VM}").stdout)
     assert not connects(lab)
     assert lab.status()["phase"] == "up"
     assert not (lab.root / f"run/qemu-server/{VM}.pid").exists()
+    assert lab.ask_api("GET", "/nodes/pve/tasks", source="all") == tasks
     lab.run(f"qm start {VM}")
     lab.wait_guest(VM)
     assert lab.guest(VM) == to
