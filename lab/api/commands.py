@@ -213,10 +213,7 @@ class Shell:
             raise Misused(f"the lab's lxc-stop has no {words!r}")
         guest = Guest(self.host, "lxc", int(words[1]))
         if not guest.running:
-            print(
-                f"lxc-stop: {words[1]} is not running",
-                file=sys.stderr,
-            )
+            print(f"lxc-stop: {words[1]} is not running", file=sys.stderr)
             self.status = 2
             return
         hooks.drive(self.host, lxc.end(guest, guest.config().values, unheard))

@@ -133,7 +133,7 @@ def create(call: Call) -> str:
             raise Died(f"unable to create CT {guest.vmid} - {error.text}") from error
         guest.save(made)
         if call.parameters.get("start"):
-            yield from start_work(guest, log)
+            start(call)
 
     return call.start("vzcreate", str(guest.vmid), work)
 

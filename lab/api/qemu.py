@@ -29,7 +29,7 @@ from .guests import (
     taken_by,
 )
 from .options import parse_properties
-from .qemu_power import existing, start_work
+from .qemu_power import existing, start
 from .quorum import require_cluster_ready
 from .storage import Storages
 from .tasks import TaskLog, Work
@@ -267,7 +267,7 @@ def create(call: Call) -> str:
         made.values.update(_defaults(call.host, values) | values)
         guest.save(made)
         if call.parameters.get("start"):
-            yield from start_work(guest, log)
+            start(call)
 
     return call.start("qmcreate", str(guest.vmid), work)
 

@@ -10,6 +10,7 @@ import pytest
 
 from lab import Lab, LabError
 from lab.control import request
+from tests.waiting import wait_until
 
 #: Its host is stock: VM 103 runs, nothing else is there.
 SCENARIO = "rtx5090"
@@ -361,6 +362,40 @@ def test_a_snapshot_is_taken_and_gone_back_to(lab: Lab) -> None:
     assert lab.ask_api("GET", f"{vm}/config", snapshot="before")["cores"] == 8
     assert finish(lab, lab.ask_api("POST", f"{vm}/snapshot/before/rollback")) == "OK"
     assert lab.ask_api("GET", f"{vm}/config")["cores"] == 8
+
+
+@pytest.mark.parametrize(
+    ("ram", "begun", "tasks", "runs"),
+    [(0, 0, ["qmrollback"], False), (0, 1, ["qmstart", "qmrollback"], True), (1, 0, ["qmrollback"], True)],
+)
+def test_a_rollback_stops_a_vm_and_starts_it_itself_where_the_snapshot_has_its_memory(
+    lab: Lab, ram: int, begun: int, tasks: list[str], runs: bool
+) -> None:
+    assert finish(lab, lab.ask_api("POST", f"{QEMU}/snapshot", snapname="before", vmstate=ram)) == "OK"
+    before = len(switched(lab))
+    assert finish(lab, lab.ask_api("POST", f"{QEMU}/snapshot/before/rollback", start=begun)) == "OK"
+    wait_until(lambda: not lab.ask_api("GET", f"/nodes/{NODE}/tasks", source="active"))
+    assert switched(lab)[:-before] == [(kind, str(VM), "OK") for kind in tasks]
+    assert lab.run(f"qm status {VM}").stdout == f"status: {'running' if runs else 'stopped'}\n"
+
+
+def test_a_vm_that_sleeps_on_disk_is_off_until_it_is_resumed(lab: Lab) -> None:
+    lab.run(f"qm suspend {VM} --todisk 1")
+    assert (lab.run(f"qm status {VM}").stdout, lab.ask_api("GET", CONFIG)["lock"]) == ("status: stopped\n", "suspended")
+    lab.run(f"qm resume {VM}")
+    assert lab.run(f"qm status {VM}").stdout == "status: running\n"
+    assert "lock" not in lab.ask_api("GET", CONFIG)
+    assert [kind for kind, _, _ in switched(lab)[:2]] == ["qmresume", "qmsuspend"]
+    lab.run(f"qm set {VM} --hostpci0 {GPU}; qm stop {VM}; qm start {VM}")
+    upid = lab.ask_api("POST", f"{QEMU}/snapshot", snapname="before", vmstate=1)
+    assert "VFIO migration is not supported" in finish(lab, upid)
+    assert "due to passed-through PCI device(s)" in lab.run(f"qm suspend {VM} --todisk 1", check=False).stderr
+
+
+def test_what_is_started_once_it_was_made_is_started_by_a_task_of_its_own(lab: Lab) -> None:
+    lab.run("qm create 200 --memory 512 --start 1")
+    assert switched(lab)[:2] == [("qmstart", "200", "OK"), ("qmcreate", "200", "OK")]
+    assert lab.run("qm status 200").stdout == "status: running\n"
 
 
 def test_a_clone_gets_disks_and_addresses_of_its_own(lab: Lab) -> None:
