@@ -106,7 +106,7 @@ def tasks(call: Call) -> Answer:
 def _is_wanted(task: dict[str, Any], asked: dict[str, Any]) -> bool:
     return (
         ("vmid" not in asked or task["id"] == str(asked["vmid"]))
-        and ("typefilter" not in asked or asked["typefilter"] in task["type"])
+        and ("typefilter" not in asked or asked["typefilter"] == task["type"])
         and ("userfilter" not in asked or asked["userfilter"] in task["user"])
         and (not asked.get("errors") or task.get("status", "OK") != "OK")
         and asked.get("since", 0) <= task["starttime"] <= asked.get("until", task["starttime"])

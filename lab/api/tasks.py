@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.host.state import HostState
+from lab.host.state import HostState, append_line
 
 from .auth import ROOT
 from .errors import ApiError, bad_parameters
@@ -29,6 +29,8 @@ _UPID = re.compile(
 )
 #: How long a task takes at least, besides what its work waits for: forking a worker, its start, its end.
 LEAST_SECONDS = 0.05
+# How long the index may be until it is index.1, of about a thousand tasks, and the index.1 before it is gone.
+_INDEX_BYTES = 50_000
 # How long a task that waits is deaf.
 _PIECE_SECONDS = 0.2
 # What guests' tasks' types begin with.
@@ -83,8 +85,7 @@ class TaskLog:
 
     def __call__(self, text: str) -> None:
         """Add a message, of one line or several."""
-        with self._path.open("a", encoding="utf-8") as log:
-            log.write(f"{text}\n")
+        append_line(self._path, text)
 
 
 class Tasks:
@@ -149,8 +150,7 @@ class Tasks:
     def interrupt(self, upid: Upid) -> None:
         """Tell a task to end. One that has ended already isn't told."""
         if upid in self.running():
-            with self._host.rooted(f"{_FOLDER}/interrupted").open("a", encoding="utf-8") as file:
-                file.write(f"{upid.text}\n")
+            append_line(self._host.rooted(f"{_FOLDER}/interrupted"), upid.text)
 
     def end(self, upid: Upid, log: TaskLog, error: ApiError | None = None) -> None:
         """End a task, one that failed with its error."""
@@ -161,8 +161,10 @@ class Tasks:
         self._archive(upid, status)
 
     def _archive(self, upid: Upid, status: str) -> None:
-        with self._host.rooted(f"{_FOLDER}/index").open("a", encoding="utf-8") as index:
-            index.write(f"{upid.text} {self._host.clock():08X} {status}\n")
+        index = self._host.rooted(f"{_FOLDER}/index")
+        append_line(index, f"{upid.text} {self._host.clock():08X} {status}")
+        if index.stat().st_size > _INDEX_BYTES:
+            index.rename(f"{index}.1")
         self._change_active(remove=upid.text)
 
     def _change_active(self, add: str = "", remove: str = "") -> None:
@@ -225,9 +227,9 @@ class Tasks:
         return self._host.read(f"{_FOLDER}/{_place(upid)}").split("\n")[:-1]
 
     def finished(self) -> list[dict[str, Any]]:
-        """The tasks that have ended, the latest first."""
+        """The tasks that have ended, as far as the two index files go back: the one that ended last first."""
         found = []
-        for line in self._host.read(f"{_FOLDER}/index", "").splitlines():
+        for line in "".join(self._host.read(f"{_FOLDER}/{name}", "") for name in ("index.1", "index")).splitlines():
             text, ended, status = line.split(" ", 2)
             found.append({**Upid.parse(text).described(), "endtime": int(ended, 16), "status": status})
         return found[::-1]

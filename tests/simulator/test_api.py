@@ -119,6 +119,19 @@ def test_tasks_have_the_times_of_the_hosts_own_clock_and_the_order_in_which_they
     assert lab.ask_api("GET", f"{QEMU}/status/current")["uptime"] < 7200
 
 
+def test_of_the_tasks_that_have_ended_only_those_of_two_index_files_are_known(lab: Lab) -> None:
+    tasks, index = f"/nodes/{NODE}/tasks", lab.root / "var/log/pve/tasks/index"
+    stop(lab)
+    filler = f"UPID:{NODE}:00001000:00001000:00001000:qmstopped:104:root@pam: 00001000 OK\n" * 700
+    for known in (["qmstop"], []):
+        with index.open("a") as file:
+            file.write(filler)
+        assert start(lab, 999).startswith("Configuration file")
+        assert not index.exists() and index.with_name("index.1").exists(), "a node moves it, once it has 50,000 bytes"
+        assert lab.ask_api("GET", tasks, limit=1)[0]["id"] == "999"
+        assert [task["type"] for task in lab.ask_api("GET", tasks, typefilter="qmstop")] == known
+
+
 def test_requests_are_logged_without_their_secrets(lab: Lab) -> None:
     mark = lab.mark()
     lab.ask_api("PUT", CONFIG, user="ann@pve", cipassword="geheim-geheim")
