@@ -142,6 +142,12 @@ def process_start_time(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
+def start_quietly(command: list[str], environment: dict[str, str]) -> int:
+    """Start a process that outlives whoever starts it, and that nobody hears or waits for (so not by subprocess); return its pid."""
+    nothing = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
+    return os.posix_spawn(command[0], command, environment, file_actions=nothing, setsid=True)
+
+
 def kill_group(leader: int, started: int) -> None:
     """Kill a process group by its leader's pid and start time; nothing happens when the leader has ended."""
     if process_start_time(leader) == started:

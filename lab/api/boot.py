@@ -50,12 +50,12 @@ def settle(host: HostState) -> None:
 
 def _settle_one(guest: Guest) -> None:
     of_kind, kind = (qemu_power, "qmstart") if guest.kind == "qemu" else (lxc, "vzstart")
-    tasks, failed = Tasks(guest.host), None
+    tasks, failed = Tasks(guest.host), ""
     upid, log = tasks.begin(kind, str(guest.vmid))
     try:
         of_kind.settle_after_boot(guest, log)
     except ApiError as error:
-        failed = error
+        failed = error.text
         guest.set_running(False)
     tasks.end(upid, log, failed)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.host.state import HostState
-from lab.state import kill_group, process_start_time
+from lab.state import kill_group, process_start_time, start_quietly
 
 from .errors import Died
 from .guest_config import GuestConfig
@@ -108,14 +108,10 @@ def power_on(guest: Guest) -> None:
             guest.host.rooted(direct.serial).write_bytes(b"")
         return
     start = f"import sys; sys.path.append({str(_PROJECT)!r}); from lab.api.guest_kernel import main; main(sys.argv[1:])"
-    python = os.path.realpath(sys.executable)
-    pid = os.posix_spawn(
-        python,
-        [python, "-I", "-S", "-c", start, str(guest.host.state), str(guest.vmid)],
+    pid = start_quietly(
+        [os.path.realpath(sys.executable), "-I", "-S", "-c", start, str(guest.host.state), str(guest.vmid)],
         # By LAB_STATE the process is known as this lab's, should its daemon be killed.
         {"LAB_STATE": str(guest.host.state), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"},
-        file_actions=[(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)],
-        setsid=True,
     )
     started = process_start_time(pid)
     with guest.host.changing() as machine:

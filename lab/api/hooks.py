@@ -18,6 +18,7 @@ from pathlib import Path
 from lab.host.pve_packages import pve_packages
 from lab.host.state import HostState, host_environment
 from lab.host.versions import holds
+from lab.state import start_quietly
 
 from .errors import ApiError, Died
 from .guests import Guest, exclusively, hold_config
@@ -141,14 +142,8 @@ def begin_cleanup(guest: Guest, values: dict[str, str]) -> None:
     """Start `qm cleanup`, as qmeventd does when QEMU is gone: it runs post-stop, and its output goes nowhere near a task."""
     if "hookscript" not in values:
         return
-    program = str(guest.host.state / "bin/qm")
-    os.posix_spawn(  # not subprocess: nobody here waits for it
-        program,
-        [program, "cleanup", str(guest.vmid), "1", "1"],
-        host_environment(guest.host.state),
-        file_actions=[(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)],
-        setsid=True,
-    )
+    state = guest.host.state
+    start_quietly([f"{state}/bin/qm", "cleanup", str(guest.vmid), "1", "1"], host_environment(state))
 
 
 def cleanup(guest: Guest, log: Callable[[str], None], seconds: float = 60.0) -> Work:

@@ -270,7 +270,6 @@ def resume(call: Call) -> str:
     guest = call.guest("qemu")
     if guest.config().values.get("lock") == "suspended":
         return call.start("qmresume", str(guest.vmid), lambda log: start_work(guest, log))
-    guest.config()
     _require_running(guest)
 
     def work(log: TaskLog) -> Work:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import re
 import secrets
-import shutil
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lab.host.state import HostState, append_line
@@ -105,7 +103,9 @@ class Tasks:
         text = f"UPID:{self._host.node}:{pid:08X}:{ticks:08X}:{self._host.clock():08X}:{kind}:{identifier}:{user}:"
         upid = Upid.parse(text)
         log = TaskLog(self._host, upid)
-        self._change_active(add=text)
+        # In `active` a line is `UPID SAVED`; a worker is a process as well.
+        self._host.write(f"/proc/{pid}/stat", f"{pid} (task {text[:10]}) S{' 0' * 18} {ticks} 0\n")
+        append_line(self._host.rooted(f"{_FOLDER}/active"), f"{text} 0")
         return upid, log
 
     def follow(self, upid: Upid, log: TaskLog, work: Work) -> Work:
@@ -119,16 +119,16 @@ class Tasks:
             for seconds in work:
                 yield from self._waited(upid, seconds)
         except ApiError as error:
-            self._end(upid, log, _exit_status(error.text))
+            self.end(upid, log, error.text)
         except GeneratorExit:
             if not self._host.fault("power-cut"):
-                self._end(upid, log, "received interrupt")
+                self.end(upid, log, "received interrupt")
             raise
         except Exception as error:
-            self._end(upid, log, f"{type(error).__name__}: {error}")
+            self.end(upid, log, f"{type(error).__name__}: {error}")
             raise
         else:
-            self._end(upid, log, "OK")
+            self.end(upid, log)
 
     def _in_turn(self, upid: Upid) -> Work:
         """A guest's tasks have its lock over all of their time (PVE::AbstractConfig, lock_config)."""
@@ -152,11 +152,9 @@ class Tasks:
         if upid in self.running():
             append_line(self._host.rooted(f"{_FOLDER}/interrupted"), upid.text)
 
-    def end(self, upid: Upid, log: TaskLog, error: ApiError | None = None) -> None:
-        """End a task, one that failed with its error."""
-        self._end(upid, log, "OK" if error is None else _exit_status(error.text))
-
-    def _end(self, upid: Upid, log: TaskLog, status: str) -> None:
+    def end(self, upid: Upid, log: TaskLog, failed: str = "") -> None:
+        """End a task, one that failed with the text of its error."""
+        status = failed.removesuffix("\n").replace("\n", " ") or "OK"
         log("TASK OK" if status == "OK" else f"TASK ERROR: {status}")
         self._archive(upid, status)
 
@@ -165,24 +163,8 @@ class Tasks:
         append_line(index, f"{upid.text} {self._host.clock():08X} {status}")
         if index.stat().st_size > _INDEX_BYTES:
             index.rename(f"{index}.1")
-        self._change_active(remove=upid.text)
-
-    def _change_active(self, add: str = "", remove: str = "") -> None:
-        """A line is `UPID SAVED`; a worker is a process as well."""
-        if remove:
-            shutil.rmtree(self._process(remove), ignore_errors=True)
-        if add:
-            upid = Upid.parse(add)
-            self._process(add).mkdir(parents=True, exist_ok=True)
-            zeros = " 0" * 18
-            (self._process(add) / "stat").write_text(
-                f"{upid.pid} (task {upid.text[:10]}) S{zeros} {upid.pstart} 0\n", "utf-8"
-            )
-        left = [line for line in self._host.read(f"{_FOLDER}/active", "").splitlines() if line != f"{remove} 0"]
-        self._host.write(f"{_FOLDER}/active", "".join(f"{line}\n" for line in [*left, *([f"{add} 0"] if add else [])]))
-
-    def _process(self, upid: str) -> Path:
-        return self._host.rooted(f"/proc/{Upid.parse(upid).pid}")
+        self._host.remove_tree(f"/proc/{upid.pid}")
+        self._host.write(f"{_FOLDER}/active", "".join(f"{one.text} 0\n" for one in self.running() if one != upid))
 
     def end_all(self) -> None:
         """Archive those that ran when the host went down: none of them does (PVE::RESTEnvironment::active_workers)."""
@@ -238,11 +220,6 @@ class Tasks:
 def _place(upid: Upid) -> str:
     """The log's place below the folder: a real node spreads them by the last digit of the start."""
     return f"{upid.start & 0xF:X}/{upid.text}"
-
-
-def _exit_status(text: str) -> str:
-    """An error as an exit status: one line, whose inner newlines have become blanks."""
-    return text.removesuffix("\n").replace("\n", " ")
 
 
 #: How an operation starts its task: type, id, and what makes the work from the log; returns the UPID.

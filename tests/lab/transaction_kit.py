@@ -25,7 +25,9 @@ from homelab.remote import ssh
 from homelab.vm import plan
 from homelab.vm.cards import VmCard, Wish
 from lab import Lab
+from lab.api.guests import Guest
 from lab.api.tasks import Tasks
+from lab.control import request
 from lab.host.host_python import nodes_below
 from lab.host.state import HostState
 from remote_scripts.both import container_cards as of_containers
@@ -211,6 +213,18 @@ class World:
             tasks = Tasks(HostState(self.lab.state))
             tasks.end(*tasks.begin("stopall", ""))
         self.command("shutdown")
+
+    def switched_by(self, task: str, *, runs: bool) -> None:
+        """A task of root's that the lab can't do, such as `qmrestore`, has switched the guest.
+
+        Of one by which it has become another one the test writes the configuration.
+        """
+        host = HostState(self.lab.state)
+        tasks = Tasks(host)
+        upid, log = tasks.begin(task, str(self.vmid))
+        Guest(host, self.kind.name, self.vmid).set_running(runs)
+        tasks.end(upid, log)
+        request(self.lab.state, "guests")
 
     def own_form(self) -> str:
         """Its configuration, in a form that Proxmox VE doesn't write, where something else than Proxmox VE may write it."""

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from lab import Lab, LabError
+from lab.api.guests import Guest
+from lab.api.tasks import Tasks
 from lab.control import request
+from lab.host.state import HostState
 from tests.waiting import wait_until
 
 #: Its host is stock: VM 103 runs, nothing else is there.
@@ -298,6 +301,16 @@ def test_a_task_can_be_seen_running(lab: Lab) -> None:
     assert lab.ask_api("GET", f"/nodes/{NODE}/tasks/{upid}/status")["status"] == "running"
     assert [task["upid"] for task in lab.ask_api("GET", f"/nodes/{NODE}/tasks", source="active")] == [upid]
     assert finish(lab, upid) == "OK"
+
+
+def test_what_the_lab_cant_do_is_a_task_of_whoever_does_it_for_a_test(lab: Lab) -> None:
+    host = HostState(lab.state)
+    begun = Tasks(host).begin("qmrestore", str(VM))
+    assert switched(lab)[0] == ("qmrestore", str(VM), "RUNNING")
+    Guest(host, "qemu", VM).set_running(False)
+    Tasks(host).end(*begun)
+    assert switched(lab)[0] == ("qmrestore", str(VM), "OK")
+    assert lab.run(f"qm status {VM}").stdout == "status: stopped\n"
 
 
 def test_an_answer_can_be_replaced(lab: Lab) -> None:
