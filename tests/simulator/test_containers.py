@@ -424,3 +424,10 @@ def test_a_container_that_ends_from_inside_is_off_without_a_task_and_has_what_wa
     assert [(tasks / name).read_text() for name in ("index", "active")] == before
     assert "[pve:pending]" not in path.read_text() and "keyctl=1" in path.read_text()
     assert phoenix.run("lxc-stop -n 901").returncode == 2
+
+
+def test_a_containers_rollback_stops_it_and_has_it_started_by_a_task_of_its_own(phoenix: Host) -> None:
+    phoenix.output("pct snapshot 901 before && pct set 901 --cores 3 && pct rollback 901 before --start 1")
+    assert "cores: 8\n" in phoenix.output("pct config 901; pct status 901 | grep running")
+    index = phoenix.output("tail -n 2 $ROOT/var/log/pve/tasks/index")
+    assert re.findall(r":(vz\w+):901:\S+ \w+ OK\n", index) == ["vzrollback", "vzstart"]
