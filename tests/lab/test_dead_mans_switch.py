@@ -126,7 +126,12 @@ def power(lab: Lab) -> str:
 def starts(lab: Lab) -> list[str]:
     """The tasks that started a guest, with the second of their start."""
     index = lab.run("cat $ROOT/var/log/pve/tasks/index").stdout
-    return [f"{kind} {vmid}" for line in index.splitlines() for kind, vmid in [line.split(":")[5:7]] if "start" in kind]
+    return [
+        f"{kind} {vmid}"
+        for line in index.splitlines()
+        for kind, vmid in [line.split(":")[5:7]]
+        if kind.endswith("start")
+    ]
 
 
 def started(lab: Lab) -> dict[str, list[str]]:
@@ -165,7 +170,7 @@ def test_what_ran_without_onboot_runs_again_once_the_boot_is_confirmed(lab: Lab)
 
     said = started(lab)
     assert said == {"started": ["container 901 (ai-lab)", "VM 103 (Sandbox)"], "off": []}
-    assert power(lab) == "running running " and starts(lab)[1:] == ["vzstart 901", "qmstart 103"]
+    assert power(lab) == "running running " and starts(lab)[2:] == ["vzstart 901", "qmstart 103"]
     assert not [*(lab.root / "etc/systemd/system").rglob("homelab-ran*"), *(lab.root / "var/lib/homelab").glob("ran*")]
 
 
@@ -195,7 +200,7 @@ def test_what_ran_runs_again_after_a_roll_back_that_nobody_waits_for(lab: Lab) -
     lab.wait_settled(boots=3)
     wait_until((lab.root / "run/homelab/started").exists)
     assert power(lab) == "running running "
-    assert starts(lab)[1:] == ["vzstart 901", "qmstart 103"]
+    assert starts(lab)[2:] == ["vzstart 901", "qmstart 103"]
     wait_until(lambda: no_unit_is_left(lab, "homelab-ran*"))
     facts, said = confirmed(lab)
     assert facts.rolled_back
