@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
+from homelab.cards.mapping import entry_at, noted_path, replaced
 from homelab.cards.resource import CardMapping
 from homelab.errors import ApiError, ChangedMeanwhileError, GoneError, HomelabError, NotThereError, UnansweredError
-from homelab.facts.guests import guest_note, ledger_entry
+from homelab.facts.guests import guest_note, mapping_note, of_mapping
 from homelab.facts.host import HostFacts
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.api import Api
@@ -46,28 +47,34 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
     def create(self, inputs: CardMapping.Inputs) -> CardMapping.Outputs:
         api, name, host = self.api(inputs), inputs.mapping, self.host(inputs)
         mapping = _mapping(api, name)
+        # Of a state that was lost, the host has it noted.
+        old_path = noted_path(ledger.noted(ssh.Session(host), of_mapping(inputs.node, name)), inputs.gpu)
         # Before anything is noted: what is there may be another card's of this program, with a note of its own.
-        about = {"before": _replaced(mapping["map"], inputs, None), "had_flag": _has_flag(mapping)}
+        about = {"before": _replaced(mapping["map"], inputs, old_path), "had_flag": _has_flag(mapping)}
         noted = _note_mapping(host, inputs, about)
         try:
-            _write(api, inputs, None)
+            _write(api, inputs, old_path)
         except UnansweredError:
             raise  # it may have been written: it stays noted
         except HomelabError:
             if about.items() <= noted.items():  # else an earlier run has written something
-                ledger.forget(ssh.Session(host), ledger.of_mapping(inputs.node, name))
+                ledger.forget(ssh.Session(host), of_mapping(inputs.node, name))
             raise
         return CardMapping.Outputs(before=noted["before"] or "", had_flag=noted["had_flag"])
 
     def update(
         self, inputs: CardMapping.Inputs, had: CardMapping.Inputs, outputs: CardMapping.Outputs
     ) -> CardMapping.Outputs:
-        if inputs.entry["path"] != had.entry["path"]:  # else a run that is killed leaves an entry that nobody knows
+        host, old_path = self.host(inputs), had.entry["path"]
+        about = {"before": outputs.before or None, "had_flag": outputs.had_flag}
+        moves = inputs.entry["path"] != old_path
+        if moves:  # else a run that is killed leaves an entry that nobody knows
             # As in `create`: what is there already may be another's.
-            _replaced(_mapping(self.api(inputs), inputs.mapping)["map"], inputs, had.entry["path"])
-            about = {"before": outputs.before or None, "had_flag": outputs.had_flag}
-            _note_mapping(self.host(inputs), inputs, about)
-        _write(self.api(inputs), inputs, had.entry["path"])
+            _replaced(_mapping(self.api(inputs), inputs.mapping)["map"], inputs, old_path)
+            _note_mapping(host, inputs, about, old_path)
+        _write(self.api(inputs), inputs, old_path)
+        if moves:
+            _note_mapping(host, inputs, about)
         if not inputs.live_migration:
             self._take_flag_back(had, outputs)
         if inputs.keepers != had.keepers:
@@ -102,7 +109,7 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         except NotThereError:
             tell(f"{name}: drift: the PCI mapping is gone")
             raise GoneError from None
-        present = _entry_at(mapping["map"], inputs.node, inputs.entry["path"])
+        present = entry_at(mapping["map"], inputs.node, inputs.entry["path"])
         if present is None:
             tell(f"{name}: drift: the PCI mapping has no entry for {inputs.entry['path']} of {inputs.node} any more")
             raise GoneError
@@ -117,7 +124,7 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
     def delete(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs) -> None:
         host = self.host(inputs)
         facts = ssh.read(host)
-        holder = ledger.held_by(ledger_entry(facts.ledger, ledger.of_mapping(inputs.node, inputs.mapping)), inputs.gpu)
+        holder = ledger.held_by(mapping_note(facts.ledger, inputs.node, inputs.mapping), inputs.gpu)
         if holder in host.gpus and host.mapping_of(holder) == inputs.mapping:
             tell(f"{inputs.mapping}: the PCI mapping is gpus.{holder}'s now, and stays")
             if not host.gpus[holder].live_migration:
@@ -138,7 +145,7 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         host = self.stack.host(host_name)
         for gpu, settings in host.gpus.items():
             mapping = host.mapping_of(gpu)
-            noted = ledger_entry(facts.ledger, ledger.of_mapping(node, mapping))
+            noted = mapping_note(facts.ledger, node, mapping)
             if noted is None or ledger.held_by(noted, gpu):
                 continue
             inputs = CardMapping.Inputs(
@@ -159,10 +166,10 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         own = ledger.stack_of(self.urn)
         if any(guest_note(notes, VM, int(vmid), Note).owner.rpartition("/")[0] == own for vmid in noted_vms):
             self._take_from_others(inputs, goes=True)
-        noted = ledger_entry(notes, ledger.of_mapping(inputs.node, inputs.mapping)) or {}
+        noted = mapping_note(notes, inputs.node, inputs.mapping) or {}
         paths = [noted["path"]] if "path" in noted else []
         _remove(self.api(inputs), inputs, outputs, self._needing_flag(inputs), paths)
-        ledger.forget(ssh.Session(self.host(inputs)), ledger.of_mapping(inputs.node, inputs.mapping))
+        ledger.forget(ssh.Session(self.host(inputs)), of_mapping(inputs.node, inputs.mapping))
 
     def _user(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs, facts: HostFacts) -> str:
         """A VM of this node that would lose its card with this entry, and isn't this stack's, such as a clone; empty:
@@ -197,17 +204,24 @@ def _names(inputs: CardMapping.Inputs, options: Iterable[tuple[str, str]]) -> bo
     return any(parse(key, value).get("mapping") == inputs.mapping for key, value in options if "hostpci" in key)
 
 
-def _note_mapping(host: Host, inputs: CardMapping.Inputs, about: dict[str, Any]) -> dict[str, Any]:
+def _replaced(entries: list[str], inputs: CardMapping.Inputs, old_path: str) -> str | None:
+    return replaced(entries, inputs.gpu, inputs.mapping, inputs.node, inputs.entry["path"], old_path)
+
+
+def _note_mapping(host: Host, inputs: CardMapping.Inputs, about: dict[str, Any], old_path: str = "") -> dict[str, Any]:
     """What is noted now: `about`, or what was noted before; with the card and its key in the settings.
 
     What was noted of this card stays, also where somebody has taken its entry out since. What was noted of another
     card no longer counts where this one has no entry.
+
+    :param old_path: where the entry may be still.
     """
-    name, path = ledger.of_mapping(inputs.node, inputs.mapping), inputs.entry["path"]
+    name, path = of_mapping(inputs.node, inputs.mapping), inputs.entry["path"]
     session = ssh.Session(host)
     earlier = ledger.noted(session, name)
     stays = earlier is not None and (about["before"] is not None or overlap(earlier["path"], path))
-    noted = {**about, **(earlier if earlier and stays else {}), "gpu": inputs.gpu, "path": path}
+    noted = {**about, **(earlier if earlier and stays else {}), "gpu": inputs.gpu}
+    noted["path"] = ";".join(filter(None, (path, old_path)))
     ledger.note(session, name, noted)
     return noted
 
@@ -232,14 +246,6 @@ def _equal(entry: str, other: str) -> bool:
     return {**first, "description": ""} == {**second, "description": ""}
 
 
-def _entry_at(entries: list[str], node: str, path: str) -> str | None:
-    for entry in entries:
-        properties = _parsed(entry)
-        if properties.get("node") == node and overlap(properties["path"], path):
-            return entry
-    return None
-
-
 def _has_flag(mapping: Mapping[str, object]) -> bool:
     return str(mapping.get(FLAG, 0)) == "1"
 
@@ -260,7 +266,7 @@ def _take_flag(api: Api, inputs: CardMapping.Inputs, needing: Set[str]) -> None:
     _change(api, inputs.mapping, f"to take {FLAG} from the PCI mapping {inputs.mapping}", decide)
 
 
-def _write(api: Api, inputs: CardMapping.Inputs, old_path: str | None) -> None:
+def _write(api: Api, inputs: CardMapping.Inputs, old_path: str) -> None:
     """Puts the entry in, in the place of what this node has of the card."""
 
     def decide(entries: list[str], has_flag: bool) -> tuple[list[str], bool]:
@@ -311,32 +317,9 @@ def _mapping(api: Api, name: str) -> dict[str, Any]:
         return {"map": []}
 
 
-def _replaced(entries: list[str], inputs: CardMapping.Inputs, old_path: str | None) -> str | None:
-    """The entry in whose place this one comes; None: there is none.
-
-    :raises HomelabError: the node has an entry of somebody else's as well.
-    """
-    present = _entry_at(entries, inputs.node, inputs.entry["path"])
-    if present is None and old_path is not None:
-        present = _entry_at(entries, inputs.node, old_path)
-    _require_free(inputs, [other for other in entries if other != present])
-    return present
-
-
 def _with(new: str, old: str, entries: list[str]) -> list[str]:
     # The entries, each in its place: whoever has others there finds them in the order in which they were.
     return [new if entry == old else entry for entry in entries]
-
-
-def _require_free(inputs: CardMapping.Inputs, others: list[str]) -> None:
-    taken = next((entry for entry in others if _parsed(entry).get("node") == inputs.node), None)
-    if taken is not None:
-        raise HomelabError(
-            wanted=f"the PCI mapping {inputs.mapping} for {inputs.entry['path']} of {inputs.node}",
-            found=f"there is one of that name, for another device of this node: {taken}",
-            why="a VM with it would get either of the two; this program didn't make it, and doesn't change it",
-            next="choose another name with gpus.<gpu>.mapping, or remove that entry (Datacenter -> Resource Mappings)",
-        )
 
 
 def _remove(
@@ -350,7 +333,7 @@ def _remove(
     before = outputs.before
 
     def decide(entries: list[str], has_flag: bool) -> tuple[list[str], bool]:
-        found = (_entry_at(entries, inputs.node, place) for place in (inputs.entry["path"], *noted))
+        found = (entry_at(entries, inputs.node, place) for place in (inputs.entry["path"], *noted))
         present = next(filter(None, found), None)
         if present is None or (before and _equal(present, before)):
             return entries, has_flag

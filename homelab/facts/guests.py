@@ -47,6 +47,16 @@ def ledger_entry(ledger: Mapping[str, str], name: str) -> dict[str, Any] | None:
     return note
 
 
+def of_mapping(node: str, mapping: str) -> str:
+    """The name of the note of a mapping's entry of this node."""
+    return f"mapping/{node}/{mapping}"
+
+
+def mapping_note(ledger: Mapping[str, str], node: str, mapping: str) -> dict[str, Any] | None:
+    """What is noted of a mapping's entry of this node, as of `ledger_entry`."""
+    return ledger_entry(ledger, of_mapping(node, mapping))
+
+
 class GuestConfig(answer.GuestConfig):
     """A guest's configuration, with what follows from its lines."""
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
+from homelab.cards import mapping, resolving
 from homelab.cards import remarks as card_remarks
-from homelab.cards import resolving
 from homelab.errors import HomelabError
 from homelab.facts import kernel_log
 from homelab.facts.host import HostFacts
@@ -64,6 +64,8 @@ def judge_host(
     )
     if not any(drift[layer] for layer in BOOT_LAYERS):  # else the verification comes after the boot that ends it
         findings += Finding.of(*plan.verify(facts, host, want))
+    # Also of a plan that was made earlier, and has passed its gates: anybody changes mappings.
+    findings += Finding.of(*mapping.refused(facts, host, slots), turn=Turn.REFUSED)
     return JudgedHost([*findings, *met], card_remarks.remarks(facts, host, slots), want, drift)
 
 

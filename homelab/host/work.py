@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.facts import kernel_log, names
 from homelab.facts.host import HostFacts
+from homelab.findings import Turn
 from homelab.host import plan, stack_folder
 from homelab.host.judge import judge_host, verified
 from homelab.host.reboot import in_short, stopping
@@ -62,12 +63,13 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         for layer, differences in judged.drift.items():
             for difference in differences:
                 tell(f"{inputs.host}: drift ({layer}): {difference}")
-        for line in judged.met:
-            tell(f"{inputs.host}: note: {line}")
+        for finding in judged.findings:
+            if finding.turn is not Turn.UP:
+                tell(f"{inputs.host}: note: {finding.line}")
         drifted = {layer for layer, differences in judged.drift.items() if differences}
         generation = raised(outputs.generation, drifted, judged.drift.keys())
-        # What a shared card keeps from being mended is refused by the plan, before anything is changed.
-        stale = plan.stale(facts, outputs) or bool(facts.handover.away and "handover" in drifted)
+        # What is refused, or a shared card keeps from being mended, the plan refuses before anything is changed.
+        stale = plan.stale(facts, outputs) or bool(judged.refusals or (facts.handover.away and "handover" in drifted))
         return dataclasses.replace(outputs, generation=generation, stale=stale)
 
     def _plan(self, inputs: HostProbe.Inputs, generation: dict[str, int]) -> HostProbe.Outputs:

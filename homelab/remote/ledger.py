@@ -26,11 +26,6 @@ if TYPE_CHECKING:
     from homelab.remote.ssh import Session
 
 
-def of_mapping(node: str, mapping: str) -> str:
-    """The name of the note of a mapping's entry of this node."""
-    return f"mapping/{node}/{mapping}"
-
-
 def of_file(node: str, volume: str) -> str:
     """The name of the note of a file that this program downloads to a storage. The volume's one slash, after its
     content, becomes a plus sign.

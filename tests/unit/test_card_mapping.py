@@ -14,11 +14,16 @@ from homelab.cards.resource import CardMapping
 from homelab.cards.work import FLAG, CardMappingWork
 from homelab.errors import ApiError, ChangedMeanwhileError, GoneError, HomelabError, NotThereError, UnansweredError
 from homelab.facts.guests import GuestConfig
+from homelab.host import plan
+from homelab.host.judge import judge_host
+from homelab.host.resource import HostProbe
+from homelab.host.work import HostProbeWork
 from homelab.remote import ledger, ssh
 from remote_scripts.both.free_card import Wanted as FreeCard
 from remote_scripts.notes.guest_note import Note
 from remote_scripts.tools.plain import to_plain
 from tests.rows import rows
+from tests.unit.hosts import desktop, settings
 from tests.unit.test_created_vms import texts
 from tests.unit.test_new_guests import error_of
 
@@ -100,22 +105,22 @@ def test_one_that_a_killed_update_has_moved_goes_from_where_it_is_noted() -> Non
 @rows(
     ("mapping", "inputs", "old_path", "after"),
     [
-        (None, INPUTS, None, of(OURS)),
-        (None, LIVE, None, of(OURS, **FLAGGED)),
-        (of(OTHER), INPUTS, None, of(OTHER, OURS)),
-        (of(OLD, OTHER), INPUTS, None, of(OURS, OTHER)),
-        (of(OTHER), LIVE, None, of(OTHER, OURS, **FLAGGED)),
-        (of(OURS), LIVE, None, of(OURS, **FLAGGED)),
-        (of(OURS), INPUTS, None, of(OURS)),
-        (of(f"{OURS},description=mine"), INPUTS, None, of(f"{OURS},description=mine")),
-        (of(OURS.replace("01:00", "01:00.0")), INPUTS, None, of(OURS.replace("01:00", "01:00.0"))),
+        (None, INPUTS, "", of(OURS)),
+        (None, LIVE, "", of(OURS, **FLAGGED)),
+        (of(OTHER), INPUTS, "", of(OTHER, OURS)),
+        (of(OLD, OTHER), INPUTS, "", of(OURS, OTHER)),
+        (of(OTHER), LIVE, "", of(OTHER, OURS, **FLAGGED)),
+        (of(OURS), LIVE, "", of(OURS, **FLAGGED)),
+        (of(OURS), INPUTS, "", of(OURS)),
+        (of(f"{OURS},description=mine"), INPUTS, "", of(f"{OURS},description=mine")),
+        (of(OURS.replace("01:00", "01:00.0")), INPUTS, "", of(OURS.replace("01:00", "01:00.0"))),
         (of(HERE, OTHER), INPUTS, "0000:07:00", of(OURS, OTHER)),
-        (of(HERE, OTHER), INPUTS, None, "another device of this node"),
-        (of(HERE, OURS), INPUTS, None, "another device of this node"),
+        (of(HERE, OTHER), INPUTS, "", "another device of this node"),
+        (of(HERE, OURS), INPUTS, "", "another device of this node"),
         (of(HERE, OTHER), INPUTS, "0000:05:00", "another device of this node"),
     ],
 )
-def test_it_comes_beside_those_of_other_nodes(mapping: Any, inputs: Any, old_path: str | None, after: Any) -> None:
+def test_it_comes_beside_those_of_other_nodes(mapping: Any, inputs: Any, old_path: str, after: Any) -> None:
     api: Any = Api(mapping)
     if isinstance(after, str):
         with pytest.raises(HomelabError, match=after):
@@ -151,6 +156,8 @@ def test_a_refresh_tells_another_entry_and_one_that_is_gone(
 
 
 MOVED = dataclasses.replace(INPUTS, entry={**INPUTS.entry, "path": "0000:05:00"})
+MOVED_OURS = OURS.replace("01:00", "05:00")
+LATER = of(OTHER, MOVED_OURS)
 
 
 @pytest.mark.parametrize(
@@ -158,20 +165,20 @@ MOVED = dataclasses.replace(INPUTS, entry={**INPUTS.entry, "path": "0000:05:00"}
     [
         (of(OTHER, OURS), INPUTS, INPUTS, [], of(OTHER, OURS)),
         (of(OTHER, OLD), INPUTS, INPUTS, [], of(OTHER, OURS)),
-        (of(OTHER, OURS), MOVED, INPUTS, [of(OTHER, OURS)], of(OTHER, OURS.replace("01:00", "05:00"))),
-        (None, MOVED, INPUTS, [None], of(OURS.replace("01:00", "05:00"))),
+        (of(OTHER, OURS), MOVED, INPUTS, [of(OTHER, OURS), LATER], LATER),
+        (None, MOVED, INPUTS, [None, of(MOVED_OURS)], of(MOVED_OURS)),
         (of(HERE, OTHER), MOVED, INPUTS, [], "another device of this node"),
         (of(OTHER, OURS, **FLAGGED), INPUTS, LIVE, [], of(OTHER, OURS)),
         (of(OTHER, OURS, **FLAGGED), LIVE, LIVE, [], of(OTHER, OURS, **FLAGGED)),
     ],
 )
-def test_an_entry_that_moves_to_another_slot_is_noted_before_it_does(
+def test_an_entry_that_moves_to_another_slot_is_noted_in_both_before_it_does_and_in_one_afterwards(
     monkeypatch: pytest.MonkeyPatch, mapping: Any, inputs: Any, had: Any, noted: list[Any], after: Any
 ) -> None:
     work, api, seen = CardMappingWork(texts({}, {}).texts), Api(mapping), list[Any]()
 
-    def take_note(_host: Any, _inputs: Any, about: dict[str, Any]) -> None:
-        assert about == {"before": OLD, "had_flag": False}
+    def take_note(_host: Any, _inputs: Any, about: dict[str, Any], old_path: str = "") -> None:
+        assert about == {"before": OLD, "had_flag": False} and old_path == ("" if seen else "0000:01:00")
         seen.append(api.mapping)
 
     monkeypatch.setattr(work, "api", lambda _: api)
@@ -387,8 +394,56 @@ def test_what_was_there_at_first_stays_noted(
     monkeypatch.setattr(ledger, "noted", read)
     monkeypatch.setattr(ledger, "note", take_note)
     host: Any = None
-    found = card_mapping._note_mapping(host, INPUTS, about)
-    assert found == notes["mapping/pve1/card"] == {**noted, "gpu": "card", "path": "0000:01:00"}
+    for old_path, path in ("0000:05:00", "0000:01:00;0000:05:00"), ("", "0000:01:00"):
+        found = card_mapping._note_mapping(host, INPUTS, about, old_path)
+        assert found == notes["mapping/pve1/card"] == {**noted, "gpu": "card", "path": path}
+
+
+@rows(
+    ("entries", "note", "is_refused"),
+    [
+        ([], None, False),
+        ([OTHER], None, False),
+        ([OTHER, OLD], None, False),
+        ([HERE], None, True),
+        ([OURS, HERE], None, True),
+        ([MOVED_OURS, OTHER], None, True),
+        ([MOVED_OURS, OTHER], NOTED, False),  # the card was moved to another slot
+        ([MOVED_OURS, OTHER], {**NOTED, "path": "0000:01:00;0000:05:00"}, False),  # by a run that was killed
+        ([MOVED_OURS, OTHER], {**NOTED, "gpu": "other"}, True),
+    ],
+)
+def test_a_mapping_of_another_device_is_refused_with_the_host_as_its_own_work_refuses_it(
+    entries: list[str], note: dict[str, Any] | None, is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is changed: a refresh has the host planned anew for it."""
+    host = settings({"card": GPU}, node="pve1")
+    ledger_of = {"mapping/pve1/card": json.dumps(note)} if note else {}
+    guests = {"running": [], "configs": [], "reservations": ""}
+    guests |= {"mappings": "\n".join(["card", *(f"\tmap {entry}" for entry in entries)])}
+    facts, had = desktop(guests=guests, ledger=ledger_of), plan.wanted(desktop(), host)
+    of_plan, of_refresh = judge_host(facts, host).refusals, judge_host(facts, host, had=had).refusals
+    assert [*map(str, of_plan)] == [*map(str, of_refresh)] and bool(of_plan) is is_refused
+
+    work, api = (
+        CardMappingWork(texts({}, {"pve1": {"gpus": {"card": GPU}}}).texts),
+        Api(of(*entries) if entries else None),
+    )
+    monkeypatch.setattr(work, "api", lambda _: api)
+    monkeypatch.setattr(ssh, "Session", lambda _: None)
+    monkeypatch.setattr(ledger, "noted", lambda *_: note)
+    monkeypatch.setattr(ledger, "note", lambda *_: None)
+    try:
+        work.create(INPUTS)
+    except HomelabError as error:
+        assert [str(error)] == [*map(str, of_plan)]
+    else:
+        assert not is_refused
+
+    monkeypatch.setattr(HostProbeWork, "facts_of_refresh", lambda *_: facts)
+    monkeypatch.setattr(HostProbeWork, "host", lambda *_: host)
+    before = HostProbe.Outputs(**dataclasses.asdict(had), generation={}, stale=False)
+    assert HostProbeWork({}).read(HostProbe.Inputs(host="pve1", settings=""), before).stale is is_refused
 
 
 def api_error(reason: str = "") -> ApiError:
@@ -423,8 +478,8 @@ def test_a_lost_race_is_run_again_and_nothing_else_is(
 
     monkeypatch.setattr(api, "post", post)
     if is_done:
-        card_mapping._write(api, INPUTS, None)
+        card_mapping._write(api, INPUTS, "")
     else:
         with pytest.raises(ApiError):
-            card_mapping._write(api, INPUTS, None)
+            card_mapping._write(api, INPUTS, "")
     assert (left, api.mapping) == ([], of(OURS) if is_done else None)

@@ -70,7 +70,7 @@ def inputs(**changes: Any) -> CardMapping.Inputs:
 def test_the_flag_is_set_and_goes_with_our_entry_where_it_was_ours(had_flag: bool) -> None:
     before = {"map": [OTHER], **({card_mapping.FLAG: 1} if had_flag else {})}
     api: Any = Api(before)
-    card_mapping._write(api, inputs(), None)
+    card_mapping._write(api, inputs(), "")
     assert api.mapping[card_mapping.FLAG] == 1 and len(api.mapping["map"]) == 2
     card_mapping._remove(api, inputs(), CardMapping.Outputs(before="", had_flag=had_flag), set())
     assert api.mapping == before
@@ -84,7 +84,7 @@ def test_a_flag_that_isnt_wanted_any_more_is_taken_away_and_the_entries_stay() -
 
 def test_without_the_setting_a_flag_of_somebody_elses_stays() -> None:
     api: Any = Api({"map": [OTHER], card_mapping.FLAG: 1})
-    card_mapping._write(api, inputs(live_migration=False), None)
+    card_mapping._write(api, inputs(live_migration=False), "")
     card_mapping._remove(api, inputs(live_migration=False), NONE_BEFORE, set())
     assert api.mapping == {"map": [OTHER], card_mapping.FLAG: 1}
 

@@ -225,6 +225,7 @@ def test_the_voices_say_the_same_of_drawn_states(monkeypatch: pytest.MonkeyPatch
             "gone": {"entry": ""},
             "changed": {"entry": f"id=10de:2b85,iommugroup=9,node=pve,{ENTRY}"},
             "of another node": {"entry": f"id=10de:2b85,iommugroup=9,node=far,{ENTRY}"},
+            "of another device": {"entry": "id=144d:a80c,iommugroup=17,node=pve,path=0000:02:00"},
         },
         "VM": {
             "never given": {"VM": "", "VM's note": None},
@@ -262,7 +263,9 @@ def test_the_voices_say_the_same_of_drawn_states(monkeypatch: pytest.MonkeyPatch
     }
 
     # What differs so far, by rule: a kind -> why.
-    closed = {"log: of the host": "a gate is closed: nothing else is planned"}
+    closed = dict.fromkeys(
+        ["log: of the host", "mapping: of another device"], "a gate is closed: nothing else is planned"
+    )
     new = dict.fromkeys(["container: never given", "container: by its owner"], "nothing was given that a refresh finds")
     taken = ["driver: another", *(f"VM 104: {kind}" for kind in kinds["VM 104"])]
     given = dict.fromkeys(taken, "a refresh goes by what a container was given")
