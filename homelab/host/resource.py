@@ -29,15 +29,12 @@ from homelab.shapes import BOOT_LAYERS, BootSeen, CardPlan, DeviceSeen, HostPlan
 
 if TYPE_CHECKING:
     from homelab.remote import agent
-    from homelab.settings import Host, Vm
+    from homelab.settings import Host
 else:
     agent = later("homelab.remote.agent")
 
-# What isn't planned here: how the host is reached, and what other resources are told.
-_ELSEWHERE: dict[str, object] = {
-    **dict.fromkeys(("address", "ssh", "node", "reboot", "nvidia", "timeouts", "downloads"), True),
-    "gpus": {"__all__": {"mapping", "passthrough_test"}},
-}
+# How a host and its guests are reached, and how long what is done there may take: no gate reads that.
+_REACHED: dict[str, object] = {**dict.fromkeys(("address", "ssh", "timeouts"), True), "nvidia": {"timeouts"}}
 
 
 class HostProbe(Probe):
@@ -47,11 +44,12 @@ class HostProbe(Probe):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(HostInputs):
-        """`settings`: digest of those that decide what is wanted (Probe), and the cards that VMs get by address;
-        `agent`: the version of this program's agent; `preview`: whether the program runs in one, which no state keeps.
+        """`settings`: digest of the host's (Probe); `guests`: of its guests', which gates read, too; `agent`: the
+        version of this program's agent; `preview`: whether the program runs in one, which no state keeps.
         """
 
         settings: str
+        guests: str = ""
         agent: str = ""
         preview: bool = False
 
@@ -74,8 +72,9 @@ class HostProbe(Probe):
     @classmethod
     def of(cls, host: Host, opts: pulumi.ResourceOptions | None = None) -> HostProbe:
         """The probe of a host of the settings."""
-        settings = cls.settings_of(host, host.vms)
-        inputs = {"host": host.name, "settings": settings, "agent": agent.version()}
+        guests = sorted(f"{guest.name}={digest(guest, _REACHED)}" for guest in (*host.vms, *host.containers))
+        settings = {"settings": cls.settings_of(host), "guests": " ".join(guests)}
+        inputs = {"host": host.name, **settings, "agent": agent.version()}
         return cls(f"{host.name}-probe", {**inputs, "preview": pulumi.runtime.is_dry_run()}, opts)
 
     def once_all_fit(self, probes: Iterable[HostProbe]) -> pulumi.ResourceOptions:
@@ -93,9 +92,9 @@ class HostProbe(Probe):
         return pulumi.ResourceOptions(depends_on=pulumi.Output.from_input(fit()))
 
     @staticmethod
-    def settings_of(host: Host, vms: Iterable[Vm] = ()) -> str:
-        """The input `settings` for a host of the settings, with its VMs."""
-        return " ".join([digest(host, _ELSEWHERE), *(use.gpu for vm in vms for use in vm.gpus if use.by_address)])
+    def settings_of(host: Host) -> str:
+        """The input `settings` for a host of the settings."""
+        return digest(host, _REACHED)
 
     @property
     def words(self) -> pulumi.Output[str]:

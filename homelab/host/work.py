@@ -49,9 +49,6 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
     def update(
         self, inputs: HostProbe.Inputs, before: HostProbe.Inputs, outputs: HostProbe.Outputs
     ) -> HostProbe.Outputs:
-        if not outputs.stale and inputs.settings == before.settings:  # another agent, which the other steps bring
-            self.hold_or_fail(inputs)
-            return outputs
         return self._plan(inputs, outputs.generation)
 
     def read(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> HostProbe.Outputs:

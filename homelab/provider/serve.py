@@ -156,9 +156,10 @@ class Homelab:
             if resource is Guest and not any(value is UNKNOWN for value in inputs.values()):
                 await self._in_thread(resource, request.urn, lambda work: work.foretell(state, inputs))
             previewed = _previewed(resource, inputs)
-            if resource is HostProbe and not state["stale"] and state["settings"] == inputs["settings"]:
-                previewed = {**state, **inputs}  # another agent, for which nothing is planned anew
-            elif resource is HostProbe and plan:  # so only what the new plan changes looks changed
+            if resource is HostProbe:
+                if not state["stale"] and state["settings"] == inputs["settings"]:
+                    previewed = {**state, **inputs}  # as it was, unless the host was read
+                # So only what the new plan changes looks changed.
                 previewed |= {**plan, "generation": state["generation"]}
             return provider_pb2.UpdateResponse(properties=valued(previewed))
         updated = await self._in_thread(resource, request.urn, lambda work: work.updated(state, inputs))

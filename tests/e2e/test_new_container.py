@@ -35,7 +35,7 @@ def test_a_container_is_made_with_its_cards_changed_mended_and_removed(stack_on:
     # Another setting: that alone is done, and all else is found as the first `up` left it.
     containers(stack)["ai"]["create"]["cores"] = 6
     more = stack.up("--refresh")
-    assert (more.found_changed, more.changed) == (set(), {"ai-ct"}), more.output
+    assert (more.found_changed, more.changed) == (set(), {"pve-probe", "ai-ct"}), more.output
     assert "cores: 6" in conf(stack, 300)
 
     # No longer described, only adopted: it isn't taken for one that is to go.

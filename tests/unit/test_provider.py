@@ -31,7 +31,7 @@ from homelab.provider.serve import Homelab, with_its_state
 from homelab.remote.host_session import HostSession
 from homelab.resources import command
 from homelab.resources.base import Resource, declared
-from homelab.settings import Container, Gpu, Host, Vm
+from homelab.settings import Container, Gpu, Host
 from homelab.shapes import BootSeen, CardPlan
 from homelab.vm.resource import VmCards
 from homelab.work.base import Work, raised, stopped_by_reboot
@@ -260,16 +260,6 @@ def test_a_changed_opt_in_of_a_card_asks_the_gates_again(name: str) -> None:
     assert replaced(HostProbe, state, told(**{str(field.alias): opted})) == []
 
 
-def test_a_card_that_a_vm_gets_by_its_address_is_planned_anew() -> None:
-    """All of its functions are bound then, of which a mapping may offer one."""
-
-    def told(**use: Any) -> str:
-        vm = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": [{"gpu": "rtx5090", **use}]})
-        return HostProbe.settings_of(settings(), [vm])
-
-    assert told() == told(xVga=True) == HostProbe.settings_of(settings()) != told(byAddress=True)
-
-
 @pytest.mark.parametrize("name", [one for one in Host.model_fields if one.startswith("allow")])
 def test_a_changed_opt_in_of_a_host_asks_the_gates_again(name: str) -> None:
     opted: dict[str, Any] = {str(Host.model_fields[name].alias): True}
@@ -317,17 +307,26 @@ def test_a_host_is_held_for_a_step_of_pulumi_commands(monkeypatch: pytest.Monkey
     assert held == [settings()]
 
 
-def test_another_agent_alone_plans_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    held: list[Host] = []
-    monkeypatch.setattr(HostSession, "hold", lambda _, host: held.append(host))
-    monkeypatch.setattr("homelab.work.base.load_host", lambda *_: settings())
-    inputs = {"host": "pve", "settings": "a", "agent": "2-b"}
-    planned = {"iommu_words": "iommu=pt", "vfio_words": "", "functions": {}, "by_hand": [], "gpus": {}, "stale": False}
-    state = {**inputs, "agent": "2-a", **planned, "generation": {"vfio": 1}}
+@pytest.mark.parametrize("changed", [{"agent": "2-b"}, {"guests": "c"}, {"settings": "b"}])
+def test_whatever_changes_asks_the_gates_again_and_a_preview_that_reads_no_host_shows_what_it_knows(
+    monkeypatch: pytest.MonkeyPatch, changed: dict[str, str]
+) -> None:
+    inputs = {"host": "pve", "settings": "a", "agent": "2-a", **changed}
+    planned: dict[str, Any] = {"iommu_words": "iommu=pt", "vfio_words": "", "functions": {}, "by_hand": [], "gpus": {}}
+    planned |= {"stale": False}
+    # A state of 2.0.0, which knows no guests.
+    state = {"host": "pve", "settings": "a", "agent": "2-a", **planned, "generation": {"vfio": 1}}
     urn = "urn:pulumi:stack::homelab::homelab:host:Probe::pve-probe"
     request = provider_pb2.UpdateRequest(urn=urn, olds=state, news=inputs, preview=True)
-    assert plain(asyncio.run(Homelab().update(request)).properties) == {**state, **inputs}
-    assert HostProbeWork({}, urn).updated(state, inputs) == {**state, **inputs} and held == [settings()]
+    shown = plain(asyncio.run(Homelab().update(request)).properties)
+    of_plan = dict.fromkeys(planned, UNKNOWN) if "settings" in changed else planned
+    assert shown == {**inputs, **of_plan, "generation": {"vfio": 1}}
+
+    def plan_again(_: HostProbeWork, inputs: HostProbe.Inputs, generation: dict[str, int]) -> HostProbe.Outputs:
+        return HostProbe.Outputs(**planned | {"vfio_words": f"planned of {inputs.host}"}, generation=generation)
+
+    monkeypatch.setattr(HostProbeWork, "_plan", plan_again)
+    assert HostProbeWork({}, urn).updated(state, inputs)["vfio_words"] == "planned of pve"
 
 
 def test_how_a_host_is_reached_is_nothing_to_plan_by() -> None:
