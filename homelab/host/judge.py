@@ -41,9 +41,9 @@ def judge_host(
     cards = {f"gpus.{name}": [one.address for one in facts.functions(slot)] for name, slot in slots.items()}
     # What the kernel says of the host's IOMMU as a whole is judged by what the host has.
     troubles = kernel_log.troubles(facts, facts.cluster.node, cards, with_host=False)
-    met = Finding.of(
-        *_sunk(facts, host), *_lost_partitions(facts), *(one.error for one in troubles if not one.harmless)
-    )
+    next_boot = [HomelabError(**facts.next_boot)] if facts.next_boot else []
+    lasting = [one.error for one in troubles if not one.harmless]
+    met = Finding.of(*next_boot, *_sunk(facts, host), *_lost_partitions(facts), *lasting)
     try:
         want = had or plan.wanted(facts, host, vms)
     except HomelabError as error:

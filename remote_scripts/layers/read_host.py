@@ -87,6 +87,7 @@ def read(system: System, wanted: Wanted) -> Answer:
         rolling_back=own_files.is_rolling_back(source),
         pending=own_files.pending(source),
         boot_lacks=_boot_lacks(source, found.loader),
+        next_boot=boot.next_boot(source),
         drm=drm_nodes,
         nodes=host_nodes.devices(system),
         cards_enabled=source.files.is_link(_CARDS_ENABLED),

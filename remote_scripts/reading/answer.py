@@ -215,7 +215,8 @@ class Answer:
     than this program's part; `rolled_back`: the boot that wasn't confirmed and was undone, in words, `rolling_back`:
     whether the host still has to restart for that; `pending`: steps that have to follow what was written (boot,
     initramfs); `boot_lacks`: what the running kernel lacks of the last boot's plan, a sentence each, None: nothing is
-    noted. `drm`: by address; `nodes`: of graphics, by path;
+    noted; `next_boot`: why the default entry doesn't start, in the four parts of an error, empty: it isn't known to.
+    `drm`: by address; `nodes`: of graphics, by path;
     `cards_enabled`: whether the service that follows these nodes at each boot is enabled. `ledger`: of guests and
     mappings, name -> JSON (homelab/remote/ledger.py, notes/guest_note.py); `agents`: those that stacks keep, their
     versions by owner, empty: none is whole. `edits`: copies of this program's files that had been edited by hand.
@@ -257,6 +258,7 @@ class Answer:
     rolling_back: bool
     pending: list[str]
     boot_lacks: list[str] | None
+    next_boot: dict[str, str]
     drm: dict[str, DrmNodes]
     nodes: dict[str, device.Device]
     cards_enabled: bool

@@ -8,6 +8,7 @@ from remote_scripts.boot.loaders.found import Found
 from remote_scripts.boot.loaders.loader import Loader
 from remote_scripts.reading.answer import CommandLines
 from remote_scripts.reading.source import Source, lines_of
+from remote_scripts.tools.errors import Failure, UnreadableError
 
 # Their versions decide which options of cards Proxmox VE knows, and what runs in containers.
 _PACKAGES = ("pve-manager", "qemu-server", "lxc-pve")
@@ -32,6 +33,21 @@ def command_lines(source: Source, loader: Loader | None) -> CommandLines:
     if to_come is None:
         generated = source.noting(boot.GRUB_MENU, lambda: loaders.GRUB.generated(system), "")
     return CommandLines(running, configured, others, generated)
+
+
+def next_boot(source: Source) -> dict[str, str]:
+    """Why the default entry doesn't start, as an error's parts; empty: nothing is known against it."""
+
+    def parts() -> dict[str, str]:
+        try:
+            loaders.need_default(source.system)
+        except UnreadableError:
+            raise
+        except Failure as failure:
+            return vars(failure)
+        return {}
+
+    return source.noting(boot.GRUB_MENU, parts, {})
 
 
 def packages(source: Source) -> dict[str, str]:

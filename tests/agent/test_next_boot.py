@@ -10,7 +10,7 @@ from remote_scripts.boot.loaders.found import GRUB, LOADERS, need_default, other
 from remote_scripts.boot.wanted_boot import Boot
 from remote_scripts.both.cmdline import Wanted as Cmdline
 from remote_scripts.both.reboot import Wanted as Reboot
-from tests.agent import api_kit, boot_kit
+from tests.agent import api_kit, boot_kit, reading_kit
 from tests.agent.boot_kit import EACH_LOADER, ESPS, KERNELS, MENU, lasting
 from tests.agent.kit import Host, Refused
 
@@ -49,9 +49,12 @@ def test_a_default_entry_whose_file_is_missing_is_neither_tried_nor_started(
     with pytest.raises(Refused, match=f"no .*{name}\n(.|\n)*update-initramfs -c -k {NEWEST} && {makes}"):
         arm(host)
     assert lasting(host) == before
+    found = reading_kit.read(host).next_boot
+    assert bool(found) is (loader == "grub"), "an ESP isn't mounted for a reading"
     if loader == "grub":
-        with pytest.raises(Refused, match=f"no .*{name}\n"):
+        with pytest.raises(Refused, match=f"no .*{name}\n") as refused:
             restart(host)
+        assert all(part in str(refused.value) for part in found.values())
 
 
 def test_a_menu_without_initramfs_for_its_default_is_refused_before_anything(host: Host) -> None:

@@ -60,14 +60,26 @@ def test_the_agent_that_commands_run_is_missed_once(kept: dict[str, str], versio
     assert any("agent is missing" in one.found for one in judged.findings) is is_lost is bool(judged.drift["agent"])
 
 
-def test_what_no_up_mends_is_told_by_refresh_preview_and_doctor_and_is_no_drift() -> None:
-    no_groups = {"tables": ["IVRS"], "groups": 0, "kernel_log": "AMD-Vi: Interrupt remapping enabled"}
-    facts = bound(iommu=no_groups)
+NO_GROUPS = {"tables": ["IVRS"], "groups": 0, "kernel_log": "AMD-Vi: Interrupt remapping enabled"}
+NO_INITRAMFS = {"wanted": "the default entry", "found": "there is no /boot/initrd.img-1", "why": "w", "next": "make it"}
+
+
+@rows(
+    ("changes", "wanted", "step"),
+    [
+        ({"iommu": NO_GROUPS}, "IOMMU groups", "switch on VT-d or AMD-Vi (IOMMU) in the firmware"),
+        ({"next_boot": NO_INITRAMFS}, "the default entry", "there is no /boot/initrd.img-1; make it"),
+    ],
+)
+def test_what_no_up_mends_is_told_by_refresh_preview_and_doctor_and_is_no_drift(
+    changes: dict[str, Any], wanted: str, step: str
+) -> None:
+    facts = bound(**changes)
     judged = judge_host(facts, HOST, had=WANT)
-    assert not any(judged.drift.values())
-    (line,) = [line for line in judged.met if "IOMMU groups" in line]
-    assert "switch on VT-d or AMD-Vi (IOMMU) in the firmware" in line
-    (finding,) = [one for one in diagnose(reading(facts=facts), HOST).findings if "IOMMU groups" in one.wanted]
+    assert not any(judged.drift.values()) and judged.refusals == []
+    (line,) = [line for line in judged.met if wanted in line]
+    assert step in line
+    (finding,) = [one for one in diagnose(reading(facts=facts), HOST).findings if wanted in one.wanted]
     assert finding.turn is Turn.PERSON
 
 
