@@ -8,6 +8,7 @@ something isn't; 2, it couldn't be read.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import functools
 import json
@@ -106,15 +107,17 @@ def diagnose(arguments: argparse.Namespace) -> Report:
     inside = installing & ({"host"} if arguments.kind == "host" else {*map(str, containers[:1])})
     reading = diagnosis.read(host, [*dict.fromkeys(containers)], inside, ids[0] if arguments.kind == "vm" else 0)
     noted = stack_options.noted(arguments, file)
-    vms, _, refusals = _judged(file, name, host, reading, noted)
+    vms, _, refusals, unread = _judged(file, name, host, reading, noted)
     if arguments.kind == "container":
         gpus = [*reading.cards] if arguments.gpus == "all" else arguments.gpus
         cards = file.cards(name, host, ids[0], reading, noted) if gpus is None else WantedCards(gpus, "--gpus")
         like = ids[1] if arguments.like else None
         return container.diagnose(reading, ids[0], like=like, cards=cards, refusals=refusals)
     if arguments.kind == "vm":
-        return vm.diagnose(reading, ids[0], host, vms, noted, refusals)
-    return host_judge.diagnose(reading, host, vms.values(), refusals, noted)
+        report = vm.diagnose(reading, ids[0], host, vms, noted, refusals)
+    else:
+        report = host_judge.diagnose(reading, host, vms.values(), refusals, noted)
+    return dataclasses.replace(report, notes=[*report.notes, *unread])
 
 
 def _ids(arguments: argparse.Namespace, settings: Settings, name: str, host: Host) -> list[int]:
@@ -138,13 +141,14 @@ def _ids(arguments: argparse.Namespace, settings: Settings, name: str, host: Hos
 
 def _judged(
     file: stack.StackFile, name: str, host: Host, reading: Reading, noted: str
-) -> tuple[dict[str, Vm], dict[str, Container], list[HomelabError]]:
-    """The guests of the settings on a host, and what a preview of it refuses.
+) -> tuple[dict[str, Vm], dict[str, Container], list[HomelabError], list[str]]:
+    """The guests of the settings on a host, what a preview of it refuses, and the VMs that it couldn't look into.
 
     :param noted: PROJECT/STACK.
     """
     vms, containers = file.guests().guests_on(name)
-    return vms, containers, planning.judged(name, host, vms, containers, noted, reading.facts)[1]
+    planned, refusals = planning.judged(name, host, vms, containers, noted, reading.facts)
+    return vms, containers, refusals, planned.unread if planned else []
 
 
 def everything(arguments: argparse.Namespace) -> whole.Whole:
@@ -154,16 +158,17 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
     """
     file = _settings(arguments)
     settings, noted = file.guests(), stack_options.noted(arguments, file)
-    parts: list[whole.Part] = []
+    parts, notes = list[whole.Part](), list[str]()
     for host_name in file.asked(arguments.host):
         try:
             name, host = file.host(host_name, arguments.identity)
             ids = [lxc.ctid for lxc in settings.containers.values() if lxc.host == name]
             reading = diagnosis.read(host, ids, ["host", *judge.installing(host, settings.containers.values())])
-            vms, containers, refusals = _judged(file, name, host, reading, noted)
+            vms, containers, refusals, unread = _judged(file, name, host, reading, noted)
         except HomelabError as error:
             parts.append(whole.Part(f"hosts.{host_name}", error=error))
             continue
+        notes += unread
         parts.append(whole.Part(f"hosts.{name}", host_judge.diagnose(reading, host, vms.values(), refusals, noted)))
         for vm_name, guest in vms.items():
             of_vm = functools.partial(vm.diagnose, reading, guest.vmid, host, vms, noted, refusals)
@@ -171,8 +176,8 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
         for lxc_name, lxc in containers.items():
             of_lxc = functools.partial(_container, file, name, host, lxc.ctid, reading, noted, refusals)
             parts.append(_part(f"containers.{lxc_name}", of_lxc))
-    releases = compatibility.load().known_releases(datetime.date.today()) if settings.stacks else ""
-    return whole.Whole(file.stack, parts, releases)
+    notes += [compatibility.load().known_releases(datetime.date.today())] if settings.stacks else []
+    return whole.Whole(file.stack, parts, notes)
 
 
 def _container(

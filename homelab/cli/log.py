@@ -57,4 +57,5 @@ def of_guest(file: StackFile, system: str, identity: str | None) -> tuple[Host, 
     host = file.host(guest.host, identity)[1]
     if isinstance(guest, Container):
         return host, f"container {guest.ctid}"
-    return host.model_copy(update={"ssh": guest.ssh, "address": guest.static_address}), ""
+    login = guest.ssh and guest.ssh.by_key(identity)
+    return host.model_copy(update={"ssh": login, "address": guest.static_address}), ""

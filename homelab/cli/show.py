@@ -52,7 +52,8 @@ def of_host(name: str, host: Host, settings: Settings, stack: str) -> tree.TreeN
     if found:
         planned, later = reading.after(current, facts, host, found.want, vms, containers, stack)
     title = f"{name} ({host.address}): {facts.kernel}, Proxmox VE {facts.pve or 'not found'}{facts.cluster.described}"
-    return tree.of_host(title, current, planned, (traits.of_host(facts), traits.of_host(later)), refused)
+    unread = found.unread if found else ()
+    return tree.of_host(title, current, planned, (traits.of_host(facts), traits.of_host(later)), refused, unread)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -41,8 +41,7 @@ class StackFile:
         """A host by its name, or the only one there is.
 
         :param identity: a private key's file, in place of what the settings log in with.
-        :raises HomelabError: it is missing or mistaken, or can't be logged in to without a secret that Pulumi has
-            encrypted.
+        :raises HomelabError: it is missing or mistaken.
         """
         hosts = self.values["hosts"]
         chosen = name or next(iter(hosts))
@@ -53,8 +52,8 @@ class StackFile:
                 why="one host is looked at at a time",
                 next=f"say which: --host {next(iter(hosts))}",
             )
-        host = _reachable(chosen, hosts[chosen], self.path, identity)
-        return chosen, parse({"hosts": readable({chosen: host})}).hosts[chosen]
+        host = parse({"hosts": readable({chosen: hosts[chosen]})}).hosts[chosen]
+        return chosen, host.model_copy(update={"ssh": host.ssh.by_key(identity)})
 
     def host_names(self) -> list[str]:
         """All hosts, in the file's order."""
@@ -147,28 +146,3 @@ def read(path: Path) -> StackFile:
 def path_of(stack: str) -> Path:
     """Where Pulumi keeps a stack's configuration; of `organization/project/stack` the last part counts."""
     return project() / f"Pulumi.{stack.rpartition('/')[2]}.yaml"
-
-
-# -- what Pulumi has encrypted --------------------------------------------------------------------------------------
-def _reachable(name: str, host: Any, path: Path, identity: str | None) -> Any:
-    """The host with a login that needs no secret."""
-    ssh = host.get("ssh") if isinstance(host, dict) else None
-    if not isinstance(ssh, dict):
-        return host
-    if identity is not None:
-        # A path given on the command line counts from there; one in the settings from the project's folder.
-        plain = {
-            key: value for key, value in ssh.items() if key not in ("privateKey", "privateKeyFile", "password", "agent")
-        }
-        return {**host, "ssh": {**plain, "privateKeyFile": str(Path(identity).expanduser().absolute())}}
-    encrypted = [key for key, value in ssh.items() if is_encrypted(value)]
-    if is_encrypted(ssh) or encrypted:
-        raise HomelabError(
-            wanted=f"to log in to {name} with what is in {path}",
-            found=f"hosts.{name}.ssh{'.' + encrypted[0] if encrypted else ''} is encrypted, and only Pulumi can "
-            "read it",
-            why="this command runs without Pulumi, its backend and its passphrase",
-            next="give a key with --identity FILE; or log in with ssh.privateKeyFile or ssh.agent, which need no "
-            "secret in the file",
-        )
-    return host

@@ -45,11 +45,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Whole:
-    """All parts of a stack. `releases`: a sentence about NVIDIA's; empty: the settings install nothing of them."""
+    """All parts of a stack. `notes`: what else there is to know, such as NVIDIA's releases, a sentence each."""
 
     stack: str
     parts: Sequence[Part]
-    releases: str = ""
+    notes: Sequence[str] = ()
 
     @property
     def readable(self) -> bool:
@@ -85,8 +85,7 @@ class Whole:
         parts.append(Table("all of the settings", COLUMNS, rows).text(width))
         if wrong:
             parts.append("one of them with its tables: homelab doctor host, or vm ID, or container ID")
-        if self.releases:
-            parts.append(textwrap.fill(self.releases, width))
+        parts += [textwrap.fill(note, width) for note in self.notes]
         return clean("\n\n".join(parts))
 
     def values(self) -> dict[str, Any]:

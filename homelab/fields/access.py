@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
 from pydantic import PrivateAttr, model_validator
@@ -12,7 +13,7 @@ from homelab.errors import HomelabError
 from homelab.fields.keys import PublicKey, public_key
 from homelab.fields.model import Model
 from homelab.fields.paths import resolved, text_of
-from homelab.fields.types import LocalPath, Port, PrivateKey, Secret, UnixUser
+from homelab.fields.types import ENCRYPTED, LocalPath, Port, PrivateKey, Secret, UnixUser
 
 
 class Ssh(Model):
@@ -48,6 +49,14 @@ class Ssh(Model):
         """
         self._later = values
 
+    def by_key(self, file: str | None) -> Self:
+        """The same, logging in with a private key's file, whose path counts from here; None: as it is."""
+        if file is None:
+            return self
+        path = str(Path(file).expanduser().absolute())
+        ways = {"private_key_file": path, "private_key": None, "password": None, "agent": False}
+        return self.model_copy(update=ways)
+
     def value_of(self, secret: str) -> Any:
         """A secret's value, or that for which it stands."""
         return self._later.get(secret, secret)
@@ -63,8 +72,17 @@ class Ssh(Model):
     def key(self) -> str | None:
         """The private key's text; None where a password or an agent is used.
 
-        :raises HomelabError: privateKeyFile can't be read.
+        :raises HomelabError: privateKeyFile can't be read, or what logs in is encrypted.
         """
+        for name, secret in (("privateKey", self.private_key), ("password", self.password)):
+            if secret is not None and secret.get_secret_value() == ENCRYPTED:
+                raise HomelabError(
+                    wanted=f"to log in with ssh.{name}",
+                    found=f"ssh.{name} is encrypted, and only Pulumi can read it",
+                    why="this command runs without Pulumi, its backend and its passphrase",
+                    next="give a key with --identity FILE; or log in with ssh.privateKeyFile or ssh.agent, which need "
+                    "no secret in the file",
+                )
         if self.private_key is not None:
             return self.private_key.get_secret_value()
         if self.private_key_file is None:

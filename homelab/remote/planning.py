@@ -42,7 +42,7 @@ VM_SECONDS = 5.0
 class Planned:
     """A host's plan. `facts`: the reading it is made from; `remarks`: on the host, a sentence each; `files`: those that
     will be written, changed or given back; `reboot`: whether the host will be rebooted; `guests`: text about guests
-    and NVIDIA's stacks, several lines.
+    and NVIDIA's stacks, several lines; `unread`: VMs that couldn't be looked into, a sentence each.
     """
 
     facts: HostFacts
@@ -51,6 +51,7 @@ class Planned:
     files: list[plan.PlannedFile]
     reboot: plan.PlannedReboot
     guests: str
+    unread: list[str]
 
     def text(self, name: str, host: Host, follows: str = "") -> str:
         """The whole plan for people; arguments as of `plan.describe`."""
@@ -108,7 +109,7 @@ def planned(
     remark_lines = "\n".join(f"  note: {remark}" for remark in (*vm_remarks, *made_remarks))
     stack_lines = [stack.text for stack in nvidia]
     guests = "\n".join(part for part in (vm_lines, container_lines, *stack_lines, remark_lines) if part)
-    return Planned(facts, want, [*of_host.remarks, *of_host.met], files, reboot, guests)
+    return Planned(facts, want, [*of_host.remarks, *of_host.met], files, reboot, guests, vm_remarks)
 
 
 def _of_new_guests(

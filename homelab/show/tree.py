@@ -44,6 +44,7 @@ def of_host(
     planned: Sequence[ShownCard],
     traits: tuple[Traits | None, Traits | None] = (None, None),
     refused: Sequence[HomelabError] = (),
+    remarks: Sequence[str] = (),
 ) -> TreeNode:
     """A host's tree.
 
@@ -52,6 +53,7 @@ def of_host(
     :param planned: its cards as they are to be.
     :param traits: the host's options: current, and as they are to be.
     :param refused: why `pulumi up` does nothing on it.
+    :param remarks: a sentence each.
     """
     before = {card.place: card for card in current}
     after = {card.place: card for card in planned}
@@ -70,11 +72,9 @@ def of_host(
         for group, cards in groups.items()
     ]
     no_card = (TreeNode("other", "no card of NVIDIA's, and none in the settings"),)
-    refusals = (
-        TreeNode("other", f"`pulumi up` refuses: wanted: {one.wanted}; found: {one.found}")
-        for one in Finding.of(*refused)
-    )
-    return TreeNode("host", title, children=(*_settings(*traits), *refusals, *(tuple(group_nodes) or no_card)))
+    refusals = (f"`pulumi up` refuses: wanted: {one.wanted}; found: {one.found}" for one in Finding.of(*refused))
+    texts = [TreeNode("other", text) for text in (*refusals, *remarks)]
+    return TreeNode("host", title, children=(*_settings(*traits), *texts, *(tuple(group_nodes) or no_card)))
 
 
 def _settings(before: Traits | None, after: Traits | None) -> tuple[TreeNode, ...]:

@@ -8,7 +8,7 @@ from remote_scripts.boot.loaders.found import Found
 from remote_scripts.boot.loaders.loader import Loader
 from remote_scripts.reading.answer import CommandLines
 from remote_scripts.reading.source import Source, lines_of
-from remote_scripts.tools.errors import Failure, UnreadableError
+from remote_scripts.tools.errors import Failure
 
 # Their versions decide which options of cards Proxmox VE knows, and what runs in containers.
 _PACKAGES = ("pve-manager", "qemu-server", "lxc-pve")
@@ -37,17 +37,11 @@ def command_lines(source: Source, loader: Loader | None) -> CommandLines:
 
 def next_boot(source: Source) -> dict[str, str]:
     """Why the default entry doesn't start, as an error's parts; empty: nothing is known against it."""
-
-    def parts() -> dict[str, str]:
-        try:
-            loaders.need_default(source.system)
-        except UnreadableError:
-            raise
-        except Failure as failure:
-            return vars(failure)
-        return {}
-
-    return source.noting(boot.GRUB_MENU, parts, {})
+    try:
+        loaders.need_default(source.system)
+    except Failure as failure:  # a menu that can't be read says nothing, and is noted elsewhere
+        return {} if isinstance(failure, OSError) else vars(failure)
+    return {}
 
 
 def packages(source: Source) -> dict[str, str]:

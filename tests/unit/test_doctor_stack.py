@@ -9,14 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import asyncssh
 import pytest
 import yaml
 
-from homelab.cli import command_line, stack_options
-from homelab.cli.doctor import main, parser
+from homelab.cli import command_line, log, show, stack_options
+from homelab.cli.doctor import diagnose, everything, main, parser
 from homelab.doctor import container, stack
 from homelab.doctor.report import Report
 from homelab.errors import HomelabError
+from homelab.host import plan
+from homelab.remote import diagnosis, planning, ssh
 from remote_scripts.notes.record import Record, State
 from tests.conftest import PROJECT
 from tests.unit.hosts import KEY, desktop
@@ -47,17 +50,38 @@ def test_one_of_several_is_asked_for(tmp_path: Path) -> None:
             both.host(name)
 
 
-@pytest.mark.parametrize("ssh", [{"privateKey": SECURE}, {"password": SECURE}])
-def test_a_login_that_pulumi_has_encrypted_is_said_with_what_needs_none(tmp_path: Path, ssh: dict[str, Any]) -> None:
-    found = written(tmp_path, {"hosts": {"pve": host(**ssh)}})
-    with pytest.raises(HomelabError) as raised:
-        found.host(None)
-    assert f"hosts.pve.ssh.{next(iter(ssh))} is encrypted" in raised.value.found
+@pytest.mark.parametrize("secret", ["privateKey", "password"])
+def test_a_secret_that_pulumi_has_encrypted_is_sent_to_no_host_and_no_vm_and_is_said(
+    tmp_path: Path, secret: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    login = {"hostKey": KEY, secret: SECURE}
+    vm = {"host": "pve", "vmid": 103, "gpus": ["big"], "address": "192.0.2.9", "ssh": login, "nvidia": {}}
+    gpus = {"gpus": {"big": {"match": "10de:2b85"}}}
+    found = written(tmp_path, {"hosts": {"pve": host(**{secret: SECURE}) | gpus}, "vms": {"sandbox": vm}})
+    monkeypatch.setattr(asyncssh, "connect", lambda *_, **__: pytest.fail("it logs in"))
+    guests = {"running": [103], "configs": [{"kind": "vm", "id": 103, "lines": ""}], "mappings": "", "reservations": ""}
+    known = found.guests()
+    (unread,) = planning._read_vms(known.hosts["pve"], desktop(guests=guests), known.vms, None)[2]
+    assert f"vms.sandbox was not looked into (ssh.{secret} is encrypted" in unread
+    with pytest.raises(HomelabError, match=f"ssh.{secret} is encrypted, and only Pulumi can read it") as raised:
+        ssh.read(found.host(None)[1])
     assert "--identity" in raised.value.next and "agent" in raised.value.next
     assert SECURE["secure"] not in str(raised.value)
+    monkeypatch.setattr(stack_options, "read", lambda _: found)
+    planned = planning.Planned(
+        desktop(), plan.Wanted("", "", {}, []), [], [], plan.PlannedReboot("no", "1", [], ""), "", [unread]
+    )
+    monkeypatch.setattr(planning, "judged", lambda *_: (planned, []))
+    monkeypatch.setattr(diagnosis, "read", lambda *_: reading(facts=desktop(guests=guests)))
+    monkeypatch.setattr(ssh, "read", lambda *_, **__: desktop(guests=guests))
+    for kind, told in (["stack"], everything), (["host"], diagnose), (["vm", "103"], diagnose):
+        asked = parser().parse_args(kind)
+        assert "vms.sandbox was not looked into" in told(asked).text()
+    assert any(unread in node.text for root in show.trees(asked) for node in root.walk())
+
     key = tmp_path / "key"
     key.write_text("-")
-    assert found.host(None, str(key))[1].ssh.key == "-"
+    assert found.host(None, str(key))[1].ssh.key == log.of_guest(found, "vms.sandbox", str(key))[0].ssh.key == "-"
 
 
 def test_other_secrets_are_not_asked_for(tmp_path: Path) -> None:
