@@ -42,10 +42,11 @@ def writable(facts: HostFacts, _host: Host) -> Iterator[HomelabError]:
         return
     yield HomelabError(
         wanted=f"the node {facts.cluster.node} in a cluster that takes changes",
-        found="it has no quorum (`pvecm status`): most of the cluster's votes are missing",
+        found="it has no quorum by `pvecm status`: its corosync is off, or most of the cluster's votes are missing",
         why="/etc/pve can only be read then: guests can't be changed or started, and a reboot would leave them "
         "off; nothing was changed",
-        next="bring the missing nodes back, or wait until they are, then run `pulumi up` again",
+        next="see `systemctl status corosync` on this node, and bring the missing nodes back, or wait until they are; "
+        "then run `pulumi up` again",
     )
 
 

@@ -24,7 +24,7 @@ _OPTION = re.compile(
 _KEY = re.compile(r"[a-z][a-z_-]*[0-9]*:")
 # Functions that a VM has by options of QEMU itself, past Proxmox VE; the rest of them may be a secret.
 _OF_QEMU = re.compile(r"(?:\bhost\W+|/)((?:[0-9a-f]{4,}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])(?!/*[\w.])")
-_QUORATE = re.compile(r"^Quorate:( +No)?", re.MULTILINE)
+_QUORATE = re.compile(r"^Quorate: +Yes", re.MULTILINE)
 
 
 def guests(source: Source, *, running: bool) -> Guests:
@@ -98,15 +98,11 @@ def _of_qemu(line: str) -> str:
 
 
 def _is_quorate(source: Source) -> bool:
-    """Whether /etc/pve can be written. A host that is alone always may; of a node whose pvecm doesn't answer it isn't
-    known.
+    """Whether /etc/pve can be written. On a host that is alone it always can; on a node of a cluster if pvecm says so,
+    which says nothing where corosync is off.
     """
-    if source.needed(f"{_PVE}/corosync.conf") is None:
-        return True
-    match = _QUORATE.search(source.ask("pvecm", "status").text)  # it ends with 2 where there is none
-    if not match:
-        source.note(_PVE, "`pvecm status` doesn't say whether this node has a quorum")
-    return not (match and match[1])
+    is_alone = source.needed(f"{_PVE}/corosync.conf") is None
+    return is_alone or bool(_QUORATE.search(source.ask("pvecm", "status").text))
 
 
 def _ha_files(source: Source) -> HaFiles:

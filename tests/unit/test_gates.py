@@ -316,6 +316,7 @@ def test_a_node_without_a_quorum_is_left_as_it_is() -> None:
     alone = replace(facts, cluster=replace(facts.cluster, quorate=False, node="pve1"))
     (found,) = gates.check(alone, settings())[1]
     assert "the node pve1" in found.wanted and "no quorum" in found.found and "nothing was changed" in found.why
+    assert "`systemctl status corosync`" in found.next and "remove" not in found.next
 
 
 def test_guests_that_the_host_doesnt_list_are_not_taken_for_off() -> None:
