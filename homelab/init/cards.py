@@ -188,7 +188,7 @@ def parse_use(
         "allowContainers": [config.id for config in facts.containers_with(card.place)],
     }
     errors = _refused(facts, card, host, use, own)
-    for size in range(3 if vms else 1):
+    for size in range(3 if use == "vm" else 1):
         for keys in itertools.combinations(openers, size):
             more = {key: openers[key] for key in keys}
             if not (_refused(facts, card, host, use, {**own, **more}) if more else errors):
@@ -240,6 +240,7 @@ def judged(vmid: int, card: Card, facts: HostFacts) -> JudgedGuest:
 
 
 def _refused(facts: HostFacts, card: Card, host: Host, use: str, more: Mapping[str, Any]) -> list[HomelabError]:
-    gpu = Gpu.model_validate({**card.find, "use": use, **more})
+    # Whether what the settings have of it fits another use, whoever reads them whole says.
+    gpu = Gpu.model_validate({**card.find, **more, "use": "vm"}).model_copy(update={"use": use})
     alone = host.model_copy(update={"gpus": {card.key: gpu}, "take_over": host.take_over or use != "vm"})
     return gates.check(facts, alone)[1]

@@ -108,6 +108,11 @@ def test_what_a_person_has_to_accept_is_asked_and_nothing_else_opens_a_gate() ->
     assert screen.more == {"allowConsole": True}
     assert screen.refused is not None and "boot_vga" in screen.refused.found
     assert parse_use("103", host(), 1, allowConsole=True).more == {}  # the settings, or --set, have opened it
+    for own in "lxc", "shared":  # what it was for until now
+        assert parse_use("103", host(), 1, use=own).more == {"allowConsole": True}
+    assert parse_use("901", host(), 1, reset="flr").use == "lxc"
+    with pytest.raises(Mistake, match="it is not one of NVIDIA's"):
+        parse_use("103,901", host(), 1)
     configs = [
         *GUESTS["configs"][:1],
         {"kind": "lxc", "id": 901, "lines": "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind\n"},
