@@ -1,9 +1,10 @@
 """apt and dpkg for a layer: what they would do, what they do, and what the layer has added.
 
 /var/lib/homelab/packages/LAYER has a line for each package that the layer added, changed or removed: name, version now,
-version before, tabs between; `-` for a package that isn't there. It is written before apt is called, so that a run
-which is killed leaves nothing unknown behind, and brought to what really is there at the end. What goes again is what
-apt itself calls unneeded once the layer's packages aren't wanted by hand any more, as far as it came with the layer.
+version before, apt's mark, tabs between; `-` for a package that isn't there. It is written before apt is called, so
+that a run which is killed leaves nothing unknown behind, and brought to what really is there at the end. What goes
+again is what apt itself calls unneeded once the layer's packages aren't wanted by hand any more, as far as it came with
+the layer. A package that came for others, and that its owner has asked for since, is his.
 
 /var/lib/homelab/steps/STEP, a layer without `nvidia-`, has the name under which the settings have the system: a system
 that was reinstalled, or went back to a snapshot, tells of no step that was carried out.
@@ -187,9 +188,9 @@ class Apt(AskedApt):
         words = [*words]
         if not all(map(self.is_whole, words)):
             self.repair()
+        self.settle()
         words = [word for word in words if not self.is_whole(word)]
         if not words:
-            self.settle()
             return
         shown = " ".join(word.rpartition("/")[2] for word in words)
         what = f"to install {shown}"
@@ -198,8 +199,8 @@ class Apt(AskedApt):
             self.explain_install(plan.why, what)
         self.need_own(self.of_others(plan.going, may_remove), what)
         names = {word.partition("=")[0] for word in words}
-        automatic = sorted(names & self.installed().present.keys() & self.marked("auto") - {*self.records()})
-        self._write({**plan.changes, **self.records()})
+        automatic = sorted(names & self.installed().present.keys() & self.marked("auto"))
+        self._note(plan.changes)
         self.system.log.say(f"installing {shown}")
         self.system.files.changed = True
         # It fetches gigabytes, too: a slow line mustn't end it while it unpacks.
@@ -249,7 +250,10 @@ class Apt(AskedApt):
 
     def mark(self, mark: Literal["auto", "manual"], names: Sequence[str]) -> bool:
         """Packages count as installed for others alone, or by hand; returns whether that could be done."""
-        return not names or self._retry_while_locked("apt-mark", mark, *names).status == 0
+        if not names:
+            return True
+        self._note()
+        return self._retry_while_locked("apt-mark", mark, *names).status == 0
 
     def tidy(self, wanted: Collection[str] = (), *, recommends: bool = False) -> list[str]:
         """What came with the layer, isn't wanted and isn't needed any more is purged.
@@ -260,33 +264,40 @@ class Apt(AskedApt):
         :raises Failure: apt can't do it.
         """
         self.settle()
-        came = {name for name, record in self.records().items() if record.before == "-"}
-        there = self.installed()
+        came = {name: record for name, record in self.records().items() if record.before == "-"}
         if not came:
             return []
-        ours, automatic = came & there.present.keys(), self.marked("auto")
-        is_marked = self.mark("auto", sorted(ours - automatic - {*wanted}))
-        is_marked &= self.mark("manual", sorted(ours & automatic & {*wanted}))  # by what was cut short they weren't
+        there = [name for name, record in came.items() if record.now != "-"]
+        is_marked = self.mark("manual", [name for name in there if name in wanted and came[name].mark == "auto"])
+        is_marked &= self.mark("auto", [name for name in there if name not in wanted and came[name].mark == "manual"])
+        self.settle()
         important = f"APT::AutoRemove::RecommendsImportant={'true' if recommends else 'false'}"
         with self.aside() as other:  # where nothing is protected by its name
             plan = other.simulate(*_UNNEEDED, "-o", important)
         if plan.why or not is_marked:
             self.explain(plan.why or "apt-mark failed", "to remove what isn't wanted", "this program installed it")
-        gone = [name for name in plan.going if name in came]
-        gone += sorted(came & there.left - {*wanted} - _WITH_DATA)
-        if gone and not {*self.simulate("purge", *gone).going} <= came:  # others need it that nothing needs
-            gone = [name for name in gone if {*self.simulate("purge", name).going} <= came]
+        left = [name for name in self.installed().left if name not in wanted and name not in _WITH_DATA]
+        gone = [name for name in (*plan.going, *sorted(left)) if name in came]
+        if not self._goes_alone(gone, came):  # others need it that nothing needs
+            gone = [name for name in gone if self._goes_alone([name], came)]
         if gone:
-            words = " ".join(gone)
-            self.system.log.say(f"removing {words}")
-            if with_data := [name for name in gone if name in _WITH_DATA]:
-                self.get("remove", *with_data)
-            done = self.get("purge", *(name for name in gone if name not in with_data))
-            self.settle()
-            if done.status != 0 and {*gone} & {*self.records()}:
-                self.explain(done, f"to remove {words}", "this program installed them")
-            self.system.files.changed = True
-        return sorted(came & self.installed().present.keys() - {*wanted})
+            self._purge(gone)
+        return sorted(name for name in self.installed().present if name in came and name not in wanted)
+
+    def _goes_alone(self, names: Sequence[str], came: Collection[str]) -> bool:
+        return not names or {*self.simulate("purge", *names).going} <= {*came}
+
+    def _purge(self, names: Sequence[str]) -> None:
+        words = " ".join(names)
+        self._note()
+        self.system.log.say(f"removing {words}")
+        if with_data := [name for name in names if name in _WITH_DATA]:
+            self.get("remove", *with_data)
+        done = self.get("purge", *(name for name in names if name not in with_data))
+        self.settle()
+        if done.status != 0 and {*names} & {*self.records()}:
+            self.explain(done, f"to remove {words}", "this program installed them")
+        self.system.files.changed = True
 
     # The record.
 
@@ -298,11 +309,25 @@ class Apt(AskedApt):
         return recorded(self.system, self.layer)
 
     def settle(self) -> None:
-        """The record says what there is; what is as it was before the layer isn't in it."""
-        there = self.installed()
-        now = {name: Record(there.present.get(name) or "-", record.before) for name, record in self.records().items()}
-        # What is left of one that was removed for another of homelab's is purged with the rest.
-        self._write({name: record for name, record in now.items() if record.now != record.before or name in there.left})
+        """The record says what there is; what is as it was before the layer isn't in it, nor what is its owner's by
+        now.
+        """
+        if not (records := self.records()):
+            return
+        there, automatic = self.installed(), self.marked("auto")
+        kept = {}
+        for name, record in records.items():
+            now, mark = there.present.get(name) or "-", "auto" if name in automatic else "manual"
+            is_theirs = record.mark == "auto" and mark == "manual" and name in there.whole
+            # What is left of one that was removed for another of homelab's is purged with the rest.
+            if not is_theirs and (now != record.before or name in there.left):
+                kept[name] = Record(now, record.before, mark)
+        self._write(kept)
+
+    def _note(self, changes: Mapping[str, Record] = {}) -> None:
+        """What is going to change. Marks count again once this is settled: an apt that is killed loses them."""
+        records = {**changes, **self.records()}
+        self._write({name: Record(record.now, record.before) for name, record in records.items()})
 
     def of_layer(self) -> list[str]:
         """What the layer added or changed and is there."""
@@ -313,7 +338,7 @@ class Apt(AskedApt):
         if not records:
             files.remove(path)
             return
-        lines = sorted(f"{name}\t{record.now}\t{record.before}\n" for name, record in records.items())
+        lines = sorted(f"{name}\t{one.now}\t{one.before}\t{one.mark}\n" for name, one in records.items())
         files.note(path, "".join(lines).encode("utf-8", "surrogateescape"))
 
     # What failures mean.

@@ -32,10 +32,11 @@ class Installed:
 
 @dataclass(frozen=True)
 class Record:
-    """A package: its version now and before; `-` where it isn't there."""
+    """A package: its version now and before; `-` where it isn't there. `mark`: auto, if a run has left it so."""
 
     now: str
     before: str
+    mark: str = "manual"
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def recorded(system: System, layer: str) -> dict[str, Record]:
     text = system.files.need_text(f"{RECORDS}/{layer}", ANSWER_BYTES)
     lines = (line.split("\t") for line in text.split("\n") if line)
     # A version may be empty; a line that was cut short is none.
-    return {words[0]: Record(*words[1:]) for words in lines if len(words) == 3}
+    return {words[0]: Record(*words[1:]) for words in lines if len(words) in (3, 4)}
 
 
 def announced(text: str) -> dict[str, Record]:

@@ -146,6 +146,17 @@ def test_what_others_need_by_then_stays_and_is_named(machine: Machine) -> None:
     assert {*machine.versions()} == {"dpkg", "gdm", "dkms", "needs-dkms"}
 
 
+def test_what_its_owner_has_asked_for_since_stays(machine: Machine) -> None:
+    wanted = machine.wanted(cuda="12.8")
+    apply(machine, wanted)
+    machine.apt("install", "cuda-nvcc-12-8")  # "set to manually installed"
+    # What needed it goes, at an apply and with all else; and so with what the layer had asked for itself before.
+    apply(machine, machine.wanted(cuda="12.9"))
+    apply(machine, machine.wanted(beside=("cuda-nvcc-12-9",)))
+    assert {"cuda-nvcc-12-8", "cuda-nvcc-12-9"} <= {*machine.versions()}
+    assert revert(machine, wanted) == () and {*machine.versions()} == {"dpkg", "gdm", "cuda-nvcc-12-8"}
+
+
 def test_nvidias_repository_is_asked_for_a_guest_that_is_not_there_yet(machine: Machine) -> None:
     names = ("cuda-toolkit-12-8", "cuda-toolkit-12-7", "libnccl2=*+cuda13.*", "libnccl2=*+cuda12.*", "docker.io")
     before = machine.lasting()
