@@ -24,6 +24,5 @@ PVE::LXC::Config->lock_config($id, sub {
     die "another one has changed it meanwhile\n" if sha1_hex($text) ne $read;
     return if $same && meaning($text) ne meaning($new);
     PVE::LXC::Config->check_lock(PVE::LXC::Config::parse_pct_config("/lxc/$id.conf", $text));
-    unlink glob "$file.tmp.*"; # of writers that were killed
     PVE::Tools::file_set_contents($file, $new, 0640);
 });
