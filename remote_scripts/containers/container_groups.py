@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import re
 
+from remote_scripts.containers.container_system import need_running
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
 # What is read of a container's groups, in bytes; the rest is left out.
 _GROUP_BYTES = 65536
-_GROUPS = 'getent group render video || { cd /etc && cat group; }; echo "#"'
+_GROUPS = "getent group render video || { cd /etc && cat group; }"
 _GROUP_ID = re.compile(r"0*[0-9]{1,5}")
 
 
@@ -20,11 +21,11 @@ def groups_of(system: System, ctid: int) -> dict[str, int]:
 
     :raises Failure: it doesn't tell them.
     """
-    done = system.run.ask("pct", "exec", str(ctid), "--", "sh", "-c", _GROUPS, seconds=60, limit=_GROUP_BYTES)
-    if done.status != 0 or not done.output.endswith(b"#\n"):  # half of an answer would be no such groups
+    done = need_running(system, ctid).run.ask("sh", "-c", _GROUPS, seconds=60, limit=_GROUP_BYTES)
+    if done.status != 0:  # half of an answer would be no such groups
         raise Failure(
             f"to know the groups render and video of container {ctid}",
-            f"`pct exec {ctid}` didn't list them all (exit status {done.status})",
+            f"it didn't list them all (exit status {done.status})",
             "a card's nodes are for the members of these groups; its configuration is unchanged",
             f"try `pct enter {ctid}`, then run `pulumi up` again",
         )

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs inside a container, by `pct exec`: which of NVIDIA's and the kernel's graphics nodes are there, who may open them, and which
+# Runs inside a container: which of NVIDIA's and the kernel's graphics nodes are there, who may open them, and which
 # libraries of NVIDIA's are found. Changes nothing. No nvidia-smi: as root it makes the nodes that it misses.
 # Output, a line each:
 #   node PATH TYPE-MAJOR TYPE-MINOR MODE UID GID KIND   numbers in hexadecimal, KIND as `stat` has it
@@ -7,9 +7,6 @@
 #   library PATH TARGET                                 what the loader takes, links followed
 ROOT=${ROOT:-}
 SHELL_OF_NOBODY=/bin/sh
-export PATH="${PATH:+$PATH:}$ROOT/run/current-system/sw/bin" # NixOS
-# The results are words of the system: in its own language.
-export LC_ALL=C
 
 # Run by each user once, with WHO PATH... as arguments. A shell's redirection would make a file where there is no node; dd opens for
 # reading first, which makes nothing. What MIG's capabilities give is taken by reading alone.

@@ -15,6 +15,7 @@ from remote_scripts.cards import card_start
 from remote_scripts.pve import api, guest_tasks, guests
 from remote_scripts.pve.container_conf import passed_on
 from remote_scripts.pve.pmxcfs import PVE_LXC
+from remote_scripts.tools.container import ContainerSystem
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text, without_secrets
@@ -92,10 +93,13 @@ def _containers(system: System, ids: tuple[int, ...]) -> Iterator[ContainerInsid
         power = guests.power_of(system, "pct", str(id))
         inside = problem = ""
         if power == "on":
-            arguments = ("exec", str(id), "--", "sh", "-c", installed.TEXTS["inspect_inside"])
-            done = system.run.ask("pct", *arguments, seconds=_INSIDE_SECONDS, limit=_INSIDE_BYTES)
-            inside = as_text(done.output + done.error, _INSIDE_BYTES).rstrip("\n")
-            if done.status != 0:
-                problem = f"exit status {done.status}: " + "\n".join(inside.split("\n")[-3:])
+            words = ("sh", "-c", installed.TEXTS["inspect_inside"])
+            try:
+                done = ContainerSystem(id, system).run.ask(*words, seconds=_INSIDE_SECONDS, limit=_INSIDE_BYTES)
+                inside = as_text(done.output + done.error, _INSIDE_BYTES).rstrip("\n")
+                if done.status != 0:
+                    problem = f"exit status {done.status}: " + "\n".join(inside.split("\n")[-3:])
+            except Failure as failure:
+                problem = failure.found
         running = None if power == "unknown" else power == "on"
         yield ContainerInside(id, passed_on(text), running, inside, problem)

@@ -15,6 +15,7 @@ import pytest
 from lab.api.guest_config import GuestConfig
 from remote_scripts.both import container_cards
 from remote_scripts.both.terms import Terms
+from remote_scripts.containers import container_groups
 from remote_scripts.guests import change, container, container_follow, guest, requests
 from remote_scripts.layers import card_nodes as boot_layer
 from remote_scripts.notes import guest_notes
@@ -25,6 +26,7 @@ from remote_scripts.pve.guest_kinds import CONTAINER
 from remote_scripts.pve.properties import differing
 from remote_scripts.tools import disk, state
 from remote_scripts.tools.done import Done
+from remote_scripts.tools.system import System
 from tests.agent import api_kit
 from tests.agent.kit import Host, with_files_as_devices
 
@@ -67,6 +69,7 @@ class Cards300:
         self.inside = "root:x:0:\nvideo:x:44:\nrender:x:104:\n"
         host.programs |= {
             "pct": self.pct,
+            "inside": lambda *_: self.inside,
             "systemctl": lambda arguments, _stdin: "inactive\n" if arguments[0] == "is-active" else "no\n",
             "modinfo": lambda _arguments, _stdin: 0,
         }
@@ -131,10 +134,10 @@ class Cards300:
         return tasks
 
     def pct(self, arguments: Sequence[str], _stdin: bytes) -> Done | int | str:
-        if arguments[0] not in ("status", "exec"):
+        if arguments[0] != "status":
             self.calls.append([*arguments])
             return 255
-        return f"status: {self.state}\n" if arguments[0] == "status" else f"{self.inside}#\n"
+        return f"status: {self.state}\n"
 
     def serve(self) -> None:
         api_kit.serve(self.host, self.answer)
@@ -242,7 +245,15 @@ def on(box: Cards300, host: Host) -> Cards300:
     return copied
 
 
+def _enter(host: System, ctid: int) -> System:
+    """The container as a system, whose only program says its groups."""
+    assert ctid == CTID
+    return System(host.root, programs={"sh": lambda *_: host.run.ask("inside")})
+
+
 def without_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is it a real container that is entered."""
+    monkeypatch.setattr(container_groups, "need_running", _enter)
     for module, name in (
         (state, "_TRY_SECONDS"),
         (container_follow, "CARD_SECONDS"),

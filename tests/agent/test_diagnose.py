@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,12 @@ from homelab.doctor.reading import Extra
 from homelab.remote import scripts
 from remote_scripts.both.diagnose import Wanted
 from remote_scripts.cards import host_nodes
+from remote_scripts.layers import diagnose
 from remote_scripts.tools.device import Device
-from remote_scripts.tools.done import Done
+from remote_scripts.tools.done import TIMED_OUT, Done
+from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.plain import of_plain
+from remote_scripts.tools.system import System
 from tests.agent import api_kit
 from tests.agent.kit import Host, Refused, with_files_as_devices
 
@@ -53,14 +56,23 @@ def stocked(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     host.write("/etc/pve/nodes/other/lxc/300.conf", "hostname: far\n")
     (host.root / "etc/pve/lxc").symlink_to("nodes/pve/lxc")
     (host.root / "etc/pve/local").symlink_to("nodes/pve")
-    host.programs["pct"] = pct
+    answers = {"950": "status: running\n", "901": "status: stopped\n"}
+    host.programs["pct"] = lambda arguments, _stdin: answers[arguments[1]] if arguments[0] == "status" else 255
+    says(monkeypatch, lambda: "node /dev/nvidia0\n")
 
 
-def pct(arguments: Sequence[str], _stdin: bytes) -> str:
-    if arguments[0] == "status":
-        return {"950": "status: running\n", "901": "status: stopped\n"}[arguments[1]]
-    assert [*arguments] == ["exec", "950", "--", "sh", "-c", scripts.file("inspect_inside.sh")]
-    return "node /dev/nvidia0\n"
+def says(monkeypatch: pytest.MonkeyPatch, answer: Callable[[], Done | str]) -> None:
+    """What is said inside container 950."""
+
+    def sh(arguments: Sequence[str], _stdin: bytes) -> Done | str:
+        assert [*arguments] == ["-c", scripts.file("inspect_inside.sh")]
+        return answer()
+
+    def enter(ctid: int, host: System) -> System:
+        assert ctid == 950
+        return System(host.root, programs={"sh": sh})
+
+    monkeypatch.setattr(diagnose, "ContainerSystem", enter)
 
 
 def read(host: Host, *containers: int) -> Extra:
@@ -152,13 +164,16 @@ def test_a_container_that_does_not_say_whether_it_runs_is_not_called_off(
     assert (container.running, container.was_seen) == (None, False)
 
 
-def test_a_container_that_hangs_hides_nothing_else(host: Host) -> None:
-    def hangs(arguments: Sequence[str], stdin: bytes) -> Done | str:
-        return pct(arguments, stdin) if arguments[0] == "status" else Done(124, b"one\ntwo\nthree\nhalf an answer")
+def test_a_container_that_hangs_or_ends_hides_nothing_else(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends() -> str:
+        raise Failure("an answer", "lxc-attach led to the host instead", "x", "y")
 
-    host.programs["pct"] = hangs
+    says(monkeypatch, lambda: Done(TIMED_OUT, b"one\ntwo\nthree\nhalf an answer"))
     problems = [one.problem for one in read(host, 950, 901).containers]
     assert problems == ["exit status 124: two\nthree\nhalf an answer", ""]
+    says(monkeypatch, ends)
+    ended, _ = read(host, 950, 901).containers
+    assert (ended.inside, ended.problem) == ("", "lxc-attach led to the host instead")
 
 
 def test_nodes_are_told_by_their_path_on_the_host_and_what_is_none_isnt(host: Host) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -43,14 +42,6 @@ def test_who_may_open_a_node_is_told_for_root_and_for_an_ordinary_user(container
         "root /dev/nvidia0 ok",
         "user /dev/nvidia0 Permission denied",
     ]
-
-
-def test_nixos_has_its_programs_in_a_folder_of_its_own(container: Host) -> None:
-    for name in ("cat", "sh", "tail", "true"):
-        path = container.write(f"/run/current-system/sw/bin/{name}", "")
-        path.unlink()
-        path.symlink_to(shutil.which(name) or "")
-    assert "user /dev/nvidia0 Permission denied" in inside(container, PATH=str(container.root.parent / "commands"))
 
 
 def test_without_setpriv_su_becomes_nobody(container: Host) -> None:
