@@ -167,16 +167,18 @@ def _next_id(system: System) -> str:
 
 
 def _remove(system: System, vm: str) -> None:
-    """A lock that an interrupted command has left is passed over."""
+    """A lock that an interrupted command has left is passed over. Nothing is purged: of an id that is free a backup job
+    may know a VM that is to be restored.
+    """
     done = system.run.do("qm", "stop", vm, "--skiplock", "1", doing=_DOING)
     if done.status == 0:
-        done = system.run.do("qm", "destroy", vm, "--skiplock", "1", "--purge", "1", doing=_DOING)
+        done = system.run.do("qm", "destroy", vm, "--skiplock", "1", doing=_DOING)
     if done.status != 0:
         raise Failure(
             "the test VM removed again",
             f"VM {vm} ({NAME}) is still there: {done.text}",
             "it still has the card, and is no longer needed",
-            f"run `qm stop {vm}; qm destroy {vm} --purge` on the host",
+            f"run `qm stop {vm}; qm destroy {vm}` on the host",
         )
 
 

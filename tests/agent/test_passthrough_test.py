@@ -81,7 +81,7 @@ def test_it_answers_what_the_vm_saw_and_leaves_nothing(host: Host, qm: Qm) -> No
         ],
     }
     assert_nothing_is_left(host)
-    assert qm.said[-2:] == ["stop 104 --skiplock 1", "destroy 104 --skiplock 1 --purge 1"]
+    assert qm.said[-2:] == ["stop 104 --skiplock 1", "destroy 104 --skiplock 1"]
 
 
 def test_the_vm_gets_each_slot_once_and_its_kernel_by_args(host: Host, qm: Qm) -> None:
@@ -200,7 +200,7 @@ def test_a_vm_that_cannot_be_removed_is_named_with_the_way_to_do_it(host: Host, 
     qm.fails["destroy"] = "can't remove VM 104"
     text = refusal(host)
     assert f"found:  VM 104 ({NAME}) is still there: can't remove VM 104" in text
-    assert "next:   run `qm stop 104; qm destroy 104 --purge` on the host" in text
+    assert "next:   run `qm stop 104; qm destroy 104` on the host" in text
 
 
 # -- what it refuses before anything is made -----------------------------------------------------------------------------
@@ -238,7 +238,7 @@ def test_what_an_interrupted_test_has_left_is_removed_and_nothing_else(host: Hos
     qm.runs.add("900")
     host.write(f"{FOLDER}/initrd.img", "half")
     assert apply(host)
-    assert qm.said[:2] == ["stop 900 --skiplock 1", "destroy 900 --skiplock 1 --purge 1"]
+    assert qm.said[:2] == ["stop 900 --skiplock 1", "destroy 900 --skiplock 1"]
     assert sorted(path.name for path in (host.root / "etc/pve/qemu-server").iterdir()) == ["103.conf", "901.conf", "902.conf"]  # fmt: skip
     assert not (host.root / FOLDER[1:]).exists()
 
