@@ -43,7 +43,7 @@ def this_node(system: System) -> Node:
     files = system.files
     with suppress(OSError):
         if name := files.target(_LOCAL).rpartition("/")[2]:
-            return Node(name, files.exists("/etc/pve/corosync.conf"))
+            return Node(name, time_of(system, "/etc/pve/corosync.conf") is not None)
     return Node("", files.exists("/etc/corosync/corosync.conf"))
 
 

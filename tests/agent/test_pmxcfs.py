@@ -24,7 +24,7 @@ from remote_scripts.tools.errors import Failure
 from tests.agent.kit import Host, watched
 from tests.waiting import wait_until
 
-CONF = "/etc/pve/lxc/901.conf"
+CONF, COROSYNC = "/etc/pve/lxc/901.conf", "/etc/pve/corosync.conf"
 
 
 def test_a_file_that_is_being_replaced_is_never_absent(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +34,7 @@ def test_a_file_that_is_being_replaced_is_never_absent(host: Host, monkeypatch: 
         looks = itertools.count(1)
 
         def stat(path: Path, **options: Any) -> Any:
-            if str(path).endswith(CONF) and next(looks) % 8:
+            if str(path).endswith((CONF, COROSYNC)) and next(looks) % 8:
                 raise FileNotFoundError(errno.ENOENT, "it is being replaced")
             return real(path, **options)
 
@@ -55,6 +55,10 @@ def test_a_file_that_is_being_replaced_is_never_absent(host: Host, monkeypatch: 
     assert system.files.need(CONF) == b"" and Source(system).needed(CONF) == ""
     monkeypatch.setattr(Path, "stat", fails_but_each_eighth(Path.stat))
     assert pmxcfs.time_of(system, CONF) is not None and not guests.is_gone(system, "pct", "901")
+    host.write(COROSYNC, "")
+    (host.root / "etc/pve/local").symlink_to("nodes/pve")
+    monkeypatch.setattr(os, "lstat", fails_but_each_eighth(os.lstat))
+    assert pmxcfs.this_node(system) == pmxcfs.Node("pve", clustered=True)
 
 
 def test_a_note_is_written_while_the_folder_goes_with_another_guests_last_one(host: Host) -> None:
