@@ -35,7 +35,8 @@ class Record:
     @property
     def age(self) -> float:
         """Seconds since its state began."""
-        return time.time() - self.since
+        # A clock that has been set back since would have no step ever be too old.
+        return abs(time.time() - self.since)
 
     @property
     def at(self) -> str:
