@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -44,6 +45,7 @@ class WrittenFiles(ReadFiles):
         #: Called by `finish`, once nothing is to be undone any more.
         self.at_finish: list[Callable[[], None]] = []
         self._undo: dict[str, Path | None] = {}
+        self._numbers = itertools.count()
         self._temporaries: list[Path] = []
         self._step_noted = False
         self._step_begun = ""
@@ -212,7 +214,7 @@ class WrittenFiles(ReadFiles):
             backup = None
             if self.exists(path):
                 place = next((place for place in _PLACES if path.startswith(f"{place}/")), HOME)
-                backup = self._at(f"{place}/{_UNDO}/{len(self._undo)}")
+                backup = self._at(f"{place}/{_UNDO}/{next(self._numbers)}")
                 self._disk.need_folder(backup.parent)
                 self._disk.copy(self._at(path), backup)
             self._undo[path] = backup

@@ -326,6 +326,19 @@ def test_a_folder_that_cant_be_tidied_away_waits_for_the_next_run(host: Host) ->
     assert host.tree() == before
 
 
+def test_what_is_left_as_it_is_takes_no_other_file_with_it(host: Host) -> None:
+    files = host.system().files
+    for name in "abc":
+        host.write(f"/etc/{name}", name)
+    files.remember("/etc/a", "/etc/b")
+    files.leave("/etc/a")
+    files.remember("/etc/c")
+    for name in "abc":
+        files.write(f"/etc/{name}", b"new", 0o644)
+    files.undo()
+    assert [host.read(f"/etc/{name}") for name in "abc"] == ["new", "b", "c"]
+
+
 def test_what_waits_for_a_success_is_done_by_finish_and_forgotten_by_undo(host: Host) -> None:
     done: list[str] = []
     files = host.system().files
