@@ -7,7 +7,7 @@ container of this system, in which the layer is to work; missing: on this system
 is one line of JSON, or, with another exit status than 0, a message for a person in four parts; standard error has a log
 for people.
 
-ROOT in the environment is before every path, so that a simulated host can be a folder; on a host it isn't set.
+HOMELAB_ROOT in the environment is before every path, so that a simulated host can be a folder; on a host it isn't set.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def main(arguments: list[str], codes: dict[str, str], text: bytes | None = None)
         _print(_message(failure))
         return 1
     os.umask(0o022)
-    root = Path(os.environ.get("ROOT") or "/")
+    root = Path(os.environ.get("HOMELAB_ROOT") or "/")
     if verb == _HOLD:
         for number in (signal.SIGHUP, signal.SIGTERM):  # a host that shuts down need not wait for it
             signal.signal(number, lambda given, _: sys.exit(128 + given))
@@ -115,7 +115,7 @@ def answered(system: System, verb: str, request: Request, module: ModuleType) ->
 def program(layer: str, arguments: Sequence[str]) -> int:
     """What a program does that a layer has put on this system (tools/boot_service.py); returns its exit status."""
     os.umask(0o022)
-    system = System(Path(os.environ.get("ROOT") or "/"))
+    system = System(Path(os.environ.get("HOMELAB_ROOT") or "/"))
     try:
         importlib.import_module(f"remote_scripts.layers.{layer}").program(system, arguments)
     except Exception as error:

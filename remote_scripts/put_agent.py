@@ -47,7 +47,7 @@ def compiled(archive: bytes) -> bytes:
 def put(place: str, archive: str) -> None:
     """Puts it there, on the disk when this returns, and answers `{"agent": ITS SUM}`.
 
-    :param place: the file, without ROOT.
+    :param place: the file, without HOMELAB_ROOT.
     :param archive: of the sources, in base64.
     """
     if sys.version_info[:2] < OLDEST:
@@ -58,7 +58,7 @@ def put(place: str, archive: str) -> None:
             "upgrade this system: Debian 12 and Proxmox VE 8 have Python 3.11, Ubuntu 22.04 has 3.10",
         )
     os.umask(0o022)
-    path = os.environ.get("ROOT", "") + place
+    path = os.environ.get("HOMELAB_ROOT", "") + place
     content = compiled(base64.b64decode(archive))
     folder, name = os.path.split(path)
     temporary = f"{folder}/.{name}.new"  # by no name that another run takes for a leftover

@@ -6,7 +6,7 @@ boot, in STATE/guests/ID/direct, and nobody can log in to it. What the VM has in
 A guest's tree lies in STATE/guests/ID/root. It is installed at the first boot (distribution, kernel, accounts with the
 lab's key) and stays until the VM is removed; each boot makes /proc, /sys, /run and /dev anew, with the devices that the
 VM was given and its own virtual ones, and a new boot id. Cloud-init's settings reach it at its boots: the name, the
-user, the keys. Commands run as those of the host do, in bash's environment with ROOT, LAB_STATE and a PATH that begins
+user, the keys. Commands run as those of the host do, in bash's environment with HOMELAB_ROOT, LAB_STATE and a PATH that begins
 with the simulated commands, and so see the guest, not the host.
 """
 
@@ -27,7 +27,7 @@ from lab.host.installed import install_base, note_package
 from lab.host.kernel import ModprobeError, RunningKernel, modules_of
 from lab.host.kernel_files import write_kernel
 from lab.host.modprobe import root_modprobe_config
-from lab.host.state import PYTHON_IN_BASH, SHELL_FILE, HostState, of_command_server, of_packages, own_path
+from lab.host.state import PYTHON_IN_BASH, SHELL_FILE, HostState, of_command_server, of_packages, of_root, own_path
 from lab.ports import guest_address
 from lab.state import StatePaths
 
@@ -90,7 +90,7 @@ def environment_of(system: HostState, user: str) -> dict[str, str]:
     """The environment in which a user's commands run in a guest; nothing of the caller's is in it."""
     account = accounts(system).get(user) or Account(user, 0, 0, "/")
     return {
-        "ROOT": str(system.root),
+        **of_root(system.root),
         "LAB_STATE": str(system.state),
         **of_command_server(),
         **of_packages(system.state),

@@ -11,10 +11,10 @@ import re
 from typing import NamedTuple, NoReturn
 
 from .program import Failure, UsageError
-from .state import COMMANDS, HostState
+from .state import COMMANDS, ROOTS, HostState
 
 # What sudo keeps of the caller's environment here: with it gone the lab's commands wouldn't be found.
-_KEPT = ("ROOT", "LAB_STATE", COMMANDS, "APT_CONFIG", "DPKG_ROOT", "DPKG_FORCE", "PATH", "LC_ALL", "BASH_ENV")
+_KEPT = (*ROOTS, "LAB_STATE", COMMANDS, "APT_CONFIG", "DPKG_ROOT", "DPKG_FORCE", "PATH", "LC_ALL", "BASH_ENV")
 
 
 class Account(NamedTuple):

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from . import nvidia
 from .nodes import Node, Rule, parse_rule, refusal
-from .state import HostState, of_command_server, of_packages, own_path, stamp
+from .state import HostState, of_command_server, of_packages, of_root, own_path, stamp
 
 #: What the kernel shows for an owner that a user namespace doesn't know (/proc/sys/kernel/overflowuid).
 NOBODY = 65534
@@ -197,7 +197,7 @@ def environment(system: HostState, who: Identity, given: Mapping[str, str]) -> d
     return kept | {
         "LC_ALL": "C.UTF-8",
         **given,
-        "ROOT": str(tree),
+        **of_root(tree),
         "LAB_STATE": str(system.state),
         **of_command_server(),
         **of_packages(system.state),

@@ -16,7 +16,7 @@ from pathlib import Path
 from . import archive, catalogue
 from .catalogue import MODULES, normal
 from .kernel import modules_on_disk
-from .state import HostState, kernel_release, of_command_server
+from .state import HostState, kernel_release, of_command_server, of_root
 
 _STAGES = ("init-top", "init-premount", "local-top", "local-premount", "local-bottom", "init-bottom", "panic")
 
@@ -156,7 +156,7 @@ def _hook_environment(host: HostState, kernel: str, folder: Path) -> dict[str, s
     return {
         "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
         "LC_ALL": "C.UTF-8",
-        "ROOT": str(host.root),
+        **of_root(host.root),
         "LAB_STATE": str(host.state),
         **of_command_server(),
         "LAB_PYTHON": os.environ.get("LAB_PYTHON", ""),

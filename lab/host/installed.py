@@ -11,7 +11,7 @@ from . import contents, debs, dkms, dpkg, network
 from .debs import Member
 from .kernel_files import Build
 from .node_programs import REAL_PATH
-from .state import HostState, of_packages
+from .state import HostState, of_packages, of_root
 
 #: What a driver on a Proxmox host is made of, as NVIDIA's repository for Debian has it.
 _DRIVER = (
@@ -131,5 +131,5 @@ def _record(records: list[dict[str, Any]], version: str) -> dict[str, Any]:
 def fetch_lists(host: HostState) -> None:
     """Have the lists of the system's repositories, where this machine has apt."""
     if program := shutil.which("apt-get", path=REAL_PATH):
-        environment = os.environ | {"LAB_STATE": str(host.state), "ROOT": str(host.root)} | of_packages(host.state)
+        environment = os.environ | {"LAB_STATE": str(host.state)} | of_root(host.root) | of_packages(host.state)
         subprocess.run([program, "-qq", "update"], env=environment, capture_output=True, check=False)

@@ -296,6 +296,8 @@ class HostState:
         return max(0.0, time.time() - float(started)) if started is not None else 0.0
 
 
+#: What the program calls a system's tree; what version 2.0.0 has left there knows it as ROOT.
+ROOTS = ("HOMELAB_ROOT", "ROOT")
 #: The end of a host's PATH: this machine's own programs.
 OF_MACHINE = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -303,6 +305,11 @@ OF_MACHINE = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 def of_command_server() -> dict[str, str]:
     """The variable by which a simulated command finds the command server (command_server.py); nothing where none runs."""
     return {name: os.environ[name] for name in (COMMANDS,) if name in os.environ}
+
+
+def of_root(root: Path) -> dict[str, str]:
+    """The variables by which the program finds a system's tree."""
+    return dict.fromkeys(ROOTS, str(root))
 
 
 def of_packages(state: Path) -> dict[str, str]:
@@ -317,7 +324,7 @@ def of_packages(state: Path) -> dict[str, str]:
 def host_environment(state: Path) -> dict[str, str]:
     """The environment in which commands and scripts run on a host; nothing of the caller's is in it."""
     return {
-        "ROOT": str(state / "root"),
+        **of_root(state / "root"),
         "LAB_STATE": str(state),
         **of_command_server(),
         **of_packages(state),

@@ -37,7 +37,7 @@ def need_running(host: System, ctid: int) -> ContainerSystem:
     inside = ContainerSystem(ctid, host)
     try:
         # A simulated one is a folder, whose name it alone knows.
-        inside.set_root(inside.run.ask("printenv", "ROOT").text if host.root != Path("/") else "")
+        inside.set_root(inside.run.ask("printenv", "HOMELAB_ROOT").text if host.root != Path("/") else "")
         inside.files.is_folder("/")
     except Failure:
         power = power_of(host, "pct", str(ctid))

@@ -14,4 +14,4 @@ GRUB_CMDLINE_LINUX_DEFAULT=${words% }
 GRUB_DISTRIBUTOR="${GRUB_DISTRIBUTOR:-Linux} without GPU passthrough,"
 GRUB_DISABLE_RECOVERY=true
 export GRUB_CMDLINE_LINUX_DEFAULT GRUB_DISTRIBUTOR GRUB_DISABLE_RECOVERY
-"${ROOT:-}/etc/grub.d/10_linux" | sed 's/gnulinux-/homelab-without-gpu-/g'
+"${HOMELAB_ROOT:-}/etc/grub.d/10_linux" | sed 's/gnulinux-/homelab-without-gpu-/g'

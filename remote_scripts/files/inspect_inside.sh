@@ -5,7 +5,7 @@
 #   node PATH TYPE-MAJOR TYPE-MINOR MODE UID GID KIND   numbers in hexadecimal, KIND as `stat` has it
 #   root PATH RESULT, user PATH RESULT                  ok, or why it can't be opened; user: nobody, in no other group
 #   library PATH TARGET                                 what the loader takes, links followed
-ROOT=${ROOT:-}
+root=${HOMELAB_ROOT:-}
 SHELL_OF_NOBODY=/bin/sh
 
 # Run by each user once, with WHO PATH... as arguments. A shell's redirection would make a file where there is no node; dd opens for
@@ -22,7 +22,7 @@ for path; do
   else
     result=$(printf '%s\n' "$result" | tail -n 1)
   fi
-  printf '%s %s %s\n' "$who" "${path#"${ROOT:-}"}" "${result##*: }"
+  printf '%s %s %s\n' "$who" "${path#"${HOMELAB_ROOT:-}"}" "${result##*: }"
 done
 END
 )
@@ -40,7 +40,7 @@ nodes() { # PATH... - as the shell found them
   set --
   while read -r path rest; do
     case $rest in *"character special file") ;; *) continue ;; esac
-    printf 'node %s %s\n' "${path#"$ROOT"}" "$rest"
+    printf 'node %s %s\n' "${path#"$root"}" "$rest"
     set -- "$@" "$path"
   done <<END
 $found
@@ -50,13 +50,13 @@ END
   as_nobody "$@"
 }
 
-nodes "$ROOT"/dev/nvidia* "$ROOT"/dev/nvidia-caps/* "$ROOT"/dev/dri/* "$ROOT"/dev/kfd
+nodes "$root"/dev/nvidia* "$root"/dev/nvidia-caps/* "$root"/dev/dri/* "$root"/dev/kfd
 
-for path in "$ROOT"/usr/lib/libnvidia-ml.so.1 "$ROOT"/usr/lib64/libnvidia-ml.so.1 "$ROOT"/usr/lib/*/libnvidia-ml.so.1 \
-  "$ROOT"/usr/lib/*/nvidia/current/libnvidia-ml.so.1 "$ROOT"/usr/local/lib/libnvidia-ml.so.1 "$ROOT"/usr/lib/libcuda.so.1 \
-  "$ROOT"/usr/lib64/libcuda.so.1 "$ROOT"/usr/lib/*/libcuda.so.1 "$ROOT"/usr/lib/*/nvidia/current/libcuda.so.1 \
-  "$ROOT"/usr/local/lib/libcuda.so.1; do
+for path in "$root"/usr/lib/libnvidia-ml.so.1 "$root"/usr/lib64/libnvidia-ml.so.1 "$root"/usr/lib/*/libnvidia-ml.so.1 \
+  "$root"/usr/lib/*/nvidia/current/libnvidia-ml.so.1 "$root"/usr/local/lib/libnvidia-ml.so.1 "$root"/usr/lib/libcuda.so.1 \
+  "$root"/usr/lib64/libcuda.so.1 "$root"/usr/lib/*/libcuda.so.1 "$root"/usr/lib/*/nvidia/current/libcuda.so.1 \
+  "$root"/usr/local/lib/libcuda.so.1; do
   [ -e "$path" ] || continue
   target=$(readlink -f "$path")
-  printf 'library %s %s\n' "${path#"$ROOT"}" "${target#"$ROOT"}"
+  printf 'library %s %s\n' "${path#"$root"}" "${target#"$root"}"
 done

@@ -4,9 +4,9 @@
 # The default never changed, so a restart leads back, and nothing is written for it. `rollback SECONDS` is run so long after each boot's start
 # (boot/trial.py): whether the boot is in order this program's agent says (layers/boot_verdict.py); without an answer it isn't.
 # Each act that may hang is killed in time. A boot that isn't the trial is never restarted.
-ROOT=${ROOT:-}
+root=${HOMELAB_ROOT:-}
 export LC_ALL=C
-home=$ROOT/var/lib/homelab run=$ROOT/run/homelab
+home=$root/var/lib/homelab run=$root/run/homelab
 
 limited() { timeout -s KILL "${STEP_SECONDS:-60}" "$@"; }
 
@@ -21,7 +21,7 @@ ask() { # of any agent on this host that is whole: its answer is the last line
 # shellcheck disable=SC2016 # the inner shell expands it
 say_to_all() { # by the kernel's log to the host's screen, too: nobody may get any other word of it
   echo "$1" >&2
-  limited sh -c 'printf "<2>homelab: %s\n" "$1" >"$2"' - "$1" "$ROOT/dev/kmsg" 2>/dev/null
+  limited sh -c 'printf "<2>homelab: %s\n" "$1" >"$2"' - "$1" "$root/dev/kmsg" 2>/dev/null
 }
 
 # In an orderly way, then by force; the last of these flushes every disk and asks every driver to stop, so that one that is gone can hang it. The
@@ -33,7 +33,7 @@ restart_host() {
   done
   limited sync
   say_to_all "no \`systemctl reboot\` has ended this boot: restarting by the kernel's emergency restart"
-  (printf b >"$ROOT/proc/sysrq-trigger") 2>/dev/null
+  (printf b >"$root/proc/sysrq-trigger") 2>/dev/null
   sleep "${RETRY_SECONDS:-5}"
   say_to_all "this host could not be restarted: switch it off and on by hand"
 }
@@ -59,14 +59,14 @@ end_trial() {
 }
 
 after=$1
-read -r here <"$ROOT/proc/sys/kernel/random/boot_id"
+read -r here <"$root/proc/sys/kernel/random/boot_id"
 if [ -e "$home/trial" ]; then
   while read -r key value; do # this program lies beside it
     # Armed in this boot it is for the next one: somebody is in reach of this.
     [ "$key $value" != "boot $here" ] || exit 0
   done <"$home/trial"
 fi
-read -r words <"$ROOT/proc/cmdline"
+read -r words <"$root/proc/cmdline"
 # A status that isn't 0 would make systemd start it every 10 s.
 if [ "${words#*homelab.trial}" = "$words" ]; then # no trial is running: what is left of it the agent takes away
   ask || true

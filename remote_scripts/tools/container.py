@@ -58,7 +58,7 @@ class ContainerRun(Run):
     gives_files = False
 
     def __init__(self, ctid: int, name: str, host: System, work: Work) -> None:
-        super().__init__(host.root, host.log, work)
+        super().__init__(host.log, work)
         self.name = name
         self._attach = (self.find("lxc-attach") or "lxc-attach", "--clear-env", "-n", str(ctid))
         #: Goes before each program: it ends where the files are this process's own. A simulated host has no others.

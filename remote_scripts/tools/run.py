@@ -49,17 +49,15 @@ Stand = Callable[[Sequence[str], bytes], "Done | int | str | None"]
 class Run:
     """Starts programs.
 
-    :param root: handed on to programs as ROOT, where it isn't `/`.
     :param programs: in a test, what is called in the place of programs; whatever else is asked for isn't there.
     """
 
     #: Whether a program gets files of this system: /dev/null, and one for its output.
     gives_files = True
 
-    def __init__(self, root: Path, log: Log, work: Work, programs: Mapping[str, Stand] | None = None) -> None:
+    def __init__(self, log: Log, work: Work, programs: Mapping[str, Stand] | None = None) -> None:
         #: What of its work is said comes after this.
         self.name = ""
-        self._root = root
         self._log = log
         self._work = work
         self._programs = programs

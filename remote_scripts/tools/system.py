@@ -36,7 +36,7 @@ class System:
         self.proxy = proxy
         self.log = Log(root, proxy)
         self.work = Work(root, self.log, limit)
-        self.run = Run(root, self.log, self.work, programs)
+        self.run = Run(self.log, self.work, programs)
         self._tell_proxy()
         self.files = Files(root, self.log, self.run)
         #: What a layer has set besides files, and puts back with them where the run fails.

@@ -193,44 +193,44 @@ def repositories(place: Path) -> dict[str, Repo]:
 
 def _installer(path: Path, version: str) -> None:
     """NVIDIA's: libraries, tools, an uninstaller, and modules for each kernel."""
-    library = f"$ROOT/{LIBRARIES}"
+    library = f"$HOMELAB_ROOT/{LIBRARIES}"
     path.write_text(
         f"""#!/bin/sh
-own="{library}/libnvidia-ml.so.1 {library}/libnvidia-ml.so.{version} $ROOT/usr/bin/nvidia-smi $ROOT/usr/bin/nvidia-uninstall"
-if [ "$1" = --uninstall ]; then rm -f $own "$ROOT"/usr/lib/modules/*/nvidia; exit 0; fi
-mkdir -p "{library}" "$ROOT/usr/bin"
-printf '#!/bin/sh\\nrm -f %s %s\\n' "$own" "$ROOT/usr/lib/modules/*/nvidia" >"$ROOT/usr/bin/nvidia-uninstall"
-chmod 755 "$ROOT/usr/bin/nvidia-uninstall"
-[ -e "$ROOT/fails/run-{version}" ] && {{ echo "ERROR: Unable to build the NVIDIA kernel module."; exit 1; }}
+own="{library}/libnvidia-ml.so.1 {library}/libnvidia-ml.so.{version} $HOMELAB_ROOT/usr/bin/nvidia-smi $HOMELAB_ROOT/usr/bin/nvidia-uninstall"
+if [ "$1" = --uninstall ]; then rm -f $own "$HOMELAB_ROOT"/usr/lib/modules/*/nvidia; exit 0; fi
+mkdir -p "{library}" "$HOMELAB_ROOT/usr/bin"
+printf '#!/bin/sh\\nrm -f %s %s\\n' "$own" "$HOMELAB_ROOT/usr/lib/modules/*/nvidia" >"$HOMELAB_ROOT/usr/bin/nvidia-uninstall"
+chmod 755 "$HOMELAB_ROOT/usr/bin/nvidia-uninstall"
+[ -e "$HOMELAB_ROOT/fails/run-{version}" ] && {{ echo "ERROR: Unable to build the NVIDIA kernel module."; exit 1; }}
 : >"{library}/libnvidia-ml.so.{version}"; ln -sf libnvidia-ml.so.{version} "{library}/libnvidia-ml.so.1"
-echo {version} >"$ROOT/usr/bin/nvidia-smi"
+echo {version} >"$HOMELAB_ROOT/usr/bin/nvidia-smi"
 case "$*" in *--no-kernel-module*) exit 0;; esac
-for folder in "$ROOT"/usr/lib/modules/*; do echo "{version} proprietary" >"$folder/nvidia"; done
+for folder in "$HOMELAB_ROOT"/usr/lib/modules/*; do echo "{version} proprietary" >"$folder/nvidia"; done
 """
     )
 
 
 _SCRIPTS = {
-    "dpkg": 'exec /usr/bin/dpkg --root="$ROOT" --force-not-root --force-script-chrootless --force-unsafe-io --log=/dev/null "$@"',
-    "dpkg-query": 'exec /usr/bin/dpkg-query --admindir="$ROOT/var/lib/dpkg" "$@"',
+    "dpkg": 'exec /usr/bin/dpkg --root="$HOMELAB_ROOT" --force-not-root --force-script-chrootless --force-unsafe-io --log=/dev/null "$@"',
+    "dpkg-query": 'exec /usr/bin/dpkg-query --admindir="$HOMELAB_ROOT/var/lib/dpkg" "$@"',
     "dkms": '[ "$1" = status ] && exit 0\nwhile [ $# -gt 0 ]; do case "$1" in -v) v=$2;; -k) k=$2;; esac; shift; done\n'
-    '[ -e "$ROOT/fails/build-$v-$k" ] && { echo "Error! Bad return status for module build on kernel: $k"; exit 10; }\n'
-    '[ -e "$ROOT/usr/src/nvidia-$v" ] || { echo "Error! Could not find module source"; exit 3; }\n'
-    'echo "$v $(cat "$ROOT/usr/src/nvidia-$v")" >"$ROOT/usr/lib/modules/$k/nvidia"',
-    "modinfo": 'f="$ROOT/usr/lib/modules/$2/nvidia"; [ -e "$f" ] || exit 1; read v k <"$f"; echo "version: $v"\n'
+    '[ -e "$HOMELAB_ROOT/fails/build-$v-$k" ] && { echo "Error! Bad return status for module build on kernel: $k"; exit 10; }\n'
+    '[ -e "$HOMELAB_ROOT/usr/src/nvidia-$v" ] || { echo "Error! Could not find module source"; exit 3; }\n'
+    'echo "$v $(cat "$HOMELAB_ROOT/usr/src/nvidia-$v")" >"$HOMELAB_ROOT/usr/lib/modules/$k/nvidia"',
+    "modinfo": 'f="$HOMELAB_ROOT/usr/lib/modules/$2/nvidia"; [ -e "$f" ] || exit 1; read v k <"$f"; echo "version: $v"\n'
     '[ "$k" = open ] && echo "license: Dual MIT/GPL" || echo "license: NVIDIA"',
-    "modprobe": f'p="$ROOT/proc/driver/nvidia"; [ -e "$p/version" ] && exit 0; read v k <"$ROOT/usr/lib/modules/{RUNNING}/nvidia" || exit 1\n'
-    '[ -e "$ROOT/fails/load-$v" ] && { echo "modprobe: ERROR: could not insert nvidia: No such device"; exit 1; }\n'
+    "modprobe": f'p="$HOMELAB_ROOT/proc/driver/nvidia"; [ -e "$p/version" ] && exit 0; read v k <"$HOMELAB_ROOT/usr/lib/modules/{RUNNING}/nvidia" || exit 1\n'
+    '[ -e "$HOMELAB_ROOT/fails/load-$v" ] && { echo "modprobe: ERROR: could not insert nvidia: No such device"; exit 1; }\n'
     '[ "$k" = open ] && k="Open Kernel Module for x86_64" || k="x86_64 Kernel Module"\n'
     'mkdir -p "$p"; echo "NVRM version: NVIDIA UNIX $k  $v  Release Build" >"$p/version"',
-    "rmmod": 'rm -f "$ROOT/proc/driver/nvidia/version"',
-    "lsmod": 'echo Module Size Used by; [ -e "$ROOT/proc/driver/nvidia/version" ] || exit 0\n'
-    '[ -e "$ROOT/fails/in-use" ] && echo nvidia 1 1 || echo nvidia 1 0',
-    "nvidia-smi": 'read a b <"$ROOT/proc/driver/nvidia/version" || exit 9\nfor v in $b; do [ -e "$ROOT/fails/smi-$v" ] && exit 9; done; exit 0',
+    "rmmod": 'rm -f "$HOMELAB_ROOT/proc/driver/nvidia/version"',
+    "lsmod": 'echo Module Size Used by; [ -e "$HOMELAB_ROOT/proc/driver/nvidia/version" ] || exit 0\n'
+    '[ -e "$HOMELAB_ROOT/fails/in-use" ] && echo nvidia 1 1 || echo nvidia 1 0',
+    "nvidia-smi": 'read a b <"$HOMELAB_ROOT/proc/driver/nvidia/version" || exit 9\nfor v in $b; do [ -e "$HOMELAB_ROOT/fails/smi-$v" ] && exit 9; done; exit 0',
     "systemctl": '[ "$1" = is-active ] && exit 3; exit 0',
-    "update-initramfs": '[ -e "$ROOT/fails/initramfs" ] && exit 0; for k in "$ROOT"/boot/vmlinuz-*; do echo made >>"$ROOT/boot/initrd.img-${k##*vmlinuz-}"; done',
+    "update-initramfs": '[ -e "$HOMELAB_ROOT/fails/initramfs" ] && exit 0; for k in "$HOMELAB_ROOT"/boot/vmlinuz-*; do echo made >>"$HOMELAB_ROOT/boot/initrd.img-${k##*vmlinuz-}"; done',
     "curl": 'for w; do [ "$b" = -o ] && o=$w; b=$w; u=$w; done; cp "$REPOS/${u##*/}" "$o" 2>/dev/null || { echo "curl: (22) 404"; exit 22; }',
-    "sync": '[ ! -e "$ROOT/fails/sync" ]',
+    "sync": '[ ! -e "$HOMELAB_ROOT/fails/sync" ]',
     "dmesg": "exit 0",
 }
 _FOLDERS = (
@@ -267,7 +267,7 @@ def stocked(place: Path, repos: Mapping[str, Repo]) -> Path:
     subprocess.run(
         ["apt-get", "-qy", "install", "dpkg", "gdm"], check=True, capture_output=True, env=_environment(place, repos)
     )
-    (root / "etc/apt/apt.conf.d/hooks").write_text('APT::Update::Post-Invoke { "touch $ROOT/hook"; };\n')
+    (root / "etc/apt/apt.conf.d/hooks").write_text('APT::Update::Post-Invoke { "touch $HOMELAB_ROOT/hook"; };\n')
     return root
 
 
@@ -284,7 +284,7 @@ def _environment(place: Path, repos: Mapping[str, Repo]) -> dict[str, str]:
             f'Dir::Bin::dpkg "{programs}/dpkg";\nAPT::Sandbox::User "root";\nAPT::Architectures {{ "amd64"; "i386"; }};\nAPT::Cache-HashTableSize "1000";\nDPkg::Path "";\n'
         )
     return os.environ | {
-        "ROOT": str(root),
+        "HOMELAB_ROOT": str(root),
         "REPOS": str(repos["nvidia"].folder.parent),
         "APT_CONFIG": str(place / "apt.conf"),
         "PATH": f"{programs}:{os.environ['PATH']}",
@@ -340,7 +340,7 @@ class Machine:
     def kill(self, run: int) -> None:
         """A run, and whatever works on this system."""
         os.kill(run, signal.SIGKILL)
-        root = f"ROOT={self.root}".encode()
+        root = f"HOMELAB_ROOT={self.root}".encode()
         for _ in range(3):  # what is being started meanwhile
             for path in Path("/proc").glob("[0-9]*/environ"):
                 with contextlib.suppress(OSError):

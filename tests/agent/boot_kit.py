@@ -41,7 +41,7 @@ KNAME="sda3" PKNAME="sda" UUID="x" PARTTYPE="" MOUNTPOINT="/"
 #: How the host was reached when the trial was armed.
 WAY = "address 192.0.2.10\nport 22\ngateway 192.0.2.1\n"
 _GRUB_WORDS = """
-cd "$ROOT/etc/default"
+cd "$HOMELAB_ROOT/etc/default"
 GRUB_CMDLINE_LINUX_DEFAULT=
 for file in grub grub.d/*.cfg; do [ ! -e "$file" ] || . "./$file"; done
 printf '%s\\n%s' "$GRUB_CMDLINE_LINUX_DEFAULT" "${HOMELAB_WORDS:-}"
@@ -291,7 +291,9 @@ class _Programs:
         """As of grub-common 2.12: it empties the file before it fills it."""
         if self.fails():
             return Done(1, b"no room\n")
-        done = subprocess.run(["sh", "-c", _GRUB_WORDS], env={"ROOT": str(self.root)}, capture_output=True, text=True)
+        done = subprocess.run(
+            ["sh", "-c", _GRUB_WORDS], env={"HOMELAB_ROOT": str(self.root)}, capture_output=True, text=True
+        )
         default, _, words = done.stdout.partition("\n")
         lines = ['set default="0"']
         for kernel in KERNELS:

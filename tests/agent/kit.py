@@ -18,6 +18,7 @@ import pytest
 
 from homelab.remote.agent import command_in_memory
 from lab.host.host_python import nodes_below
+from lab.host.state import of_root
 from remote_scripts import agent
 from remote_scripts.tools import disk
 from remote_scripts.tools.plain import to_plain
@@ -147,7 +148,7 @@ def bash(host: Host, line: str, text: str = "", **environment: str) -> subproces
         input=text,
         capture_output=True,
         text=True,
-        env={"ROOT": str(host.root), "PATH": path, **environment},
+        env={**of_root(host.root), "PATH": path, **environment},
         timeout=PATIENCE,
     )
 

@@ -3,13 +3,13 @@
 #
 # As the real one it gives the program nothing of its own environment but what it is to keep, looks it up in the container's PATH, waits for it, and
 # leaves it running where it is killed; a signal n is the status 128 + n. STAND_IN_SHELL is what the container has as /bin/sh, STAND_IN_PATH where
-# its programs are, and ROOT is a simulated container's own.
+# its programs are, and HOMELAB_ROOT is a simulated container's own.
 use strict;
 
 my ($clear, $name, $id, @command) = @ARGV;
 die "lxc-attach: @ARGV\n" if "$clear $name" ne '--clear-env -n' or $id !~ /^\d+$/;
 my %host = %ENV;
-my @kept = ('ROOT');
+my @kept = ('HOMELAB_ROOT');
 while ((my $word = shift @command) ne '--') {
     die "lxc-attach: $word\n" if $word ne '--keep-var';
     push @kept, shift @command;

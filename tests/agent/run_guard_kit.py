@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from homelab.remote import agent
+from lab.host.state import of_root
 from remote_scripts.both.run_guard import Wanted
 from remote_scripts.tools import passes
 from tests import sent_along
@@ -27,7 +28,7 @@ def guarded(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={"ROOT": str(host.root), "PATH": os.environ["PATH"]},
+        env={**of_root(host.root), "PATH": os.environ["PATH"]},
     )
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(sent_along.text("hold", agent.request("run_guard", wanted)))

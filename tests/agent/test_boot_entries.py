@@ -77,7 +77,7 @@ def test_an_empty_line_among_the_esps_is_passed_over(hooked: Host) -> None:
 
 def called(host: Host) -> subprocess.CompletedProcess[str]:
     host.write(HOOK, f"{scripts.file('systemd_boot_entry.sh')}\n", 0o755)
-    return bash(host, f'"$ROOT{HOOK}"')
+    return bash(host, f'"$HOMELAB_ROOT{HOOK}"')
 
 
 def test_without_an_agent_the_hook_keeps_no_kernel_from_being_installed(host: Host) -> None:

@@ -465,7 +465,7 @@ def test_its_program_needs_nothing_but_itself(host: Host, box: Cards300, tmp_pat
     done = subprocess.run(
         [*boot_service.PYTHON.split(), f"{host.root}{SERVICE.program}"],
         env={
-            "ROOT": str(host.root),
+            "HOMELAB_ROOT": str(host.root),
             "PATH": f"{folder}:{os.environ['PATH']}",
             **of_perl(host.root / "etc/pve", quorate=True),
         },

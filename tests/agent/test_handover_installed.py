@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lab.host.state import of_root
 from remote_scripts.both.handover import Wanted
 from remote_scripts.both.hookscript import Wanted as Hook
 from remote_scripts.layers import handover as layer
@@ -350,14 +351,14 @@ def test_the_hookscript_refuses_a_start_and_lets_all_else_pass_where_python_is_b
     script = host.root.parent / "hook.sh"
     script.write_text(host.read(PLACE).replace("/usr/bin/python3", str(place)))
     for phase in ("pre-start", "post-start", "pre-stop", "post-stop"):
-        done = subprocess.run(["sh", str(script), "103", phase], env={"ROOT": str(host.root)}, capture_output=True)
+        done = subprocess.run(["sh", str(script), "103", phase], env=of_root(host.root), capture_output=True)
         assert done.returncode == (1 if phase == "pre-start" and python != "works" else 0), phase
         assert (b"VM 103 stays off" in done.stdout) is bool(done.returncode)
 
 
 def test_the_program_works_by_itself_as_the_host_starts_it(host: Host) -> None:
     apply(host)
-    environment = {"ROOT": str(host.root), "PATH": os.environ["PATH"]}
+    environment = {**of_root(host.root), "PATH": os.environ["PATH"]}
 
     def started(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-I", "-S", "-B", "-X", "utf8", str(host.root / PROGRAM[1:]), *words]

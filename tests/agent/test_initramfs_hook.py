@@ -12,7 +12,7 @@ NEEDED = "vfio vfio_iommu_type1 vfio_pci"
 
 def added(host: Host, version: str, arguments: str = "") -> list[str]:
     """The modules that the hook adds to a kernel's initramfs."""
-    functions = 'manual_add_modules() { echo "$@" >>"$ROOT/added"; }\n'
+    functions = 'manual_add_modules() { echo "$@" >>"$HOMELAB_ROOT/added"; }\n'
     host.write("/usr/share/initramfs-tools/hook-functions", functions)
     done = bash(host, f"exec sh -s {arguments}", scripts.file("initramfs_hook.sh"), version=version)
     assert done.returncode == 0, done.stderr

@@ -199,7 +199,7 @@ def test_what_an_earlier_run_left_unread_systemd_reads(host: Host, reloads: list
 def test_the_program_makes_the_nodes_by_itself(host: Host) -> None:
     """As the service runs it, on a folder; a node can't be made by everybody, so there are none to make."""
     ask(host)
-    command(host, "modprobe", 'echo "$@" >"$ROOT/loaded"; exit 1')
+    command(host, "modprobe", 'echo "$@" >"$HOMELAB_ROOT/loaded"; exit 1')
     for name in ("devices", "driver/nvidia/version"):
         (host.root / "proc" / name).unlink()
     done = bash(host, f"{boot_service.PYTHON} {host.root}{SERVICE.program}")

@@ -17,6 +17,7 @@ import pytest
 
 from homelab.remote import agent
 from homelab.remote.scripts import FOLDER
+from lab.host.state import of_root
 from remote_scripts.both.card_values import Value, Wanted
 from remote_scripts.both.read_system import Wanted as Reading
 from tests import sent_along
@@ -46,7 +47,7 @@ def test_it_is_put_there_and_works_by_another_python(version: str, host: Host) -
         done = subprocess.run(
             [*python, *words],
             input=text,
-            env={"ROOT": str(host.root)},
+            env={"HOMELAB_ROOT": str(host.root)},
             capture_output=True,
             text=True,
             timeout=PATIENCE,
@@ -84,7 +85,7 @@ def test_sent_along_it_answers_by_another_python_or_says_which_it_needs(version:
     done = subprocess.run(
         [_other_python(version), *words],
         input=sent_along.text("read", agent.request("read_system", Reading())),
-        env={"ROOT": str(host.root), "PATH": os.environ["PATH"]},
+        env={**of_root(host.root), "PATH": os.environ["PATH"]},
         capture_output=True,
         text=True,
         timeout=PATIENCE,

@@ -20,17 +20,17 @@ AGENT = agent.place("test")
 TRIAL, TAKEN_BACK, ROLLED_BACK = f"{HOME}/trial", f"{HOME}/taken-back", f"{HOME}/rolled-back"
 RESTARTING = "/run/homelab/restarting"
 REBOOTS = ["reboot", "reboot --force", "reboot --force --force"]
-RUN = 'exec sh "$ROOT/var/lib/homelab/rollback" 20'
+RUN = 'exec sh "$HOMELAB_ROOT/var/lib/homelab/rollback" 20'
 #: With some folders on a file system that has become read-only.
 READ_ONLY = """\
 set -eu
-for place in etc var boot; do "$MOUNT" --bind "$ROOT/$place" "$ROOT/$place"; "$MOUNT" -o remount,ro,bind "$ROOT/$place"; done
+for place in etc var boot; do "$MOUNT" --bind "$HOMELAB_ROOT/$place" "$HOMELAB_ROOT/$place"; "$MOUNT" -o remount,ro,bind "$HOMELAB_ROOT/$place"; done
 """
 
 
 def says(host: Host, verdict: str, first: str = "") -> None:
     """The agent on the host answers that."""
-    text = f"import os\nroot = os.environ['ROOT']\nopen(root + '/run/asked', 'a').write(input())\n{first}\nprint('\"{verdict}\"')\n"
+    text = f"import os\nroot = os.environ['HOMELAB_ROOT']\nopen(root + '/run/asked', 'a').write(input())\n{first}\nprint('\"{verdict}\"')\n"
     host.write(AGENT, text)
 
 
@@ -43,7 +43,7 @@ def tried(host: Host) -> Host:
     host.write("/proc/sys/kernel/random/boot_id", "here\n")
     for path in ("/dev/kmsg", "/proc/sysrq-trigger"):
         host.write(path, "")
-    command(host, "systemctl", 'echo "$*" >>"$ROOT/run/reboots"')
+    command(host, "systemctl", 'echo "$*" >>"$HOMELAB_ROOT/run/reboots"')
     says(host, "give back: it hung")
     return host
 

@@ -21,6 +21,7 @@ import pytest
 
 from homelab.remote import agent
 from homelab.remote.scripts import FOLDER
+from lab.host.state import of_root
 from remote_scripts import agent as remote_agent
 from remote_scripts import put_agent
 from remote_scripts.both.card_values import Value, Wanted
@@ -318,7 +319,7 @@ def test_a_client_that_goes_leaves_it_at_work(host: Host) -> None:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={"ROOT": str(host.root)},
+        env={"HOMELAB_ROOT": str(host.root), "ROOT": "/of/its/owner"},
     )
     assert process.stdin and process.stdout and process.stderr
     process.stdin.write(agent.request("card_values", AWAKE, seconds=60).encode())
@@ -339,7 +340,7 @@ def test_a_run_that_has_ended_has_no_step_waiting(host: Host) -> None:
     (folder / "up").write_text("somebody\n")
     lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    environment = {"ROOT": str(host.root), "PATH": os.environ["PATH"]}
+    environment = {**of_root(host.root), "PATH": os.environ["PATH"]}
     process = subprocess.Popen(
         ["bash", "-c", agent.command("apply", "root", OWNER)],
         stdin=subprocess.PIPE,

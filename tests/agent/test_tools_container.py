@@ -541,7 +541,7 @@ def test_a_request_names_the_container_in_which_the_layer_works(
     inside = Host(tmp_path / "inside")
     inside.write("/etc/name", "901\n")
     host.write("/etc/name", "the host\n")
-    monkeypatch.setenv("ROOT", str(inside.root))
+    monkeypatch.setenv("HOMELAB_ROOT", str(inside.root))
     assert asked(host, "read") == (0, '{"name":"901","inside":true}')
     assert not host.exists("/run/homelab"), "a reading leaves nothing on the host"
 
@@ -579,7 +579,7 @@ def test_what_was_put_into_one_that_is_gone_is_taken_out_by_doing_nothing(
     code, text = asked(host, "revert")
     assert code == 1 and "it is on the node pve2, not on this one" in text and "`pct migrate 901 pve1`" in text
     host.write("/etc/pve/nodes/pve1/lxc/901.conf", "")
-    monkeypatch.setenv("ROOT", "")
+    monkeypatch.setenv("HOMELAB_ROOT", "")
     attach.write_text(real)
     assert asked(host, "revert") == (0, '{"reverted":"all"}')
 
