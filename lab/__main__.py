@@ -134,7 +134,7 @@ lab's folders stand where a host has them. So look, and break what you like; `py
   python -m lab run -- 'rm /etc/initramfs-tools/hooks/*; update-initramfs -u; reboot'
   python -m lab run -- 'sed -i s/iommu=pt// /etc/default/grub.d/*; update-grub'    then: pulumi up --refresh
 
-$ROOT is the host's tree by its own path, as the program's scripts name it; /proc and the programs are this machine's.
+$HOMELAB_ROOT is the host's tree by its own path, as the program's scripts name it; /proc and the programs are this machine's.
 """
 
 
@@ -170,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     fault.add_argument("value")
     run = add("run", _run, "run a command, or one argument of bash text, on the host, as at its console", _RUN)
     run.add_argument(
-        "--unprotected", action="store_true", help="without namespaces: a path without $ROOT is this machine's"
+        "--unprotected", action="store_true", help="without namespaces: a path without $HOMELAB_ROOT is this machine's"
     )
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     add("log", _log, "what happened: boots, connections, commands, programs")

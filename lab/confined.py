@@ -66,7 +66,7 @@ def run(text: str, state: Path, environment: dict[str, str], control: str) -> in
     if done.returncode == _IMPOSSIBLE and why:
         raise LabError(
             f"Unable to keep a command away from this machine: wanted namespaces of its own (mounts, processes), found: {why}. Without "
-            "them a path without $ROOT before it, or an rm of too much, would be this machine's, so nothing was run. Run it as root, "
+            "them a path without $HOMELAB_ROOT before it, or an rm of too much, would be this machine's, so nothing was run. Run it as root, "
             "or let users have namespaces (Debian: `sysctl kernel.unprivileged_userns_clone=1`; Ubuntu: "
             "`sysctl kernel.apparmor_restrict_unprivileged_userns=0`); or use --unprotected, if you know what the command does."
         )

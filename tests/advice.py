@@ -36,7 +36,7 @@ def is_made_of(template: str, command: str) -> bool:
 
 def on_the_lab(command: str) -> str:
     """The command as it is run on a lab, where paths of this machine's own programs begin with the lab's root."""
-    return _PATH.sub("$ROOT/", command) if _WITHOUT_ROOT.match(command) else command
+    return _PATH.sub("$HOMELAB_ROOT/", command) if _WITHOUT_ROOT.match(command) else command
 
 
 def found_in_source() -> set[tuple[str, str]]:

@@ -48,7 +48,7 @@ def check_format() -> str:
 NOT_ON_HOSTS = {
     # After a redirection, a test, or as a command's argument.
     r"""(?:[<>]\s*"?|-[edfrsx]\s+"?|\b(?:cat|rm|mv|cp|find|readlink|stat|ls)\s+(?:-\S+\s+)*"?)/(?!dev/null)""": (
-        "a path that is opened goes through $ROOT",
+        "a path that is opened goes through $HOMELAB_ROOT",
         "",
     ),
     # BusyBox, in the test VM, goes forward alone.

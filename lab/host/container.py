@@ -237,7 +237,7 @@ def run(system: HostState, command: list[str], who: Identity, given: Mapping[str
             file=sys.stderr,
         )
         return 127
-    tree = Path(where["ROOT"])
+    tree = Path(where["HOMELAB_ROOT"])
     words = [program, *arguments_inside(tree, command)]
     done = subprocess.run(words, env=where, cwd=tree, check=False, start_new_session=given is not None)
     remove_missing_nodes(system)
@@ -259,7 +259,7 @@ def find_program(system: HostState, name: str, path: str) -> str | None:
 def arguments_inside(tree: Path, command: list[str]) -> list[str]:
     """A command's arguments with absolute paths as paths of the tree, for programs of this machine.
 
-    A shell's text is left as it is (it says `${ROOT:-}/etc/...`), and the lab's own programs know what is meant.
+    A shell's text is left as it is (it says `${HOMELAB_ROOT:-}/etc/...`), and the lab's own programs know what is meant.
     """
     from .run import CONTAINER_PROGRAMS
 

@@ -136,7 +136,7 @@ def _become(system: HostState, who: Identity, command: list[str]) -> int:
         where = {**os.environ, "LAB_UID": str(who.uid), "LAB_GIDS": gids}
         done = subprocess.run(command, env=where, check=False)
         return done.returncode if done.returncode >= 0 else 128 - done.returncode
-    old, new = os.environ["ROOT"], str(container.view_of(system, who))
+    old, new = os.environ["HOMELAB_ROOT"], str(container.view_of(system, who))
     return container.run(system, [word.replace(old, new) for word in command], who)
 
 

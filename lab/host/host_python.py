@@ -238,8 +238,8 @@ def on_the_host() -> None:
         _hear_writes()
         _start_itself()
         _reach_pvedaemon(HostState(Path(os.environ["LAB_STATE"])))
-        os.stat, os.mknod = nodes_below(f"{os.environ['ROOT']}/dev/")
-        os.open = disks_below(f"{os.environ['ROOT']}/dev/")
+        os.stat, os.mknod = nodes_below(f"{os.environ['HOMELAB_ROOT']}/dev/")
+        os.open = disks_below(f"{os.environ['HOMELAB_ROOT']}/dev/")
 
 
 def _forget_the_lab() -> None:

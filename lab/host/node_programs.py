@@ -38,7 +38,7 @@ class Tree:
         return read_node(self.place(path))
 
     def place(self, path: str) -> Path:
-        """Where a path lies: a host path, one that begins with ROOT, or a relative one."""
+        """Where a path lies: a host path, one that begins with HOMELAB_ROOT, or a relative one."""
         return self._host.rooted(path) if path.startswith("/") else Path.cwd() / path
 
     def owner(self, node: Node) -> tuple[str, str]:

@@ -141,7 +141,7 @@ class HostState:
 
     # -- paths -------------------------------------------------------------------------------------------
     def rooted(self, path: str) -> Path:
-        """A host path (`/etc/default/grub`), or one that already starts with ROOT, as a path on this machine."""
+        """A host path (`/etc/default/grub`), or one that already starts with HOMELAB_ROOT, as a path on this machine."""
         return Path(self._place(path))
 
     def _place(self, path: str) -> str:
@@ -150,7 +150,7 @@ class HostState:
         return path if path == root or path.startswith(f"{root}/") else f"{root}/{path.lstrip('/')}"
 
     def unrooted(self, path: str | Path) -> str:
-        """The host's own name of a path below ROOT; other paths are returned as they are."""
+        """The host's own name of a path below HOMELAB_ROOT; other paths are returned as they are."""
         text, root = str(path), str(self.root)
         if text == root:
             return "/"

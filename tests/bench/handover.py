@@ -24,7 +24,7 @@ SNIPPETS = "var/lib/vz/snippets"
 BARE = f"""\
 #!/bin/bash
 # Nothing is looked at, noted or bounded.
-bus=$ROOT/sys/bus/pci
+bus=$HOMELAB_ROOT/sys/bus/pci
 case $2 in
   pre-start)
     pct shutdown {CONTAINER} --timeout 60 --forceStop 1

@@ -79,7 +79,7 @@ def checksums(lab: Lab, files: str = FILES) -> list[str]:
 
 
 def _below_the_root(commands: str) -> str:
-    return commands.replace(" /etc/", ' "$ROOT"/etc/')
+    return commands.replace(" /etc/", ' "$HOMELAB_ROOT"/etc/')
 
 
 def scenario(folder: Path) -> Path:

@@ -105,7 +105,7 @@ def test_three_nodes_from_stock_to_a_vm_and_a_container_with_cards_in_one_up(
     hosts["pve1"]["gpus"] = {"gpu": {"match": "10de:2b85"}}
     hosts["pve2"]["gpus"] = hosts["pve1"]["gpus"] | {"igpu": {"match": "1002:13c0", "use": "lxc"}}
     template = "debian-12-standard_12.7-1_amd64.tar.zst"
-    cache = "$ROOT/var/lib/vz/template/cache"
+    cache = "$HOMELAB_ROOT/var/lib/vz/template/cache"
     cluster["pve2"].run(f"mkdir -p {cache}; touch {cache}/{template}")
     create = {"ostemplate": f"local:vztmpl/{template}", "rootfs": "local-lvm:32"}
     made = stack_of(

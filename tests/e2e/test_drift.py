@@ -29,10 +29,10 @@ def test_what_changed_is_named_and_mended_without_a_needless_reboot_and_a_host_t
     environment = stack.environment | {"PULUMI_STACK": "lab", "PULUMI_ACCESS_TOKEN": ""}
     configured = stack.lab.snapshot()
     stack.lab.run(
-        'echo "GRUB_CMDLINE_LINUX_DEFAULT=quiet" >>"$ROOT/etc/default/grub.d/zz-homelab-iommu.cfg"; '
-        'rm "$ROOT/etc/default/grub.d/zz-homelab-vfio.cfg"; update-grub; '
-        'rm "$ROOT/etc/initramfs-tools/scripts/init-top/homelab-vfio"; update-initramfs -u -k all; '
-        'rm "$ROOT"/var/lib/homelab/agents/*/agent.pyz "$ROOT/var/lib/homelab/wanted-boot"'
+        'echo "GRUB_CMDLINE_LINUX_DEFAULT=quiet" >>"$HOMELAB_ROOT/etc/default/grub.d/zz-homelab-iommu.cfg"; '
+        'rm "$HOMELAB_ROOT/etc/default/grub.d/zz-homelab-vfio.cfg"; update-grub; '
+        'rm "$HOMELAB_ROOT/etc/initramfs-tools/scripts/init-top/homelab-vfio"; update-initramfs -u -k all; '
+        'rm "$HOMELAB_ROOT"/var/lib/homelab/agents/*/agent.pyz "$HOMELAB_ROOT/var/lib/homelab/wanted-boot"'
     )
     named = [
         "zz-homelab-iommu.cfg was changed by hand",

@@ -59,9 +59,9 @@ def test_a_bad_day_ends_with_one_clear_message_each_and_the_next_up_goes_on(
     # A script that hangs is given up in time.
     mark = stack.lab.mark()
     stack.host["timeouts"] = {"connect": 10, "reboot": 60, "rollback": 60, "step": 5}
-    hanging = "$ROOT/usr/local/sbin/update-initramfs"
+    hanging = "$HOMELAB_ROOT/usr/local/sbin/update-initramfs"
     stack.lab.run(
-        f'mkdir -p "$ROOT/usr/local/sbin"; printf "#!/bin/sh\\nexec sleep 600\\n" >"{hanging}"; chmod +x "{hanging}"'
+        f'mkdir -p "$HOMELAB_ROOT/usr/local/sbin"; printf "#!/bin/sh\\nexec sleep 600\\n" >"{hanging}"; chmod +x "{hanging}"'
     )
     failed = stack.up(ok=False)
     one_message(failed, "update-initramfs -u -k all: given up after")

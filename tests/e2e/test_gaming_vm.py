@@ -54,7 +54,9 @@ def gaming_beside(homelab: Stack) -> Stack:
     stack = Stack(folder, homelab.engine, config, project=project, backend=homelab.folder, lab=homelab.lab)
     create = config["homelab:vms"]["gaming"]["create"]
     isos = [create[key].partition(",")[0].rpartition("/")[2] for key in ("sata0", "sata1")]
-    homelab.lab.run(f'cd "$ROOT/var/lib/vz" && mkdir -p template/iso && cd template/iso && touch {" ".join(isos)}')
+    homelab.lab.run(
+        f'cd "$HOMELAB_ROOT/var/lib/vz" && mkdir -p template/iso && cd template/iso && touch {" ".join(isos)}'
+    )
     stack.create()
     return stack
 

@@ -47,9 +47,9 @@ def test_a_vm_takes_the_card_from_containers_and_gives_it_back(converged: Callab
     stack.config["homelab:containers"] = {"phoenix": {"host": "pve", **CONTAINERS["phoenix"]}}
 
     # What stands against it. (A container under HA: tests/unit/test_ha.py.)
-    stack.lab.run("mkdir -p $ROOT/etc/pve/ha; echo 'vm: 103' >$ROOT/etc/pve/ha/resources.cfg")
+    stack.lab.run("mkdir -p $HOMELAB_ROOT/etc/pve/ha; echo 'vm: 103' >$HOMELAB_ROOT/etc/pve/ha/resources.cfg")
     assert "HA manages it (started)" in refusal(stack)
-    stack.lab.run("rm -r $ROOT/etc/pve/ha")
+    stack.lab.run("rm -r $HOMELAB_ROOT/etc/pve/ha")
     # Of the host before any `up`, but for what has just been set by hand. No storage of it takes snippets.
     changed, vm = stack.lab.snapshot(), stack.lab.run("qm config 103").stdout
     stock = stack.stock | {path: now for path, now in changed.items() if stock.get(path) != now}
@@ -60,7 +60,7 @@ def test_a_vm_takes_the_card_from_containers_and_gives_it_back(converged: Callab
     assert [order.index(one) for one in steps] == sorted(order.index(one) for one in steps), (
         "a VM's start ends the containers"
     )
-    assert "homelab.vfio" not in stack.lab.run("cat $ROOT/proc/cmdline").stdout
+    assert "homelab.vfio" not in stack.lab.run("cat $HOMELAB_ROOT/proc/cmdline").stdout
     assert stack.drivers()[CARD] == "vfio-pci", "it ran before, and runs again, with the card"
     config = stack.lab.run("qm config 103").stdout
     assert "hookscript: local:snippets/homelab-handover.sh" in config and "mapping=big,driver=keep" in config

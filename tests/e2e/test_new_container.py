@@ -23,8 +23,8 @@ def test_a_container_is_made_with_its_cards_changed_mended_and_removed(stack_on:
         containers={"ai": {"ctid": 300, "gpuAssignment": "all", "create": create}},
         **NO_REBOOT,
     )
-    cache = "$ROOT/var/lib/vz/template/cache"
-    stack.lab.run(f"mkdir -p {cache} $ROOT/tank/a; touch {cache}/{TEMPLATE.rpartition('/')[2]}")
+    cache = "$HOMELAB_ROOT/var/lib/vz/template/cache"
+    stack.lab.run(f"mkdir -p {cache} $HOMELAB_ROOT/tank/a; touch {cache}/{TEMPLATE.rpartition('/')[2]}")
     stock = stack.lab.snapshot()
     stack.up()
     lines = conf(stack, 300).splitlines()

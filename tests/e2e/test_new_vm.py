@@ -57,7 +57,9 @@ def test_vms_are_made_from_nothing_to_cuda_past_what_is_refused_changed_in_place
     message = refusal(stack)
     assert "takes backup, iso, vztmpl, and not `import`" in message
     assert "pvesm set local --content backup,import,iso,vztmpl" in message
-    stack.lab.run("pvesh set /storage/local --content backup,import,iso,vztmpl; mkdir -p $ROOT/var/lib/vz/import")
+    stack.lab.run(
+        "pvesh set /storage/local --content backup,import,iso,vztmpl; mkdir -p $HOMELAB_ROOT/var/lib/vz/import"
+    )
     vms(stack)["gaming"]["create"] = {**windows, "net0": "virtio,bridge=vmbr9", "scsi0": "fast:32"}
     message = refusal(stack)
     assert "net0: bridge 'vmbr9' does not exist" in message and "scsi0: storage 'fast' does not exist" in message
@@ -65,7 +67,9 @@ def test_vms_are_made_from_nothing_to_cuda_past_what_is_refused_changed_in_place
     message = refusal(stack)
     assert "local:iso/Win11.iso, as vms.gaming.create names it" in message and "it is not on the storage" in message
     assert "upload it (web interface: local -> ISO Images -> Upload" in message
-    stack.lab.run("mkdir -p $ROOT/var/lib/vz/template/iso; echo windows >$ROOT/var/lib/vz/template/iso/Win11.iso")
+    stack.lab.run(
+        "mkdir -p $HOMELAB_ROOT/var/lib/vz/template/iso; echo windows >$HOMELAB_ROOT/var/lib/vz/template/iso/Win11.iso"
+    )
     before, allowed = conf(stack, 103), stack.lab.snapshot()
     taken = stack.up(ok=False)
     assert "there is a VM 103 already: Sandbox" in taken.message and "to adopt that VM" in taken.message

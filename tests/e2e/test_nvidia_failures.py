@@ -82,7 +82,7 @@ def test_each_failure_is_named_once_the_next_run_goes_on_and_no_secret_is_told_o
     told += "".join(path.read_text(errors="replace") for path in stack.folder.rglob("*.json*"))
     places = [match.start() for match in re.finditer("hunter2", told)]
     assert places == [], [told[max(0, place - 300) : place + 30] for place in places[:3]]
-    assert "hunter2" not in inside(stack, "grep -rs hunter2 $ROOT/etc $ROOT/var || true")
+    assert "hunter2" not in inside(stack, "grep -rs hunter2 $HOMELAB_ROOT/etc $HOMELAB_ROOT/var || true")
 
 
 def failed(stack: Stack) -> set[str]:

@@ -38,7 +38,7 @@ def test_a_stock_host_gets_the_driver_for_every_kernel_and_a_kernel_update_is_dr
     # As installed, without a list of packages, it is refused: tests/lab/test_init.py.
     without_subscription(stack.lab.root)
     stack.lab.run("apt-get update")
-    inventory = "dpkg-query -W | grep -v '^proxmox-kernel'; find $ROOT/etc/apt $ROOT/etc/modprobe.d $ROOT/etc/systemd -type f | sort | xargs sha256sum"
+    inventory = "dpkg-query -W | grep -v '^proxmox-kernel'; find $HOMELAB_ROOT/etc/apt $HOMELAB_ROOT/etc/modprobe.d $HOMELAB_ROOT/etc/systemd -type f | sort | xargs sha256sum"
     before = stack.lab.run(inventory).stdout
     kernels = {path.name.removeprefix("vmlinuz-") for path in (stack.lab.root / "boot").glob("vmlinuz-*")}
     up = stack.up()

@@ -25,7 +25,7 @@ def test_containers_libraries_follow_their_hosts_driver_whoever_changes_it_past_
 ) -> None:
     """Until a purge takes away what was added, from the one that asks for it."""
     stack = converged("phoenix", gpus=CARDS, containers=PHOENIX, **NO_REBOOT)
-    inventory = "dpkg -l | grep ^ii | tr -s [:blank:]; find $ROOT/etc/apt $ROOT/usr/share/keyrings -type f | sort | xargs sha256sum"
+    inventory = "dpkg -l | grep ^ii | tr -s [:blank:]; find $HOMELAB_ROOT/etc/apt $HOMELAB_ROOT/usr/share/keyrings -type f | sort | xargs sha256sum"
     before = inside_container(stack, 901, inventory)
     containers(stack)["phoenix"]["nvidia"] = {"cuda": "13.0", "onDestroy": "purge"}
     for script in sample(('"ctid": 901', PACKAGES, VERIFICATION), 1, "steps in a container"):
@@ -44,17 +44,17 @@ def test_containers_libraries_follow_their_hosts_driver_whoever_changes_it_past_
 
     # As NVIDIA's guide has it: its repository by its keyring package, then what is there anew.
     keyring = "https://developer.download.nvidia.com/compute/cuda/repos/debian13/x86_64/cuda-keyring_1.1-1_all.deb"
-    stack.lab.run(f"curl -fsSLo $ROOT/root/k.deb {keyring} && dpkg -i $ROOT/root/k.deb")
+    stack.lab.run(f"curl -fsSLo $HOMELAB_ROOT/root/k.deb {keyring} && dpkg -i $HOMELAB_ROOT/root/k.deb")
     there = "dpkg-query -W -f='${db:Status-Status} ${Package}\\n' 'libnvidia-*' 'nvidia-*' libcuda1"
     packages = stack.lab.run(f"{there} | sed -n 's/^installed //p'").stdout.split()
     pin = "Package: *nvidia* libcuda1\\nPin: version 590.48.01*\\nPin-Priority: 1001\\n"
     stack.lab.run(
-        f"printf '{pin}' >$ROOT/etc/apt/preferences.d/theirs; apt-get -qq update && apt-get -qq install -y {' '.join(packages)}; "
-        "rm $ROOT/etc/apt/preferences.d/theirs"
+        f"printf '{pin}' >$HOMELAB_ROOT/etc/apt/preferences.d/theirs; apt-get -qq update && apt-get -qq install -y {' '.join(packages)}; "
+        "rm $HOMELAB_ROOT/etc/apt/preferences.d/theirs"
     )
     stack.lab.reboot()
     stack.lab.run("pct start 901", check=False)
-    changed = stack.lab.run("cat $ROOT/proc/driver/nvidia/version").stdout
+    changed = stack.lab.run("cat $HOMELAB_ROOT/proc/driver/nvidia/version").stdout
     assert "580.105.08" not in changed, "the host's driver is as before: nothing is shown"
     up = stack.up("--refresh")
     assert "drift" in up.output

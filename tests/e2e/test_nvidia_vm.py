@@ -34,8 +34,8 @@ def test_from_a_stock_host_to_a_container_with_the_card_what_happens_to_that_lat
     made = [name for operation, name in up.steps if operation == "create"]
     assert [name for name in made if name in (*STEPS, *MORE)] == [*STEPS, *MORE]
     assert "GPU 0: NVIDIA GeForce RTX 5090" in inside(stack, DOCKER)
-    assert "release 12.8" in inside(stack, "$ROOT/usr/local/cuda-12.8/bin/nvcc --version")
-    assert "Open Kernel Module" in inside(stack, "cat $ROOT/proc/driver/nvidia/version")
+    assert "release 12.8" in inside(stack, "$HOMELAB_ROOT/usr/local/cuda-12.8/bin/nvcc --version")
+    assert "Open Kernel Module" in inside(stack, "cat $HOMELAB_ROOT/proc/driver/nvidia/version")
     found = stack.output()["vms"]["sandbox"]["nvidia"]
     assert found["driver"].startswith("580.")
     assert (found["cuda"], found["flavour"], found["program"]) == ("12.8", "open", True)
@@ -50,7 +50,7 @@ def test_from_a_stock_host_to_a_container_with_the_card_what_happens_to_that_lat
 
     inside(stack, SMI, ok=False)
     # What dpkg notes of an engine stays with the owner's images and volumes.
-    inventory = "dpkg -l | grep ^ii | tr -s [:blank:]; find $ROOT/etc -type f | sort | xargs sha256sum"
+    inventory = "dpkg -l | grep ^ii | tr -s [:blank:]; find $HOMELAB_ROOT/etc -type f | sort | xargs sha256sum"
     before = inside(stack, inventory)
     up = stack.up("--refresh")
     assert "sandbox: drift: " in up.output

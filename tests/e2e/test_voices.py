@@ -32,7 +32,7 @@ def heard(stack: Stack) -> tuple[Whole, set[str]]:
 
 @pytest.mark.parametrize("number", sampling.sample(range(30), 1, "voices"))
 def test_what_was_done_to_a_host_is_told_alike_and_mended(converged: Callable[..., Stack], number: int) -> None:
-    grub, init_top = "$ROOT/etc/default/grub.d", "$ROOT/etc/initramfs-tools/scripts/init-top"
+    grub, init_top = "$HOMELAB_ROOT/etc/default/grub.d", "$HOMELAB_ROOT/etc/initramfs-tools/scripts/init-top"
     entry = "id=10de:2b85,iommugroup=99,node=pve,path=0000:01:00,subsystem-id=1043:89e3"
     # Each base's kinds, with the commands that make them.
     kinds = {
@@ -40,8 +40,8 @@ def test_what_was_done_to_a_host_is_told_alike_and_mended(converged: Callable[..
             "a file changed": f"echo '# mine' >>{grub}/zz-homelab-iommu.cfg",
             "a file gone": f"rm {init_top}/homelab-vfio",
             "words gone": f"rm {grub}/zz-homelab-vfio.cfg; update-grub",
-            "a menu without words": "sed -i 's/ homelab.vfio=[^ ]*//' $ROOT/boot/grub/grub.cfg",
-            "its agent gone": "rm $ROOT/var/lib/homelab/agents/*/agent.pyz",
+            "a menu without words": "sed -i 's/ homelab.vfio=[^ ]*//' $HOMELAB_ROOT/boot/grub/grub.cfg",
+            "its agent gone": "rm $HOMELAB_ROOT/var/lib/homelab/agents/*/agent.pyz",
             "the mapping gone": "pvesh delete /cluster/mapping/pci/rtx5090",
             "the mapping changed": f"pvesh set /cluster/mapping/pci/rtx5090 --map {entry}",
             "the card taken out": "qm shutdown 103; qm set 103 --delete hostpci0",
@@ -53,7 +53,7 @@ def test_what_was_done_to_a_host_is_told_alike_and_mended(converged: Callable[..
         },
         "a container": {
             "a line gone": "pct stop 901; pct set 901 --delete dev0; pct start 901",
-            "the service gone": "rm $ROOT/etc/systemd/system/homelab-nvidia-nodes.service",
+            "the service gone": "rm $HOMELAB_ROOT/etc/systemd/system/homelab-nvidia-nodes.service",
             "the service off": "systemctl disable homelab-nvidia-nodes.service",
             "the container off": "pct stop 901",
             "the container locked": "pct set 901 --delete dev1; pct set 901 --lock backup",
@@ -62,7 +62,7 @@ def test_what_was_done_to_a_host_is_told_alike_and_mended(converged: Callable[..
             "the VM has it": "qm start 103",
             "the hook gone": "qm set 103 --delete hookscript",
             "the timer off": "systemctl disable homelab-handover.timer",
-            "a program gone": "rm $ROOT/usr/local/sbin/homelab-handover",
+            "a program gone": "rm $HOMELAB_ROOT/usr/local/sbin/homelab-handover",
             "a line gone": "pct set 901 --delete dev0",
             "the card taken out": "qm set 103 --delete hostpci0",
             "a module gone": "dkms uninstall nvidia/$(modinfo -F version nvidia) -k $(uname -r)",

@@ -36,10 +36,10 @@ echo "early: $(readlink "$bus/devices/{first}/driver")" >"$HOMELAB_SYSROOT/dev/k
 
 def rebound(address: str, driver: str) -> str:
     """What a person types to have a running host give a PCI function to another driver."""
-    device = f"$ROOT/sys/bus/pci/devices/{address}"
+    device = f"$HOMELAB_ROOT/sys/bus/pci/devices/{address}"
     return (
         f"modprobe {driver} && {{ [ ! -e {device}/driver ] || echo {address} >{device}/driver/unbind; }} && "
-        f"echo {driver} >{device}/driver_override && echo {address} >$ROOT/sys/bus/pci/drivers_probe && "
+        f"echo {driver} >{device}/driver_override && echo {address} >$HOMELAB_ROOT/sys/bus/pci/drivers_probe && "
         f"echo '(null)' >{device}/driver_override"
     )
 
@@ -139,6 +139,6 @@ class Host:
         self.write("/etc/initramfs-tools/scripts/init-top/give-gpu", script, 0o755)
         hook = (
             '#!/bin/sh\ncase "$1" in prereqs) exit 0 ;; esac\n'
-            '. "${ROOT:-}/usr/share/initramfs-tools/hook-functions"\nmanual_add_modules vfio_iommu_type1 vfio_pci\n'
+            '. "${HOMELAB_ROOT:-}/usr/share/initramfs-tools/hook-functions"\nmanual_add_modules vfio_iommu_type1 vfio_pci\n'
         )
         self.write("/etc/initramfs-tools/hooks/give-gpu", hook, 0o755)

@@ -181,8 +181,8 @@ def verified(machine: Machine, settings: dict[str, Any]) -> Any:
 
 
 _KEYRING = (
-    "curl -fsSLo $ROOT/root/k.deb https://developer.download.nvidia.com/compute/cuda/repos/{}/x86_64/cuda-keyring_1.1-1_all.deb"
-    " && dpkg -i $ROOT/root/k.deb && apt-get -qq update"
+    "curl -fsSLo $HOMELAB_ROOT/root/k.deb https://developer.download.nvidia.com/compute/cuda/repos/{}/x86_64/cuda-keyring_1.1-1_all.deb"
+    " && dpkg -i $HOMELAB_ROOT/root/k.deb && apt-get -qq update"
 )
 
 

@@ -88,7 +88,9 @@ def map_card(lab: Lab) -> None:
 
 def put_template(lab: Lab) -> None:
     """TEMPLATE is on the storage `local`."""
-    lab.run(f"mkdir -p $ROOT/var/lib/vz/template/cache; touch $ROOT/var/lib/vz/template/cache/{TEMPLATE}")
+    lab.run(
+        f"mkdir -p $HOMELAB_ROOT/var/lib/vz/template/cache; touch $HOMELAB_ROOT/var/lib/vz/template/cache/{TEMPLATE}"
+    )
 
 
 def given_card(node: str = NODE, **more: Any) -> VmCards.Inputs:

@@ -149,12 +149,12 @@ def reboot(lab: Lab) -> None:
 
 
 def with_lock(path: str, lock: str = "backup") -> Callable[[Lab], object]:
-    return on_host(f"sed -i '1i lock: {lock}' $ROOT/etc/pve/{path}.conf")
+    return on_host(f"sed -i '1i lock: {lock}' $HOMELAB_ROOT/etc/pve/{path}.conf")
 
 
 def append(ctid: int, *lines: str) -> Callable[[Lab], object]:
     text = "".join(f"{line}\\n" for line in lines)
-    return on_host(f"printf '{text}' >>$ROOT/etc/pve/lxc/{ctid}.conf")
+    return on_host(f"printf '{text}' >>$HOMELAB_ROOT/etc/pve/lxc/{ctid}.conf")
 
 
 BY_HAND = "0000:01:00,pcie=1"
@@ -187,22 +187,22 @@ GIVEN = (
 
 def take_out_ids(lab: Lab) -> None:
     lab.run(
-        "sed -i 's/^options vfio-pci ids=.*//' $ROOT/etc/modprobe.d/vfio.conf; "
-        "sed -i -E 's/ ?vfio-pci.ids=[^ \"]*//' $ROOT/etc/default/grub"
+        "sed -i 's/^options vfio-pci ids=.*//' $HOMELAB_ROOT/etc/modprobe.d/vfio.conf; "
+        "sed -i -E 's/ ?vfio-pci.ids=[^ \"]*//' $HOMELAB_ROOT/etc/default/grub"
     )
 
 
 def bind_by_words(lab: Lab) -> None:
     """As some do it on a host of systemd-boot."""
     lab.run(
-        "sed -i '1s/$/ intel_iommu=on vfio-pci.ids=10de:2786,10de:22bc/' $ROOT/etc/kernel/cmdline; proxmox-boot-tool refresh; "
-        "echo vfio-pci >>$ROOT/etc/initramfs-tools/modules; update-initramfs -u -k all"
+        "sed -i '1s/$/ intel_iommu=on vfio-pci.ids=10de:2786,10de:22bc/' $HOMELAB_ROOT/etc/kernel/cmdline; proxmox-boot-tool refresh; "
+        "echo vfio-pci >>$HOMELAB_ROOT/etc/initramfs-tools/modules; update-initramfs -u -k all"
     )
     lab.reboot()
 
 
 def without_driver(lab: Lab) -> None:
-    lab.run("printf 'blacklist nvidia\\nblacklist nvidia-drm\\n' >$ROOT/etc/modprobe.d/own.conf")
+    lab.run("printf 'blacklist nvidia\\nblacklist nvidia-drm\\n' >$HOMELAB_ROOT/etc/modprobe.d/own.conf")
     lab.reboot()
 
 
@@ -222,12 +222,12 @@ ROWS: dict[str, Row] = {
     ),
     "a VM that runs without its card": Row(
         "phoenix",
-        on_host("sed -i '1i hostpci0: 0000:02:00,pcie=1' $ROOT/etc/pve/qemu-server/103.conf"),
+        on_host("sed -i '1i hostpci0: 0000:02:00,pcie=1' $HOMELAB_ROOT/etc/pve/qemu-server/103.conf"),
         of_doctor("vm", "103"),
     ),
     "a VM with a mapping that is gone": Row(
         "phoenix",
-        on_host("sed -i '1i hostpci1: mapping=gone,pcie=1' $ROOT/etc/pve/qemu-server/103.conf"),
+        on_host("sed -i '1i hostpci1: mapping=gone,pcie=1' $HOMELAB_ROOT/etc/pve/qemu-server/103.conf"),
         of_doctor("vm", "103"),
     ),
     "a node without a quorum": Row(
@@ -251,7 +251,7 @@ ROWS: dict[str, Row] = {
         "laptop-egpu",
         nothing,
         of_gates(gpus={"gpu": {"match": "8086:9a49", "allowConsole": True}}),
-        on_host("sed -i 's/,igfx_off//' $ROOT/etc/default/grub"),
+        on_host("sed -i 's/,igfx_off//' $HOMELAB_ROOT/etc/default/grub"),
         reboot,
     ),
     "a card with virtual functions": Row("sriov", nothing, of_gates(gpus={"gpu": {"match": "10de:25b6"}})),
@@ -260,11 +260,11 @@ ROWS: dict[str, Row] = {
         "intel-zfs",
         bind_by_words,
         of_gates(gpus={"gpu": {"match": "10de:2786", "use": "lxc"}}),
-        on_host("sed -i 's/ vfio-pci.ids=[^ ]*//' $ROOT/etc/kernel/cmdline"),
+        on_host("sed -i 's/ vfio-pci.ids=[^ ]*//' $HOMELAB_ROOT/etc/kernel/cmdline"),
         reboot,
     ),
     "an ESP that is gone": Row(
-        "intel-zfs", on_host("echo AAAA-0000 >>$ROOT/etc/kernel/proxmox-boot-uuids"), of_doctor("host")
+        "intel-zfs", on_host("echo AAAA-0000 >>$HOMELAB_ROOT/etc/kernel/proxmox-boot-uuids"), of_doctor("host")
     ),
     "a test VM that was left": Row(
         "bound-by-hand",
@@ -284,9 +284,9 @@ ROWS: dict[str, Row] = {
     ),
     "no command line for systemd-boot": Row(
         "intel-zfs",
-        on_host("rm $ROOT/etc/kernel/cmdline"),
+        on_host("rm $HOMELAB_ROOT/etc/kernel/cmdline"),
         of_step("apply", IOMMU),
-        on_host("echo 'root=ZFS=rpool/ROOT/pve-1 boot=zfs' >$ROOT/etc/kernel/cmdline"),
+        on_host("echo 'root=ZFS=rpool/ROOT/pve-1 boot=zfs' >$HOMELAB_ROOT/etc/kernel/cmdline"),
     ),
     # -- containers
     "a locked container": Row("phoenix", with_lock("lxc/901"), of_containers),
@@ -316,18 +316,21 @@ ROWS: dict[str, Row] = {
         "phoenix",
         all_of(
             on_host(GIVEN[0]),
-            on_host("sed -i '/^dev0/s/mode=0666/mode=0660/' $ROOT/etc/pve/lxc/901.conf; pct reboot 901"),
+            on_host("sed -i '/^dev0/s/mode=0666/mode=0660/' $HOMELAB_ROOT/etc/pve/lxc/901.conf; pct reboot 901"),
         ),
         of_doctor("container", "901", "--gpus", "0"),
     ),
     "a device that can't be written": Row(
         "phoenix",
         all_of(
-            on_host(GIVEN[0]), on_host("sed -i '/^dev0/s/$/,deny-write=1/' $ROOT/etc/pve/lxc/901.conf; pct reboot 901")
+            on_host(GIVEN[0]),
+            on_host("sed -i '/^dev0/s/$/,deny-write=1/' $HOMELAB_ROOT/etc/pve/lxc/901.conf; pct reboot 901"),
         ),
         of_doctor("container", "901", "--gpus", "0"),
     ),
-    "nodes closed to users": Row("phoenix", on_host("chmod 0660 $ROOT/dev/nvidia0"), of_doctor("container", "950")),
+    "nodes closed to users": Row(
+        "phoenix", on_host("chmod 0660 $HOMELAB_ROOT/dev/nvidia0"), of_doctor("container", "950")
+    ),
     "nodes that nothing has made": Row(
         "mixed",
         nothing,
@@ -336,7 +339,7 @@ ROWS: dict[str, Row] = {
     ),
     "nodes of an earlier boot": Row(
         "phoenix",
-        on_host("rm $ROOT/dev/nvidia-uvm; mknod -m 0666 $ROOT/dev/nvidia-uvm c 499 0"),
+        on_host("rm $HOMELAB_ROOT/dev/nvidia-uvm; mknod -m 0666 $HOMELAB_ROOT/dev/nvidia-uvm c 499 0"),
         of_doctor("container", "950"),
     ),
     # -- the host's driver
@@ -354,9 +357,9 @@ def test_an_esp_that_is_taken_out_of_the_list_tells_which_boot_loader_it_is(labs
     lab = labs("rtx5090")
     said = of_gates(gpus={})
     try:
-        lab.run("mkdir -p $ROOT/etc/kernel && echo 0000-0000 >$ROOT/etc/kernel/proxmox-boot-uuids")
+        lab.run("mkdir -p $HOMELAB_ROOT/etc/kernel && echo 0000-0000 >$HOMELAB_ROOT/etc/kernel/proxmox-boot-uuids")
         assert any("the UUID of each ESP" in step for step in said(lab))
-        lab.run("sed -i /0000-0000/d $ROOT/etc/kernel/proxmox-boot-uuids")
+        lab.run("sed -i /0000-0000/d $HOMELAB_ROOT/etc/kernel/proxmox-boot-uuids")
         assert said(lab) == []
     finally:
         lab.reset()
@@ -381,7 +384,7 @@ def test_what_a_cluster_says_of_its_votes_is_what_a_real_one_said(labs: Callable
             for number in (1, 2, 3)
         }
         cluster = {"name": "bench", "version": 3, "quorate": int("Quorate:          Yes" in text)}
-        lab.run("cat >$ROOT/etc/pve/.members", stdin=json.dumps({"cluster": cluster, "nodelist": nodes}))
+        lab.run("cat >$HOMELAB_ROOT/etc/pve/.members", stdin=json.dumps({"cluster": cluster, "nodelist": nodes}))
         done = lab.run("pvecm status", check=False)
         assert done.stdout == re.sub(r"(?m)^(?:Date|Ring ID): .*\n", "", text)
         assert done.returncode == (0 if cluster["quorate"] else 2)

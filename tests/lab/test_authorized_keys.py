@@ -67,7 +67,7 @@ def test_the_command_that_destroy_prints_takes_the_key_away_for_good(
     for lab in nodes:
         lab.run("pvecm updatecerts")
         assert lines(lab) == [*before, OTHER_PC]
-    first.run(f"sed -i '/{'B' * 64}/d' $ROOT/etc/pve/priv/authorized_keys")
+    first.run(f"sed -i '/{'B' * 64}/d' $HOMELAB_ROOT/etc/pve/priv/authorized_keys")
 
 
 def test_a_key_is_put_where_a_link_that_leads_nowhere_points_to(nodes: list[Lab], tmp_path: Path) -> None:

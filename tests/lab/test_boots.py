@@ -22,7 +22,7 @@ WORDS = {*IOMMU.split(), VFIO}
 LAYERS = (iommu(IOMMU, rollback_after=20), vfio(VFIO, rollback_after=20))
 GRUB, SYSTEMD_BOOT, GRUB_BY_TOOL = "rtx5090", "intel-zfs", "zfs-grub-shim"
 LOADERS = (GRUB, SYSTEMD_BOOT, GRUB_BY_TOOL)
-ELAPSED = 'REBOOT_SECONDS=0 RETRY_SECONDS=0 sh "$ROOT/var/lib/homelab/rollback" 20'
+ELAPSED = 'REBOOT_SECONDS=0 RETRY_SECONDS=0 sh "$HOMELAB_ROOT/var/lib/homelab/rollback" 20'
 
 
 @pytest.fixture

@@ -52,7 +52,9 @@ def test_a_reading_says_which_nodes_each_card_has_and_who_has_them(tmp_path: Pat
 
 def nodes(host: BootingHost) -> dict[str, str]:
     """Path -> major:minor (hexadecimal) and mode, of all that is there."""
-    text = host.output('cd "$ROOT"; for path in dev/nvidia* dev/nvidia-caps/*; do stat -c "/%n %t:%T %a" "$path"; done')
+    text = host.output(
+        'cd "$HOMELAB_ROOT"; for path in dev/nvidia* dev/nvidia-caps/*; do stat -c "/%n %t:%T %a" "$path"; done'
+    )
     found = dict(line.split(" ", 1) for line in text.splitlines())
     return {path: about for path, about in found.items() if path != "/dev/nvidia-caps"}
 
@@ -60,8 +62,8 @@ def nodes(host: BootingHost) -> dict[str, str]:
 def test_nodes_for_mig_have_the_drivers_numbers_and_modes(tmp_path: Path) -> None:
     phoenix = BootingHost(tmp_path, "phoenix")
     before = nodes(phoenix)
-    major = phoenix.output('awk \'$2 == "nvidia-caps" { printf "%x", $1 }\' "$ROOT/proc/devices"')
-    phoenix.output('rm -r "$ROOT/dev/nvidia-caps"')
+    major = phoenix.output('awk \'$2 == "nvidia-caps" { printf "%x", $1 }\' "$HOMELAB_ROOT/proc/devices"')
+    phoenix.output('rm -r "$HOMELAB_ROOT/dev/nvidia-caps"')
     phoenix.all("apply", NODES)
     made = nodes(phoenix)
     assert {path: made[path] for path in CAPABILITIES} == {

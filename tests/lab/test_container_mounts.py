@@ -34,7 +34,7 @@ def test_folders_are_given_mended_changed_and_taken_away_and_stay_as_they_are(
     monkeypatch.setattr(api_module, "POLL_SECONDS", (0.02, 0.05))
     with Lab.start("bound-by-hand", state=tmp_path / "lab") as lab:
         put_template(lab)
-        lab.run("mkdir -p $ROOT/tank/films $ROOT/tank/songs; echo a >$ROOT/tank/films/a")
+        lab.run("mkdir -p $HOMELAB_ROOT/tank/films $HOMELAB_ROOT/tank/songs; echo a >$HOMELAB_ROOT/tank/films/a")
         root = GuestWork(stack_of(lab))
         first = inputs(FILMS, SONGS)
         outputs = root.create(first)

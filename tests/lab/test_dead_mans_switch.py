@@ -115,7 +115,7 @@ def test_a_confirmation_that_comes_during_the_roll_back_gets_its_message_after_t
 # -- guests without onboot ------------------------------------------------------------------------------------------
 def without_onboot(lab: Lab) -> None:
     conf = "arch: amd64\\nhostname: ai-lab\\nmemory: 64\\nostype: unmanaged\\nstartup: order=1\\n"
-    lab.run(f"printf '{conf}' >$ROOT/etc/pve/nodes/pve/lxc/901.conf && pct start 901 && qm set 103 --onboot 0")
+    lab.run(f"printf '{conf}' >$HOMELAB_ROOT/etc/pve/nodes/pve/lxc/901.conf && pct start 901 && qm set 103 --onboot 0")
     assert lab.run("qm status 103; pct status 901").stdout == "status: running\n" * 2
 
 
@@ -132,6 +132,8 @@ def starts(lab: Lab) -> list[str]:
         for kind, vmid in [line.split(":")[5:7]]
         if kind.endswith("start")
     ]
+    index = lab.run("cat $HOMELAB_ROOT/var/log/pve/tasks/index").stdout
+    return [f"{kind} {vmid}" for line in index.splitlines() for kind, vmid in [line.split(":")[5:7]] if "start" in kind]
 
 
 def started(lab: Lab) -> dict[str, list[str]]:
@@ -178,7 +180,7 @@ def test_what_ran_without_onboot_runs_again_once_the_boot_is_confirmed(lab: Lab)
 def test_who_stays_off_runs_again_by_what_the_message_says(lab: Lab) -> None:
     without_onboot(lab)
     configure(lab)
-    lab.run("printf 'lock: snapshot\\n' >>$ROOT/etc/pve/nodes/pve/qemu-server/103.conf")
+    lab.run("printf 'lock: snapshot\\n' >>$HOMELAB_ROOT/etc/pve/nodes/pve/qemu-server/103.conf")
     on(lab, reboot(f"{IOMMU} {VFIO}", rollback_after=60))
     lab.wait_settled(boots=2)
     confirmed(lab)
@@ -224,8 +226,8 @@ def test_what_ran_runs_again_in_a_boot_that_the_host_has_judged_itself(lab: Lab)
 
 def test_a_kernel_without_initramfs_that_is_the_menus_first_is_not_tried(lab: Lab) -> None:
     """Its DKMS has failed, and update-grub lists it all the same. What its owner is told to do is what helps."""
-    newest = lab.run("ls -v $ROOT/boot | sed -n 's/^vmlinuz-//p' | tail -n 1").stdout.strip()
-    lab.run(f"rm $ROOT/boot/initrd.img-{newest}; update-grub")
+    newest = lab.run("ls -v $HOMELAB_ROOT/boot | sed -n 's/^vmlinuz-//p' | tail -n 1").stdout.strip()
+    lab.run(f"rm $HOMELAB_ROOT/boot/initrd.img-{newest}; update-grub")
     with pytest.raises(HomelabError, match=f"initrd line for /boot/vmlinuz-{newest}") as refused:
         on(lab, iommu(IOMMU, rollback_after=AFTER))
     assert not (lab.root / "boot/grub/custom.cfg").exists()

@@ -74,7 +74,7 @@ class Doctor:
         """Lines at the end of a container's configuration, which has no section."""
         text = "".join(f"{line}\\n" for line in lines)
         again = f" && pct reboot {ctid}" if restart else ""
-        self.change(f"printf '{text}' >>$ROOT/etc/pve/lxc/{ctid}.conf{again}")
+        self.change(f"printf '{text}' >>$HOMELAB_ROOT/etc/pve/lxc/{ctid}.conf{again}")
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_the_settings_say_which_cards_a_container_is_to_have(doctor: Callable[[s
 
 def test_majors_of_another_kernel_are_named_with_the_rule_that_is_missing(doctor: Callable[[str], Doctor]) -> None:
     phoenix = doctor("phoenix")
-    phoenix.change("sed -i 's/c 480:/c 508:/' $ROOT/etc/pve/lxc/950.conf && pct reboot 950")
+    phoenix.change("sed -i 's/c 480:/c 508:/' $HOMELAB_ROOT/etc/pve/lxc/950.conf && pct reboot 950")
     report = phoenix.json("container", "950")
     (finding,) = report["findings"]
     assert finding["wanted"] == "device rules for 480:* (/dev/nvidia-uvm, /dev/nvidia-uvm-tools)"
@@ -189,7 +189,9 @@ def test_majors_of_another_kernel_are_named_with_the_rule_that_is_missing(doctor
 
 def test_a_device_whose_rule_another_line_takes_back_is_asked_about(doctor: Callable[[str], Doctor]) -> None:
     phoenix = doctor("phoenix")
-    phoenix.change("echo 'lxc.cgroup2.devices.deny: c 195:* rwm' >>$ROOT/etc/pve/lxc/950.conf && pct reboot 950")
+    phoenix.change(
+        "echo 'lxc.cgroup2.devices.deny: c 195:* rwm' >>$HOMELAB_ROOT/etc/pve/lxc/950.conf && pct reboot 950"
+    )
     found = phoenix.json("container", "950")["findings"][0]["found"]
     assert "Operation not permitted, although a rule allows it; does another line deny it?" in found
 
@@ -210,7 +212,9 @@ def test_a_host_whose_libraries_were_updated_beside_its_loaded_module(doctor: Ca
     phoenix = doctor("phoenix")
     assert not any("libraries" in one["wanted"] for one in phoenix.json("host")["findings"])
     library = "libnvidia-ml.so.590.48.01"
-    phoenix.change(f"cd $ROOT/usr/lib/x86_64-linux-gnu && touch {library} && ln -sf {library} libnvidia-ml.so.1")
+    phoenix.change(
+        f"cd $HOMELAB_ROOT/usr/lib/x86_64-linux-gnu && touch {library} && ln -sf {library} libnvidia-ml.so.1"
+    )
     (one,) = [one for one in phoenix.json("host")["findings"] if "libraries" in one["wanted"]]
     assert one["found"] == "libnvidia-ml.so.1: 590.48.01" and one["next"].startswith("reboot the host")
     assert phoenix.json("container", "950")["well"], "its own are the loaded driver's"
@@ -376,7 +380,9 @@ def test_a_vm_that_runs_with_its_card(doctor: Callable[[str], Doctor]) -> None:
 def test_a_mapping_that_is_not_what_is_in_the_slot(doctor: Callable[[str], Doctor]) -> None:
     phoenix = doctor("phoenix")
     with_mapping(phoenix)
-    phoenix.change("sed -i 's/id=10de:2684/id=10de:2685/; s/iommugroup=15/iommugroup=3/' $ROOT/etc/pve/mapping/pci.cfg")
+    phoenix.change(
+        "sed -i 's/id=10de:2684/id=10de:2685/; s/iommugroup=15/iommugroup=3/' $HOMELAB_ROOT/etc/pve/mapping/pci.cfg"
+    )
     found = phoenix.json("vm", "103")["findings"][0]["found"]
     assert "id of 0000:02:00.0: 10de:2684, the mapping says 10de:2685" in found
     assert "iommugroup of 0000:02:00.0: 15, the mapping says 3" in found

@@ -22,7 +22,9 @@ def test_a_guest_of_a_killed_run_and_files_that_were_edited_by_hand_are_named(
         lab.run("qm set 103 --description 'Created by Pulumi: homelab/lab/sandbox 0123456789abcdef'")
         lab.run("qm create 104 --name other --description 'Created by Pulumi: homelab/lab2/other 0123456789abcdef'")
         for path in ("a.0a1b2c3d", "b.0a1b2c3d"):
-            lab.run(f'mkdir -p "$ROOT/var/backups/homelab/etc"; echo edited > "$ROOT/var/backups/homelab/etc/{path}"')
+            lab.run(
+                f'mkdir -p "$HOMELAB_ROOT/var/backups/homelab/etc"; echo edited > "$HOMELAB_ROOT/var/backups/homelab/etc/{path}"'
+            )
         work = HostProbeWork(stack_of(lab), "urn:pulumi:lab::homelab::homelab:host:Probe::pve-probe")
         nothing = HostProbe.Outputs(
             iommu_words="", vfio_words="", functions={}, by_hand=[], gpus={}, generation={}, stale=False

@@ -258,7 +258,7 @@ def test_of_two_cards_of_one_model_the_shared_one_alone_is_handed_over(
     host.output("qm stop 103")
     wait_until(lambda: state(host) == "HOST")
     assert drivers(host) == ["nvidia", "snd_hda_intel", "nvidia"]
-    bus = "$ROOT/sys/bus/pci"
+    bus = "$HOMELAB_ROOT/sys/bus/pci"
     for one in (OTHER, "0000:02:00.1"):
         host.output(
             f"echo vfio-pci >{bus}/devices/{one}/driver_override; echo {one} >{bus}/devices/{one}/driver/unbind; echo {one} >{bus}/drivers_probe"

@@ -28,7 +28,7 @@ GONE = "node=left-long-ago,path=0000:41:00,id=10de:2684"
 def lab(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     forked_agent.in_place_of_what_is_sent(monkeypatch, shared_lab)
     yield shared_lab
-    shared_lab.run("rm -rf $ROOT/etc/pve/mapping/pci.cfg $ROOT/var/lib/homelab/ledger")
+    shared_lab.run("rm -rf $HOMELAB_ROOT/etc/pve/mapping/pci.cfg $HOMELAB_ROOT/var/lib/homelab/ledger")
 
 
 def work(lab: Lab, **gpus: Any) -> CardMappingWork:

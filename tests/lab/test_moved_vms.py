@@ -45,7 +45,7 @@ def cluster(shared_cluster: LabCluster, monkeypatch: pytest.MonkeyPatch) -> Iter
     yield shared_cluster
     for name in ("pve2", "pve3"):
         (shared_cluster.folder / f"pve/nodes/{name}/qemu-server/{VM}.conf").unlink(missing_ok=True)
-        shared_cluster[name].run("rm -rf $ROOT/var/lib/homelab")
+        shared_cluster[name].run("rm -rf $HOMELAB_ROOT/var/lib/homelab")
     (shared_cluster.folder / f"pve/homelab/qemu-{VM}").unlink(missing_ok=True)
     shared_cluster["pve1"].reset()
 

@@ -75,11 +75,11 @@ def test_of_a_host_with_a_driver_cards_that_vms_get_are_not_its_own_until_they_c
     cards = host.read(passed=("0000:01:00",)).system.cards or ()
     assert "10de:2b85" not in cards and "10de:2684" in cards
 
-    device = "$ROOT/sys/bus/pci/devices/0000:01:00.0"
+    device = "$HOMELAB_ROOT/sys/bus/pci/devices/0000:01:00.0"
     host.output(
         f"modprobe vfio-pci; echo vfio-pci >{device}/driver_override; echo 0000:01:00.0 >{device}/driver/unbind"
     )
-    host.output("echo 0000:01:00.0 >$ROOT/sys/bus/pci/drivers_probe")
+    host.output("echo 0000:01:00.0 >$HOMELAB_ROOT/sys/bus/pci/drivers_probe")
 
     def counts(**about: Any) -> bool:
         return "10de:2b85" in (host.read(**about).system.cards or ())
@@ -101,7 +101,7 @@ def test_a_container_has_the_cards_whose_nodes_it_has_and_one_that_is_off_or_gon
     phoenix.host.output("pct stop 901")
     text = phoenix.layer("read", "read_system", Wanted()).stdout
     assert "container 901 running" in text and "pct start 901" in text
-    phoenix.host.output("pct destroy 901 --force 1 2>/dev/null || rm $ROOT/etc/pve/lxc/901.conf")
+    phoenix.host.output("pct destroy 901 --force 1 2>/dev/null || rm $HOMELAB_ROOT/etc/pve/lxc/901.conf")
     assert "wanted: container 901\n" in phoenix.layer("read", "read_system", Wanted()).stdout
     # Nothing is to be taken out of it.
     taken = phoenix.layer("revert", "stack_folder", StackFolder(owner="stack"))

@@ -75,7 +75,9 @@ def test_all_of_a_stack_comes_by_one_step_is_used_from_inside_and_is_given_back(
     added = {*vm.packages()} - {*packages}
     assert {"cuda-toolkit-12-8", "libcudnn9-cuda-12", "libnccl2", "docker.io", "nvidia-container-toolkit"} <= added
     assert (answer["cuda"], answer["version"]) == ("12.8", VERSION) and answer["toolkit"]
-    assert "/usr/local/cuda-12.8/bin" in vm.output("PATH=/bin; . $ROOT/etc/profile.d/homelab-cuda.sh; echo $PATH")
+    assert "/usr/local/cuda-12.8/bin" in vm.output(
+        "PATH=/bin; . $HOMELAB_ROOT/etc/profile.d/homelab-cuda.sh; echo $PATH"
+    )
     toolkit = vm.toolkit_step(VERSION, ALL)
     configured = vm.answer("apply", toolkit)
     assert (configured["runtime"], configured["changed"], configured["restarted"]) == ("docker", True, True)
@@ -94,7 +96,7 @@ def test_all_of_a_stack_comes_by_one_step_is_used_from_inside_and_is_given_back(
     vm.install(driver="580", cuda="13.0")
     there = vm.packages()
     assert {"cuda-toolkit-13-0", "docker.io"} <= {*there} and not {"libnccl2", "cuda-toolkit-12-8"} & {*there}
-    vm.output("rm -r $ROOT/var/lib/docker")  # the owner's by now: images and volumes stay
+    vm.output("rm -r $HOMELAB_ROOT/var/lib/docker")  # the owner's by now: images and volumes stay
     vm.undo()
     assert vm.packages() == packages and differing(before, vm.tree()) == set()
 
@@ -116,7 +118,7 @@ def test_a_container_gets_the_hosts_libraries_and_its_docker_the_cards_and_is_gi
     assert (output["uvm"], output["video"], bool(output["nvenc"])) == (True, True, True)
 
     # Somebody gives it another driver's library.
-    library = f"$ROOT/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.{version}"
+    library = f"$HOMELAB_ROOT/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.{version}"
     inside.output(f"mv {library} {library.replace(str(version), '580.65.06')}")
     (error,) = judge(inside.verify(tried), meant)[1]
     assert "the container's libraries" in error.why
@@ -131,7 +133,7 @@ def test_a_container_gets_the_hosts_libraries_and_its_docker_the_cards_and_is_gi
         inside.host.output("pct stop 901")
         conf.write_text(text)
         inside.host.output("pct start 901")
-    inside.output("rm -r $ROOT/var/lib/docker")
+    inside.output("rm -r $HOMELAB_ROOT/var/lib/docker")
     inside.answer("revert", toolkit)
     inside.undo()
     assert differing(before, inside.tree()) == set()
@@ -185,7 +187,7 @@ def vm(tmp_path_factory: pytest.TempPathFactory) -> Machine:
 
 # k3s as far as the toolkit has to do with it: when it starts it writes down which runtimes it finds; its containerd's client is in its program.
 K3S = """#!/bin/bash
-folder=$ROOT/var/lib/rancher/k3s/agent/etc/containerd
+folder=$HOMELAB_ROOT/var/lib/rancher/k3s/agent/etc/containerd
 if [[ $1 == ctr ]]; then shift && exec ctr "$@"; fi
 mkdir -p "$folder"
 printf 'version = 3\\n' >"$folder/config.toml"
@@ -208,7 +210,7 @@ def test_k3s_is_restarted_once_to_find_the_runtime_and_runs_a_container_with_the
     for path, text in (("usr/local/bin/k3s", K3S), (f"etc/systemd/system/{unit}.service", K3S_UNIT)):
         (vm.root / path).parent.mkdir(parents=True, exist_ok=True)
         (vm.root / path).write_text(text)
-    vm.output(f"chmod +x $ROOT/usr/local/bin/k3s; systemctl daemon-reload; systemctl start {unit}")
+    vm.output(f"chmod +x $HOMELAB_ROOT/usr/local/bin/k3s; systemctl daemon-reload; systemctl start {unit}")
     assert "k3s" in (vm.read().system.runtimes or ())
     wanted = {**SETTINGS, "containerToolkit": "k3s"}
     vm.want(**wanted)
@@ -222,7 +224,9 @@ def test_k3s_is_restarted_once_to_find_the_runtime_and_runs_a_container_with_the
     vm.output(f"systemctl stop {unit}; rm {template.with_suffix('')}")
     assert "neither k3s nor k3s-agent is active" in vm.refusal(toolkit)
     vm.answer("revert", toolkit)
-    vm.output("rm -r $ROOT/usr/local/bin/k3s $ROOT/etc/systemd/system/k3s* $ROOT/var/lib/rancher")
+    vm.output(
+        "rm -r $HOMELAB_ROOT/usr/local/bin/k3s $HOMELAB_ROOT/etc/systemd/system/k3s* $HOMELAB_ROOT/var/lib/rancher"
+    )
 
 
 def test_podman_gets_a_specification_which_is_made_anew_for_another_driver(vm: Machine) -> None:
@@ -243,9 +247,9 @@ def test_podman_gets_a_specification_which_is_made_anew_for_another_driver(vm: M
     assert not specification.parent.exists()
 
 
-_LIBRARY = f"$ROOT/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.{VERSION}"
+_LIBRARY = f"$HOMELAB_ROOT/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.{VERSION}"
 _OTHER = _LIBRARY.replace(VERSION, "580.159.03")
-_UVM = "$ROOT/usr/lib/modules/$(uname -r)/updates/dkms/nvidia-uvm.ko"
+_UVM = "$HOMELAB_ROOT/usr/lib/modules/$(uname -r)/updates/dkms/nvidia-uvm.ko"
 _LOADED = "modprobe nvidia; nvidia-modprobe -u -c 0; nvidia-smi"
 _AWAY = "rmmod nvidia_uvm; rmmod nvidia"
 
@@ -261,25 +265,29 @@ _AWAY = "rmmod nvidia_uvm; rmmod nvidia"
                 ("Driver/library version mismatch", "older module stayed loaded"),
             ),
             (
-                f"{_AWAY}; mv $ROOT/usr/lib/modules $ROOT/usr/lib/away",
-                f"mv $ROOT/usr/lib/away $ROOT/usr/lib/modules; {_LOADED}",
+                f"{_AWAY}; mv $HOMELAB_ROOT/usr/lib/modules $HOMELAB_ROOT/usr/lib/away",
+                f"mv $HOMELAB_ROOT/usr/lib/away $HOMELAB_ROOT/usr/lib/modules; {_LOADED}",
                 ("couldn't communicate", "DKMS's build failed"),
             ),
-            ("mv $ROOT/usr/bin/nvidia-smi $ROOT/root/", "mv $ROOT/root/nvidia-smi $ROOT/usr/bin/", ("nvidia-smi",)),
             (
-                f"rmmod nvidia_uvm; rm -f $ROOT/dev/nvidia-uvm*; mv {_UVM} $ROOT/root/",
-                f"mv $ROOT/root/nvidia-uvm.ko {_UVM}; nvidia-modprobe -u -c 0",
+                "mv $HOMELAB_ROOT/usr/bin/nvidia-smi $HOMELAB_ROOT/root/",
+                "mv $HOMELAB_ROOT/root/nvidia-smi $HOMELAB_ROOT/usr/bin/",
+                ("nvidia-smi",),
+            ),
+            (
+                f"rmmod nvidia_uvm; rm -f $HOMELAB_ROOT/dev/nvidia-uvm*; mv {_UVM} $HOMELAB_ROOT/root/",
+                f"mv $HOMELAB_ROOT/root/nvidia-uvm.ko {_UVM}; nvidia-modprobe -u -c 0",
                 ("/dev/nvidia-uvm: No such file or directory", "nvidia-modprobe"),
             ),
             (
-                "chmod 0660 $ROOT/dev/nvidia*",
-                "chmod 0666 $ROOT/dev/nvidia*",
+                "chmod 0660 $HOMELAB_ROOT/dev/nvidia*",
+                "chmod 0666 $HOMELAB_ROOT/dev/nvidia*",
                 ("Permission denied", "NVreg_DeviceFileMode"),
             ),
             ("systemctl stop docker", "systemctl start docker", ("isn't running, often because its configuration",)),
             (
-                "mv $ROOT/etc/docker $ROOT/root/d; systemctl restart docker",
-                "mv $ROOT/root/d $ROOT/etc/docker; systemctl restart docker",
+                "mv $HOMELAB_ROOT/etc/docker $HOMELAB_ROOT/root/d; systemctl restart docker",
+                "mv $HOMELAB_ROOT/root/d $HOMELAB_ROOT/etc/docker; systemctl restart docker",
                 ("isn't installed or not configured",),
             ),
         ],

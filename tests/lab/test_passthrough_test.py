@@ -20,7 +20,7 @@ from tests.lab.stack_kit import host_of
 
 FUNCTIONS = {"0000:01:00.0": "10de:2b85", "0000:01:00.1": "10de:22e8"}
 SCENARIO = "rtx5090"
-CONF = "$ROOT/etc/pve/qemu-server"
+CONF = "$HOMELAB_ROOT/etc/pve/qemu-server"
 
 
 @pytest.fixture
@@ -137,7 +137,10 @@ def test_a_card_that_is_not_on_vfio_pci_is_left_where_it_is(lab: Lab) -> None:
     since = lab.mark()
     assert failure(lab).found == "its driver is snd_hda_intel"
     assert power(lab, since) == []
-    assert lab.run("basename $(readlink $ROOT/sys/bus/pci/devices/0000:01:00.1/driver)").stdout == "snd_hda_intel\n"
+    assert (
+        lab.run("basename $(readlink $HOMELAB_ROOT/sys/bus/pci/devices/0000:01:00.1/driver)").stdout
+        == "snd_hda_intel\n"
+    )
 
 
 def test_what_an_interrupted_test_has_left_is_removed_first(lab: Lab) -> None:
@@ -145,7 +148,7 @@ def test_what_an_interrupted_test_has_left_is_removed_first(lab: Lab) -> None:
     lab.run(
         f"qm create 900 --name {NAME} --machine q35 --hostpci0 0000:01:00,pcie=1"
         " --args '-kernel /boot/vmlinuz-6.17.2-1-pve -serial file:/run/console'; qm start 900;"
-        f"echo 'lock: create' >>{CONF}/900.conf; mkdir $ROOT/run/homelab-passthrough-test;"
+        f"echo 'lock: create' >>{CONF}/900.conf; mkdir $HOMELAB_ROOT/run/homelab-passthrough-test;"
         f"qm create 901 --name {NAME}-of-mine"
     )
     lab.fault("guest-boot-hangs", None)
@@ -206,5 +209,5 @@ def test_an_id_that_is_taken_is_refused_and_its_vm_untouched(lab: Lab) -> None:
 
 
 def test_a_kernel_that_was_removed_since_the_boot_is_named(lab: Lab) -> None:
-    lab.run("rm $ROOT/boot/vmlinuz-6.17.2-1-pve")
+    lab.run("rm $HOMELAB_ROOT/boot/vmlinuz-6.17.2-1-pve")
     assert failure(lab).found == "no /boot/vmlinuz-6.17.2-1-pve"

@@ -36,7 +36,8 @@ def held(lab: Lab) -> IO[str]:
 def without_quorum(lab: Lab) -> None:
     nodes = {NODE: {"id": 1, "online": 1, "ip": "192.168.0.202"}, "pve2": {"id": 2, "online": 0, "ip": "192.168.0.203"}}
     lab.run(
-        "cat >$ROOT/etc/pve/.members", stdin=json.dumps({"cluster": {"name": "c", "quorate": 0}, "nodelist": nodes})
+        "cat >$HOMELAB_ROOT/etc/pve/.members",
+        stdin=json.dumps({"cluster": {"name": "c", "quorate": 0}, "nodelist": nodes}),
     )
 
 
@@ -138,7 +139,7 @@ def test_right_after_the_quorum_is_back_a_start_is_tried_again(lab: Lab) -> None
 
 def test_a_vm_of_another_node_is_named_with_its_node(lab: Lab) -> None:
     lab.run(
-        "mkdir -p $ROOT/etc/pve/nodes/pve2/qemu-server; echo 'name: far' >$ROOT/etc/pve/nodes/pve2/qemu-server/203.conf"
+        "mkdir -p $HOMELAB_ROOT/etc/pve/nodes/pve2/qemu-server; echo 'name: far' >$HOMELAB_ROOT/etc/pve/nodes/pve2/qemu-server/203.conf"
     )
     with pytest.raises(ElsewhereError) as error:
         client(lab).get(f"nodes/{NODE}/qemu/203/config", "")

@@ -259,7 +259,7 @@ RECIPES: dict[str, Recipe] = {
 
 def below_the_root(commands: str) -> str:
     """A recipe as it is typed on a simulated host."""
-    return re.sub(r"(?<=[ >])(?=/etc/)", '"$ROOT"', commands)
+    return re.sub(r"(?<=[ >])(?=/etc/)", '"$HOMELAB_ROOT"', commands)
 
 
 @pytest.fixture

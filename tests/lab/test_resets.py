@@ -34,7 +34,7 @@ def methods(host: Host) -> list[str | None]:
 
 def written(host: Host, function: str, value: str = "1") -> str:
     """What the shell says of a write to a function's reset; empty: nothing."""
-    return host.run(f"echo {value} >$ROOT/sys/bus/pci/devices/{function}/reset").stderr
+    return host.run(f"echo {value} >$HOMELAB_ROOT/sys/bus/pci/devices/{function}/reset").stderr
 
 
 # What each function lists, and what it answers: drivers/pci/probe.c (pci_device_add), drivers/pci/pci.c (pci_parent_bus_reset).
@@ -74,7 +74,7 @@ def test_a_reset_is_chosen_from_those_that_linux_finds_now(
 ) -> None:
     host = Host(tmp_path, desktop(*resets), running=True)
     for _ in range(2):
-        done = host.run(f"printf %s '{value}' >$ROOT/sys/bus/pci/devices/{CARD[0]}/reset_method")
+        done = host.run(f"printf %s '{value}' >$HOMELAB_ROOT/sys/bus/pci/devices/{CARD[0]}/reset_method")
         assert ("Invalid argument" in done.stderr) is (listed is None)
         assert methods(host)[0] == (listed or "flr bus")
 

@@ -62,7 +62,7 @@ def test_a_vm_that_gets_only_one_of_its_cards_gets_none(host_as_made: Callable[.
 def test_a_vm_of_whose_cards_one_is_shared_keeps_the_other(host_as_made: Callable[..., Host]) -> None:
     """The other one is the VM's alone: bound before, and neither taken nor given back; nor is it in the way of the shared one's return."""
     host = host_as_made()
-    bus = "$ROOT/sys/bus/pci"
+    bus = "$HOMELAB_ROOT/sys/bus/pci"
     for one in (OTHER, "0000:02:00.1"):
         host.output(
             f"echo vfio-pci >{bus}/devices/{one}/driver_override; echo {one} >{bus}/devices/{one}/driver/unbind; echo {one} >{bus}/drivers_probe"

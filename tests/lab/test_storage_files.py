@@ -87,7 +87,9 @@ def test_a_file_is_downloaded_once_and_given_back(lab: Lab, about: dict[str, Any
 
 
 def test_a_file_that_was_there_is_used_and_stays(lab: Lab) -> None:
-    lab.run("mkdir -p $ROOT/var/lib/vz/template/iso; echo mine >$ROOT/var/lib/vz/template/iso/virtio-win.iso")
+    lab.run(
+        "mkdir -p $HOMELAB_ROOT/var/lib/vz/template/iso; echo mine >$HOMELAB_ROOT/var/lib/vz/template/iso/virtio-win.iso"
+    )
     stack = Stack(lab, VIRTIO)
     outputs = stack.up()
     assert not outputs.made and stack.notes == []
@@ -96,7 +98,9 @@ def test_a_file_that_was_there_is_used_and_stays(lab: Lab) -> None:
 
 
 def test_another_file_of_that_name_is_refused_where_the_settings_have_a_checksum(lab: Lab) -> None:
-    lab.run("mkdir -p $ROOT/var/lib/vz/template/iso; echo mine >$ROOT/var/lib/vz/template/iso/virtio-win.iso")
+    lab.run(
+        "mkdir -p $HOMELAB_ROOT/var/lib/vz/template/iso; echo mine >$HOMELAB_ROOT/var/lib/vz/template/iso/virtio-win.iso"
+    )
     stack = Stack(lab, {**VIRTIO, "checksum": "sha256:" + "a" * 64})
     error = stack.refused()
     assert "checksum mismatch" in error.found and "a file that was there is not touched" in error.why
@@ -182,7 +186,7 @@ def test_a_destroy_after_a_run_that_was_killed_during_a_download_leaves_neither_
 ) -> None:
     lab.fault("download-seconds", seconds)
     stack = Stack(lab, VIRTIO)
-    lab.run("mkdir -p $ROOT/var/lib/vz/template/iso; touch $ROOT/var/lib/vz/template/iso/mine.iso")
+    lab.run("mkdir -p $HOMELAB_ROOT/var/lib/vz/template/iso; touch $HOMELAB_ROOT/var/lib/vz/template/iso/mine.iso")
     ledger.note(
         ssh.Session(host_of(lab)), ledger.of_file(NODE, stack.inputs.volume), storage_file._identity(stack.inputs)
     )
@@ -290,7 +294,7 @@ def test_a_file_that_is_missing_is_refused_by_a_preview(lab: Lab, vm: Any, conta
 
 
 def test_a_file_that_is_there_or_comes_is_not(lab: Lab) -> None:
-    lab.run("mkdir -p $ROOT/var/lib/vz/template/iso; touch $ROOT/var/lib/vz/template/iso/Win11.iso")
+    lab.run("mkdir -p $HOMELAB_ROOT/var/lib/vz/template/iso; touch $HOMELAB_ROOT/var/lib/vz/template/iso/Win11.iso")
     assert (
         checked(
             lab,

@@ -697,7 +697,7 @@ def test_killed_after_any_change_a_made_vm_is_as_wanted_after_the_next_run(world
 def with_hookscript(world: World) -> None:
     world.lab.run("pvesh set /storage/local --content images,iso,vztmpl,backup,rootdir,snippets")
     world.lab.run(
-        "mkdir -p $ROOT/var/lib/vz/snippets; cat >$ROOT/var/lib/vz/snippets/a.sh; chmod +x $ROOT/var/lib/vz/snippets/a.sh",
+        "mkdir -p $HOMELAB_ROOT/var/lib/vz/snippets; cat >$HOMELAB_ROOT/var/lib/vz/snippets/a.sh; chmod +x $HOMELAB_ROOT/var/lib/vz/snippets/a.sh",
         stdin="#!/bin/sh\n",
     )
     world.lab.run(f"qm set {VM} --hookscript local:snippets/a.sh")

@@ -29,7 +29,7 @@ def lab(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
 
 
 def forbid_forwarding(lab: Lab) -> None:
-    lab.run("mkdir -p $ROOT/etc/ssh && echo AllowTcpForwarding no >$ROOT/etc/ssh/sshd_config")
+    lab.run("mkdir -p $HOMELAB_ROOT/etc/ssh && echo AllowTcpForwarding no >$HOMELAB_ROOT/etc/ssh/sshd_config")
 
 
 def changed(api: Api, cores: int) -> int:
@@ -48,8 +48,8 @@ def test_where_sshd_forbids_forwarding_bash_is_the_way(lab: Lab) -> None:
 
 def let_ops_log_in(lab: Lab, *, by_sudo: bool) -> None:
     lab.run(
-        "apt-get update; apt-get install -y sudo; echo ops:x:1000:1000::/home/ops:/bin/bash >>$ROOT/etc/passwd;"
-        "mkdir -p $ROOT/home/ops/.ssh $ROOT/etc/sudoers.d"
+        "apt-get update; apt-get install -y sudo; echo ops:x:1000:1000::/home/ops:/bin/bash >>$HOMELAB_ROOT/etc/passwd;"
+        "mkdir -p $HOMELAB_ROOT/home/ops/.ssh $HOMELAB_ROOT/etc/sudoers.d"
     )
     key = Path(f"{lab.connection['privateKeyFile']}.pub").read_text()
     (lab.root / "home/ops/.ssh/authorized_keys").write_text(key)
@@ -120,7 +120,7 @@ async def _lose_in(seconds: float) -> None:
 
 
 def disable_root(lab: Lab) -> None:
-    lab.run("echo 'user:root@pam:0:0:::::' >$ROOT/etc/pve/user.cfg")
+    lab.run("echo 'user:root@pam:0:0:::::' >$HOMELAB_ROOT/etc/pve/user.cfg")
 
 
 TROUBLES: dict[str, tuple[Callable[[Lab], object], str, str]] = {

@@ -128,7 +128,7 @@ class Node(Client):
         words = shlex.split(command)
         if words and words[0] in _SHELL and not {"|", ";", ">"} & set(words):
             return self._program(words[0], words[1:])
-        done = self.host.run(command.replace("/etc/pve", "$ROOT/etc/pve"))
+        done = self.host.run(command.replace("/etc/pve", "$HOMELAB_ROOT/etc/pve"))
         return done.stderr + done.stdout, done.returncode
 
     def _program(self, name: str, arguments: list[str]) -> tuple[str, int]:

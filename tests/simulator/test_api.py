@@ -51,17 +51,19 @@ def map_gpu(lab: Lab) -> None:
 
 
 def drivers(lab: Lab) -> list[str]:
-    text = lab.run(f"for f in 0 1; do basename $(readlink $ROOT/sys/bus/pci/devices/{GPU}.$f/driver); done").stdout
+    text = lab.run(
+        f"for f in 0 1; do basename $(readlink $HOMELAB_ROOT/sys/bus/pci/devices/{GPU}.$f/driver); done"
+    ).stdout
     return text.split()
 
 
 # -- reaching it ---------------------------------------------------------------------------------------------------
 def test_a_reset_keeps_the_address_and_roots_password(lab: Lab) -> None:
     before = lab.api, lab.connection
-    lab.run("echo user:somebody@pve:1:0::::: >>$ROOT/etc/pve/user.cfg")
+    lab.run("echo user:somebody@pve:1:0::::: >>$HOMELAB_ROOT/etc/pve/user.cfg")
     lab.reset()
     assert (lab.api, lab.connection) == before
-    assert lab.run("cat $ROOT/etc/pve/user.cfg").stdout.split(":")[:3] == ["user", "root@pam", "1"]
+    assert lab.run("cat $HOMELAB_ROOT/etc/pve/user.cfg").stdout.split(":")[:3] == ["user", "root@pam", "1"]
 
 
 def test_while_the_host_is_down_nobody_answers(lab: Lab) -> None:
@@ -172,7 +174,7 @@ def test_what_the_api_does_is_what_qm_and_pct_see(lab: Lab) -> None:
     assert finish(lab, made) == "OK"
     assert start(lab, 200) == "OK"
     assert "made                 running" in lab.run("qm list").stdout
-    config = lab.run("cat $ROOT/etc/pve/qemu-server/200.conf").stdout
+    config = lab.run("cat $HOMELAB_ROOT/etc/pve/qemu-server/200.conf").stdout
     assert "scsi0: local-lvm:vm-200-disk-0,size=8G\n" in config
     assert lab.run("qm status 200").stdout == "status: running\n"
     assert (lab.root / "run/qemu-server/200.pid").exists()
@@ -180,7 +182,7 @@ def test_what_the_api_does_is_what_qm_and_pct_see(lab: Lab) -> None:
 
 def test_a_configuration_edited_by_hand_has_another_digest(lab: Lab) -> None:
     before = lab.ask_api("GET", CONFIG)["digest"]
-    lab.run(f"echo 'tags: mine' >>$ROOT/etc/pve/qemu-server/{VM}.conf")
+    lab.run(f"echo 'tags: mine' >>$HOMELAB_ROOT/etc/pve/qemu-server/{VM}.conf")
     with pytest.raises(LabError) as refused:
         lab.ask_api("PUT", CONFIG, digest=before, cores=2)
     assert str(refused.value) == "500 checksum mismatch (file change by other user?)"
@@ -189,10 +191,10 @@ def test_a_configuration_edited_by_hand_has_another_digest(lab: Lab) -> None:
 
 def test_an_untouched_key_keeps_its_bytes(lab: Lab) -> None:
     stop(lab)
-    before = lab.run(f"cat $ROOT/etc/pve/qemu-server/{VM}.conf").stdout
+    before = lab.run(f"cat $HOMELAB_ROOT/etc/pve/qemu-server/{VM}.conf").stdout
     lab.ask_api("PUT", CONFIG, balloon=0)
     lab.ask_api("PUT", CONFIG, delete="balloon")
-    assert lab.run(f"cat $ROOT/etc/pve/qemu-server/{VM}.conf").stdout == before
+    assert lab.run(f"cat $HOMELAB_ROOT/etc/pve/qemu-server/{VM}.conf").stdout == before
 
 
 def test_pvesh_asks_the_same_api(lab: Lab) -> None:
@@ -203,7 +205,7 @@ def test_pvesh_asks_the_same_api(lab: Lab) -> None:
 
 
 def test_a_lock_that_was_left_goes_with_qm_unlock(lab: Lab) -> None:
-    lab.run(f"echo 'lock: backup' >>$ROOT/etc/pve/qemu-server/{VM}.conf")
+    lab.run(f"echo 'lock: backup' >>$HOMELAB_ROOT/etc/pve/qemu-server/{VM}.conf")
     with pytest.raises(LabError) as refused:
         lab.ask_api("PUT", CONFIG, cores=3)
     assert str(refused.value) == "500 VM is locked (backup)"
@@ -366,13 +368,13 @@ def test_a_vm_that_ignores_a_shutdown_is_stopped_only_by_force(lab: Lab) -> None
 
 def test_a_node_of_the_cluster_that_is_down_is_offline_and_pvesh_doesnt_reach_it(lab: Lab) -> None:
     members = '{"cluster":{"name":"c","quorate":1},"nodelist":{"pve":{"id":1,"online":1,"ip":"192.168.0.202"},"pve2":{"id":2,"online":0,"ip":"192.168.0.203"}}}'
-    lab.run("cat >$ROOT/etc/pve/.members", stdin=members)
+    lab.run("cat >$HOMELAB_ROOT/etc/pve/.members", stdin=members)
     assert {n["node"]: n["status"] for n in lab.ask_api("GET", "/nodes")} == {"pve": "online", "pve2": "offline"}
     with pytest.raises(LabError, match="^500 proxy not allowed$"):
         lab.ask_api("GET", "/nodes/pve2/tasks")
     done = lab.run("pvesh get /nodes/pve2/tasks", check=False)
     assert "ssh: connect to host 192.168.0.203 port 22: No route to host" in done.stderr
-    lab.run("cat >$ROOT/etc/pve/.members", stdin=members.replace('"quorate":1', '"quorate":0'))
+    lab.run("cat >$HOMELAB_ROOT/etc/pve/.members", stdin=members.replace('"quorate":1', '"quorate":0'))
     with pytest.raises(LabError) as unwritten:
         lab.ask_api("PUT", CONFIG, cores=2)
     unwritable = rf"500 unable to open file '/etc/pve/nodes/{NODE}/qemu-server/{VM}.conf.tmp.\d+' - Permission denied"

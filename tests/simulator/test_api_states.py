@@ -69,7 +69,7 @@ def test_reads_arent_held_up_by_the_lock(node: Node) -> None:
 
 
 def test_a_script_that_holds_the_lock_file_keeps_others_out(node: Node) -> None:
-    command = "mkdir -p $ROOT/run/lock/qemu-server; exec 9>$ROOT/run/lock/qemu-server/lock-100.conf; flock 9; qm set 100 --tags a"
+    command = "mkdir -p $HOMELAB_ROOT/run/lock/qemu-server; exec 9>$HOMELAB_ROOT/run/lock/qemu-server/lock-100.conf; flock 9; qm set 100 --tags a"
     done = node.host.run(command)
     assert (done.returncode, done.stderr.strip()) == (255, HELD)
 
@@ -94,11 +94,11 @@ def test_a_script_that_holds_the_lock_file_keeps_others_out(node: Node) -> None:
 def test_a_node_without_a_quorum_writes_nothing(
     node: Node, method: str, path: str, params: dict[str, Any], answer: str
 ) -> None:
-    before = node.host.run("cd $ROOT/etc/pve && find . -type f | sort | xargs cat | md5sum").stdout
+    before = node.host.run("cd $HOMELAB_ROOT/etc/pve && find . -type f | sort | xargs cat | md5sum").stdout
     node.fault("no-quorum")
     found = refused(node, method, path, **params)
     assert re.fullmatch(answer, found), found
-    assert node.host.run("cd $ROOT/etc/pve && find . -type f | sort | xargs cat | md5sum").stdout == before
+    assert node.host.run("cd $HOMELAB_ROOT/etc/pve && find . -type f | sort | xargs cat | md5sum").stdout == before
 
 
 # -- what was refused at once, and is a task that fails --------------------------------------------------------------

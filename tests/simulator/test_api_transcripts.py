@@ -61,7 +61,7 @@ def prepare(node: Node, name: str) -> dict[int, Callable[[], object]]:
     if name == "qemu_config":
         return {70: lambda: node.done("PUT", "/nodes/pve1/qemu/100/config", cores=3)}
     if name == "qemu_start_and_pending":
-        return {44: lambda: node.shell("rm -r $ROOT/sys/class/iommu/*")}
+        return {44: lambda: node.shell("rm -r $HOMELAB_ROOT/sys/class/iommu/*")}
     if name == "lxc_config":
         failure = "vzstart=command 'systemctl start pve-container@200' failed: exit code 1"
         return {65: lambda: node.fault("task-fails", failure)}

@@ -42,8 +42,8 @@ def order(host: Host) -> list[str]:
 
 def noting(host: Host, word: str, about: str = "", wanted_by: str = "multi-user.target") -> None:
     """A service that notes its word and how many containers run."""
-    count = 'find "$ROOT/run/lxc" -name "*.pid" | wc -l'
-    host.write(f"/usr/local/bin/{word}", f'#!/bin/sh\necho "{word}:$({count})" >>"$ROOT/order"\n', 0o755)
+    count = 'find "$HOMELAB_ROOT/run/lxc" -name "*.pid" | wc -l'
+    host.write(f"/usr/local/bin/{word}", f'#!/bin/sh\necho "{word}:$({count})" >>"$HOMELAB_ROOT/order"\n', 0o755)
     text = f"[Unit]\n{about}[Service]\nType=oneshot\nExecStart=/usr/local/bin/{word}\n[Install]\nWantedBy={wanted_by}\n"
     unit(host, f"{word}.service", text)
     host.machine.boot("start")
@@ -53,7 +53,7 @@ def noting(host: Host, word: str, about: str = "", wanted_by: str = "multi-user.
 def test_a_container_whose_device_is_missing_does_not_start_with_the_host(host: Host) -> None:
     host.booted()
     assert host.output("pct status 201") == "status: stopped\n"
-    log = host.output("cat $ROOT/var/log/pve/tasks/index")
+    log = host.output("cat $HOMELAB_ROOT/var/log/pve/tasks/index")
     assert ":vzstart:201:root@pam:" in log and "Device /dev/nvidia0 does not exist" in log
 
 
@@ -75,7 +75,7 @@ def test_a_unit_that_nothing_orders_before_the_guests_makes_the_nodes_too_late(h
     host.output("systemctl enable nodes.service")
     host.reboot()
     assert host.output("systemctl is-active nodes.service") == "active\n"
-    assert host.output("ls $ROOT/dev/nvidia-uvm") and host.output("pct status 201") == "status: stopped\n"
+    assert host.output("ls $HOMELAB_ROOT/dev/nvidia-uvm") and host.output("pct status 201") == "status: stopped\n"
 
 
 def test_units_run_in_their_order_around_the_guests(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_unit_that_the_guests_require_keeps_them_off_when_it_fails(tmp_path: P
     host.output("systemctl enable broken.service")
     host.reboot()
     assert host.run("systemctl is-active broken.service").stdout == "failed\n"
-    said = host.output("for file in $ROOT/etc/pve/lxc/*.conf; do pct status $(basename $file .conf); done")
+    said = host.output("for file in $HOMELAB_ROOT/etc/pve/lxc/*.conf; do pct status $(basename $file .conf); done")
     assert set(said.splitlines()) == {"status: stopped"}
     assert "Dependency failed for pve-guests.service" in host.output("dmesg")
 
@@ -134,6 +134,8 @@ def test_a_condition_on_a_path_decides_whether_a_unit_runs(tmp_path: Path, condi
 def test_a_masked_unit_does_not_run(tmp_path: Path) -> None:
     host = Host(tmp_path, "rtx5090")
     noting(host, "masked")
-    host.output("rm $ROOT/etc/systemd/system/masked.service; ln -s /dev/null $ROOT/etc/systemd/system/masked.service")
+    host.output(
+        "rm $HOMELAB_ROOT/etc/systemd/system/masked.service; ln -s /dev/null $HOMELAB_ROOT/etc/systemd/system/masked.service"
+    )
     host.reboot()
     assert not (host.root / "order").exists()

@@ -91,14 +91,14 @@ def test_stop_is_idempotent_and_a_start_finds_the_host_as_it_was(tmp_path: Path)
 
 @NEEDS_NAMESPACES
 def test_run_passes_output_and_exit_status_on(state: Path) -> None:
-    done = cli("run", "--state", str(state), "--", 'echo "$ROOT"; exit 9')
+    done = cli("run", "--state", str(state), "--", 'echo "$HOMELAB_ROOT"; exit 9')
     assert (done.stdout.strip(), done.returncode) == (str(state / "root"), 9)
 
 
 @NEEDS_NAMESPACES
 def test_run_keeps_the_arguments_of_a_command_apart(state: Path) -> None:
-    done = cli("run", "--state", str(state), "--", "printf", "<%s>", "a b", "$ROOT")
-    assert done.stdout == "<a b><$ROOT>"
+    done = cli("run", "--state", str(state), "--", "printf", "<%s>", "a b", "$HOMELAB_ROOT")
+    assert done.stdout == "<a b><$HOMELAB_ROOT>"
 
 
 def run(state: Path, text: str, *before: str) -> subprocess.CompletedProcess[str]:
@@ -148,10 +148,10 @@ def test_a_command_sees_what_the_lab_has_of_proc(state: Path, before: tuple[str,
 @BOTH
 @NEEDS_NAMESPACES
 def test_a_command_sees_proc_as_it_is_by_then_and_itself(state: Path, before: tuple[str, ...]) -> None:
-    new = "cp $ROOT/proc/modules $ROOT/tmp/old; echo mine >$ROOT/proc/new && mv $ROOT/proc/new $ROOT/proc/modules"
+    new = "cp $HOMELAB_ROOT/proc/modules $HOMELAB_ROOT/tmp/old; echo mine >$HOMELAB_ROOT/proc/new && mv $HOMELAB_ROOT/proc/new $HOMELAB_ROOT/proc/modules"
     done = run(
         state,
-        f"{new}; cat /proc/modules; mv $ROOT/tmp/old $ROOT/proc/modules; read -r x </proc/self/comm && echo $x",
+        f"{new}; cat /proc/modules; mv $HOMELAB_ROOT/tmp/old $HOMELAB_ROOT/proc/modules; read -r x </proc/self/comm && echo $x",
         *before,
     )
     assert done.stdout.split() == ["mine", "bash"], done.stderr

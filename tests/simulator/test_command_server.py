@@ -77,9 +77,9 @@ def test_a_program_has_the_path_that_it_was_started_by_with_a_server_and_without
 ) -> None:
     nvcc = "/usr/local/cuda-12.8/bin/nvcc"
     install_program(HostState(host.machine.state), nvcc)
-    assert "release 12.8," in host.output(f"$ROOT{nvcc} --version")
+    assert "release 12.8," in host.output(f"$HOMELAB_ROOT{nvcc} --version")
     monkeypatch.delitem(os.environ, COMMANDS)
-    assert "release 12.8," in host.output(f"$ROOT{nvcc} --version")
+    assert "release 12.8," in host.output(f"$HOMELAB_ROOT{nvcc} --version")
 
 
 def test_in_another_mount_namespace_a_command_is_a_process_of_that(host: Host) -> None:
@@ -100,7 +100,7 @@ def test_it_has_the_callers_folder_umask_ignored_signals_and_arguments(host: Hos
 
 
 def test_its_streams_are_the_callers_own(host: Host) -> None:
-    assert host.output("{ echo one; uname -a; echo three; } >$ROOT/out; cat $ROOT/out").count("\n") == 3
+    assert host.output("{ echo one; uname -a; echo three; } >$HOMELAB_ROOT/out; cat $HOMELAB_ROOT/out").count("\n") == 3
     assert host.output("exec 3>&1; { qm status 9999; } 2>&1 >&3 | wc -l") == "1\n"
     assert host.run("uname -a <&-; uname -a >&-").returncode != 0, "a closed stream is no reason not to start"
     assert host.output("journalctl -k | head -1; echo ${PIPESTATUS[0]}").splitlines()[-1] in ("0", "141")
@@ -121,7 +121,9 @@ def test_timeout_ends_a_command_that_hangs(host: Host) -> None:
 
 
 def test_a_killed_process_group_takes_its_commands_along(host: Host) -> None:
-    process = begun(host, f"set -m; {RUN} & until [[ -e $ROOT/said ]]; do sleep 0.02; done; kill -KILL -$!; wait")
+    process = begun(
+        host, f"set -m; {RUN} & until [[ -e $HOMELAB_ROOT/said ]]; do sleep 0.02; done; kill -KILL -$!; wait"
+    )
     process.wait(PATIENCE)
     wait_until(lambda: gone(host))
 
@@ -165,7 +167,7 @@ def forks(server: CommandServer) -> list[str]:
 def test_a_fork_does_the_next_command_of_its_system_and_keeps_nothing_of_the_last(
     host: Host, server: CommandServer
 ) -> None:
-    host.output("cd $ROOT/etc; trap '' TERM HUP INT; umask 077; uname")
+    host.output("cd $HOMELAB_ROOT/etc; trap '' TERM HUP INT; umask 077; uname")
     (fork,) = forks(server)
     at = Path("/proc", fork)
     wait_until(lambda: read(at / "comm") == "lab\n")

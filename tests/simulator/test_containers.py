@@ -120,11 +120,11 @@ def test_a_device_entry_follows_the_majors(phoenix: Host) -> None:
 
 
 def test_a_missing_device_is_said_when_it_is_set_and_at_the_start(phoenix: Host) -> None:
-    before = phoenix.output("cat $ROOT/etc/pve/lxc/901.conf")
+    before = phoenix.output("cat $HOMELAB_ROOT/etc/pve/lxc/901.conf")
     assert phoenix.run("pct set 901 -dev0 /dev/nvidia9").stderr == "Device /dev/nvidia9 does not exist\n"
-    assert phoenix.output("cat $ROOT/etc/pve/lxc/901.conf") == before
+    assert phoenix.output("cat $HOMELAB_ROOT/etc/pve/lxc/901.conf") == before
     conf(phoenix, "dev0: /dev/nvidia0\n")
-    phoenix.output("pct stop 901; rm $ROOT/dev/nvidia0")
+    phoenix.output("pct stop 901; rm $HOMELAB_ROOT/dev/nvidia0")
     done = phoenix.run("pct start 901")
     assert (done.returncode, done.stderr) == (255, "Device /dev/nvidia0 does not exist\n")
     assert phoenix.output("pct status 901") == "status: stopped\n"
@@ -208,7 +208,7 @@ def test_a_node_that_every_kernel_has_is_on_every_host(phoenix: Host, entry: str
 
 
 def test_a_mount_without_optional_keeps_a_container_from_starting(phoenix: Host) -> None:
-    phoenix.output("pct stop 901; rm $ROOT/dev/nvidia1")
+    phoenix.output("pct stop 901; rm $HOMELAB_ROOT/dev/nvidia1")
     path = phoenix.root / "etc/pve/lxc/901.conf"
     stock = path.read_text(encoding="utf-8")
     path.write_text(stock + bind("nvidia1", "bind,create=file"), encoding="utf-8")
@@ -269,7 +269,9 @@ def test_programs_say_why_they_can_not_open(phoenix: Host, command: str, said: s
 def test_a_shells_redirection_meets_the_same_rules(phoenix: Host) -> None:
     conf(phoenix, "dev0: /dev/nvidia0,mode=0660\ndev1: /dev/nvidiactl,mode=0666\n" + bind("nvidia1"))
     for who, opened in (("", "nvidia0 nvidiactl"), (f"{NOBODY} sh -c", "nvidiactl")):
-        loop = 'for n in nvidia0 nvidia1 nvidiactl; do (exec 3<>"${ROOT:-}/dev/$n") 2>/dev/null && echo $n; done'
+        loop = (
+            'for n in nvidia0 nvidia1 nvidiactl; do (exec 3<>"${HOMELAB_ROOT:-}/dev/$n") 2>/dev/null && echo $n; done'
+        )
         done = phoenix.run(f"pct exec 901 -- {who or 'sh -c'} '{loop}'")
         assert done.stdout.split() == opened.split(), done.stderr
 
@@ -334,14 +336,14 @@ def test_libraries_that_are_installed_inside_count_at_once(phoenix: Host) -> Non
     tree = phoenix.machine.state / "guests/950/root/usr/lib/x86_64-linux-gnu"
     (tree / "libnvidia-ml.so.580.105.08").rename(tree / "libnvidia-ml.so.580.95.05")
     assert phoenix.run("pct exec 950 -- nvidia-smi").returncode == 18
-    phoenix.output("pct exec 950 -- sh -c 'rm \"${ROOT:-}\"/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.*'")
+    phoenix.output("pct exec 950 -- sh -c 'rm \"${HOMELAB_ROOT:-}\"/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.*'")
     done = phoenix.run("pct exec 950 -- nvidia-smi")
     assert done.returncode == 12 and "couldn't find libnvidia-ml.so library" in done.stderr
 
 
 def test_a_container_sees_the_hosts_driver(phoenix: Host) -> None:
     assert phoenix.output("pct exec 901 -- cat /proc/driver/nvidia/version") == phoenix.output(
-        "cat $ROOT/proc/driver/nvidia/version"
+        "cat $HOMELAB_ROOT/proc/driver/nvidia/version"
     )
     for command in ("uname -r", "uname --kernel-release"):
         assert phoenix.output(f"pct exec 901 -- {command}") == phoenix.output("uname -r")
@@ -350,7 +352,7 @@ def test_a_container_sees_the_hosts_driver(phoenix: Host) -> None:
 
 # -- pct -------------------------------------------------------------------------------------------------------
 def test_what_is_written_inside_stays_until_the_container_is_destroyed(phoenix: Host) -> None:
-    phoenix.output("echo kept | pct exec 901 -- sh -c 'cat >\"${ROOT:-}/root/note\"'")
+    phoenix.output("echo kept | pct exec 901 -- sh -c 'cat >\"${HOMELAB_ROOT:-}/root/note\"'")
     phoenix.output("pct reboot 901")
     phoenix.reboot()
     assert phoenix.output("pct exec 901 -- cat /root/note") == "kept\n"
@@ -362,7 +364,7 @@ def test_what_is_written_inside_stays_until_the_container_is_destroyed(phoenix: 
 def test_exec_passes_streams_and_status_on(phoenix: Host) -> None:
     assert phoenix.run("pct exec 901 -- sh -c 'exit 7'").returncode == 7
     assert phoenix.output("printf 'a\\nb\\n' | pct exec 901 -- grep -c .") == "2\n"
-    done = phoenix.run("pct exec 901 -- bash -s -- one <<<'echo \"$1 $ROOT\" >&2'")
+    done = phoenix.run("pct exec 901 -- bash -s -- one <<<'echo \"$1 $HOMELAB_ROOT\" >&2'")
     assert done.stderr == f"one {phoenix.machine.state}/guests/901/root\n"
     assert phoenix.run("pct exec 901 -- sh -c 'kill -TERM $$'").returncode == 143
     assert phoenix.output("pct exec 901 -- grep -o ^root /etc/passwd") == "root\n"
@@ -387,7 +389,7 @@ def test_unlock(phoenix: Host) -> None:
 
 def test_a_script_that_holds_the_configurations_file_lock_keeps_others_out(phoenix: Host) -> None:
     lock = "/run/lock/lxc/pve-config-901.lock"
-    done = phoenix.run(f"flock $ROOT{lock} pct set 901 -cores 2")
+    done = phoenix.run(f"flock $HOMELAB_ROOT{lock} pct set 901 -cores 2")
     assert (done.returncode, done.stderr) == (255, f"can't lock file '{lock}' - got timeout\n")
     assert "cores: 8" in phoenix.output("pct config 901")
     phoenix.output("pct set 901 -cores 2")
@@ -403,7 +405,7 @@ def test_a_container_that_ignores_a_shutdown(phoenix: Host) -> None:
 
 
 def test_somebody_elses_change_is_noticed_by_the_digest(phoenix: Host) -> None:
-    digest = phoenix.output("sha1sum <$ROOT/etc/pve/lxc/901.conf").split()[0]
+    digest = phoenix.output("sha1sum <$HOMELAB_ROOT/etc/pve/lxc/901.conf").split()[0]
     phoenix.machine.set_fault("foreign-change", 1)
     done = phoenix.run(f"pct set 901 -cores 2 -digest {digest}")
     assert "detected modified configuration" in done.stderr

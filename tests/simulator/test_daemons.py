@@ -87,7 +87,7 @@ def test_its_command_server_is_its_child_found_by_its_lab_and_ends_with_it(tmp_p
         ]
         assert (process / "cwd").readlink() == Path("/")
         assert os.getsid(int(server)) == int(server)
-        done = lab.run("mknod $ROOT/dev/one c 9 9 && qm list && echo done")
+        done = lab.run("mknod $HOMELAB_ROOT/dev/one c 9 9 && qm list && echo done")
         assert (done.stderr, done.stdout.splitlines()[-1:]) == ("", ["done"])
         os.kill(daemon, signal.SIGKILL)
         wait_until(lambda: not process.exists())

@@ -68,7 +68,7 @@ def test_init_runs_in_a_tree_of_the_guest_s_own_and_switches_it_off(host: Host) 
     assert "\r\nwords: console=ttyS0 panic=-1\r\n" in said
     assert "/0000:01:00.0 " in said and "/0000:01:00.1" in said and "0000:02:00.0" not in said
     assert said.startswith("[    0.000000] Linux version 6.17.2-1-pve")
-    assert host.output('cat "$ROOT/run/qemu-server/pci-id-reservations"') == ""
+    assert host.output('cat "$HOMELAB_ROOT/run/qemu-server/pci-id-reservations"') == ""
 
 
 def test_proc_and_sys_are_empty_until_they_are_mounted(host: Host) -> None:
@@ -106,7 +106,7 @@ def test_what_qemu_misses_fails_the_start_in_its_words(host: Host, missing: str,
     assert done.returncode == 255 and words in done.stderr
     assert done.stderr.endswith("start failed: QEMU exited with code 1\n")
     assert "stopped" in host.output("qm status 500")
-    assert host.output('cat "$ROOT/run/qemu-server/pci-id-reservations"') == ""
+    assert host.output('cat "$HOMELAB_ROOT/run/qemu-server/pci-id-reservations"') == ""
 
 
 def test_an_initramfs_that_is_none_ends_in_a_panic_and_with_it_the_vm(host: Host) -> None:
@@ -148,7 +148,7 @@ def test_a_panic_without_panic_or_without_no_reboot_is_no_end(host: Host) -> Non
         start(host, args)
         until_says(host, "Kernel panic")
         assert "running" in host.output("qm status 500"), number
-        host.output("qm stop 500 && qm destroy 500 && rm $ROOT/srv/console")
+        host.output("qm stop 500 && qm destroy 500 && rm $HOMELAB_ROOT/srv/console")
 
 
 def test_a_vm_that_is_stopped_ends_with_all_that_ran_in_it(host: Host) -> None:
@@ -175,7 +175,7 @@ def environment(process: Path) -> bytes:
 def test_a_pipe_as_the_console_tells_its_reader_of_the_end(host: Host) -> None:
     put_initrd(host, f'{SAYS}mount -t proc proc "$root/proc"\necho hello\n{OFF}')
     done = host.output(
-        f'mkfifo $ROOT/srv/console; timeout 60 cat $ROOT/srv/console & qm create 500 --args "{ARGS}" >&2; qm start 500; wait $!'
+        f'mkfifo $HOMELAB_ROOT/srv/console; timeout 60 cat $HOMELAB_ROOT/srv/console & qm create 500 --args "{ARGS}" >&2; qm start 500; wait $!'
     )
     assert "\nhello\n" in done and done.endswith("reboot: Power down\n")
 
@@ -199,7 +199,7 @@ def test_a_vm_that_the_api_starts_boots_as_well_and_a_reboot_of_the_host_ends_it
         until_off(host)
         host.write("/srv/initrd.img", "no archive")
         lab.run(
-            f'qm set 500 --onboot 1 --args "{ARGS.replace(" panic=-1", "")}" && rm $ROOT/srv/console && qm start 500'
+            f'qm set 500 --onboot 1 --args "{ARGS.replace(" panic=-1", "")}" && rm $HOMELAB_ROOT/srv/console && qm start 500'
         )
         until_says(host, "Kernel panic")
         [pid, started] = lab.machine._host().machine["guests"]["500"]["process"]

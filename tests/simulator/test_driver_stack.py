@@ -50,16 +50,16 @@ def test_the_whole_chain_of_a_vm(vm: Vm) -> None:
     assert "installed" in vm.output("dkms status nvidia -k $(uname -r)")
     vm.reboot()
     assert vm.output(QUERY) == "NVIDIA GeForce RTX 5090, 580.178.04, 12.0\n"
-    assert "Open Kernel Module" in vm.output("cat $ROOT/proc/driver/nvidia/version")
-    assert "/dev/nvidia-uvm character special file\n" in vm.output("stat -c '%n %F' $ROOT/dev/nvidia*").replace(
+    assert "Open Kernel Module" in vm.output("cat $HOMELAB_ROOT/proc/driver/nvidia/version")
+    assert "/dev/nvidia-uvm character special file\n" in vm.output("stat -c '%n %F' $HOMELAB_ROOT/dev/nvidia*").replace(
         str(vm.root), ""
     )
     vm.output("apt-get -qq install -y cuda-toolkit-12-8")
-    assert "release 12.8" in vm.output("$ROOT/usr/local/cuda/bin/nvcc --version")
+    assert "release 12.8" in vm.output("$HOMELAB_ROOT/usr/local/cuda/bin/nvcc --version")
     vm.output(
-        f"printf '{PROGRAM}' >$ROOT/root/t.cu && cd $ROOT/root && $ROOT/usr/local/cuda-12.8/bin/nvcc -arch=sm_120 -o t t.cu"
+        f"printf '{PROGRAM}' >$HOMELAB_ROOT/root/t.cu && cd $HOMELAB_ROOT/root && $HOMELAB_ROOT/usr/local/cuda-12.8/bin/nvcc -arch=sm_120 -o t t.cu"
     )
-    assert vm.output("$ROOT/root/t").endswith("Result = PASS\n")
+    assert vm.output("$HOMELAB_ROOT/root/t").endswith("Result = PASS\n")
     vm.output(
         "apt-get -qq install -y docker.io nvidia-container-toolkit && nvidia-ctk runtime configure --runtime=docker"
     )
@@ -205,7 +205,7 @@ def test_a_build_that_fails_leaves_the_package_half_configured(vm: Vm) -> None:
     assert "Error! Bad return status for module build on kernel: 6.8.0-86-generic (x86_64)" in text
     assert "E: Sub-process /usr/bin/dpkg returned an error code (1)" in text
     assert vm.output("dpkg-query -W -f='${Status}' nvidia-dkms-580-open") == "install ok half-configured"
-    assert "error: implicit declaration" in vm.output("cat $ROOT/var/lib/dkms/nvidia/580.173.02/build/make.log")
+    assert "error: implicit declaration" in vm.output("cat $HOMELAB_ROOT/var/lib/dkms/nvidia/580.173.02/build/make.log")
     assert "returned an error code (1)" in vm.refusal("apt-get install -y jq", 100), (
         "it is tried again, and fails again"
     )
@@ -217,10 +217,10 @@ def test_an_upgrade_doesnt_fit_the_loaded_module(vm: Vm) -> None:
     old = "580.159.03-0ubuntu0.24.04.1"
     vm.output(HEADERS)
     vm.output(
-        f"printf 'Package: *nvidia*\\nPin: version {old}\\nPin-Priority: 1001\\n' >$ROOT/etc/apt/preferences.d/nvidia && {OPEN}"
+        f"printf 'Package: *nvidia*\\nPin: version {old}\\nPin-Priority: 1001\\n' >$HOMELAB_ROOT/etc/apt/preferences.d/nvidia && {OPEN}"
     )
     vm.reboot()
-    vm.output("nvidia-smi && rm $ROOT/etc/apt/preferences.d/nvidia && apt-get -qq dist-upgrade -y")
+    vm.output("nvidia-smi && rm $HOMELAB_ROOT/etc/apt/preferences.d/nvidia && apt-get -qq dist-upgrade -y")
     text = vm.refusal("nvidia-smi", 18)
     assert text == "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 580.173\n"
     vm.output("rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia && modprobe nvidia")
@@ -246,7 +246,9 @@ def test_a_card_that_doesnt_come_up(vm: Vm, value: str, line: str) -> None:
 def compiler(vm: Vm) -> Vm:
     """The VM with a driver and CUDA 12.8, and a program's source in /root/t.cu."""
     vm.output(f"{KEYRING.format('ubuntu2404')} && apt-get -qq install -y linux-headers-$(uname -r) && {OPEN}")
-    vm.output(f"apt-get -qq install -y cuda-toolkit-12-8 && modprobe nvidia && printf '{PROGRAM}' >$ROOT/root/t.cu")
+    vm.output(
+        f"apt-get -qq install -y cuda-toolkit-12-8 && modprobe nvidia && printf '{PROGRAM}' >$HOMELAB_ROOT/root/t.cu"
+    )
     return vm
 
 
@@ -259,27 +261,27 @@ def compiler(vm: Vm) -> Vm:
     ],
 )
 def test_nvcc_reads_its_source(compiler: Vm, change: str, words: str) -> None:
-    compiler.output(f"sed -i '{change}' $ROOT/root/t.cu")
-    assert words in compiler.refusal("$ROOT/usr/local/cuda/bin/nvcc -o /root/t /root/t.cu")
+    compiler.output(f"sed -i '{change}' $HOMELAB_ROOT/root/t.cu")
+    assert words in compiler.refusal("$HOMELAB_ROOT/usr/local/cuda/bin/nvcc -o /root/t /root/t.cu")
 
 
 @pytest.mark.parametrize(("options", "error"), [("-arch=sm_89", ""), ("-arch=sm_120", ""), ("", "")])
 def test_code_for_an_older_card_is_translated(compiler: Vm, options: str, error: str) -> None:
-    compiler.output(f"$ROOT/usr/local/cuda/bin/nvcc {options} -o /root/t /root/t.cu && $ROOT/root/t")
+    compiler.output(f"$HOMELAB_ROOT/usr/local/cuda/bin/nvcc {options} -o /root/t /root/t.cu && $HOMELAB_ROOT/root/t")
 
 
 def test_a_program_needs_uvm_and_the_drivers_library(compiler: Vm) -> None:
-    compiler.output("$ROOT/usr/local/cuda/bin/nvcc -arch=sm_120 -o /root/t /root/t.cu")
+    compiler.output("$HOMELAB_ROOT/usr/local/cuda/bin/nvcc -arch=sm_120 -o /root/t /root/t.cu")
     compiler.output(
-        "rm $ROOT/usr/lib/modules/*/updates/dkms/nvidia-uvm.ko; rmmod nvidia_uvm; rm -f $ROOT/dev/nvidia-uvm*"
+        "rm $HOMELAB_ROOT/usr/lib/modules/*/updates/dkms/nvidia-uvm.ko; rmmod nvidia_uvm; rm -f $HOMELAB_ROOT/dev/nvidia-uvm*"
     )
     compiler.output("nvidia-smi")
-    assert "CUDA error 999" in compiler.refusal("$ROOT/root/t", 1)
+    assert "CUDA error 999" in compiler.refusal("$HOMELAB_ROOT/root/t", 1)
 
 
 def test_an_unknown_architecture_is_refused(compiler: Vm) -> None:
     compiler.output("apt-get -qq install -y cuda-toolkit-12-6")
-    text = compiler.refusal("$ROOT/usr/local/cuda-12.6/bin/nvcc -arch=sm_120 -o /root/t /root/t.cu")
+    text = compiler.refusal("$HOMELAB_ROOT/usr/local/cuda-12.6/bin/nvcc -arch=sm_120 -o /root/t /root/t.cu")
     assert "Unsupported gpu architecture 'compute_120'" in text
 
 
@@ -306,13 +308,13 @@ def inside(host: Host, script: str) -> str:
 
 def repository_of(host: Host) -> str:
     """NVIDIA's repository for container 901."""
-    return "debian13" if "debian" in inside(host, "cat $ROOT/etc/os-release") else "ubuntu2404"
+    return "debian13" if "debian" in inside(host, "cat $HOMELAB_ROOT/etc/os-release") else "ubuntu2404"
 
 
 def test_the_installers_userspace_in_a_container_is_the_hosts_version(phoenix: Host) -> None:
-    version = phoenix.output("cat $ROOT/sys/module/nvidia/version").strip()
+    version = phoenix.output("cat $HOMELAB_ROOT/sys/module/nvidia/version").strip()
     other = "580.159.03"
-    install = "sh $ROOT/root/d.run --silent --no-kernel-modules --no-questions"
+    install = "sh $HOMELAB_ROOT/root/d.run --silent --no-kernel-modules --no-questions"
     assert version != other
     assert phoenix.run("pct exec 901 -- nvidia-smi").returncode == 127
     inside(phoenix, f"curl -fsSLo /root/d.run {RUN.format(other)}")
@@ -327,21 +329,21 @@ def test_the_installers_userspace_in_a_container_is_the_hosts_version(phoenix: H
 
 
 def test_a_cuda_program_in_a_container_needs_uvm(phoenix: Host) -> None:
-    version = phoenix.output("cat $ROOT/sys/module/nvidia/version").strip()
+    version = phoenix.output("cat $HOMELAB_ROOT/sys/module/nvidia/version").strip()
     inside(phoenix, f"apt-get -qq update; apt-get -qq install -y kmod; curl -fsSLo /root/d.run {RUN.format(version)}")
-    inside(phoenix, "sh $ROOT/root/d.run --silent --no-kernel-modules")
+    inside(phoenix, "sh $HOMELAB_ROOT/root/d.run --silent --no-kernel-modules")
     inside(phoenix, KEYRING.format(repository_of(phoenix)) + "; apt-get -qq install -y cuda-toolkit-13-0")
     (phoenix.root.parent / "guests/901/root/root/t.cu").write_text(PROGRAM.replace("\\n", "\n"))
-    inside(phoenix, "$ROOT/usr/local/cuda/bin/nvcc -o /root/t /root/t.cu")
-    assert inside(phoenix, "$ROOT/root/t").endswith("Result = PASS\n")
-    phoenix.output("pct stop 901; sed -i /nvidia-uvm/d $ROOT/etc/pve/lxc/901.conf; pct start 901")
-    assert "CUDA error 999" in phoenix.run("pct exec 901 -- bash -c '$ROOT/root/t'").stderr
+    inside(phoenix, "$HOMELAB_ROOT/usr/local/cuda/bin/nvcc -o /root/t /root/t.cu")
+    assert inside(phoenix, "$HOMELAB_ROOT/root/t").endswith("Result = PASS\n")
+    phoenix.output("pct stop 901; sed -i /nvidia-uvm/d $HOMELAB_ROOT/etc/pve/lxc/901.conf; pct start 901")
+    assert "CUDA error 999" in phoenix.run("pct exec 901 -- bash -c '$HOMELAB_ROOT/root/t'").stderr
 
 
 def test_control_groups_are_the_legacy_hooks_business(phoenix: Host) -> None:
     inside(phoenix, "apt-get -qq update; apt-get -qq install -y docker.io kmod")
     inside(phoenix, KEYRING.format(repository_of(phoenix)) + "; apt-get -qq install -y nvidia-container-toolkit")
-    version = phoenix.output("cat $ROOT/sys/module/nvidia/version").strip()
+    version = phoenix.output("cat $HOMELAB_ROOT/sys/module/nvidia/version").strip()
     libraries = phoenix.root.parent / "guests/901/root/usr/lib/x86_64-linux-gnu"
     libraries.mkdir(parents=True, exist_ok=True)
     for stem in ("libnvidia-ml.so", "libcuda.so"):
@@ -368,9 +370,11 @@ def test_control_groups_are_the_legacy_hooks_business(phoenix: Host) -> None:
 def test_docker_in_a_container_starts_what_the_hosts_apparmor_lets_it(
     phoenix: Host, lxc: str, conf: str, starts: bool
 ) -> None:
-    phoenix.output(f"sed -i '/^Package: lxc-pve$/,/^$/s/^Version: .*/Version: {lxc}/' $ROOT/var/lib/dpkg/status")
+    phoenix.output(
+        f"sed -i '/^Package: lxc-pve$/,/^$/s/^Version: .*/Version: {lxc}/' $HOMELAB_ROOT/var/lib/dpkg/status"
+    )
     assert phoenix.output("dpkg-query -W -f='${Version}' lxc-pve") == lxc
-    phoenix.output(f"pct stop 901; sed -i '{conf}' $ROOT/etc/pve/lxc/901.conf; pct start 901")
+    phoenix.output(f"pct stop 901; sed -i '{conf}' $HOMELAB_ROOT/etc/pve/lxc/901.conf; pct start 901")
     inside(phoenix, "apt-get -qq update; apt-get -qq install -y docker.io")
     done = phoenix.run("pct exec 901 -- docker run --rm ubuntu true")
     assert (done.returncode == 0) is starts
@@ -404,7 +408,9 @@ def test_debians_own_driver_doesnt_build_for_a_new_kernel(mixed: Host) -> None:
     mixed.output("apt-get -qq install -y proxmox-headers-6.17.2-1-pve")
     # It is in non-free, which no new system takes.
     assert "nvidia-smi" not in mixed.output("apt-cache pkgnames nvidia-").split()
-    mixed.output("sed -i 's/^Components: main contrib/& non-free/' $ROOT/etc/apt/sources.list.d/proxmox.sources")
+    mixed.output(
+        "sed -i 's/^Components: main contrib/& non-free/' $HOMELAB_ROOT/etc/apt/sources.list.d/proxmox.sources"
+    )
     mixed.output("apt-get -qq update")
     done = mixed.run(
         "apt-get install -y nvidia-kernel-dkms=550.163.01-2 nvidia-kernel-support=550.163.01-2 --allow-downgrades"
@@ -414,7 +420,7 @@ def test_debians_own_driver_doesnt_build_for_a_new_kernel(mixed: Host) -> None:
 
 def test_the_scenarios_driver_is_installed_packages(tmp_path: Path) -> None:
     host = Host(tmp_path, "phoenix", running=True)
-    version = host.output("cat $ROOT/sys/module/nvidia/version").strip()
+    version = host.output("cat $HOMELAB_ROOT/sys/module/nvidia/version").strip()
     assert host.output("dpkg-query -W -f='${Version}' nvidia-driver-cuda") == f"{version}-1"
     assert f"nvidia/{version}, " in host.output("dkms status")
     host.output(f"{KEYRING.format('debian13')} && apt-get -qq install -y nvidia-driver-pinning-595")

@@ -32,7 +32,7 @@ from tests.waiting import PATIENCE
 wait_until = functools.partial(waiting.wait_until, seconds=30.0)
 
 SCENARIO, VM = "rtx5090", 103
-BOOT_ID = "cat $ROOT/proc/sys/kernel/random/boot_id"
+BOOT_ID = "cat $HOMELAB_ROOT/proc/sys/kernel/random/boot_id"
 NET = "virtio,bridge=vmbr0"
 
 
@@ -146,7 +146,7 @@ def test_a_guest_has_a_host_key_of_its_own(lab: Lab) -> None:
 
 
 def test_who_is_taken_out_of_authorized_keys_gets_in_no_more(lab: Lab) -> None:
-    path = "$ROOT/home/ubuntu/.ssh/authorized_keys"
+    path = "$HOMELAB_ROOT/home/ubuntu/.ssh/authorized_keys"
     output(lab, f"mv {path} {path}.away", username="root")
     try:
         with pytest.raises(asyncssh.PermissionDenied):
@@ -194,14 +194,14 @@ def test_sftp_starts_in_the_users_home_and_stays_in_the_guests_tree(lab: Lab) ->
 
 # -- sudo ----------------------------------------------------------------------------------------------------------
 def test_sudo_asks_for_a_password_where_no_line_lets_the_user_do_without(lab: Lab) -> None:
-    sudoers = "$ROOT/etc/sudoers.d/90-cloud-init-users"
-    output(lab, f"mv {sudoers} $ROOT/var/lib/sudoers")
+    sudoers = "$HOMELAB_ROOT/etc/sudoers.d/90-cloud-init-users"
+    output(lab, f"mv {sudoers} $HOMELAB_ROOT/var/lib/sudoers")
     try:
         done = execute(lab, "sudo -n true", username="ubuntu")
         assert (done.exit_status, done.stderr) == (1, "sudo: a password is required\n")
         assert output(lab, "sudo -n printenv USER", username="root") == "root\n"
     finally:
-        output(lab, f"mv $ROOT/var/lib/sudoers {sudoers}")
+        output(lab, f"mv $HOMELAB_ROOT/var/lib/sudoers {sudoers}")
     assert output(lab, "sudo -n printenv USER", username="ubuntu") == "root\n"
 
 
@@ -219,13 +219,15 @@ def test_sudo_does_what_scripts_use_of_it(lab: Lab, command: str, said: str) -> 
 
 # -- the system ------------------------------------------------------------------------------------------------------
 def test_a_guests_system_is_not_the_hosts(lab: Lab) -> None:
-    assert f"ROOT={root_of(lab)}\n" in output(lab, "env; echo of guest >$ROOT/var/lib/own")
+    assert f"HOMELAB_ROOT={root_of(lab)}\n" in output(lab, "env; echo of guest >$HOMELAB_ROOT/var/lib/own")
     assert (root_of(lab) / "var/lib/own").exists() and not (lab.root / "var/lib/own").exists()
 
 
 def test_a_vm_has_ubuntu_2404_unless_said_otherwise(lab: Lab) -> None:
     assert output(lab, "uname -r; hostname").splitlines() == ["6.8.0-86-generic", "Sandbox"]
-    assert output(lab, ". $ROOT/etc/os-release; echo $ID $VERSION_ID $VERSION_CODENAME") == "ubuntu 24.04 noble\n"
+    assert (
+        output(lab, ". $HOMELAB_ROOT/etc/os-release; echo $ID $VERSION_ID $VERSION_CODENAME") == "ubuntu 24.04 noble\n"
+    )
 
 
 def test_the_agent_tells_an_address_at_which_the_guest_answers(lab: Lab, other: int) -> None:
@@ -261,16 +263,19 @@ def test_addresses_come_from_ids(vmid: int, address: str) -> None:
 @pytest.mark.parametrize("command", ["reboot", "systemctl reboot"])
 def test_a_reboot_inside_gives_a_new_boot_id_and_keeps_the_tree(lab: Lab, command: str) -> None:
     before, to, mark = output(lab, BOOT_ID), lab.guest(VM), lab.mark()
-    output(lab, f"echo kept >$ROOT/var/lib/kept; echo gone >$ROOT/run/gone; echo '{command}' >>$ROOT/etc/changed")
+    output(
+        lab,
+        f"echo kept >$HOMELAB_ROOT/var/lib/kept; echo gone >$HOMELAB_ROOT/run/gone; echo '{command}' >>$HOMELAB_ROOT/etc/changed",
+    )
     uptime = ask(lab, "GET", "status/current")["uptime"]
     done = execute(lab, f"sudo -n {command}; sleep 300", username="ubuntu")
     assert done.returncode is None, "the connection is lost"
     wait_until(lambda: len(lab.guest_boots(VM, since=mark)) == 1)
     lab.wait_guest(VM)
     assert output(lab, BOOT_ID) != before
-    assert output(lab, "cat $ROOT/var/lib/kept; tail -1 $ROOT/etc/changed; ls $ROOT/run/gone 2>&1 || true").startswith(
-        f"kept\n{command}\nls: "
-    )
+    assert output(
+        lab, "cat $HOMELAB_ROOT/var/lib/kept; tail -1 $HOMELAB_ROOT/etc/changed; ls $HOMELAB_ROOT/run/gone 2>&1 || true"
+    ).startswith(f"kept\n{command}\nls: ")
     assert lab.guest(VM) == to
     assert ask(lab, "GET", "status/current")["uptime"] >= uptime, "QEMU goes on"
 
@@ -295,13 +300,13 @@ def test_a_reboot_inside_concerns_that_vm_alone_and_leaves_pending_changes_pendi
 
 def test_the_newest_kernel_is_booted(lab: Lab) -> None:
     mark = lab.mark()
-    output(lab, "touch $ROOT/boot/vmlinuz-6.8.0-107-generic")
+    output(lab, "touch $HOMELAB_ROOT/boot/vmlinuz-6.8.0-107-generic")
     assert output(lab, "uname -r") == "6.8.0-86-generic\n"
     execute(lab, "reboot; sleep 300")
     wait_until(lambda: len(lab.guest_boots(VM, since=mark)) == 1)
     lab.wait_guest(VM)
     assert output(lab, "uname -r") == "6.8.0-107-generic\n"
-    output(lab, "rm $ROOT/boot/vmlinuz-6.8.0-107-generic")
+    output(lab, "rm $HOMELAB_ROOT/boot/vmlinuz-6.8.0-107-generic")
 
 
 def test_an_ordinary_user_may_not_reboot(lab: Lab) -> None:
@@ -323,7 +328,7 @@ def test_a_reboot_by_the_api_is_a_boot_too(lab: Lab) -> None:
 
 def test_a_reboot_of_the_host_is_one_of_its_guests(lab: Lab) -> None:
     before, boots, to = output(lab, BOOT_ID), len(lab.boots()), lab.guest(VM)
-    output(lab, "echo kept >$ROOT/var/lib/over-host-reboot")
+    output(lab, "echo kept >$HOMELAB_ROOT/var/lib/over-host-reboot")
     with session(lab, "echo ready; exec sleep 300") as client:
         lab.run("reboot")
         lab.wait_settled(boots=boots + 1)
@@ -331,7 +336,7 @@ def test_a_reboot_of_the_host_is_one_of_its_guests(lab: Lab) -> None:
     lab.wait_guest(VM)
     assert lab.guest(VM) == to
     assert output(lab, BOOT_ID) != before
-    assert output(lab, "cat $ROOT/var/lib/over-host-reboot") == "kept\n"
+    assert output(lab, "cat $HOMELAB_ROOT/var/lib/over-host-reboot") == "kept\n"
 
 
 # -- off ---------------------------------------------------------------------------------------------------------------
@@ -486,7 +491,7 @@ def test_a_vm_that_is_made_again_is_new_inside_and_reached_as_before(lab: Lab) -
     for _ in range(2):
         lab.run(f"qm create 202 --memory 512 --net0 {NET} && qm start 202")
         lab.wait_guest(202)
-        output(lab, "test ! -e $ROOT/var/lib/mine && touch $ROOT/var/lib/mine", vmid=202)
+        output(lab, "test ! -e $HOMELAB_ROOT/var/lib/mine && touch $HOMELAB_ROOT/var/lib/mine", vmid=202)
         assert lab.guest(202) == before
         lab.run("qm stop 202 && qm destroy 202")
         assert not root_of(lab, 202).exists()
@@ -511,7 +516,7 @@ def test_a_scenario_says_what_its_vms_have_installed(tmp_path: Path) -> None:
         {},
     ]
     (tmp_path / "four.yaml").write_text(yaml.safe_dump(with_vms(*systems)))
-    read = ". $ROOT/etc/os-release; echo $ID-$VERSION_ID $(uname -r); mokutil --sb-state; sudo -n printenv USER"
+    read = ". $HOMELAB_ROOT/etc/os-release; echo $ID-$VERSION_ID $(uname -r); mokutil --sb-state; sudo -n printenv USER"
     with Lab.start(str(tmp_path / "four.yaml"), state=tmp_path / "lab") as lab:
         found = []
         for vmid in range(110, 114):
@@ -534,7 +539,7 @@ def test_a_scenario_says_what_its_vms_have_installed(tmp_path: Path) -> None:
 def test_a_kernel_of_the_args_brings_neither_ssh_nor_agent_and_leaves_what_is_installed(lab: Lab, other: int) -> None:
     lab.run(f"qm start {other}")
     lab.wait_guest(other)
-    output(lab, "echo kept >$ROOT/root/file", vmid=other)
+    output(lab, "echo kept >$HOMELAB_ROOT/root/file", vmid=other)
     kernel = next(path.name for path in (lab.root / "boot").glob("vmlinuz-*"))
     args = f"-kernel /boot/{kernel} -append console=ttyS0 -serial file:/var/tmp/console"
     lab.run(f"qm stop {other} && qm set {other} --args '{args}' && qm start {other}")
@@ -546,7 +551,7 @@ def test_a_kernel_of_the_args_brings_neither_ssh_nor_agent_and_leaves_what_is_in
     assert lab.run(f"qm status {other}").stdout == "status: running\n"
     lab.run(f"qm stop {other} && qm set {other} --delete args && qm start {other}")
     lab.wait_guest(other)
-    assert output(lab, "cat $ROOT/root/file", vmid=other) == "kept\n"
+    assert output(lab, "cat $HOMELAB_ROOT/root/file", vmid=other) == "kept\n"
 
 
 def test_pre_enrolled_keys_mean_secure_boot_as_with_ovmf(lab: Lab) -> None:
@@ -581,7 +586,7 @@ def test_a_system_that_cant_be_is_refused(system: dict[str, Any], changes: dict[
 
 # -- timers ----------------------------------------------------------------------------------------------------------------
 def test_a_guests_timers_are_its_own(lab: Lab) -> None:
-    output(lab, "systemd-run --quiet --on-active=0.1 /bin/bash -c 'printenv USER >$ROOT/var/lib/by-timer'")
+    output(lab, "systemd-run --quiet --on-active=0.1 /bin/bash -c 'printenv USER >$HOMELAB_ROOT/var/lib/by-timer'")
     wait_until((root_of(lab) / "var/lib/by-timer").exists)
     output(lab, "systemd-run --quiet --unit=later --on-active=1h /bin/true")
     assert output(lab, "systemctl is-active later.timer") == "active\n"
@@ -595,9 +600,9 @@ def test_a_timer_that_is_enabled_runs_after_the_guests_boot(lab: Lab) -> None:
         lab,
         "bash -s",
         """
-        printf '[Service]\\nExecStart=/bin/bash -c "cat $ROOT/proc/sys/kernel/random/boot_id >$ROOT/var/lib/at-boot"\\n' \
-          >$ROOT/etc/systemd/system/once.service
-        printf '[Timer]\\nOnBootSec=1s\\n[Install]\\nWantedBy=timers.target\\n' >$ROOT/etc/systemd/system/once.timer
+        printf '[Service]\\nExecStart=/bin/bash -c "cat $HOMELAB_ROOT/proc/sys/kernel/random/boot_id >$HOMELAB_ROOT/var/lib/at-boot"\\n' \
+          >$HOMELAB_ROOT/etc/systemd/system/once.service
+        printf '[Timer]\\nOnBootSec=1s\\n[Install]\\nWantedBy=timers.target\\n' >$HOMELAB_ROOT/etc/systemd/system/once.timer
         systemctl enable once.timer
         """,
     )
@@ -641,11 +646,11 @@ def test_a_reset_keeps_port_and_key_of_a_guest_that_is_new_inside(tmp_path: Path
     with Lab.start("rtx5090", state=tmp_path / "lab") as lab:
         lab.wait_guest(VM)
         to = lab.guest(VM)
-        output(lab, "touch $ROOT/var/lib/mine")
+        output(lab, "touch $HOMELAB_ROOT/var/lib/mine")
         lab.reset()
         lab.wait_guest(VM)
         assert lab.guest(VM) == to
-        assert execute(lab, "test -e $ROOT/var/lib/mine").exit_status == 1
+        assert execute(lab, "test -e $HOMELAB_ROOT/var/lib/mine").exit_status == 1
         assert len(lab.guest_boots(VM)) == 1
 
 
@@ -653,14 +658,14 @@ def test_a_lab_that_is_stopped_or_killed_has_its_guests_again_as_they_were(tmp_p
     with Lab.start("rtx5090", state=tmp_path / "lab") as lab:
         lab.wait_guest(VM)
         to = lab.guest(VM)
-        output(lab, "echo kept >$ROOT/var/lib/kept")
+        output(lab, "echo kept >$HOMELAB_ROOT/var/lib/kept")
     assert lab.guest(VM) == to
     with pytest.raises(LabError, match="found 103"):
         lab.guest(200)
     again = Lab.start("rtx5090", state=lab.state)
     again.wait_guest(VM)
     assert again.guest(VM) == to
-    with session(again, "echo $$ >$ROOT/var/lib/pid; echo ready; sleep 300; :") as client:
+    with session(again, "echo $$ >$HOMELAB_ROOT/var/lib/pid; echo ready; sleep 300; :") as client:
         orphan = int((root_of(lab) / "var/lib/pid").read_text())
         found = read_lab_file(lab.state)
         assert found is not None and found.pid is not None
@@ -674,4 +679,4 @@ def test_a_lab_that_is_stopped_or_killed_has_its_guests_again_as_they_were(tmp_p
         wait_until(lambda: process_start_time(orphan) != began)  # nothing tells when the kernel has ended it
         third.wait_guest(VM)
         assert third.guest(VM) == to
-        assert output(third, "cat $ROOT/var/lib/kept") == "kept\n"
+        assert output(third, "cat $HOMELAB_ROOT/var/lib/kept") == "kept\n"

@@ -22,11 +22,11 @@ CARD = "0000:01:00.0"
 #: What a phase sees of the host, in one line: whether the VM's process is there, its reservation, the card's driver.
 SEES = f"""#!/bin/bash
 see() {{ [ -e "$1" ] && echo "$2" || echo "no $2"; }}
-pid=$(cat "$ROOT/run/qemu-server/$1.pid" 2>/dev/null)
-driver=$(basename "$(readlink "$ROOT/sys/bus/pci/devices/{CARD}/driver" || echo none)")
-reserved=$(grep -c " $1 " "$ROOT/run/qemu-server/pci-id-reservations" 2>/dev/null || true)
-reboot=$(see "$ROOT/run/qemu-server/$1.reboot" reboot)
-echo "$2: $(see "$ROOT/proc/${{pid:-none}}" process), ${{reserved:-0}} reserved, $driver, $reboot" | tee -a "$ROOT/root/seen"
+pid=$(cat "$HOMELAB_ROOT/run/qemu-server/$1.pid" 2>/dev/null)
+driver=$(basename "$(readlink "$HOMELAB_ROOT/sys/bus/pci/devices/{CARD}/driver" || echo none)")
+reserved=$(grep -c " $1 " "$HOMELAB_ROOT/run/qemu-server/pci-id-reservations" 2>/dev/null || true)
+reboot=$(see "$HOMELAB_ROOT/run/qemu-server/$1.reboot" reboot)
+echo "$2: $(see "$HOMELAB_ROOT/proc/${{pid:-none}}" process), ${{reserved:-0}} reserved, $driver, $reboot" | tee -a "$HOMELAB_ROOT/root/seen"
 """
 BEFORE = "pre-start: no process, 0 reserved, nouveau, no reboot"
 
@@ -136,7 +136,7 @@ def test_a_reboot_is_a_stop_and_a_start_that_the_script_can_tell(tmp_path: Path,
 
 
 def test_a_pre_start_that_fails_keeps_the_vm_off_and_its_card_where_it_was(tmp_path: Path) -> None:
-    host = hooked(made(tmp_path), '#!/bin/bash\necho "$2 $1" >>$ROOT/root/seen\necho says no\nexit 3\n')
+    host = hooked(made(tmp_path), '#!/bin/bash\necho "$2 $1" >>$HOMELAB_ROOT/root/seen\necho says no\nexit 3\n')
     host.output("qm set 103 --hostpci0 0000:01:00,pcie=1")
     done = host.run("qm start 103")
     error = f"hookscript error for 103 on pre-start: command '{SNIPPET} 103 pre-start' failed: exit code 3"
@@ -156,7 +156,7 @@ def test_after_a_start_that_fails_behind_pre_start_there_is_no_post_stop(tmp_pat
 @pytest.mark.parametrize("harm", ["rm", "chmod a-x"])
 def test_a_snippet_that_has_gone_keeps_the_vm_from_starting(tmp_path: Path, harm: str) -> None:
     host = hooked(made(tmp_path))
-    host.output(f"{harm} $ROOT{SNIPPET}")
+    host.output(f"{harm} $HOMELAB_ROOT{SNIPPET}")
     done = host.run("qm start 103")
     assert done.returncode != 0 and f"hookscript error for 103 on pre-start: script '{VOLUME}' " in done.stderr
 
@@ -183,7 +183,7 @@ pct shutdown 201; echo "pct: $?"
 
 
 def test_a_script_that_hangs_hangs_the_start_and_what_it_says_is_in_the_log_at_once(tmp_path: Path) -> None:
-    host = hooked(made(tmp_path), "#!/bin/bash\necho begun\nuntil [ -e $ROOT/root/go ]; do sleep 0.02; done\n")
+    host = hooked(made(tmp_path), "#!/bin/bash\necho begun\nuntil [ -e $HOMELAB_ROOT/root/go ]; do sleep 0.02; done\n")
     start = subprocess.Popen(["qm", "start", "103"], env=host.machine.environment(), stderr=subprocess.DEVNULL)
 
     def logs() -> str:
@@ -198,7 +198,7 @@ def test_a_script_that_hangs_hangs_the_start_and_what_it_says_is_in_the_log_at_o
 # -- with the host -----------------------------------------------------------------------------------------------
 def test_at_boot_and_shutdown_the_guests_phases_come_in_order(tmp_path: Path) -> None:
     script = """#!/bin/bash
-echo "$2 of $1; 201 $(pct status 201); host $(systemctl is-system-running)" >>$ROOT/root/seen
+echo "$2 of $1; 201 $(pct status 201); host $(systemctl is-system-running)" >>$HOMELAB_ROOT/root/seen
 """
     host = hooked(made(tmp_path, scenario="mixed"), script)
     host.output("qm set 103 --onboot 1 --startup order=2; pct set 201 --startup order=1")
@@ -228,7 +228,7 @@ def test_a_power_cut_asks_no_script(tmp_path: Path) -> None:
 
 # -- containers --------------------------------------------------------------------------------------------------
 def test_a_containers_phases(tmp_path: Path) -> None:
-    script = '#!/bin/bash\necho "$2 $1: $(pct status $1)" >>$ROOT/root/seen\n'
+    script = '#!/bin/bash\necho "$2 $1: $(pct status $1)" >>$HOMELAB_ROOT/root/seen\n'
     host = hooked(made(tmp_path, scenario="mixed"), script, "pct set 201")
     host.output("pct shutdown 201; pct start 201")
     down, up = ("pre-stop", "post-stop"), ("pre-start", "post-start")
@@ -251,7 +251,7 @@ def test_the_apis_tasks_and_a_guest_that_powers_itself_off_run_the_script_too(la
     lab.run("pvesh set /storage/local --content images,iso,vztmpl,backup,rootdir,snippets; qm stop 103")
     path = lab.root / SNIPPET.lstrip("/")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text('#!/bin/bash\necho "$2" | tee -a "$ROOT/root/seen"\n[[ $2 != post-start ]]\n')
+    path.write_text('#!/bin/bash\necho "$2" | tee -a "$HOMELAB_ROOT/root/seen"\n[[ $2 != post-start ]]\n')
     path.chmod(0o755)
     assert lab.run(f"qm set 103 --hookscript {VOLUME}").returncode == 0
     upid = lab.ask_api("POST", f"{QEMU}/status/start")

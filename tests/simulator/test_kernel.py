@@ -69,7 +69,7 @@ def test_esps_with_grub_have_a_grub_cfg_of_their_own(tmp_path: Path) -> None:
     host = Host(tmp_path, "zfs-grub-shim", running=True)
     assert host.cmdline().startswith("BOOT_IMAGE=/vmlinuz-6.17.13-2-pve root=ZFS=rpool/ROOT/pve-1 ro ")
     host.write("/etc/default/grub.d/x.cfg", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet intel_iommu=on"\n')
-    host.output("grub-mkconfig -o $ROOT/boot/grub/only-here.cfg")
+    host.output("grub-mkconfig -o $HOMELAB_ROOT/boot/grub/only-here.cfg")
     assert "intel_iommu=on" in (tmp_path / "esp/A1B2-0001/grub/grub.cfg").read_text(encoding="utf-8")
     assert "intel_iommu=on" in host.reboot().cmdline
 
@@ -343,7 +343,7 @@ def test_a_pinned_kernel_is_booted(host: Host) -> None:
 
 
 def test_a_doubled_id_in_grub_cfg_breaks_pinning(host: Host) -> None:
-    host.write("/etc/grub.d/12_again", '#!/bin/sh\nexec "${ROOT:-}/etc/grub.d/10_linux"\n', 0o755)
+    host.write("/etc/grub.d/12_again", '#!/bin/sh\nexec "${HOMELAB_ROOT:-}/etc/grub.d/10_linux"\n', 0o755)
     host.output("update-grub")
     host.output("proxmox-boot-tool kernel pin 6.14.11-4-pve")
     assert host.reboot().kernel == "6.17.2-1-pve"
@@ -468,7 +468,7 @@ def test_enabled_timers_are_reported_by_a_boot(host: Host) -> None:
 def test_a_shutdown_unmounts_what_was_mounted(tmp_path: Path) -> None:
     host = Host(tmp_path, "intel-zfs", running=True)
     host.output(
-        "mkdir $ROOT/mnt/esp && mount -t vfat $ROOT/dev/disk/by-uuid/E2B8-705F $ROOT/mnt/esp && ls $ROOT/mnt/esp/loader"
+        "mkdir $HOMELAB_ROOT/mnt/esp && mount -t vfat $HOMELAB_ROOT/dev/disk/by-uuid/E2B8-705F $HOMELAB_ROOT/mnt/esp && ls $HOMELAB_ROOT/mnt/esp/loader"
     )
     host.machine.shutdown()
     assert list((host.root / "mnt/esp").iterdir()) == []

@@ -28,7 +28,7 @@ def changed(name: str, **keys: object) -> Scenario:
 
 def nodes(host: Host) -> dict[str, str]:
     """What `stat` says of every NVIDIA node, by name."""
-    find = "cd $ROOT/dev && find nvidia* -type f 2>/dev/null"
+    find = "cd $HOMELAB_ROOT/dev && find nvidia* -type f 2>/dev/null"
     lines = host.output(f"{find} | xargs -r stat -c '{FORMAT}'")
     return {line.split()[0]: " ".join(line.split()[1:]) for line in lines.splitlines() if "special" in line}
 
@@ -44,7 +44,9 @@ def test_nodes_are_listed_as_on_a_real_host(phoenix: Host) -> None:
     real = shared("real_hosts", "pve-lxc-rtx3060", "dev_nvidia.txt").read_text()
     # The lab's paths differ, and the majors of uvm and caps are other ones on every machine.
     wanted = {m[4]: (m[1], m[3]) for m in map(line.match, real.splitlines()) if m}
-    listed = phoenix.output("stat -c '%A 1 %U %G %Hr, %Lr Jan 1 0:00 %n' $ROOT/dev/nvidia* $ROOT/dev/nvidia-caps/*")
+    listed = phoenix.output(
+        "stat -c '%A 1 %U %G %Hr, %Lr Jan 1 0:00 %n' $HOMELAB_ROOT/dev/nvidia* $HOMELAB_ROOT/dev/nvidia-caps/*"
+    )
     found = {m[4]: (m[1], m[3]) for m in map(line.match, listed.splitlines()) if m}
     assert wanted.items() <= found.items()
     assert set(found) - set(wanted) == {"nvidia1"}, "that machine has one card"
@@ -90,7 +92,7 @@ def test_a_fault_changes_the_majors_at_every_boot(phoenix: Host) -> None:
 
 def test_minor_numbers_need_not_be_in_pci_order(tmp_path: Path) -> None:
     host = Host(tmp_path, "containers-pve8", running=True)
-    text = host.output("grep -H 'Device Minor' $ROOT/proc/driver/nvidia/gpus/*/information")
+    text = host.output("grep -H 'Device Minor' $HOMELAB_ROOT/proc/driver/nvidia/gpus/*/information")
     found = {m[1]: int(m[2]) for m in re.finditer(r"gpus/([^/]+)/information:Device Minor:\s+(\d+)", text)}
     assert found == {"0000:01:00.0": 1, "0000:04:00.0": 0}
     listed = host.output("nvidia-smi --query-gpu=index,pci.bus_id --format=csv,noheader").splitlines()
@@ -135,13 +137,14 @@ def test_a_blacklisted_driver_is_not_loaded_at_boot_and_can_be_by_hand(tmp_path:
 
 
 def test_a_card_that_goes_to_a_vm_takes_its_dri_nodes_along_and_leaves_its_own(phoenix: Host) -> None:
-    by_path = "ls $ROOT/dev/dri/by-path"
+    by_path = "ls $HOMELAB_ROOT/dev/dri/by-path"
     assert phoenix.output(by_path).split()[:4] == [
         "pci-0000:01:00.0-card", "pci-0000:01:00.0-render", "pci-0000:02:00.0-card", "pci-0000:02:00.0-render",
     ]  # fmt: skip
-    assert phoenix.output("readlink $ROOT/dev/dri/by-path/pci-0000:02:00.0-render").strip() == "../renderD129"
+    assert phoenix.output("readlink $HOMELAB_ROOT/dev/dri/by-path/pci-0000:02:00.0-render").strip() == "../renderD129"
     assert (
-        phoenix.output("readlink -f $ROOT/sys/class/drm/renderD129/device | xargs basename").strip() == "0000:02:00.0"
+        phoenix.output("readlink -f $HOMELAB_ROOT/sys/class/drm/renderD129/device | xargs basename").strip()
+        == "0000:02:00.0"
     )
     phoenix.output(rebound("0000:02:00.0", "vfio-pci"))
     assert "0000:02:00.0" not in phoenix.output(by_path)
@@ -149,28 +152,28 @@ def test_a_card_that_goes_to_a_vm_takes_its_dri_nodes_along_and_leaves_its_own(p
     assert not (phoenix.root / "proc/driver/nvidia/gpus/0000:02:00.0").exists()
     assert "nvidia1" in nodes(phoenix), "nobody removes what nvidia-modprobe made"
     phoenix.output(rebound("0000:02:00.0", "nvidia"))
-    assert phoenix.output("readlink $ROOT/dev/dri/by-path/pci-0000:02:00.0-render").strip() == "../renderD129"
+    assert phoenix.output("readlink $HOMELAB_ROOT/dev/dri/by-path/pci-0000:02:00.0-render").strip() == "../renderD129"
 
 
 def test_mknod_makes_a_node_that_every_program_takes_for_one(mixed: Host) -> None:
-    mixed.output("mknod -m 666 $ROOT/dev/nvidia7 c 195 7")
+    mixed.output("mknod -m 666 $HOMELAB_ROOT/dev/nvidia7 c 195 7")
     assert nodes(mixed) == {"nvidia7": "character special file c3 7 666 0 0"}
-    assert mixed.run("mknod $ROOT/dev/nvidia7 c 195 7").stderr.endswith("nvidia7: File exists\n")
-    assert mixed.output("cd $ROOT && stat -c %F -- dev/nvidia7") == "character special file\n"
-    mixed.output("chmod 0600 $ROOT/dev/nvidia7")
+    assert mixed.run("mknod $HOMELAB_ROOT/dev/nvidia7 c 195 7").stderr.endswith("nvidia7: File exists\n")
+    assert mixed.output("cd $HOMELAB_ROOT && stat -c %F -- dev/nvidia7") == "character special file\n"
+    mixed.output("chmod 0600 $HOMELAB_ROOT/dev/nvidia7")
     assert nodes(mixed)["nvidia7"].split()[-3] == "600"
-    mixed.output("chmod 0000 $ROOT/dev/nvidia7")
+    mixed.output("chmod 0000 $HOMELAB_ROOT/dev/nvidia7")
     assert nodes(mixed)["nvidia7"].split()[-3] == "0"
 
 
 def test_files_that_are_no_nodes_are_left_to_the_machines_own_programs(mixed: Host) -> None:
     mixed.write("/etc/dev/notes", "four")
-    assert mixed.output("stat -c '%F %s' $ROOT/etc/dev/notes $ROOT/etc/hostname").splitlines() == [
+    assert mixed.output("stat -c '%F %s' $HOMELAB_ROOT/etc/dev/notes $HOMELAB_ROOT/etc/hostname").splitlines() == [
         "regular file 4",
         "regular file 4",
     ]
-    assert mixed.output("stat -c %s -- $ROOT/etc/dev/notes") == "4\n"
-    assert mixed.run("stat $ROOT/dev/nope").returncode == 1
+    assert mixed.output("stat -c %s -- $HOMELAB_ROOT/etc/dev/notes") == "4\n"
+    assert mixed.run("stat $HOMELAB_ROOT/dev/nope").returncode == 1
 
 
 def test_nvidia_smi_tells_of_each_card(phoenix: Host) -> None:

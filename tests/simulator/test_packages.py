@@ -71,12 +71,12 @@ def test_each_distribution_has_nvidias_repository(
 
 def test_a_repository_needs_its_key(vm: Vm) -> None:
     vm.output(
-        f"echo 'deb [signed-by=/usr/share/keyrings/x.gpg] {CUDA}/ubuntu2404/x86_64/ /' >$ROOT/etc/apt/sources.list.d/c.list"
+        f"echo 'deb [signed-by=/usr/share/keyrings/x.gpg] {CUDA}/ubuntu2404/x86_64/ /' >$HOMELAB_ROOT/etc/apt/sources.list.d/c.list"
     )
     text = vm.refusal("apt-get update", 100)
     assert "NO_PUBKEY A4B469963BF863CC" in text and "is not signed." in text
     vm.output(
-        f"curl -fsSL -o $ROOT/usr/share/keyrings/x.asc {CUDA}/ubuntu2404/x86_64/3bf863cc.pub && sed -i s/x.gpg/x.asc/ $ROOT/etc/apt/sources.list.d/c.list"
+        f"curl -fsSL -o $HOMELAB_ROOT/usr/share/keyrings/x.asc {CUDA}/ubuntu2404/x86_64/3bf863cc.pub && sed -i s/x.gpg/x.asc/ $HOMELAB_ROOT/etc/apt/sources.list.d/c.list"
     )
     vm.output("apt-get update")
 
@@ -85,7 +85,7 @@ def test_the_toolkits_list_is_the_documented_one(vm: Vm) -> None:
     keyring = "/usr/share/keyrings/nvidia-container-toolkit-keyring.asc"
     vm.output(
         f"curl -fsSL -o {keyring} {TOOLKIT}/gpgkey && curl -sL {TOOLKIT}/stable/deb/nvidia-container-toolkit.list"
-        f" | sed 's#deb https://#deb [signed-by={keyring}] https://#g' >$ROOT/etc/apt/sources.list.d/toolkit.list"
+        f" | sed 's#deb https://#deb [signed-by={keyring}] https://#g' >$HOMELAB_ROOT/etc/apt/sources.list.d/toolkit.list"
         " && apt-get -qq update && apt-get -qq install -y nvidia-container-toolkit"
     )
     assert vm.output("nvidia-ctk --version").startswith("NVIDIA Container Toolkit CLI version 1.20.0\n")
@@ -195,7 +195,7 @@ def test_a_lock_is_waited_for_if_somebody_says_so(vm: Vm) -> None:
 def test_two_at_once_exclude_each_other(vm: Vm) -> None:
     vm.fault("apt-slow", 90)  # what begins meanwhile begins on a busy machine, too
     text = vm.output(
-        "apt-get install -y podman >$ROOT/root/first 2>&1 & until grep -q 'Need to get' $ROOT/root/first 2>&-; do sleep 0.05; done; "
+        "apt-get install -y podman >$HOMELAB_ROOT/root/first 2>&1 & until grep -q 'Need to get' $HOMELAB_ROOT/root/first 2>&-; do sleep 0.05; done; "
         "apt-get install -y jq 2>&1; echo jq $?; kill $! 2>&-; wait $!; echo podman $?"
     )
     both = text + (vm.root / "root/first").read_text()
@@ -240,11 +240,11 @@ def test_other_faults_of_packages(vm: Vm) -> None:
 
 
 def test_a_damaged_download_has_another_checksum(vm: Vm) -> None:
-    fetch = f"cd $ROOT/root && curl -fsSLO {RUN} && curl -fsSLO {RUN}.sha256sum && sha256sum *.run && cat *.sha256sum"
+    fetch = f"cd $HOMELAB_ROOT/root && curl -fsSLO {RUN} && curl -fsSLO {RUN}.sha256sum && sha256sum *.run && cat *.sha256sum"
     assert len({line.split()[0] for line in vm.output(fetch).splitlines()}) == 1
     vm.fault("download-corrupt", ".run")
     assert len({line.split()[0] for line in vm.output(fetch).splitlines()}) == 2
-    assert "check sums" in vm.refusal("sh $ROOT/root/NVIDIA-Linux-x86_64-580.159.03.run --silent", 1)
+    assert "check sums" in vm.refusal("sh $HOMELAB_ROOT/root/NVIDIA-Linux-x86_64-580.159.03.run --silent", 1)
 
 
 def test_a_broken_download_is_gone_on_with(vm: Vm) -> None:
@@ -256,7 +256,7 @@ def test_a_broken_download_is_gone_on_with(vm: Vm) -> None:
     assert (vm.root / "root/d.run").stat().st_size > half
     vm.fault("download-breaks", None)
     wanted = vm.output(f"curl -fsSL {RUN}.sha256sum").split()[0]
-    assert vm.output("sha256sum $ROOT/root/d.run").split()[0] == wanted
+    assert vm.output("sha256sum $HOMELAB_ROOT/root/d.run").split()[0] == wanted
 
 
 def test_a_missing_file_is_404(vm: Vm) -> None:

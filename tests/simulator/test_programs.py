@@ -158,10 +158,10 @@ def test_the_same_configuration_gives_the_same_image(host: Host) -> None:
 def test_an_image_lists_what_is_in_it(host: Host) -> None:
     host.bind_early("0000:01:00.0")
     host.output("update-initramfs -u")
-    names = host.output("lsinitramfs $ROOT/boot/initrd.img-6.17.2-1-pve").splitlines()
+    names = host.output("lsinitramfs $HOMELAB_ROOT/boot/initrd.img-6.17.2-1-pve").splitlines()
     assert "scripts/init-top/give-gpu" in names
     assert "usr/lib/modules/6.17.2-1-pve/kernel/drivers/vfio/pci/vfio-pci.ko" in names
-    older = host.output("lsinitramfs $ROOT/boot/initrd.img-6.14.11-4-pve").splitlines()
+    older = host.output("lsinitramfs $HOMELAB_ROOT/boot/initrd.img-6.14.11-4-pve").splitlines()
     assert "scripts/init-top/give-gpu" not in older, "-u without -k takes the newest kernel alone"
 
 
@@ -299,8 +299,8 @@ def test_a_fault_of_one_kernel_leaves_the_others_images_made(host: Host) -> None
     host.machine.set_fault("update-initramfs", "fail:6.14.11-4-pve")
     host.bind_early("0000:01:00.0")
     host.run("update-initramfs -u -k all")
-    made = host.output("lsinitramfs $ROOT/boot/initrd.img-6.17.2-1-pve")
-    old = host.output("lsinitramfs $ROOT/boot/initrd.img-6.14.11-4-pve")
+    made = host.output("lsinitramfs $HOMELAB_ROOT/boot/initrd.img-6.17.2-1-pve")
+    old = host.output("lsinitramfs $HOMELAB_ROOT/boot/initrd.img-6.14.11-4-pve")
     assert "give-gpu" in made
     assert "give-gpu" not in old
 
@@ -309,7 +309,7 @@ def test_a_fault_of_one_kernel_leaves_the_others_images_made(host: Host) -> None
 def test_modprobe_binds_devices_with_an_override_on_the_running_system(host: Host) -> None:
     host.output("modprobe -r nouveau")
     assert host.driver("0000:01:00.0") is None
-    host.output("echo vfio-pci >$ROOT/sys/bus/pci/devices/0000:01:00.0/driver_override && modprobe vfio-pci")
+    host.output("echo vfio-pci >$HOMELAB_ROOT/sys/bus/pci/devices/0000:01:00.0/driver_override && modprobe vfio-pci")
     assert host.driver("0000:01:00.0") == "vfio-pci"
     assert re.search(r"^vfio +65536  \d ", host.output("lsmod"), re.M)
 
@@ -330,13 +330,15 @@ def test_modinfo_knows_built_in_drivers(tmp_path: Path) -> None:
 def test_mounting_an_esp_shows_its_files_and_unmounting_hides_them(tmp_path: Path) -> None:
     host = Host(tmp_path, "intel-zfs", running=True)
     host.output(
-        "mkdir $ROOT/mnt/esp; touch $ROOT/mnt/esp/below; mount $ROOT/dev/disk/by-uuid/E2B8-705F $ROOT/mnt/esp;"
-        "[ ! -e $ROOT/mnt/esp/below ]; echo hello >$ROOT/mnt/esp/new; grep -q ' /mnt/esp vfat' $ROOT/proc/mounts"
+        "mkdir $HOMELAB_ROOT/mnt/esp; touch $HOMELAB_ROOT/mnt/esp/below; mount $HOMELAB_ROOT/dev/disk/by-uuid/E2B8-705F $HOMELAB_ROOT/mnt/esp;"
+        "[ ! -e $HOMELAB_ROOT/mnt/esp/below ]; echo hello >$HOMELAB_ROOT/mnt/esp/new; grep -q ' /mnt/esp vfat' $HOMELAB_ROOT/proc/mounts"
     )
     assert (tmp_path / "esp/E2B8-705F/new").read_text(encoding="utf-8") == "hello\n"
-    host.output("umount $ROOT/mnt/esp && [ -e $ROOT/mnt/esp/below ] && ! [ -e $ROOT/mnt/esp/new ]")
-    assert host.run("umount $ROOT/mnt/esp").returncode == 32
-    assert "does not exist" in host.run("mount $ROOT/dev/disk/by-uuid/0000-0000 $ROOT/mnt/esp").stderr
+    host.output(
+        "umount $HOMELAB_ROOT/mnt/esp && [ -e $HOMELAB_ROOT/mnt/esp/below ] && ! [ -e $HOMELAB_ROOT/mnt/esp/new ]"
+    )
+    assert host.run("umount $HOMELAB_ROOT/mnt/esp").returncode == 32
+    assert "does not exist" in host.run("mount $HOMELAB_ROOT/dev/disk/by-uuid/0000-0000 $HOMELAB_ROOT/mnt/esp").stderr
 
 
 def test_the_disk_below_the_root_file_system_can_be_found(host: Host) -> None:
@@ -348,7 +350,7 @@ def test_the_disk_below_the_root_file_system_can_be_found(host: Host) -> None:
 def test_the_network_card_of_the_bridge_can_be_found(host: Host) -> None:
     (default,) = json.loads(host.output("ip -j route show default"))
     assert (default["gateway"], default["dev"]) == ("192.168.0.1", "vmbr0")
-    member = host.output("ls $ROOT/sys/class/net/vmbr0/brif").strip()
+    member = host.output("ls $HOMELAB_ROOT/sys/class/net/vmbr0/brif").strip()
     device = (host.root / "sys/class/net" / member / "device").resolve()
     assert device.name == "0000:05:00.0"
 
@@ -367,7 +369,7 @@ def test_enabling_makes_the_link_that_systemd_makes(host: Host) -> None:
 
 
 def test_a_oneshot_service_runs_its_command_in_the_host_tree(host: Host) -> None:
-    host.write("/var/lib/x/run", '#!/bin/bash\necho "$1" >"$ROOT/var/lib/x/out"\n', 0o755)
+    host.write("/var/lib/x/run", '#!/bin/bash\necho "$1" >"$HOMELAB_ROOT/var/lib/x/out"\n', 0o755)
     host.write("/etc/systemd/system/x.service", "[Service]\nType=oneshot\nExecStart=/var/lib/x/run hello\n")
     host.output("systemctl start x.service")
     assert (host.root / "var/lib/x/out").read_text(encoding="utf-8") == "hello\n"
@@ -404,7 +406,7 @@ def test_a_time_span_that_is_none_is_refused() -> None:
 
 # -- the system, guests --------------------------------------------------------------------------------------
 def test_dmesg_and_journalctl_print_the_same_messages(host: Host) -> None:
-    host.output("echo '<6>hello from user space' >$ROOT/dev/kmsg")
+    host.output("echo '<6>hello from user space' >$HOMELAB_ROOT/dev/kmsg")
     dmesg = host.output("dmesg").splitlines()
     assert re.match(r"^\[ +\d+\.\d{6}\] hello from user space$", dmesg[-1])
     journal = host.output("journalctl -k -b 0 --no-pager").splitlines()
@@ -443,17 +445,17 @@ def test_uname_and_versions_agree(host: Host) -> None:
 
 def test_tail_cannot_begin_later_in_an_efi_variable(host: Host) -> None:
     """Seen on a real kernel: tail gives up, where od reads on."""
-    variable = "$ROOT/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+    variable = "$HOMELAB_ROOT/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
     done = host.run(f"tail -c +5 {variable}")
     assert (done.returncode, done.stdout) == (1, "") and "Illegal seek" in done.stderr
     assert host.output(f"od -An -tu1 -j4 -N1 {variable}").split() == [str(ord("G"))]
-    assert host.output("printf abc >$ROOT/tmp/plain; tail -c +3 $ROOT/tmp/plain") == "c"
+    assert host.output("printf abc >$HOMELAB_ROOT/tmp/plain; tail -c +3 $HOMELAB_ROOT/tmp/plain") == "c"
 
 
 def test_uname_r_needs_a_lab_as_every_other_command_does(host: Host) -> None:
     done = host.run("env -u LAB_STATE uname -r")
     assert done.returncode == 1 and "LAB_STATE is not set" in done.stderr
-    assert host.run("mv $ROOT/proc/sys/kernel/osrelease $ROOT/proc/away; uname -r").stdout == "\n"
+    assert host.run("mv $HOMELAB_ROOT/proc/sys/kernel/osrelease $HOMELAB_ROOT/proc/away; uname -r").stdout == "\n"
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def ssh(lab: Lab, shared: OverSsh) -> Iterator[OverSsh]:
     yield shared
     for name in ("clock-ahead", "api-loses", "api-holds", "no-quorum"):
         lab.fault(name, None)
-    shared.run("systemctl start pve-cluster pvedaemon; rm -rf $ROOT/etc/ssh")
+    shared.run("systemctl start pve-cluster pvedaemon; rm -rf $HOMELAB_ROOT/etc/ssh")
     shared.ticket = shared.run(MINT)
 
 
@@ -207,7 +207,7 @@ def test_a_ticket_is_good_for_two_hours_of_the_hosts_clock(lab: Lab, ssh: OverSs
 
 # -- sshd ----------------------------------------------------------------------------------------------------------
 def test_where_sshd_forbids_forwarding_bash_is_the_way(lab: Lab, ssh: OverSsh) -> None:
-    ssh.run("mkdir -p $ROOT/etc/ssh && echo AllowTcpForwarding no >$ROOT/etc/ssh/sshd_config")
+    ssh.run("mkdir -p $HOMELAB_ROOT/etc/ssh && echo AllowTcpForwarding no >$HOMELAB_ROOT/etc/ssh/sshd_config")
     assert not_opened(ssh) == (1, "open failed")
     done = execute(lab, BY_BASH, ssh.raw("GET", "/api2/json/version"))
     assert Answer(cast(bytes, done.stdout)).status_code == 200
@@ -270,9 +270,11 @@ def test_without_pve_cluster_neither_a_ticket_nor_an_answer_is_there(lab: Lab, s
 
 
 def test_a_disabled_root_gets_no_ticket(lab: Lab, ssh: OverSsh) -> None:
-    ssh.run("cp $ROOT/etc/pve/user.cfg $ROOT/root/; sed -i s/root@pam:1/root@pam:0/ $ROOT/etc/pve/user.cfg")
+    ssh.run(
+        "cp $HOMELAB_ROOT/etc/pve/user.cfg $HOMELAB_ROOT/root/; sed -i s/root@pam:1/root@pam:0/ $HOMELAB_ROOT/etc/pve/user.cfg"
+    )
     assert minted(lab) == (255, "user 'root@pam' is disabled\n")
-    ssh.run("mv $ROOT/root/user.cfg $ROOT/etc/pve/")
+    ssh.run("mv $HOMELAB_ROOT/root/user.cfg $HOMELAB_ROOT/etc/pve/")
 
 
 def test_another_program_of_proxmox_ves_modules_isnt_known(lab: Lab, ssh: OverSsh) -> None:
@@ -282,8 +284,8 @@ def test_another_program_of_proxmox_ves_modules_isnt_known(lab: Lab, ssh: OverSs
 
 def test_another_user_makes_a_ticket_by_sudo_alone(lab: Lab, ssh: OverSsh) -> None:
     ssh.run(
-        "apt-get update; apt-get install -y sudo; echo ops:x:1000:1000::/home/ops:/bin/bash >>$ROOT/etc/passwd;"
-        "mkdir -p $ROOT/home/ops/.ssh $ROOT/etc/sudoers.d"
+        "apt-get update; apt-get install -y sudo; echo ops:x:1000:1000::/home/ops:/bin/bash >>$HOMELAB_ROOT/etc/passwd;"
+        "mkdir -p $HOMELAB_ROOT/home/ops/.ssh $HOMELAB_ROOT/etc/sudoers.d"
     )
     keys = lab.root / "home/ops/.ssh/authorized_keys"
     keys.write_text(Path(f"{lab.connection['privateKeyFile']}.pub").read_text())

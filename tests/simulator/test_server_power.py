@@ -171,7 +171,7 @@ def start_timer(lab: Lab, unit: str, command: str, seconds: float) -> None:
 
 def test_a_timer_runs_its_command_with_the_hosts_paths(lab: Lab) -> None:
     program = lab.root / "var/lib/timed"
-    program.write_text('#!/bin/bash\necho "$ROOT $1" > "$ROOT/var/lib/timed.out"\necho said\n')
+    program.write_text('#!/bin/bash\necho "$HOMELAB_ROOT $1" > "$HOMELAB_ROOT/var/lib/timed.out"\necho said\n')
     program.chmod(0o755)
     mark = lab.mark()
     start_timer(lab, "once.timer", "/var/lib/timed argument", 0.1)
@@ -183,7 +183,7 @@ def test_a_timer_runs_its_command_with_the_hosts_paths(lab: Lab) -> None:
 
 def test_a_stopped_timer_does_nothing(lab: Lab) -> None:
     mark = lab.mark()
-    start_timer(lab, "stopped.timer", "touch $ROOT/tmp/never", 0.2)
+    start_timer(lab, "stopped.timer", "touch $HOMELAB_ROOT/tmp/never", 0.2)
     assert request(lab.state, "timer-stop", unit="stopped.timer")["stopped"] is True
     assert request(lab.state, "timer-stop", unit="stopped.timer")["stopped"] is False
     start_timer(lab, "later.timer", "true", 0.3)
@@ -231,7 +231,9 @@ def disable_timer(lab: Lab, name: str) -> None:
 
 
 def test_an_enabled_timer_runs_after_each_boot_also_out_of_reach(lab: Lab) -> None:
-    enable_timer(lab, "each-boot", 'cat "$ROOT/proc/sys/kernel/random/boot_id" >> "$ROOT/var/lib/boots"', 1)
+    enable_timer(
+        lab, "each-boot", 'cat "$HOMELAB_ROOT/proc/sys/kernel/random/boot_id" >> "$HOMELAB_ROOT/var/lib/boots"', 1
+    )
     try:
         lab.fault("no-network-when", "quiet")
         mark = lab.mark()
@@ -244,11 +246,11 @@ def test_an_enabled_timer_runs_after_each_boot_also_out_of_reach(lab: Lab) -> No
 
 def test_a_dead_mans_switch_brings_a_host_without_network_back(lab: Lab) -> None:
     """What the program relies on: a timer that undoes the cause and reboots."""
-    cause = 'sed -i "s/quiet/& no-net/" "$ROOT/etc/default/grub"; update-grub'
+    cause = 'sed -i "s/quiet/& no-net/" "$HOMELAB_ROOT/etc/default/grub"; update-grub'
     undo = f"{cause.replace('s/quiet/& no-net/', 's/ no-net//')}; reboot"
     lab.fault("no-network-when", "no-net")
     lab.run(cause)
-    enable_timer(lab, "switch", f'rm "$ROOT/etc/systemd/system/timers.target.wants/switch.timer"; {undo}', 1)
+    enable_timer(lab, "switch", f'rm "$HOMELAB_ROOT/etc/systemd/system/timers.target.wants/switch.timer"; {undo}', 1)
     boots = len(lab.boots())
     lab.reboot(wait=False)
     assert lab.wait_settled(boots=boots + 2) == "up"
@@ -296,7 +298,10 @@ def test_a_reset_gives_the_stock_host_with_the_same_port_and_keys(tmp_path: Path
 def test_after_a_reset_ha_knows_no_guest_of_the_host_before(tmp_path: Path) -> None:
     """It would have started one that ran, once that was under HA again."""
     with Lab.start("rtx5090", state=tmp_path / "lab") as lab:
-        lab.run("mkdir -p $ROOT/etc/pve/ha; cat >$ROOT/etc/pve/ha/resources.cfg", stdin="vm: 103\n\tstate started\n\n")
+        lab.run(
+            "mkdir -p $HOMELAB_ROOT/etc/pve/ha; cat >$HOMELAB_ROOT/etc/pve/ha/resources.cfg",
+            stdin="vm: 103\n\tstate started\n\n",
+        )
         known = lab.state / "ha.json"
         wait_until(lambda: known.exists() and "vm:103" in known.read_text())
         lab.reset()

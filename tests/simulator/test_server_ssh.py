@@ -78,7 +78,7 @@ def test_a_command_sees_the_hosts_environment_and_nothing_of_the_callers(lab: La
     # The lab's process and this one may each have a command server.
     assert bool(environment.pop(COMMANDS, "")) is not PLAIN
     assert environment == {k: v for k, v in lab.machine.environment().items() if k not in ("PWD", COMMANDS)}
-    assert environment["ROOT"] == str(lab.root)
+    assert environment["HOMELAB_ROOT"] == str(lab.root)
     assert folder.decode().strip() == environment["HOME"] == str(lab.root / "root")
 
 

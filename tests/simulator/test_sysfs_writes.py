@@ -16,7 +16,7 @@ from tests.lab.host_kit import Host
 from tests.simulator.test_nvidia import changed
 from tests.waiting import PATIENCE, wait_until
 
-BUS = "$ROOT/sys/bus/pci"
+BUS = "$HOMELAB_ROOT/sys/bus/pci"
 CARD, AUDIO, OTHER = "0000:01:00.0", "0000:01:00.1", "0000:02:00.0"
 UNBIND = f"echo {CARD} >{BUS}/drivers/nvidia/unbind"
 OLLAMA = {"pid": 4711, "comm": "ollama", "container": 950, "card": CARD}
@@ -125,7 +125,7 @@ def test_other_output_is_left_alone(tmp_path: Path) -> None:
     host = phoenix(tmp_path)
     assert (
         host.output(
-            "set -eu; echo -n a; printf -v x '%s-%s' b c; printf '%s\\n' \"$x\" | cat; echo d >$ROOT/root/d; cat $ROOT/root/d"
+            "set -eu; echo -n a; printf -v x '%s-%s' b c; printf '%s\\n' \"$x\" | cat; echo d >$HOMELAB_ROOT/root/d; cat $HOMELAB_ROOT/root/d"
         )
         == "ab-c\nd\n"
     )
@@ -135,7 +135,7 @@ def test_other_output_is_left_alone(tmp_path: Path) -> None:
 def test_who_holds_a_card_is_seen_in_proc_with_the_nodes_numbers_and_its_container(tmp_path: Path) -> None:
     unit = {"pid": 4712, "comm": "dcgm", "unit": "dcgm.service", "card": OTHER}
     host = phoenix(tmp_path, "580.105.08", OLLAMA, unit)
-    look = "for p in $ROOT/proc/[0-9]*; do stat -L -c '%n %t:%T %F' $p/fd/* 2>/dev/null; done | sed \"s|$ROOT||\""
+    look = "for p in $HOMELAB_ROOT/proc/[0-9]*; do stat -L -c '%n %t:%T %F' $p/fd/* 2>/dev/null; done | sed \"s|$HOMELAB_ROOT||\""
     uvm = f"{int((host.root / 'proc/devices').read_text().split(' nvidia-uvm')[0].split()[-1]):x}"
     assert host.output(look).splitlines() == [
         "/proc/4711/fd/3 c3:0 character special file",
@@ -143,7 +143,7 @@ def test_who_holds_a_card_is_seen_in_proc_with_the_nodes_numbers_and_its_contain
         f"/proc/4711/fd/5 {uvm}:0 character special file",
     ]
     assert (
-        host.output("cat $ROOT/proc/4711/comm $ROOT/proc/4711/cgroup")
+        host.output("cat $HOMELAB_ROOT/proc/4711/comm $HOMELAB_ROOT/proc/4711/cgroup")
         == "ollama\n0::/lxc/950/ns/system.slice/ollama.service\n"
     )
     host.write(
@@ -263,7 +263,7 @@ def test_nvidia_drm_with_modeset_holds_the_card_before_580_105_08(
     host.write("/etc/modprobe.d/zz.conf", f"options nvidia_drm {options}\n")
     host.booted()
     host.output("modprobe nvidia_drm")
-    assert host.output("cat $ROOT/sys/module/nvidia_drm/parameters/modeset") == (
+    assert host.output("cat $HOMELAB_ROOT/sys/module/nvidia_drm/parameters/modeset") == (
         "Y\n" if options == "modeset=1" else "N\n"
     )
     writer = begin(host, UNBIND)
@@ -295,7 +295,7 @@ def test_minors_are_the_lowest_free_ones_at_each_bind(tmp_path: Path) -> None:
 
     def minors() -> list[str]:
         return host.output(
-            "sed -n 's/^Device Minor: *[[:space:]]*//p' $ROOT/proc/driver/nvidia/gpus/*/information"
+            "sed -n 's/^Device Minor: *[[:space:]]*//p' $HOMELAB_ROOT/proc/driver/nvidia/gpus/*/information"
         ).split()
 
     assert minors() == ["0", "1"]
@@ -313,7 +313,7 @@ def test_the_persistence_daemon_holds_a_card_until_its_mode_is_off_for_it(tmp_pa
     host.output("systemctl start nvidia-persistenced; nvidia-smi -pm 1")
     query = "nvidia-smi --query-gpu=persistence_mode --format=csv,noheader"
     assert host.output(query).split() == ["Enabled", "Enabled"]
-    assert host.output("cat $ROOT/proc/812/comm") == "nvidia-persiste\n"
+    assert host.output("cat $HOMELAB_ROOT/proc/812/comm") == "nvidia-persiste\n"
     writer = begin(host, UNBIND)
     waits(host)
     end(writer)
@@ -337,8 +337,10 @@ def test_a_card_that_drains_takes_nobody_new_and_keeps_who_is_there(tmp_path: Pa
     assert host.run(f"nvidia-smi -i {CARD}").returncode == 6
     assert host.output("nvidia-smi -L").count("GPU ") == 1
     host.machine.set_fault("card-users", [OLLAMA, {"pid": 4800, "comm": "late", "card": CARD}])
-    assert host.output("ls $ROOT/proc/4711/fd").split() == ["3", "4", "5"]
-    assert (host.root / "proc/4800/fd").is_dir() and "nvidia0" not in host.output("readlink $ROOT/proc/4800/fd/*")
+    assert host.output("ls $HOMELAB_ROOT/proc/4711/fd").split() == ["3", "4", "5"]
+    assert (host.root / "proc/4800/fd").is_dir() and "nvidia0" not in host.output(
+        "readlink $HOMELAB_ROOT/proc/4800/fd/*"
+    )
     host.output(f"nvidia-smi drain -p {CARD} -m 0")
     assert host.run(f"nvidia-smi -i {CARD}").returncode == 0
 
