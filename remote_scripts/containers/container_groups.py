@@ -13,7 +13,7 @@ from remote_scripts.tools.system import System
 # What is read of a container's groups, in bytes; the rest is left out.
 _GROUP_BYTES = 65536
 _GROUPS = "getent group render video || { cd /etc && cat group; }"
-_GROUP_ID = re.compile(r"0*[0-9]{1,5}")
+_GROUP = re.compile(r"^(render|video):[^:\n]*:0*([1-9][0-9]{0,4})(?=:|$)", re.MULTILINE)
 
 
 def groups_of(system: System, ctid: int) -> dict[str, int]:
@@ -29,12 +29,6 @@ def groups_of(system: System, ctid: int) -> dict[str, int]:
             "a card's nodes are for the members of these groups; its configuration is unchanged",
             f"try `pct enter {ctid}`, then run `pulumi up` again",
         )
-    gids: dict[str, int] = {}
-    # These are the container's own words, and may say anything.
-    for line in done.output.replace(b"\0", b"").decode("utf-8", "replace").split("\n"):
-        name, _, number = [*line.split(":"), "", ""][:3]
-        if name not in ("render", "video") or name in gids or not _GROUP_ID.fullmatch(number):
-            continue
-        if 0 < int(number) < 65535:
-            gids[name] = int(number)
-    return gids
+    # These are the container's own words, and may say anything. Of a name the first counts.
+    found = _GROUP.findall(done.output.replace(b"\0", b"").decode("utf-8", "replace"))
+    return {name: int(number) for name, number in reversed(found) if int(number) < 65535}

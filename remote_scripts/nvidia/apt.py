@@ -199,7 +199,7 @@ class Apt(AskedApt):
             self.explain_install(plan.why, what)
         self.need_own(self.of_others(plan.going, may_remove), what)
         names = {word.partition("=")[0] for word in words}
-        automatic = sorted(names & self.installed().present.keys() & self.marked("auto"))
+        automatic = names & self.installed().present.keys() & self.marked("auto")
         self._note(plan.changes)
         self.system.log.say(f"installing {shown}")
         self.system.files.changed = True
@@ -248,12 +248,13 @@ class Apt(AskedApt):
                 f"remove what is in the way yourself (`apt-get remove {words}`), then run `pulumi up` again",
             )
 
-    def mark(self, mark: Literal["auto", "manual"], names: Sequence[str]) -> bool:
+    def mark(self, mark: Literal["auto", "manual"], names: Collection[str]) -> bool:
         """Packages count as installed for others alone, or by hand; returns whether that could be done."""
-        if not names:
+        others = sorted({*names} - self.marked(mark))
+        if not others:
             return True
         self._note()
-        return self._retry_while_locked("apt-mark", mark, *names).status == 0
+        return self._retry_while_locked("apt-mark", mark, *others).status == 0
 
     def tidy(self, wanted: Collection[str] = (), *, recommends: bool = False) -> list[str]:
         """What came with the layer, isn't wanted and isn't needed any more is purged.
@@ -264,28 +265,27 @@ class Apt(AskedApt):
         :raises Failure: apt can't do it.
         """
         self.settle()
-        came = {name: record for name, record in self.records().items() if record.before == "-"}
+        came, wanted = {name for name, record in self.records().items() if record.before == "-"}, {*wanted}
         if not came:
             return []
-        there = [name for name, record in came.items() if record.now != "-"]
-        is_marked = self.mark("manual", [name for name in there if name in wanted and came[name].mark == "auto"])
-        is_marked &= self.mark("auto", [name for name in there if name not in wanted and came[name].mark == "manual"])
+        ours = came & self.installed().present.keys()
+        is_marked = self.mark("manual", ours & wanted) & self.mark("auto", ours - wanted)
         self.settle()
         important = f"APT::AutoRemove::RecommendsImportant={'true' if recommends else 'false'}"
         with self.aside() as other:  # where nothing is protected by its name
             plan = other.simulate(*_UNNEEDED, "-o", important)
         if plan.why or not is_marked:
             self.explain(plan.why or "apt-mark failed", "to remove what isn't wanted", "this program installed it")
-        left = [name for name in self.installed().left if name not in wanted and name not in _WITH_DATA]
-        gone = [name for name in (*plan.going, *sorted(left)) if name in came]
+        left = came & self.installed().left - wanted - _WITH_DATA
+        gone = [*(name for name in plan.going if name in came), *sorted(left)]
         if not self._goes_alone(gone, came):  # others need it that nothing needs
             gone = [name for name in gone if self._goes_alone([name], came)]
         if gone:
             self._purge(gone)
-        return sorted(name for name in self.installed().present if name in came and name not in wanted)
+        return sorted(came & self.installed().present.keys() - wanted)
 
-    def _goes_alone(self, names: Sequence[str], came: Collection[str]) -> bool:
-        return not names or {*self.simulate("purge", *names).going} <= {*came}
+    def _goes_alone(self, names: Sequence[str], came: set[str]) -> bool:
+        return not names or came.issuperset(self.simulate("purge", *names).going)
 
     def _purge(self, names: Sequence[str]) -> None:
         words = " ".join(names)
