@@ -125,15 +125,13 @@ def power(lab: Lab) -> str:
 
 def starts(lab: Lab) -> list[str]:
     """The tasks that started a guest, with the second of their start."""
-    index = lab.run("cat $ROOT/var/log/pve/tasks/index").stdout
+    index = lab.run("cat $HOMELAB_ROOT/var/log/pve/tasks/index").stdout
     return [
         f"{kind} {vmid}"
         for line in index.splitlines()
         for kind, vmid in [line.split(":")[5:7]]
         if kind.endswith("start")
     ]
-    index = lab.run("cat $HOMELAB_ROOT/var/log/pve/tasks/index").stdout
-    return [f"{kind} {vmid}" for line in index.splitlines() for kind, vmid in [line.split(":")[5:7]] if "start" in kind]
 
 
 def started(lab: Lab) -> dict[str, list[str]]:
