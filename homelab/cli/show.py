@@ -52,8 +52,8 @@ def of_host(name: str, host: Host, settings: Settings, stack: str) -> tree.TreeN
     if found:
         planned, later = reading.after(current, facts, host, found.want, vms, containers, stack)
     title = f"{name} ({host.address}): {facts.kernel}, Proxmox VE {facts.pve or 'not found'}{facts.cluster.described}"
-    unread = found.unread if found else ()
-    return tree.of_host(title, current, planned, (traits.of_host(facts), traits.of_host(later)), refused, unread)
+    remarks = [*(found.unread if found else ()), *(one.said for one in facts.owed)]
+    return tree.of_host(title, current, planned, (traits.of_host(facts), traits.of_host(later)), refused, remarks)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -37,7 +37,7 @@ def ledger_entry(ledger: Mapping[str, str], name: str) -> dict[str, Any] | None:
     """
     try:
         note = json.loads(ledger.get(name, ""))
-    except ValueError:
+    except (ValueError, FormError):
         return None
     parts = _OF_A_MAPPING if name.startswith("mapping/") else {}
     if not isinstance(note, dict) or any(

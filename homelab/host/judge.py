@@ -43,7 +43,8 @@ def judge_host(
     troubles = kernel_log.troubles(facts, facts.cluster.node, cards, with_host=False)
     next_boot = [HomelabError(**facts.next_boot)] if facts.next_boot else []
     lasting = [one.error for one in troubles if not one.harmless]
-    met = Finding.of(*next_boot, *_sunk(facts, host), *_lost_partitions(facts), *lasting)
+    lost = (_left_off(one.said) for one in facts.owed if one.is_lost)
+    met = Finding.of(*next_boot, *lost, *_sunk(facts, host), *_lost_partitions(facts), *lasting)
     try:
         want = had or plan.wanted(facts, host, vms)
     except HomelabError as error:
@@ -66,7 +67,8 @@ def judge_host(
         findings += Finding.of(*plan.verify(facts, host, want))
     # Also of a plan that was made earlier, and has passed its gates: anybody changes mappings.
     findings += Finding.of(*mapping.refused(facts, host, slots), turn=Turn.REFUSED)
-    return JudgedHost([*findings, *met], card_remarks.remarks(facts, host, slots), want, drift)
+    remarks = [*card_remarks.remarks(facts, host, slots), *(one.said for one in facts.owed if not one.is_lost)]
+    return JudgedHost([*findings, *met], remarks, want, drift)
 
 
 def verified(facts: HostFacts, host: Host, name: str, want: Wanted) -> tuple[list[HomelabError], list[str]]:
@@ -80,12 +82,20 @@ def verified(facts: HostFacts, host: Host, name: str, want: Wanted) -> tuple[lis
     return errors, [one.remark for one in troubles if not one.stops]
 
 
+def _left_off(said: str) -> HomelabError:
+    return HomelabError(
+        wanted="each guest that homelab has switched off running again",
+        found=said,
+        why="a run of homelab was killed in that moment; against its owner none is started",
+        next="start it if it is to run; else leave it off: the next change of it by `pulumi up` forgets that",
+    )
+
+
 # State in which a handover has stopped (handover.has_sunk) -> why it matters, and what to do.
 _SINKS = {
     "HELD": (
-        "the card is with the host, and a VM didn't get it, or what had it before was not started again",
-        "mend what is found: containers that are named are started within ten minutes then, and the VM by you; the "
-        "details are in /var/lib/homelab/handover/log",
+        "the card is with the host, and a VM didn't get it, or its driver doesn't answer for it",
+        "mend what is found, then start the VM; the details are in /var/lib/homelab/handover/log",
     ),
     "STUCK": (
         "NVIDIA's driver waits in the kernel for something that still uses the card, and whatever touches the card "

@@ -128,7 +128,7 @@ def put(owner: str) -> str:
 
 
 # The command line that fails in a login shell that doesn't understand root's of `command`, such as fish.
-TO_TRY = '[ -n "$ROOT" ] || { :; }'
+TO_TRY = '[ -n "$HOMELAB_ROOT" ] || { :; }'
 
 
 def command_to_put(user: str) -> str:
@@ -180,11 +180,11 @@ def command(verb: str, user: str, owner: str, is_last: bool = False) -> str:
         program's, and is removed without them.
     """
     # pulumi-command quotes this text in the error of whatever fails: it stays a few words.
-    lines = [f'agent="$ROOT"{place(owner)}']
+    lines = [f'agent="$HOMELAB_ROOT"{place(owner)}']
     if verb == "revert":
-        lines.append(f'[ -e "$ROOT"{HOME} ] || exit 0')
+        lines.append(f'[ -e "$HOMELAB_ROOT"{HOME} ] || exit 0')
     if is_last:
-        parents = f'"$ROOT"{_AGENTS} "$ROOT"{HOME}'
+        parents = f'"$HOMELAB_ROOT"{_AGENTS} "$HOMELAB_ROOT"{HOME}'
         gone = f'rm -rf -- "${{agent%/*}}" && {{ rmdir -- {parents} 2>/dev/null; :; }}'
         lines.append(f'[ -s "$agent" ] && [ -x {PYTHON.split()[0]} ] || {{ {gone}; exit; }}')
     else:  # Python does nothing for an empty file, and calls that a success
@@ -213,7 +213,7 @@ if sys.version_info < (3, 10):
 import base64, hashlib, json, os, pathlib
 def kept(version):
     try:
-        for file in pathlib.Path(os.environ.get("ROOT") or "/", "var/lib/homelab/agents").glob("*/agent.pyz"):
+        for file in pathlib.Path(os.environ.get("HOMELAB_ROOT") or "/", "var/lib/homelab/agents").glob("*/agent.pyz"):
             content = file.read_bytes()
             whole = hashlib.sha256(content[:-64]).hexdigest()
             if content.endswith((version + whole).encode()):

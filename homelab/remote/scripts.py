@@ -95,7 +95,7 @@ def tidy_up(key: str) -> str:
 
     :param key: the public key in base64.
     """
-    return f"""file=${{ROOT:-}}/etc/pve/mapping/pci.cfg
+    return f"""file=${{HOMELAB_ROOT:-}}/etc/pve/mapping/pci.cfg
 [ -s "$file" ] || rm -f "$file"
 ! grep -qs '{key} homelab$' ~/.ssh/authorized_keys || echo key
 """

@@ -303,7 +303,7 @@ class Session:
 
         :raises HomelabError: as `run`.
         """
-        output = self.run("read_boot", 'echo "$(<"${ROOT:-}/proc/sys/kernel/random/boot_id")"\n', seconds)
+        output = self.run("read_boot", 'echo "$(<"${HOMELAB_ROOT:-}/proc/sys/kernel/random/boot_id")"\n', seconds)
         return (output.split() or [""])[-1]  # a login may print something of its own before
 
     def ended(self, seconds: float) -> None:

@@ -85,7 +85,7 @@ def _execute(guest: Guest, path: Path, phase: str, log: Callable[[str], None]) -
         with output.open("wb") as said:
             # The daemon may be told of this process's end before this is: its status comes in a file.
             process = subprocess.Popen(
-                ["/bin/sh", "-c", 'file=$1; shift; "$@"; echo "$?" >"$file"', "sh", status, path, str(guest.vmid), phase],
+                ["/bin/sh", "-c", 'file=$1; shift; "$@"; echo "$?" >"$file"', "sh", status, *_started(path), str(guest.vmid), phase],
                 env=host_environment(guest.host.state), cwd=guest.host.root, stdin=subprocess.DEVNULL, stdout=said,
                 stderr=said, start_new_session=True,
             )  # fmt: skip
@@ -103,6 +103,12 @@ def _execute(guest: Guest, path: Path, phase: str, log: Callable[[str], None]) -
         raise Died(f"{shown}: failed to execute")
     if code:
         raise Died(f"{shown}: exit code {code}")
+
+
+def _started(path: Path) -> list[str]:
+    """How a script is started: of one in sh, what stands for the host's programs by their paths is bash's functions."""
+    is_sh = path.read_bytes().startswith(b"#!/bin/sh\n") and os.access(path, os.X_OK)
+    return ["bash", str(path)] if is_sh else [str(path)]
 
 
 def _pass_on(output: Path, heard: int, log: Callable[[str], None], *, whole: bool) -> int:

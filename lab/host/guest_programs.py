@@ -9,6 +9,8 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote
 
 from .account_programs import current_user
 from .node_programs import real
@@ -27,7 +29,7 @@ TICKET = (
 
 def main(host: HostState, name: str, arguments: list[str]) -> int:
     """One of Proxmox VE's commands."""
-    return (_pveversion if name == "pveversion" else _shell)(host, name, arguments)
+    return {"pveversion": _pveversion, "lab-pvedaemon": _pvedaemon}.get(name, _shell)(host, name, arguments)
 
 
 def preload(_words: Sequence[str] = ()) -> None:
@@ -41,6 +43,24 @@ def preload(_words: Sequence[str] = ()) -> None:
 def _pveversion(host: HostState, name: str, arguments: list[str]) -> int:
     kernel = host.read("/proc/sys/kernel/osrelease", "").strip()
     print(f"pve-manager/{pve_packages(host)['pve-manager']}/9d436f37a0ac4172 (running kernel: {kernel})")
+    return 0
+
+
+def _pvedaemon(host: HostState, _name: str, _arguments: list[str]) -> int:
+    """Answers a request as pvedaemon; what it begins is done by then."""
+    preload()
+    from lab.api import hooks
+    from lab.api.responses import Api, Request
+
+    works: list[tuple[HostState, Any]] = []
+    head, _, body = sys.stdin.read().partition("\r\n\r\n")
+    (method, target, _), cookie = head.split(" ", 2), re.search(r"PVEAuthCookie=(\S+)", head)
+    path, _, query = target.removeprefix("/api2/json").partition("?")
+    asked = Request(method, unquote(path), parse_qs(query or body), unquote(cookie[1]) if cookie else None)
+    answer = Api(host.state, lambda host, work: works.append((host, work))).respond(asked)
+    for of_host, work in works:
+        hooks.drive(of_host, work)
+    print(f"HTTP/1.1 {answer.status} {answer.reason}\r\n\r\n{answer.encoded().decode()}", end="")
     return 0
 
 

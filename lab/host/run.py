@@ -58,6 +58,7 @@ PROGRAMS = {
     "pvesh": "guest_programs",
     "lab-sysfs-write": "sysfs_writes",
     "lab-python": "host_python",
+    "lab-pvedaemon": "guest_programs",
     "qm": "guest_programs",
     "pct": "guest_programs",
     "lxc-attach": "guest_programs",

@@ -21,7 +21,7 @@ from typing import Literal
 from remote_scripts.boot import boot, rollback_timer, route, trial_entry
 from remote_scripts.boot.loaders import found as loaders
 from remote_scripts.boot.loaders.loader import Loader
-from remote_scripts.notes import guests_to_start
+from remote_scripts.notes import owed
 from remote_scripts.tools import notes
 from remote_scripts.tools.errors import Failure, in_words
 from remote_scripts.tools.files import HOME
@@ -367,7 +367,7 @@ def _arm_without(system: System, name: str, after: int) -> None:
 def forget_when_given_back(system: System) -> None:
     """After something was given back: nothing of homelab's is told of a host that has none of it."""
     files = system.files
-    guests_to_start.leave_to_host(system)
+    owed.leave_to_host(system)
     if not (files.exists(ROLLED_BACK) or files.exists(JUDGED)):
         return
     files.finish()  # settles the records

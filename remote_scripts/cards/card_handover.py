@@ -13,7 +13,7 @@ from remote_scripts.cards import card_users
 from remote_scripts.cards.handed_over import RecordedCard, RefusedError
 from remote_scripts.cards.handover_containers import CardContainers
 from remote_scripts.cards.handover_driver import CardDriver
-from remote_scripts.notes import guest_note, handover
+from remote_scripts.notes import handover, owed
 from remote_scripts.notes.card import Card
 from remote_scripts.pve import guest_conf, guests
 from remote_scripts.pve.container_conf import ContainerConf
@@ -64,7 +64,7 @@ class CardHandover:
         if run is None or not self._is_to_be_taken(vmid):
             return
         self.card.say(f"VM {vmid} doesn't get it: an up or a destroy of this host is at work ({run})")
-        found = f"an up or a destroy of this host is at work: {run or 'which one is not known'}"
+        found = f"an up or a destroy of this host is at work: {run}"
         then = "nothing was changed; its steps need the card where it is: start the VM again when that has ended"
         raise self.refusal(vmid, found, then)
 
@@ -106,6 +106,7 @@ class CardHandover:
             return
         # Once more: a run may have begun since the first look.
         self.need_no_run(vmid)
+        owed.noted(self._system)  # what can't be read takes no container, and nothing was changed yet
         try:
             users = card_users.need_possible(self.card)
             card_users.need_unused(self.card, users)
@@ -152,24 +153,11 @@ class CardHandover:
         return False
 
     def _drain(self, vmid: str, users: Mapping[str, ContainerConf], persistence: Mapping[str, str]) -> None:
-        record = self.card.record
-        ids = [*users]
-        # Those that are to be started after an earlier handover.
-        owed = [ctid for ctid in record.containers if ctid not in ids]
-        self.card.need_saved(
-            state="DRAINING",
-            vm=vmid,
-            why="",
-            modules=(),
-            d3cold=(),
-            containers=(*owed, *ids),
-            known=record.known | {ctid: guest_note.identity(conf.options) for ctid, conf in users.items()},
-            **persistence,
-        )
-        shut = f"; containers {' '.join(ids)} are shut down for it" if ids else ""
+        self.card.need_saved(state="DRAINING", vm=vmid, why="", modules=(), d3cold=(), **persistence)
+        shut = f"; containers {' '.join(users)} are shut down for it" if users else ""
         self.card.say(f"VM {vmid} starts and gets it{shut}")
-        for ctid in [*owed, *ids]:
-            self.containers.shut_down(ctid)
+        for ctid, conf in users.items():
+            self.containers.shut_down(ctid, conf)
         self._driver.drain()
 
     # Back to the host.
@@ -180,7 +168,8 @@ class CardHandover:
 
         :param why: a VM didn't get it.
         """
-        if ctid := self.containers.shutting_down():
+        # After that state all of them have gone off, and nobody need say so.
+        if self.card.record.state == "DRAINING" and (ctid := self.containers.shutting_down()):
             self.card.say(f"container {ctid} is still going off: it is started after that")
             return
         if not self._driver.is_bound() and not self._take_back(why):
@@ -241,7 +230,7 @@ class CardHandover:
             )
             self.card.rest("HELD", f"{why}; {found} until it answers".removeprefix("; "))
             return
-        why = "; ".join(filter(None, (why, self.containers.restore())))
+        self.containers.restore()
         if why:
             self.card.rest("HELD", why)
         else:
@@ -274,20 +263,20 @@ class CardHandover:
                 self.card.mark_stuck("a step on its way")
             return
         if record.state in ("DRAINING", "DETACHED"):
-            self.return_card(f"the way to VM {record.vm} was cut short")
+            self.card.say(f"the way to VM {record.vm} was cut short")
+            self.return_card()
         elif record.state == "STUCK":
             self.return_card("what waited in the kernel has come to an end")
         else:
             self.return_card(record.why if record.state == "RETURNING" else "")
 
     def retry(self) -> None:
-        """Tries again what came to nothing: containers that didn't start, such as for a storage that isn't there yet,
-        and a driver that didn't answer. A card that a user has given to another driver since stays there.
+        """Tries again what came to nothing: a driver that didn't answer. A card that a user has given to another driver
+        since stays there.
         """
         record = self.card.record
-        if record.state != "HELD" or not (record.owed or record.containers) or record.boot != boot_id(self._system):
+        if record.state != "HELD" or not record.owed or record.boot != boot_id(self._system):
             return
-        self.containers.forget_running()
         if record.age >= RETRY_SECONDS and record.age % PAUSE_SECONDS >= _TIMER_SECONDS:
             return
         is_ours = self.card.driver in ("", "nvidia") and self.card.has_expected_ids()

@@ -59,22 +59,18 @@ class CardDriver:
         """
         return handover.is_active(self._system, *(f"{self._unit(step)}.service" for step in steps or STEPS))
 
-    def run_unit(self, seconds: float, step: str, *command: str) -> Outcome:
-        """Runs a step of this card, or a command, in a unit. A write can wait in the kernel for ever: as a child of
-        this process it would make the caller wait, too. If systemd is restarted meanwhile (daemon-reexec), `--wait`
-        says "success" of a unit that still runs: so the unit's own state is read.
+    def _run_step(self, seconds: float, step: str, doing: str, *command: str) -> Outcome:
+        """Runs a step of this card, or a command, in a unit; the card is STUCK where it waits in the kernel. A write
+        can wait there for ever: as a child of this process it would make the caller wait, too. If systemd is restarted
+        meanwhile (daemon-reexec), `--wait` says "success" of a unit that still runs: so the unit's own state is read.
         """
         command = command or program(step, self._card.name)
         words = ("systemd-run", "-q", "--wait", "--collect", "--pipe", f"--unit={self._unit(step)}", *command)
         outcome = self.run(*words, seconds=seconds)
-        return Outcome(False, "it has not ended in time", waits=True) if self.is_active(step) else outcome
-
-    def _run_step(self, seconds: float, step: str, doing: str, *command: str) -> Outcome:
-        """The same; the card is STUCK where it waits in the kernel."""
-        outcome = self.run_unit(seconds, step, *command)
-        if outcome.waits:
-            self._card.mark_stuck(doing)
-        return outcome
+        if not self.is_active(step):
+            return outcome
+        self._card.mark_stuck(doing)
+        return Outcome(False, "it has not ended in time", waits=True)
 
     def _need_step(self, seconds: float, step: str, doing: str, refusal: str, *command: str) -> None:
         outcome = self._run_step(seconds, step, doing, *command)

@@ -13,7 +13,7 @@ and whether the guest is off because homelab shut it down.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TypeVar
 
@@ -23,11 +23,12 @@ from remote_scripts.guests import power
 from remote_scripts.guests.guest import Guest
 from remote_scripts.guests.power import SwitchedElsewhere
 from remote_scripts.guests.requests import ChangedMeanwhile
-from remote_scripts.notes import guest_notes
+from remote_scripts.notes import guest_notes, owed
 from remote_scripts.notes.guest_note import Note, Options, identity, is_another
 from remote_scripts.pve.api import NodeApi
 from remote_scripts.pve.properties import differing, same
 from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.state import STEP
 from remote_scripts.tools.system import System
 
 # How long another transaction of the same guest is waited for, in seconds.
@@ -49,8 +50,12 @@ def in_turn(kind: type[G], system: System, api: NodeApi, vmid: int) -> Iterator[
     :param kind: the class of its kind.
     :raises Failure: an earlier transaction is still at work.
     """
+    name, who = f"guest-{vmid}", system.work.client
     system.work.client = ""  # what it has begun it ends, also without the run that has asked for it
-    with system.work.alone(f"guest-{vmid}", _TURN_SECONDS, f"guest {vmid} changed"):
+    with system.work.alone(name, _TURN_SECONDS, f"guest {vmid} changed"):
+        whose = STEP if system.work.lock is not None else who or "this host itself"
+        with suppress(OSError):  # /run is full: a run that comes waits for it all the same
+            system.work.write(name, f"{whose}\n")
         guest_notes.tidy(system, kind.kind, vmid)
         yield kind(system, api, vmid)
 
@@ -79,7 +84,7 @@ def foreseen(guest: Guest, options: Options, terms: Terms) -> tuple[Options, boo
     note, runs = guest.note, guest.runs()
     target = {**{key: guest.base.get(key) for key in note.values}, **options}
     change = differing(target, guest.config)
-    ran = runs or power.is_to_run_again(guest)
+    ran = runs or power.verdict(guest) == "due"
     is_to_run = ran if terms.power == "keep" else terms.power == "running"
     if change or note.before or runs is not is_to_run:
         ha.need_own_power(guest.system, guest.kind, guest.vmid)
@@ -108,7 +113,7 @@ def bring(guest: Guest, options: Options, terms: Terms, settings: Options | None
         guest.set(change)
         if guest.runs() and (terms.power == "stopped" or guest.needs_restart(new.values)):
             ran = is_to_run = terms.power != "stopped"  # its owner may have started it meanwhile
-            power.shut_down(guest, terms.shutdown, terms.otherwise, to_start=is_to_run)
+            power.shut_down(guest, terms.shutdown, terms.otherwise, "change" if is_to_run else None)
         if is_to_run and not guest.runs():
             _write_again(guest, change)
             log = power.start(guest, by_settings=terms.power == "running")
@@ -117,10 +122,13 @@ def bring(guest: Guest, options: Options, terms: Terms, settings: Options | None
         guest.system.log.say(f"{guest.label} stays as it is: {switched.found}; it has the change when it starts")
     except ChangedMeanwhile:
         if not any(same(key, guest.config.get(key), value) for key, value in change.items()):
-            guest.write_note(note.switched_as(guest.note))
+            guest.write_note(note)
         raise
     except Failure as failure:
         raise _taken_back(guest, note, failure, ran=ran) from failure
+    if guest.is_off and terms.power == "keep" and power.verdict(guest) == "unknown":
+        guest.system.log.say(f"note: {guest.label} stays off: {owed.UNKNOWN}")
+    guest.give_up()
     guest.read()
     if not options:
         guest.give_form_back()
@@ -168,11 +176,7 @@ def _taken_back(guest: Guest, note: Note, failure: Failure, *, ran: bool) -> Fai
     """
     outcome, found = f"{guest.label} has back what it had", failure.found
     try:
-        guest.settle()
-        guest.read()
-        note_now, config = guest.note, guest.config
-        back = {key: value for key, value in note_now.before.items() if note_now.has_set(key, config.get(key))}
-        guest.set(differing(back, config))
+        _set_back(guest)
         if ran and not guest.runs():
             _start_back(guest)
             outcome += ", and runs"
@@ -187,6 +191,25 @@ def _taken_back(guest: Guest, note: Note, failure: Failure, *, ran: bool) -> Fai
         outcome += f", or a part of it ({second.found}): run `pulumi up` again, which goes on from there"
         found = f"{guest.label} is off now, as far as is known: {found}" if ran and guest.is_off else found
     return failure.but(found=f"{found}\n        {outcome}")
+
+
+def _set_back(guest: Guest) -> None:
+    """Gives it what it had before the change that is under way; what others have set meanwhile stays."""
+    guest.settle()
+    guest.read()
+    note, config = guest.note, guest.config
+    guest.set(differing({key: old for key, old in note.before.items() if note.has_set(key, config.get(key))}, config))
+
+
+def resume(guest: Guest) -> None:
+    """Starts a guest that is owed a start; a change that was killed has left it what it had before.
+
+    :raises SwitchedElsewhere: somebody else has switched it.
+    :raises Failure: it can't be given back, or doesn't start.
+    """
+    _set_back(guest)
+    power.start(guest)
+    guest.write_note(guest.note.settled())
 
 
 def _start_back(guest: Guest) -> None:

@@ -5,10 +5,11 @@ of a container the rest is in guests/container.py.
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from typing import Any
 
 from remote_scripts.guests.requests import GuestApi
-from remote_scripts.notes import guest_notes
+from remote_scripts.notes import guest_notes, owed
 from remote_scripts.notes.guest_note import Note, Options, is_another
 from remote_scripts.pve import guest_conf
 from remote_scripts.pve.api import NodeApi, Refused, Unanswered
@@ -43,8 +44,10 @@ class Guest:
         self._noted = self.note = guest_notes.of(system, self.kind, vmid, self.form)
         self.base: dict[str, str] = {}
         self.devices: dict[str, str] = {}
-        #: The UPIDs of its starts here, and of the last task that had switched it when all was settled.
-        self.begun, self.settled_after = list[str](), ""
+        #: What is owed to it, if anything is.
+        self.debt = owed.of(system, self.kind, vmid)
+        #: The UPIDs of its starts here, and of all of its tasks when it was last settled.
+        self.begun, self.settled = list[str](), list[str]()
         #: Whether it was off when that was last seen, or is being shut down by homelab.
         self.is_off = False
         #: Whether what is noted is of a VM that had this id before.
@@ -56,6 +59,8 @@ class Guest:
             return
         self.settle()
         self.read()
+        if self.debt and is_another(Note(identity=self.debt.identity), self.config):
+            self.debt = None
         if is_another(self.note, self.config):
             self.is_another, self.note = bool(self.note), self.form()
         self.devices = self.api.devices()
@@ -66,7 +71,7 @@ class Guest:
         for _ in self.system.work.tries(_SWITCH_SECONDS, f"waiting for: {self.label} switched on or off"):
             tasks = self.api.tasks()
             if all("endtime" in task for task in tasks) and self.is_at_rest():
-                self.settled_after = next((task["upid"] for task in tasks), "")
+                self.settled = [task["upid"] for task in tasks]
                 return
         raise Failure(
             f"{self.label} on or off",
@@ -96,6 +101,13 @@ class Guest:
             guest_notes.write(self.system, self.kind, self.vmid, note)
         self._noted = self.note = note
 
+    def give_up(self) -> None:
+        """Nothing is owed to it any more. Where that can't be noted, the host's timer sees it."""
+        if self.debt:
+            with suppress(Failure):
+                owed.drop(self.system, self.debt)
+        self.debt = None
+
     def note_of(self, options: Options, change: Options, owner: str) -> Note:
         """What is noted from before a change to its end: Note.of_change."""
         return self.note.of_change(self.config, self.devices, options, change, owner)
@@ -116,7 +128,9 @@ class Guest:
         for _ in self.system.work.tries(_END_SECONDS, f"waiting for: QEMU of {self.label} ended"):
             status = self.status()
             if status.get("qmpstatus") != "shutdown":
-                self.is_off = status["status"] != "running"
+                # A backup of one that is off starts its QEMU alone (PVE::VZDump::QemuServer).
+                is_backed_up = (status.get("qmpstatus"), status.get("lock")) == ("prelaunch", "backup")
+                self.is_off = status["status"] != "running" or is_backed_up
                 return not self.is_off
         raise Failure(
             f"{self.label} off",

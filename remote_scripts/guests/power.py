@@ -1,26 +1,27 @@
 """A guest's power within one transaction. No guest is started against whoever has switched it off: before each start
-the tasks since homelab's own shutdown are looked at.
+its tasks since homelab's own shutdown are looked at (notes/owed.py).
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import takewhile
-from typing import Any, Literal
+from typing import Literal
 
 from remote_scripts.both.terms import HANDOVER_SECONDS
 from remote_scripts.guests.guest import Guest
-from remote_scripts.guests.requests import TaskFailed
-from remote_scripts.notes import guests_to_start
+from remote_scripts.guests.requests import TaskFailed, Tasks
+from remote_scripts.notes import owed
+from remote_scripts.notes.guest_note import identity
 from remote_scripts.pve import guest_tasks
 from remote_scripts.pve.api import Refused
 from remote_scripts.tools import passes
 from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.kernel import boot_id
 from remote_scripts.tools.state import UP
 
 # QEMU's state of a VM that it has halted, as when the kernel reports an error of a card (hw/vfio/pci.c).
@@ -34,8 +35,6 @@ _PRESS_SECONDS = 60
 # restart of pvedaemon, or for a Stop, which is then among the tasks before the start.
 _DEAF = re.compile(r"powerdown failed|lxc-stop .*failed|received interrupt")
 _WAS_OFF = re.compile(r"CT \d+ not running")
-# So soon after it is noted that a guest is about to be shut down, its shutdown begins, in seconds.
-_LOST_SECONDS = 1
 # How long nobody need answer once a guest is off for homelab, in seconds: shorter than its client waits for all of it.
 _PATIENCE_SECONDS = 1200.0
 # How long a start may take.
@@ -46,72 +45,52 @@ class SwitchedElsewhere(Failure):
     """Somebody else has switched the guest off, or restarts it."""
 
 
-def is_to_run_again(guest: Guest) -> bool:
-    """Whether a guest that is off is so by this program alone: by a shutdown of a run that was killed, or by a restart
-    of the host (notes/guests_to_start.py).
+def verdict(guest: Guest) -> owed.Verdict:
+    """Whether a guest that is off is to be started, by what is owed to it; nothing is: `over`. What has switched it is
+    known from then on, if it is due.
 
     :raises Failure: that can't be told.
     """
-    if (since := _since(guest, guest.note.shut_down_after)) and not _others(guest, since):
-        return True
-    ran = guests_to_start.of(guest.system, guest.kind, guest.vmid)
-    if ran is None:
-        return False
-    since, down = _since(guest, ran.last), guest.api.went_down(ran.at)
-    # The host shuts each down once: a second one is its owner's, who may do so while it is off.
-    return len(since) < 2 and all(_is_roots_shutdown(guest, task) and task["starttime"] >= down for task in since)
+    if (debt := guest.debt) is None:
+        return "over"
+    since = debt.since(guest.api.tasks(), guest.begun)
+    found = owed.verdict(debt, boot_id(guest.system), since, guest.api.restarts() if debt.why == "restart" else [])
+    if found == "due" and not debt.is_seen:
+        guest.debt = replace(debt, is_seen=True, known=(*debt.known, *(task["upid"] for task in since)))
+    return found
 
 
 def is_on_again(guest: Guest) -> bool:
     """Whether it was started since a run that was killed was about to shut it down: what it has then is in force."""
-    return any(task["type"] in guest.kind.starts for task in _since(guest, guest.note.shut_down_after)[:1])
+    if guest.debt is None:
+        return False
+    on = guest.kind.starts + guest.kind.reboots
+    return any(task["type"] in on and guest_tasks.is_well(task["status"]) for task in _others(guest, guest.debt.known))
 
 
-def _since(guest: Guest, last: str | None) -> list[dict[str, Any]]:
-    """What has switched it on or off since a task, the latest first; None: nothing has."""
-    tasks = [] if last is None else takewhile(lambda task: task["upid"] != last, guest.api.tasks())
-    return [task for task in tasks if not _has_failed(guest, task)]
-
-
-def _others(guest: Guest, since: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Which of these tasks aren't homelab's, and count: a start or restart of somebody else's, after which homelab has
-    shut the guest down, doesn't. If a run was killed before it could note its shutdown, root's first shutdown counts as
-    homelab's if it began right then: nothing else tells it from its owner's.
-    """
-    own, at = {*guest.note.stops, *guest.begun}, guest.note.shut_down_at
-    others = [task for task in since if task["upid"] not in own]
-    is_noted = any(task["upid"] in own and task["starttime"] >= at for task in since)
-    if others and not is_noted and _is_roots_shutdown(guest, others[-1]):
-        own |= {others[-1]["upid"]} if 0 <= others[-1]["starttime"] - at <= _LOST_SECONDS else set()
-        others = [task for task in others if task["upid"] not in own]
-    is_on_again = others and others[0]["type"] in guest.kind.starts and since[0]["upid"] in own
-    return [] if is_on_again else others
-
-
-def _has_failed(guest: Guest, task: Mapping[str, Any]) -> bool:
-    """Whether it is a start that ended with an error."""
-    return task["type"] in guest.kind.starts and "endtime" in task and not guest_tasks.is_well(task["status"])
-
-
-def _is_roots_shutdown(guest: Guest, task: Mapping[str, Any]) -> bool:
-    return (task["type"], task["user"]) == (guest.kind.stops[0], "root@pam")
-
-
-def shut_down(guest: Guest, seconds: int, otherwise: Literal["fail", "stop"], *, to_start: bool) -> None:
+def shut_down(
+    guest: Guest, seconds: int, otherwise: Literal["fail", "stop"], why: owed.Why | None = None, card: str = ""
+) -> None:
     """Shuts it down, a VM by its agent or ACPI, unless somebody else has done that meanwhile.
 
     :param seconds: for which the guest may take its time; after that it is stopped, or this fails.
-    :param to_start: it is to be started next: noted before, for the run after one that is killed.
+    :param why: it is to be started again, which is noted before; None: it isn't.
+    :param card: as of Debt.
     :raises Failure: it still runs.
     """
     guest.settle()
     if not guest.runs():
         return
-    if to_start:
-        _note_that_it_ran(guest)
+    if why:
+        _owe(guest, why, card)
+        guest.settle()
+        if not guest.runs():  # it has gone off meanwhile
+            guest.give_up()
+            return
+        guest.debt = replace(guest.debt, known=tuple(guest.settled)) if guest.debt else None
 
     def begun(upid: str) -> None:
-        if to_start:
+        if why:
             guest.api.patience, guest.is_off = _PATIENCE_SECONDS, True
             _note_stop(guest, upid)
 
@@ -130,8 +109,6 @@ def shut_down(guest: Guest, seconds: int, otherwise: Literal["fail", "stop"], *,
                 return
             if is_last or not _DEAF.search(refused.found) or not isinstance(refused, TaskFailed):
                 raise _still_on(refused, seconds) from refused
-            if to_start:
-                guest.write_note(replace(guest.note, shut_down_at=int(time.time())))
 
 
 def let_start(guest: Guest) -> None:
@@ -151,24 +128,21 @@ def start(guest: Guest, *, by_settings: bool = False) -> list[str]:
     :raises Failure: it doesn't start, or goes off again.
     """
     wanted, seconds, log = f"{guest.label} started", _START_SECONDS, list[str]()
-    last = next((task["upid"] for task in guest.api.tasks()), "")
-    if not is_to_run_again(guest) and not (by_settings and guest.note.shut_down_after is None):
+    known = [task["upid"] for task in guest.api.tasks()]
+    if verdict(guest) != "due" and not (by_settings and not (guest.debt and guest.debt.ours)):
         raise switched(guest, "somebody else has switched it meanwhile")
     seconds += HANDOVER_SECONDS if "hookscript" in guest.config else 0
     guest.system.log.say(f"starting {guest.label}")
 
-    def begun(upid: str) -> None:
-        guest.begun.append(upid)
-
     try:
-        log = guest.api.task("start", wanted, seconds, begun)
+        log = guest.api.task("start", wanted, seconds, guest.begun.append)
     except Refused:
         if not guest.runs():  # else another client was faster
             raise
-    if not by_settings and _is_stopped_since(guest, last):
+    if not by_settings and _is_stopped_since(guest, known):
         guest.settle()
-        if guest.runs() and _is_stopped_since(guest, last):  # else his stop has ended it, or he has started it again
-            shut_down(guest, guest.note.shutdown, guest.note.otherwise, to_start=False)
+        if guest.runs() and _is_stopped_since(guest, known):  # else his stop has ended it, or he has started it again
+            shut_down(guest, guest.note.shutdown, guest.note.otherwise)
             raise switched(guest, "somebody else has switched it in the moment of its start")
     has_card = any(key.startswith("hostpci") for key in guest.config)
     for _ in guest.system.work.tries(STEADY_SECONDS if has_card else 0, f"waiting for: {wanted}, and steady"):
@@ -181,18 +155,23 @@ def start(guest: Guest, *, by_settings: bool = False) -> list[str]:
             if int(status.get("uptime", 0)) >= STEADY_SECONDS:  # it was started a while before the task was seen to end
                 break
             continue
-        if (now := guest.api.tasks()[0])["upid"] not in guest.begun:
-            raise switched(guest, f"{now['user']} has switched it off, or restarts it")
+        if others := _others(guest, known):
+            raise switched(guest, f"{others[0]['user']} has switched it off, or restarts it")
         raise _gone_off(guest, wanted, "its task succeeded, and it went off again")
+    guest.give_up()
     return log
 
 
-def _is_stopped_since(guest: Guest, last: str) -> bool:
-    """Whether the newest task of somebody else since a task is a stop: one that began right before homelab's start has
-    found the guest off, and ended well. A start that has failed counts, too: the guest was on already.
+def _others(guest: Guest, known: Collection[str]) -> Tasks:
+    """The tasks of somebody else's since some are known, the latest first: all are of one boot."""
+    return [task for task in guest.api.tasks() if task["upid"] not in known and task["upid"] not in guest.begun]
+
+
+def _is_stopped_since(guest: Guest, known: Collection[str]) -> bool:
+    """Whether the newest task of somebody else is a stop: one that began right before homelab's start has found the
+    guest off, and ended well. A start that has failed counts, too: the guest was on already.
     """
-    since = takewhile(lambda task: task["upid"] != last, guest.api.tasks())
-    newest = next((task for task in since if task["upid"] not in guest.begun), None)
+    newest = next(iter(_others(guest, known)), None)
     return bool(newest and newest["type"] in guest.kind.stops and guest_tasks.is_well(newest.get("status", "")))
 
 
@@ -203,26 +182,32 @@ def _stop(guest: Guest) -> None:
         guest.api.task("stop", wanted, _PRESS_SECONDS, partial(_note_stop, guest))
 
 
-def _note_that_it_ran(guest: Guest) -> None:
-    """What a run that was killed has noted stays, while nobody else has switched it since; what it hadn't come to note
-    is noted now.
+def _owe(guest: Guest, why: owed.Why, card: str) -> None:
+    """Notes that it is to run again. What had ended by a look that found it running is known: a stop that has begun
+    since is against a start.
 
     :raises Failure: it can't be noted.
     """
-    since = _since(guest, guest.note.shut_down_after)
-    note = replace(guest.note, shut_down_at=int(time.time()))
-    if note.shut_down_after is not None and not _others(guest, since):
-        guest.write_note(replace(note, stops=tuple(task["upid"] for task in since)))
-    else:
-        # Not the newest by now: a stop of its owner's that has begun since is against a start.
-        guest.write_note(replace(note, shut_down_after=guest.settled_after, stops=()))
+    guest.debt = owed.Debt(
+        program=guest.kind.program,
+        guest=guest.vmid,
+        name=f"{guest.label} ({guest.config.get('name') or guest.config.get('hostname') or 'no name'})",
+        identity=identity(guest.config),
+        why=why,
+        boot=boot_id(guest.system),
+        known=tuple(guest.settled),
+        card=card,
+    )
+    owed.put(guest.system, guest.debt)
 
 
 def _note_stop(guest: Guest, upid: str) -> None:
-    """Counts a task that ends QEMU as homelab's."""
-    guest.note = replace(guest.note, stops=(*guest.note.stops, upid))
-    with suppress(Failure):  # it has begun: where it isn't noted, the first of root's shutdowns counts
-        guest.write_note(guest.note)
+    """Counts a task that ends the guest as homelab's."""
+    if guest.debt is None:
+        return
+    guest.debt = replace(guest.debt, ours=(*guest.debt.ours, upid))
+    with suppress(Failure):  # it has begun: where it isn't noted, this run alone knows
+        owed.update(guest.system, guest.debt)
 
 
 def _gone_off(guest: Guest, wanted: str, found: str) -> Failure:

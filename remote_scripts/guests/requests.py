@@ -22,6 +22,9 @@ SILENT_SECONDS, LOCK_SECONDS = 15.0, 90.0
 LOCK_HELD = re.compile(r"can't lock file|got lock request timeout")
 _CHANGED = re.compile(r"checksum mismatch|detected modified configuration")
 
+#: A guest's, as the API has them.
+Tasks = list[dict[str, Any]]
+
 
 class ChangedMeanwhile(Refused):
     """The configuration isn't the one whose digest was given."""
@@ -89,20 +92,15 @@ class GuestApi:
         assert failed is not None
         raise failed
 
-    def tasks(self) -> list[dict[str, Any]]:
-        """What has switched it on or off on this node, the latest first; errors as of `get`."""
+    def tasks(self) -> Tasks:
+        """What has switched it on this node (guest_tasks.switching); errors as of `get`."""
         wanted = f"to see who has switched {self._kind.label} {self._vmid}"
         found = self.answer(wanted, lambda: guest_tasks.switching(self._api, self._kind, self._vmid))
         return list(found)
 
-    def went_down(self, since: int) -> float:
-        """When this node first shut all its guests down for its own end, in seconds since 1970; infinity: it didn't.
-
-        :param since: only from then on, in seconds since 1970.
-        """
-        options = {"typefilter": "stopall", "source": "all", "since": since, "limit": guest_tasks.MOST}
-        found = self.answer("to see when this node went down", lambda: self._api.get("/tasks", **options))
-        return min((task["starttime"] for task in found), default=math.inf)
+    def restarts(self) -> list[dict[str, Any]]:
+        """The tasks by which this node has shut all its guests down; errors as of `get`."""
+        return list(self.answer("to see when this node went down", lambda: guest_tasks.restarts(self._api)))
 
     def _begun(self, kind: str, wanted: str, parameters: dict[str, object]) -> str:
         earlier = {task["upid"] for task in self.tasks()}

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from remote_scripts.boot import route, trial
-from remote_scripts.notes import guests_to_start
+from remote_scripts.notes import owed
 from remote_scripts.tools.errors import Failure, in_words
 from remote_scripts.tools.kernel import need_boot_id
 from remote_scripts.tools.system import System
@@ -56,14 +56,12 @@ def apply(system: System, wanted: Wanted) -> str:
 
 def _note_running(system: System) -> None:
     """Guests that come back are started again by the next boot, where its program is."""
-    if not system.files.exists(guests_to_start.PROGRAM):
+    if not system.files.exists(owed.PROGRAM):
         return
     try:
-        missed = guests_to_start.note_running(system)
+        owed.note_running(system)
     except (Failure, OSError) as error:
-        missed = in_words(error)
-    if missed:
-        system.log.say(f"guests that run now are not noted: {missed}")
+        system.log.say(f"guests that run now are not noted: {in_words(error)}")
 
 
 def _verdict(system: System, after: int, noted: Mapping[str, str]) -> tuple[bool, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from remote_scripts.both.needed import Wanted
-from remote_scripts.guests.container_follow import follow_at_boot, follow_containers
+from remote_scripts.cards.container_follow import follow_at_boot, follow_containers
 from remote_scripts.tools import boot_service
 from remote_scripts.tools.files import Changed
 from remote_scripts.tools.system import System, changes, plans

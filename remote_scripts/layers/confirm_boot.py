@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from remote_scripts.boot import trial
 from remote_scripts.both.confirm_boot import Answer, Wanted
-from remote_scripts.notes import guests_to_start
+from remote_scripts.notes import owed
 from remote_scripts.tools.kernel import need_boot_id
 from remote_scripts.tools.system import System
 
@@ -17,12 +17,12 @@ def apply(system: System, wanted: Wanted) -> Answer:
     here = need_boot_id(system)
     if here == wanted.unless:
         return Answer(here, "", trial.rolled_back(system), trial.is_ending(system), "")
-    lines = [system.files.text(trial.JUDGED), *guests_to_start.news(system)]
+    lines = [system.files.text(trial.JUDGED), *owed.news(system)]
     judged = "; ".join(filter(None, lines))
     trial.confirm(system)
     if trial.state(system) in ("confirmed", "over"):
         trial.settle_if_free(system, wanted.lock_seconds)
     if judged and judged == wanted.told:
-        system.files.remove(trial.JUDGED, guests_to_start.NEWS)
+        system.files.remove(trial.JUDGED, owed.NEWS)
     rolled_back = trial.rolled_back(system)
     return Answer(here, "" if rolled_back else here, rolled_back, trial.is_ending(system), judged)

@@ -69,7 +69,7 @@ _HOOK_TEXT = f"""\
 #!/bin/sh
 # Written by homelab, which takes it away again (pulumi destroy): hands a card from this host's containers to a VM that
 # starts, and back. Where Python is broken no VM starts by it, and each ends as ever.
-{PYTHON} "${{ROOT:-}}{handover.PROGRAM}" hook "$1" "$2" || [ "$2" != pre-start ] || {{
+{PYTHON} "${{HOMELAB_ROOT:-}}{handover.PROGRAM}" hook "$1" "$2" || [ "$2" != pre-start ] || {{
   echo "homelab: VM $1 stays off: {handover.PROGRAM} has not handed it its card"; exit 1; }}
 """
 
@@ -156,8 +156,6 @@ def _forget(system: System, names: set[str]) -> None:
     :param names: of those that are.
     """
     gone = [name for name in handover.recorded_names(system) if name not in names]
-    for ctid in handover.owed_starts(system) if gone else ():
-        system.log.say(f"note: container {ctid} was shut down for a VM and hasn't started again: `pct start {ctid}`")
     system.files.remove(*(handover.note_of(name).path for name in gone))
 
 

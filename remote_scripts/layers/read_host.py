@@ -97,6 +97,7 @@ def read(system: System, wanted: Wanted) -> Answer:
         edits=own_files.edits(source),
         agents=own_files.agents(source),
         handover=handover.handed_over(source),
+        owed=own_files.owed_starts(source),
         guests=guests.guests(source, running=wanted.guests),
         cluster=guests.cluster(source, asked=wanted.guests),
         # The last: all else is read by then.

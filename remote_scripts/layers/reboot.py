@@ -4,7 +4,7 @@ Not while a backup, a migration, another task or an installation of packages run
 other nodes have their quorum without this one, and no other restarts; the layer cluster_turn ends the turn.
 
 Changes what arms the trial (boot/trial.py); the note and the timer of the guests that ran
-(notes/guests_to_start.py); the node's turn (cluster/turn.py); /var/lib/homelab/wanted-boot, which `revert` of the
+(notes/owed.py); the node's turn (cluster/turn.py); /var/lib/homelab/wanted-boot, which `revert` of the
 command line takes away; then the host restarts. Undone once the host is back, by its timers otherwise.
 """
 
@@ -19,7 +19,7 @@ from remote_scripts.boot.loaders import found as loaders
 from remote_scripts.boot.loaders.loader import Loader
 from remote_scripts.both.reboot import TURN_SECONDS, Answer, Planned, Wanted
 from remote_scripts.cluster import cluster, turn
-from remote_scripts.notes import guests_to_start
+from remote_scripts.notes import owed
 from remote_scripts.pve import guests
 from remote_scripts.reading import reboot_required
 from remote_scripts.tools import restart
@@ -76,7 +76,7 @@ def _apply(system: System, wanted: Wanted) -> Answer:
         if not trial.is_ending(system):  # that an earlier one has ended is no news any more
             system.files.remove(trial.ROLLED_BACK)
         turn.end(system, 0)  # of an earlier run; what verifies this boot waits for the cluster
-        guests_to_start.drop(system)
+        owed.drop_restart(system)
     elif decided.reboot == "manual":
         system.log.say(f"a reboot is needed ({' '.join(decided.reasons)}) and left to you")
     else:
@@ -122,19 +122,18 @@ def _ordered(system: System, decided: Planned) -> Answer:
     :raises Failure: it can't be ordered, or it isn't this node's turn any more.
     """
     try:
-        why = guests_to_start.note_running(system)
-        if not why:
-            if lost := turn.lost(system):
-                raise cluster.refused(lost)
-            for line in guests_to_start.news(system):  # no boot keeps it
-                system.log.say(f"note: {line}")
-            turn.note_restart(system)
-            system.files.finish()
-            answer = _answer(system, decided)
-            done = restart.restart_soon(system)
-            if done.status == 0:
-                return answer
-            why = done.text or f"systemd-run ended with {done.status}"
+        owed.note_running(system)
+        if lost := turn.lost(system):
+            raise cluster.refused(lost)
+        for line in owed.news(system):  # no boot keeps it
+            system.log.say(f"note: {line}")
+        turn.note_restart(system)
+        system.files.finish()
+        answer = _answer(system, decided)
+        done = restart.restart_soon(system)
+        if done.status == 0:
+            return answer
+        why = done.text or f"systemd-run ended with {done.status}"
     except OSError as error:
         why = f"{error.filename}: {error.strerror}"
     raise Failure(
@@ -160,7 +159,7 @@ def _stay_up(system: System) -> None:
     """There is no restart after all. Each part for itself: one that fails keeps no other from being put back."""
     acts: list[Callable[[], object]] = [
         lambda: turn.drop_restart(system),
-        lambda: guests_to_start.drop(system),
+        lambda: owed.drop_restart(system),
         lambda: trial.await_boot(system, 0),
         lambda: turn.end(system, TURN_SECONDS),
     ]

@@ -16,7 +16,7 @@ from remote_scripts.tools import passes
 from remote_scripts.tools.client import Client
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.log import NOTES
-from remote_scripts.tools.state import UP
+from remote_scripts.tools.state import STEP, UP
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text
 
@@ -41,23 +41,26 @@ def hold(system: System, wanted: Wanted, client: Client) -> None:
                 "two at once would undo each other's changes, and could reboot the host twice",
                 "this run changes nothing more: wait until the other one has ended, then run the same again",
             )
-        # At once: a run whose connection was cut comes back, and VMs that it has started itself have their passes by
-        # its name. On a full disk the host is held all the same.
+        # Before it names itself: a VM that an earlier run starts still gets its shared card.
+        ends = time.monotonic() + wanted.ending
+        _await_steps(system, wanted, ends, "guest-*")
+        # A run whose connection was cut comes back, and VMs that it has started itself have their passes by its name.
+        # On a full disk the host is held all the same.
         _note(system, "up", f"{wanted.who}\n", "/run is full: who is at work can't be noted")
         try:
-            _hold(system, wanted, client)
+            _hold(system, wanted, client, ends)
         finally:
             system.files.remove(f"/{NOTES}")
             _note(system, "up", "", f"{UP} can't be emptied")
 
 
-def _hold(system: System, wanted: Wanted, client: Client) -> None:
+def _hold(system: System, wanted: Wanted, client: Client, ends: float) -> None:
     work = system.work
     # From here on none begins; one that has begun comes to its end, so that it is known where its card is.
     with work.holding(handover.HANDING, wanted.handing) as is_handed:
         pass
     if is_handed:
-        _await_steps(system, wanted)
+        _await_steps(system, wanted, ends, "lock", "inside-*")
     # After that: it may have given some meanwhile, by another connection.
     passed = passes.of(system, wanted.who)
     if not is_handed and not any(record.vm in passed for record in handover.records_away(system).values()):
@@ -81,23 +84,27 @@ def _hold(system: System, wanted: Wanted, client: Client) -> None:
             client.tell(as_text(line))
 
 
-def _await_steps(system: System, wanted: Wanted) -> None:
+def _await_steps(system: System, wanted: Wanted, ends: float, *patterns: str) -> None:
     """What an earlier run has begun comes to its end, so that no two are at work side by side. Not what this run has
     begun itself: before it held the host, when there was none to be noted, or before its connection was cut.
 
+    :param ends: when that is waited for no longer.
+    :param patterns: names of locks in /run/homelab. A run that comes back waits for no guest of its own.
     :raises Failure: a step of another run doesn't end.
     """
-    ends = time.monotonic() + wanted.ending
-    for name in ("lock", *sorted(path.name for path in system.work.folder.glob("inside-*"))):
+    for name in sorted(path.name for pattern in patterns for path in system.work.folder.glob(pattern)):
         path = f"/run/homelab/{name}"
+        is_guest = name.startswith("guest-")
+        if is_guest and _last_line(system, path) in (STEP, wanted.who):
+            continue
         with system.work.holding(name, ends - time.monotonic()) as is_mine:
             if is_mine:
                 _note(system, name, "", f"{path} can't be emptied")
-            elif (whose := _last_line(system, path)) not in ("", wanted.who):
+            elif (whose := _last_line(system, path)) != wanted.who and (whose or is_guest):
                 raise Failure(
                     "to be the only run at work on this host",
-                    f"a step of an earlier run is still at work, of {whose} "
-                    f"({_last_line(system, '/run/homelab/steps')})",
+                    f"a step of an earlier run is still at work, of {whose} ({name}: "
+                    f"{_last_line(system, '/run/homelab/steps')})",
                     "it ends without your help; two runs at once would undo each other's changes",
                     "wait until it has ended (/run/homelab/steps tells), then run the same again",
                 )

@@ -86,17 +86,13 @@ def recorded_names(system: System) -> list[str]:
     return [name.removesuffix(".state") for name in records]
 
 
-def owed_starts(system: System) -> list[str]:
-    """The containers that were shut down for a VM in this boot, are off still, and are to be started again. What can't
-    be read keeps no other one from being named: a run ends there (`need_rest`).
+def is_away(system: System, name: str) -> bool:
+    """Whether containers have to wait for a card.
+
+    :raises Failure: as of `read_record`.
     """
-    ctids: list[str] = []
-    for name in recorded_names(system):
-        with suppress(Failure):
-            record = read_record(system, name)
-            if record.state == "HELD" and record.boot == boot_id(system):
-                ctids += record.containers
-    return ctids
+    record = read_record(system, name)
+    return record.state != "HOST" and (record.state != "HELD" or record.owed) and record.boot == boot_id(system)
 
 
 def records_away(system: System) -> dict[str, Record]:
@@ -165,7 +161,8 @@ def run_at_work(system: System, vmid: str = "") -> str | None:
             "see on the host what is wrong with /run/homelab, then try it again",
         ) from error
     run = system.files.line(UP)
-    return None if passes.has(system, vmid, run) else run
+    # A run that isn't named yet waits for what an earlier one has begun, such as this start (layers/run_guard.py).
+    return None if not run or passes.has(system, vmid, run) else run
 
 
 def is_active(system: System, *units: str) -> bool:

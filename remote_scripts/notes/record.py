@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 #: HOST: there is no file. DRAINING, DETACHED: on the way to the VM. HELD: with the host, and `why` the VM didn't get it
-#: or its containers weren't started. STUCK: a step doesn't end. DEAD: the card doesn't answer, or can't be asked.
+#: or its driver doesn't answer for it. STUCK: a step doesn't end. DEAD: the card doesn't answer, or can't be asked.
 State = Literal["HOST", "DRAINING", "DETACHED", "VM", "RETURNING", "HELD", "STUCK", "DEAD"]
 
 
 @dataclass(kw_only=True)
 class Record:
-    """`since`: seconds since 1970; `boot`: of the host; `containers`: those to be started again, in the order in which
-    they are shut down; `owed`: nothing but the card is back yet; `modules`, `persistence`, `units`, `d3cold` (functions
-    that may sleep so deep): as they were; `known`: a container -> its identity, by which it is told from another one of
-    its id (guest_note.py).
+    """`since`: seconds since 1970; `boot`: of the host; `owed`: nothing but the card is back yet; `modules`,
+    `persistence`, `units`, `d3cold` (functions that may sleep so deep): as they were.
     """
 
+    #: Version 2.0 has noted there which containers are to run again (now: notes/owed.py).
+    RETIRED: ClassVar = frozenset(("containers", "known"))
     state: State = "HOST"
     vm: str = ""
     boot: str = ""
     since: int = 0
     why: str = ""
-    containers: tuple[str, ...] = ()
     owed: bool = False
     modules: tuple[str, ...] = ()
     persistence: str = ""
     units: str = ""
     d3cold: tuple[str, ...] = ()
-    known: dict[str, str] = field(default_factory=dict)
 
     @property
     def age(self) -> float:

@@ -11,8 +11,11 @@ Name = Literal["qemu", "lxc"]
 @dataclass(frozen=True, kw_only=True)
 class Kind:
     """`name`: in the API's paths and in notes' names; `folder`: of its configurations; `label`: for people; `ha`: in
-    HA's names of services; `program`: at a shell; `tasks`: what its tasks' types begin with; `starts`, `stops`: the
-    types of those that switch it.
+    HA's names of services; `program`: at a shell; `tasks`: what its tasks' types begin with.
+
+    Types of tasks (fork_worker of PVE::API2::Qemu and PVE::API2::LXC): `starts`, `stops`; `reboots`, of which one of a
+    guest that is off ends well and does nothing; `replaces`: those that leave it off, or put another in its place,
+    without a task of its stop.
     """
 
     name: Name
@@ -22,9 +25,12 @@ class Kind:
     program: Literal["qm", "pct"]
     tasks: str
     starts: tuple[str, ...]
+    reboots: tuple[str, ...]
     stops: tuple[str, ...]
+    replaces: tuple[str, ...]
 
 
+_HA = ("hastart", "hastop", "hamigrate")
 VM = Kind(
     name="qemu",
     folder="qemu-server",
@@ -32,8 +38,10 @@ VM = Kind(
     ha="vm",
     program="qm",
     tasks="qm",
-    starts=("qmstart", "qmreboot", "qmresume"),
+    starts=("qmstart", "qmresume"),
+    reboots=("qmreboot",),
     stops=("qmshutdown", "qmstop"),
+    replaces=("qmsuspend", "qmrollback", "qmrestore", "qmcreate", "qmdestroy", "qmigrate", "qmtemplate", *_HA),
 )
 CONTAINER = Kind(
     name="lxc",
@@ -42,8 +50,10 @@ CONTAINER = Kind(
     ha="ct",
     program="pct",
     tasks="vz",
-    starts=("vzstart", "vzreboot"),
+    starts=("vzstart", "vzresume"),
+    reboots=("vzreboot",),
     stops=("vzshutdown", "vzstop"),
+    replaces=("vzsuspend", "vzrollback", "vzrestore", "vzcreate", "vzdestroy", "vzmigrate", "vztemplate", *_HA),
 )
 #: By the program.
 KINDS: dict[str, Kind] = {kind.program: kind for kind in (VM, CONTAINER)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from remote_scripts.pve.api import NodeApi
@@ -19,8 +20,22 @@ def is_well(status: str) -> bool:
     return status == "OK" or status.startswith("WARNINGS")
 
 
+def is_failed_start(kind: Kind, task: Mapping[str, Any]) -> bool:
+    """Whether it is a start of a guest that ended with an error."""
+    return task["type"] in kind.starts and "endtime" in task and not is_well(task["status"])
+
+
 def switching(api: NodeApi, kind: Kind, vmid: int) -> list[dict[str, Any]]:
-    """What has switched a guest of this node on or off, the latest first; errors as of `NodeApi.get`."""
+    """What has switched a guest of this node on or off, or replaced it, the latest first; errors as of `NodeApi.get`.
+    The kernel's clock tells the order within one boot; between two boots none is known.
+    """
     tasks = api.get("/tasks", vmid=vmid, source="all", limit=MOST)
-    own = (task for task in tasks if task["type"] in kind.starts + kind.stops)
-    return sorted(own, key=lambda task: (task["starttime"], task["pstart"]), reverse=True)
+    types = kind.starts + kind.reboots + kind.stops + kind.replaces
+    # One that ends just now is there twice, as it runs and as it ended, in this order.
+    own = {task["upid"]: task for task in tasks if task["type"] in types}
+    return sorted(own.values(), key=lambda task: (task["starttime"], task["pstart"]), reverse=True)
+
+
+def restarts(api: NodeApi) -> list[dict[str, Any]]:
+    """The tasks by which this node has shut all its guests down for its own end; errors as of `NodeApi.get`."""
+    return list(api.get("/tasks", typefilter="stopall", source="all", limit=MOST))

@@ -159,6 +159,16 @@ class GuestConfig:
 
 
 @dataclass(frozen=True)
+class OwedStart:
+    """A guest that homelab has switched off, and that is to run again (notes/owed.py). `said`: who, and why it waits,
+    in words; `is_lost`: nobody starts it but its owner.
+    """
+
+    said: str
+    is_lost: bool
+
+
+@dataclass(frozen=True)
 class Guests:
     """The host's guests. `running`: ids of the VMs and containers that run; `configs`: the lines about cards of guests'
     configurations.
@@ -268,6 +278,7 @@ class Answer:
     edits: list[str]
     agents: dict[str, str]
     handover: HandedOver
+    owed: Sequence[OwedStart]
     guests: Guests
     cluster: Cluster
     unreadable: list[str]

@@ -7,17 +7,25 @@ import json
 from contextlib import suppress
 
 from remote_scripts.boot import trial
-from remote_scripts.notes import kept_agents
+from remote_scripts.notes import kept_agents, owed
 from remote_scripts.pve.guest_kinds import CONTAINER
-from remote_scripts.reading.answer import Managed
+from remote_scripts.reading.answer import Managed, OwedStart
 from remote_scripts.reading.source import Source
 from remote_scripts.tools.files import EDITS, HOME
+from remote_scripts.tools.kernel import boot_id
 from remote_scripts.tools.time_limit import within_limit
 
 _FILES = f"{HOME}/files"
 _LEDGER = f"{HOME}/ledger"
 #: Of guests, on every node of a cluster (notes/guest_note.py).
 _NOTES = "/etc/pve/homelab"
+
+
+def owed_starts(source: Source) -> list[OwedStart]:
+    """Guests that are to run again, but for those of a restart that is yet to come."""
+    debts: list[owed.Debt] = source.noting(owed.OWED, lambda: owed.noted(source.system), [])
+    boot = boot_id(source.system)
+    return [OwedStart(debt.said, debt.waits == owed.UNKNOWN) for debt in debts if not debt.is_yet_to_come(boot)]
 
 
 def managed(source: Source) -> list[Managed]:

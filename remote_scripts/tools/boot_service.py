@@ -167,6 +167,8 @@ class Timer:
 def program(layer: str) -> bytes:
     """An executable archive, which calls the `program` of a layer with its arguments: the same bytes each time."""
     names = modules.needed(modules.AGENT, f"{modules.PACKAGE}.layers.{layer}")
+    if f"{modules.PACKAGE}.notes.owed" in names:  # which makes a program of this one
+        names |= modules.needed(f"{modules.PACKAGE}.layers.start_guests")
     # The module of texts has none of its own but in the agent's archive.
     texts = {name: modules.source(name) for name in names} | {
         installed.__name__: f"TEXTS = {dict(installed.TEXTS)!r}\n"

@@ -24,7 +24,7 @@ def of_plain(form: type[T], value: Any, where: str = "request") -> T:
 
     :param value: as the json module has it.
     :param where: what it is, for the error.
-    :raises FormError: it is of another form, or has keys that the form hasn't.
+    :raises FormError: it is of another form, or has keys that the form hasn't, and hasn't had (RETIRED).
     """
     return typing.cast(T, _of_plain(form, value, where))
 
@@ -63,7 +63,7 @@ def _dataclass(form: Any, value: Any, where: str) -> Any:
         raise FormError(f"{where}: an object was expected, and not {value!r:.80}")
     hints = typing.get_type_hints(form)
     fields = {field.name: field for field in dataclasses.fields(form)}
-    if unknown := sorted(value.keys() - fields.keys()):
+    if unknown := sorted(value.keys() - fields.keys() - getattr(form, "RETIRED", frozenset())):
         raise FormError(f"{where}: unknown: {', '.join(unknown)}")
     given = {name: _of_plain(hints[name], value[name], f"{where}.{name}") for name in fields if name in value}
     for name, field in fields.items():

@@ -24,6 +24,10 @@ with contextlib.suppress(ImportError):  # on Windows, where the program has the 
 
 #: In it stands the run of a client's that holds this system, by its lock (layers/run_guard.py).
 UP = "/run/homelab/up"
+#: The lock of what is written below /var/lib/homelab without the host's lock (notes/owed.py).
+WRITING = "owed"
+#: Stands in a guest's lock while its change has the host's lock, too, which is waited for instead.
+STEP = "a step that has this host"
 #: How long the lock is waited for: a run whose client was killed goes on to its end.
 LOCK_SECONDS = 900.0
 #: Between two lines for a person that something is waited for.

@@ -12,7 +12,7 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files, Planned
 from remote_scripts.tools.log import Log
 from remote_scripts.tools.run import Run, Stand
-from remote_scripts.tools.state import Work
+from remote_scripts.tools.state import LOCK_SECONDS, WRITING, Work
 
 T = TypeVar("T")
 W = TypeVar("W")
@@ -55,7 +55,8 @@ class System:
         self.work.take_lock()
         try:
             self.files.need_folder("/run/homelab")  # of the lock; in a container it isn't there yet
-            self.files.clear_leftovers()
+            with self.work.holding(WRITING, LOCK_SECONDS):
+                self.files.clear_leftovers()
             result = change()
             self.files.finish()
         except BaseException:

@@ -15,8 +15,9 @@ import pytest
 from lab.api.guest_config import GuestConfig
 from remote_scripts.both import container_cards
 from remote_scripts.both.terms import Terms
+from remote_scripts.cards import container_follow
 from remote_scripts.containers import container_groups
-from remote_scripts.guests import change, container, container_follow, guest, requests
+from remote_scripts.guests import change, container, guest, requests
 from remote_scripts.layers import card_nodes as boot_layer
 from remote_scripts.notes import guest_notes
 from remote_scripts.notes.container_note import Cards

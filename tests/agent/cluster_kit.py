@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from remote_scripts.cluster import turn
+from remote_scripts.pve.guest_kinds import KINDS
 from remote_scripts.tools import disk
 from remote_scripts.tools.done import Done
 from tests.agent import kit
@@ -24,7 +25,7 @@ HOME = "/var/lib/homelab"
 BOOT = "/proc/sys/kernel/random/boot_id"
 STATE = "/etc/pve/state"
 NODES = "1 1 pve1 (local)\n2 1 pve2\n3 1 pve3"
-RAN = f"{HOME}/ran"
+OWED = f"{HOME}/owed"
 _STATUS = (Path(__file__).parent / "pvecm_status.txt").read_text()
 
 
@@ -32,7 +33,7 @@ class Clock:
     """Time goes by with each wait alone. `meanwhile`: called in each."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.passed = 0.0
+        self.passed, self.patch = 0.0, patch
         self.meanwhile: Callable[[], object] = lambda: None
         monotonic, boottime = time.monotonic, time.clock_gettime
         patch.setattr(time, "sleep", self.sleep)
@@ -44,18 +45,26 @@ class Clock:
         self.meanwhile()
 
 
-def note_ran(host: kit.Host, *guests: tuple[str, int, str], at: int = 1, last: str = "") -> None:
-    """Notes guests that ran (notes/guests_to_start.py): programs, ids and boots."""
+def note_ran(host: kit.Host, *guests: tuple[str, int, str], known: Sequence[str] = (), identity: str = "") -> None:
+    """Notes guests that ran before a restart (notes/owed.py): programs, ids and boots."""
     noted = [
-        {"program": program, "guest": vmid, "at": at, "boot": boot, "last": last, "told": False}
+        {
+            "program": program,
+            "guest": vmid,
+            "name": f"{KINDS[program].label} {vmid} (g{vmid})",
+            "identity": identity,
+            "why": "restart",
+            "boot": boot,
+            "known": [*known],
+        }
         for program, vmid, boot in guests
     ]
-    host.write(RAN, json.dumps({"ran": noted}), 0o600)
+    host.write(OWED, json.dumps({"debts": noted}), 0o600)
 
 
 def who_ran(host: kit.Host) -> list[tuple[str, int, str]]:
     """Those that are noted."""
-    return [(one["program"], one["guest"], one["boot"]) for one in json.loads(host.read(RAN))["ran"]]
+    return [(one["program"], one["guest"], one["boot"]) for one in json.loads(host.read(OWED))["debts"]]
 
 
 def elsewhere(act: Callable[[], object]) -> None:

@@ -1,5 +1,5 @@
 """A host that is a folder, with a card of two functions that container 950 and VM 103 have in turn: the kernel acts when sysfs is written, and programs are
-functions. What they say is in files: `ct950`, `vm103`, `persistence`, `drain`; `active` has the units that are at work.
+functions. What they say is in files: `persistence`, `drain`; `active` has the units that are at work. Its guests: guest_kit.py.
 """
 
 from __future__ import annotations
@@ -13,25 +13,31 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from remote_scripts.layers import handover as layer
+from remote_scripts.layers import start_guests
 from remote_scripts.notes import handover as shared_handover
+from remote_scripts.notes import owed
 from remote_scripts.notes.card import Card
+from remote_scripts.notes.guest_note import identity
+from remote_scripts.pve.vm_conf import options
 from remote_scripts.tools import disk
 from remote_scripts.tools.done import TIMED_OUT, Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files
 from remote_scripts.tools.plain import to_plain
 from remote_scripts.tools.run import Stand
-from tests.agent import kit
+from tests.agent import api_kit, guest_kit, kit
 
 GPU, AUDIO, OTHER = "0000:01:00.0", "0000:01:00.1", "0000:02:00.0"
 BIG = Card(name="big", functions={GPU: "10de:2b85", AUDIO: "10de:22e8"}, vms=(103,))
 STATE, STORY = "/var/lib/homelab/handover/big.state", "/var/lib/homelab/handover/log"
 DEVICES = "/sys/bus/pci/devices"
 VM, CONTAINER = "/etc/pve/qemu-server/103.conf", "/etc/pve/lxc/950.conf"
+VM103, CT950 = "/state/qm/103", "/state/pct/950"
 START, STOP, SERVICE = ("hook", "103", "pre-start"), ("hook", "103", "post-stop"), ("reconcile",)
 _OWN = {GPU: "nvidia", OTHER: "nvidia", AUDIO: "snd_hda_intel"}
 
@@ -66,8 +72,18 @@ class Host(kit.Host):
         return self.read("/asked") if self.exists("/asked") else ""
 
     def fails(self, *calls: str) -> None:
-        """From now on, calls of a program with a text among its words: `PROGRAM TEXT`."""
-        self.write("/fails", "".join(f"{call}\n" for call in calls))
+        """From now on, calls of a program with a text among its words: `PROGRAM TEXT`. What pvedaemon is asked for is one, too."""
+        self.write("/failing", "".join(f"{call}\n" for call in calls))
+
+    def starts_fail(self, *ctids: int) -> None:
+        """From now on, those of these containers, as tasks that fail."""
+        shutil.rmtree(self.root / "fails", ignore_errors=True)
+        for ctid in ctids:
+            self.write(f"/fails/{ctid}", "")
+
+    def started(self) -> list[str]:
+        """The containers that were started, or were to be."""
+        return self.read("/started").split() if self.exists("/started") else []
 
     def call(self, *words: str) -> str:
         """What is refused, as a person reads it; empty: nothing."""
@@ -83,6 +99,52 @@ class Host(kit.Host):
     def run(self, *words: str) -> None:
         assert self.call(*words) == ""
 
+    def alone(self) -> None:
+        """What the host's own timer runs for guests that are owed a start."""
+        start_guests.program(self.working_system())
+
+    def go_on(self) -> None:
+        """What the host does by itself, until no start that has failed is too fresh."""
+        self.run(*SERVICE)
+        for _ in range(4):
+            self.alone()
+
+    def owed(self) -> dict[int, str]:
+        """The containers that are owed a start -> why they weren't started when that was last tried."""
+        return {debt.guest: debt.waits for debt in owed.noted(self.working_system())}
+
+    def tasks(self) -> list[str]:
+        """The kinds of those that are noted."""
+        return [task["type"] for task in api_kit.noted_tasks(self, "index", "active")]
+
+    def is_unknown(self) -> bool:
+        """Whether the shutdown of a container that is owed a start was begun, and isn't noted."""
+        debts = owed.noted(self.system())
+        return self.read(CT950) == "stopped" and any(not debt.ours for debt in debts)
+
+    def owe(self, *ctids: int, is_noted: bool = True) -> None:
+        """They were shut down for the card.
+
+        :param is_noted: their shutdowns themselves are.
+        """
+        for ctid in ctids:
+            conf = self.read(f"/etc/pve/lxc/{ctid}.conf")
+            shutdown = guest_kit.task(self, "vzshutdown", ctid, now())
+            owed.put(
+                self.working_system(),
+                owed.Debt(
+                    program="pct",
+                    guest=ctid,
+                    name=f"container {ctid} (media)",
+                    identity=identity(dict(options(conf.splitlines()))),
+                    why="handover",
+                    boot="boot",
+                    known=(),
+                    ours=(shutdown,) if is_noted else (),
+                    card="big",
+                ),
+            )
+
     def state(self) -> str:
         return json.loads(self.read(STATE))["state"] if self.exists(STATE) else ""
 
@@ -94,17 +156,16 @@ class Host(kit.Host):
         return (
             self.drivers() == ["nvidia", "snd_hda_intel", "" if only else "nvidia"]
             and {self.override(one) for one in (GPU, AUDIO)} == {""}
-            and (self.read("/ct950"), self.read("/persistence"), self.read("/drain"))
-            == ("running\n", "Enabled\n", "0\n")
+            and (self.read(CT950), self.read("/persistence"), self.read("/drain")) == ("running", "Enabled\n", "0\n")
             and self.exists("/proc/driver/nvidia/version")
         )
 
     def with_the_vm(self) -> bool:
-        return self.drivers()[:2] == ["vfio-pci"] * 2 and (self.state(), self.read("/ct950")) == ("VM", "stopped\n")
+        return self.drivers()[:2] == ["vfio-pci"] * 2 and (self.state(), self.read(CT950)) == ("VM", "stopped")
 
     def two_users(self) -> bool:
         """Does a container run with a card that isn't its driver's?"""
-        return self.driver(GPU) != "nvidia" and self.read("/ct950") == "running\n"
+        return self.driver(GPU) != "nvidia" and self.read(CT950) == "running"
 
     def rewrite(self, **changes: object) -> None:
         """What is noted of the card, with these changes."""
@@ -118,11 +179,11 @@ class Host(kit.Host):
             yield
 
     def everything(self) -> dict[str, object]:
-        """All but what a run says and when it was."""
+        """All but what a run and a task say, and when they were."""
         found: dict[str, object] = {}
-        places = ("sys", "etc", "var", "proc", "dev", "kept", "ct950", "persistence", "drain")
+        places = ("sys", "etc", "var", "proc", "dev", "kept", "state", "persistence", "drain")
         for name, about in self.tree(*places).items():
-            if not name.endswith("handover/log"):
+            if not name.endswith("handover/log") and not name.startswith("var/log/pve"):
                 content = about[1]
                 found[name] = re.sub(rb'"since": \d+', b"", content) if isinstance(content, bytes) else about
         return found
@@ -159,7 +220,9 @@ def made(host: Host, monkeypatch: pytest.MonkeyPatch, *, only: bool = False) -> 
     # Files in the place of devices, which can be copied (a state of the host).
     monkeypatch.setattr("remote_scripts.nvidia.nvidia.make_nodes", lambda _system: host.write("/dev/nvidia0", ""))
     monkeypatch.setattr("remote_scripts.pve.guests._LOOK_SECONDS", 0)
-    monkeypatch.setattr("remote_scripts.pve.guests.time", Moments())
+    moments = Moments()
+    for module in ("pve.guests", "guests.starts", "layers.start_guests"):
+        monkeypatch.setattr(f"remote_scripts.{module}.time", moments)
     return host
 
 
@@ -184,14 +247,21 @@ def fill(host: Host) -> None:
     host.write("/proc/sys/kernel/random/boot_id", "boot\n")
     for name in ("nvidia0", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools"):
         host.write(f"/dev/{name}", "")
+    guest_kit.folders(host)
+    host.write(f"{guest_kit.TASKS}/index", "")
     host.write(
         CONTAINER,
         "hostname: media\ndev0: /dev/nvidia0\nnet0: name=eth0,hwaddr=AA:BB:CC:00:00:01\nrootfs: local-lvm:vm-950-disk-0\n",
     )
     host.write(VM, "name: gaming\nhostpci0: mapping=big,driver=keep,pcie=1\n")
     host.write("/etc/pve/mapping/pci.cfg", "big\n\tmap id=10de:2b85,node=pve,path=0000:01:00\n")
-    host.write("/ct950", "running\n")
-    host.write("/vm103", "stopped\n")
+    for path, power in (
+        (CT950, "running"),
+        (VM103, "stopped"),
+        ("/state/pve-guests.service", "active\n"),
+        ("/state/system", "running\n"),
+    ):
+        host.write(path, power)
     host.write("/persistence", "Enabled\n")
     host.write("/drain", "0\n")
     host.write("/kept/.keep", "")
@@ -200,16 +270,20 @@ def fill(host: Host) -> None:
 
 
 class Moments:
-    """The time, of which a question that isn't answered takes as long as it may."""
+    """The time, of which a question that isn't answered takes as long as it may, and a wait none."""
 
     def __init__(self) -> None:
-        self.now = 0.0
+        self.now = self.passed = 0.0
 
     def monotonic(self) -> float:
         self.now += 30
         return self.now
 
-    def sleep(self, _seconds: float) -> None: ...
+    def sleep(self, seconds: float) -> None:
+        self.passed += seconds
+
+    def time(self) -> float:
+        return time.time() + self.passed
 
 
 # -- the kernel ----------------------------------------------------------------------------------------------------
@@ -245,12 +319,14 @@ def _take(host: Host, path: str, value: str) -> None:
 
 # -- programs ------------------------------------------------------------------------------------------------------
 def programs(host: Host) -> dict[str, Stand]:
+    guest_kit.programs(host)
+    theirs = {**host.programs}
     own: dict[str, Callable[[Host, list[str]], Done | int | str | None]] = {
         "systemd-run": _systemd_run,
-        "systemctl": _systemctl,
+        "systemctl": lambda host, words: _is_active(host, words) if "-q" in words else theirs["systemctl"](words, b""),
         "nvidia-smi": _nvidia_smi,
-        "pct": _pct,
-        "qm": _qm,
+        "pct": lambda _host, words: theirs["pct"](words, b""),
+        "qm": lambda host, words: _qm_set(host, words) if words[0] == "set" else theirs["qm"](words, b""),
         "modprobe": _modprobe,
         "stat": _stat,
         "grep": _grep,
@@ -259,27 +335,34 @@ def programs(host: Host) -> dict[str, Stand]:
 
     def stand(name: str) -> Stand:
         def called(words: Sequence[str], _stdin: bytes) -> Done | int | str | None:
-            disk.WATCH[-1]("program", f"{name} {' '.join(words)}")
-            with (host.root / "asked").open("a") as asked:
-                asked.write(f"{name} {' '.join(words)}\n")
-            if host.exists("/fails"):
-                for line in host.read("/fails").splitlines():
-                    who, _, what = line.partition(" ")
-                    if who == name and what in " ".join(words):
-                        return Done(9, b"", b"it fails\n" if name == "stat" else b"")
+            if _fails(host, name, " ".join(words)):
+                return Done(9, b"", b"it fails\n" if name == "stat" else b"")
             return own[name](host, [*words])
 
         return called
 
+    def answer(method: str, path: str, parameters: dict[str, str]) -> Any:
+        if _fails(host, "pvedaemon", " ".join([method, path, *map("=".join, sorted(parameters.items()))])):
+            raise api_kit.RefusedError("it fails")
+        return guest_kit.answer(host, method, path, parameters)
+
+    api_kit.serve(host, answer)
     return {name: stand(name) for name in own}
+
+
+def _fails(host: Host, name: str, words: str) -> bool:
+    """Notes a call, before which a test may look, or kill. Whether it is to fail."""
+    disk.WATCH[-1]("program", f"{name} {words}")
+    with (host.root / "asked").open("a") as asked:
+        asked.write(f"{name} {words}\n")
+    failing = host.read("/failing").splitlines() if host.exists("/failing") else []
+    return any(who == name and what in words for who, _, what in (line.partition(" ") for line in failing))
 
 
 def _systemd_run(host: Host, words: list[str]) -> Done | int | str | None:
     unit = next((word.partition("=")[2] for word in words if word.startswith("--unit=")), "")
     while words[0].startswith("-"):
         del words[: 2 if words[0] == "-p" else 1]
-    if words[0] == "pct":
-        return host.programs["pct"](words[1:], b"")
     if words[0] == "rmmod":
         return _rmmod(host, words[1])
     if words[0] == "modprobe" and not host.exists("/hangs"):
@@ -330,13 +413,9 @@ def _modprobe(host: Host, words: list[str]) -> None:
     host.write("/proc/devices", devices)
 
 
-def _systemctl(host: Host, words: list[str]) -> int | str | None:
-    if words[0] == "is-system-running":
-        return host.read("/system") if host.exists("/system") else "running\n"
-    if words[0] == "is-active":
-        active = host.read("/active").split() if host.exists("/active") else []
-        return 0 if {*words[2:]} & {*active} else 3
-    return 0
+def _is_active(host: Host, words: list[str]) -> int:
+    active = host.read("/active").split() if host.exists("/active") else []
+    return 0 if {*words[2:]} & {*active} else 3
 
 
 def _nvidia_smi(host: Host, words: list[str]) -> Done | int | str | None:
@@ -356,29 +435,11 @@ def _nvidia_smi(host: Host, words: list[str]) -> Done | int | str | None:
     return "there\n"
 
 
-def _pct(host: Host, words: list[str]) -> Done | int | str | None:
-    verb, ctid = words[:2]
-    if verb == "status":
-        if not host.exists(f"/etc/pve/lxc/{ctid}.conf"):
-            return Done(2, b"", b"Configuration file does not exist\n")
-        return f"status: {host.read(f'/ct{ctid}')}"
-    if verb == "shutdown":
-        host.write(f"/ct{ctid}", "stopped\n")
-    elif verb == "start":
-        if host.exists("/ails"):
-            return 9
-        host.write(f"/ct{ctid}", "running\n")
-    return None
-
-
-def _qm(host: Host, words: list[str]) -> int | str | None:
-    if words[0] == "status":
-        return f"status: {host.read(f'/vm{words[1]}')}" if host.exists(f"/vm{words[1]}") else 2
+def _qm_set(host: Host, words: list[str]) -> None:
     conf = f"/etc/pve/qemu-server/{words[1]}.conf"
     lines = [line for line in host.read(conf).splitlines() if not line.startswith("hookscript:")]
     added = [f"hookscript: {words[3]}"] if words[2] == "--hookscript" else []
     host.write(conf, "".join(f"{line}\n" for line in [*lines, *added]))
-    return None
 
 
 def _stat(_host: Host, words: list[str]) -> Done:

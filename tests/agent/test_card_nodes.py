@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from lab.host.guest_programs import modules as of_perl
-from remote_scripts.guests import container_follow
+from remote_scripts.cards import container_follow
 from remote_scripts.layers.card_nodes import SERVICE
 from remote_scripts.notes import guest_notes
 from remote_scripts.notes.container_note import Cards, ContainerNote, Given
@@ -258,15 +258,6 @@ def test_a_boot_that_is_cut_short_is_made_good_by_the_next(
     box.boot()
     assert "renderD128" not in box.conf and "renderD129" in box.conf
     assert box.drift() == {} and box.revert() == given
-
-
-def test_what_a_run_that_was_killed_before_the_boot_has_noted_stays(box: Cards300) -> None:
-    note = box.host.read(NOTE)
-    box.host.write(NOTE, note.replace('"shut_down_after": null', '"shut_down_after": "UPID:x"'))
-    box.drm(AMD, 129)
-    assert "other names or numbers" in box.boot()
-    assert box.noted()["shut_down_after"] == "UPID:x" and RENDER.replace("128", "129") in box.conf
-    assert NVIDIA not in box.conf and box.conf != BASE
 
 
 def test_what_was_late_at_one_boot_is_followed_at_the_next(box: Cards300, given: str) -> None:

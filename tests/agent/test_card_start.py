@@ -34,14 +34,14 @@ def refused(host: Host, vmid: int = 103) -> str:
 def test_a_vm_that_is_off_is_told_who_would_be_shut_down_for_it(host: Host) -> None:
     host.cards(SMALL, BIG)
     assert starts(host) == {"big": ("", ("950",))}
-    host.write("/vm103", "unknown\n")
+    host.write("/state/qm/103", "unknown")
     assert "it isn't known whether VM 103 runs" in refused(host)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"/vm103": "running\n"},
+        {"/state/qm/103": "running"},
         {VM: "name: gaming\n"},
         {CARDS: ""},
     ],
@@ -79,7 +79,7 @@ def test_what_stands_against_it_is_said_as_a_start_would(host: Host) -> None:
     host.write(f"{DEVICES}/{GPU}/boot_vga", "1\n")
     assert "has this host's screen" in refused(host)
     host.write(VM.replace("103", "104"), host.read(VM))
-    host.write("/vm104", "stopped\n")
+    host.write("/state/qm/104", "stopped")
     assert "the settings don't give it to this VM" in refused(host, 104)
     host.write(STATE, json.dumps({"state": "DEAD", "vm": "103", "boot": "boot", "why": "it doesn't answer"}))
     assert refused(host) == "DEAD: it doesn't answer"
@@ -90,7 +90,7 @@ def test_what_stands_against_it_is_said_as_a_start_would(host: Host) -> None:
 def test_a_card_that_another_vm_has_is_there_again_once_that_one_is_off(host: Host) -> None:
     host.cards(Card(name="big", functions=BIG.functions, vms=(103, 104)))
     host.write(VM.replace("103", "104"), host.read(VM))
-    host.write("/vm104", "stopped\n")
+    host.write("/state/qm/104", "stopped")
     host.run(*START)
     assert starts(host) == {"big": ("", ())}  # which is its own
     assert "`qm shutdown 103` gives it back" in refused(host, 104)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,9 +20,10 @@ from remote_scripts.pve import hookscripts
 from remote_scripts.reading.answer import HandedOver
 from remote_scripts.reading.handover import handed_over
 from remote_scripts.reading.source import Source
+from remote_scripts.tools import boot_service
 from remote_scripts.tools.done import Done
 from tests.agent import api_kit, handover_kit
-from tests.agent.handover_kit import BIG, START, STATE, VM, Host
+from tests.agent.handover_kit import BIG, CT950, START, STATE, VM, Host
 from tests.agent.handover_kit import host as host  # a fixture
 from tests.agent.kit import Refused
 from tests.waiting import PATIENCE
@@ -144,7 +146,6 @@ def test_a_storage_of_the_host_alone_is_chosen(host: Host, content: str, found: 
     ],
 )
 def test_a_storage_of_other_nodes_is_none_of_this_host(host: Host, line: str, found: str) -> None:
-    (host.root / "etc/pve/local").symlink_to("nodes/pve")
     host.write("/etc/pve/storage.cfg", STORAGES.format(f"snippets\n\t{line}"))
     host.write(PLACE, "", 0o755)
     host.write(VM, "hookscript: local:snippets/homelab-handover.sh\n")
@@ -208,7 +209,7 @@ def test_a_storage_takes_snippets_no_more_unless_others_use_it_for_them(
         host.write(path, "hookscript: local:snippets/homelab-handover.sh\n")
     revert(host)
     assert host.read("/etc/pve/storage.cfg") == (then or now)
-    assert {one for one in host.lasting() if not one.startswith("etc/pve/nodes")} == before
+    assert {one for one in host.lasting() if not one.startswith("etc/pve/nodes/pve2")} == before
 
 
 def test_without_a_storage_for_it_nothing_is_put_there(host: Host) -> None:
@@ -254,6 +255,15 @@ def test_a_vm_whose_entry_got_another_name_keeps_its_hookscript(host: Host) -> N
     assert host.read(VM) == before
 
 
+def test_what_is_installed_makes_the_very_program_that_starts_guests(tmp_path: Path) -> None:
+    """It notes the containers that it shuts down."""
+    (tmp_path / "handover.pyz").write_bytes(boot_service.program("handover"))
+    text = f"import sys; sys.path.insert(0, '{tmp_path}/handover.pyz'); from remote_scripts.tools import boot_service as made"
+    makes = f"{text}; sys.stdout.buffer.write(made.program('start_guests'))"
+    done = subprocess.run([sys.executable, "-ISBc", makes], capture_output=True, check=True)
+    assert done.stdout == boot_service.program("start_guests")
+
+
 def test_a_hookscript_of_somebody_else_is_left_alone(host: Host) -> None:
     apply(host)
     host.write(VM, "hookscript: local:snippets/mine.sh\n")
@@ -291,23 +301,23 @@ def test_no_vm_names_the_hookscript_when_it_is_gone(host: Host) -> None:
     assert host.read("/etc/pve/qemu-server/104.conf") == "" and "mine.sh" in host.read("/etc/pve/qemu-server/105.conf")
 
 
-@pytest.mark.parametrize("way", ["revert", "another card"])
-def test_containers_that_are_still_off_are_named_where_what_is_noted_goes(
-    host: Host, way: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("cards", [(), (Card(name="other", functions={"0000:02:00.0": "10de:2684"}),)])
+def test_a_container_that_is_still_off_is_started_though_its_card_isnt_handed_over_any_more(
+    host: Host, cards: tuple[Card, ...]
 ) -> None:
     apply(host)
     host.run(*START)
-    host.write("/ails", "")
+    host.fails("nvidia-smi pci.bus_id")
     host.run(*RECONCILE)
-    assert host.state() == "HELD" and host.read("/ct950") == "stopped\n"
-    if way == "revert":
-        revert(host)
-    else:
-        apply(host, BIG, Card(name="other", functions={"0000:02:00.0": "10de:2684"}))
-        assert host.state() == "HELD", "what is noted of a card that stays shared stays"
-        apply(host, Card(name="other", functions={"0000:02:00.0": "10de:2684"}))
-    said = capsys.readouterr().err
-    assert host.state() == "" and "container 950 was shut down for a VM" in said and "`pct start 950`" in said
+    assert host.state() == "HELD" and host.owed() == {950: ""}
+    host.alone()
+    assert host.owed() == {950: "gpus.big isn't back from a VM"}
+    apply(host, BIG, *cards)
+    assert host.state() == "HELD", "what is noted of a card that stays shared stays"
+    host.ask("apply", "handover", Wanted(cards=cards))
+    assert host.state() == "" and host.read(CT950) == "stopped"
+    host.alone()
+    assert host.read(CT950) == "running" and not host.owed()
 
 
 def test_units_that_systemd_has_not_read_are_read_by_the_next_run(host: Host) -> None:

@@ -25,22 +25,22 @@ def holding(host: Host, who: str, handing: float = 45) -> AbstractContextManager
 
 
 class Begun(threading.Thread):
-    """A call of the program that stands before a command of Proxmox VE's until it may go on. `said`: what it refuses."""
+    """A call of the program that stands before a request to Proxmox VE until it may go on. `said`: what it refuses."""
 
     def __init__(self, host: Host, verb: str, *words: str) -> None:
         super().__init__(daemon=True)
         self.stands, self.gate = threading.Event(), threading.Event()
         self.said: str | None = None
         self._host, self._words = host, words
-        real = host.programs["pct"]
+        real = host.programs["pvedaemon"]
 
-        def pct(words: Sequence[str], stdin: bytes) -> Done | int | str | None:
-            if words[0] == verb:
+        def pvedaemon(words: Sequence[str], request: bytes) -> Done | int | str | None:
+            if f"/status/{verb} ".encode() in request:
                 self.stands.set()
                 assert self.gate.wait(PATIENCE)
-            return real(words, stdin)
+            return real(words, request)
 
-        host.programs["pct"] = pct
+        host.programs["pvedaemon"] = pvedaemon
 
     def run(self) -> None:
         self.said = self._host.call(*self._words)
@@ -144,7 +144,7 @@ def test_of_two_starts_at_the_same_time_one_gets_it(host: Host) -> None:
     host.cards(Card(name="big", functions=BIG.functions, vms=(103, 104)))
     host.write("/etc/pve/qemu-server/104.conf", host.read(VM))
     for vmid in ("103", "104"):
-        host.write(f"/vm{vmid}", "running\n")  # what is being started is no more than that
+        host.write(f"/state/qm/{vmid}", "running")  # what is being started is no more than that
     with begun(host, "shutdown", *START) as first:
         said: list[str] = []
         second = threading.Thread(target=lambda: said.append(host.call("hook", "104", "pre-start")))

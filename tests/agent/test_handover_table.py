@@ -17,7 +17,22 @@ import yaml
 from homelab.remote.scripts import FOLDER
 from remote_scripts.notes.card import Card
 from remote_scripts.notes.record import State
-from tests.agent.handover_kit import AUDIO, BIG, DEVICES, GPU, SERVICE, START, STATE, STOP, VM, Host, made, noted
+from tests.agent.handover_kit import (
+    AUDIO,
+    BIG,
+    CT950,
+    DEVICES,
+    GPU,
+    SERVICE,
+    START,
+    STATE,
+    STOP,
+    VM,
+    VM103,
+    Host,
+    made,
+    noted,
+)
 from tests.rows import rows
 
 TABLE: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "handover.yaml").read_text())
@@ -25,7 +40,7 @@ TABLE: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "handover.yaml")
 
 def runs_with_it(host: Host) -> None:
     """QEMU has the group's node open."""
-    host.write("/vm103", "running\n")
+    host.write(VM103, "running")
     (host.root / "dev/vfio").mkdir()
     (host.root / "dev/vfio/7").symlink_to("/dev/null")
     (host.root / DEVICES[1:] / GPU / "iommu_group").symlink_to("../../../../kernel/iommu_groups/7")
@@ -46,7 +61,7 @@ def backup_wanted(host: Host) -> None:
 
 
 def stopping(host: Host) -> None:
-    host.write("/system", "stopping\n")
+    host.write("/state/system", "stopping\n")
 
 
 def came_to_its_end(host: Host) -> None:
@@ -63,7 +78,7 @@ def boot(host: Host) -> None:
         (host.root / "kept" / GPU).rename(host.root / "proc/driver/nvidia/gpus" / GPU)
     host.write(f"{DEVICES}/{GPU}/config", bytes.fromhex("de10852b") + bytes(60))
     host.write("/proc/sys/kernel/random/boot_id", "next\n")
-    host.write("/ct950", "running\n")
+    host.write(CT950, "running")
     host.write("/persistence", "Enabled\n")
     host.write("/drain", "0\n")
 
@@ -101,11 +116,11 @@ def put(host: Host, wanted: str) -> None:
     """The host as it is in a state."""
     if wanted == "HOST":
         return
-    containers = [] if wanted == "HELD" else ["950"]
-    host.write(STATE, noted(wanted, containers=containers, persistence="Enabled", why=WHY.get(wanted, "")))
+    host.write(STATE, noted(wanted, persistence="Enabled", why=WHY.get(wanted, "")))
     if wanted == "HELD":
         return
-    host.write("/ct950", "stopped\n")
+    host.owe(950)
+    host.write(CT950, "stopped")
     host.write("/persistence", "Disabled\n")
     if wanted == "DRAINING":
         return
@@ -225,4 +240,4 @@ def test_each_refusal_leaves_everybody_what_they_had(
     if "not at home" not in row:
         assert host.at_home(only=only) and not host.two_users()
     assert host.state() == ("" if row.get("not noted") else "HELD")
-    assert "not noted" not in row or "pct shutdown" not in host.asked(), "its start afterwards can't be noted"
+    assert "not noted" not in row or "status/shutdown" not in host.asked(), "its start afterwards can't be noted"

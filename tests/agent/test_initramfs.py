@@ -63,10 +63,10 @@ def test_what_isnt_needed_any_more_is_given_back(host: Host) -> None:
 def test_guests_that_ran_are_forgotten_only_when_each_is_known_to_run(host: Host, says: str, gone: bool) -> None:
     host.write("/etc/pve/qemu-server/103.conf", "")
     note_ran(host, ("qm", 103, "earlier"))
-    host.write(f"{HOME}/ran-program", "", 0o700)
+    host.write(f"{HOME}/owed-program", "", 0o700)
     host.programs["qm"] = lambda _arguments, _stdin: Done(0 if says else 124, says.encode())
     ask(host, "revert")
-    assert host.exists(f"{HOME}/ran") is not gone and host.exists(f"{HOME}/ran-program") is not gone
+    assert host.exists(f"{HOME}/owed") is not gone and host.exists(f"{HOME}/owed-program") is not gone
 
 
 def test_a_guest_that_is_gone_is_owed_nothing(host: Host) -> None:

@@ -15,7 +15,6 @@ from remote_scripts.boot import trial
 from remote_scripts.boot.wanted_boot import Boot
 from remote_scripts.both.reboot import Wanted
 from remote_scripts.cluster import turn
-from remote_scripts.notes import guests_to_start
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.system import System
 from tests import sampling
@@ -280,7 +279,7 @@ def test_a_turn_that_is_another_nodes_by_now_keeps_this_one_from_restarting(
         real = Path.open
 
         def opened(path: Path, *arguments: Any, **options: Any) -> Any:
-            if str(path).endswith(TURN) and host.exists(f"{HOME}/ran"):
+            if str(path).endswith(TURN) and host.exists(f"{HOME}/owed"):
                 raise TimeoutError("no answer within 20 s")
             return real(path, *arguments, **options)
 
@@ -288,7 +287,7 @@ def test_a_turn_that_is_another_nodes_by_now_keeps_this_one_from_restarting(
             patch.setattr(Path, "open", opened)
             assert "it isn't known whether it is still this node's turn" in refusal(host)
     is_as_before(host)
-    assert not host.exists(f"{HOME}/ran") and "until" not in host.read(f"{HOME}/trial")
+    assert not host.exists(f"{HOME}/owed") and "until" not in host.read(f"{HOME}/trial")
 
 
 def test_a_host_that_joins_a_cluster_meanwhile_has_no_turn_and_isnt_restarted(host: Host) -> None:
@@ -312,23 +311,15 @@ def test_a_restart_that_cant_be_ordered_ends_the_turn_at_once(host: Host, what: 
         real = host.programs["pvedaemon"]
         host.programs["pvedaemon"] = lambda words, text: Done(0, b"") if b"/qemu " in text else real(words, text)
     elif what == "the note of them":
-        (host.root / "etc/systemd/system/homelab-ran.service/x").mkdir(parents=True)
+        (host.root / "etc/systemd/system/homelab-owed.service/x").mkdir(parents=True)
     else:
         (host.root / ORDERED[1:]).mkdir(parents=True)
         (host.root / "run/homelab").chmod(0o700)
     said = refusal(host)
     assert "then run `pulumi up` again" in said
-    assert ("reboot it by hand" in said) == (what != "which guests run")
+    assert ("reboot it by hand" in said) == (what in ("systemd-run", "the order"))
     is_as_before(host)
-    assert not host.exists(f"{HOME}/ran")
-
-
-def test_guests_that_are_being_started_keep_the_host_from_restarting(host: Host) -> None:
-    """Who is started next would be in no note."""
-    system = host.working_system()
-    with system.work.holding(guests_to_start.LOCK, 0) as has:
-        assert has and "guests that ran before the last restart are being started" in refusal(host)
-    is_as_before(host)
+    assert not host.exists(f"{HOME}/owed")
 
 
 def test_a_system_that_goes_down_already_needs_no_second_restart(host: Host) -> None:
@@ -376,7 +367,7 @@ def test_nothing_is_armed_or_restarted_while_the_cluster_cant_do_without_the_nod
     did = ask(host)
     assert (did["reboot"], did["turn"]) == ("no", False)
     is_as_before(host)
-    assert host.exists(f"{HOME}/ran"), "which guests ran is for whoever confirms this boot"
+    assert host.exists(f"{HOME}/owed"), "which guests ran is for whoever confirms this boot"
 
 
 def test_a_boot_configuration_that_wasnt_made_is_started_by_nobody(host: Host) -> None:
@@ -436,7 +427,7 @@ def test_the_next_up_restarts_what_was_cut_short_at_any_moment_and_the_boot_afte
         did = ask(left)
         assert (did["reboot"], did["turn"]) == ("no", False), said
         is_as_before(left)
-        assert (left.root / f"{HOME}/ran"[1:]).exists(), said
+        assert (left.root / f"{HOME}/owed"[1:]).exists(), said
 
 
 def test_a_switch_says_since_when_it_is_armed(host: Host) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from remote_scripts.both.run_guard import Wanted
 from remote_scripts.layers import run_guard
+from remote_scripts.notes.handover import run_at_work
 from remote_scripts.tools import passes
 from remote_scripts.tools.client import Client
 from remote_scripts.tools.errors import Failure
@@ -19,7 +20,7 @@ from remote_scripts.tools.state import Work
 from remote_scripts.tools.system import System
 from tests.agent.kit import Host
 from tests.agent.run_guard_kit import HELD, answer, guarded, let_start
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, wait_until
 
 
 def test_the_second_is_told_who_is_at_work_and_the_first_goes_on(host: Host) -> None:
@@ -159,7 +160,7 @@ def test_no_run_begins_beside_a_step_of_an_earlier_one(host: Host) -> None:
         first.wait(PATIENCE)
     with guarded(host, "ben") as second:
         said, _ = second.communicate()
-    assert "found:  a step of an earlier run is still at work, of anna (" in said and second.returncode == 1
+    assert "found:  a step of an earlier run is still at work, of anna (lock: " in said and second.returncode == 1
     with guarded(host, "anna") as same:
         assert answer(same) == HELD, "its own step"
     system.work.release()
@@ -185,6 +186,23 @@ def test_no_run_begins_beside_a_step_in_a_container(host: Host) -> None:
                 assert "a step of an earlier run is still at work, of anna" in second.communicate()[0]
     with guarded(host, "ben") as second:
         assert answer(second) == HELD
+
+
+def test_no_run_begins_beside_a_guests_change_of_an_earlier_one_which_may_still_start_its_vm(host: Host) -> None:
+    """A VM whose hookscript asks who is at work: the run that waits isn't named by then."""
+    with guarded(host, "anna") as first:
+        assert answer(first) == HELD and first.stdin is not None
+        with host.system().work.holding("guest-103", 1):
+            host.system().work.write("guest-103", "anna\n")  # guests/change.py
+            first.stdin.close()
+            first.wait(PATIENCE)
+            with guarded(host, "ben", ending=3) as second:
+                wait_until(host.working_system().work.is_held)
+                assert run_at_work(host.working_system(), "103") is None
+                said, _ = second.communicate()
+    assert "a step of an earlier run is still at work, of anna (guest-103: " in said and second.returncode == 1
+    with guarded(host, "ben") as third:
+        assert answer(third) == HELD
 
 
 def test_a_step_that_no_run_has_begun_is_ended_by_its_limit_alone(host: Host) -> None:

@@ -7,6 +7,7 @@ import functools
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -496,3 +497,15 @@ def test_a_disk_that_doesnt_take_what_was_made_ends_the_run_and_the_step_is_done
     with pytest.raises(OSError, match="error syncing"):
         system.changing(lambda: system.files.put("it", "/etc/it", 0o644, b"it\n"))
     assert not host.exists("/etc/it")
+
+
+def test_who_changes_the_host_takes_nothing_of_a_list_that_is_being_written(host: Host) -> None:
+    """A VM's change doesn't hold the host."""
+    half = "/var/lib/homelab/.owed.homelab-tmp"
+    with ThreadPoolExecutor(1) as other:
+        with host.system().work.holding("owed", 0):
+            host.write(half, "")
+            changes = other.submit(lambda: host.working_system().changing(lambda: None))
+            assert wait([changes], 0.5).not_done and host.exists(half)
+        changes.result()
+    assert not host.exists(half)

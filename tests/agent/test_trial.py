@@ -725,19 +725,19 @@ def test_who_runs_before_its_restart_is_started_again_by_the_next_boot(tried: Ho
     """Also somebody whom a person has started meanwhile. An answer that doesn't come keeps nothing from being given back."""
     tried.programs["ping"] = lambda *_: 1
     cluster_kit.note_ran(tried, ("pct", 901, "boot"))
-    tried.write(f"{HOME}/ran-program", "", 0o700)
+    tried.write(f"{HOME}/owed-program", "", 0o700)
     if lists:
         api_kit.runs(tried, {103: "gaming"}, {})
     else:
         api_kit.says_nothing(tried)
     assert verdict(tried).startswith("give back")
-    assert cluster_kit.who_ran(tried) == [("qm", 103, "later")] * lists + [("pct", 901, "boot")]
+    assert cluster_kit.who_ran(tried) == [("pct", 901, "boot")] + [("qm", 103, "later")] * lists
 
 
 def test_a_note_of_who_runs_that_cant_be_read_keeps_nothing_from_being_given_back(tried: Host) -> None:
     tried.programs["ping"] = lambda *_: 1
-    tried.write(f"{HOME}/ran/x", "")
-    tried.write(f"{HOME}/ran-program", "", 0o700)
+    tried.write(f"{HOME}/owed/x", "")
+    tried.write(f"{HOME}/owed-program", "", 0o700)
     api_kit.runs(tried, {}, {})
     assert verdict(tried).startswith("give back")
 
@@ -745,7 +745,7 @@ def test_a_note_of_who_runs_that_cant_be_read_keeps_nothing_from_being_given_bac
 def test_nobody_is_noted_where_nothing_is_owed_from_before(tried: Host) -> None:
     """Such as on a host whose restart homelab hasn't ordered: whoever runs then has started by Proxmox VE itself."""
     tried.programs |= {"ping": lambda *_: 1, "perl": lambda *_: pytest.fail("it is asked who runs")}
-    assert verdict(tried).startswith("give back") and not tried.exists(f"{HOME}/ran")
+    assert verdict(tried).startswith("give back") and not tried.exists(f"{HOME}/owed")
 
 
 # What an `up` asks.

@@ -10,7 +10,7 @@ import pytest
 
 from remote_scripts.boot import rollback_timer, trial_entry
 from remote_scripts.layers import card_nodes, handover, nvidia_nodes, nvidia_packages
-from remote_scripts.notes import guests_to_start
+from remote_scripts.notes import owed
 
 STOCK = """\
 if [ "${next_entry}" ] ; then
@@ -184,13 +184,13 @@ def test_systemd_understands_every_unit(tmp_path: Path) -> None:
     units = {
         "homelab-rollback.service": rollback_timer._SERVICE_TEXT.format(after=600),
         "homelab-rollback.timer": rollback_timer._TIMER_TEXT.format(after=600),
-        "homelab-ran.service": guests_to_start._SERVICE_TEXT,
-        "homelab-ran.timer": guests_to_start._TIMER_TEXT,
+        "homelab-owed.service": owed._SERVICE_TEXT,
+        "homelab-owed.timer": owed._TIMER_TEXT,
     }
     for service in (card_nodes.SERVICE, handover.SERVICE, nvidia_nodes.SERVICE, nvidia_packages.PERSISTENCE):
         units |= service.units
     for name, text in units.items():
         (tmp_path / name).write_text(text.replace("/usr/bin/nvidia-smi", "/bin/true"))  # it has to be there
     assert "homelab-" not in said_by("systemd-analyze", "verify", "--man=no", *map(str, sorted(tmp_path.iterdir())))
-    (tmp_path / "homelab-ran.timer").write_text("[Timer]\nOnBootSeconds=30s\n")
-    assert "homelab-ran.timer" in said_by("systemd-analyze", "verify", "--man=no", f"{tmp_path}/homelab-ran.timer")
+    (tmp_path / "homelab-owed.timer").write_text("[Timer]\nOnBootSeconds=30s\n")
+    assert "homelab-owed.timer" in said_by("systemd-analyze", "verify", "--man=no", f"{tmp_path}/homelab-owed.timer")

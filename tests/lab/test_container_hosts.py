@@ -31,7 +31,7 @@ def test_a_reading_says_which_nodes_each_card_has_and_who_has_them(tmp_path: Pat
     note = ContainerNote(
         identity=identity(options_of(conf_text(text))),
         given=Given(cards=Cards(minors=(0,), cards=(f"{AMD}=render",))),
-        shut_down_after="",
+        before={"dev0": None},
     )
     path = host.root / "etc/pve/homelab/lxc-901"
     path.parent.mkdir()

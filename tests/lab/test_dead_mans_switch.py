@@ -63,8 +63,8 @@ def test_a_host_restarts_once_it_has_answered_however_long_that_takes(
     slow = archive_with(
         (
             "layers.reboot",
-            answers.replace("    ", " " * 12),
-            f"{' ' * 12}__import__('time').sleep(3)\n{' ' * 12}if done.status == 0:\n",
+            answers.replace("    ", " " * 8),
+            f"{' ' * 8}__import__('time').sleep(3)\n{' ' * 8}if done.status == 0:\n",
         )
     )
     monkeypatch.setattr(agent, "_archive_text", lambda: slow)
@@ -142,7 +142,7 @@ def started(lab: Lab) -> dict[str, list[str]]:
 
 def no_unit_is_left(lab: Lab, names: str) -> bool:
     """None of homelab's files, nor a unit that was taken away while it ran, which makes the host `degraded`."""
-    asked = "systemctl is-system-running; systemctl is-active homelab-ran.service homelab-rollback.service"
+    asked = "systemctl is-system-running; systemctl is-active homelab-owed.service homelab-rollback.service"
     states = lab.run(asked, check=False).stdout
     left = list((lab.root / "etc/systemd/system").rglob(names))
     return not left and states == "running\ninactive\ninactive\n"
@@ -153,7 +153,8 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """The host's own wait is cut short."""
     archive = archive_with(
         ("layers.start_guests", "_GRACE_SECONDS = 60.0", "_GRACE_SECONDS = 1.0"),
-        ("notes.guests_to_start", "Sec=30s", "Sec=1s"),
+        ("notes.owed", "Sec=30s", "Sec=1s"),
+        ("notes.owed", "Sec=60s", "Sec=1s"),
     )
     monkeypatch.setattr(agent, "_archive_text", lambda: archive)
 
@@ -171,7 +172,10 @@ def test_what_ran_without_onboot_runs_again_once_the_boot_is_confirmed(lab: Lab)
     said = started(lab)
     assert said == {"started": ["container 901 (ai-lab)", "VM 103 (Sandbox)"], "off": []}
     assert power(lab) == "running running " and starts(lab)[2:] == ["vzstart 901", "qmstart 103"]
-    assert not [*(lab.root / "etc/systemd/system").rglob("homelab-ran*"), *(lab.root / "var/lib/homelab").glob("ran*")]
+    assert not [
+        *(lab.root / "etc/systemd/system").rglob("homelab-owed*"),
+        *(lab.root / "var/lib/homelab").glob("owed*"),
+    ]
 
 
 @pytest.mark.usefixtures("hurried")
@@ -185,7 +189,7 @@ def test_who_stays_off_runs_again_by_what_the_message_says(lab: Lab) -> None:
     told = lab.root / "run/homelab/started"
     wait_until(told.exists)
     said = told.read_text()
-    assert "VM 103 (Sandbox) ran before the restart, and could not be started at once: it is locked, snapshot" in said
+    assert "VM 103 (Sandbox) was switched off by homelab, and isn't started yet: it is locked, snapshot" in said
     for command in re.findall(r"`(.+?)`", said):
         lab.run(command)
     wait_until(lambda: power(lab) == "running running ")
@@ -201,10 +205,12 @@ def test_what_ran_runs_again_after_a_roll_back_that_nobody_waits_for(lab: Lab) -
     wait_until((lab.root / "run/homelab/started").exists)
     assert power(lab) == "running running "
     assert starts(lab)[2:] == ["vzstart 901", "qmstart 103"]
-    wait_until(lambda: no_unit_is_left(lab, "homelab-ran*"))
+    wait_until(lambda: no_unit_is_left(lab, "homelab-owed*"))
     facts, said = confirmed(lab)
     assert facts.rolled_back
-    assert said == ["the host itself has started what ran before its restart: container 901 (ai-lab), VM 103 (Sandbox)"]
+    assert said == [
+        "the host itself has started what homelab had switched off: container 901 (ai-lab), VM 103 (Sandbox)"
+    ]
     assert lab.snapshot() == stock
 
 
@@ -216,9 +222,9 @@ def test_what_ran_runs_again_in_a_boot_that_the_host_has_judged_itself(lab: Lab)
     wait_until((lab.root / "var/lib/homelab/judged").exists)
     wait_until((lab.root / "run/homelab/started").exists)
     assert power(lab) == "running running "
-    wait_until(lambda: no_unit_is_left(lab, "homelab-r*"))
+    wait_until(lambda: no_unit_is_left(lab, "homelab-[or]*"))
     _, said = confirmed(lab)
-    assert [text for text in said if "judged by this host itself" in text and "has started what ran" in text]
+    assert [text for text in said if "judged by this host itself" in text and "has started what homelab" in text]
     assert len(lab.boots()) == 2
 
 

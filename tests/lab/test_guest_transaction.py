@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from remote_scripts.layers import start_guests
 from remote_scripts.tools.errors import Failure
 from tests import sampling
 from tests.lab.transaction_kit import SHUT_DOWN, Containers, World, prepared, world
@@ -30,13 +31,29 @@ def test_all_of_it_comes_back_byte_for_byte(world: World) -> None:
 
 def test_killed_after_any_change_it_goes_on_until_all_of_it_is_given_back(world: World) -> None:
     before = world.own_form()
-    assert world.until_done(world.give) >= SHUT_DOWN
+    assert world.until_done(world.give) >= SHUT_DOWN - 1
     given = world.conf()
     assert world.is_given() and world.runs()
-    assert world.until_done(lambda: world.give(other=True)) >= SHUT_DOWN
+    assert world.until_done(lambda: world.give(other=True)) >= SHUT_DOWN - 1
     assert world.conf() != given and world.is_given() and world.runs()
-    assert world.until_done(world.destroy) >= SHUT_DOWN
+    assert world.until_done(world.destroy) >= SHUT_DOWN - 1
     assert world.is_as(before)
+
+
+def test_the_host_gives_a_guest_that_a_killed_run_has_left_off_back_what_it_had_and_starts_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its timer's program, alone."""
+    monkeypatch.setattr(start_guests, "_GRACE_SECONDS", 0)
+    monkeypatch.setattr(start_guests, "_is_boot_decided", lambda _system: True)
+    world.give(other=True)
+    given = world.conf()
+    world.killed_after(SHUT_DOWN, world.give)
+    world.wait_off()
+    assert world.conf() != given and not world.runs()
+    start_guests.program(world.system())
+    assert world.runs() and sorted(world.conf().splitlines()) == sorted(given.splitlines()) and world.debt() is None
+    assert world.give() and world.is_given()
 
 
 def test_a_destroy_right_after_a_killed_run_gives_everything_back(world: World) -> None:

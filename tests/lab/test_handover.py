@@ -215,7 +215,7 @@ def noted(host: Host, name: State) -> None:
     else:
         host.output("pct stop 950")
     boot = (host.root / "proc/sys/kernel/random/boot_id").read_text().strip()
-    record = Record(state=name, vm="103", boot=boot, containers=("950",), persistence="Enabled")
+    record = Record(state=name, vm="103", boot=boot, persistence="Enabled")
     host.write("/var/lib/homelab/handover/big.state", json.dumps(to_plain(record)))
 
 

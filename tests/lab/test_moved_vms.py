@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -180,11 +179,21 @@ def test_one_that_a_killed_run_has_left_off_stays_off_where_it_has_moved(
     cards: dict[str, Any] = {"cards": [], "display": "none"}
     cluster["pve1"].run(f"qm start {VM}")
     works(cluster).create(cards_of("pve1", **cards))
-    note = cluster.folder / f"pve/homelab/qemu-{VM}"
-    (last, *_) = cluster["pve1"].ask_api("GET", "/nodes/pve1/tasks", vmid=VM, limit=1)
-    at = {"shut_down_after": last["upid"], "shut_down_at": int(time.time())}
-    note.write_text(json.dumps({**json.loads(note.read_text()), **at}))
+    known = [task["upid"] for task in cluster["pve1"].ask_api("GET", "/nodes/pve1/tasks", vmid=VM)]
     cluster["pve1"].run(f"qm shutdown {VM}")
+    noted = json.loads((cluster.folder / f"pve/homelab/qemu-{VM}").read_text())
+    debt = {
+        "program": "qm",
+        "guest": VM,
+        "name": "VM",
+        "identity": noted["identity"],
+        "why": "change",
+        "boot": "",
+        "known": known,
+    }
+    tasks = cluster["pve1"].ask_api("GET", "/nodes/pve1/tasks", vmid=VM)
+    debt["ours"] = [task["upid"] for task in tasks if task["upid"] not in known]
+    (cluster["pve1"].root / "var/lib/homelab/owed").write_text(json.dumps({"debts": [debt]}))
     if node != "pve1":
         move(cluster, "pve1", node)
     made = works(cluster).create(cards_of(node, **cards))

@@ -63,7 +63,7 @@ def test_an_owners_act_at_any_moment_of_a_change_counts(
                 with suppress(LabError):  # homelab was faster
                     lab.ask_api("POST", f"{path}/status/start")
 
-        def count() -> None:
+        def count(**_: object) -> None:
             nonlocal moments
             moments += 1
             if moments - 1 == chosen:

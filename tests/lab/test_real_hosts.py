@@ -48,7 +48,7 @@ VERDICTS: dict[str, dict[str, set[str] | None]] = {
 
 
 def be_no_proxmox(machine: Machine) -> None:
-    """No lab runs, so nothing is Proxmox VE's API. Who ran is noted elsewhere (tests/agent/test_guests_to_start.py)."""
+    """No lab runs, so nothing is Proxmox VE's API. Who ran is noted elsewhere (tests/agent/test_owed.py)."""
     (machine.state / "bin/qm").unlink(missing_ok=True)
 
 

@@ -68,7 +68,7 @@ def test_what_is_noted_of_a_created_container_goes_once_it_is_removed(lab: Lab) 
     made = work.create(container(OLD))
     note = lab.root / f"etc/pve/homelab/lxc-{ID}"
     note.parent.mkdir(exist_ok=True)
-    note.write_text(json.dumps({"owner": f"p/s/{OLD}", "shut_down_after": ""}))
+    note.write_text(json.dumps({"owner": f"p/s/{OLD}", "values": {"dev0": ["/dev/nvidia0"]}}))
     lab.run(f"pct set {ID} --protection 1")
     with pytest.raises(HomelabError, match="protection"):
         work.delete(container(OLD), made)

@@ -10,9 +10,10 @@ import os
 import re
 import shlex
 import socket
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -34,12 +35,11 @@ from remote_scripts.both import container_cards as of_containers
 from remote_scripts.both.free_card import Wanted as FreeCard
 from remote_scripts.both.guest_cards import Answer, Wanted
 from remote_scripts.both.terms import Terms
-from remote_scripts.guests import power
+from remote_scripts.guests import power, starts
 from remote_scripts.layers import container_cards, free_card, guest_cards
-from remote_scripts.notes import guest_notes, guests_to_start
+from remote_scripts.notes import guest_notes, owed
 from remote_scripts.notes.container_note import Cards
-from remote_scripts.notes.guests_to_start import Ran
-from remote_scripts.pve import api, guest_tasks
+from remote_scripts.pve import api
 from remote_scripts.pve.guest_kinds import CONTAINER, Kind
 from remote_scripts.pve.guest_kinds import VM as VM_KIND
 from remote_scripts.tools import state
@@ -58,37 +58,37 @@ LINES = {"hostpci0": f"{SLOT}.1,pcie=1", "hostpci2": f"{SLOT}.0,pcie=1,x-vga=1,r
 OURS = "hostpci2: mapping=rtx5090,pcie=1,x-vga=1,romfile=5090.rom"
 CT = 901
 DEVICES, MOUNTS = Cards(minors=(0,)), Cards(method="mount-entry", minors=(0,))
-# The changes of a run until the guest goes off: note, options, note, shutdown.
-SHUT_DOWN = 3
+# The changes of a run until the guest goes off: its note, its options, what is owed, its shutdown. A run is killed before a shutdown, and after
+# what else it changes; the shutdown's task is noted next.
+SHUT_DOWN = 4
 
 
 class World:
-    """A lab, and a VM of it. `left`: how many changes this run may make yet; `lost`: of a request with this text the answer is lost."""
+    """A lab, and a VM of it. `left`: how many changes this run may make yet; `lost`: of a request with this text the answer is lost; `is_lost`: a kill at a shutdown
+    comes behind it.
+    """
 
     kind: Kind = VM_KIND
     vmid, scenario, owner = VM, "bound-by-hand", "p/s/sandbox"
     losable: tuple[str, ...] = ("PUT", "status/shutdown", "status/start")
     switches_off: tuple[tuple[str, ...], ...] = (("shutdown",), ("start", "stop"), ("start", "shutdown"))
+    unit = "inactive"
 
     def __init__(self, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
         self.lab, self.left, self.lost = lab, 10**6, ""
         self.then: tuple[str, str, Callable[[], object]] | None = None
-        self.minted, self.spent = 0, list[str]()
+        self.minted, self.spent, self.is_lost = 0, list[str](), False
+        #: What somebody else does at each change, by its number.
+        self.at: Callable[[int], object] = lambda _number: None
+        self.done = 0
         self.port = urlsplit(lab.api["url"]).port
-        match = api.TICKET.search(lab.run(shlex.join(api.MINT)).stdout)
-        assert match
-        self.ticket = match[0]
+        self.ticket = self.mint()
         monkeypatch.setattr(api, "exchange", self.exchange)
         monkeypatch.setattr(os, "stat", nodes_below(f"{lab.root}/")[0])
         monkeypatch.setattr(state, "_TRY_SECONDS", 0.05)
         monkeypatch.setattr(power, "STEADY_SECONDS", 0.3)
-        real = guest_notes.write
-
-        def write(*arguments: Any) -> None:
-            real(*arguments)
-            self.count()
-
-        monkeypatch.setattr(guest_notes, "write", write)
+        for module, name in ((guest_notes, "write"), (owed, "_change")):
+            monkeypatch.setattr(module, name, self.counted(getattr(module, name)))
 
     @classmethod
     def prepare(cls, lab: Lab) -> None:
@@ -103,11 +103,14 @@ class World:
 
     # -- what a run does, and how it ends ----------------------------------------------------------------------------
     def exchange(self, _system: System, text: bytes) -> bytes:
+        method, path = text.decode().split(" ")[:2]
+        is_shutdown = path.endswith("/status/shutdown")
+        if is_shutdown and not self.is_lost:
+            self.count(is_seen=False)
         with socket.create_connection(("127.0.0.1", self.port), 30) as connection:
             connection.sendall(text)
             answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
-        method, path = text.decode().split(" ")[:2]
-        if method != "GET":
+        if method != "GET" and (not is_shutdown or self.is_lost):
             self.count()
         if self.then and self.then[0] == method and self.then[1] in path:
             act, self.then = self.then[2], None
@@ -117,8 +120,18 @@ class World:
             raise ConnectionResetError("the answer was lost")
         return answer
 
-    def count(self) -> None:
-        self.left -= 1
+    def counted(self, act: Callable[..., None]) -> Callable[..., None]:
+        def counting(*arguments: Any) -> None:
+            act(*arguments)
+            self.count()
+
+        return counting
+
+    def count(self, *, is_seen: bool = True) -> None:
+        """:param is_seen: whether somebody else may act there: between homelab's last look and its shutdown lie some milliseconds."""
+        if is_seen:
+            self.at(self.done)
+        self.left, self.done = self.left - 1, self.done + 1
         if self.left < 0:
             raise KilledError
 
@@ -127,7 +140,16 @@ class World:
         return Done(0, (self.spent.pop() if self.spent else self.ticket).encode())
 
     def programs(self) -> dict[str, Stand]:
-        return {"sync": lambda _arguments, _stdin: 0, "perl": self.perl}
+        return {
+            "sync": lambda _arguments, _stdin: 0,
+            "perl": self.perl,
+            "systemctl": lambda *_: self.unit,
+            **{name: partial(self.program, name) for name in ("qm", "pct")},
+        }
+
+    def program(self, name: str, arguments: Sequence[str], _stdin: bytes) -> Done:
+        done = self.lab.run(f"{name} {' '.join(arguments[:2])}", check=False)
+        return Done(done.returncode, done.stdout.encode(), done.stderr.encode())
 
     def system(self) -> System:
         return System(self.lab.root, programs=self.programs())
@@ -166,6 +188,9 @@ class World:
             return number
         raise AssertionError
 
+    def debt(self) -> owed.Debt | None:
+        return owed.of(self.system(), self.kind, self.vmid)
+
     # -- of a VM alone -----------------------------------------------------------------------------------------------
     def read(self, vmid: int = VM) -> Answer:
         return guest_cards.read(self.system(), Wanted(vmid=vmid))
@@ -199,6 +224,38 @@ class World:
         """The owner's, at a shell."""
         self.lab.run(" && ".join(f"{self.kind.program} {verb} {self.vmid}" for verb in verbs))
 
+    def power_off_inside(self) -> None:
+        """Which no task shows."""
+        self.lab.wait_guest(self.vmid)
+        request(self.lab.state, "poweroff", guest=self.vmid)
+        self.wait_off()
+
+    def becomes_another(self) -> None:
+        """Its id, once it is off, is given to another guest."""
+        self.lab.run(f"qm set {VM} --smbios1 uuid=11111111-2222-3333-4444-555555555555")
+
+    def mint(self) -> str:
+        match = api.TICKET.search(self.lab.run(shlex.join(api.MINT)).stdout)
+        assert match
+        return match[0]
+
+    def set_clock(self, ahead: int) -> None:
+        self.lab.fault("clock-ahead", ahead)
+        self.ticket = self.mint()
+
+    def shift_tasks(self, seconds: int) -> None:
+        """What its log says of the time before the clock was set."""
+        index = self.lab.root / "var/log/pve/tasks/index"
+        lines = [line.split(" ", 2) for line in index.read_text().splitlines()]
+        shifted = [(upid.split(":"), f"{int(end, 16) + seconds:08X}", status) for upid, end, status in lines]
+        for words, _, _ in shifted:
+            words[4] = f"{int(words[4], 16) + seconds:08X}"
+        index.write_text("".join(f"{':'.join(words)} {end} {status}\n" for words, end, status in shifted))
+
+    def settle(self) -> None:
+        """Until no task switches the guest."""
+        starts._CLASSES[self.kind.program](self.system(), api.NodeApi(self.system()), self.vmid)
+
     def wait_off(self) -> None:
         """Until the guest is off, if it is on its way."""
         status = f"{self.kind.program} status {self.vmid}"
@@ -206,9 +263,10 @@ class World:
 
     def goes_down_with_its_host(self, *, by_owner: bool) -> None:
         """A guest that was noted as running is off since; `by_owner`: before the host began to shut its guests down."""
-        last = [one["upid"] for one in guest_tasks.switching(api.NodeApi(self.system()), self.kind, self.vmid)]
-        ran = Ran(self.kind.program, self.vmid, int(time.time()), "the one before", last[0] if last else "")
-        guests_to_start.keep(self.system(), [ran])
+        owed.note_running(self.system())
+        debt = self.debt()
+        assert debt
+        owed.update(self.system(), replace(debt, boot="the one before"))
         if not by_owner:
             tasks = Tasks(HostState(self.lab.state))
             tasks.end(*tasks.begin("stopall", ""))
@@ -271,7 +329,6 @@ class Containers(World):
     kind = CONTAINER
     vmid, scenario, owner = CT, "phoenix", "p/s/ct"
     losable, switches_off = World.losable[1:], World.switches_off[1:]
-    unit = "inactive"
     vanishes = False
 
     @classmethod
@@ -292,13 +349,6 @@ class Containers(World):
     def written(self, text: str) -> None:
         (self.lab.root / f"etc/pve/lxc/{CT}.conf").write_text(text)
 
-    def programs(self) -> dict[str, Stand]:
-        return {**super().programs(), "systemctl": lambda *_: self.unit, "pct": self.pct}
-
-    def pct(self, arguments: Sequence[str], _stdin: bytes) -> Done:
-        done = self.lab.run(f"pct {' '.join(arguments[:2])}", check=False)
-        return Done(done.returncode, done.stdout.encode(), done.stderr.encode())
-
     def give(self, *, other: bool = False, owner: str = owner, **more: Any) -> bool:
         return self.ct(MOUNTS if other else DEVICES, owner, **more).state == "running"
 
@@ -317,6 +367,13 @@ class Containers(World):
 
     def drift(self) -> list[str]:
         return self.judged().steps
+
+    def power_off_inside(self) -> None:
+        self.lab.run(f"pct exec {CT} -- poweroff")
+        self.wait_off()
+
+    def becomes_another(self) -> None:
+        self.written(re.sub(r"hwaddr=[^,\n]+", "hwaddr=BC:24:11:00:00:99", self.conf()).replace("disk-0", "disk-7"))
 
     def own_form(self) -> str:
         first, _, rest = self.conf().partition("\n")

@@ -504,8 +504,8 @@ def test_a_vm_that_has_not_what_the_settings_say_is_told(lines: str, ledger: dic
     assert all("`pulumi up --refresh`" in step for step in report.next)
 
 
-@pytest.mark.parametrize("left", [{"before": {"hostpci0": None}}, {"shut_down_after": "UPID:pve:1"}])
-def test_a_run_that_was_cut_short_within_a_vm_is_told(left: dict[str, Any]) -> None:
+def test_a_run_that_was_cut_short_within_a_vm_is_told() -> None:
+    left = {"before": {"hostpci0": None}}
     seen = with_vm(ledger=vm_note(103, LINES, "hostpci0", **left))
     (finding,) = diagnose_vm(seen).findings
     assert finding.found == "the last run didn't finish with it" and "`pulumi up --refresh`" in finding.next

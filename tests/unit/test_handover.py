@@ -29,7 +29,7 @@ from tests.unit.test_doctor import reading
 
 SHARED: dict[str, Any] = {"rtx5090": {"match": "10de:2b85", "use": "shared"}}
 VM = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["rtx5090"]})
-NOTED = {"vm": "103", "boot": "1", "since": 1700000000, "why": "in use by ollama (PID 7)", "containers": ["950"]}
+NOTED = {"vm": "103", "boot": "1", "since": 1700000000, "why": "in use by ollama (PID 7)"}
 
 
 def host(**changes: Any) -> Host:

@@ -1,19 +1,17 @@
-"""Guests that ran before a restart of this program's run again after it, each started once (notes/guests_to_start.py, layers/start_guests.py). Tasks are as
-PVE::RESTEnvironment and PVE::UPID write them, `stopall` and the shutdowns that it begins as pve-guests.service does (PVE::API2::Nodes).
+"""Guests that homelab has switched off run again, each started once or by nobody (notes/owed.py, guests/starts.py, layers/start_guests.py). `stopall` and
+the shutdowns that it begins are as pve-guests.service has them (PVE::API2::Nodes).
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import itertools
-import json
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +20,17 @@ import pytest
 from remote_scripts.both.start_guests import Wanted
 from remote_scripts.cluster import turn
 from remote_scripts.layers import start_guests
-from remote_scripts.notes import guests_to_start
+from remote_scripts.notes import owed
 from remote_scripts.pve import guests
-from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
-from tests.agent import api_kit
+from tests.agent import api_kit, guest_kit
 from tests.agent.cluster_kit import Clock, elsewhere, note_ran, who_ran
+from tests.agent.guest_kit import CT, TASKS, VM, guest, programs, task
 from tests.agent.kit import Cut, Host, Killed, cuts, left_by
 
 A, B = "7d4f0d3c-0000-4000-8000-00000000000a", "7d4f0d3c-0000-4000-8000-00000000000b"
 NOTED, DOWN, BOOTED = 1_700_000_000, 1_700_000_020, 1_700_000_100
-VM, CT = "qemu-server", "lxc"
 HOME = "/var/lib/homelab"
-TASKS = "/var/log/pve/tasks"
 #: What the host tells the next `up`.
 SAID = "/run/homelab/started"
 
@@ -61,120 +57,20 @@ def fill(host: Host) -> None:
     noted(host, "qm 103", "qm 90", "qm 105", "pct 901")
 
 
-def programs(host: Host) -> None:
-    """A guest's state is a file; its start is a task of root's."""
-
-    def systemctl(arguments: Sequence[str], _stdin: bytes) -> Done:
-        name = {"is-active": arguments[-1], "is-system-running": "system"}.get(arguments[0])
-        return Done(0, host.read(f"/state/{name}").encode() if name and host.exists(f"/state/{name}") else b"")
-
-    host.programs |= {
-        "qm": lambda arguments, _stdin: _guest(host, "qm", arguments),
-        "pct": lambda arguments, _stdin: _guest(host, "pct", arguments),
-        "systemctl": systemctl,
-        "systemd-run": lambda _arguments, _stdin: 0,
-    }
-    api_kit.serve(host, lambda method, path, parameters: _answer(host, method, path, parameters))
-
-
-def _guest(host: Host, program: str, arguments: Sequence[str]) -> Done:
-    vmid = arguments[1]
-    if arguments[0] == "unlock":
-        guest(host, VM if program == "qm" else CT, int(vmid))
-        return Done(0, b"")
-    if arguments[0] == "start":
-        _start(host, program, vmid)
-        return Done(0, b"")
-    if host.exists(f"/unsaid/{vmid}"):
-        return Done(1, b"")
-    return Done(0, f"status: {host.read(f'/state/{program}/{vmid}')}\n".encode())
-
-
-def _start(host: Host, program: str, vmid: str) -> str:
-    kill(host, f"before-{vmid}")
-    if host.exists(f"/ends/{vmid}"):
-        host.write("/state/system", "stopping\n")
-    host.write("/started", (host.read("/started") if host.exists("/started") else "") + f"{vmid} ")
-    status = "start failed: no such bridge" if host.exists(f"/fails/{vmid}") else "OK"
-    upid = task(host, f"{'qm' if program == 'qm' else 'vz'}start", int(vmid), int(time.time()), status=status)
-    if status == "OK" and not host.exists("/silent"):
-        host.write(f"/state/{program}/{vmid}", "running")
-    kill(host, f"after-{vmid}")
-    return upid
-
-
-def _answer(host: Host, method: str, path: str, parameters: dict[str, str]) -> Any:
-    """What pvedaemon answers, as on a node of Proxmox VE 9.2."""
-    if host.exists("/unsaid/api"):
-        raise api_kit.RefusedError("RPCEnvironment init request failed")
-    _, what, *words = path.split("/")
-    if what == "tasks":
-        tasks = api_kit.noted_tasks(host, "index.1", "index", "active")
-        if words:
-            (status,) = [one["status"] for one in tasks if one["upid"] == words[0]]
-            ended = {"status": "running"} if host.exists("/silent") else {"status": "stopped", "exitstatus": status}
-            return ended if words[1] == "status" else []
-        wanted = {"id": parameters.get("vmid"), "type": parameters.get("typefilter")}
-        of_these = [one for one in tasks if all(value in (None, one[key]) for key, value in wanted.items())]
-        return [one for one in of_these if one["starttime"] >= int(parameters.get("since", 0))]
-    if what == "hardware":
-        return []
-    program, kind = ("qm", VM) if what == "qemu" else ("pct", CT)
-    if not words:
-        return [_status(host, program, path.name) for path in sorted((host.root / "state" / program).iterdir())]
-    if method == "POST":
-        if host.exists("/no-quorum"):
-            raise api_kit.RefusedError("cluster not ready - no quorum?")
-        return _start(host, program, words[0])
-    if words[1] == "status":
-        return _status(host, program, words[0])
-    conf = _conf(host, kind, words[0])
-    return [{"key": key, "value": value} for key, value in conf.items()] if words[1] == "pending" else conf
-
-
-def _status(host: Host, program: str, vmid: str) -> dict[str, Any]:
-    power = "stopped" if host.read(f"/state/{program}/{vmid}") == "stopped" else "running"  # a VM that is paused runs
-    return {"vmid": int(vmid), "name": f"g{vmid}", "status": power, "uptime": 60}
-
-
-def _conf(host: Host, kind: str, vmid: str) -> dict[str, str]:
-    if not (host.root / f"etc/pve/{kind}/{vmid}.conf").is_file():
-        raise api_kit.RefusedError(f"Configuration file 'nodes/pve/{kind}/{vmid}.conf' does not exist")
-    text = host.read(f"/etc/pve/{kind}/{vmid}.conf")
-    digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-    return dict(line.split(": ", 1) for line in text.partition("[")[0].splitlines()) | {"digest": digest}
-
-
-def kill(host: Host, when: str) -> None:
-    if host.exists(f"/kill/{when}"):
-        (host.root / "kill" / when).unlink()
-        raise Killed
-
-
-def guest(host: Host, kind: str, vmid: int, conf: str = "", power: str = "stopped") -> None:
-    key = "name" if kind == VM else "hostname"
-    host.write(f"/etc/pve/{kind}/{vmid}.conf", f"{key}: g{vmid}\n{conf}[before]\nlock: snapshot\nstartup: order=9\n")
-    host.write(f"/state/{'qm' if kind == VM else 'pct'}/{vmid}", power)
-
-
 def under_ha(host: Host, state: str) -> None:
     host.write("/etc/pve/ha/resources.cfg", f"vm: 103\n\tstate {state}\n")
 
 
-def noted(host: Host, *guests: str, at: int = NOTED, last: str = "") -> None:
+def noted(host: Host, *guests: str, known: Sequence[str] = (), identity: str = "") -> None:
     words = (one.split() for one in guests)
-    note_ran(host, *((program, int(vmid), A) for program, vmid in words), at=at, last=last)
-    host.write(f"{HOME}/ran-program", "…\n")
-    host.write("/etc/systemd/system/homelab-ran.timer", "…\n")
+    note_ran(host, *((program, int(vmid), A) for program, vmid in words), known=known, identity=identity)
+    host.write(f"{HOME}/owed-program", "…\n")
+    host.write("/etc/systemd/system/homelab-owed.timer", "…\n")
 
 
-def task(
-    host: Host, kind: str, vmid: int | str, at: int, user: str = "root@pam", file: str = "index", status: str = "OK"
-) -> str:
-    upid = f"UPID:pve:000003E8:00000001:{at:08X}:{kind}:{vmid}:{user}:"
-    with Path(host.root / TASKS[1:] / file).open("a") as tasks:
-        tasks.write(f"{upid} 0\n" if file == "active" else f"{upid} {at + 1:08X} {status}\n")
-    return upid
+def waits(host: Host) -> dict[int, str]:
+    """Why those in the list weren't started when that was last tried."""
+    return {debt.guest: debt.waits for debt in owed.noted(host.working_system())}
 
 
 def run(host: Host, *, later: tuple[int, ...] = (), unwanted: tuple[int, ...] = ()) -> dict[str, Any]:
@@ -191,7 +87,7 @@ def started(host: Host) -> list[int]:
 
 
 def is_over(host: Host) -> bool:
-    return not [*host.root.rglob("homelab-ran*"), *(host.root / HOME[1:]).glob("ran*")]
+    return not [*host.root.rglob("homelab-owed*"), *(host.root / HOME[1:]).glob("owed*")]
 
 
 def test_what_ran_is_started_once_in_proxmox_ves_order(host: Host) -> None:
@@ -200,6 +96,10 @@ def test_what_ran_is_started_once_in_proxmox_ves_order(host: Host) -> None:
     assert said["started"] == ["VM 105 (g105)", "container 901 (g901)", "VM 90 (g90)", "VM 103 (g103)"]
     assert (said["off"], is_over(host)) == ([], True)
     assert run(host) == {"started": [], "off": []}
+
+
+def shut_down_by_host(host: Host) -> str:
+    return task(host, "qmshutdown", 103, DOWN + 5)
 
 
 def gone(host: Host) -> None:
@@ -224,14 +124,17 @@ def gone(host: Host) -> None:
         # In a boot between, by root.
         (lambda host: task(host, "qmstop", 103, BOOTED - 30), False),
         (lambda host: (task(host, "qmstart", 103, BOOTED + 60), task(host, "qmshutdown", 103, BOOTED + 70)), False),
-        # Of another guest; before it was noted; a console; the host's own shutdown of it.
-        (lambda host: task(host, "qmstart", 1030, BOOTED + 60), True),
-        (lambda host: noted(host, "qm 103", last=task(host, "qmstart", 103, NOTED)), True),
-        (lambda host: task(host, "vncproxy", 103, BOOTED + 60), True),
-        # A job's, of a guest that is off, too.
-        (lambda host: task(host, "vzdump", 103, BOOTED + 60), True),
-        (lambda host: task(host, "qmsnapshot", 103, BOOTED + 60), True),
-        (lambda host: task(host, "qmshutdown", 103, DOWN + 5), True),
+        # What leaves it off, or puts another in its place, beside the host's own shutdown.
+        *(
+            (lambda host, kind=kind: (shut_down_by_host(host), task(host, kind, 103, BOOTED + 60)), False)
+            for kind in ("qmrollback", "qmrestore", "qmsuspend", "qmigrate", "hastop")
+        ),
+        # Of another guest; before it was noted, whatever the clock said; a console; a job's, of a guest that is off, too.
+        (lambda host: noted(host, "qm 103", known=[task(host, "qmstop", 103, BOOTED + 99)]), True),
+        *(
+            (lambda host, kind=kind, vmid=vmid: task(host, kind, vmid, BOOTED + 60), True)
+            for kind, vmid in (("qmstart", 1030), ("vncproxy", 103), ("vzdump", 103), ("qmsnapshot", 103))
+        ),
         # Its start at the boot failed.
         (lambda host: task(host, "qmstart", 103, BOOTED + 5, status="start failed: no such bridge"), True),
         (lambda host: task(host, "qmstart", 103, BOOTED + 5, status="WARNINGS: 1"), False),
@@ -243,6 +146,8 @@ def test_a_guest_that_somebody_has_seen_to_is_left_alone(
     noted(host, "qm 103")
     task(host, "stopall", "", DOWN)
     what(host)
+    if starts:
+        shut_down_by_host(host)
     said = run(host)
     assert started(host) == ([103] if starts else [])
     assert is_over(host) and said["off"] == []
@@ -256,6 +161,19 @@ def test_who_was_switched_off_after_a_run_that_was_killed_before_its_restart_sta
     task(host, "qmshutdown", 90, NOTED + 2 * 86400 + 1)
     run(host)
     assert started(host) == [90] and is_over(host)
+
+
+def test_a_boot_that_ended_without_a_shutdown_has_left_them_off(host: Host) -> None:
+    """By a power cut. If the host has shut all its guests down, one that it hadn't to was off by then."""
+    noted(host, "qm 103")
+    task(host, "stopall", "", DOWN)
+    (said,) = run(host)["off"]
+    assert said == f"VM 103 (g103) was switched off by homelab, and isn't started yet: {owed.UNKNOWN}"
+    assert not started(host) and waits(host) == {103: owed.UNKNOWN}
+    host.write(f"{TASKS}/index", "")
+    task(host, "stopall", "", DOWN, status="unexpected status")
+    run(host)
+    assert started(host) == [103] and is_over(host)
 
 
 def test_a_start_that_is_under_way_is_waited_for(host: Host, clock: Clock) -> None:
@@ -282,7 +200,7 @@ def test_a_run_waits_until_proxmox_ve_has_started_its_own_guests(host: Host, clo
     noted(host, "qm 103")
     guest(host, VM, 103)
     assert run(host)["off"] == [
-        "guests that ran before the restart aren't started yet: Proxmox VE hasn't started its own; this host goes on trying (homelab-ran.timer)"
+        "guests that ran before the restart aren't started yet: Proxmox VE hasn't started its own; this host goes on trying (homelab-owed.timer)"
     ]
     assert not is_over(host)
 
@@ -300,13 +218,12 @@ def test_a_lock_that_was_left_behind_is_said_once_with_what_cures_it_and_keeps_n
     host: Host, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of a backup that a power cut has ended."""
-    now = int(time.time())
-    noted(host, "pct 901", at=now - 360)
+    noted(host, "pct 901")
     guest(host, CT, 901, "lock: backup\n")
     capsys.readouterr()
     alone(host)
     said = capsys.readouterr().err
-    assert "could not be started at once: it is locked, backup (once nothing works on it: `pct unlock 901`)" in said
+    assert "isn't started yet: it is locked, backup (once nothing works on it: `pct unlock 901`)" in said
     assert host.read(SAID) == said
     alone(host)
     assert not capsys.readouterr().err and host.read(SAID) == said and not started(host)
@@ -315,28 +232,24 @@ def test_a_lock_that_was_left_behind_is_said_once_with_what_cures_it_and_keeps_n
     assert started(host) == [901] and is_over(host)
 
 
-def test_who_stays_off_is_said_with_what_to_do_and_keeps_nobody_off(host: Host) -> None:
+def test_a_start_that_fails_keeps_nobody_off_and_is_tried_again_ever_more_seldom(host: Host, clock: Clock) -> None:
     host.write("/fails/105", "")
-    said = run(host)
-    assert started(host) == [105, 901, 90, 103] and is_over(host)
-    assert said["off"] == [
-        "VM 105 (g105) ran before the restart, and did not start after it: start failed: no such bridge (`qm start 105`)"
-    ]
+    real = time.time
+    clock.patch.setattr(time, "time", lambda: real() + clock.passed)
+    (said,) = run(host)["off"]
+    assert started(host) == [105, 901, 90, 103]
+    assert said == "VM 105 (g105) was switched off by homelab, and isn't started yet: start failed: no such bridge"
+    tries = [clock.passed]
+    while len(tries) < 8:
+        before = len(started(host))
+        alone(host)
+        tries += [clock.passed] * (len(started(host)) - before)
+    pauses = [round((after - before) / 60) for before, after in itertools.pairwise(tries)]
+    assert pauses[0] < pauses[2] < pauses[-1] == pauses[-2] < 20
     (host.root / "fails/105").unlink()
-    for command in re.findall("`qm (.+?)`", said["off"][0]):
-        host.programs["qm"](command.split(), b"")
-    assert host.read("/state/qm/105") == "running"
-
-
-def test_a_start_that_fails_after_its_lock_has_gone_is_said_too(host: Host) -> None:
-    noted(host, "qm 103")
-    guest(host, VM, 103, "lock: backup\n")
-    assert "could not be started at once: it is locked, backup" in run(host)["off"][0]
-    guest(host, VM, 103)
-    host.write("/fails/103", "")
-    alone(host)
-    assert "VM 103 (g103) ran before the restart, and did not start after it: start failed" in host.read(SAID)
-    assert is_over(host)
+    for _ in range(20):
+        alone(host)
+    assert host.read("/state/qm/105") == "running" and is_over(host)
 
 
 def test_a_start_that_doesnt_end_is_said_and_goes_on(host: Host) -> None:
@@ -344,15 +257,14 @@ def test_a_start_that_doesnt_end_is_said_and_goes_on(host: Host) -> None:
     host.write("/silent", "")
     answer = run(host)
     assert answer["off"] == [
-        "VM 103 (g103) ran before the restart, and did not start after it: it still runs after 300 s (`qm start 103`)"
+        "VM 103 (g103) was switched off by homelab, and isn't started yet: it still runs after 300 s"
     ]
-    assert not answer["started"] and is_over(host)
+    assert not answer["started"] and started(host) == [103]
 
 
 @pytest.mark.parametrize("unknown", ["unsaid/api", f"{TASKS}/index.1/"[1:], "etc/pve/qemu-server/103.conf/"])
 def test_what_cannot_be_told_starts_nothing_and_is_asked_again(host: Host, unknown: str) -> None:
-    now = int(time.time())
-    noted(host, "qm 103", at=now - 120)
+    noted(host, "qm 103")
     place = host.root / unknown
     kept = place.read_text() if place.is_file() else None
     if unknown.endswith("/"):  # a read that fails
@@ -360,7 +272,7 @@ def test_what_cannot_be_told_starts_nothing_and_is_asked_again(host: Host, unkno
         place.mkdir(parents=True)
     else:
         host.write(unknown, "")
-    assert run(host)["off"][0].startswith("VM 103 ran before the restart, and could not be started at once: ")
+    assert run(host)["off"][0].startswith("VM 103 (g103) was switched off by homelab, and isn't started yet: ")
     assert not started(host) and not is_over(host)
     if unknown.endswith("/"):
         place.rmdir()
@@ -375,13 +287,11 @@ def test_what_cannot_be_told_starts_nothing_and_is_asked_again(host: Host, unkno
 def test_a_backup_that_runs_is_waited_for_and_its_lock_is_no_last_word(host: Host) -> None:
     """A job that was missed while the host was off begins at its boot."""
     now = int(time.time())
-    noted(host, "qm 103", at=now - 4 * 3600 - 60)
+    noted(host, "qm 103")
     guest(host, VM, 103, "lock: backup\n")
     task(host, "vzdump", 103, now - 1800, file="active")
     (said,) = run(host)["off"]
-    assert said.startswith(
-        "VM 103 (g103) ran before the restart, and could not be started at once: it is locked, backup"
-    )
+    assert said.startswith("VM 103 (g103) was switched off by homelab, and isn't started yet: it is locked, backup")
     assert not started(host) and not is_over(host)
     guest(host, VM, 103)
     alone(host)
@@ -394,9 +304,9 @@ def test_a_lock_that_comes_while_others_are_started_is_waited_for(host: Host) ->
     def answer(method: str, path: str, parameters: dict[str, str]) -> Any:
         if method == "POST" and "105" in path:
             guest(host, VM, 103, "lock: backup\n")
-        return _answer(host, method, path, parameters)
+        return guest_kit.answer(host, method, path, parameters)
 
-    noted(host, "qm 105", "qm 103", at=int(time.time()) - 120)
+    noted(host, "qm 105", "qm 103")
     api_kit.serve(host, answer)
     assert "it is locked, backup" in run(host)["off"][0] and started(host) == [105]
     guest(host, VM, 103)
@@ -406,8 +316,7 @@ def test_a_lock_that_comes_while_others_are_started_is_waited_for(host: Host) ->
 
 def test_without_a_quorum_nobody_is_started_in_vain(host: Host) -> None:
     """A start that fails isn't tried again, and a node has no quorum for a while after its boot."""
-    now = int(time.time())
-    noted(host, "qm 103", at=now - 120)
+    noted(host, "qm 103")
     host.write("/no-quorum", "")
     assert "cluster not ready - no quorum?" in run(host)["off"][0] and not started(host) and not is_over(host)
     (host.root / "no-quorum").unlink()
@@ -441,15 +350,14 @@ def test_where_etc_pve_gives_no_answer_no_guest_is_gone(host: Host, monkeypatch:
 @pytest.mark.parametrize("silent", range(11))
 def test_an_api_that_gives_no_answer_once_keeps_nobody_off_for_good(host: Host, silent: int) -> None:
     """At any of its questions: such as while its service restarts."""
-    now = int(time.time())
     guest(host, VM, 103, "hookscript: local:snippets/homelab-handover.sh\nstartup: up=5\n")
-    noted(host, "qm 103", "qm 90", at=now - 120)
+    noted(host, "qm 103", "qm 90")
     asked = itertools.count()
 
     def answer(method: str, path: str, parameters: dict[str, str]) -> Any:
         if next(asked) == silent:
             raise api_kit.RefusedError("Connection refused")
-        return _answer(host, method, path, parameters)
+        return guest_kit.answer(host, method, path, parameters)
 
     api_kit.serve(host, answer)
     run(host)
@@ -465,31 +373,14 @@ def test_who_was_switched_off_thousands_of_tasks_ago_stays_off(host: Host) -> No
     assert started(host) == [105, 901, 90] and is_over(host)
 
 
-def test_who_notes_what_runs_keeps_it_from_a_timer_that_has_nothing_to_do(host: Host) -> None:
-    (host.root / f"{HOME}/ran"[1:]).unlink()
-    before = host.lasting()
-    with host.system().work.holding(guests_to_start.LOCK, 0):
-        alone(host)
-        assert host.lasting() == before
-    alone(host)
-    assert is_over(host)
-
-
 def test_a_guest_that_was_removed_or_moved_meanwhile_is_owed_nothing(host: Host) -> None:
     noted(host, "qm 103", "pct 901")
     gone(host)
     assert run(host) == {"started": ["container 901 (g901)"], "off": []} and is_over(host)
 
 
-def test_who_starts_them_already_is_left_to_it(host: Host) -> None:
-    with host.system().work.holding(guests_to_start.LOCK, 0):
-        alone(host)
-        assert not started(host) and not is_over(host)
-
-
 def test_without_etc_pve_nothing_is_believed(host: Host) -> None:
-    now = int(time.time())
-    noted(host, "qm 103", at=now - 120)
+    noted(host, "qm 103")
     (host.root / "etc/pve/local").unlink()
     assert "/etc/pve isn't there" in run(host)["off"][0] and not started(host) and not is_over(host)
 
@@ -510,6 +401,8 @@ def test_nobody_is_started_once_the_system_goes_down_again(host: Host, clock: Cl
     guest(host, VM, 105, "startup: order=1,up=300\n")
 
     def meanwhile() -> None:
+        if not started(host):
+            return
         if how == "stopping":
             host.write("/state/system", "stopping\n")
         elif how == "ordered":
@@ -529,7 +422,7 @@ def test_a_start_that_fails_since_the_system_goes_down_costs_the_others_none(hos
     assert started(host) == [105] and not is_over(host)
     host.write("/state/system", "running\n")
     alone(host)
-    assert started(host) == [105, 901, 90, 103] and is_over(host)
+    assert started(host) == [105, 901, 90, 103] and list(waits(host)) == [105]
 
 
 def test_a_runs_own_guests_are_left_to_it_and_started_once_it_has_ended(host: Host) -> None:
@@ -591,7 +484,7 @@ def test_the_next_up_hears_once_what_the_host_has_started_alone_while_that_boot_
     host.write(f"{HOME}/judged", "boot x was judged")
     host.write("/fails/901", "")
     alone(host)
-    said = "; the host itself has started what ran before its restart: VM 105 (g105), VM 90 (g90), VM 103 (g103); container 901"
+    said = "; the host itself has started what homelab had switched off: VM 105 (g105), VM 90 (g90), VM 103 (g103); container 901"
     judged = host.ask("apply", "confirm_boot", {})["judged"]
     assert judged.startswith(f"boot x was judged{said}")
     text = host.read(SAID)
@@ -609,7 +502,7 @@ def test_the_next_up_hears_once_what_the_host_has_started_alone_while_that_boot_
 def test_a_host_that_was_given_back_meanwhile_keeps_nothing_of_it(host: Host) -> None:
     alone(host)
     assert len(started(host)) == 4 and not host.exists(HOME)
-    host.write(f"{HOME}/ran-program", "")  # what a cut has left of the end
+    host.write(f"{HOME}/owed-program", "")  # what a cut has left of the end
     alone(host)
     assert not host.exists(HOME)
 
@@ -617,20 +510,26 @@ def test_a_host_that_was_given_back_meanwhile_keeps_nothing_of_it(host: Host) ->
 # Before the restart.
 
 
-def note(host: Host) -> str:
+def forget(host: Host) -> None:
     system = host.working_system()
-    return system.changing(lambda: guests_to_start.note_running(system))
+    owed.drop(system, *owed.noted(system))
+
+
+def note(host: Host) -> None:
+    system = host.working_system()
+    system.changing(lambda: owed.note_running(system))
 
 
 def test_what_runs_is_noted_beside_what_is_owed_from_before(host: Host) -> None:
     guest(host, VM, 90, power="running")
     guest(host, CT, 902, power="running")
-    assert note(host) == ""
-    assert who_ran(host) == [("qm", 90, B), ("pct", 902, B), ("qm", 103, A), ("qm", 105, A), ("pct", 901, A)]
-    assert (host.root / "etc/systemd/system/timers.target.wants/homelab-ran.timer").is_symlink()
+    note(host)
+    assert who_ran(host) == [("qm", 103, A), ("qm", 105, A), ("pct", 901, A), ("qm", 90, B), ("pct", 902, B)]
+    assert (host.root / "etc/systemd/system/timers.target.wants/homelab-owed.timer").is_symlink()
     guest(host, VM, 90)  # by its user: of this boot, what runs at the last note counts
-    assert note(host) == "" and ("qm", 90, B) not in who_ran(host)
-    guests_to_start.drop(host.working_system())
+    note(host)
+    assert ("qm", 90, B) not in who_ran(host)
+    owed.drop_restart(host.working_system())
     assert who_ran(host) == [("qm", 103, A), ("qm", 105, A), ("pct", 901, A)]
 
 
@@ -640,26 +539,17 @@ def test_what_runs_is_noted_beside_what_is_owed_from_before(host: Host) -> None:
 )
 def test_who_is_being_switched_off_is_not_noted(host: Host, kind: str, file: str, is_noted: bool) -> None:
     """A guest that hasn't heeded a shutdown runs."""
-    (host.root / f"{HOME}/ran"[1:]).unlink()
+    (host.root / owed.OWED[1:]).unlink()
     guest(host, VM, 90, power="running")
     task(host, kind, 90, BOOTED + 60, "bob@pve", file=file, status="VM quit/powerdown failed")
-    assert note(host) == ""
-    assert (host.exists(f"{HOME}/ran") and who_ran(host) == [("qm", 90, B)]) == is_noted
-
-
-def test_a_container_that_a_handover_owes_a_start_is_noted(host: Host) -> None:
-    (host.root / f"{HOME}/ran"[1:]).unlink()
-    for name, boot, owed in (("big", B, "902 903"), ("old", A, "904")):
-        record = {"state": "HELD", "vm": "103", "boot": boot, "containers": owed.split()}
-        host.write(f"{HOME}/handover/{name}.state", json.dumps(record))
-    host.write(f"{HOME}/handover/bad.state", "{}?")
-    assert note(host) == ""
-    assert who_ran(host) == [("pct", 902, B), ("pct", 903, B)]
+    note(host)
+    assert (host.exists(owed.OWED) and who_ran(host) == [("qm", 90, B)]) == is_noted
 
 
 def test_a_host_without_a_running_guest_has_nothing_to_note(host: Host) -> None:
-    (host.root / f"{HOME}/ran"[1:]).unlink()
-    assert note(host) == "" and is_over(host)
+    (host.root / owed.OWED[1:]).unlink()
+    note(host)
+    assert is_over(host)
 
 
 def test_what_runs_and_is_not_told_is_not_noted_as_nothing(host: Host) -> None:
@@ -671,25 +561,37 @@ def test_what_runs_and_is_not_told_is_not_noted_as_nothing(host: Host) -> None:
 
 
 def test_a_note_that_cant_be_read_is_said_and_stays(host: Host) -> None:
-    (host.root / f"{HOME}/ran"[1:]).unlink()
-    host.write(f"{HOME}/ran/x", "")
-    assert "which guests run can't be noted" in guests_to_start.note_running(host.working_system())
+    (host.root / owed.OWED[1:]).unlink()
+    host.write(f"{HOME}/owed/x", "")
     for act in (
         alone,
-        lambda host: guests_to_start.drop(host.working_system()),
-        lambda host: guests_to_start.leave_to_host(host.working_system()),
+        lambda host: owed.note_running(host.working_system()),
+        lambda host: owed.drop_restart(host.working_system()),
+        lambda host: owed.leave_to_host(host.working_system()),
     ):
-        with pytest.raises(Failure, match="no file: .*ran"):
+        with pytest.raises(Failure, match="no file: .*owed"):
             act(host)
-    assert host.exists(f"{HOME}/ran-program")
+    assert host.exists(f"{HOME}/owed-program")
+
+
+def test_a_host_that_is_given_back_names_and_forgets_whom_it_cant_start(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note(host)  # and its restart doesn't come
+    lost = owed.noted(host.working_system())
+    for debt in lost:
+        owed.update(host.working_system(), replace(debt, why="change"))
+    owed.leave_to_host(host.working_system())
+    said = capsys.readouterr().err
+    assert is_over(host) and all(f"{debt.name} was switched off by homelab, and isn't" in said for debt in lost)
 
 
 def test_a_host_that_is_given_back_forgets_whom_nothing_is_owed(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
-    guests_to_start.leave_to_host(host.working_system())
+    owed.leave_to_host(host.working_system())
     assert "still off" in capsys.readouterr().err and not is_over(host)
     for kind, vmid in ((VM, 103), (VM, 90), (VM, 105), (CT, 901)):
         guest(host, kind, vmid, power="running")
-    guests_to_start.leave_to_host(host.working_system())
+    owed.leave_to_host(host.working_system())
     assert is_over(host) and not started(host)
 
 
@@ -706,35 +608,33 @@ def booted_again(cut: Cut, host: Host, place: Path) -> Host:
 
 def test_a_note_that_is_cut_short_has_what_starts_them_and_is_forgotten_whole(host: Host, tmp_path: Path) -> None:
     """A note without what starts anybody of it would be nobody's."""
-    starts = {"etc/systemd/system/timers.target.wants/homelab-ran.timer", f"{HOME}/ran-program"[1:]}
-    (host.root / f"{HOME}/ran"[1:]).unlink()
-    (host.root / f"{HOME}/ran-program"[1:]).unlink()
-    (host.root / "etc/systemd/system/homelab-ran.timer").unlink()
+    starts = {"etc/systemd/system/timers.target.wants/homelab-owed.timer", f"{HOME}/owed-program"[1:]}
+    (host.root / owed.OWED[1:]).unlink()
+    (host.root / f"{HOME}/owed-program"[1:]).unlink()
+    (host.root / "etc/systemd/system/homelab-owed.timer").unlink()
     guest(host, VM, 90, power="running")
     found = cuts(host, note)
-    assert len(found) > 10 and all(
-        f"{HOME}/ran"[1:] not in cut.lasting or starts <= cut.lasting.keys() for cut in found
-    )
-    for number, cut in enumerate([*found, *cuts(host, lambda one: guests_to_start.forget(one.working_system()))]):
+    assert len(found) > 10 and all(owed.OWED[1:] not in cut.lasting or starts <= cut.lasting.keys() for cut in found)
+    for number, cut in enumerate([*found, *cuts(host, forget)]):
         left = booted_again(cut, host, tmp_path / str(number))
         for kind in ("qm", "pct"):
             (left.root / "state" / kind).mkdir(parents=True)
         system = left.system()
         if number % 2:
-            system.changing(lambda system=system: guests_to_start.drop(system))  # type: ignore[misc]
+            system.changing(lambda system=system: owed.drop_restart(system))  # type: ignore[misc]
         else:  # `destroy`
             guest(left, VM, 90, power="running")
-            system.changing(lambda system=system: guests_to_start.leave_to_host(system))  # type: ignore[misc]
+            system.changing(lambda system=system: owed.leave_to_host(system))  # type: ignore[misc]
         assert is_over(left) and not left.exists(HOME), cut.how
 
 
 def test_who_is_forgotten_has_a_timer_to_the_last(host: Host, tmp_path: Path) -> None:
     """A cut leaves no note that nobody would see to."""
-    guests_to_start._TIMER.put(host.working_system(), "", "", b"")
-    for number, cut in enumerate(cuts(host, lambda one: guests_to_start.forget(one.working_system()))):
+    owed._TIMER.put(host.working_system(), "", "", b"")
+    for number, cut in enumerate(cuts(host, forget)):
         left = booted_again(cut, host, tmp_path / str(number))
-        whole = all(map(left.exists, guests_to_start._TIMER.paths))
-        assert not left.exists(guests_to_start.RAN) or whole, cut.how
-        if not left.exists(guests_to_start.RAN):
+        whole = all(map(left.exists, owed._TIMER.paths))
+        assert not left.exists(owed.OWED) or whole, cut.how
+        if not left.exists(owed.OWED):
             alone(left)
             assert is_over(left), cut.how

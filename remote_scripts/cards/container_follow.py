@@ -141,7 +141,7 @@ def follow(system: System, ctid: int) -> None:
     given = replace(note.given, nodes=(*now, *[""] * (len(nodes) - len(now))))
     done = replace(begun.after_change(options), before=note.before, given=given)
     # A run that was killed before the boot goes on from what it has noted.
-    guest_notes.write(system, CONTAINER, ctid, done.switched_as(note))
+    guest_notes.write(system, CONTAINER, ctid, done)
     system.log.say(
         f"container {ctid}: its cards' nodes have other names or numbers since this boot, and its configuration has "
         "these now"
