@@ -246,18 +246,17 @@ def leave_to_host(system: System) -> None:
     :raises Failure: as of `put`.
     """
     drop_restart(system)
-    off = [one for one in noted(system) if guests.power_of(system, one.program, str(one.guest), 0) not in ("on", "gone")]
-    lost = [debt for debt in off if debt.waits == UNKNOWN or debt.why != "restart" and not debt.ours]
+    powers = {debt: guests.power_of(system, debt.program, str(debt.guest), 0) for debt in noted(system)}
+    drop(system, *(debt for debt, power in powers.items() if power in ("on", "gone")))
+    lost = [debt for debt in noted(system) if debt.waits == UNKNOWN or debt.why != "restart" and not debt.ours]
     for debt in lost:
         system.log.say(f"note: {replace(debt, waits=UNKNOWN).said}")
     drop(system, *lost)
-    if off := [debt for debt in off if debt not in lost]:
+    if off := noted(system):
         system.log.say(
             "note: guests that homelab has switched off are still off; this host starts them by itself once no run is "
-            f"at work (homelab-owed.timer): {' '.join(str(one.guest) for one in off)}"
+            f"at work (homelab-owed.timer): {' '.join(str(debt.guest) for debt in off)}"
         )
-    else:
-        drop(system, *noted(system))
 
 
 def _change(system: System, changed: Callable[[list[Debt]], list[Debt]]) -> None:
