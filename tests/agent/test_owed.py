@@ -135,6 +135,15 @@ def gone(host: Host) -> None:
             (lambda host, kind=kind, vmid=vmid: task(host, kind, vmid, BOOTED + 60), True)
             for kind, vmid in (("qmstart", 1030), ("vncproxy", 103), ("vzdump", 103), ("qmsnapshot", 103))
         ),
+        # Its id was given to another guest.
+        (
+            lambda host: (
+                noted(host, "qm 103", identity="11111111-2222-3333-4444-555555555555"),
+                guest(host, VM, 103, "smbios1: uuid=99999999-2222-3333-4444-555555555555\n"),
+                shut_down_by_host(host),
+            ),
+            False,
+        ),
         # Its start at the boot failed.
         (lambda host: task(host, "qmstart", 103, BOOTED + 5, status="start failed: no such bridge"), True),
         (lambda host: task(host, "qmstart", 103, BOOTED + 5, status="WARNINGS: 1"), False),

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from homelab.facts import kernel_log
 from homelab.facts.host import HostFacts
 from remote_scripts.both.read_host import Wanted
+from remote_scripts.notes.owed import UNKNOWN
 from remote_scripts.reading import cards
 from remote_scripts.tools import run
 from remote_scripts.tools.done import TIMED_OUT, Done
@@ -232,6 +233,18 @@ def test_what_somebody_has_written_about_cards_drivers_is_read(host: Host) -> No
         "/etc/modprobe.d/off.conf: alias vfio-pci off",
         "/etc/modprobe.d/own.conf: install nvidia /bin/false",
     ]
+
+
+def test_guests_that_are_owed_a_start_are_named_but_those_of_a_restart_that_is_yet_to_come(host: Host) -> None:
+    host.write("/proc/sys/kernel/random/boot_id", "1\n")
+    about = {"program": "qm", "identity": "", "known": []}
+    debts = [
+        about | {"guest": 103, "name": "VM 103 (a)", "why": "restart", "boot": "1"},
+        about | {"guest": 104, "name": "VM 104 (b)", "why": "restart", "boot": "0", "waits": UNKNOWN},
+        about | {"guest": 105, "name": "VM 105 (c)", "why": "change", "boot": "1", "waits": "it is locked, backup"},
+    ]
+    host.write("/var/lib/homelab/owed", json.dumps({"debts": debts}))
+    assert [(one.said[:10], one.is_lost) for one in read(host).owed] == [("VM 104 (b)", True), ("VM 105 (c)", False)]
 
 
 @pytest.mark.parametrize(

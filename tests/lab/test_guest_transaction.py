@@ -100,6 +100,13 @@ def test_a_lost_answer_is_found_again(world: World) -> None:
         world.destroy()
 
 
+def test_a_clock_that_ran_ahead_when_it_was_last_switched_leaves_none_off(world: World) -> None:
+    """As at a boot with its RTC in local time, until NTP sets it."""
+    world.command("stop", "start")
+    world.shift_tasks(7200)
+    assert world.give() and world.is_given()
+
+
 def test_whoever_has_switched_it_off_since_has_it_off(world: World) -> None:
     """Also by a shutdown of a VM that is off already: of a container Proxmox VE refuses that."""
     before = world.conf()

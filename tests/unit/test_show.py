@@ -11,6 +11,8 @@ import pytest
 
 from homelab.cli import show as command
 from homelab.facts.host import HostFacts
+from homelab.findings import Turn
+from homelab.host.judge import judge_host
 from homelab.remote import ssh, systems
 from homelab.settings import Container, Vm, parse
 from homelab.show import reading, result, terminal, tree
@@ -68,6 +70,17 @@ def test_host_group_card_and_guest_with_what_changes(show: Any) -> None:
 
 BEFORE = ShownCard("0000:01:00", "RTX 5090 [10de:2b85] at 0000:01:00", "IOMMU group 16", (), "nouveau")
 DRAWN = tree.of_host("pve", [BEFORE], [replace(BEFORE, driver="vfio-pci", guests=(ShownGuest("VM", 103, "sandbox"),))])
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_guest_that_is_owed_a_start_is_named_by_show_and_doctor(show: Any, is_lost: bool) -> None:
+    """One that the host starts by itself is no fault; one that it can't start is its owner's turn."""
+    said = "VM 103 (Sandbox) was switched off by homelab, and isn't started yet: it is locked, backup"
+    facts = desktop(guests=GUESTS, owed=[{"said": said, "is_lost": is_lost}])
+    assert f"other: {said}" in lines(show(facts, {"sandbox": VM}))
+    judged = judge_host(facts, parse({"hosts": {"pve": settings()}}).hosts["pve"])
+    found = [(one.found, one.turn) for one in judged.findings if one.found == said]
+    assert found == [(said, Turn.PERSON)] * is_lost and (said in judged.remarks) is not is_lost
 
 
 def test_a_card_that_nobody_has() -> None:
