@@ -207,12 +207,10 @@ def note_running(system: System) -> None:
 
     :raises Failure: Proxmox VE gives no answer; as of `put`.
     """
-    boot, node = boot_id(system), pmxcfs.this_node(system).name
-    running: dict[tuple[str, int], Debt] = {}
-    restarts = guest_tasks.restarts(api.of(system))
+    boot, running = boot_id(system), dict[tuple[str, int], Debt]()
     for guest in guests.running(system):
-        kind = KINDS[guest.program]
-        tasks = guest_tasks.switching(api.of(system), kind, guest.id)
+        kind, node = KINDS[guest.program], pmxcfs.this_node(system).name
+        tasks, restarts = guest_tasks.switching(api.of(system), kind, guest.id), guest_tasks.restarts(api.of(system))
         if any("endtime" not in task and task["type"] not in kind.starts + kind.reboots for task in tasks):
             continue  # it is being switched off
         running[guest.program, guest.id] = Debt(
