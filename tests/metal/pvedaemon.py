@@ -1,10 +1,14 @@
-"""A stand-in for Proxmox VE's pvedaemon on a Debian: its version, its mappings of PCI devices, and no guests.
+"""A stand-in for Proxmox VE's pvedaemon on a Debian: its version, its mappings of PCI devices, and the power of containers, by the stand-in for
+pct (guest/pct); a list of guests has none.
 
-It asks nobody for a ticket. The mappings' words are those of PVE::API2::Cluster::Mapping::PCI (lab/api/mapping.py); they are kept as JSON.
+It asks nobody for a ticket. A task has ended by the answer. The mappings' words are those of PVE::API2::Cluster::Mapping::PCI (lab/api/mapping.py); they are kept as JSON.
 """
 
 import hashlib
 import json
+import re
+import subprocess
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -12,6 +16,11 @@ from urllib.parse import parse_qs, unquote, urlsplit
 KEPT = Path("/var/lib/metal/mappings.json")
 MAPPINGS = "cluster/mapping/pci"
 FLAG = "live-migration-capable"
+
+
+#: The tasks of containers, as Proxmox VE lists them.
+TASKS: list[dict[str, object]] = []
+CONTAINER = re.compile(r"nodes/[^/]+/lxc/(\d+)/(config|status/current|status/(start|shutdown))")
 
 
 class Refusal(Exception):
@@ -45,7 +54,40 @@ def changed(verb: str, name: str, given: dict[str, list[str]]) -> None:
     KEPT.write_text(json.dumps(mappings))
 
 
+def container(ctid: str, what: str, does: str | None) -> object:
+    if not does:
+        state = subprocess.run(["/usr/local/sbin/pct", "status", ctid], capture_output=True, text=True).stdout
+        return {} if what == "config" else {"status": state.removeprefix("status: ").strip()}
+    ticks, now, kind = int(time.clock_gettime(time.CLOCK_BOOTTIME) * 100), int(time.time()), f"vz{does}"
+    done = subprocess.run(["/usr/local/sbin/pct", does, ctid], capture_output=True, text=True)
+    about = {
+        "type": kind,
+        "id": ctid,
+        "user": "root@pam",
+        "pstart": ticks,
+        "starttime": now,
+        "endtime": int(time.time()),
+    }
+    upid = f"UPID:pve:{len(TASKS):08X}:{ticks:08X}:{now:08X}:{kind}:{ctid}:root@pam:"
+    TASKS.append({**about, "upid": upid, "status": done.stderr.strip().replace("\n", " ") if done.returncode else "OK"})
+    return upid
+
+
+def tasks(words: list[str], given: dict[str, list[str]]) -> object:
+    if words:
+        (task,) = (one for one in TASKS if one["upid"] == words[0])
+        return {"status": "stopped", "exitstatus": task["status"]} if words[1] == "status" else []
+    wanted = {"id": given.get("vmid"), "type": given.get("typefilter")}
+    return [one for one in TASKS if all(value in (None, [one[key]]) for key, value in wanted.items())]
+
+
 def answer(verb: str, path: str, given: dict[str, list[str]]) -> object:
+    if match := CONTAINER.fullmatch(path):
+        return container(match[1], match[2], match[3])
+    if match := re.fullmatch(r"nodes/[^/]+/tasks/?(.*)", path):
+        return tasks(match[1].split("/") if match[1] else [], given)
+    if re.fullmatch(r"nodes/[^/]+/hardware/pci", path):
+        return []
     if path == "version":
         return {"version": "9.1.2", "release": "9.1", "repoid": "metal"}
     if path in ("nodes/pve/qemu", "nodes/pve/lxc"):
