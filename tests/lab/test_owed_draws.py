@@ -92,8 +92,8 @@ class Play:
         is_busy = any("endtime" not in task for task in tasks)
         if name in ("restore", "rollback", "migrated and back", "another guest") and (is_on or is_busy):
             return  # Proxmox VE refuses that, or it waits for the guest's next start
-        if name == "poweroff inside" and not is_on:
-            return
+        if name == "poweroff inside" and (not is_on or is_busy):
+            return  # what a guest does by itself while homelab shuts it down, no log tells
         match name:
             case "stop" | "shutdown" | "start" | "reboot" | "stop, start" | "start, stop":
                 for verb in name.split(", "):
