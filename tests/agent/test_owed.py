@@ -102,6 +102,12 @@ def shut_down_by_host(host: Host) -> str:
     return task(host, "qmshutdown", 103, DOWN + 5)
 
 
+def becomes_another(host: Host) -> None:
+    noted(host, "qm 103", identity="11111111-2222-3333-4444-555555555555")
+    guest(host, VM, 103, "smbios1: uuid=99999999-2222-3333-4444-555555555555\n")
+    shut_down_by_host(host)
+
+
 def gone(host: Host) -> None:
     for path in ("etc/pve/qemu-server/103.conf", "state/qm/103"):
         (host.root / path).unlink()
@@ -136,14 +142,7 @@ def gone(host: Host) -> None:
             for kind, vmid in (("qmstart", 1030), ("vncproxy", 103), ("vzdump", 103), ("qmsnapshot", 103))
         ),
         # Its id was given to another guest.
-        (
-            lambda host: (
-                noted(host, "qm 103", identity="11111111-2222-3333-4444-555555555555"),
-                guest(host, VM, 103, "smbios1: uuid=99999999-2222-3333-4444-555555555555\n"),
-                shut_down_by_host(host),
-            ),
-            False,
-        ),
+        (becomes_another, False),
         # Its start at the boot failed.
         (lambda host: task(host, "qmstart", 103, BOOTED + 5, status="start failed: no such bridge"), True),
         (lambda host: task(host, "qmstart", 103, BOOTED + 5, status="WARNINGS: 1"), False),
