@@ -161,6 +161,13 @@ def test_a_guest_that_somebody_has_seen_to_is_left_alone(
     assert is_over(host) and said["off"] == []
 
 
+def test_a_start_ends_what_is_owed_also_where_nothing_tells_of_homelabs_shutdown() -> None:
+    """A kill came between its shutdown and the note of that, and its owner has started and ended the guest since."""
+    debt = owed.Debt(program="qm", guest=103, name="", identity="", why="change", boot=A, known=("a",))
+    of_owner = {"upid": "b", "type": "qmstart", "user": "root@pam"}
+    assert [owed.verdict(debt, A, since, ()) for since in ([], [of_owner])] == ["unknown", "over"]
+
+
 def test_who_was_switched_off_after_a_run_that_was_killed_before_its_restart_stays_off(host: Host) -> None:
     """Days later its host is restarted by hand."""
     noted(host, "qm 103", "qm 90")

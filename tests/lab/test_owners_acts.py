@@ -30,7 +30,8 @@ def test_an_owners_act_at_any_moment_of_a_change_counts(
 ) -> None:
     """He stops the guest; shuts it down; stops it and starts it again; edits its configuration. `killed`: the run is
     killed in that moment, and the next one goes on. (By root's own shutdown in the very seconds in which a run is killed
-    before its own is noted, that can't be told: it is another user's here.)
+    before its own is noted, that can't be told: it is another user's here. Nor does he stop and start it within the milliseconds between homelab's
+    last look and its shutdown.)
     """
     is_vm, wanted = kind == "qemu", act in ("start", "edit")
     with Lab.start("bound-by-hand" if is_vm else "phoenix", state=tmp_path / "lab") as lab:
@@ -49,6 +50,8 @@ def test_an_owners_act_at_any_moment_of_a_change_counts(
 
         def owner() -> None:
             nonlocal has_acted
+            if act == "start" and (debt := world.debt()) and not debt.ours:
+                return
             has_acted = True
             if act == "edit":
                 lab.ask_api("PUT", f"{path}/config", description="his")
