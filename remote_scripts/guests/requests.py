@@ -98,7 +98,7 @@ class GuestApi:
         found = self.answer(wanted, lambda: guest_tasks.switching(self._api, self._kind, self._vmid))
         return list(found)
 
-    def restarts(self) -> list[dict[str, Any]]:
+    def restarts(self) -> Tasks:
         """The tasks by which this node has shut all its guests down; errors as of `get`."""
         return list(self.answer("to see when this node went down", lambda: guest_tasks.restarts(self._api)))
 

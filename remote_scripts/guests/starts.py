@@ -75,10 +75,11 @@ def _see_to(system: System, api: NodeApi, debt: Debt, back: Collection[str], ans
     waits, now = "", debt
     try:
         with in_turn(_CLASSES[debt.program], system, api, debt.guest) as guest:
-            if _is_over(guest):
+            verdict = _judged(guest)
+            if verdict == "over":
                 owed.drop(system, debt)
                 guest.write_note(guest.note)
-            elif not (waits := _obstacle(guest, debt, back)):
+            elif not (waits := owed.UNKNOWN if verdict == "unknown" else _obstacle(guest, debt, back)):
                 resume(guest)
                 answer.started.append(debt.name)
             now = guest.debt or debt
@@ -96,20 +97,16 @@ def _see_to(system: System, api: NodeApi, debt: Debt, back: Collection[str], ans
         answer.off.append(now.said)
 
 
-def _is_over(guest: Guest) -> bool:
-    """Whether nothing is owed to it: it runs, somebody else has switched it, it is another one or not here, or HA
-    switches it.
-    """
+def _judged(guest: Guest) -> owed.Verdict:
+    """Whether it is to be started. Nothing is owed to one that runs, is another one or not here, or is under HA."""
     if guest.debt is None or not guest.is_here or guest.runs():
-        return True
-    return power.verdict(guest) == "over" or ha.is_managed(guest.system, f"{guest.kind.ha}:{guest.vmid}")
+        return "over"
+    return "over" if ha.is_managed(guest.system, f"{guest.kind.ha}:{guest.vmid}") else power.verdict(guest)
 
 
 def _obstacle(guest: Guest, debt: Debt, back: Collection[str]) -> str:
     """Why it isn't to be started now; empty: it is."""
     system = guest.system
-    if power.verdict(guest) == "unknown":
-        return owed.UNKNOWN
     if debt.card and debt.card not in back and handover.is_away(system, debt.card):
         return f"gpus.{debt.card} isn't back from a VM"
     if hookscripts.is_homelabs(guest.config.get("hookscript", "")) and system.work.is_held():
