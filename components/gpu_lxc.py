@@ -26,9 +26,9 @@ from remote_scripts.both.terms import Terms
 from remote_scripts.tools.plain import to_plain
 
 if TYPE_CHECKING:
-    from homelab.remote import card_libraries
+    from homelab.resources import card_libraries
 else:
-    card_libraries = later("homelab.remote.card_libraries")
+    card_libraries = later("homelab.resources.card_libraries")
 
 
 class GpuLxc(pulumi.ComponentResource):

@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from pulumi_command import remote
 
     from homelab.nvidia import expected, plan, state
-    from homelab.remote import nvidia_steps as steps
+    from homelab.resources import nvidia_steps as steps
 else:
     expected = later("homelab.nvidia.expected")
     plan = later("homelab.nvidia.plan")
     state = later("homelab.nvidia.state")
-    steps = later("homelab.remote.nvidia_steps")
+    steps = later("homelab.resources.nvidia_steps")
 
 
 class NvidiaGuestStack(pulumi.ComponentResource):

@@ -19,9 +19,9 @@ from homelab.facts.host import HostFacts
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.api import Api
 from homelab.resources import limits
+from homelab.resources.work.api import ApiWork
 from homelab.settings import Host
 from homelab.text import tell
-from homelab.work.api import ApiWork
 from remote_scripts.both.free_card import Wanted as FreeCard
 from remote_scripts.notes.guest_note import Note
 from remote_scripts.pve.guest_kinds import VM

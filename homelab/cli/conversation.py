@@ -25,7 +25,8 @@ from homelab.init import cards as init_cards
 from homelab.init import settings as init_settings
 from homelab.init.ask import Ask, say, show
 from homelab.init.cards import Card, Use
-from homelab.remote import planning, ssh
+from homelab.reading import planning
+from homelab.remote import ssh
 from homelab.remote.proxmox import guest_address
 from homelab.remote.proxmox.api import Api
 from homelab.settings import Container, Host, Settings, Vm, parse

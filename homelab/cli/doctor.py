@@ -25,7 +25,8 @@ from homelab.doctor.report import WIDTH, Report, unreadable
 from homelab.errors import HomelabError
 from homelab.host.named import meant, named
 from homelab.nvidia import compatibility, judge
-from homelab.remote import diagnosis, planning, ssh
+from homelab.reading import diagnosis, planning
+from homelab.remote import ssh
 from homelab.settings import Container, Host, Settings, Vm, assigned_numbers
 from homelab.settings import project as project_folder
 from homelab.show import terminal

@@ -10,7 +10,8 @@ import argparse
 from collections.abc import Sequence
 
 from homelab.cli import stack_options
-from homelab.remote import planning, ssh
+from homelab.reading import planning
+from homelab.remote import ssh
 from homelab.settings import Host, Settings
 from homelab.show import reading, terminal, traits, tree
 

@@ -15,10 +15,10 @@ from homelab.host import gates, plan
 from homelab.nvidia import judge
 from homelab.nvidia.reading import SystemReading
 from homelab.remote import ssh
+from homelab.resources.work.base import Work, stopped_by_reboot
 from homelab.settings import Container, Vm
 from homelab.shapes import BootSeen
 from homelab.text import tell
-from homelab.work.base import Work, stopped_by_reboot
 from remote_scripts.both.container_cards import Left
 from remote_scripts.both.container_cards import Wanted as ContainerCards
 from remote_scripts.both.container_verification import Wanted

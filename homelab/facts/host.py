@@ -55,7 +55,7 @@ class Cluster(answer.Cluster):
 class HostFacts(Answer):
     """One reading of a host, with what follows from it.
 
-    Not from the layer's answer: `systems`: `host` or a container's id -> its reading (homelab/remote/systems.py), or
+    Not from the layer's answer: `systems`: `host` or a container's id -> its reading (homelab/reading/systems.py), or
     why it couldn't be read; `chosen_functions`: slot -> addresses of the functions that the settings name for the card
     in it (gpus.X.functions); `planned_words`: this program's words about the IOMMU for the next boot, None: those that
     are configured.

@@ -15,12 +15,12 @@ from homelab.guest.resource import Guest
 from homelab.guest.settings import is_disk, system_disk
 from homelab.properties import same, strings
 from homelab.remote import ssh
+from homelab.resources.work import started
+from homelab.resources.work.api import ApiWork
+from homelab.resources.work.plain import Properties
+from homelab.resources.work.vm_transaction import VmTransaction
 from homelab.text import tell
 from homelab.vm.plan import changes
-from homelab.work import started
-from homelab.work.api import ApiWork
-from homelab.work.plain import Properties
-from homelab.work.vm_transaction import VmTransaction
 from remote_scripts.both.container_cards import Wanted as ContainerCards
 from remote_scripts.both.guest_cards import Wanted
 from remote_scripts.pve.properties import parse

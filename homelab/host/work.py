@@ -20,22 +20,22 @@ from homelab.host.resource import BootVerification, HostProbe
 from homelab.later import later
 from homelab.properties import mark_of, strings
 from homelab.remote import agent, boots, host_session, ledger, logins, scripts, ssh
+from homelab.resources.work.base import Work, raised
+from homelab.resources.work.plain import Properties
 from homelab.settings import Host
 from homelab.shapes import BootSeen
 from homelab.text import tell, tell_meanwhile
-from homelab.work.base import Work, raised
-from homelab.work.plain import Properties
 from remote_scripts.both import cluster_turn, nothing, start_guests
 from remote_scripts.both.stack_folder import Wanted as StackFolder
 
 if TYPE_CHECKING:  # of no use to a refresh
     from homelab.cards import work as card_mapping
-    from homelab.remote import planning
+    from homelab.reading import planning
     from homelab.remote.proxmox import api
     from homelab.storage import work as storage_file
 else:
     card_mapping, storage_file = later("homelab.cards.work"), later("homelab.storage.work")
-    api, planning = later("homelab.remote.proxmox.api"), later("homelab.remote.planning")
+    api, planning = later("homelab.remote.proxmox.api"), later("homelab.reading.planning")
 
 
 class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):

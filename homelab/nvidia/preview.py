@@ -1,5 +1,5 @@
 """The NVIDIA stacks of a host and its guests in a preview, and their refusals: from the settings alone, then from a
-reading of the host, then by what apt says on each system (homelab/remote/stacks.py)."""
+reading of the host, then by what apt says on each system (homelab/reading/stacks.py)."""
 
 from __future__ import annotations
 

@@ -16,11 +16,12 @@ from homelab.nvidia.request import Request
 from homelab.nvidia.resource import LAYERS, GuestReboot, NvidiaSystem, NvidiaVerification
 from homelab.nvidia.settings import Nvidia
 from homelab.nvidia.state import facts_of
-from homelab.remote import nvidia_steps as steps
-from homelab.remote import ssh, stacks
+from homelab.reading import stacks
+from homelab.remote import ssh
+from homelab.resources import nvidia_steps as steps
+from homelab.resources.work.base import raised
+from homelab.resources.work.systems import Reached, SystemWork
 from homelab.text import tell
-from homelab.work.base import raised
-from homelab.work.systems import Reached, SystemWork
 from remote_scripts.both.nothing import Wanted
 from remote_scripts.both.nvidia_verification import Answer
 from remote_scripts.tools.plain import of_plain

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from homelab.resources.base import Resource
 
 if TYPE_CHECKING:
-    from homelab.work.base import Work
+    from homelab.resources.work.base import Work
 
 #: Folders with resources: `resource.py` declares them, which its import does, and `work.py` has what is done for them.
 SUBJECTS = ("cards", "container", "guest", "host", "nvidia", "storage", "vm")

@@ -37,7 +37,7 @@ from homelab.provider import log
 from homelab.provider.difference import differences, top
 from homelab.provider.registry import work_of
 from homelab.resources.base import Resource, declared
-from homelab.work.plain import UNKNOWN, Properties, plain, valued
+from homelab.resources.work.plain import UNKNOWN, Properties, plain, valued
 
 T = TypeVar("T")
 # As the engine reads a version, which isn't as Python does.

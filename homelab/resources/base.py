@@ -2,7 +2,7 @@
 
 A resource is declared in resource.py of its subject, and its work is done by work.py beside it, in the provider's
 process. Both go by the dataclasses of the declaration: a program that leaves out an input is told so before anything
-runs, and the provider turns properties into these types and back in one place (homelab/work/plain.py).
+runs, and the provider turns properties into these types and back in one place (homelab/resources/work/plain.py).
 """
 
 from __future__ import annotations

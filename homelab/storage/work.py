@@ -10,11 +10,11 @@ from homelab.errors import HomelabError, UnansweredError
 from homelab.facts.guests import ledger_entry
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.files import Files
+from homelab.resources.work.api import ApiWork
 from homelab.settings import Host
 from homelab.storage import files as decided
 from homelab.storage.resource import StorageFile
 from homelab.text import tell
-from homelab.work.api import ApiWork
 from remote_scripts.both import volume_users
 
 

@@ -9,13 +9,13 @@ from dataclasses import replace
 from homelab.errors import HomelabError, elsewhere, raise_all
 from homelab.host import gates, ha
 from homelab.remote.proxmox import guest_address
+from homelab.resources.work import started
+from homelab.resources.work.api import ApiWork
+from homelab.resources.work.vm_transaction import VmTransaction
 from homelab.text import tell
 from homelab.vm.cards import Wish
 from homelab.vm.plan import UNFINISHED, SeenVm, judge_vm
 from homelab.vm.resource import VmCards
-from homelab.work import started
-from homelab.work.api import ApiWork
-from homelab.work.vm_transaction import VmTransaction
 from remote_scripts.both.guest_cards import Answer, Wanted
 
 

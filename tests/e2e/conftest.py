@@ -14,7 +14,7 @@ import yaml
 
 from homelab import settings
 from homelab.errors import HomelabError
-from homelab.remote import planning
+from homelab.reading import planning
 from lab import Lab
 from lab.client import SnapshotEntry
 from lab.engine import install

@@ -15,8 +15,8 @@ from homelab.nvidia.reading import SystemReading, parse
 from homelab.nvidia.request import Request
 from homelab.nvidia.settings import Nvidia
 from homelab.nvidia.verification import judge
-from homelab.remote import nvidia_steps as steps
 from homelab.remote.scripts import answer
+from homelab.resources import nvidia_steps as steps
 from lab.api.guest_system import environment_of
 from remote_scripts.both import nvidia_verification, read_system
 from remote_scripts.both.nvidia_packages import Answer

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from homelab.errors import HomelabError
+from homelab.resources.work import started
 from homelab.shapes import ShutdownInputs
 from homelab.vm.resource import VmCards
 from homelab.vm.work import VmCardsWork
-from homelab.work import started
 from lab import Lab
 from remote_scripts.guests import power
 from tests import forked_agent

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from homelab.errors import HomelabError
-from homelab.remote import planning, ssh
+from homelab.reading import planning
+from homelab.remote import ssh
 from homelab.settings import Container, Vm
 from lab import Lab
 from tests.lab.stack_kit import TEMPLATE, host_of, put_template

@@ -17,11 +17,11 @@ from homelab.errors import GoneError, HomelabError, UnreachableError
 from homelab.guest.resource import Guest
 from homelab.guest.work import GuestWork
 from homelab.remote.proxmox import api as api_module
+from homelab.resources.work.vm_transaction import VmTransaction
 from homelab.shapes import ShutdownInputs
 from homelab.vm.cards import VmCard
 from homelab.vm.resource import VmCards
 from homelab.vm.work import VmCardsWork
-from homelab.work.vm_transaction import VmTransaction
 from lab.cluster import LabCluster
 from tests import forked_agent, sampling
 from tests.lab.stack_kit import CARDS_URN, ID, VM, as_text, given_card, host_of, made_guest

@@ -11,7 +11,7 @@ import yaml
 
 from homelab.errors import HomelabError
 from homelab.nvidia import reading
-from homelab.remote import planning
+from homelab.reading import planning
 from homelab.remote.ssh import _failed
 from homelab.settings import Container, Host, Vm
 from lab import Lab

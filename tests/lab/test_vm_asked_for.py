@@ -1,4 +1,4 @@
-"""A VM's transaction, asked for by the program over SSH (homelab/work/vm_transaction.py)."""
+"""A VM's transaction, asked for by the program over SSH (homelab/resources/work/vm_transaction.py)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 
 from homelab.errors import HomelabError, raise_all
 from homelab.findings import JudgedGuest
+from homelab.resources.work.vm_transaction import VmTransaction
 from homelab.vm import plan
 from homelab.vm.cards import VmCard, Wish
-from homelab.work.vm_transaction import VmTransaction
 from lab import Lab
 from remote_scripts.both.guest_cards import Answer, Wanted
 from remote_scripts.both.terms import Terms

@@ -13,7 +13,7 @@ from homelab.errors import HomelabError
 from homelab.nvidia.resource import GuestReboot, NvidiaVerification
 from homelab.remote import ssh
 from homelab.remote.scripts import same_answers
-from homelab.work.plain import UNKNOWN
+from homelab.resources.work.plain import UNKNOWN
 from remote_scripts.notes.container_note import Cards
 from tests.rows import rows
 from tests.unit.hosts import KEY, settings

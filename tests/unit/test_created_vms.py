@@ -10,7 +10,7 @@ import pytest
 from homelab.facts.guests import ledger_entry
 from homelab.guest.work import marked_anew, names_another_instance
 from homelab.remote import ledger
-from homelab.work.base import StackTexts
+from homelab.resources.work.base import StackTexts
 from tests.rows import rows
 
 SSH = {"hostKey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFILL+IN+WITH+ssh+keyscan+t+ed25519+ADDRESS0", "agent": True}

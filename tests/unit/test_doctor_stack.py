@@ -19,7 +19,8 @@ from homelab.doctor import container, stack
 from homelab.doctor.report import Report
 from homelab.errors import HomelabError
 from homelab.host import plan
-from homelab.remote import diagnosis, planning, ssh
+from homelab.reading import diagnosis, planning
+from homelab.remote import ssh
 from remote_scripts.notes.record import Record, State
 from tests.conftest import PROJECT
 from tests.unit.hosts import KEY, desktop

@@ -18,7 +18,8 @@ from homelab.nvidia.resource import NvidiaSystem
 from homelab.nvidia.versions import fits
 from homelab.nvidia.versions import parse as version_of
 from homelab.nvidia.work import NvidiaSystemWork
-from homelab.remote import host_session, planning, ssh, stacks
+from homelab.reading import planning, stacks
+from homelab.remote import host_session, ssh
 from homelab.settings import Container, Nvidia
 from homelab.settings import parse as parse_settings
 from remote_scripts.both.nvidia_packages import Said, Wanted

@@ -22,9 +22,9 @@ from homelab.provider.serve import Homelab
 from homelab.remote import host_session, loop
 from homelab.remote.host_session import HostSession
 from homelab.resources.base import HostInputs, NoOutputs
+from homelab.resources.work import base
+from homelab.resources.work.base import Work
 from homelab.settings import Host, Timeouts
-from homelab.work import base
-from homelab.work.base import Work
 from remote_scripts.both.terms import HANDOVER_SECONDS
 from remote_scripts.layers import handover as layer
 from tests.waiting import PATIENCE, wait_until

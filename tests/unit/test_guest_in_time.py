@@ -12,8 +12,8 @@ from homelab.nvidia.resource import GuestReboot, NvidiaSystem
 from homelab.nvidia.work import GuestRebootWork, NvidiaSystemWork
 from homelab.remote import boots, ssh
 from homelab.remote.proxmox import guest_address
+from homelab.resources.work import systems
 from homelab.shapes import SystemState
-from homelab.work import systems
 from tests.unit.hosts import KEY, settings
 
 VERSION = "595.10.02"

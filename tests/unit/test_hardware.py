@@ -68,7 +68,7 @@ def test_the_command_writes_the_file_unless_a_host_cant_be_read(
     host = {"address": "192.168.0.202", "ssh": {"hostKey": KEY, "agent": True}, "gpus": {"gpu": {"match": "10de:2b85"}}}
     (tmp_path / "Pulumi.homelab.yaml").write_text(json.dumps({"config": {"homelab:hosts": {"pve": host}}}))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("homelab.remote.diagnosis.read", lambda *_: bound())
+    monkeypatch.setattr("homelab.reading.diagnosis.read", lambda *_: bound())
     assert report.main(["--undo", "all as before"]) == 0
     made = json.loads((tmp_path / "homelab-report.json").read_text())
     assert made["undo"] == "all as before" and made["parts"][0]["cards"][0]["model"] == "RTX 5090"
@@ -77,7 +77,7 @@ def test_the_command_writes_the_file_unless_a_host_cant_be_read(
     def away(*_: object) -> None:
         raise HomelabError(wanted="an SSH connection", found="off", why="w", next="n")
 
-    monkeypatch.setattr("homelab.remote.diagnosis.read", away)
+    monkeypatch.setattr("homelab.reading.diagnosis.read", away)
     assert main(["report"]) == 2 and "an SSH connection" in capsys.readouterr().err
 
 

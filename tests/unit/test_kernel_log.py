@@ -18,8 +18,8 @@ from homelab.facts.host import HostFacts
 from homelab.facts.kernel_log import Sign, signs
 from homelab.host import gates, plan
 from homelab.host.judge import judge_host, verified
+from homelab.resources.work import started
 from homelab.shapes import CardFunction
-from homelab.work import started
 from tests.conftest import shared
 from tests.rows import rows
 from tests.unit.hosts import desktop, device, gpu, settings

@@ -35,13 +35,13 @@ def test_a_program_that_declares_resources_imports_nothing_that_reads_a_host() -
 def test_the_provider_imports_nothing_that_works_until_there_is_work() -> None:
     found = imported("import homelab.provider.serve")
     assert "homelab.vm.resource" in found
-    assert not (HEAVY | {"pydantic", "homelab.settings", "homelab.work.base"}) & found
+    assert not (HEAVY | {"pydantic", "homelab.settings", "homelab.resources.work.base"}) & found
 
 
 def test_a_refresh_of_a_host_imports_what_it_reads_and_nothing_that_plans_or_asks_the_api() -> None:
     found = imported("import homelab.provider.serve, homelab.host.work")
     assert {"asyncssh", "homelab.facts.host"} <= found
-    assert not {"proxmoxer", "requests", "homelab.remote.planning", "homelab.nvidia.compatibility"} & found
+    assert not {"proxmoxer", "requests", "homelab.reading.planning", "homelab.nvidia.compatibility"} & found
 
 
 def test_what_a_run_has_imported_is_not_looked_through_for_garbage() -> None:

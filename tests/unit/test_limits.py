@@ -12,7 +12,7 @@ from homelab.errors import HomelabError
 from homelab.nvidia.settings import Nvidia
 from homelab.resources import limits
 from homelab.resources.base import HostInputs, NoOutputs
-from homelab.work import base
+from homelab.resources.work import base
 from remote_scripts.both.terms import HANDOVER_SECONDS
 from tests.unit.hosts import settings
 from tests.unit.test_guard import Acts

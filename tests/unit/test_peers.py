@@ -7,8 +7,8 @@ import json
 import pytest
 
 from homelab.errors import HomelabError
+from homelab.resources.work.base import StackTexts
 from homelab.settings import parse
-from homelab.work.base import StackTexts
 from tests.unit.test_moved_containers import CLUSTER
 
 ALONE = {**CLUSTER["pve1"], "address": "192.0.2.9", "cluster": None}

@@ -31,12 +31,12 @@ from homelab.provider.serve import Homelab, with_its_state
 from homelab.remote.host_session import HostSession
 from homelab.resources import command
 from homelab.resources.base import Resource, declared
+from homelab.resources.work.base import Work, raised, stopped_by_reboot
+from homelab.resources.work.plain import UNKNOWN, plain, valued
+from homelab.resources.work.typed import read_as
 from homelab.settings import Container, Gpu, Host
 from homelab.shapes import BootSeen, CardPlan
 from homelab.vm.resource import VmCards
-from homelab.work.base import Work, raised, stopped_by_reboot
-from homelab.work.plain import UNKNOWN, plain, valued
-from homelab.work.typed import read_as
 from tests.conftest import PROJECT
 from tests.rows import rows
 from tests.unit.hosts import desktop, settings
@@ -302,7 +302,7 @@ def test_a_preview_shows_the_plan_once_of_a_host_that_has_a_probe_and_changes(
 def test_a_host_is_held_for_a_step_of_pulumi_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[Host] = []
     monkeypatch.setattr(HostSession, "hold", lambda _, host: held.append(host))
-    monkeypatch.setattr("homelab.work.base.load_host", lambda *_: settings())
+    monkeypatch.setattr("homelab.resources.work.base.load_host", lambda *_: settings())
     asyncio.run(Homelab().invoke(provider_pb2.InvokeRequest(tok=command.HOLD, args={"host": "pve"})))
     assert held == [settings()]
 

@@ -1,4 +1,4 @@
-"""homelab/work/base.py: what a refresh says of a host that doesn't answer: one error for all its resources, in a read's words."""
+"""homelab/resources/work/base.py: what a refresh says of a host that doesn't answer: one error for all its resources, in a read's words."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from homelab.host.work import HostProbeWork
 from homelab.remote import host_session, ssh
 from homelab.remote.host_session import HostSession
 from homelab.remote.proxmox.connection import no_answer
+from homelab.resources.work import api
+from homelab.resources.work.base import Work
+from homelab.resources.work.typed import read_as
 from homelab.settings import Host
 from homelab.vm.work import VmCardsWork
-from homelab.work import api
-from homelab.work.base import Work
-from homelab.work.typed import read_as
 from tests.unit.hosts import desktop
 
 SSH = {"hostKey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFILL+IN+WITH+ssh+keyscan+t+ed25519+ADDRESS0", "agent": True}

@@ -13,7 +13,8 @@ from homelab.cli import show as command
 from homelab.facts.host import HostFacts
 from homelab.findings import Turn
 from homelab.host.judge import judge_host
-from homelab.remote import ssh, systems
+from homelab.reading import systems
+from homelab.remote import ssh
 from homelab.settings import Container, Vm, parse
 from homelab.show import reading, result, terminal, tree
 from homelab.show.cards import ShownCard, ShownGuest, of_outputs

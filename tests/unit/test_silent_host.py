@@ -1,4 +1,4 @@
-"""homelab/work/silent_host.py: a run whose host says nothing more is ended, and no other one."""
+"""homelab/resources/work/silent_host.py: a run whose host says nothing more is ended, and no other one."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from homelab import text
 from homelab.errors import HomelabError, LoginRefusedError, RefusedError, UnreachableError
 from homelab.remote import host_session, logins
 from homelab.remote.host_session import HostSession
+from homelab.resources.work import silent_host
 from homelab.settings import Host
-from homelab.work import silent_host
 from tests.unit.hosts import KEY
 from tests.waiting import PATIENCE, wait_until
 

@@ -30,8 +30,9 @@ from pulumi.runtime.proto.resource_pb2_grpc import ResourceMonitorStub
 from homelab import text
 from homelab.cli import access
 from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
+from homelab.reading import systems
 from homelab.remote import agent as asking
-from homelab.remote import boots, logins, loop, ssh, systems
+from homelab.remote import boots, logins, loop, ssh
 from homelab.resources import command, kept_agent
 from homelab.settings import Host
 from homelab.stack import Refusal

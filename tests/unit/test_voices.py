@@ -25,7 +25,8 @@ from homelab.findings import Finding, Turn
 from homelab.host import plan
 from homelab.host.judge import judge_host
 from homelab.host.stack_folder import owner
-from homelab.remote import diagnosis, planning, ssh
+from homelab.reading import diagnosis, planning
+from homelab.remote import ssh
 from homelab.remote.proxmox import probe as api
 from homelab.settings import parse
 from homelab.show.tree import TreeNode

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from homelab.remote.proxmox.api import Api
 from homelab.resources.base import NodeInputs
-from homelab.work.base import OutputsT, Work
+from homelab.resources.work.base import OutputsT, Work
 
 NodeT = TypeVar("NodeT", bound=NodeInputs)
 

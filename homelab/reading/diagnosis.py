@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from homelab.doctor.reading import Extra, Reading
-from homelab.remote import ssh, systems
+from homelab.reading import systems
+from homelab.remote import ssh
 from homelab.settings import Host
 from remote_scripts.both.diagnose import Wanted as Diagnose
 from remote_scripts.tools.plain import of_plain

@@ -21,7 +21,8 @@ from homelab.host.judge import judge_host
 from homelab.host.reboot import wanted as wanted_reboot
 from homelab.nvidia import preview, reading
 from homelab.nvidia.reading import SystemReading
-from homelab.remote import ssh, stacks, systems
+from homelab.reading import stacks, systems
+from homelab.remote import ssh
 from homelab.remote.proxmox import probe
 from homelab.remote.proxmox.api import OUTAGE_SECONDS
 from homelab.settings import Container, Host, Vm

@@ -17,20 +17,20 @@ from homelab.remote import host_session, ssh
 from homelab.remote.ledger import stack_of
 from homelab.resources import limits
 from homelab.resources.base import Act, HostInputs, Resource
+from homelab.resources.work import silent_host
+from homelab.resources.work.plain import Properties
+from homelab.resources.work.typed import read_as
 from homelab.settings import Container, Host, Settings, Timeouts, Vm, load_host, parse
 from homelab.shapes import BootSeen, ShutdownInputs
 from homelab.text import tell
-from homelab.work import silent_host
-from homelab.work.plain import Properties
-from homelab.work.typed import read_as
 from remote_scripts.both.terms import Terms
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-    from homelab.remote import systems
+    from homelab.reading import systems
 else:
-    systems = later("homelab.remote.systems")
+    systems = later("homelab.reading.systems")
 
 InputsT = TypeVar("InputsT", bound=HostInputs)
 OutputsT = TypeVar("OutputsT", bound="DataclassInstance")

@@ -12,9 +12,9 @@ from homelab.nvidia import reading
 from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.resource import SystemInputs
 from homelab.remote import boots, ssh
+from homelab.resources.work.base import OutputsT, Work
 from homelab.settings import Container, Host, Nvidia, Vm
 from homelab.text import tell
-from homelab.work.base import OutputsT, Work
 from remote_scripts.both import read_system
 
 SystemT = TypeVar("SystemT", bound=SystemInputs)
