@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
-from homelab.cards.mapping import entry_at, noted_path, own_entry, replaced
+from homelab.cards.entry import as_text
+from homelab.cards.mapping import FLAG, entry_at, equal, noted_path, own_entry, replaced, steps
 from homelab.cards.resource import CardMapping
 from homelab.errors import ApiError, ChangedMeanwhileError, GoneError, HomelabError, NotThereError, UnansweredError
 from homelab.facts.guests import guest_note, mapping_note, of_mapping
@@ -27,8 +28,6 @@ from remote_scripts.notes.guest_note import Note
 from remote_scripts.pve.guest_kinds import VM
 from remote_scripts.pve.properties import overlap, parse
 
-# Of a mapping as a whole, for all nodes.
-FLAG = "live-migration-capable"
 # How often a change is tried while other clients change the mapping, and the longest pause between two tries in
 # seconds. The nodes of one run take turns.
 TRIES = 3
@@ -103,23 +102,16 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
             _take_flag(self.api(had), had, self._needing_flag(had))
 
     def read(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs) -> CardMapping.Outputs:
-        name = inputs.mapping
-        try:
-            mapping = self.api(inputs).get(f"cluster/mapping/pci/{name}", f"to read the mapping {name}")
-        except NotThereError:
-            tell(f"{name}: drift: the PCI mapping is gone")
-            raise GoneError from None
-        present = own_entry(mapping["map"], inputs.node, inputs.entry["path"], inputs.entry["path"])
+        mapping = _mapping(self.api(inputs), inputs.mapping)
+        path = inputs.entry["path"]
+        present = own_entry(mapping["map"], inputs.node, path, path)
+        lacks_flag = inputs.live_migration and not _has_flag(mapping)
+        drift = steps(inputs.mapping, present, _wanted(inputs), lacks_flag=lacks_flag)
+        for line in drift:
+            tell(f"{inputs.mapping}: drift: {line}")
         if present is None:
-            tell(f"{name}: drift: the PCI mapping has no entry for {inputs.entry['path']} of {inputs.node} any more")
             raise GoneError
-        if inputs.live_migration and not _has_flag(mapping):
-            tell(f"{name}: drift: the PCI mapping is not for live migration any more ({FLAG})")
-            return dataclasses.replace(outputs, drift=[FLAG])
-        if _equal(present, entry_of(inputs)):
-            return dataclasses.replace(outputs, drift=[])
-        tell(f"{name}: drift: the PCI mapping's entry is {present} instead of {entry_of(inputs)}")
-        return dataclasses.replace(outputs, drift=[present])
+        return dataclasses.replace(outputs, drift=drift)
 
     def delete(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs) -> None:
         host = self.host(inputs)
@@ -226,24 +218,12 @@ def _note_mapping(host: Host, inputs: CardMapping.Inputs, about: dict[str, Any],
     return noted
 
 
-def entry_of(inputs: CardMapping.Inputs) -> str:
-    """The entry as Proxmox VE writes it: properties in the order of their names."""
-    entry = {"node": inputs.node, **inputs.entry}
-    return ",".join(f"{key}={entry[key]}" for key in sorted(entry) if entry[key] not in (None, ""))
+def _wanted(inputs: CardMapping.Inputs) -> str:
+    return as_text(inputs.node, inputs.entry)
 
 
 def _parsed(entry: str) -> dict[str, str]:
     return parse("map", entry)
-
-
-def _equal(entry: str, other: str) -> bool:
-    """The same entry? Its description doesn't count: people write it. A slot's first function, where the other has the
-    slot, is the card, too: the one that a person chose.
-    """
-    first, second = _parsed(entry), _parsed(other)
-    if first["path"] == f"{second['path']}.0":
-        first = {**first, "path": second["path"]}
-    return {**first, "description": ""} == {**second, "description": ""}
 
 
 def _has_flag(mapping: Mapping[str, object]) -> bool:
@@ -270,10 +250,10 @@ def _write(api: Api, inputs: CardMapping.Inputs, old_path: str) -> None:
     """Puts the entry in, in the place of what this node has of the card."""
 
     def decide(entries: list[str], has_flag: bool) -> tuple[list[str], bool]:
-        entry, present = entry_of(inputs), _replaced(entries, inputs, old_path)
+        entry, present = _wanted(inputs), _replaced(entries, inputs, old_path)
         if present is None:
             entries = [*entries, entry]
-        elif not _equal(present, entry):
+        elif not equal(present, entry):
             entries = _with(entry, present, entries)
         return entries, has_flag or inputs.live_migration
 
@@ -335,7 +315,7 @@ def _remove(
     def decide(entries: list[str], has_flag: bool) -> tuple[list[str], bool]:
         found = (entry_at(entries, inputs.node, place) for place in (inputs.entry["path"], *noted))
         present = next(filter(None, found), None)
-        if present is None or (before and _equal(present, before)):
+        if present is None or (before and equal(present, before)):
             return entries, has_flag
         left = _with(before, present, entries) if before else [other for other in entries if other != present]
         is_ours = inputs.live_migration and not outputs.had_flag and not _is_needed(left, needing)

@@ -25,6 +25,9 @@ from homelab.init import cards as init_cards
 from homelab.init import settings as init_settings
 from homelab.init.ask import Ask, say, show
 from homelab.init.cards import Card, Use
+from homelab.judged import text as plan_text
+from homelab.judged.tree import Settings as OfHost
+from homelab.judged.tree import Tree
 from homelab.reading import planning
 from homelab.remote import ssh
 from homelab.remote.proxmox import guest_address
@@ -81,11 +84,14 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
         return init_settings.merged(own_text, more, arguments.set, name)
 
     @cache
-    def planned_of(text: str) -> tuple[Host, planning.Planned]:
+    def planned_of(text: str) -> tuple[Host, Tree]:
         settings = _parsed(init_settings.values_in(text), file.name)
         host = settings.hosts[name]
         by_login = host.model_copy(update={"ssh": entry.host.ssh})
-        return host, planning.planned(name, by_login, *settings.guests_on(name), stack=stack, facts=facts)
+        wanted = OfHost(name, by_login, *settings.guests_on(name), stack)
+        tree = planning.planned(wanted, facts=facts, is_changed=True)
+        raise_all(tree.refusals)
+        return host, tree
 
     def meant(card: Card, others: Mapping[Card, Use] | None, text: str) -> Use:
         use = init_cards.parse_use(text, card, facts, host, own.get(card.key, {}), known)
@@ -120,8 +126,8 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     if host.nvidia and not (name in hosts and hosts[name].nvidia):
         say(f"  NVIDIA's driver {host.nvidia.driver} is installed on {node}")
     say(*(f"  NVIDIA's driver is installed in VM {vmid}" for vmid in inside))
-    say(f"  reboot: {planned.reboot.in_short(planned.want.gpus)}")
-    say(*(f"  note: {remark}" for remark in planned.remarks))
+    say(*(f"  {line}" for line in planned.of_reboot or ["reboot: not needed"]))
+    say(*(f"  note: {remark}" for remark in (*planned.host.remarks, *planned.told_host.met)))
 
     passphrase = _passphrase(ask, text_before + state)
     say("", f"This writes {'a Pulumi project with ' if is_new else ''}{file.name} into {folder}.")
@@ -132,7 +138,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     while arguments.dry_run or not ask.line(QUESTION, "y" if ask.yes else "n", _agreed):
         changes = difflib.unified_diff(text_before.splitlines(), text.splitlines(), "now", "then", lineterm="")
         show("", *(f"  {line}" for line in (changes if text_before else text.splitlines())), "")
-        say(planned.text(name, host))
+        say(plan_text.of_plan(planned))
         if arguments.dry_run:
             say("Nothing was done: --dry-run.")
             return

@@ -15,6 +15,7 @@ from homelab.host import gates, plan
 from homelab.nvidia import judge
 from homelab.nvidia.reading import SystemReading
 from homelab.remote import ssh
+from homelab.remote.ledger import stack_of
 from homelab.resources.work.base import Work, stopped_by_reboot
 from homelab.settings import Container, Vm
 from homelab.shapes import BootSeen
@@ -76,7 +77,8 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         self.hold_or_fail(inputs)
         facts = ssh.read(self.host(inputs), guests=True)
         wish = _wish(inputs, container, facts, self.stack.vms(inputs.host))
-        raise_all([*gates.readable(facts), *container_plan.untouchable(wish, facts), *wish.refused])
+        judged = container_plan.judge_container(wish, facts, stack_of(self.urn))
+        raise_all([*gates.readable(facts), *judged.refusals])
         config = facts.guests.config(inputs.ctid)
         return ContainerProbe.Outputs(
             minors=[*wish.cards.minors],

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from homelab.doctor.cards import log_findings
 from homelab.doctor.devices import Row, WantedCards, card_number
 from homelab.doctor.reading import ContainerReading, Reading
 from homelab.findings import Finding
+from homelab.host.judge import troubles
 
 
 @dataclass(frozen=True)
@@ -69,4 +69,6 @@ class Case:
             if not paths.isdisjoint([f"/dev/nvidia{numbers.get(device.address)}", *facts.drm_nodes(device.address)])
             or (missing and device.is_nvidia and device.address not in numbers)
         }
-        return log_findings(self.reading, slots, of_host=False)
+        of_log = troubles(facts, slots, "", for_vms=False)
+        findings = Finding.of(*(one.error for one in of_log if not one.harmless))
+        return findings, [one.remark for one in of_log if one.harmless]

@@ -8,9 +8,7 @@ from collections import defaultdict
 from homelab.doctor.case import Case
 from homelab.doctor.devices import Row, is_for_everybody, is_gpu, names
 from homelab.findings import Finding, Stage
-from homelab.vm import refusals
 from remote_scripts.pve.container_conf import Rule
-from remote_scripts.pve.guest_kinds import CONTAINER
 
 # Majors that NVIDIA's driver and the kernel gave out for good (Documentation/admin-guide/devices.txt): NVIDIA's cards,
 # dri.
@@ -22,9 +20,7 @@ def findings(case: Case) -> list[Finding]:
     effect.
     """
     judged = case.cards.judged.findings
-    locked = refusals.locked(CONTAINER, case.container.id, case.name, case.container.parsed.options.get("lock"))
-    own = [*Finding.of(*locked, stage=Stage.CONFIGURATION), *_not_given(case)]
-    lacks = [[], []] if judged else [own, _not_allowed(case)]
+    lacks = [[], []] if judged else [_not_given(case), _not_allowed(case)]
     return [
         *judged, *lacks[0], *_without_effect(case), *_wrong_source(case), *_not_created(case), *_sourceless(case),
         *lacks[1], *_read_only(case), *_for_root_only(case),

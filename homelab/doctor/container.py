@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,12 +9,13 @@ from homelab.container.plan import as_given, judge_container
 from homelab.doctor.case import Case
 from homelab.doctor.comparison import Difference, compared
 from homelab.doctor.configuration import unused_rules
-from homelab.doctor.container_findings import findings, restart_step
-from homelab.doctor.devices import COLUMNS, WantedCards, cards_of, rows_of
+from homelab.doctor.container_findings import findings, restart_step, without_libraries
+from homelab.doctor.devices import COLUMNS, WantedCards, cards_of, of_settings, rows_of
 from homelab.doctor.reading import ContainerReading, Reading, not_here
 from homelab.doctor.report import Report, Table, in_order
 from homelab.errors import HomelabError
 from homelab.findings import Finding, Stage, Turn, cured
+from homelab.judged.tree import Tree
 from remote_scripts.pve.guest_kinds import CONTAINER
 
 
@@ -25,19 +25,20 @@ def diagnose(
     *,
     like: int | None = None,
     cards: WantedCards | None = None,
-    refusals: Sequence[HomelabError] = (),
+    tree: Tree | None = None,
 ) -> Report:
     """What is wrong with a container's cards.
 
     :param reading: one that looked into `ctid` and `like`.
     :param like: id of a container that works, to be compared with.
-    :param cards: those that it is to have, where that is known; else its configuration says, or the other container's.
-    :param refusals: what a preview of the host refuses.
+    :param cards: those that it is to have; by default the settings say, else its configuration, or the other
+        container's.
+    :param tree: of the same reading.
     :raises HomelabError: there is no such container on this host.
     """
-    case, model = _case(reading, ctid, like, cards)
+    case, model = _case(reading, ctid, like, cards or (of_settings(tree, ctid) if tree else None))
     # Whatever it lacks of a card that a VM has in turn, it has again with the card.
-    own_findings = cured(_sunk(case) if case.cards.away else findings(case), refusals)
+    own_findings = cured(_sunk(case) if case.cards.away else findings(case), tree.refusals if tree else ())
     different = compared(case, model) if model is not None else None
     tables = [Table("devices", COLUMNS, [row.cells(case.container.was_seen) for row in case.rows])]
     notes = _notes(case)
@@ -145,7 +146,7 @@ def _notes(case: Case) -> list[str]:
     if pending := [entry.line for entry in conf.entries if entry.pending]:
         notes.append(f"pending until its next start: {'; '.join(pending)}")
     notes += [f"a rule for a major that no device of the host has: {rule.line}" for rule in unused_rules(case)]
-    return notes + case.log[1]
+    return [*notes, *without_libraries(case), *case.log[1]]
 
 
 def _steps(case: Case, findings: list[Finding]) -> list[str]:

@@ -8,9 +8,8 @@ from homelab.doctor import configuration, host_nodes, starts
 from homelab.doctor.case import Case
 from homelab.doctor.devices import is_for_everybody
 from homelab.doctor.reading import OK
-from homelab.errors import HomelabError
-from homelab.findings import Finding, Stage, Turn
-from homelab.nvidia.judge import judge_stack, mismatch
+from homelab.findings import Finding, Stage
+from homelab.nvidia.judge import mismatch
 
 NOT_PERMITTED = "Operation not permitted"
 NO_DRIVER = "No such device or address"
@@ -90,25 +89,32 @@ def _inside(case: Case) -> list[Finding]:
 
 # -- libraries -------------------------------------------------------------------------------------------------------
 def _libraries(case: Case) -> list[Finding]:
-    driver, container, what = case.reading.driver, case.container, f"what is installed in {case.name} for its cards"
-    system = case.reading.facts.systems.get(str(container.id))
-    unread = [system] if isinstance(system, HomelabError) else []
-    of_nvidia = driver and container.was_seen and case.of_nvidia
-    wrong = mismatch(driver, container.libraries) if of_nvidia else None
-    if unread or case.cards.differences or wrong is None:
-        return [
-            *Finding.of(*unread, stage=Stage.INSIDE, turn=Turn.REFUSED),
-            *judge_stack(what, case.cards.differences, Stage.INSIDE),
-        ]
+    judged, wrong, driver = case.cards.system, _differ(case), case.reading.driver
+    if judged.findings or wrong is None or without_libraries(case):
+        return judged.findings
     return [
         Finding(
             f"NVIDIA's libraries of version {driver} in {case.name}, as the driver on the host",
             *wrong,
             "remove those of another version inside, which this program didn't install"
-            if system
-            else f"set `nvidia: {{}}` for it under homelab:containers, and `pulumi up --refresh` installs them, of "
-            f"exactly {driver}; or install the libraries inside by hand, once its devices are there: "
-            f"`sh NVIDIA-Linux-x86_64-{driver}.run --no-kernel-modules`",
+            if case.reading.facts.systems.get(str(case.container.id))
+            else f"{_INSTALL}, of exactly {driver}; or install the libraries inside by hand, once its devices are "
+            f"there: `sh NVIDIA-Linux-x86_64-{driver}.run --no-kernel-modules`",
             Stage.INSIDE,
         )
     ]
+
+
+_INSTALL = "with `nvidia: {}` for it under homelab:containers homelab installs them"
+
+
+def _differ(case: Case) -> tuple[str, str] | None:
+    """What is wrong with NVIDIA's libraries inside, beside the host's driver: what is found, and why it matters."""
+    of_nvidia = case.reading.driver and case.container.was_seen and case.of_nvidia
+    return mismatch(case.reading.driver, case.container.libraries) if of_nvidia else None
+
+
+def without_libraries(case: Case) -> list[str]:
+    """The note on a container of the settings in which its owner has homelab install nothing: one or none."""
+    is_asked = case.cards.is_set and not case.cards.system.title and not case.container.libraries
+    return [f"it has none of NVIDIA's libraries: {_INSTALL}"] if is_asked and _differ(case) else []

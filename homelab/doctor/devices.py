@@ -11,6 +11,9 @@ from typing import Any
 
 from homelab.doctor.reading import OK, ContainerReading, Reading, Seen
 from homelab.findings import Judged
+from homelab.host import handover
+from homelab.judged.tree import Tree
+from homelab.properties import slot_of
 from remote_scripts.containers.card_nodes import nodes_of
 from remote_scripts.notes.container_note import Cards
 from remote_scripts.pve.container_conf import ContainerConf, Entry
@@ -44,8 +47,8 @@ class WantedCards:
     """The cards that a container is to have. `numbers`: N of their /dev/nvidiaN; `by`: what names them, such as an
     option; `guessed`: nothing does. `others`: cards of other makers, as the agent has them. `away`: its shared cards
     that aren't with the host, each in words; `sunk`: those of them that don't come back by themselves. `judged`: of a
-    container of the settings, or that homelab has given cards. `differences`: from what the settings install in it
-    (`homelab.nvidia.judge.steps`); `driver_comes`: they install its host's driver.
+    container of the settings, or that homelab has given cards; `system`: of what the settings install in it;
+    `is_set`: the settings have it; `driver_comes`: they install its host's driver.
     """
 
     numbers: list[int]
@@ -54,9 +57,37 @@ class WantedCards:
     others: tuple[str, ...] = ()
     away: list[str] = field(default_factory=list)
     sunk: list[str] = field(default_factory=list)
-    judged: Judged = Judged([], [])
-    differences: list[str] = field(default_factory=list)
+    judged: Judged = Judged(title="", why="")
+    system: Judged = Judged(title="", why="")
+    is_set: bool = False
     driver_comes: bool = False
+
+
+def of_settings(tree: Tree, ctid: int) -> WantedCards | None:
+    """The cards that the settings give a container, and what is judged of it; None: they don't have it."""
+    if (found := tree.of_container(ctid)) is None:
+        return None
+    (name, wish, judged), facts, host = found, tree.facts, tree.wanted.host
+    container = tree.wanted.containers[name]
+    with_driver = {slot_of(address) for address in facts.nvidia_minors}
+    away = {
+        gpu: f"gpus.{gpu} is {text}"
+        for gpu in host.hands_over
+        if (text := handover.state_text(facts, gpu))
+        and (gpu not in tree.want.gpus or tree.want.gpus[gpu]["slot"] not in with_driver)
+        and (container.gpus is None or gpu in container.gpus)
+    }
+    return WantedCards(
+        [*wish.cards.minors],
+        f"homelab:containers.{name}.{'gpuAssignment' if container.gpus is None else 'gpus'}",
+        others=wish.cards.cards,
+        away=[*away.values()],
+        sunk=[text for gpu, text in away.items() if handover.has_sunk(facts, gpu)],
+        judged=judged,
+        system=tree.systems.get(f"containers.{name}", WantedCards.system),
+        is_set=True,
+        driver_comes=host.nvidia is not None,
+    )
 
 
 @dataclass(frozen=True)

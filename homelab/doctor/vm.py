@@ -4,45 +4,31 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import Any
 
-from homelab.cards import resolving
 from homelab.doctor import cards, starts
 from homelab.doctor.reading import Reading, not_here
 from homelab.doctor.report import Report, Table
-from homelab.errors import HomelabError
-from homelab.findings import Finding, JudgedGuest, Stage, Turn, cured
+from homelab.findings import Finding, Judged, Stage, cured
 from homelab.host import gates, plan
-from homelab.host.judge import judge_host
-from homelab.settings import Gpu, Host, Vm
-from homelab.vm import preview
-from homelab.vm.cards import Wish, hostpci_of
-from homelab.vm.plan import judge_vm, seen_of
+from homelab.host.judge import JudgedHost, troubles
+from homelab.judged.tree import Tree, owners_vm
+from homelab.settings import Gpu
+from homelab.vm.cards import hostpci_of
 from homelab.vm.refusals import missing
 from remote_scripts.pve.guest_kinds import VM
 from remote_scripts.pve.properties import parse as parse_properties
 
-# In messages about settings, for a card or a VM that they don't have.
+# In messages about settings, for a card that they don't have.
 _UNNAMED = "<name>"
 _NO_GROUPS = "`homelab doctor host` says why; the firmware's switch is VT-d or AMD-Vi (IOMMU)"
 
 
-def diagnose(
-    reading: Reading,
-    vmid: int,
-    host: Host,
-    vms: Mapping[str, Vm],
-    stack: str = "",
-    refusals: Iterable[HomelabError] = (),
-) -> Report:
+def diagnose(reading: Reading, vmid: int, tree: Tree) -> Report:
     """What stands between a VM and its cards.
 
-    :param host: the settings, for the gates that are opened there.
-    :param vms: those of the settings that are on the host, by name.
-    :param stack: PROJECT/STACK, whose other VMs may lose a card to it.
-    :param refusals: what a preview of the host refuses.
+    :param tree: of the same reading.
     :raises HomelabError: there is no such VM on this host.
     """
     config = _config(reading, vmid)
@@ -52,17 +38,16 @@ def diagnose(
     options = dict(sorted(hostpci_of({**current, **config}).items()))
     slots = list(dict.fromkeys(slot for key, value in options.items() for slot in cards.slots_of(reading, key, value)))
     name = f"VM {vmid} ({config.get('name', 'no name')})"
-    findings = [*_of_host(reading, vmid, host, vms, stack), *_mappings(reading, options, host)]
+    judged = _judged(tree, vmid, slots)
+    findings = [one for part in judged for one in part.findings]
+    findings += _mappings(reading, options, tree)
     for slot in slots:
-        findings += [*(_functions(reading, name, vmid, slot) if running else []), *_gates(reading, slot, host)]
+        findings += _functions(reading, name, vmid, slot) if running else []
     findings += [] if running else starts.findings(reading, vmid, name)
-    judged = _judged(reading, vmid, host, vms, stack)
-    findings, notes = [*findings, *judged.findings], [*judged.remarks]
-    if slots:
-        of_log, remarks = cards.log_findings(reading, {slot: slot for slot in slots}, of_host=True)
-        findings += of_log
-        notes += remarks
-    notes += _starts(reading)
+    of_log = troubles(reading.facts, dict(zip(slots, slots, strict=True)), "") if slots else []
+    findings += Finding.of(*(one.error for one in of_log if not one.harmless))
+    notes = [line for part in judged if not isinstance(part, JudgedHost) for line in part.remarks]
+    notes += [one.remark for one in of_log if one.harmless] + _starts(reading)
     if pending := _pending(reading, vmid):
         notes.append(f"pending until it is off and starts again: {'; '.join(pending)}")
     if reading.facts.guests.unlisted:
@@ -74,10 +59,40 @@ def diagnose(
         f"{name} on {reading.node}",
         _head(reading, config, running),
         [_hostpci_table(reading, options), cards.table(reading, slots)],
-        cured(findings, refusals),
-        notes,
+        cured(findings, tree.refusals),
+        [*notes, *tree.unread],
         data=_data(reading, vmid, config, options, slots, running),
     )
+
+
+def _judged(tree: Tree, vmid: int, slots: list[str]) -> list[Judged]:
+    """What is judged of a VM, of its cards' mappings, of what is installed in it, and of its host where that can't give
+    it a card. One that the settings don't have, or whose cards aren't found, is judged by its owner's lines.
+
+    :param slots: of the cards that it has.
+    """
+    facts, of_settings = tree.facts, tree.of_vm(vmid)
+    needs_host = plan.lost_hook(str(vmid)) in tree.host.steps or not facts.iommu.groups
+    of_host: Judged = tree.told_host
+    if needs_host and not tree.wanted.host.gives_cards:
+        without = [error.retold(next=_NO_GROUPS) for error in plan.without_groups(facts)]
+        of_host = Judged(title="", why="", wrong=without)
+    found = [*([of_host] if needs_host else []), *(_gates(tree, slot) for slot in slots)]
+    if of_settings is None:
+        return [*found, owners_vm(facts, vmid)]
+    name, judged = of_settings
+    mappings = [tree.mappings[use.gpu] for use in tree.wanted.vms[name].gpus if use.gpu in tree.mappings]
+    return [*found, judged, *mappings, *([one] if (one := tree.systems.get(f"vms.{name}")) else [])]
+
+
+def _gates(tree: Tree, slot: str) -> Judged:
+    """What the program's own gates say of a card, with what the settings open."""
+    name = next((gpu for gpu, card in tree.want.gpus.items() if card["slot"] == slot), _UNNAMED)
+    gpu = tree.wanted.host.gpus.get(name, Gpu(address=slot))
+    # Containers have a shared card while no VM has it, and are shut down for the one that takes it.
+    apart = () if gpu.use == "shared" else (gates.containers,)
+    errors = [error for gate in (*gates.VERIFIED, *apart) for error in gate(tree.facts, name, gpu, slot)]
+    return Judged(title="", why="", against=errors, others_change=name != _UNNAMED and tree.has_steps)
 
 
 def _config(reading: Reading, vmid: int) -> dict[str, str]:
@@ -107,28 +122,12 @@ def _head(reading: Reading, config: dict[str, str], running: bool) -> list[str]:
     ]
 
 
-def _of_host(reading: Reading, vmid: int, host: Host, vms: Mapping[str, Vm], stack: str) -> list[Finding]:
-    """What is judged of the host where it can't give the VM a card; arguments as of `diagnose`."""
-    facts = reading.facts
-    lost = [plan.lost_hook(str(vmid))] * (str(vmid) in facts.handover.lost_hooks)
-    if facts.iommu.groups and not lost:
-        return []
-    if host.gives_cards:
-        findings = judge_host(facts, host, vms.values(), stack=stack).findings
-    else:
-        findings = Finding.of(*(error.retold(next=_NO_GROUPS) for error in plan.without_groups(facts)))
-    if any(line in one.found for line in lost for one in findings):
-        return findings
-    wanted = f"VM {vmid} with the hookscript that takes its shared card from the containers"
-    return [*findings, *Finding.of_steps(wanted, lost, "its start would take the card without any check")]
-
-
-def _mappings(reading: Reading, options: dict[str, str], host: Host) -> list[Finding]:
-    """Of the mappings that it names. That an owner's gives nothing is judged of the VM itself."""
-    own = {host.mapping_of(gpu) for gpu in host.gpus}
+def _mappings(reading: Reading, options: dict[str, str], tree: Tree) -> list[Finding]:
+    """Of the mappings of its owner's that it names. That one gives nothing is judged of the VM itself."""
+    own = {tree.wanted.host.mapping_of(gpu) for gpu in tree.mappings}
     named = [option for key, value in options.items() if "mapping" in (option := parse_properties(key, value))]
-    there = [option["mapping"] for option in named if option["mapping"] in own or not missing(option, reading.facts)]
-    return [finding for name in there for finding in cards.mapping_findings(reading, name, own=name in own)]
+    there = [option["mapping"] for option in named if not missing(option, reading.facts)]
+    return [finding for name in there if name not in own for finding in cards.mapping_findings(reading, name)]
 
 
 def _functions(reading: Reading, name: str, vmid: int, slot: str) -> Iterator[Finding]:
@@ -146,17 +145,6 @@ def _functions(reading: Reading, name: str, vmid: int, slot: str) -> Iterator[Fi
     )
 
 
-def _gates(reading: Reading, slot: str, host: Host) -> list[Finding]:
-    """What the program's own gates say of the card, with what the settings open."""
-    slots, _ = resolving.resolve(reading.facts, host.gpus)
-    gpu_name = next((gpu for gpu, its in slots.items() if its == slot), _UNNAMED)
-    gpu = host.gpus.get(gpu_name, Gpu(address=slot))
-    # Containers have a shared card while no VM has it, and are shut down for the one that takes it.
-    apart = () if gpu.use == "shared" else (gates.containers,)
-    errors = [error for gate in (*gates.VERIFIED, *apart) for error in gate(reading.facts, gpu_name, gpu, slot)]
-    return Finding.of(*errors, turn=Turn.PERSON if gpu_name == _UNNAMED else Turn.REFUSED)
-
-
 def _starts(reading: Reading) -> list[str]:
     """What its start would find now of the cards that it has in turn with containers."""
     lines = []
@@ -166,20 +154,6 @@ def _starts(reading: Reading) -> list[str]:
         refused = f"it would not get gpus.{start.card}: {start.refused}"
         lines.append(f"if it started now: {refused if start.refused else gets}")
     return lines
-
-
-def _judged(reading: Reading, vmid: int, host: Host, vms: Mapping[str, Vm], stack: str) -> JudgedGuest:
-    """The VM beside its settings; one that they don't have, or whose cards aren't found, as its owner has it."""
-    facts = reading.facts
-    seen = seen_of(facts, vmid)
-    for name, vm in vms.items():
-        if vm.vmid == vmid:
-            places, _ = resolving.resolve(facts, host.gpus)
-            gpus = {gpu: plan.card_plan(facts, host, gpu, place) for gpu, place in places.items()}
-            wish = preview.wish_of(name, vm, host, gpus)
-            if len(wish.cards) == len(vm.gpus):
-                return judge_vm(seen_of(facts, vmid, wish.takes(host.hands_over), stack), wish, facts)
-    return judge_vm(replace(seen, base=seen.config, is_another=False), Wish(_UNNAMED, vmid, []), facts)
 
 
 def _hostpci_table(reading: Reading, options: dict[str, str]) -> Table:

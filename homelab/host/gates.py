@@ -15,7 +15,7 @@ from homelab.cards.resolving import resolve
 from homelab.errors import HomelabError
 from homelab.facts import kernel_log
 from homelab.facts.host import HostFacts
-from homelab.host.holder_gates import bound_by_hand, out_of_vms
+from homelab.host.holder_gates import bound_by_hand, left_with_vm, out_of_vms
 from homelab.settings import Gpu, Host
 from remote_scripts.tools.words import missing_words
 
@@ -376,7 +376,7 @@ def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabErr
         for gate in GATES[gpu.use]:
             errors += gate(facts, name, gpu, slot)
     errors += [*console(facts, host.gpus, slots), *group_gates.staying_cards_apart(facts, host.gpus, slots)]
-    return slots, [*errors, *remapping.split_groups(facts, host, slots)]
+    return slots, [*errors, *remapping.split_groups(facts, host, slots), *left_with_vm(facts, host, slots)]
 
 
 # The gates of a card that leaves the host, at its boot (GIVEN) or in turn with containers (HANDED_OVER); of one that

@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from homelab.cards import consoles, options, released, remapping, resets
-from homelab.errors import HomelabError, raise_all
+from homelab.cards import consoles, options, released, remapping, resets, resolving
+from homelab.errors import HomelabError
 from homelab.facts import kernel_log
 from homelab.facts.classes import DRIVERS, NVIDIA
 from homelab.facts.devices import Device
 from homelab.facts.host import HostFacts, bound_by_word
-from homelab.host import gates, holder_gates
+from homelab.host import gates
 from homelab.host.reboot import drivers_after, in_short, stopping
 from homelab.settings import Host, Vm
 from homelab.shapes import CardPlan, HostPlan
@@ -31,13 +31,12 @@ Wanted = HostPlan
 
 
 def wanted(facts: HostFacts, host: Host, vms: Collection[Vm] = ()) -> Wanted:
-    """The plan of a host with these facts and settings.
+    """The plan of a host with these facts and settings, for the cards that are found. Whether it may be carried out,
+    the gates say (gates.py).
 
     :param vms: of this host.
-    :raises HomelabError: a gate is closed; the text has every refusal.
     """
-    slots, errors = gates.check(facts, host)
-    raise_all([*errors, *holder_gates.left_with_vm(facts, host, slots)])
+    slots, _ = resolving.resolve(facts, host.gpus)
     gpus = {name: card_plan(facts, host, name, slot, vms) for name, slot in slots.items()}
     functions = {
         function["address"]: function["id"]
@@ -345,7 +344,7 @@ def describe(
     facts: HostFacts,
     host: Host,
     want: Wanted,
-    reboot: PlannedReboot,
+    reboot: PlannedReboot | None,
     files: Sequence[PlannedFile] = (),
     follows: str = "",
     remarks: Sequence[str] = (),
@@ -353,6 +352,7 @@ def describe(
     """The plan as text: command line before -> after, files, each function with its driver before -> after, the reboot.
 
     :param remarks: on the host and its cards, a sentence each.
+    :param reboot: None: the host wasn't asked.
     :param follows: the node of the cluster that is restarted before this one; empty: none.
     """
     before = facts.cmdline.configured
@@ -364,7 +364,7 @@ def describe(
         + ("  (stays)" if set(before.split()) == set(after.split()) else f"\n             -> {after}"),
     ]
     lines += dict.fromkeys(map(str, files))  # of two layers that touch the same file, once
-    moved = drivers_after(reboot.reasons)
+    moved = drivers_after(reboot.reasons) if reboot else {}
     for gpu, card in want.gpus.items():
         lines.append(f"  {gpu}: {facts.card(str(card['slot']))}, for {card['use']}:")
         for device in facts.functions(card["slot"]):
@@ -377,7 +377,8 @@ def describe(
         lines += [f"    reset: {reset_methods}"] if reset_methods and card["use"] == "vm" else []
     lines += [f"  note: {remark}" for remark in remarks]
     order = f"; after {follows}, if that one is: one node of the cluster at a time" if follows else ""
-    lines.append(f"  reboot: {reboot.in_short(want.gpus)}{order if reboot.reboot == 'yes' else ''}")
+    if reboot:
+        lines.append(f"  reboot: {reboot.in_short(want.gpus)}{order if reboot.reboot == 'yes' else ''}")
     return "\n".join(lines)
 
 

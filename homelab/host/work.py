@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.facts import kernel_log, names
 from homelab.facts.host import HostFacts
-from homelab.findings import Turn
 from homelab.host import plan, stack_folder
 from homelab.host.judge import judge_host, verified
 from homelab.host.reboot import in_short, stopping
@@ -30,12 +29,15 @@ from remote_scripts.both.stack_folder import Wanted as StackFolder
 
 if TYPE_CHECKING:  # of no use to a refresh
     from homelab.cards import work as card_mapping
+    from homelab.judged import text as plan_text
+    from homelab.judged import tree
     from homelab.reading import planning
     from homelab.remote.proxmox import api
     from homelab.storage import work as storage_file
 else:
     card_mapping, storage_file = later("homelab.cards.work"), later("homelab.storage.work")
     api, planning = later("homelab.remote.proxmox.api"), later("homelab.reading.planning")
+    plan_text, tree = later("homelab.judged.text"), later("homelab.judged.tree")
 
 
 class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
@@ -52,34 +54,38 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         return self._plan(inputs, outputs.generation)
 
     def read(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> HostProbe.Outputs:
-        facts = self.facts_of_refresh(inputs)
+        facts, host = self.facts_of_refresh(inputs), self.host(inputs)
         # Another version's agent is no drift: this one's comes with the next `up`.
         version = inputs.agent if inputs.agent == agent.version() else ""
-        stack = ledger.stack_of(self.urn)
-        judged = judge_host(facts, self.host(inputs), had=outputs, stack=stack, agent=version)
+        stack, vms = ledger.stack_of(self.urn), self.stack.vms(inputs.host)
+        judged = judge_host(facts, host, vms.values(), had=outputs, stack=stack, agent=version)
         for layer, differences in judged.drift.items():
             for difference in differences:
                 tell(f"{inputs.host}: drift ({layer}): {difference}")
-        for finding in judged.findings:
-            if finding.turn is not Turn.UP:
-                tell(f"{inputs.host}: note: {finding.line}")
+        for line in judged.met:
+            tell(f"{inputs.host}: note: {line}")
         drifted = {layer for layer, differences in judged.drift.items() if differences}
         generation = raised(outputs.generation, drifted, judged.drift.keys())
-        # What is refused, or a shared card keeps from being mended, the plan refuses before anything is changed.
-        stale = plan.stale(facts, outputs) or bool(judged.refusals or (facts.handover.away and "handover" in drifted))
-        return dataclasses.replace(outputs, generation=generation, stale=stale)
+        # With its plan all is refused that stands against a change, before anything is changed.
+        return dataclasses.replace(outputs, generation=generation, stale=plan.stale(facts, outputs) or bool(drifted))
 
     def _plan(self, inputs: HostProbe.Inputs, generation: dict[str, int]) -> HostProbe.Outputs:
         self.hold_or_fail(inputs)
-        host, vms, containers = self.host(inputs), self.stack.vms(inputs.host), self.stack.containers(inputs.host)
-        planned = planning.planned(inputs.host, host, vms, containers, stack=ledger.stack_of(self.urn))
+        judged = planning.planned(self._wanted(inputs.host), is_changed=True)
+        raise_all(judged.refusals)
         # Also for those who skip the preview: what a reboot stops is said before anything is changed.
-        tell(f"{inputs.host}: reboot: {planned.reboot.in_short(planned.want.gpus)}")
-        host_session.of(inputs.host).is_reboot_told = True
-        for remark in planned.remarks:
+        if judged.reboot:
+            tell(f"{inputs.host}: reboot: {judged.reboot.in_short(judged.want.gpus)}")
+            host_session.of(inputs.host).is_reboot_told = True
+        for remark in (*judged.host.remarks, *judged.told_host.met):
             tell(f"{inputs.host}: note: {remark}")
-        generation = raised(generation, set(), [*plan.drift(planned.facts, planned.want), "agent"])
-        return HostProbe.Outputs(**dataclasses.asdict(planned.want), generation=generation, stale=False)
+        generation = raised(generation, set(), judged.host.drift)
+        return HostProbe.Outputs(**dataclasses.asdict(judged.want), generation=generation, stale=False)
+
+    def _wanted(self, name: str) -> tree.Settings:
+        """What the settings want of a host."""
+        vms, containers = self.stack.vms(name), self.stack.containers(name)
+        return tree.Settings(name, self.stack.host(name), vms, containers, ledger.stack_of(self.urn))
 
     def show_plan(self, name: str) -> Properties:
         """Shows the plan for people in a preview: reads the host, changes nothing, and refuses what an `up` would.
@@ -101,16 +107,15 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
             tell(f"{name}: previewing without the key to the host: {error.found}")
             return {}
         try:
-            vms, containers = self.stack.vms(name), self.stack.containers(name)
-            stack = ledger.stack_of(self.urn)
-            planned = planning.planned(name, host, vms, containers, planning.PATIENCE_SECONDS, stack)
+            judged = planning.planned(self._wanted(name), planning.PATIENCE_SECONDS, is_changed=True)
         except UnreachableError as error:
             if mode == "always":
                 raise
             tell(f"{name} can't be reached ({error.found}): previewed without reading it")
             return {}
-        tell(planned.text(name, host, self.stack.restarts_before(name)))
-        return dataclasses.asdict(planned.want)
+        raise_all(judged.refusals)
+        tell(plan_text.of_plan(judged, self.stack.restarts_before(name)))
+        return dataclasses.asdict(judged.want)
 
     def delete(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> None:
         try:

@@ -12,7 +12,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, TypeVar
 
+from remote_scripts.pve.guest_kinds import VM, Kind
 from remote_scripts.pve.properties import functions_of, overlap, parse, same, slot_of
+from remote_scripts.tools.errors import Failure
 
 #: A guest's options by their keys; None: it hasn't, or isn't to have, that key. A container's lxc.* line, `KEY: VALUE`,
 #: is a key of its own, whose value is nothing.
@@ -147,6 +149,25 @@ class Note:
     def settled(self: N) -> N:
         """The note where nothing is under way."""
         return replace(self, before={})
+
+
+def refused_to_stack(note: Note, kind: Kind, guest: int, stack: str) -> Failure | None:
+    """The refusal of a guest that another stack has given its cards: each of the two would take out what the other one
+    gives. None: it is free, or this stack's.
+
+    :param stack: PROJECT/STACK.
+    """
+    others, _, name = note.owner.rpartition("/")
+    if others in ("", stack):
+        return None
+    section = "vms" if kind is VM else "containers"
+    return Failure(
+        f"{kind.label} {guest} given its cards",
+        f"it has its cards from the stack {others}, as {section}.{name}",
+        f"a {kind.label} is one stack's; nothing was changed",
+        f"take it out of the settings of one of the two, and run `pulumi up` there; if {others} is gone or renamed, "
+        f'correct "owner" in /etc/pve/homelab/{kind.name}-{guest}',
+    )
 
 
 def gives(key: str, value: str | None, cards: Iterable[str]) -> bool:

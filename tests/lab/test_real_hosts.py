@@ -26,7 +26,7 @@ from remote_scripts.both.read_host import Wanted
 from tests.conftest import shared
 from tests.lab.host_kit import run_layer
 from tests.lab.listings import scenario_of
-from tests.unit.hosts import settings
+from tests.unit.hosts import settings, told
 
 # Listing -> slot of each graphics card -> what refuses it: group members that are neither the card nor bridges. None: nothing.
 VERDICTS: dict[str, dict[str, set[str] | None]] = {
@@ -190,7 +190,7 @@ def test_a_second_option_whose_mapping_was_removed_is_told_before_anything_is_do
     assert machine.boot("start").comes_up
     found, host = read(machine), settings({"gpu": {"address": "01:00", "mapping": "gpu-1"}})
     guest = Vm.model_validate({"host": "pve", "vmid": 100, "gpus": ["gpu"]})
-    text, errors = preview.describe(found, host, plan.wanted(found, host, [guest]), {"worker": guest})
+    text, errors = told(found, host, {"worker": guest})
     assert errors == [] and "there is no mapping gpu-2 for this node (mappings: gpu-1); make the mapping again" in text
     assert "or take the option out: `qm set 100 --delete hostpci1`" in text
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from homelab.errors import HomelabError
 from homelab.facts.host import HostFacts, parse
 from homelab.host import gates
+from homelab.judged import text
+from homelab.judged.tree import Settings, Tree, judged
 from homelab.nvidia.reading import SystemReading
-from homelab.settings import Host
+from homelab.settings import Container, Host, Vm
 from remote_scripts.notes.container_note import Cards, ContainerNote, Given
 from remote_scripts.notes.guest_note import Note, identity
 from remote_scripts.pve.vm_conf import options
@@ -150,3 +153,20 @@ def values(gpus: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]
 
 def settings(gpus: dict[str, Any] | None = None, **changes: Any) -> Host:
     return Host.model_validate(values(gpus, **changes))
+
+
+def tree(
+    facts: HostFacts,
+    host: Host,
+    vms: dict[str, Vm] | None = None,
+    containers: dict[str, Container] | None = None,
+    stack: str = "",
+) -> Tree:
+    """What is judged of a host and these guests."""
+    return judged(facts, Settings("pve", host, vms or {}, containers or {}, stack))
+
+
+def told(facts: HostFacts, host: Host, *guests: Any, stack: str = "") -> tuple[str, list[HomelabError]]:
+    """A plan's lines of VMs and containers, and what is refused of them."""
+    found = tree(facts, host, *guests, stack=stack)
+    return "\n".join(text.of_guests(found)), [error for part in found.parts() for error in part.refusals]

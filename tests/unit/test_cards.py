@@ -17,11 +17,10 @@ from homelab.facts.host import HostFacts
 from homelab.host import gates, judge, plan
 from homelab.settings import Host, NewVm, Vm
 from homelab.shapes import BootedHost, DeviceSeen
-from homelab.vm import preview as vm_preview
 from homelab.vm.cards import VmCard
 from remote_scripts.pve.properties import overlap
 from tests.rows import rows
-from tests.unit.hosts import desktop, device, gpu, reasons, settings, vm_note
+from tests.unit.hosts import desktop, device, gpu, reasons, settings, told, vm_note
 
 
 def apu(*, together: bool = False, **changes: Any) -> HostFacts:
@@ -533,7 +532,7 @@ def vm(vmid: int, *gpus: str) -> Vm:
 
 
 def vm_errors(facts: HostFacts, host: Host, vms: dict[str, Vm]) -> list[str]:
-    return [str(error) for error in vm_preview.describe(facts, host, plan.wanted(facts, host), vms)[1]]
+    return [str(error) for error in told(facts, host, vms)[1]]
 
 
 def test_two_cards_of_one_group_go_to_one_vm_or_none() -> None:
@@ -568,7 +567,7 @@ def moved(ledger: dict[str, str], *more: str, runs: bool = True, **changes: Any)
     guests = replace(facts.guests, running=frozenset([104] * runs), configs=configs, mappings=mappings)
     facts = replace(facts, guests=guests, ledger=ledger)
     wanted = {"one": vm(103, "one").model_copy(update=changes)}
-    text, errors = vm_preview.describe(facts, host, plan.wanted(facts, host), wanted, "p/s")
+    text, errors = told(facts, host, wanted, stack="p/s")
     return text, [error.found for error in errors]
 
 
@@ -635,7 +634,7 @@ def test_what_others_left_waiting_is_carried_out_by_a_change_and_is_told(waits: 
     for running in (True, False):
         guests = replace(facts.guests, configs=[facts_config(103, text)], running=frozenset([103] if running else []))
         seen = replace(facts, guests=guests, ledger=ledger)
-        said, errors = vm_preview.describe(seen, host, plan.wanted(seen, host), wanted, "p/s")
+        said, errors = told(seen, host, wanted, stack="p/s")
         assert (f"left waiting for its next start: {others}\n" in said) is bool(others)
         assert errors == []
 
@@ -647,7 +646,7 @@ def test_a_run_that_was_cut_short_is_gone_on_with() -> None:
     for more, is_said in ((left, True), ({}, False)):
         facts = replace(facts, guests=replace(facts.guests, configs=[facts_config(103, lines)]))
         facts = replace(facts, ledger=vm_note(103, lines, "hostpci0", **more))
-        text, _ = vm_preview.describe(facts, host, plan.wanted(facts, host), {"one": vm(103, "one")})
+        text, _ = told(facts, host, {"one": vm(103, "one")})
         assert ("    the last run didn't finish with it" in text) is is_said
 
 
@@ -674,7 +673,7 @@ def test_the_plan_shows_a_vms_configuration_before_and_after() -> None:
     facts, host = two_in_one_group()
     guests = replace(facts.guests, configs=[facts_config(103, "machine: q35\nname: one\nballoon: 1024\nmemory: 4096")])
     facts = replace(facts, guests=guests)
-    lines = vm_preview.describe(facts, host, plan.wanted(facts, host), {"one": vm(103, "one", "two")})[0].splitlines()
+    lines = told(facts, host, {"one": vm(103, "one", "two")})[0].splitlines()
     assert lines[1:5] == [
         "    balloon: 1024 -> 0",
         "    hostpci0: not there -> mapping=one,pcie=1",
@@ -700,7 +699,7 @@ def test_the_plan_says_what_becomes_of_a_vm_that_has_a_card(gpus: list[str], pow
     guests = replace(facts.guests, configs=[facts_config(103, lines)], running=frozenset([103] * runs))
     facts = replace(facts, guests=guests, ledger=vm_note(103, lines, "hostpci0"))
     wanted = vm(103, *gpus).model_copy(update={"power": power})
-    text = vm_preview.describe(facts, host, plan.wanted(facts, host), {"one": wanted})[0]
+    text = told(facts, host, {"one": wanted})[0]
     assert text.splitlines()[0] == f"  VM 103 (one), {said}"
     assert ("    hostpci0: mapping=one,pcie=1 -> not there" in text) == (not gpus)
 
@@ -725,7 +724,7 @@ def test_a_vm_under_ha_that_would_change_is_refused(
     cluster = replace(facts.cluster, ha=replace(facts.cluster.ha, resources=f"vm: 103\n\tstate {state}\n"))
     facts = replace(facts, guests=guests, cluster=cluster, ledger=vm_note(103, lines, "hostpci0"))
     wanted = {} if gpus is None else {"one": vm(103, *gpus).model_copy(update={"power": power})}
-    errors = vm_preview.describe(facts, host, plan.wanted(facts, host), wanted, "p/s")[1]
+    errors = told(facts, host, wanted, stack="p/s")[1]
     assert [error.found for error in errors] == [f"HA manages it ({state})"] * refused
 
 

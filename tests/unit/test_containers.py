@@ -22,7 +22,7 @@ from homelab.vm.plan import UNFINISHED
 from remote_scripts.notes.container_note import Cards
 from tests.rows import rows
 from tests.unit import test_doctor_stack as of_file
-from tests.unit.hosts import NODES, container_note, desktop, device, device_nodes, settings
+from tests.unit.hosts import NODES, container_note, desktop, device, device_nodes, settings, told
 from tests.unit.test_doctor import inside, reading
 from tests.unit.test_moved_containers import probe
 
@@ -142,7 +142,7 @@ def seen(
 
 def preview(facts: HostFacts, **containers: Container) -> tuple[list[str], list[HomelabError]]:
     """The plan's lines, and what it refuses."""
-    text, errors = container_plan.describe(facts, settings(GPUS), want(facts), containers, {}, "p/s")
+    text, errors = told(facts, settings(GPUS), {}, containers, stack="p/s")
     return [line.strip() for line in text.splitlines()], errors
 
 

@@ -15,11 +15,10 @@ from homelab.facts.host import HostFacts
 from homelab.host import gates, plan
 from homelab.host.plan import NVIDIA_BLACKLIST
 from homelab.settings import Vm
-from homelab.vm import preview as vm_preview
 from homelab.vm.cards import VmCard
 from tests.conftest import shared
 from tests.rows import rows
-from tests.unit.hosts import cmdline, desktop, device, gpu, reasons, settings
+from tests.unit.hosts import cmdline, desktop, device, gpu, reasons, settings, told
 
 RADEON = device("0000:03:00.0", "1002:744c", "030000", 18, driver="amdgpu", parent="0000:00:02.1")
 ARC = device("0000:03:00.0", "8086:56a6", "030000", 18, driver="i915", parent="0000:00:02.1")
@@ -131,7 +130,7 @@ def test_legacy_mode_is_no_setting_but_stays_in_a_line_of_the_owners() -> None:
 def test_the_plan_says_which_card_wants_a_rom_file(facts: HostFacts, use: dict[str, Any], said: str) -> None:
     host = settings({"gpu": {"address": facts.devices[0].slot, "allowConsole": True}})
     given = vm(gpus=[{"gpu": "gpu", **use}])
-    text = vm_preview.describe(facts, host, plan.wanted(facts, host), {"sandbox": given})[0]
+    text = told(facts, host, {"sandbox": given})[0]
     assert said in text
     assert ("ROM" in text) is bool(said)
 
@@ -147,11 +146,10 @@ def test_a_rom_file_that_the_vm_has_isnt_advised(line: str, said: bool) -> None:
         settings({"gpu": {"address": "c6:00", "allowConsole": True}}),
         vm(gpus=[{"gpu": "gpu", "takeOver": True}]),
     )
-    want = plan.wanted(facts, host)
     text = "\n".join(
         [
             *card_remarks.remarks(facts, host, {"gpu": "0000:c6:00"}),
-            vm_preview.describe(facts, host, want, {"sandbox": guest})[0],
+            told(facts, host, {"sandbox": guest})[0],
         ]
     )
     assert ("set romfile" in text) is said and ("VFCT" in text) is said

@@ -9,11 +9,10 @@ import pytest
 from homelab.cards import work as card_mapping
 from homelab.cards.resource import CardMapping
 from homelab.facts.host import HostFacts
-from homelab.host import gates, plan
+from homelab.host import gates
 from homelab.settings import Vm
-from homelab.vm import preview as vm_preview
 from homelab.vm.cards import VmCard
-from tests.unit.hosts import desktop, device, settings
+from tests.unit.hosts import desktop, device, settings, told
 from tests.unit.test_card_mapping import Api
 
 NEW = {"qemu-server": "9.0.25"}
@@ -46,7 +45,7 @@ def test_a_driver_is_kept_where_proxmox_ve_knows_it(version: str, known: bool) -
             "create": {"scsi0": "local:8"},
         }
     )
-    errors = vm_preview.describe(facts, host, plan.wanted(facts, host), {"sandbox": vm})[1]
+    errors = told(facts, host, {"sandbox": vm})[1]
     assert (errors == []) is known
     assert VmCard("vf", "vf", "0000:41:00.1", driver="keep").in_place_of("") == "mapping=vf,driver=keep,pcie=1"
 

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 
 from homelab.container import makers, other_makers
-from homelab.container import plan as container_plan
 from homelab.errors import HomelabError
 from homelab.facts.host import HostFacts
 from homelab.host import plan
 from homelab.settings import Container
 from homelab.show.cards import of_outputs
 from tests.rows import rows
-from tests.unit.hosts import cmdline, desktop, device, settings
+from tests.unit.hosts import cmdline, desktop, device, settings, told
 from tests.unit.test_containers import DRIVER
 
 AMD, INTEL = "0000:0b:00.0", "0000:00:02.0"
@@ -150,7 +149,7 @@ def test_a_card_that_the_next_boot_returns_is_refused_only_afterwards() -> None:
 
 def planned(facts: HostFacts, *gpus: str, **changes: Any) -> tuple[str, list[HomelabError]]:
     wanted = {"media": container(*gpus, **changes)}
-    return container_plan.describe(facts, settings(GPUS), plan.wanted(facts, settings(GPUS)), wanted, {})
+    return told(facts, settings(GPUS), {}, wanted)
 
 
 def test_a_container_on_another_node_is_refused_with_its_place() -> None:

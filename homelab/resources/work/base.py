@@ -383,7 +383,10 @@ class Work(Generic[InputsT, OutputsT]):
         try:
             # With a list of what runs only where it matters: that takes a real host a second or two.
             with_running = bool(containers)
-            facts, inside = ssh.read(host, guests=with_running), judge.installing(host, containers.values())
+            facts, inside = (
+                ssh.read(host, guests=with_running, kernel_log=True),
+                judge.installing(host, containers.values()),
+            )
             return systems.read(ssh.Session(host), facts, inside) if inside else facts
         except HomelabError as error:
             return error
