@@ -51,7 +51,8 @@ def of_host(wanted: Settings) -> tree.TreeNode:
     steps, beside = list[str](), list[ShownGuest]()
     if not refusals:
         cards = reading.planned(current, judged)
-        steps, beside = [*judged.host.steps, *map(str, judged.of_reboot)], reading.beside([*current, *cards], judged)
+        files = list(dict.fromkeys(file.named for file in judged.files))
+        steps, beside = [*(files or judged.host.steps), *judged.of_reboot], reading.beside([*current, *cards], judged)
     title = f"{wanted.name} ({host.address}): {facts.kernel}, Proxmox VE {facts.pve or 'not found'}"
     refused = (f"`pulumi up` refuses: wanted: {one.wanted}; found: {one.found}" for one in Finding.of(*refusals))
     notes = [*refused, *judged.unread, *judged.told_host.met, *(one.said for one in facts.owed if not one.is_lost)]

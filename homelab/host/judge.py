@@ -59,7 +59,7 @@ def judge_host(
     return JudgedHost(
         title=f"the host {facts.cluster.node} configured as the settings have it",
         steps=list(dict.fromkeys(line for lines in drift.values() for line in lines)),
-        against=_against(facts, host, slots, vms),
+        against=_against(facts, host, slots, vms) or [*(handover.refused(facts) if drift["handover"] else ())],
         wrong=[
             *verification,
             *next_boot,
@@ -76,11 +76,10 @@ def judge_host(
 
 
 def _against(facts: HostFacts, host: Host, slots: dict[str, str], vms: Collection[Vm]) -> list[HomelabError]:
-    """What stands against any change of a host: its gates, else a shared card that is away."""
+    """The gates that stand against any change of a host."""
     # Before the restart, adopted VMs get the hookscript (CardHandover); a created one gets it afterwards (GpuVm).
     with_hook = handover.takers(host, [vm for vm in vms if vm.create is None])
-    closed = [*gates.check(facts, host)[1], *holder_gates.without_hook(facts, host, slots, with_hook)]
-    return closed or [*handover.refused(facts)]
+    return [*gates.check(facts, host)[1], *holder_gates.without_hook(facts, host, slots, with_hook)]
 
 
 def troubles(

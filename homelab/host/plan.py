@@ -325,12 +325,17 @@ class PlannedFile:
     what: str
     diff: str = ""
 
+    @property
+    def named(self) -> str:
+        """The file and its change."""
+        return f"{FILES[self.how]} {self.what}"
+
     def __str__(self) -> str:
-        """The file and its change, then the diff without its head, cut to DIFF_LINES."""
+        """The same, then the diff without its head, cut to DIFF_LINES."""
         changed = [line for line in self.diff.splitlines() if not line.startswith(("--- ", "+++ "))]
         if len(changed) > DIFF_LINES:
             changed = [*changed[:DIFF_LINES], f"… {len(changed) - DIFF_LINES} more lines"]
-        return "\n      ".join([f"  {FILES[self.how]} {self.what}", *changed])
+        return "\n      ".join([f"  {self.named}", *changed])
 
 
 # How many lines of a file's diff a plan shows.

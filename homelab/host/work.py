@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from homelab.cards.mapping import judge_mapping
 from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.facts import kernel_log, names
 from homelab.facts.host import HostFacts
@@ -66,8 +67,12 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
             tell(f"{inputs.host}: note: {line}")
         drifted = {layer for layer, differences in judged.drift.items() if differences}
         generation = raised(outputs.generation, drifted, judged.drift.keys())
-        # With its plan all is refused that stands against a change, before anything is changed.
-        return dataclasses.replace(outputs, generation=generation, stale=plan.stale(facts, outputs) or bool(drifted))
+        # With its plan all is refused that stands against a change, before the host is rebooted for it. While a shared
+        # card is away, nothing else is planned: what isn't about it is mended all the same.
+        cards = ((name, card["slot"]) for name, card in judged.want.gpus.items() if host.gpus[name].may_leave)
+        mappings = (judge_mapping(facts, host, *card) for card in cards)
+        replans = bool(judged.refusals if facts.handover.away else drifted) or any(one.refusals for one in mappings)
+        return dataclasses.replace(outputs, generation=generation, stale=replans or plan.stale(facts, outputs))
 
     def _plan(self, inputs: HostProbe.Inputs, generation: dict[str, int]) -> HostProbe.Outputs:
         self.hold_or_fail(inputs)

@@ -25,13 +25,12 @@ def of_guests(tree: Tree) -> list[str]:
     """The plan's lines about guests, and what is installed for cards."""
     wanted, facts = tree.wanted, tree.facts
     lines = [files.describe(wanted.host)] if wanted.host.downloads else []
-    for mapping in tree.mappings.values():
-        lines += [f"  {step}" for step in mapping.steps]
     for name, (wish, judged) in tree.vms.items():
         lines += preview.lines(name, wanted.vms[name], wish, judged, facts)
     for container, (to_be, of_it) in tree.containers.items():
         lines += container_plan.lines(container, wanted.containers[container], to_be, of_it, facts)
     for place, of_leaving in tree.leaving.items():
         lines += preview.leaving_lines(place, of_leaving, facts)
+    lines += [f"  {step}" for mapping in tree.mappings.values() for step in mapping.steps]
     lines += [stack.text for stack in tree.stacks]
     return [*lines, *(f"  note: {remark}" for remark in tree.unread)]

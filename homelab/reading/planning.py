@@ -53,8 +53,9 @@ def planned(
     session = ssh.Session(host, timeout)
     facts = remapping.to_be(facts or session.read(guests=True, kernel_log=True), host)
     tree = replace(judged(facts, wanted), is_changed=is_changed)
-    if tree.host.against:
-        return tree
+    if tree.host.against or facts.handover.away:
+        # NVIDIA's driver and containers can't be changed while one of their cards is away.
+        return replace(tree, others=[*handover.refused(facts)])
     tree, sessions = _with_systems(session, tree, timeout)
     if not tree.has_steps:
         return tree

@@ -166,7 +166,13 @@ def tree(
     return judged(facts, Settings("pve", host, vms or {}, containers or {}, stack))
 
 
-def told(facts: HostFacts, host: Host, *guests: Any, stack: str = "") -> tuple[str, list[HomelabError]]:
+def told(
+    facts: HostFacts,
+    host: Host,
+    vms: dict[str, Vm],
+    containers: dict[str, Container] | None = None,
+    stack: str = "",
+) -> tuple[str, list[HomelabError]]:
     """A plan's lines of VMs and containers, and what is refused of them."""
-    found = tree(facts, host, *guests, stack=stack)
+    found = tree(facts, host, vms, containers, stack)
     return "\n".join(text.of_guests(found)), [error for part in found.parts() for error in part.refusals]

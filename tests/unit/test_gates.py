@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from homelab.cards import remarks as card_remarks
-from homelab.errors import HomelabError
+from homelab.errors import HomelabError, raise_all
 from homelab.facts.host import HostFacts, parse
 from homelab.host import gates, holder_gates, plan
 from homelab.init.cards import takers
@@ -461,12 +461,12 @@ def test_a_card_that_leaves_the_settings_for_nvidias_driver_leaves_its_vm_first(
         assert plan.wanted(reading, settings({}, **host)).functions == {}
         return
     with pytest.raises(HomelabError) as error:
-        plan.wanted(reading, settings({}, **host))
+        raise_all(gates.check(reading, settings({}, **host))[1])
     assert error.value.next.startswith("first put it back into gpus with use: vm, and take it out of the VM's gpus")
     assert "RTX 5090 [10de:2b85] at 0000:01:00" in error.value.wanted
     # What a name of the settings stands for, and isn't found, is no card that leaves them.
     with pytest.raises(HomelabError) as error:
-        plan.wanted(reading, settings({"big": {"match": "10de:2684"}}, **host))
+        raise_all(gates.check(reading, settings({"big": {"match": "10de:2684"}}, **host))[1])
     assert "no card of gpus is it" not in str(error.value) and "graphics cards here" in str(error.value)
 
 
@@ -569,7 +569,7 @@ def test_a_word_with_ids_that_is_gone_from_the_next_boot_keeps_no_card() -> None
     """Who has set takeOver takes it away, and the card comes back with this run's restart."""
     facts = was_for_a_vm(running=f"vfio-pci.ids=10de:2b85,10de:22e8 {WORD}")
     with pytest.raises(HomelabError, match=r"VM 103 \(Sandbox\) has it"):
-        plan.wanted(facts, settings({}, nvidia={"driver": "580"}))
+        raise_all(gates.check(facts, settings({}, nvidia={"driver": "580"}))[1])
     lines = dataclasses.asdict(facts.cmdline) | {"others": "quiet vfio-pci.ids=10de:2b85,10de:22e8"}
     assert plan.wanted(was_for_a_vm(cmdline=lines), settings({}, nvidia={"driver": "580"})).functions == {}
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from homelab.cards import values as card_values
-from homelab.errors import HomelabError
+from homelab.errors import HomelabError, raise_all
 from homelab.facts.host import HostFacts
-from homelab.host import plan
+from homelab.host import gates, plan
 from tests.rows import rows
 from tests.unit.hosts import cmdline, desktop, device, gpu, settings
 
@@ -127,7 +127,7 @@ def test_our_own_binding_is_not_taken_for_one_made_by_hand() -> None:
 def test_a_closed_gate_raises_every_reason() -> None:
     facts = desktop(loader="", iommu={"tables": [], "groups": 0, "kernel_log": ""})
     with pytest.raises(HomelabError, match=r"(?s)boot loader.*firmware"):
-        plan.wanted(facts, settings())
+        raise_all(gates.check(facts, settings())[1])
 
 
 def test_a_host_as_wanted_has_no_drift() -> None:
