@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from homelab.cards import group_gates
-from homelab.errors import HomelabError
+from homelab.errors import HomelabError, raise_all
 from homelab.facts import host as facts
 from homelab.facts import kernel_log
 from homelab.host import gates, plan
+from homelab.judged.tree import Settings, judged
 from homelab.settings import Vm
 from homelab.show import reading, tree
 from homelab.vm import preview
@@ -234,7 +235,7 @@ def test_vt_d_off_in_the_firmware_is_seen_through_the_kernels_enabled(tmp_path: 
     found = read(machine)
     assert "DMAR: IOMMU enabled" in found.iommu.kernel_log
     with pytest.raises(HomelabError, match="switched on in the firmware"):
-        plan.wanted(found, settings({"gpu": {"address": "01:00"}}))
+        raise_all(gates.check(found, settings({"gpu": {"address": "01:00"}}))[1])
 
 
 @pytest.mark.parametrize(("capture", "uses"), [("pve-lxc-rtx3060", True), ("pve-lxc-wrong-majors", True)])
@@ -264,7 +265,7 @@ def test_a_card_that_two_vms_have_in_turn_by_hand_stays_with_both(tmp_path: Path
     found = read(machine)
     host = settings({"gpu": {"match": "1002:744c", "mapping": "rx7900xt", "allowConsole": True}})
     guest = Vm.model_validate({"host": "forge", "vmid": 101, "gpus": [{"gpu": "gpu", "takeOver": True}]})
-    now, want = reading.of_reading(found, host), plan.wanted(found, host, [guest])
-    then, _ = reading.after(now, found, host, want, {"ai": guest}, {}, "p/s")
+    now = reading.of_reading(found, host)
+    then = reading.planned(now, judged(found, Settings("forge", host, {"ai": guest}, stack="p/s")))
     guests = [one.line for one in tree.of_host("forge", now, then).walk() if one.kind == "guest"]
     assert guests == ["VM 101 (ai)", "VM 105 (arcade)"]
