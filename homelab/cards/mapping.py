@@ -24,6 +24,17 @@ def entry_at(entries: Sequence[str], node: str, path: str) -> str | None:
     return None
 
 
+def own_entry(entries: Sequence[str], node: str, path: str, old_path: str) -> str | None:
+    """A node's entry of the card; None: there is none.
+
+    :param old_path: where this program has put it; empty: nowhere. A lone entry of the node is that one then, also
+        where somebody has given it another path since.
+    """
+    here = [entry for entry in entries if parse("map", entry).get("node") == node]
+    edited = here[0] if old_path and len(here) == 1 else None
+    return entry_at(here, node, path) or entry_at(here, node, old_path) or edited
+
+
 def noted_path(note: Mapping[str, Any] | None, gpu: str) -> str:
     """Where this program has noted the entry of a card; empty: nowhere, or of another key of the settings."""
     return str(note["path"]) if note and note["gpu"] == gpu else ""
@@ -36,7 +47,7 @@ def replaced(entries: Sequence[str], gpu: str, mapping: str, node: str, path: st
     :param old_path: where the card's entry was until now; empty: it isn't known.
     :raises HomelabError: the node has an entry of another device as well.
     """
-    present = entry_at(entries, node, path) or entry_at(entries, node, old_path)
+    present = own_entry(entries, node, path, old_path)
     others = (entry for entry in entries if entry != present and parse("map", entry).get("node") == node)
     if taken := next(others, None):
         raise HomelabError(

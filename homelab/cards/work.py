@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
-from homelab.cards.mapping import entry_at, noted_path, replaced
+from homelab.cards.mapping import entry_at, noted_path, own_entry, replaced
 from homelab.cards.resource import CardMapping
 from homelab.errors import ApiError, ChangedMeanwhileError, GoneError, HomelabError, NotThereError, UnansweredError
 from homelab.facts.guests import guest_note, mapping_note, of_mapping
@@ -109,7 +109,7 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         except NotThereError:
             tell(f"{name}: drift: the PCI mapping is gone")
             raise GoneError from None
-        present = entry_at(mapping["map"], inputs.node, inputs.entry["path"])
+        present = own_entry(mapping["map"], inputs.node, inputs.entry["path"], inputs.entry["path"])
         if present is None:
             tell(f"{name}: drift: the PCI mapping has no entry for {inputs.entry['path']} of {inputs.node} any more")
             raise GoneError

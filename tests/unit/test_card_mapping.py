@@ -117,7 +117,8 @@ def test_one_that_a_killed_update_has_moved_goes_from_where_it_is_noted() -> Non
         (of(HERE, OTHER), INPUTS, "0000:07:00", of(OURS, OTHER)),
         (of(HERE, OTHER), INPUTS, "", "another device of this node"),
         (of(HERE, OURS), INPUTS, "", "another device of this node"),
-        (of(HERE, OTHER), INPUTS, "0000:05:00", "another device of this node"),
+        (of(HERE, OURS), INPUTS, "0000:01:00", "another device of this node"),
+        (of(HERE, OTHER), INPUTS, "0000:01:00", of(OURS, OTHER)),  # somebody has edited its own
     ],
 )
 def test_it_comes_beside_those_of_other_nodes(mapping: Any, inputs: Any, old_path: str, after: Any) -> None:
@@ -139,7 +140,9 @@ def test_it_comes_beside_those_of_other_nodes(mapping: Any, inputs: Any, old_pat
         (of(OURS), LIVE, [FLAG]),
         (of(OURS, **FLAGGED), LIVE, []),
         (of(OURS, **FLAGGED), INPUTS, []),
-        (of(OTHER, HERE), INPUTS, None),
+        (of(OTHER, HERE), INPUTS, [HERE]),
+        (of(HERE, HERE.replace("07:00", "08:00")), INPUTS, None),
+        (of(OTHER), INPUTS, None),
         (None, INPUTS, None),
     ],
 )
@@ -167,7 +170,7 @@ LATER = of(OTHER, MOVED_OURS)
         (of(OTHER, OLD), INPUTS, INPUTS, [], of(OTHER, OURS)),
         (of(OTHER, OURS), MOVED, INPUTS, [of(OTHER, OURS), LATER], LATER),
         (None, MOVED, INPUTS, [None, of(MOVED_OURS)], of(MOVED_OURS)),
-        (of(HERE, OTHER), MOVED, INPUTS, [], "another device of this node"),
+        (of(HERE, OURS), MOVED, INPUTS, [], "another device of this node"),
         (of(OTHER, OURS, **FLAGGED), INPUTS, LIVE, [], of(OTHER, OURS)),
         (of(OTHER, OURS, **FLAGGED), LIVE, LIVE, [], of(OTHER, OURS, **FLAGGED)),
     ],
@@ -411,6 +414,8 @@ def test_what_was_there_at_first_stays_noted(
         ([MOVED_OURS, OTHER], NOTED, False),  # the card was moved to another slot
         ([MOVED_OURS, OTHER], {**NOTED, "path": "0000:01:00;0000:05:00"}, False),  # by a run that was killed
         ([MOVED_OURS, OTHER], {**NOTED, "gpu": "other"}, True),
+        ([HERE, OTHER], NOTED, False),  # edited by hand
+        ([HERE, OURS], NOTED, True),
     ],
 )
 def test_a_mapping_of_another_device_is_refused_with_the_host_as_its_own_work_refuses_it(
