@@ -126,9 +126,13 @@ def served(system: System) -> dict[str, Device]:
     return nodes
 
 
-def missing_nodes(system: System) -> dict[str, Device]:
-    """Of the nodes that the modules serve those that aren't there, or have other numbers."""
-    return {path: node for path, node in served(system).items() if not _has(system, path, node)}
+def missing_nodes(system: System) -> list[str]:
+    """Of the nodes that the modules serve those that aren't there, or have other numbers; and nvidia-uvm's, where the
+    driver is loaded without that module.
+    """
+    nodes = served(system)
+    missing = [path for path, node in nodes.items() if not _has(system, path, node)]
+    return missing if not nodes or UVM in nodes else [*missing, UVM]
 
 
 def make_nodes(system: System) -> str:
@@ -144,9 +148,10 @@ def make_nodes(system: System) -> str:
         message = "nvidia-uvm could not be loaded"
         system.log.say(message)
         message += f": {done.said_text.strip() or f'modprobe ended with {done.status}'}"
-    for path, node in missing_nodes(system).items():
-        system.files.make_device(path, node)
-        system.log.say(f"made {path} ({node.numbers})")
+    for path, node in served(system).items():
+        if not _has(system, path, node):
+            system.files.make_device(path, node)
+            system.log.say(f"made {path} ({node.numbers})")
     return message
 
 

@@ -34,6 +34,6 @@ def nvidia(source: Source) -> Nvidia:
         version=version,
         installed=trouble is None or trouble.has_module,
         trouble=[trouble.found, trouble.next] if trouble else ["", ""],
-        missing_nodes=source.noting("/proc/driver/nvidia", lambda: [*driver.missing_nodes(source.system)], []),
+        missing_nodes=source.noting("/proc/driver/nvidia", lambda: driver.missing_nodes(source.system), []),
         nodes_enabled=enabled,
     )
