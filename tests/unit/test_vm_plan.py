@@ -248,6 +248,19 @@ def test_a_line_that_its_owner_has_set_anew_is_what_comes_back(by_hand: dict[str
     assert vm.destroy() == later
 
 
+@pytest.mark.parametrize("by_hand", [{}, {"hostpci0": "01:00,pcie=1"}])
+@pytest.mark.parametrize("half", [False, True])
+def test_a_line_of_homelabs_that_its_owner_has_edited_doesnt_come_back(by_hand: dict[str, str], half: bool) -> None:
+    vm = Vm(Q35 | by_hand)
+    vm.up(OWN)
+    vm.config["hostpci0"] = edited = "mapping=first,pcie=1,x-vga=1"
+    if half:
+        vm.set_to({"hostpci0": "mapping=first,pcie=1"}, half=True)
+        vm.config["hostpci0"] = edited
+    vm.set_to({"hostpci0": "mapping=first,pcie=1"})
+    assert vm.destroy() == Q35 | by_hand
+
+
 @pytest.mark.parametrize("more", [{}, {"hostpci0": "mapping=first,pcie=1", "hostpci3": "01:00.1"}])
 def test_an_original_is_kept_though_its_owner_takes_the_option_away_or_adds_one(more: dict[str, str]) -> None:
     vm = Vm(Q35 | {"hostpci0": "01:00,pcie=1"})
