@@ -140,8 +140,7 @@ def _need_video(inside: System, ctid: int, path: str) -> str:
 
     :raises Failure: VA-API doesn't work on it.
     """
-    words = ("vainfo", "--display", "drm", "--device", path)
-    done = _ask(inside, *words)
+    done = _ask(inside, "vainfo", "--display", "drm", "--device", path)
     if done.status == TIMED_OUT:
         return f"{path}: vainfo gave no answer within {_OPEN_SECONDS:g} s: whether video works isn't known"
     lines = inside.log.clean(done.all_text).split("\n")

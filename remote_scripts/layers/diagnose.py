@@ -26,7 +26,7 @@ from remote_scripts.tools.text import as_text, without_secrets
 _INSIDE_SECONDS = 25.0
 _INSIDE_BYTES = 1 << 20
 _DMI = "/sys/class/dmi/id"
-_MACHINE = ("sys_vendor", "product_name", "board_vendor", "board_name")
+_MACHINE = (("sys_vendor", "product_name"), ("board_vendor", "board_name"))
 _MODEL = re.compile(r"^model name\s*:(.*)$", re.MULTILINE)
 _LOG_BYTES, _LOG_LINES = 1 << 20, 20
 _COMMAND = re.compile(r"(command '\S+) (?:.*(?=' failed)|.*)")
@@ -52,10 +52,9 @@ def read(system: System, wanted: Wanted) -> Answer:
 
 def _machine(system: System) -> str:
     """No serial number: the files with these have other names."""
-    parts = {name: system.files.text(f"{_DMI}/{name}").strip() for name in _MACHINE}
-    machine = " ".join(filter(None, (parts["sys_vendor"], parts["product_name"])))
-    board = " ".join(filter(None, (parts["board_vendor"], parts["board_name"])))
-    return "; board: ".join(filter(None, dict.fromkeys((machine, board))))
+    pairs = ([system.files.text(f"{_DMI}/{name}").strip() for name in names] for names in _MACHINE)
+    machine_and_board = dict.fromkeys(" ".join(filter(None, pair)) for pair in pairs)
+    return "; board: ".join(filter(None, machine_and_board))
 
 
 def _processor(system: System) -> str:
@@ -92,7 +91,6 @@ def _containers(system: System, ids: tuple[int, ...]) -> Iterator[ContainerInsid
         content = system.files.need(f"{PVE_LXC}/{id}.conf")
         if content is None:
             continue
-        text = as_text(content)
         power = guests.power_of(system, "pct", str(id))
         inside = problem = ""
         if power == "on":
@@ -105,4 +103,4 @@ def _containers(system: System, ids: tuple[int, ...]) -> Iterator[ContainerInsid
             except Failure as failure:
                 problem = failure.found
         running = None if power == "unknown" else power == "on"
-        yield ContainerInside(id, passed_on(text), running, inside, problem)
+        yield ContainerInside(id, passed_on(as_text(content)), running, inside, problem)

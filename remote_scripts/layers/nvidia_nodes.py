@@ -76,8 +76,7 @@ def _change(system: System, needed: bool) -> Answer:
 
 
 def _need_driver(system: System) -> None:
-    trouble = nvidia.trouble(system)
-    if trouble:
+    if trouble := nvidia.trouble(system):
         wanted, why = "NVIDIA's driver loaded on the host", "containers share the cards with the host's driver"
         raise Failure(wanted, trouble.found, why, trouble.next)
 

@@ -147,8 +147,7 @@ class Note:
         """The note once all of it is in force. Proxmox VE stores each of these values as it was sent."""
         values: dict[str, tuple[str | None, ...]] = {key: (value,) for key, value in options.items()}
         originals = {key: self.originals[key] for key in values}
-        own = {one for key in originals for one in _functions(key, originals[key])}
-        devices = {one: device for one, device in self.devices.items() if one in own}
+        devices = {one: self.devices.get(one, "") for key in originals for one in _functions(key, originals[key])}
         return replace(self.settled(), values=values, originals=originals, devices=devices)
 
     def settled(self: N) -> N:
