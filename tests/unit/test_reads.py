@@ -136,7 +136,7 @@ MAPPED = STATES[1][1]
         (GuestWork, CREATED, {"cores": 4}, ["cores"]),
         (CardMappingWork, MAPPED, None, None),
         (CardMappingWork, MAPPED, {"map": ["node=other,path=0000:01:00"]}, None),
-        (CardMappingWork, MAPPED, {"map": ["node=pve,path=0000:02:00"]}, None),
+        (CardMappingWork, MAPPED, {"map": ["node=pve,path=0000:02:00"]}, ["node=pve,path=0000:02:00"]),
         (CardMappingWork, MAPPED, {"map": ["node=other,path=0000:02:00", "node=pve,path=0000:01:00"]}, []),
         (CardMappingWork, MAPPED, {"map": ["node=pve,path=0000:01:00,id=1:2"]}, ["node=pve,path=0000:01:00,id=1:2"]),
     ],
