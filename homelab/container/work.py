@@ -174,8 +174,10 @@ class ContainerVerificationWork(Work[ContainerVerification.Inputs, ContainerVeri
             raise
         except HomelabError as error:
             raise error.retold(next=f"{error.next}; `homelab doctor container {ctid}` shows each device") from error
-        opened = ", ".join(answer["nodes"]) or f"nothing (state: {answer['state']})"
-        tell(f"{inputs.host}: opened in container {ctid}, by {answer['by']}: {opened}")
+        nodes = answer["nodes"]
+        by = {who: ", ".join(path for path in nodes if nodes[path] == who) for who in nodes.values()}
+        opened = "; ".join(f"by {who}: {paths}" for who, paths in by.items()) or f"nothing (state: {answer['state']})"
+        tell(f"{inputs.host}: opened in container {ctid}: {opened}")
         for remark in answer["tried"]:
             tell(f"{inputs.host}: container {ctid}: {remark}")
-        return ContainerVerification.Outputs(state=answer["state"], nodes=answer["nodes"])
+        return ContainerVerification.Outputs(state=answer["state"], nodes=[*nodes])

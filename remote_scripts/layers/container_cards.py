@@ -21,8 +21,8 @@ from remote_scripts.guests.container import Container
 from remote_scripts.notes import handover
 from remote_scripts.notes.container_note import Cards, Given
 from remote_scripts.notes.guest_note import refused_to_stack
-from remote_scripts.pve.guest_kinds import CONTAINER
 from remote_scripts.pve.container_conf import conf_text
+from remote_scripts.pve.guest_kinds import CONTAINER
 from remote_scripts.tools.system import System, changes
 
 

@@ -115,7 +115,8 @@ class Note:
         owner: str,
     ) -> N:
         """The note from before a change to its end. Until then both values count, also of what is given back. A key
-        that its owner has set since, and that isn't asked for, is noted no more.
+        that its owner has set since, and that isn't asked for, is noted no more. What he has set becomes its original,
+        but for a line of this program's that he has edited.
 
         :param config: the guest's, with what waits for its next start.
         :param options: all that the guest is to have from homelab.
@@ -124,7 +125,8 @@ class Note:
         base = self.base(config, devices)
         own = [key for key in self.values if config.get(key) is None or self.has_set(key, config[key])]
         keys = [*options, *(key for key in own if key not in options)]
-        originals = {key: self.originals[key] if key in own else config.get(key) for key in keys}
+        kept = {*own, *(key for key in self.values if self._has_mapping(key, config.get(key)))}
+        originals = {key: self.originals[key] if key in kept else config.get(key) for key in keys}
         before = {key: value for key, value in self.before.items() if self.has_set(key, config.get(key))}
         found = {one: devices.get(one, "") for key in keys for one in _functions(key, originals[key])}
         wanted = {key: options[key] if key in options else base.get(key) for key in keys}
@@ -138,12 +140,16 @@ class Note:
             before={**{key: config.get(key) for key in change}, **before},
         )
 
+    def _has_mapping(self, key: str, value: str | None) -> bool:
+        """Whether an option names a mapping that this program has set there, whatever else somebody has edited."""
+        named, *own = (parse(key, one or "").get("mapping") for one in (value, *self.values[key]))
+        return named is not None and named in own
+
     def after_change(self: N, options: Options) -> N:
         """The note once all of it is in force. Proxmox VE stores each of these values as it was sent."""
         values: dict[str, tuple[str | None, ...]] = {key: (value,) for key, value in options.items()}
         originals = {key: self.originals[key] for key in values}
-        own = {one for key in originals for one in _functions(key, originals[key])}
-        devices = {one: device for one, device in self.devices.items() if one in own}
+        devices = {one: self.devices.get(one, "") for key in originals for one in _functions(key, originals[key])}
         return replace(self.settled(), values=values, originals=originals, devices=devices)
 
     def settled(self: N) -> N:

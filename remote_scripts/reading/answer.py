@@ -136,8 +136,8 @@ class Nvidia:
     """NVIDIA's driver on the host.
 
     `version`: of the loaded one, empty: none. `installed`: whether there is one for the running kernel, loaded or not.
-    `trouble`: why the driver isn't loaded, and what to do; empty: it is loaded. `missing_nodes`: device nodes that it
-    serves and that aren't in /dev. `nodes_enabled`: whether homelab's service that makes them at boot is enabled.
+    `trouble`: why the driver isn't loaded, and what to do; empty: it is loaded. `missing_nodes`: device nodes that
+    should be in /dev and aren't. `nodes_enabled`: whether homelab's service that makes them at boot is enabled.
     """
 
     version: str = ""

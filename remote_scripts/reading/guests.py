@@ -77,14 +77,12 @@ def _lines_of_vm(by_section: dict[str, list[str]]) -> str:
     """Above the first section is the VM as it is; [PENDING] is what it gets at its next start, each other section a
     snapshot.
     """
-    lines, pending = (
-        [
-            shown
-            for line in by_section.get(section, ())
-            if _OPTION.match(shown := _of_qemu(line) if line.startswith("args:") else line)
-        ]
-        for section in ("", "pending")
-    )
+
+    def read(section: str) -> list[str]:
+        lines = (_of_qemu(line) if line.startswith("args:") else line for line in by_section.get(section, ()))
+        return [line for line in lines if _OPTION.match(line)]
+
+    lines, pending = read(""), read("pending")
     # Of all that waits the key counts; the value may be a secret.
     keys = [match[0] for line in by_section.get("pending", ()) if (match := _KEY.match(line))]
     pending += [f"{key} *" for key in keys if not any(line.startswith(key) for line in pending)]
@@ -109,5 +107,4 @@ def _ha_files(source: Source) -> HaFiles:
     """What the HA manager goes by. Nothing where it has no service."""
     if not source.needed(f"{_PVE}/ha/resources.cfg"):
         return HaFiles()
-    names = ("resources.cfg", "manager_status")
-    return HaFiles(*(source.passed_on(f"{_PVE}/ha/{name}") for name in names))
+    return HaFiles(source.passed_on(f"{_PVE}/ha/resources.cfg"), source.passed_on(f"{_PVE}/ha/manager_status"))
