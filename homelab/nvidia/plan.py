@@ -283,21 +283,15 @@ def _way_out(request: Request, said: Said) -> str:
     name, others = next((match.groups("") for match in absent), ("", ""))
     if name.startswith("cuda-toolkit-"):
         return cuda_advice(request, others.replace("cuda-toolkit-", "").replace("-", ".").split(", "))
-    if name.startswith(("libcudnn", "libnccl")):
-        return "leave nvidia.cudnn and nvidia.nccl out there, or set nvidia.cuda to a release of another major version"
-    if name in request.data.toolkit.packages:
-        return "check nvidia.mirror.containerToolkit, and the system's network"
     if name:
-        return f"see why apt there has no {name}, or install it yourself; an engine: leave nvidia.docker out then"
+        return (
+            f"see why apt there has no {name} (nvidia.mirror, the system's network), or leave out what brings it "
+            "(nvidia.cudnn and nvidia.nccl, which aren't there for each major release of CUDA; nvidia.docker)"
+        )
     step = f"set nvidia.driver{' of the host' if request.target == 'lxc' else ''} to one that is offered"
     if request.settings.source == "packages":
         return f"leave nvidia.source out, or set nvidia.source: run for NVIDIA's installer; or {step}"
-    if driver is None or request.sha256(driver):
-        return step
-    # A container's packages may bring modules, of whichever version is offered.
-    known = request.sha256(parse(str(driver.major))) if request.target == "lxc" else None
-    step = f'set nvidia.driver of the host: "{known[0]}", whose installer is known here' if known else step
-    return f"{step}; or {sha256_advice(request, driver)}"
+    return step if driver is None or request.sha256(driver) else f"{step}; or {sha256_advice(request, driver)}"
 
 
 # -- what a person reads ---------------------------------------------------------------------------------------
