@@ -10,7 +10,7 @@ so that patterns need not match it.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from homelab.text import clean
@@ -65,8 +65,7 @@ def messages(text: str) -> list[Message]:
     log: list[Message] = []
     sentence: Message | None = None  # the driver's last one; messages of other programs may come between
     stamped = False  # whether the line before belongs to a message that begins with a stamp
-    lines = (line for line in clean(text).splitlines() if line.strip())
-    for line in (line[start : start + _LONGEST_LINE] for line in lines for start in range(0, len(line), _LONGEST_LINE)):
+    for line in _lines(text):
         prefix = _PREFIX.match(line)
         part = " ".join(line[prefix.end() if prefix else 0 :].split())
         if sentence and sentence.is_open and _CONTINUATION.match(part):
@@ -79,6 +78,11 @@ def messages(text: str) -> list[Message]:
                 sentence = log[-1]
             stamped = bool(prefix)
     return log
+
+
+def _lines(text: str) -> Iterator[str]:
+    for line in clean(text).splitlines():
+        yield from (line[start : start + _LONGEST_LINE] for start in range(0, len(line), _LONGEST_LINE) if line.strip())
 
 
 class Log:

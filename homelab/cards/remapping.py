@@ -12,11 +12,10 @@ from dataclasses import replace
 from homelab.errors import HomelabError
 from homelab.facts import acs
 from homelab.facts.devices import Device
-from homelab.facts.host import HostFacts, bound_by_word
+from homelab.facts.host import HostFacts
 from homelab.settings import Gpu, Host
 from remote_scripts.pve import reservations
 from remote_scripts.pve.properties import overlap
-from remote_scripts.reading.answer import Vital
 
 # The module's option as a word of the command line: modprobe obeys it in the initramfs and later, and it needs no file
 # (ADR 1).
@@ -152,39 +151,7 @@ def runs_in_vm(facts: HostFacts, slot: str) -> bool:
     return any(user.running for user in facts.guests.users_of(path, facts.cluster.node))
 
 
-def split_groups(facts: HostFacts, host: Host, slots: dict[str, str]) -> Iterator[HomelabError]:
-    """A gate: iommu.acsOverride splits no card from a function that carries storage or network of the host.
-
-    Functions that the override splits can reach each other's memory past the IOMMU: a guest with the card could write
-    to the root disk's controller. If the functions that carry them are unknown, a card that this program has bound
-    already, under the same override, isn't refused.
-    """
-    if not host.iommu.acs_override or not (
-        override := acs.override(f"{acs.WORD}={host.iommu.acs_override}", facts.kernel)
-    ):
-        return
-    is_running, bound = not (override - facts.acs_running), bound_by_word(facts.cmdline.running)
-    for name, slot in slots.items():
-        if not host.gpus[name].may_leave:
-            continue
-        is_bound = is_running and all(function.address in bound for function in facts.functions(slot))
-        split_off = _split_off(facts, slot)
-        needs = [need for need in facts.vital if need.kind != "keyboard"]
-        carriers = [
-            (device, carried)
-            for device in split_off
-            if (carried := [need for need in needs if device.address in need.devices])
-        ]
-        unknown = (
-            [need for need in needs if need.trouble]
-            if any(need.may_carry for need in split_off) and not is_bound
-            else []
-        )
-        if carriers or unknown:
-            yield _split_error(facts, name, slot, carriers, unknown)
-
-
-def _split_off(facts: HostFacts, slot: str) -> list[Device]:
+def taken_apart(facts: HostFacts, slot: str) -> list[Device]:
     """The functions that only the override keeps out of the card's IOMMU groups, without bridges."""
     group_addresses = {device.address for device in facts.group_of(slot)}
     return [
@@ -204,26 +171,6 @@ def override_hint(facts: HostFacts, slot: str) -> str:
     return (
         "; as the last resort iommu.acsOverride: downstream, which divides groups and has a risk "
         "(docs/settings-host.md)"
-    )
-
-
-def _split_error(
-    facts: HostFacts, name: str, slot: str, carriers: list[tuple[Device, list[Vital]]], unknown: list[Vital]
-) -> HomelabError:
-    causes = [
-        f"{facts.describe(device)}, which carries {', '.join(need.name for need in carried)}, would be in the card's "
-        "IOMMU group without the override"
-        for device, carried in carriers
-    ] or [
-        f"what carries {', '.join(need.name for need in unknown)} isn't known: "
-        f"{'; '.join(need.trouble for need in unknown)}"
-    ]
-    return HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) taken out of its IOMMU group by iommu.acsOverride",
-        found="; ".join(causes),
-        why="the override only hides that these devices can reach each other past the IOMMU: a guest with the card "
-        "could write to the host's disk or network controller, and so into the host; no setting allows that",
-        next="put the card, or the disk or the network cable, into another slot or controller",
     )
 
 
@@ -249,7 +196,7 @@ def _override_remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> li
         *(
             f"gpus.{name}: without it, its IOMMU group has as well: {'; '.join(map(facts.describe, split_off))}"
             for name, slot in slots.items()
-            if host.gpus[name].may_leave and (split_off := _split_off(facts, slot))
+            if host.gpus[name].may_leave and (split_off := taken_apart(facts, slot))
         ),
     ]
 

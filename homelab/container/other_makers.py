@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from homelab.cards import group_gates
 from homelab.container import makers
 from homelab.errors import HomelabError
-from homelab.facts.classes import AMD, DRIVERS
+from homelab.facts.classes import AMD
 from homelab.facts.devices import Device
 from homelab.facts.host import HostFacts, bound_by_word
 from homelab.properties import slot_of
@@ -20,9 +20,6 @@ from homelab.settings import Container
 from homelab.shapes import CardPlan, SharedCard
 from remote_scripts.containers.card_nodes import nodes_of
 from remote_scripts.notes.container_note import Cards
-
-# Parameters of a driver, on the kernel's command line, that keep it from serving its card.
-_STOPPING = ("modeset=0", "enable=0")
 
 
 def shared(
@@ -95,33 +92,17 @@ def unserved(where: str, facts: HostFacts, device: Device) -> HomelabError | Non
     drm = facts.drm.get(device.address)
     if drm is not None and drm.render:
         return None
-    words = [word for word in facts.cmdline.running.split() if _stops(word, device)]
-    state = (
-        f"{device.address} is on {device.driver}, which serves no node for computing (renderD)"
-        if device.driver
-        else f"no driver has {device.address}"
-    )
+    state = f"is on {device.driver}, which serves" if device.driver else "has no driver, which would serve"
     return HomelabError(
         wanted=where,
-        found=state + (f"; on the running kernel's command line: {' '.join(words)}" if words else ""),
+        found=f"{device.address} {state} no node for computing (renderD)",
         why="the card's driver (i915, xe, amdgpu) makes the nodes that a container gets. It makes none with nomodeset, "
         "with a blacklist or without its firmware; drivers that only serve a screen, such as ast, never make any",
-        next=f"take {' '.join(words)} out of where the words are (/etc/default/grub, or /etc/kernel/cmdline), "
-        f"{group_gates.new_entries(facts)}, and reboot"
-        if words
-        else "see `lspci -nnk` and `dmesg | grep -iE 'drm|i915|amdgpu'`; take a blacklist of the driver out of "
-        "/etc/modprobe.d and run `update-initramfs -u -k all`, update pve-firmware and the kernel (`apt "
-        "full-upgrade`), and reboot; or name another card",
+        next="see `lspci -nnk` and `dmesg | grep -iE 'drm|i915|amdgpu'`; take nomodeset, modeset=0 or a blacklist of "
+        f"the driver out of the kernel command line ({group_gates.new_entries(facts)}) and of /etc/modprobe.d "
+        "(`update-initramfs -u -k all`), update pve-firmware and the kernel (`apt full-upgrade`), and reboot; or name "
+        "another card",
     )
-
-
-def _stops(word: str, device: Device) -> bool:
-    """Whether a word of the kernel's command line keeps the card's driver away; words about other drivers don't."""
-    drivers = {device.driver} if device.driver else set(DRIVERS.get(device.vendor, ()))
-    key, _, value = word.partition("=")
-    if key in ("modprobe.blacklist", "module_blacklist"):
-        return bool(drivers.intersection(value.split(",")))
-    return word == "nomodeset" or word in {f"{driver}.{parameter}" for driver in drivers for parameter in _STOPPING}
 
 
 def lines(facts: HostFacts, shared: Mapping[str, SharedCard]) -> list[str]:

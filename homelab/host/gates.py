@@ -17,7 +17,6 @@ from homelab.facts import kernel_log
 from homelab.facts.host import HostFacts
 from homelab.host.holder_gates import bound_by_hand, out_of_vms
 from homelab.settings import Gpu, Host
-from remote_scripts.tools.words import missing_words
 
 # Of April 2024. Every container's dev[n] options are there from 8.1 on.
 _OLDEST = (8, 2)
@@ -129,22 +128,16 @@ def iommu(facts: HostFacts, host: Host) -> list[HomelabError]:
 
 
 def _switching_off(facts: HostFacts, intel: bool) -> list[str]:
-    """The words by which the next boot's kernel leaves the IOMMU off.
-
-    Of intel_iommu= the last on or off counts; the others are never taken back (arch/x86/kernel/pci-dma.c,
-    drivers/iommu/amd/init.c, drivers/iommu/intel/iommu.c).
+    """The words by which the next boot's kernel leaves the IOMMU off, and that no later word takes back
+    (arch/x86/kernel/pci-dma.c, drivers/iommu/amd/init.c). Of intel_iommu= the last one counts, which is this program's.
     """
-    others = facts.cmdline.others
-    for_good = {"iommu"} if intel else {"iommu", "amd_iommu"}
-    words, last = [], ""
-    for word in [*others.split(), *missing_words(facts.planned_words or "", others)]:
-        name, _, value = word.replace('"', "").partition("=")
-        states = [option for option in value.split(",") if option.startswith(("on", "off"))]
-        if name.replace("-", "_") in for_good and any(state.startswith("off") for state in states):
-            words.append(word)
-        elif intel and name.replace("-", "_") == "intel_iommu" and states:
-            last = word if states[-1].startswith("off") else ""
-    return [*words, last] if last else words
+    switches = {"iommu"} if intel else {"iommu", "amd_iommu"}
+    parts = ((word, *word.replace('"', "").partition("=")) for word in facts.cmdline.others.split())
+    return [
+        word
+        for word, name, _, value in parts
+        if name.replace("-", "_") in switches and any(option.startswith("off") for option in value.split(","))
+    ]
 
 
 def named_functions(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
@@ -242,25 +235,18 @@ def _kept_off(facts: HostFacts, name: str, modules: str, wanted: str, why: str) 
     """
     never_loaded = re.compile(rf": (?:install (?:{modules}) (?:\S*/)?(?:false|true|:)|alias (?:{modules}) off)(?:\s|$)")
     keeps_off = re.compile(rf"module_blacklist=(?:\S*,)?(?:{modules})(?:,\S*)?")
-    configured, running = (
-        [word for word in words.split() if keeps_off.fullmatch(word)]
-        for words in (facts.cmdline.others, facts.cmdline.running)
-    )
-    lines = [line for line in facts.module_lines if never_loaded.search(line)]
     # A word that was taken away counts until the next boot.
-    found = [*lines, *(f"{word} on the kernel command line" for word in configured)]
-    found += [f"{word} on the command line of the kernel that runs" for word in running if word not in configured]
-    if not found:
-        return
-    steps = [f"take {name} out there"] if configured or lines else []
-    steps += [group_gates.new_entries(facts)] if configured else []
-    steps += ["reboot"] if running else []
-    yield HomelabError(
-        wanted=wanted,
-        found="; ".join(found),
-        why=f"{why}; nothing was changed",
-        next=f"{', '.join(steps)}; then run `pulumi up` again",
-    )
+    words = dict.fromkeys(f"{facts.cmdline.others} {facts.cmdline.running}".split())
+    found = [line for line in facts.module_lines if never_loaded.search(line)]
+    found += [f"{word} on the kernel command line" for word in words if keeps_off.fullmatch(word)]
+    if found:
+        yield HomelabError(
+            wanted=wanted,
+            found="; ".join(found),
+            why=f"{why}; nothing was changed",
+            next=f"take {name} out there; a word also takes {group_gates.new_entries(facts)}, and a reboot; then run "
+            "`pulumi up` again",
+        )
 
 
 def console(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> Iterator[HomelabError]:
@@ -376,7 +362,7 @@ def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabErr
         for gate in GATES[gpu.use]:
             errors += gate(facts, name, gpu, slot)
     errors += [*console(facts, host.gpus, slots), *group_gates.staying_cards_apart(facts, host.gpus, slots)]
-    return slots, [*errors, *remapping.split_groups(facts, host, slots)]
+    return slots, [*errors, *group_gates.split_groups(facts, host, slots)]
 
 
 # The gates of a card that leaves the host, at its boot (GIVEN) or in turn with containers (HANDED_OVER); of one that
@@ -385,7 +371,6 @@ LEAVING = (
     named_functions,
     whole,
     options.migratable,
-    graphics.rebound,
     usable,
     group_gates.grouped,
     group_gates.vital,
@@ -398,7 +383,6 @@ HANDED_OVER = (handed_over, *LEAVING)
 STAYING = (out_of_vms, usable)
 GATES = {"vm": GIVEN, "lxc": STAYING, "host": STAYING, "shared": HANDED_OVER}
 VERIFIED = (
-    graphics.rebound,
     group_gates.grouped,
     group_gates.isolation,
     group_gates.vital,

@@ -775,7 +775,7 @@ ROOT = "/ (ext4 on /dev/mapper/pve-root)"
 def test_no_setting_lets_the_root_disk_behind_a_group_member_go() -> None:
     facts = apu(together=True, vital=[vital("storage", ROOT, "0000:00:08.1", "0000:c6:00.3")])
     (found,) = reasons(facts, ALL_ALLOWED)
-    assert found == f"0000:c6:00.3 USB controller [1022:15b9], which is in the card's IOMMU group, carries {ROOT}"
+    assert found == f"of the card, or in its IOMMU group: 0000:c6:00.3 USB controller [1022:15b9] carries {ROOT}"
     # In a group of its own it is left alone: nothing to refuse.
     assert reasons(apu(vital=asdict(facts)["vital"]), APU) == []
 
@@ -785,7 +785,7 @@ def test_where_the_group_is_only_predicted_there_is_a_way_to_know_it() -> None:
     host = settings({"gpu": {"match": "10de:2b85", "allowGroupMembers": ["0000:01:00.2"]}})
     facts = replace(without_groups(nvme), vital=desktop(vital=[vital("storage", ROOT, "0000:01:00.2")]).vital)
     (error,) = gates.check(facts, host)[1]
-    assert "is in the card's predicted IOMMU group, carries" in error.found
+    assert "in its predicted IOMMU group: 0000:01:00.2" in error.found
     assert "iommu.enable: true and without the card first" in error.next
     # With the real group, or for a function of the card itself, there is none.
     nvme = device("0000:01:00.2", "144d:a80c", "010802", 16)
@@ -793,15 +793,13 @@ def test_where_the_group_is_only_predicted_there_is_a_way_to_know_it() -> None:
     assert "iommu.enable" not in error.next
     usb = device("0000:01:00.2", "10de:1ada", "0c0330", parent="0000:00:01.0")
     (error,) = gates.check(replace(without_groups(usb), vital=facts.vital), settings())[1]
-    assert "is a function of the card" in error.found and "iommu.enable" not in error.next
+    assert "0000:01:00.2" in error.found and "iommu.enable" not in error.next
 
 
 def test_nor_one_behind_the_cards_own_usb_socket() -> None:
     usb = device("0000:01:00.2", "10de:1ada", "0c0330", 16, driver="xhci_hcd")
     (found,) = reasons(desktop(usb, vital=[vital("storage", "swap on /dev/sdb2", "0000:01:00.2")]), settings())
-    assert (
-        found == "0000:01:00.2 USB controller [10de:1ada], which is a function of the card, carries swap on /dev/sdb2"
-    )
+    assert found.endswith("0000:01:00.2 USB controller [10de:1ada] carries swap on /dev/sdb2")
 
 
 def test_nor_the_network_over_which_the_host_is_reached() -> None:
@@ -826,7 +824,7 @@ def test_what_may_carry_a_root_that_nobody_can_find_isnt_taken(code: str, kind: 
     other = device("0000:06:00.0", "1022:43f4", code, 16)
     host = settings({"gpu": {"match": "10de:2b85", "allowGroupMembers": ["0000:06:00.0"]}})
     (found,) = reasons(desktop(other, vital=unknown), host)
-    assert found == f"no block device behind overlay; with the card go 0000:06:00.0 {kind} [1022:43f4]"
+    assert found.endswith(f"isn't known: no block device behind overlay; 0000:06:00.0 {kind} [1022:43f4]")
     assert reasons(desktop(other, vital=[vital("storage", ROOT, "0000:02:00.0")]), host) == []
 
 
