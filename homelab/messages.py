@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from homelab.text import clean
 
 # What stands before a line's message; some kernels add who calls (printk.caller).
-_PREFIX = re.compile(r"\s*\[\s*(\d+)\.\d+\]\s(?:\[\s*[TC]\d+\]\s)?(?:[\w.-]+\skernel:\s)?")
+_PREFIX = re.compile(r"\s*\[\s*\d+\.\d+\]\s(?:\[\s*[TC]\d+\]\s)?(?:[\w.-]+\skernel:\s)?")
 # Sentences that NVIDIA's driver breaks (kernel-open/nvidia/nv.c and nv-pci.c, src/nvidia/arch/nvalloc/unix/src/osapi.c)
 # begin like this …
 _SENTENCE = re.compile(r"NVRM: (?:The |This |Try |API mismatch|request_mem_region failed)")
@@ -33,12 +33,10 @@ _LONGEST_LINE = 2048
 
 @dataclass
 class Message:
-    """A message of a log. `raw`: its lines as they were printed; `text`: the message alone, in one line; `second`: in
-    which it was printed, as its stamp says it, empty: it doesn't."""
+    """A message of a log. `raw`: its lines as they were printed; `text`: the message alone, in one line."""
 
     raw: list[str]
     text: str
-    second: str = ""
 
     @property
     def shown(self) -> str:
@@ -73,7 +71,7 @@ def messages(text: str) -> list[Message]:
         elif stamped and not prefix and line[:2].isspace() and len(log[-1].text) < _LONGEST_LINE:
             log[-1].append(line, part)
         else:
-            log.append(Message([line.strip()], part, prefix[1] if prefix else ""))
+            log.append(Message([line.strip()], part))
             if _SENTENCE.match(part):
                 sentence = log[-1]
             stamped = bool(prefix)

@@ -5,7 +5,6 @@ Sources are named where a rule is the kernel's own. Pure.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -49,12 +48,6 @@ def to_be(facts: HostFacts, host: Host) -> HostFacts:
 
 def is_intel(facts: HostFacts) -> bool:
     return facts.cpu_vendor == "GenuineIntel"
-
-
-def release(kernel: str) -> tuple[int, int]:
-    """`6.17.2-1-pve` -> (6, 17); (0, 0): it isn't of that form."""
-    match = re.match(r"(\d+)\.(\d+)", kernel)
-    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def _leaving_interrupts_plain(cmdline: str) -> list[str]:

@@ -160,10 +160,9 @@ def named_functions(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterato
         wanted=f"gpus.{name}.functions to be functions of the card at {slot}",
         found="; ".join(wrong),
         why="everything named there is bound to vfio-pci at boot, so it must belong to this card",
-        next="take the list out: a virtual function is a card of its own"
-        if not around
-        else f"name functions of {', '.join(around)}, the graphics function among them; what shares only the IOMMU "
-        f"group is named in gpus.{name}.allowGroupMembers",
+        next=f"name functions of {', '.join(around) or 'a card'}, the graphics function among them (a virtual function "
+        "is a card of its own, without a list); what shares only the IOMMU group is named in "
+        f"gpus.{name}.allowGroupMembers",
     )
 
 
@@ -171,24 +170,26 @@ def whole(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[Homelab
     """A gate: the card isn't divided among guests: by virtual functions (SR-IOV), NVIDIA's vGPU, or mediated devices.
     vfio-pci refuses a card with SR-IOV on (drivers/vfio/pci/vfio_pci_core.c), and Proxmox VE a mapping of the others
     that isn't marked for mdev."""
-    mode_names = {"vgpu": "NVIDIA's vGPU driver", "mdev": "mediated devices (mdev_supported_types)"}
-    shared = {device.address: device for device in facts.functions(slot) if device.vfs}
+    shared = [device for device in facts.functions(slot) if device.vfs]
+    switches = [f"`echo 0 >/sys/bus/pci/devices/{device.address}/sriov_numvfs`" for device in shared]
+    found = [f"{facts.describe(device)} has {device.vfs} virtual functions (SR-IOV)" for device in shared]
     states = {device.address: facts.card_states.get(device.address) for device in facts.functions(slot)}
-    modes = {address: state.divided for address, state in states.items() if state is not None and state.divided}
-    if not shared and not modes:
-        return
-    found = [f"{facts.describe(device)} has {device.vfs} virtual functions (SR-IOV)" for device in shared.values()]
-    found += [f"{address} is set up for {mode_names.get(mode, mode)}" for address, mode in modes.items()]
-    switches = [f"`echo 0 >/sys/bus/pci/devices/{address}/sriov_numvfs`" for address in shared]
-    yield HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) as a whole",
-        found="; ".join(found),
-        why="it can serve several guests, which would lose it; and a card that is divided can't be given away as a "
-        "whole",
-        next=f"switch that off where it is switched on ({', '.join(switches) or 'the vGPU driver, i915.enable_gvt'}; a "
-        "module's option such as i915.max_vfs, sysfs.conf), reboot, and run `pulumi up` again; or give one part to a "
-        f"VM: a virtual function as gpus.{name}.address, else by hostpci with mdev= and without these settings",
-    )
+    found += [
+        f"{address} is set up for NVIDIA's vGPU driver, or mediated devices ({state.divided})"
+        for address, state in states.items()
+        if state is not None and state.divided
+    ]
+    if found:
+        yield HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) as a whole",
+            found="; ".join(found),
+            why="it can serve several guests, which would lose it; and a card that is divided can't be given away as a "
+            "whole",
+            next=f"switch that off where it is switched on ({', '.join([*switches, 'the vGPU driver'])}; a module's "
+            "option such as i915.max_vfs, sysfs.conf), reboot, and run `pulumi up` again; or give one part "
+            f"to a VM: a virtual function as gpus.{name}.address, else by hostpci with mdev= and without these "
+            "settings",
+        )
 
 
 def usable(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
@@ -256,17 +257,12 @@ def console(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> It
         gpu, screens = gpus[name], consoles.screens(facts, group_gates.leaving_functions(facts, slot))
         if gpu.allow_console or not screens:
             continue
-        is_own = screens[0] in facts.functions(slot)
-        screen_text = (
-            "this card"
-            if is_own
-            else f"{facts.describe(screens[0])}, which is in its {group_gates.predicted(facts)}IOMMU group,"
-        )
         others = consoles.instead(facts, [*leaving.values(), screens[0].slot])
+        sign = "boot_vga" if screens[0].boot_vga else "the kernel draws into its memory"
         yield HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) not to be the host's console",
-            found=f"the firmware uses {screen_text} as its screen "
-            f"({'boot_vga' if screens[0].boot_vga else 'the kernel draws into its memory'})",
+            found=f"the host's screen is {facts.describe(screens[0])}, of the card or its "
+            f"{group_gates.predicted(facts)}IOMMU group ({sign})",
             why="once it is bound, the host shows nothing on its screen after the boot menu; it can be reached "
             "over the network only",
             next=(f"make {others} the primary one in the firmware, or " if others else "")

@@ -39,9 +39,7 @@ def _card_bound_by_hand(
         return
     sources = facts.who_binds(bound)
     ids = sorted({device.id for device in bound if facts.named_by_ids(device)})
-    steps = [f"take {', '.join(ids)} out there"] if ids else []
-    if any("on the kernel command line" in source for source in sources):
-        steps.append(new_entries(facts))
+    steps = [f"take {', '.join(ids)} out there, {new_entries(facts)}, `update-initramfs -u -k all`"] if ids else []
     # If no loaded driver of the host takes the card, driverctl fails and keeps its file, unless it is told not to look
     # for a driver.
     steps += [
@@ -49,8 +47,6 @@ def _card_bound_by_hand(
         for device in bound
         if facts.has_override(device)
     ]
-    if ids:
-        steps.append("`update-initramfs -u -k all`")
     yield HomelabError(
         wanted=f"gpus.{name} ({facts.card(slot)}) with the host's driver (use: {gpu.use})",
         found=f"{', '.join(device.address for device in bound)} "

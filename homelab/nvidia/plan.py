@@ -326,7 +326,7 @@ def notes(request: Request, said: Said | None = None) -> list[str]:
     driver = parse(to_be["driver"]) if to_be else request.driver
     found = [*_cards_notes(request), *_libraries_notes(request, said)]
     if driver:
-        found += [*_branch_notes(request, driver), *_cuda_notes(request, driver)]
+        found += _driver_notes(request, driver)
     if said:
         found += [f"passed over: {text}" for text in _passed_over(said)]
         loaded = "nouveau" if request.system.nouveau else request.system.loaded
@@ -348,26 +348,14 @@ def _cards_notes(request: Request) -> Iterator[str]:
         yield "the cards aren't known yet: whether driver and cards fit is checked before anything is installed"
 
 
-def _branch_notes(request: Request, driver: Version) -> Iterator[str]:
-    data, branch = request.data, driver.major
-    if branch > max(data.branches):
-        yield f"branch {branch} is newer than this program's data (up to {max(data.branches)})"
+def _driver_notes(request: Request, driver: Version) -> Iterator[str]:
+    data, branch, release = request.data, driver.major, request.cuda
     if data.ended(branch, request.today):
         yield (
             f"branch {branch} has reached its end of life ({data.branches[branch]}): no more fixes, also of security; "
             f"{data.recommended[0]} is maintained"
         )
-
-
-def _cuda_notes(request: Request, driver: Version) -> Iterator[str]:
-    release, data = request.cuda, request.data
-    if release is None:
-        return
-    if release.short not in data.cuda:
-        yield (
-            f"CUDA {release} isn't in this program's data: that it takes {data.least_for(release)} or later is assumed"
-        )
-    if not request.trial(allow_minor_version_compatibility=False).runs_cuda(driver):
+    if release and not request.trial(allow_minor_version_compatibility=False).runs_cuda(driver):
         yield (
             f"CUDA {release} came with {data.least_for(release)}; with {driver_text(driver)} its programs run within "
             "the major release, without PTX compiled at run time"

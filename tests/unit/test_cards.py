@@ -383,7 +383,7 @@ def test_a_virtual_function_that_cant_be_given_is_refused(facts: HostFacts, chos
     host = settings({"gpu": chosen})
     errors = gates.check(resolving.choosing(facts, host.gpus), host)[1]
     (error,) = (error for error in errors if found in error.found)
-    assert error.next.startswith("take the list out") is ("functions" in chosen)
+    assert ("name functions of a card" in error.next) is ("functions" in chosen)
 
 
 # -- cards that are divided -------------------------------------------------------------------------------------------
@@ -391,7 +391,7 @@ def test_a_virtual_function_that_cant_be_given_is_refused(facts: HostFacts, chos
 def test_a_card_that_is_divided_among_guests_is_left_as_it_is(way: str, said: str) -> None:
     facts = desktop(card_states={"0000:01:00.0": {"divided": way}})
     (found,) = reasons(facts, settings())
-    assert found.startswith(f"0000:01:00.0 is set up for {said}")
+    assert found.startswith("0000:01:00.0 is set up for") and said in found
     assert reasons(facts, settings({"gpu": {"match": "10de:2b85", "use": "host"}})) == []
 
 
@@ -752,7 +752,7 @@ def test_a_member_of_the_group_is_neither_the_console_nor_a_containers_card() ->
     host = settings({"aa": {"address": "01:00", "allowGroupMembers": ["0000:02:00.0", "0000:02:00.1"]}})
     assert reasons(facts, host) == [
         "containers that use it: 950",
-        "the firmware uses 0000:02:00.0 graphics card [RTX 5090, 10de:2b85], which is in its IOMMU group, as its screen (boot_vga)",
+        "the host's screen is 0000:02:00.0 graphics card [RTX 5090, 10de:2b85], of the card or its IOMMU group (boot_vga)",
     ]
 
 
