@@ -871,7 +871,7 @@ def test_a_card_on_an_external_port_gets_a_remark_and_leaves_the_ids() -> None:
     ]
     facts = desktop(devices=[parent, *cards], vfio_ids="10de:2b85,10de:22e8")
     (remark,) = said(facts, settings(takeOver=True))
-    assert remark.startswith("gpus.rtx5090 hangs on an external port") and "so takeOver leaves them" in remark
+    assert remark.startswith("gpus.rtx5090 hangs on an external port") and "leaves ids for vfio-pci" in remark
     assert plan.wanted(facts, settings(takeOver=True)).by_hand == ["0000:01:00.0", "0000:01:00.1"]
 
 

@@ -84,8 +84,8 @@ NO_DRIVER = [*[one for one in asdict(desktop())["devices"] if one["address"] != 
 @rows(
     ("changes", "found", "next_"),
     [
-        ({"drm": {**OFF, AMD: {"card": "card1"}}}, "is on amdgpu, which serves no node for computing", "or name another card"),
-        ({"drm": OFF, "devices": NO_DRIVER}, "0000:0b:00.0 has no driver", "take nomodeset, modeset=0 or a blacklist"),
+        ({"drm": {**OFF, AMD: {"card": "card1"}}}, "is on amdgpu; its nodes: /dev/dri/card1", "another card"),
+        ({"drm": OFF, "devices": NO_DRIVER}, "0000:0b:00.0 is on no driver; its nodes: none", "keeps its driver off"),
         (
             {"guests": {**GUESTS, "configs": [*GUESTS["configs"], {"kind": "vm", "id": 103, "lines": "name: g\nhostpci0: 0b:00"}]}},
             "given to VM 103 (g)",
@@ -106,8 +106,8 @@ def test_a_virtual_function_is_free_where_a_vm_has_another_one() -> None:
     vm = {"kind": "vm", "id": 103, "lines": "name: g\nhostpci0: 00:02.2"}
     drm = {**DRM, "0000:00:02.1": {"render": "renderD130"}}
     facts = host(more=[IGPU, function, other], drm=drm, guests={**GUESTS, "configs": [vm]})
-    assert other_makers.unserved("x", facts, facts.by_address["0000:00:02.1"]) is None
-    refused = other_makers.unserved("x", facts, facts.by_address["0000:00:02.2"])
+    assert other_makers.unserved("x", facts, "0000:00:02.1") is None
+    refused = other_makers.unserved("x", facts, "0000:00:02.2")
     assert refused is not None and "VM 103" in refused.found
 
 
