@@ -48,7 +48,7 @@ def supported_system(request: Request) -> Iterator[HomelabError]:
     yield refusal(
         request,
         wanted=", ".join(row.text for row in rows),
-        found=f"{system.distribution} {system.version or ''}".strip(),
+        found=f"{system.distribution.capitalize()} {system.version or ''}".strip(),
         why="each distribution has its own packages of NVIDIA's, with their own names and repository",
         next=f"use one of those systems; or leave {request.name}.nvidia out, and install the driver there in its own "
         "way (Windows: https://www.nvidia.com/drivers): a guest gets its card all the same",

@@ -535,7 +535,7 @@ def test_the_key_to_enrol_is_the_one_that_dkms_signs_with() -> None:
 )
 def test_another_system_is_refused(distribution: str, version: str, target: Target) -> None:
     error = refusal(target, {"distribution": distribution, "version": version}, driver="580")
-    assert f"{distribution} {version}" in error.found and "Debian 13" in error.wanted
+    assert f"{distribution.capitalize()} {version}" in error.found and "Debian 13" in error.wanted
 
 
 @rows(("row", "branch"), [(row, branch) for row in load().distributions for branch in (580, 590, 595, 615)])
