@@ -20,11 +20,6 @@ def refusals(request: Request) -> list[HomelabError]:
     return [error for check in CHECKS for error in check(request)]
 
 
-def refusal(request: Request, *, wanted: str, found: str, why: str, next: str) -> HomelabError:
-    """A refusal of a system's stack, which says its name."""
-    return HomelabError(wanted=f"{request.name}: {wanted}", found=found, why=why, next=next)
-
-
 def card_text(request: Request, *devices: str) -> str:
     """Cards for a message: their ids and generations.
 
@@ -45,8 +40,7 @@ def supported_system(request: Request) -> Iterator[HomelabError]:
     rows = [row for row in request.data.distributions if request.target in row.targets]
     if system.distribution is None or request.distribution in rows:
         return
-    yield refusal(
-        request,
+    yield request.refusal(
         wanted=", ".join(row.text for row in rows),
         found=f"{system.distribution.capitalize()} {system.version or ''}".strip(),
         why="each distribution has its own packages of NVIDIA's, with their own names and repository",
@@ -58,8 +52,7 @@ def supported_system(request: Request) -> Iterator[HomelabError]:
 def has_a_card(request: Request) -> Iterator[HomelabError]:
     """Where the cards are known, one is NVIDIA's."""
     if request.devices == ():
-        yield refusal(
-            request,
+        yield request.refusal(
             wanted=f"an NVIDIA card ({NVIDIA}:…)",
             found=f"graphics cards: {', '.join(request.system.cards or ()) or 'none'}",
             why="without a card no driver can be loaded, and nothing can be verified",
@@ -72,8 +65,7 @@ def secure_boot(request: Request) -> Iterator[HomelabError]:
     """Under Secure Boot, the firmware has the key by which DKMS signs the modules that it builds."""
     system = request.system
     if request.target != "lxc" and system.secure_boot and not system.mok_enrolled:
-        yield refusal(
-            request,
+        yield request.refusal(
             wanted="a system that loads modules which DKMS built",
             found="Secure Boot is on, and DKMS's key isn't enrolled",
             why="the kernel would refuse the driver: `Key was rejected by service`; the key is confirmed on the "
@@ -93,8 +85,7 @@ def runtime_installed(request: Request) -> Iterator[HomelabError]:
         return
     has_package = bool(request.data.toolkit.runtimes[wanted])
     if not has_package or request.settings.docker != "install":
-        yield refusal(
-            request,
+        yield request.refusal(
             wanted=f"{wanted}, for nvidia.containerToolkit",
             found=f"installed: {', '.join(sorted(installed)) or 'no container runtime'}",
             why="the toolkit is configured in the runtime; a runtime is installed only if the settings ask for it",
@@ -109,8 +100,7 @@ def known_branch(request: Request) -> Iterator[HomelabError]:
     """The branch is one of NVIDIA's for Linux; one that is newer than the data passes."""
     driver, branches = request.driver, request.data.branches
     if driver and driver.major not in branches and driver.major < max(branches):
-        yield refusal(
-            request,
+        yield request.refusal(
             wanted=f"a branch of the driver: {', '.join(map(str, sorted(branches)))}",
             found=driver_text(driver),
             why="no release of such a branch for Linux is known (581 and the like are Windows versions)",
@@ -126,8 +116,7 @@ def cards_known_to_driver(request: Request) -> Iterator[HomelabError]:
             continue
         known = f"branch {row.first.major} or later" if driver.major <= row.last else f"branch {row.last} or earlier"
         fitting = fitting_drivers(request) or fitting_drivers(request.trial(cuda=None))
-        yield refusal(
-            request,
+        yield request.refusal(
             wanted=f"a driver that knows {card_text(request, device)}: {known}",
             found=driver_text(driver),
             why=f"another one doesn't know {row.name} cards, and finds no device",
@@ -147,8 +136,7 @@ def flavour_possible(request: Request) -> Iterator[HomelabError]:
     for flavour in ("open", "proprietary"):
         if devices := [device for device, row in request.generations.items() if row.modules == flavour]:
             found.append(f"{card_text(request, *devices)} works with the {flavour} ones alone")
-    yield refusal(
-        request,
+    yield request.refusal(
         wanted="kernel modules that fit cards and driver",
         found="; ".join(found),
         why="a running kernel has one nvidia module. The open ones need a GSP, which cards have from Turing on; where "
@@ -162,8 +150,7 @@ def installer_known(request: Request) -> Iterator[HomelabError]:
     """Where the settings want NVIDIA's installer, the SHA-256 of one is known."""
     driver = request.driver
     if request.settings.source == "run" and driver and not request.sha256(driver):
-        yield refusal(
-            request,
+        yield request.refusal(
             wanted=f"the SHA-256 of NVIDIA's installer of {driver_text(driver)}",
             found="neither this program's data nor nvidia.runSha256 has it",
             why="the installer runs as root, and a server, mirror or proxy that has another file must not decide what "
@@ -191,8 +178,7 @@ def host_version(request: Request) -> Iterator[HomelabError]:
     if request.target != "lxc" or host is None or request.devices == ():
         return
     if not host or (wanted and not fits(parse(host), parse(wanted))):
-        yield refusal(
-            request,
+        yield request.refusal(
             wanted="the version of the host's driver",
             found=f'the host has {host}, and nvidia.driver is "{wanted}"' if host else "the host has loaded none",
             why="the container's libraries must be of exactly the host's version, or programs fail with "
@@ -217,37 +203,28 @@ def cuda_fits(request: Request) -> Iterator[HomelabError]:
     if release is None:
         return
     if driver and not request.runs_cuda(driver):
-        yield _driver_too_old(request, driver, release)
+        of_host = " or later for the host, whose driver this is" if request.target == "lxc" else ""
+        steps = [f'set nvidia.driver: "{one}"{of_host}' for one in fitting_drivers(request)[:1]]
+        steps.append(cuda_advice(request))
+        if request.trial(allow_minor_version_compatibility=True).runs_cuda(driver):
+            steps.append("set nvidia.allowMinorVersionCompatibility: true, and do without PTX compiled at run time")
+        yield request.refusal(
+            wanted=f"a driver for CUDA {release}: {request.data.least_for(release)} or later",
+            found=driver_text(driver),
+            why="CUDA's programs would fail: `the provided PTX was compiled with an unsupported toolchain`, or `CUDA "
+            "driver version is insufficient for CUDA runtime version`",
+            next="; or ".join(steps),
+        )
     for device in request.unbuilt:
         row = request.generations[device]
         first, last = row.cuda
         is_old = first is not None and release < first
-        yield refusal(
-            request,
+        yield request.refusal(
             wanted=f"CUDA {f'{first} or later' if is_old else f'{last} or earlier'}, for {card_text(request, device)}",
             found=f'nvidia.cuda: "{release}"',
-            why=f"its nvcc can't build for {row.name}"
-            if is_old
-            else f"CUDA {release.major} no longer builds for {row.name}",
+            why=f"its nvcc can't build for {row.name} cards",
             next=cuda_advice(request),
         )
-
-
-def _driver_too_old(request: Request, driver: Version, release: Version) -> HomelabError:
-    step = cuda_advice(request)
-    if fitting := fitting_drivers(request)[:1]:
-        for_host = " or later for the host, whose driver this is; or here" if request.target == "lxc" else "; or"
-        step = f'set nvidia.driver: "{fitting[0]}"{for_host} {step}'
-    if request.trial(allow_minor_version_compatibility=True).runs_cuda(driver):
-        step += "; or set nvidia.allowMinorVersionCompatibility: true, and do without PTX compiled at run time"
-    return refusal(
-        request,
-        wanted=f"a driver for CUDA {release}: {request.data.least_for(release)} or later",
-        found=driver_text(driver),
-        why="CUDA's programs would fail: `the provided PTX was compiled with an unsupported toolchain`, or `CUDA "
-        "driver version is insufficient for CUDA runtime version`",
-        next=step,
-    )
 
 
 def fitting_cudas(request: Request) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from homelab.errors import HomelabError
-from homelab.nvidia.checks import card_text, cuda_advice, driver_text, refusal, refusals, sha256_advice
+from homelab.nvidia.checks import card_text, cuda_advice, driver_text, refusals, sha256_advice
 from homelab.nvidia.compatibility import Flavour, Key
 from homelab.nvidia.request import Request
 from homelab.nvidia.settings import Nvidia
@@ -244,8 +244,7 @@ def _by_apt(request: Request, said: Said) -> Iterator[HomelabError]:
         drivers = dict.fromkeys(driver_text(parse(way.driver)) for way in tries(request))
         beside = ", and what comes beside it" if any(_beside(request)) else ""
         offered = [f"offered: {', '.join(said.offered)}"] if said.offered else []
-        yield refusal(
-            request,
+        yield request.refusal(
             wanted=f"{' or '.join(drivers) or 'a driver'}{beside}",
             found="\n        ".join([*(_passed_over(said) or ["no way to it is known"]), *offered]),
             why="apt was asked, with NVIDIA's repositories; nothing was changed",
@@ -253,8 +252,7 @@ def _by_apt(request: Request, said: Said) -> Iterator[HomelabError]:
         )
     if said.removes:
         names = " ".join(said.removes)
-        yield refusal(
-            request,
+        yield request.refusal(
             wanted="NVIDIA's stack beside what is installed",
             found=f"apt would remove {names}",
             why="they aren't this program's to remove",
@@ -263,8 +261,7 @@ def _by_apt(request: Request, said: Said) -> Iterator[HomelabError]:
     if said.lacking:
         yield HomelabError(**vars(lacking_headers(request.name, said.lacking, request.target)))
     if said.room is not None and said.room < said.needs:
-        yield refusal(
-            request,
+        yield request.refusal(
             wanted=f"room below /usr: {said.needs // 10**6} MB, as apt has it",
             found=f"{said.room // 10**6} MB are free",
             why="apt, or the installer, would fail half-way, with no space left on the device",

@@ -19,7 +19,7 @@ from homelab.errors import HomelabError
 from homelab.facts.kernel_log import since_loaded
 from homelab.facts.names import told_apart
 from homelab.nvidia.compatibility import load
-from homelab.nvidia.expected import Expected
+from homelab.nvidia.expected import AGAIN, Expected
 from homelab.shapes import CardInUse, StackInUse
 from homelab.symptoms import recognise
 from remote_scripts.both.nvidia_verification import Answer, Tried
@@ -98,12 +98,11 @@ def judge(found: Answer, wanted: Expected) -> tuple[StackInUse, list[HomelabErro
     # A container that failed for this reason has the same error.
     if versions and driver not in (None, versions) and not any("CDI spec" in error.wanted for error in errors):
         errors.append(
-            _error(
-                wanted,
+            wanted.error(
                 f"a CDI specification of the driver that runs, {driver}",
                 f"{specification} names libraries of {versions.replace(' ', ' and ')}",
                 "containers are given the libraries that it names",
-                f"{_AGAIN}; what is in /run is made by the toolkit's own service: restart nvidia-cdi-refresh there "
+                f"{AGAIN}; what is in /run is made by the toolkit's own service: restart nvidia-cdi-refresh there "
                 "before",
             )
         )
@@ -111,14 +110,6 @@ def judge(found: Answer, wanted: Expected) -> tuple[StackInUse, list[HomelabErro
         errors += _libraries(wanted, found, load_results)
     # Each cause once, as one symptom shows in several programs.
     return output, [*{(error.wanted, error.why): error for error in reversed(errors)}.values()][::-1]
-
-
-# What mends most of it.
-_AGAIN = "run `pulumi up --refresh`: it installs, or makes again, what isn't as it is wanted"
-
-
-def _error(wanted: Expected, what: str, found: str, why: str, next_step: str = _AGAIN) -> HomelabError:
-    return HomelabError(wanted=f"{wanted.name}: {what}", found=found, why=why, next=next_step)
 
 
 def _unfetched_image(wanted: Expected, container: Tried | None) -> list[str]:
@@ -236,8 +227,7 @@ def _errors(
     if found.container and _succeeded("container", found.container):
         listed = len(re.findall(r"^GPU \d+:", found.container.output, re.MULTILINE))
         if cards and listed != len(cards):
-            yield _error(
-                wanted,
+            yield wanted.error(
                 f"a container that sees all of its {len(cards)} cards",
                 f"nvidia-smi in it lists {listed}",
                 "the CDI specification, or the runtime's configuration, names fewer cards",
@@ -255,7 +245,7 @@ def _no_cards(wanted: Expected, found: Answer, context: Context) -> list[Homelab
             "nvidia-smi that lists the cards",
             smi,
             "nothing could use them",
-            f"{_AGAIN}; else run `nvidia-smi` there and read `dmesg | grep NVRM`",
+            f"{AGAIN}; else run `nvidia-smi` there and read `dmesg | grep NVRM`",
         )
     ]
 
@@ -263,8 +253,7 @@ def _no_cards(wanted: Expected, found: Answer, context: Context) -> list[Homelab
 def _unrecognised(wanted: Expected, what: str, part: Tried, why: str, next_step: str) -> HomelabError:
     """The error for a failure without a known symptom."""
     if part.status == _TIMED_OUT:
-        return _error(
-            wanted,
+        return wanted.error(
             what,
             "it wasn't done in the time that nvidia.timeouts.verify gives to all checks",
             "a card that doesn't answer hangs every program that asks it; or something was only slow, such as "
@@ -273,15 +262,14 @@ def _unrecognised(wanted: Expected, what: str, part: Tried, why: str, next_step:
         )
     lines = [line for line in part.output.splitlines() if line.strip()]
     quoted = "\n".join(lines[-_QUOTED:]) or "nothing was said"
-    return _error(wanted, what, f"status {part.status}: {quoted}", why, next_step)
+    return wanted.error(what, f"status {part.status}: {quoted}", why, next_step)
 
 
 def _refused(wanted: Expected, devices: Tried) -> HomelabError:
     """The error for device nodes that an ordinary user can't open; its reason is the first one's."""
     lines = [line for line in devices.output.splitlines() if line.strip() and not line.endswith(": opened")]
     why, next_step = next(answer for reason, answer in _REFUSED.items() if reason in "".join(lines[:1]))
-    return _error(
-        wanted,
+    return wanted.error(
         "/dev/nvidiactl, /dev/nvidia-uvm and the cards' nodes, opened by an ordinary user",
         "; ".join(lines) or f"status {devices.status}",
         f"{why}: programs that don't run as root could not use CUDA",
@@ -294,8 +282,7 @@ def _driver_and_cards(
 ) -> Iterator[HomelabError]:
     driver, after_reboot = cards[0]["driver"] or found.loaded, "reboot it, then `pulumi up --refresh`"
     if driver != wanted.driver:
-        yield _error(
-            wanted,
+        yield wanted.error(
             f"driver {wanted.driver}",
             f"{driver} is in use",
             "what was installed isn't what is loaded: the system wasn't rebooted since, or something else was "
@@ -303,8 +290,7 @@ def _driver_and_cards(
             f"{after_reboot}; `dpkg -l '*nvidia*'` there shows what is installed",
         )
     if wanted.flavour and found.flavour and found.flavour != wanted.flavour:
-        yield _error(
-            wanted,
+        yield wanted.error(
             f"the {wanted.flavour} kernel modules",
             f"the {found.flavour} ones are loaded",
             "open and proprietary modules differ in the cards that they know",
@@ -327,8 +313,7 @@ def _models(wanted: Expected, cards: Sequence[Mapping[str, str | None]]) -> Iter
     texts = ", ".join(f"{generation(card.partition(':')[2].lower()).name} ({card})" for card in wanted.cards)
     seen = [(f"{card['name']} ({card['device'] or card['address']})", card["address"]) for card in cards]
     listed = ", ".join(told_apart(seen))
-    yield _error(
-        wanted,
+    yield wanted.error(
         f"{len(wanted.cards)} card(s): {texts}",
         f"{len(cards)} in nvidia-smi: {listed}",
         "a card that is missing isn't given to this system, or doesn't start; programs would use other cards than "
@@ -341,13 +326,12 @@ def _models(wanted: Expected, cards: Sequence[Mapping[str, str | None]]) -> Iter
 def _compiler(wanted: Expected, nvcc: Tried, release: str | None, context: Context) -> Iterator[HomelabError]:
     what, short = f"nvcc of CUDA {wanted.cuda}", (wanted.cuda or "").split(".")[:2]
     if release is None:
-        again = f"{_AGAIN}; by hand: `apt-get install --reinstall cuda-nvcc-{'-'.join(short)}` there"
+        again = f"{AGAIN}; by hand: `apt-get install --reinstall cuda-nvcc-{'-'.join(short)}` there"
         yield from recognise(nvcc.output, context) or [
             _unrecognised(wanted, what, nvcc, "CUDA programs are compiled with it", again)
         ]
     elif wanted.cuda and release.split(".") != short:
-        yield _error(
-            wanted,
+        yield wanted.error(
             what,
             f"nvcc is of {release}",
             "what it compiles could be for other cards and drivers than those that were meant",
@@ -373,11 +357,10 @@ def _libraries(wanted: Expected, found: Answer, load_results: Mapping[str, str])
         state = load_results.get(name, "nothing was said of it")
         is_there = name in load_results and _NOT_THERE not in state
         if (is_there or is_demanded) and (why := _fault(state, major)):
-            yield _error(wanted, f"{what}, loaded", f"{name}: {state}", why)
+            yield wanted.error(f"{what}, loaded", f"{name}: {state}", why)
     inside = _load_results(found.container) if _succeeded("container", found.container) else {}
     if lacking := [f"{name}: {state}" for name, state in inside.items() if not state.startswith("loaded")]:
-        yield _error(
-            wanted,
+        yield wanted.error(
             "the driver's libraries in a container that asks for them (NVIDIA_DRIVER_CAPABILITIES)",
             "; ".join(lacking),
             "they load on the system itself: the CDI specification is from before they were installed, or the toolkit "
