@@ -108,8 +108,15 @@ def judge(found: Answer, wanted: Expected) -> tuple[StackInUse, list[HomelabErro
         )
     if cards:
         errors += _libraries(wanted, found, load_results)
-    # Each cause once, as one symptom shows in several programs.
-    return output, [*{(error.wanted, error.why): error for error in reversed(errors)}.values()][::-1]
+    return output, _unique(errors)
+
+
+def _unique(errors: list[HomelabError]) -> list[HomelabError]:
+    """The errors, each cause once, as one symptom shows in several programs."""
+    by_cause: dict[tuple[str, str], HomelabError] = {}
+    for error in errors:
+        by_cause.setdefault((error.wanted, error.why), error)
+    return list(by_cause.values())
 
 
 def _unfetched_image(wanted: Expected, container: Tried | None) -> list[str]:
