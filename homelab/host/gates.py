@@ -100,31 +100,26 @@ def loader(facts: HostFacts, _host: Host) -> Iterator[HomelabError]:
     )
 
 
-def iommu(facts: HostFacts, host: Host) -> list[HomelabError]:
+def iommu(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
     """A gate: the IOMMU can be on. The firmware offers it, and no word on the command line switches it off for good."""
     if not (host.wants_iommu or host.gives_cards):
-        return []
-    errors = []
+        return
     intel = remapping.is_intel(facts)
     name = "Intel VT-d" if intel else "AMD-Vi (IOMMU)"
     if not facts.iommu.tables and facts.iommu.groups == 0:
-        errors.append(
-            HomelabError(
-                wanted=f"{name} switched on in the firmware",
-                found=f"no {'DMAR' if intel else 'IVRS'} table in /sys/firmware/acpi/tables, and no IOMMU group",
-                why="without it no PCI device can be given to a guest, whatever the kernel is told",
-                next=f"enter the firmware setup (BIOS/UEFI) of the host, switch on {name}, and run `pulumi up` again",
-            )
+        yield HomelabError(
+            wanted=f"{name} switched on in the firmware",
+            found=f"no {'DMAR' if intel else 'IVRS'} table in /sys/firmware/acpi/tables, and no IOMMU group",
+            why="without it no PCI device can be given to a guest, whatever the kernel is told",
+            next=f"enter the firmware setup (BIOS/UEFI) of the host, switch on {name}, and run `pulumi up` again",
         )
-    return errors + [
-        HomelabError(
+    for word in _switching_off(facts, intel):
+        yield HomelabError(
             wanted="an IOMMU that the kernel uses",
             found=f"{word} on the kernel command line, which this program didn't put there",
             why="that word switches the IOMMU off, and no later word switches it on again",
             next=f"remove {word} (/etc/default/grub, or /etc/kernel/cmdline), and run `pulumi up` again",
         )
-        for word in _switching_off(facts, intel)
-    ]
 
 
 def _switching_off(facts: HostFacts, intel: bool) -> list[str]:
