@@ -13,9 +13,31 @@ from homelab.settings import Gpu
 
 # Where every Intel processor has its graphics.
 INTEGRATED = "0000:00:02.0"
+# Kernels that crash when amdgpu lets a card go to vfio-pci while the host runs (proxmox/pve-kernel, changelog of
+# 7.0.14-3, which reverted the change).
+_CRASHING = ("7.0.14-1-pve", "7.0.14-2-pve")
 # AMD's processor graphics, which have their ROM in the firmware's table VFCT (isc30/ryzen-gpu-passthrough-proxmox
 # README; drivers/gpu/drm/amd/amdgpu/amdgpu_bios.c, amdgpu_acpi_vfct_bios).
 _WITHOUT_ROM = ("1002:1636", "1002:1638", "1002:1681", "1002:15bf", "1002:15e7", "1002:1900")
+
+
+def rebound(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
+    """A gate: no function of the card is unbound from amdgpu on a kernel that crashes of it.
+
+    What is bound at boot never had another driver. Proxmox VE unbinds virtual functions and members of the group when
+    the VM starts (PVE::SysFSTools::pci_dev_bind_to_vfio).
+    """
+    leaving = [device for device in facts.functions(slot) if device.physfn]
+    leaving += [device for device in facts.others_in_group(slot) if device.address in gpu.allow_group_members]
+    on_amdgpu = [facts.describe(device) for device in leaving if device.driver == "amdgpu"]
+    if on_amdgpu and facts.kernel in _CRASHING:
+        yield HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) taken from the host while it runs",
+            found=f"the kernel {facts.kernel}, and {'; '.join(on_amdgpu)} on amdgpu",
+            why="this kernel crashes when amdgpu lets a card go to vfio-pci while the host runs; the start of a VM "
+            "with it would do that",
+            next="update the host's kernel (`apt full-upgrade`), reboot, and run `pulumi up` again",
+        )
 
 
 def unstarted(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:

@@ -17,6 +17,7 @@ from homelab.facts import kernel_log
 from homelab.facts.host import HostFacts
 from homelab.host.holder_gates import bound_by_hand, out_of_vms
 from homelab.settings import Gpu, Host
+from remote_scripts.tools.words import missing_words
 
 # Of April 2024. Every container's dev[n] options are there from 8.1 on.
 _OLDEST = (8, 2)
@@ -123,16 +124,22 @@ def iommu(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
 
 
 def _switching_off(facts: HostFacts, intel: bool) -> list[str]:
-    """The words by which the next boot's kernel leaves the IOMMU off, and that no later word takes back
-    (arch/x86/kernel/pci-dma.c, drivers/iommu/amd/init.c). Of intel_iommu= the last one counts, which is this program's.
+    """The words by which the next boot's kernel leaves the IOMMU off.
+
+    Of intel_iommu= the last on or off counts; the others are never taken back (arch/x86/kernel/pci-dma.c,
+    drivers/iommu/amd/init.c, drivers/iommu/intel/iommu.c).
     """
-    switches = {"iommu"} if intel else {"iommu", "amd_iommu"}
-    parts = ((word, *word.replace('"', "").partition("=")) for word in facts.cmdline.others.split())
-    return [
-        word
-        for word, name, _, value in parts
-        if name.replace("-", "_") in switches and any(option.startswith("off") for option in value.split(","))
-    ]
+    others = facts.cmdline.others
+    for_good = {"iommu"} if intel else {"iommu", "amd_iommu"}
+    words, last = [], ""
+    for word in [*others.split(), *missing_words(facts.planned_words or "", others)]:
+        name, _, value = word.replace('"', "").partition("=")
+        states = [option for option in value.split(",") if option.startswith(("on", "off"))]
+        if name.replace("-", "_") in for_good and any(state.startswith("off") for state in states):
+            words.append(word)
+        elif intel and name.replace("-", "_") == "intel_iommu" and states:
+            last = word if states[-1].startswith("off") else ""
+    return [*words, last] if last else words
 
 
 def named_functions(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
@@ -362,6 +369,7 @@ LEAVING = (
     named_functions,
     whole,
     options.migratable,
+    graphics.rebound,
     usable,
     group_gates.grouped,
     group_gates.vital,
@@ -374,6 +382,7 @@ HANDED_OVER = (handed_over, *LEAVING)
 STAYING = (out_of_vms, usable)
 GATES = {"vm": GIVEN, "lxc": STAYING, "host": STAYING, "shared": HANDED_OVER}
 VERIFIED = (
+    graphics.rebound,
     group_gates.grouped,
     group_gates.isolation,
     group_gates.vital,

@@ -154,6 +154,8 @@ def test_an_iommu_switched_off_in_the_firmware_is_refused(enable: bool | None) -
         ("AuthenticAMD", "iommu=off", True),
         ("GenuineIntel", "iommu=off", True),
         ("GenuineIntel", "intel_iommu=off", False),  # a later intel_iommu=on wins
+        ("GenuineIntel", "intel_iommu=off intel_iommu=on", False),
+        ("GenuineIntel", "intel_iommu=on,sm_on intel_iommu=off", True),  # what is there already isn't put there again
         ("GenuineIntel", "amd_iommu=off", False),
         ("AuthenticAMD", "iommu=pt,off", True),
         ("AuthenticAMD", "amd_iommu=fullflush,off", True),

@@ -19,7 +19,7 @@ from homelab.vm import preview as vm_preview
 from homelab.vm.cards import VmCard
 from tests.conftest import shared
 from tests.rows import rows
-from tests.unit.hosts import cmdline, desktop, device, gpu, settings
+from tests.unit.hosts import cmdline, desktop, device, gpu, reasons, settings
 
 RADEON = device("0000:03:00.0", "1002:744c", "030000", 18, driver="amdgpu", parent="0000:00:02.1")
 ARC = device("0000:03:00.0", "8086:56a6", "030000", 18, driver="i915", parent="0000:00:02.1")
@@ -54,6 +54,40 @@ def test_a_blacklist_that_an_earlier_version_wrote_is_no_reason_for_a_reboot() -
     assert NVIDIA_BLACKLIST not in plan.wanted(desktop(devices=[*HOST, RADEON], cmdline=theirs), GIVEN).vfio_words
     stays = desktop(devices=[*HOST, RADEON, *gpu()], cmdline=earlier)
     assert NVIDIA_BLACKLIST not in plan.wanted(stays, GIVEN).vfio_words
+
+
+# -- kernels that crash when a driver lets go -----------------------------------------------------------------------------
+def virtual(kernel: str, driver: str = "amdgpu") -> HostFacts:
+    owner = device("0000:03:00.0", "1002:7461", "030000", 18, driver="amdgpu", vfs=1)
+    return desktop(
+        devices=[owner, device("0000:03:02.0", "1002:7461", "030000", 19, driver=driver, physfn="0000:03:00.0")],
+        kernel=kernel,
+    )
+
+
+VIRTUAL = settings({"vf": {"address": "0000:03:02.0"}})
+
+
+@pytest.mark.parametrize("kernel", ["7.0.14-1-pve", "7.0.14-2-pve"])
+def test_a_virtual_function_isnt_taken_from_amdgpu_on_a_kernel_that_crashes(kernel: str) -> None:
+    (found,) = reasons(virtual(kernel), VIRTUAL)
+    assert found.startswith(f"the kernel {kernel}, and 0000:03:02.0 graphics card") and "on amdgpu" in found
+    # What no driver has, and what is bound at boot, was never on one.
+    assert reasons(virtual(kernel, driver=""), VIRTUAL) == []
+    assert reasons(desktop(devices=[*HOST, RADEON], kernel=kernel), GIVEN) == []
+
+
+@pytest.mark.parametrize("kernel", ["7.0.14-3-pve", "7.0.14-10-pve", "7.0.13-1-pve", "6.17.2-1-pve"])
+def test_on_any_other_kernel_it_is(kernel: str) -> None:
+    assert reasons(virtual(kernel), VIRTUAL) == []
+
+
+def test_what_goes_along_with_a_card_isnt_taken_from_amdgpu_either() -> None:
+    member = device("0000:04:00.0", "1002:1900", "030000", 16, driver="amdgpu")
+    host = settings({"gpu": {"match": "10de:2b85", "allowGroupMembers": ["0000:04:00.0"]}})
+    (found,) = reasons(desktop(member, kernel="7.0.14-2-pve"), host)
+    assert "0000:04:00.0" in found
+    assert reasons(desktop(member), host) == []
 
 
 # -- Intel's graphics --------------------------------------------------------------------------------------------------------
