@@ -13,8 +13,6 @@ from homelab.settings import Gpu
 
 # Where every Intel processor has its graphics.
 INTEGRATED = "0000:00:02.0"
-
-
 # Kernels that crash when amdgpu lets a card go to vfio-pci while the host runs (proxmox/pve-kernel, changelog of
 # 7.0.14-3, which reverted the change).
 _CRASHING = ("7.0.14-1-pve", "7.0.14-2-pve")
@@ -85,22 +83,15 @@ def rom_remarks(facts: HostFacts, name: str, slot: str, *, has_file: bool) -> li
     display = _graphics_of(facts, slot)
     if display is None or has_file:
         return []
-    if display.id in _WITHOUT_ROM:
-        return [
-            f"gpus.{name}: it has no ROM of its own, and most guests' drivers don't start it without one: "
-            "docs/troubleshooting.md#a-rom-file-for-a-card says how to make it from the firmware's table VFCT, then "
-            "set romfile"
-        ]
     if display.address == INTEGRATED and display.vendor == INTEL:
         return [
             f"gpus.{name}: processor graphics have no ROM for UEFI of their own: the VM shows nothing on them until "
             "its system's driver starts (up to Comet Lake, legacy-igd=1 in a hostpci line of your own changes that; "
             "takeOver keeps it)"
         ]
-    if display.boot_vga:
+    if display.boot_vga or display.id in _WITHOUT_ROM:
         return [
-            f"gpus.{name}: the host's firmware has used this card, and may have left a changed copy of its ROM: if the "
-            "VM shows nothing on it, docs/troubleshooting.md#a-rom-file-for-a-card says how to make a file of it "
-            "for romfile"
+            f"gpus.{name}: it has no ROM of its own, or the host's firmware may have left a changed copy of it: if the "
+            "VM shows nothing on it, docs/troubleshooting.md#a-rom-file-for-a-card says how to make a file for romfile"
         ]
     return []

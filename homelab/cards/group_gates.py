@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from homelab.cards import remapping
 from homelab.errors import HomelabError
+from homelab.facts import acs
 from homelab.facts.devices import Device
-from homelab.facts.host import HostFacts
-from homelab.settings import Gpu
-from remote_scripts.reading.answer import Vital
+from homelab.facts.host import HostFacts, bound_by_word
+from homelab.settings import Gpu, Host
 
 
 def without_group(facts: HostFacts, slot: str) -> list[Device]:
@@ -70,50 +70,65 @@ def predicted(facts: HostFacts) -> str:
     return "" if facts.iommu.groups else "predicted "
 
 
+def _carried(facts: HostFacts, devices: Sequence[Device], *, with_unknown: bool = True) -> list[str]:
+    """The storage and the network that the host can't do without, and that devices carry, a text each.
+
+    :param with_unknown: also what carries it nobody knows, if one of the devices may be it.
+    """
+    needs = [need for need in facts.vital if need.kind != "keyboard"]
+    found = [
+        f"{facts.describe(device)} carries {', '.join(names)}"
+        for device in devices
+        if (names := [need.name for need in needs if device.address in need.devices])
+    ]
+    doubtful = "; ".join(facts.describe(device) for device in devices if device.may_carry)
+    if with_unknown and doubtful:
+        found += [f"what carries {need.name} isn't known: {need.trouble}; {doubtful}" for need in needs if need.trouble]
+    return found
+
+
 def vital(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: no storage or network that the host can't do without leaves with the card or its groups. No setting opens
     it."""
     if without_group(facts, slot):
         return
-    leaving = {device.address: device for device in leaving_functions(facts, slot)}
-    needs = [need for need in facts.vital if need.kind != "keyboard"]
-    for address, device in leaving.items():
-        carried = [need.name for need in needs if address in need.devices]
-        if carried:
-            yield _carrier_error(facts, name, slot, device, carried)
-    doubtful = [device for device in leaving.values() if device.may_carry]
-    unknown = [need for need in needs if need.trouble]
-    if doubtful and unknown:
-        yield _unknown_carrier_error(facts, name, slot, doubtful, unknown)
+    if found := _carried(facts, leaving_functions(facts, slot)):
+        is_predicted = not facts.iommu.groups and _carried(facts, facts.others_in_group(slot))
+        yield HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) without anything that the host can't do without",
+            found=f"of the card, or in its {predicted(facts)}IOMMU group: {'; '.join(found)}",
+            why="a VM's start takes it from the host, which then loses its disk or its network and goes down; no "
+            "setting allows that",
+            next="connect the disk or the network cable to another controller, or put the card into another slot; or, "
+            "if the host can do without it, end what uses it (`umount`, `zpool export`, `vgchange -an` for a guest's "
+            "LVM, `ip link set NAME down`); then run `pulumi up` again" + (remapping.SWITCH_ON if is_predicted else ""),
+        )
 
 
-def _carrier_error(facts: HostFacts, name: str, slot: str, device: Device, carried: list[str]) -> HomelabError:
-    is_own = device.address in {function.address for function in facts.functions(slot)}
-    relation = "is a function of the card" if is_own else f"is in the card's {predicted(facts)}IOMMU group"
-    return HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) without anything that the host can't do without",
-        found=f"{facts.describe(device)}, which {relation}, carries {', '.join(carried)}",
-        why="a VM's start takes it from the host, which then loses its disk or its network and goes down; no "
-        "setting allows that",
-        next="connect the disk or the network cable to another controller, or put the card into another slot; or, "
-        "if the host can do without it, end what uses it (`umount`, `zpool export`, `vgchange -an` for a guest's LVM, "
-        "`ip link set NAME down`); then run `pulumi up` again"
-        + ("" if is_own or facts.iommu.groups else remapping.SWITCH_ON),
-    )
+def split_groups(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> Iterator[HomelabError]:
+    """A gate: iommu.acsOverride splits no card from a function that carries storage or network of the host.
 
-
-def _unknown_carrier_error(
-    facts: HostFacts, name: str, slot: str, doubtful: list[Device], unknown: list[Vital]
-) -> HomelabError:
-    return HomelabError(
-        wanted=f"to know what carries {', '.join(need.name for need in unknown)}, before a device that may carry it "
-        f"leaves the host with gpus.{name} ({facts.card(slot)})",
-        found="; ".join(need.trouble for need in unknown)
-        + f"; with the card go {'; '.join(map(facts.describe, doubtful))}",
-        why="a VM's start would take its own disk or network from the host, which then goes down; no setting allows "
-        "that",
-        next="put the card into a slot where it is alone in its group",
-    )
+    Functions that the override splits can reach each other's memory past the IOMMU: a guest with the card could write
+    to the root disk's controller. If the functions that carry them are unknown, a card that this program has bound
+    already, under the same override, isn't refused.
+    """
+    override = acs.override(f"{acs.WORD}={host.iommu.acs_override or ''}", facts.kernel)
+    if not override:
+        return
+    is_running, bound = not (override - facts.acs_running), bound_by_word(facts.cmdline.running)
+    for name, slot in slots.items():
+        if not host.gpus[name].may_leave:
+            continue
+        is_bound = is_running and all(function.address in bound for function in facts.functions(slot))
+        if found := _carried(facts, remapping.taken_apart(facts, slot), with_unknown=not is_bound):
+            yield HomelabError(
+                wanted=f"gpus.{name} ({facts.card(slot)}) taken out of its IOMMU group by iommu.acsOverride",
+                found=f"in the card's IOMMU group without the override: {'; '.join(found)}",
+                why="the override only hides that these devices can reach each other past the IOMMU: a guest with the "
+                "card could write to the host's disk or network controller, and so into the host; no setting allows "
+                "that",
+                next="put the card, or the disk or the network cable, into another slot or controller",
+            )
 
 
 def staying_cards_apart(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> list[HomelabError]:

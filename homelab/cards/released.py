@@ -37,21 +37,19 @@ def kept(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> dict[str, st
     :param slots: of all cards of the settings, name -> slot.
     """
     staying = _staying(facts, host, slots) if host.take_over else []
+    of_settings = {device.address for slot in slots.values() for device in facts.functions(slot)}
+    shared = ",".join(entry for entry in _other_ids(facts) if _names_one_of(entry, staying))
+    others = [device for device in facts.devices if device.driver == "vfio-pci" and device.is_named(shared)]
+    # What can be plugged in is bound when its VM starts.
     return {
         device.address: device.id
-        for entry in _other_ids(facts)
-        if _names_one_of(entry, staying)
-        for device in _others_bound(facts, host, slots, entry)
-        if not facts.pluggable(device.address)
+        for device in others
+        if device.address not in of_settings and not facts.pluggable(device.address)
     }
 
 
-def why_still_bound(facts: HostFacts, host: Host, slots: Mapping[str, str], bound: Iterable[Device]) -> str:
-    """Why a word of homelab's doesn't take these functions of a card from vfio-pci; empty: it does.
-
-    :param slots: of all cards of the settings, name -> slot.
-    :param bound: the functions.
-    """
+def why_still_bound(facts: HostFacts, bound: Iterable[Device]) -> str:
+    """Why a word of homelab's doesn't take these functions of a card from vfio-pci; empty: it does."""
     functions = list(bound)
     if stronger := stronger_than_words(facts, functions):
         return stronger
@@ -61,18 +59,7 @@ def why_still_bound(facts: HostFacts, host: Host, slots: Mapping[str, str], boun
         device.address not in homelab_bound and not device.is_named(running_ids) for device in functions
     ):
         return "this program's word is on the running kernel's command line, and hasn't helped"
-    other_addresses = [
-        device.address
-        for entry in _other_ids(facts)
-        if _names_one_of(entry, functions)
-        for device in _others_bound(facts, host, slots, entry)
-        if facts.pluggable(device.address)  # for what comes later no word can name an address
-    ]
-    return (
-        f"the same ids give {', '.join(sorted(set(other_addresses)))} to vfio-pci, which can be plugged in later"
-        if other_addresses
-        else ""
-    )
+    return ""
 
 
 def stronger_than_words(facts: HostFacts, functions: Iterable[Device]) -> str:
@@ -108,18 +95,6 @@ def _staying(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> list[Dev
         device for name, slot in slots.items() if host.gpus[name].use != "vm" for device in facts.functions(slot)
     ]
     return [device for device in functions if device.is_named(",".join(_other_ids(facts)))]
-
-
-def _others_bound(facts: HostFacts, host: Host, slots: Mapping[str, str], entry: str) -> list[Device]:
-    """Functions on vfio-pci that an id names, and that aren't of a card of the settings, or can be plugged in later."""
-    planned = {
-        device.address
-        for slot in slots.values()
-        for device in facts.functions(slot)
-        if not facts.pluggable(device.address)
-    }
-    devices = [device for device in facts.devices if device.is_named(entry)]
-    return [device for device in devices if device.driver == "vfio-pci" and device.address not in planned]
 
 
 def _is_left_out(facts: HostFacts, host: Host, slots: Mapping[str, str], entry: str) -> bool:

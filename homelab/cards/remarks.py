@@ -55,8 +55,7 @@ def _card_remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[st
     if any(facts.pluggable(device.address) for device in functions):
         sentences.append(
             f"gpus.{name} hangs on an external port (Thunderbolt, USB4): connect it and switch it on before the host "
-            "starts; homelab binds none that comes later"
-            + ("; ids for vfio-pci that you have set do bind it, so takeOver leaves them" if host.take_over else "")
+            "starts; homelab binds none that comes later, but leaves ids for vfio-pci that you have set and that do"
         )
     return sentences
 

@@ -38,12 +38,11 @@ class DistributionRow(tables.SourcedRow):
 
 
 class LibraryData(BaseModel):
-    """The content of libraries.yaml. `others`: ostype -> how to install drivers there by hand."""
+    """The content of libraries.yaml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     distributions: tuple[DistributionRow, ...]
-    others: dict[str, str]
 
 
 @functools.cache
@@ -95,11 +94,10 @@ def refusals(name: str, container: Container, facts: HostFacts, gpus: Mapping[st
     distribution = config.values.get("ostype", "unmanaged") if config and config.kind == "lxc" else "unmanaged"
     if distribution in WITH_APT:
         return
-    by_hand = data().others.get(distribution, "its own VA-API drivers inside")
     known = ", ".join(f"{row.id.capitalize()} {row.version}" for row in data().distributions)
     yield HomelabError(
         wanted=wanted,
         found=f"container {container.ctid} is {distribution} (`pct config {container.ctid}`)",
         why=f"packages are known for {known} alone; the card itself works in any container",
-        next=f"take containers.{name}.libraries out, and install them yourself: {by_hand}",
+        next=f"take containers.{name}.libraries out, and install its own VA-API drivers inside yourself",
     )

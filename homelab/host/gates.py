@@ -101,31 +101,26 @@ def loader(facts: HostFacts, _host: Host) -> Iterator[HomelabError]:
     )
 
 
-def iommu(facts: HostFacts, host: Host) -> list[HomelabError]:
+def iommu(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
     """A gate: the IOMMU can be on. The firmware offers it, and no word on the command line switches it off for good."""
     if not (host.wants_iommu or host.gives_cards):
-        return []
-    errors = []
+        return
     intel = remapping.is_intel(facts)
     name = "Intel VT-d" if intel else "AMD-Vi (IOMMU)"
     if not facts.iommu.tables and facts.iommu.groups == 0:
-        errors.append(
-            HomelabError(
-                wanted=f"{name} switched on in the firmware",
-                found=f"no {'DMAR' if intel else 'IVRS'} table in /sys/firmware/acpi/tables, and no IOMMU group",
-                why="without it no PCI device can be given to a guest, whatever the kernel is told",
-                next=f"enter the firmware setup (BIOS/UEFI) of the host, switch on {name}, and run `pulumi up` again",
-            )
+        yield HomelabError(
+            wanted=f"{name} switched on in the firmware",
+            found=f"no {'DMAR' if intel else 'IVRS'} table in /sys/firmware/acpi/tables, and no IOMMU group",
+            why="without it no PCI device can be given to a guest, whatever the kernel is told",
+            next=f"enter the firmware setup (BIOS/UEFI) of the host, switch on {name}, and run `pulumi up` again",
         )
-    return errors + [
-        HomelabError(
+    for word in _switching_off(facts, intel):
+        yield HomelabError(
             wanted="an IOMMU that the kernel uses",
             found=f"{word} on the kernel command line, which this program didn't put there",
             why="that word switches the IOMMU off, and no later word switches it on again",
             next=f"remove {word} (/etc/default/grub, or /etc/kernel/cmdline), and run `pulumi up` again",
         )
-        for word in _switching_off(facts, intel)
-    ]
 
 
 def _switching_off(facts: HostFacts, intel: bool) -> list[str]:
@@ -167,10 +162,9 @@ def named_functions(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterato
         wanted=f"gpus.{name}.functions to be functions of the card at {slot}",
         found="; ".join(wrong),
         why="everything named there is bound to vfio-pci at boot, so it must belong to this card",
-        next="take the list out: a virtual function is a card of its own"
-        if not around
-        else f"name functions of {', '.join(around)}, the graphics function among them; what shares only the IOMMU "
-        f"group is named in gpus.{name}.allowGroupMembers",
+        next=f"name functions of {', '.join(around) or 'a card'}, the graphics function among them (a virtual function "
+        "is a card of its own, without a list); what shares only the IOMMU group is named in "
+        f"gpus.{name}.allowGroupMembers",
     )
 
 
@@ -178,24 +172,26 @@ def whole(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[Homelab
     """A gate: the card isn't divided among guests: by virtual functions (SR-IOV), NVIDIA's vGPU, or mediated devices.
     vfio-pci refuses a card with SR-IOV on (drivers/vfio/pci/vfio_pci_core.c), and Proxmox VE a mapping of the others
     that isn't marked for mdev."""
-    mode_names = {"vgpu": "NVIDIA's vGPU driver", "mdev": "mediated devices (mdev_supported_types)"}
-    shared = {device.address: device for device in facts.functions(slot) if device.vfs}
+    shared = [device for device in facts.functions(slot) if device.vfs]
+    switches = [f"`echo 0 >/sys/bus/pci/devices/{device.address}/sriov_numvfs`" for device in shared]
+    found = [f"{facts.describe(device)} has {device.vfs} virtual functions (SR-IOV)" for device in shared]
     states = {device.address: facts.card_states.get(device.address) for device in facts.functions(slot)}
-    modes = {address: state.divided for address, state in states.items() if state is not None and state.divided}
-    if not shared and not modes:
-        return
-    found = [f"{facts.describe(device)} has {device.vfs} virtual functions (SR-IOV)" for device in shared.values()]
-    found += [f"{address} is set up for {mode_names.get(mode, mode)}" for address, mode in modes.items()]
-    switches = [f"`echo 0 >/sys/bus/pci/devices/{address}/sriov_numvfs`" for address in shared]
-    yield HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) as a whole",
-        found="; ".join(found),
-        why="it can serve several guests, which would lose it; and a card that is divided can't be given away as a "
-        "whole",
-        next=f"switch that off where it is switched on ({', '.join(switches) or 'the vGPU driver, i915.enable_gvt'}; a "
-        "module's option such as i915.max_vfs, sysfs.conf), reboot, and run `pulumi up` again; or give one part to a "
-        f"VM: a virtual function as gpus.{name}.address, else by hostpci with mdev= and without these settings",
-    )
+    found += [
+        f"{address} is set up for NVIDIA's vGPU driver, or mediated devices ({state.divided})"
+        for address, state in states.items()
+        if state is not None and state.divided
+    ]
+    if found:
+        yield HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) as a whole",
+            found="; ".join(found),
+            why="it can serve several guests, which would lose it; and a card that is divided can't be given away as a "
+            "whole",
+            next=f"switch that off where it is switched on ({', '.join([*switches, 'the vGPU driver'])}; a module's "
+            "option such as i915.max_vfs, sysfs.conf), reboot, and run `pulumi up` again; or give one part "
+            f"to a VM: a virtual function as gpus.{name}.address, else by hostpci with mdev= and without these "
+            "settings",
+        )
 
 
 def usable(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
@@ -242,25 +238,18 @@ def _kept_off(facts: HostFacts, name: str, modules: str, wanted: str, why: str) 
     """
     never_loaded = re.compile(rf": (?:install (?:{modules}) (?:\S*/)?(?:false|true|:)|alias (?:{modules}) off)(?:\s|$)")
     keeps_off = re.compile(rf"module_blacklist=(?:\S*,)?(?:{modules})(?:,\S*)?")
-    configured, running = (
-        [word for word in words.split() if keeps_off.fullmatch(word)]
-        for words in (facts.cmdline.others, facts.cmdline.running)
-    )
-    lines = [line for line in facts.module_lines if never_loaded.search(line)]
     # A word that was taken away counts until the next boot.
-    found = [*lines, *(f"{word} on the kernel command line" for word in configured)]
-    found += [f"{word} on the command line of the kernel that runs" for word in running if word not in configured]
-    if not found:
-        return
-    steps = [f"take {name} out there"] if configured or lines else []
-    steps += [group_gates.new_entries(facts)] if configured else []
-    steps += ["reboot"] if running else []
-    yield HomelabError(
-        wanted=wanted,
-        found="; ".join(found),
-        why=f"{why}; nothing was changed",
-        next=f"{', '.join(steps)}; then run `pulumi up` again",
-    )
+    words = dict.fromkeys(f"{facts.cmdline.others} {facts.cmdline.running}".split())
+    found = [line for line in facts.module_lines if never_loaded.search(line)]
+    found += [f"{word} on the kernel command line" for word in words if keeps_off.fullmatch(word)]
+    if found:
+        yield HomelabError(
+            wanted=wanted,
+            found="; ".join(found),
+            why=f"{why}; nothing was changed",
+            next=f"take {name} out there; a word also takes {group_gates.new_entries(facts)}, and a reboot; then run "
+            "`pulumi up` again",
+        )
 
 
 def console(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> Iterator[HomelabError]:
@@ -270,17 +259,12 @@ def console(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> It
         gpu, screens = gpus[name], consoles.screens(facts, group_gates.leaving_functions(facts, slot))
         if gpu.allow_console or not screens:
             continue
-        is_own = screens[0] in facts.functions(slot)
-        screen_text = (
-            "this card"
-            if is_own
-            else f"{facts.describe(screens[0])}, which is in its {group_gates.predicted(facts)}IOMMU group,"
-        )
         others = consoles.instead(facts, [*leaving.values(), screens[0].slot])
+        sign = "boot_vga" if screens[0].boot_vga else "the kernel draws into its memory"
         yield HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) not to be the host's console",
-            found=f"the firmware uses {screen_text} as its screen "
-            f"({'boot_vga' if screens[0].boot_vga else 'the kernel draws into its memory'})",
+            found=f"the host's screen is {facts.describe(screens[0])}, of the card or its "
+            f"{group_gates.predicted(facts)}IOMMU group ({sign})",
             why="once it is bound, the host shows nothing on its screen after the boot menu; it can be reached "
             "over the network only",
             next=(f"make {others} the primary one in the firmware, or " if others else "")
@@ -376,7 +360,7 @@ def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabErr
         for gate in GATES[gpu.use]:
             errors += gate(facts, name, gpu, slot)
     errors += [*console(facts, host.gpus, slots), *group_gates.staying_cards_apart(facts, host.gpus, slots)]
-    return slots, [*errors, *remapping.split_groups(facts, host, slots), *left_with_vm(facts, host, slots)]
+    return slots, [*errors, *group_gates.split_groups(facts, host, slots), *left_with_vm(facts, host, slots)]
 
 
 # The gates of a card that leaves the host, at its boot (GIVEN) or in turn with containers (HANDED_OVER); of one that

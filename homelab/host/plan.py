@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from homelab.cards import consoles, options, released, remapping, resets, resolving
 from homelab.errors import HomelabError
 from homelab.facts import kernel_log
-from homelab.facts.classes import DRIVERS, NVIDIA
+from homelab.facts.classes import NVIDIA_DRIVERS
 from homelab.facts.devices import Device
 from homelab.facts.host import HostFacts, bound_by_word
 from homelab.host import gates
@@ -20,8 +20,8 @@ from remote_scripts.both.reboot import Planned
 from remote_scripts.tools.words import missing_words
 
 # Drivers that would claim an NVIDIA card. Blacklisted only where one goes to a VM and none stays with the host, as belt
-# and braces: the binding doesn't need it. Other makers' drivers never are (DRIVERS).
-NVIDIA_BLACKLIST = f"modprobe.blacklist={','.join(DRIVERS[NVIDIA])}"
+# and braces: the binding doesn't need it. Other makers' drivers never are (NVIDIA_DRIVERS).
+NVIDIA_BLACKLIST = f"modprobe.blacklist={','.join(NVIDIA_DRIVERS)}"
 
 # What gives a device to a guest.
 VFIO_MODULES = ("vfio", "vfio_iommu_type1", "vfio_pci")

@@ -93,14 +93,7 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
     def _plan(self, inputs: NvidiaSystem.Inputs, generation: dict[str, int]) -> NvidiaSystem.Outputs:
         if inputs.target != "vm":
             self.hold_or_fail(inputs)
-        stack = self.wanted_stack(inputs)
-        if stack is None:
-            raise HomelabError(
-                wanted=f"homelab:{inputs.system_name}.nvidia in the stack's configuration",
-                found="it is missing",
-                why="it says what is to be installed there",
-                next="put it back, or run `pulumi up` to give NVIDIA's stack there up",
-            )
+        stack = _needed(self.wanted_stack(inputs), inputs.system_name)
         system = self.read_system_in_time(inputs, stack.timeouts.reboot)
         request = Request(inputs.target, stack, system.system, inputs.system_name)
         session = ssh.Session(self.reached(inputs))
@@ -113,6 +106,17 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
         if inputs.agent:
             session.put_agent(inputs.agent_owner, float(self.reached(inputs).timeouts.step))
         return NvidiaSystem.Outputs(facts=facts_of(system, inputs.target), generation=generation, stale=False)
+
+
+def _needed(stack: Nvidia | None, name: str) -> Nvidia:
+    if stack is None:
+        raise HomelabError(
+            wanted=f"homelab:{name}.nvidia in the stack's configuration",
+            found="it is missing",
+            why="it says what is to be installed there",
+            next="put it back, or run `pulumi up` to give NVIDIA's stack there up",
+        )
+    return stack
 
 
 class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
@@ -173,20 +177,17 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
     resource = NvidiaVerification
 
     def create(self, inputs: NvidiaVerification.Inputs) -> NvidiaVerification.Outputs:
-        stack = self.wanted_stack(inputs)
-        if inputs.target == "vm" and stack is not None:
+        # The state has no secret, and nothing that says only how.
+        stack = _needed(self.wanted_stack(inputs), inputs.system_name)
+        if inputs.target == "vm":
             # It may have been started a moment ago.
             self.read_system_in_time(inputs, stack.timeouts.reboot)
-        reached = self.session(inputs, float(inputs.timeout) + SLACK_SECONDS)
-        settings = Nvidia.model_validate(inputs.nvidia, by_name=True)
-        timeouts = settings.timeouts.model_copy(update={"verify": inputs.timeout})
-        # The state has no secret, and nothing that says only how.
-        settings = settings.model_copy(update={"timeouts": timeouts, "proxy": stack.proxy if stack else None})
+        reached = self.session(inputs, float(stack.timeouts.verify) + SLACK_SECONDS)
         expected = Expected(**inputs.wanted)
-        wanted = steps.verification(settings, expected)
-        found = of_plain(Answer, reached.ask("apply", "nvidia_verification", wanted, proxy=settings.proxy_address))
+        wanted = steps.verification(stack, expected)
+        found = of_plain(Answer, reached.ask("apply", "nvidia_verification", wanted, proxy=stack.proxy_address))
         result, errors = verification.judge(found, expected)
-        if found.update == "tried" and stack is not None:
+        if found.update == "tried":
             errors = self._end_update(inputs, stack, errors, works=found.nvidia_smi.status == 0)
         raise_all(errors)
         for what in result["unchecked"]:

@@ -229,7 +229,7 @@ def test_what_is_proposed_for_old_cards_in_new_containers_works(desk: Desk, caps
     before = desk.file.read_text()
     offered = "cuda-toolkit-12-9 isn't offered; there is cuda-toolkit-13-1"
     refused = [
-        ("13.1", "CUDA 13 no longer builds for Pascal", 'set nvidia.cuda: "12.9"'),
+        ("13.1", "nvcc can't build for Pascal", 'set nvidia.cuda: "12.9"'),
         ("12.9", offered, "leave nvidia.cuda out: no"),
     ]
     for cuda, found, next in sampling.sample(refused, 1, "CUDA for old cards"):

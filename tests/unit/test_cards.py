@@ -382,7 +382,7 @@ def test_a_virtual_function_that_cant_be_given_is_refused(facts: HostFacts, chos
     host = settings({"gpu": chosen})
     errors = gates.check(resolving.choosing(facts, host.gpus), host)[1]
     (error,) = (error for error in errors if found in error.found)
-    assert error.next.startswith("take the list out") is ("functions" in chosen)
+    assert ("name functions of a card" in error.next) is ("functions" in chosen)
 
 
 # -- cards that are divided -------------------------------------------------------------------------------------------
@@ -390,7 +390,7 @@ def test_a_virtual_function_that_cant_be_given_is_refused(facts: HostFacts, chos
 def test_a_card_that_is_divided_among_guests_is_left_as_it_is(way: str, said: str) -> None:
     facts = desktop(card_states={"0000:01:00.0": {"divided": way}})
     (found,) = reasons(facts, settings())
-    assert found.startswith(f"0000:01:00.0 is set up for {said}")
+    assert found.startswith("0000:01:00.0 is set up for") and said in found
     assert reasons(facts, settings({"gpu": {"match": "10de:2b85", "use": "host"}})) == []
 
 
@@ -751,7 +751,7 @@ def test_a_member_of_the_group_is_neither_the_console_nor_a_containers_card() ->
     host = settings({"aa": {"address": "01:00", "allowGroupMembers": ["0000:02:00.0", "0000:02:00.1"]}})
     assert reasons(facts, host) == [
         "containers that use it: 950",
-        "the firmware uses 0000:02:00.0 graphics card [RTX 5090, 10de:2b85], which is in its IOMMU group, as its screen (boot_vga)",
+        "the host's screen is 0000:02:00.0 graphics card [RTX 5090, 10de:2b85], of the card or its IOMMU group (boot_vga)",
     ]
 
 
@@ -774,7 +774,7 @@ ROOT = "/ (ext4 on /dev/mapper/pve-root)"
 def test_no_setting_lets_the_root_disk_behind_a_group_member_go() -> None:
     facts = apu(together=True, vital=[vital("storage", ROOT, "0000:00:08.1", "0000:c6:00.3")])
     (found,) = reasons(facts, ALL_ALLOWED)
-    assert found == f"0000:c6:00.3 USB controller [1022:15b9], which is in the card's IOMMU group, carries {ROOT}"
+    assert found == f"of the card, or in its IOMMU group: 0000:c6:00.3 USB controller [1022:15b9] carries {ROOT}"
     # In a group of its own it is left alone: nothing to refuse.
     assert reasons(apu(vital=asdict(facts)["vital"]), APU) == []
 
@@ -784,7 +784,7 @@ def test_where_the_group_is_only_predicted_there_is_a_way_to_know_it() -> None:
     host = settings({"gpu": {"match": "10de:2b85", "allowGroupMembers": ["0000:01:00.2"]}})
     facts = replace(without_groups(nvme), vital=desktop(vital=[vital("storage", ROOT, "0000:01:00.2")]).vital)
     (error,) = gates.check(facts, host)[1]
-    assert "is in the card's predicted IOMMU group, carries" in error.found
+    assert "in its predicted IOMMU group: 0000:01:00.2" in error.found
     assert "iommu.enable: true and without the card first" in error.next
     # With the real group, or for a function of the card itself, there is none.
     nvme = device("0000:01:00.2", "144d:a80c", "010802", 16)
@@ -792,15 +792,13 @@ def test_where_the_group_is_only_predicted_there_is_a_way_to_know_it() -> None:
     assert "iommu.enable" not in error.next
     usb = device("0000:01:00.2", "10de:1ada", "0c0330", parent="0000:00:01.0")
     (error,) = gates.check(replace(without_groups(usb), vital=facts.vital), settings())[1]
-    assert "is a function of the card" in error.found and "iommu.enable" not in error.next
+    assert "0000:01:00.2" in error.found and "iommu.enable" not in error.next
 
 
 def test_nor_one_behind_the_cards_own_usb_socket() -> None:
     usb = device("0000:01:00.2", "10de:1ada", "0c0330", 16, driver="xhci_hcd")
     (found,) = reasons(desktop(usb, vital=[vital("storage", "swap on /dev/sdb2", "0000:01:00.2")]), settings())
-    assert (
-        found == "0000:01:00.2 USB controller [10de:1ada], which is a function of the card, carries swap on /dev/sdb2"
-    )
+    assert found.endswith("0000:01:00.2 USB controller [10de:1ada] carries swap on /dev/sdb2")
 
 
 def test_nor_the_network_over_which_the_host_is_reached() -> None:
@@ -825,7 +823,7 @@ def test_what_may_carry_a_root_that_nobody_can_find_isnt_taken(code: str, kind: 
     other = device("0000:06:00.0", "1022:43f4", code, 16)
     host = settings({"gpu": {"match": "10de:2b85", "allowGroupMembers": ["0000:06:00.0"]}})
     (found,) = reasons(desktop(other, vital=unknown), host)
-    assert found == f"no block device behind overlay; with the card go 0000:06:00.0 {kind} [1022:43f4]"
+    assert found.endswith(f"isn't known: no block device behind overlay; 0000:06:00.0 {kind} [1022:43f4]")
     assert reasons(desktop(other, vital=[vital("storage", ROOT, "0000:02:00.0")]), host) == []
 
 
@@ -872,7 +870,7 @@ def test_a_card_on_an_external_port_gets_a_remark_and_leaves_the_ids() -> None:
     ]
     facts = desktop(devices=[parent, *cards], vfio_ids="10de:2b85,10de:22e8")
     (remark,) = said(facts, settings(takeOver=True))
-    assert remark.startswith("gpus.rtx5090 hangs on an external port") and "so takeOver leaves them" in remark
+    assert remark.startswith("gpus.rtx5090 hangs on an external port") and "leaves ids for vfio-pci" in remark
     assert plan.wanted(facts, settings(takeOver=True)).by_hand == ["0000:01:00.0", "0000:01:00.1"]
 
 
