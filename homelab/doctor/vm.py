@@ -72,12 +72,10 @@ def _judged(tree: Tree, vmid: int, slots: list[str]) -> list[Judged]:
     :param slots: of the cards that it has.
     """
     facts, of_settings = tree.facts, tree.of_vm(vmid)
-    needs_host = plan.lost_hook(str(vmid)) in tree.host.steps or not facts.iommu.groups
-    of_host: Judged = tree.told_host
-    if needs_host and not tree.wanted.host.gives_cards:
-        without = [error.retold(next=_NO_GROUPS) for error in plan.without_groups(facts)]
-        of_host = Judged(title="", why="", wrong=without)
-    found = [*([of_host] if needs_host else []), *(_gates(tree, slot) for slot in slots)]
+    gives_cards, is_unhooked = tree.wanted.host.gives_cards, str(vmid) in facts.handover.lost_hooks
+    of_host = [tree.told_host] if is_unhooked or (gives_cards and not facts.iommu.groups) else []
+    without = [] if gives_cards else [error.retold(next=_NO_GROUPS) for error in plan.without_groups(facts)]
+    found = [*of_host, Judged(title="", why="", wrong=without), *(_gates(tree, slot) for slot in slots)]
     if of_settings is None:
         return [*found, owners_vm(facts, vmid)]
     name, judged = of_settings

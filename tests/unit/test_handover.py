@@ -208,7 +208,7 @@ def test_what_hands_over_drifts_where_it_is_ours() -> None:
     want = plan.wanted(facts(), host())
     lost = {"enabled": False, "lost_hooks": ["103"]}
     managed = [{"layer": "handover", "path": "/usr/local/sbin/homelab-handover", "state": "changed"}]
-    assert plan.drift(facts(handover=lost), want)["handover"] == []
+    assert plan.drift(facts(handover={"enabled": False}), want)["handover"] == []
     assert plan.drift(facts(handover=lost, managed=managed), want)["handover"] == [
         "/usr/local/sbin/homelab-handover was changed by hand",
         "homelab-handover.service or its timer is not enabled",
