@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 
 from homelab import tables
-from homelab.doctor import host as host_doctor
-from homelab.doctor.host import diagnose as diagnose_host
 from homelab.errors import HomelabError
 from homelab.facts import kernel_log
 from homelab.facts.guests import GuestConfig
@@ -23,7 +21,7 @@ from homelab.shapes import CardFunction
 from tests.conftest import shared
 from tests.rows import rows
 from tests.unit.hosts import desktop, device, gpu, settings
-from tests.unit.test_doctor import reading
+from tests.unit.test_doctor import diagnose_host, reading
 
 TEXTS: dict[str, list[str]] = tables.read(Path(__file__).parent / "kernel_texts.yaml")
 CARD = ["0000:01:00.0", "0000:01:00.1"]
@@ -235,7 +233,7 @@ def test_the_doctor_names_the_lost_card_among_eight_and_no_other() -> None:
     lost = [one for one in report.findings if "device inaccessible" in one.found]
     assert len(lost) == 1 and lost[0].wanted.startswith("0000:88:00:") and not report.well
     assert not any("0000:89:00" in f"{one.wanted} {one.found}" for one in report.findings)
-    assert "the card is lost" in host_doctor.diagnose(seen, settings({})).text()
+    assert "the card is lost" in diagnose_host(seen, settings({})).text()
 
 
 def test_of_the_lost_card_the_cause_is_told_and_not_its_echoes() -> None:
