@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from homelab import earlier
-from homelab.doctor.host import diagnose
 from homelab.facts.host import HostFacts
 from homelab.findings import Turn, cured
 from homelab.host import plan, stack_folder
@@ -16,7 +15,7 @@ from homelab.host.handover import refused
 from homelab.host.judge import judge_host
 from tests.rows import rows
 from tests.unit.hosts import cmdline, desktop, settings
-from tests.unit.test_doctor import reading
+from tests.unit.test_doctor import diagnose_host, reading
 from tests.unit.test_plan import bound
 
 HOST, WANT = settings(), plan.wanted(desktop(), settings())
@@ -39,7 +38,7 @@ def test_what_the_next_up_mends_is_a_refreshs_drift_and_the_doctors_one_finding(
     judged = judge_host(facts, HOST, had=WANT)
     lines = list(dict.fromkeys(line for lines in judged.drift.values() for line in lines))
     found = [
-        one for one in diagnose(reading(facts=facts), HOST).findings if one.turn is Turn.UP and "host" in one.wanted
+        one for one in diagnose_host(reading(facts=facts), HOST).findings if one.turn is Turn.UP and "host" in one.wanted
     ]
     assert [one.found for one in found] == ["; ".join(lines)] * bool(lines)
     assert bool(lines) is bool(steps) and all(any(step in line for line in lines) for step in steps)
@@ -79,7 +78,7 @@ def test_what_no_up_mends_is_told_by_refresh_preview_and_doctor_and_is_no_drift(
     assert not any(judged.drift.values()) and judged.refusals == []
     (line,) = [line for line in judged.met if wanted in line]
     assert step in line
-    (finding,) = [one for one in diagnose(reading(facts=facts), HOST).findings if wanted in one.wanted]
+    (finding,) = [one for one in diagnose_host(reading(facts=facts), HOST).findings if wanted in one.wanted]
     assert finding.turn is Turn.PERSON
 
 
@@ -97,7 +96,7 @@ def test_where_the_preview_refuses_no_finding_says_up() -> None:
     assert refusals
     findings = judge_host(bound(pending=["initramfs"]), HOST).findings
     assert [one.next for one in cured(findings, refusals)] == [refusals[0].next]
-    report = diagnose(reading(facts=bound(pending=["initramfs"])), HOST, refusals=refusals)
+    report = diagnose_host(reading(facts=bound(pending=["initramfs"])), HOST, refusals=refusals)
     assert not any(step.startswith("`pulumi up") for step in report.next)
 
 
@@ -106,7 +105,7 @@ def test_a_shared_card_in_its_vm_is_nothing_wrong_and_comes_before_what_up_is_to
         facts = bound(pending=["initramfs"])
         return replace(facts, handover=replace(facts.handover, away="gpus.big is with VM 103"))
 
-    report = diagnose(reading(facts=in_a_vm()), HOST, refusals=[*refused(in_a_vm())])
+    report = diagnose_host(reading(facts=in_a_vm()), HOST, refusals=[*refused(in_a_vm())])
     assert not any(one.turn is Turn.REFUSED for one in report.findings)
     (step,) = {one.next for one in report.findings if one.turn is Turn.UP}
     assert step.startswith("shut that VM down")

@@ -199,8 +199,12 @@ def test_a_line_that_names_no_card_is_told_once(lines: list[str], of: list[str])
         "module": "nvidia_drm: Unknown symbol drm_gem_mmap (err -2)",
     }
     facts = desktop(*gpu("0000:03:00", 18), kernel_log="\n".join(lines).format(**texts))
-    told = diagnose_host(reading(facts=facts), settings({})).findings
-    assert [one.wanted.partition(": ")[0] for one in told if "kernel log: " in one.found] == of
+    for cards in ({}, {"big": {"address": "0000:01:00"}}):  # whether or not the settings name it
+        told = [
+            one for one in diagnose_host(reading(facts=facts), settings(cards)).findings if "kernel log: " in one.found
+        ]
+        assert {one.wanted.partition(": ")[0].replace("gpus.big", "0000:01:00") for one in told} == {*of}
+        assert len(told) == len(of)
 
 
 def test_a_long_log_is_quoted_by_head_and_tail() -> None:
