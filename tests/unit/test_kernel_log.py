@@ -20,7 +20,7 @@ from homelab.resources.work import started
 from homelab.shapes import CardFunction
 from tests.conftest import shared
 from tests.rows import rows
-from tests.unit.hosts import desktop, device, gpu, settings
+from tests.unit.hosts import desktop, device, gpu, settings, tree
 from tests.unit.test_doctor import diagnose_host, reading
 
 TEXTS: dict[str, list[str]] = tables.read(Path(__file__).parent / "kernel_texts.yaml")
@@ -317,6 +317,9 @@ def test_what_neither_a_restart_nor_a_driver_mends_is_refused_before_anything_is
     assert error.wanted.startswith("gpus.rtx5090: ") and error.next.startswith("switch ")
     told = [one for one in diagnose_host(reading(facts=facts), host).findings if one.found == error.found]
     assert [one.wanted for one in told] == [error.wanted], "the doctor says it once"
+    judged = tree(facts, host)
+    voices = [*(one.found for one in judged.refusals), *judged.told_host.met]
+    assert sum(error.found in voice for voice in voices) == 1, "and so do refresh, preview and show"
 
 
 @pytest.mark.parametrize("use", ["vm", "lxc"])
