@@ -173,6 +173,7 @@ def judged(folder: Path, read: Reading, entry: dict[str, Any], **gpus: Any) -> T
         ({"before": {"dev0": None}, "ha": "started"}, {}, "HA manages it (started)", "`ha-manager set ct:901 --state ign"),
         ({"lines": BASE, "given": False, "ha": "started"}, {}, "HA manages it (started)", "`ha-manager set ct:901 --state"),
         ({"lines": f"{BASE}\nlock: backup", "given": False}, {}, "it is locked (backup)", "wait for the task; if there is"),
+        ({"lines": f"{GIVEN}\nlock: backup"}, {}, "", ""),
         ({"owner": "p/other/box"}, {}, "it has its cards from the stack p/other, as containers.box", "take it out of the"),
         ({"lines": OWNERS.rpartition("\n")[0], "given": False}, {},
          "lxc.cgroup2.devices.allow: c 508:0 rwm: not there -> there", "`pulumi up --refresh`"),
@@ -186,7 +187,7 @@ def judged(folder: Path, read: Reading, entry: dict[str, Any], **gpus: Any) -> T
     ids=[
         "given", "given, and off", "under HA, as it is", "its owner's lines", "others of its owner's lines", "never given",
         "all taken out", "one taken out", "cut short", "made again", "off", "on", "under HA",
-        "under HA, and never given", "locked", "another stack's", "its owner's lines without a rule", "numbers moved",
+        "under HA, and never given", "locked", "locked, as it is", "another stack's", "its owner's lines without a rule", "numbers moved",
         "a node is gone", "a line that its owner has changed",
     ],
 )  # fmt: skip

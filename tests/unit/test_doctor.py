@@ -496,7 +496,7 @@ def of_settings(lines: str, ledger: dict[str, str], host: Host = MAPPED) -> Repo
     guests = replace(seen.facts.guests, configs=[GuestConfig(kind="vm", id=103, lines=lines)])
     wanted = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["gpu"]})
     seen = replace(seen, facts=replace(seen.facts, guests=guests))
-    return diagnose_vm(seen, host, {"sandbox": wanted})
+    return vm_doctor.diagnose(seen, 103, tree(seen.facts, host, {"sandbox": wanted}, stack="p/s"))
 
 
 NOTED = vm_note(103, LINES, "hostpci0")
@@ -507,6 +507,7 @@ NOTED = vm_note(103, LINES, "hostpci0")
     [
         (LINES, NOTED, ""),
         (LINES, {}, ""),  # its owner has given it the same
+        (f"{LINES}\nlock: backup", NOTED, ""),  # nobody changes it
         (TAKEN_OUT, NOTED, "hostpci0: not there -> mapping=gpu,pcie=1"),
         (f"{LINES}\n[PENDING]\ndelete: hostpci0", NOTED, "hostpci0: not there -> mapping=gpu,pcie=1"),
         (TAKEN_OUT, {}, "hostpci0: not there -> mapping=gpu,pcie=1"),
@@ -517,7 +518,16 @@ NOTED = vm_note(103, LINES, "hostpci0")
             "vga: none -> not there",
         ),
     ],
-    ids=["well", "by its owner", "taken out", "waits to be taken out", "never given", "changed", "no longer wanted"],
+    ids=[
+        "well",
+        "by its owner",
+        "locked",
+        "taken out",
+        "waits to be taken out",
+        "never given",
+        "changed",
+        "no longer wanted",
+    ],
 )
 def test_a_vm_that_has_not_what_the_settings_say_is_told(lines: str, ledger: dict[str, str], differs: str) -> None:
     report = of_settings(lines, ledger)
@@ -543,6 +553,13 @@ def test_what_up_would_refuse_is_told_with_what_differs() -> None:
         "it is locked (backup)",
         "hostpci0: not there -> mapping=gpu,pcie=1",
     ]
+
+
+def test_a_vm_that_has_its_cards_from_another_stack_is_a_persons_until_up_would_change_it() -> None:
+    for lines, turn in ((LINES, Turn.PERSON), (LINES.replace(",pcie=1", ""), Turn.REFUSED)):
+        (met, *differs) = of_settings(lines, vm_note(103, lines, "hostpci0", owner="p/other/box")).findings
+        assert (met.found, met.turn) == ("it has its cards from the stack p/other, as vms.box", turn)
+        assert [one.next for one in differs] == [met.next] * (turn is Turn.REFUSED)
 
 
 def test_of_a_card_that_isnt_found_its_host_tells_and_not_the_vm() -> None:
@@ -591,8 +608,10 @@ def test_a_group_that_holds_more_than_the_card() -> None:
         "mappings": "",
         "reservations": "",
     }
-    report = diagnose_vm(reading(facts=desktop(more, guests=conf)))
-    assert any("0000:03:00.0 NVMe disk" in one.found for one in report.findings)
+    named = settings({"gpu": {"address": "01:00"}})
+    for host, turn in ((settings({}), Turn.PERSON), (named, Turn.REFUSED)):  # `up` refuses it of its own cards
+        findings = diagnose_vm(reading(facts=desktop(more, guests=conf)), host).findings
+        assert {one.turn for one in findings if "0000:03:00.0 NVMe disk" in one.found} == {turn}
 
 
 def test_a_host_beside_its_settings() -> None:
