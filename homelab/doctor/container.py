@@ -127,7 +127,7 @@ def _sunk(case: Case) -> list[Finding]:
 
 def _notes(case: Case) -> list[str]:
     container, conf = case.container, case.container.parsed
-    notes = [*case.cards.judged.remarks]
+    notes = [] if case.cards.away else [*case.cards.judged.remarks]
     notes += [
         f"{state}; when that VM is shut down, the host has the card again, and starts what it had shut down for it. "
         "Until then its devices aren't judged"

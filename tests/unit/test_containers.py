@@ -238,6 +238,15 @@ def test_what_stands_against_any_change_of_its_host_is_the_cure_of_a_container_t
         assert [step.partition(";")[0] for step in report.next] == steps
 
 
+def test_while_a_shared_card_is_away_no_container_is_compared_with_the_settings(tmp_path: Path) -> None:
+    """As a refresh does. What it lacks isn't to be given to it by hand then, either."""
+    facts = seen(BASE, given=False)
+    facts = replace(facts, handover=replace(facts.handover, away="gpus.rtx5090 is with VM 103"))
+    read, entry = reading(BASE, inside({}), facts=facts), {"host": "pve", "ctid": 901, "gpuAssignment": "0,1"}
+    report = diagnose(read, 901, tree=judged(tmp_path, read, entry))
+    assert report.well and "not compared with the settings: gpus.rtx5090 is with VM 103" in report.notes
+
+
 def test_libraries_are_no_cure_of_a_container_that_the_preview_refuses(tmp_path: Path) -> None:
     facts = seen(BASE, given=False, ha="started")
     read = reading(BASE, inside({}).rpartition("library")[0], facts=facts, installed=BARE)
