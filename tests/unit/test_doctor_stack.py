@@ -210,6 +210,23 @@ def test_the_stack_is_the_one_that_pulumi_has_selected(
         stack_options.read(argparse.Namespace(stack=None, config_file=None))
 
 
+@pytest.mark.parametrize(
+    ("file", "chosen", "noted"),
+    [
+        ("Pulumi.lab.yaml", None, "mine/lab"),
+        ("other.yaml", None, ""),  # `--config-file`: it may be any stack's
+        ("other.yaml", "me/mine/prod", "mine/prod"),
+    ],
+)
+def test_whose_guests_a_files_are_is_known_by_its_name_or_by_the_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, chosen: str | None, noted: str
+) -> None:
+    (tmp_path / "Pulumi.yaml").write_text("name: mine\n")
+    monkeypatch.chdir(tmp_path)
+    found = stack.StackFile(tmp_path / file, {})
+    assert stack_options.noted(argparse.Namespace(stack=chosen), found) == noted
+
+
 def test_a_stack_is_named_as_pulumi_names_it() -> None:
     assert stack.path_of("organization/homelab/lab") == PROJECT / "Pulumi.lab.yaml"
 
