@@ -67,7 +67,7 @@ def diagnose(reading: Reading, vmid: int, tree: Tree) -> Report:
 
 def _judged(tree: Tree, vmid: int, slots: list[str]) -> list[Judged]:
     """What is judged of a VM, of its cards' mappings, of what is installed in it, and of its host where that can't give
-    it a card. One that the settings don't have, or whose cards aren't found, is judged by its owner's lines.
+    it a card. One that the settings don't have is judged by its owner's lines.
 
     :param slots: of the cards that it has.
     """

@@ -585,6 +585,13 @@ def test_a_mapping_of_the_settings_that_up_puts_right_is_told_of_its_host_and_of
         assert [(one.turn, step in one.found) for one in told] == [(Turn.UP, True)] * bool(step)
 
 
+def test_what_becomes_of_a_guest_that_has_left_the_settings_is_told_of_its_host() -> None:
+    for of_stack, told in (("p/s", ["hostpci0: mapping=gpu,pcie=1 -> not there"]), ("p/other", []), ("", [])):
+        findings = diagnose_host(with_vm(ledger=NOTED), settings({}), stack=of_stack).findings
+        assert [one.found for one in findings if one.wanted == "VM 103 (Sandbox) as it was before"] == told
+        assert all(one.turn is Turn.UP for one in findings)
+
+
 def test_a_vm_that_runs_has_its_card_until_it_is_off() -> None:
     conf = {"kind": "vm", "id": 103, "lines": "hostpci0: 01:00\n[PENDING]\ndelete: hostpci0\n"}
     for running, options in (([103], ["hostpci0"]), ([], [])):
