@@ -122,7 +122,8 @@ def _head(reading: Reading, config: dict[str, str], running: bool) -> list[str]:
 
 def _mappings(reading: Reading, options: dict[str, str], tree: Tree) -> list[Finding]:
     """Of the mappings of its owner's that it names. That one gives nothing is judged of the VM itself."""
-    own = {tree.wanted.host.mapping_of(gpu) for gpu in tree.mappings}
+    host = tree.wanted.host
+    own = {host.mapping_of(name) for name, gpu in host.gpus.items() if gpu.may_leave}
     named = [option for key, value in options.items() if "mapping" in (option := parse_properties(key, value))]
     there = [option["mapping"] for option in named if not missing(option, reading.facts)]
     return [finding for name in there if name not in own for finding in cards.mapping_findings(reading, name)]

@@ -565,6 +565,9 @@ def test_a_vm_that_has_its_cards_from_another_stack_is_a_persons_until_up_would_
 def test_of_a_card_that_isnt_found_its_host_tells_and_not_the_vm() -> None:
     gone = settings({"gpu": {"match": "10de:1234"}}, node="pve")
     assert of_settings(TAKEN_OUT, NOTED, host=gone).findings == []
+    vms = {"sandbox": Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["gpu"]})}
+    of_another = with_vm(ENTRY.replace("id=10de:2b85", "id=10de:1234"))  # another card is in the slot by now
+    assert diagnose_vm(of_another, gone, vms).findings == []
     refused, differs = diagnose_host(with_vm(), gone).findings
     assert refused.turn is Turn.REFUSED and refused.next.startswith("correct `match` or `address`")
     assert "gpus.gpu isn't found" in differs.found and differs.next == refused.next
