@@ -43,9 +43,12 @@ def chosen(arguments: argparse.Namespace) -> str:
 
 
 def noted(arguments: argparse.Namespace, file: stack.StackFile) -> str:
-    """PROJECT/STACK, by which the stack's guests are noted on their host; empty: this is no project's folder."""
-    folder = project()
-    return stack_of(folder, arguments.stack or file.stack) if (folder / "Pulumi.yaml").exists() else ""
+    """PROJECT/STACK, by which the stack's guests are noted on their host; empty: this is no project's folder, or only a
+    file is named, whose name isn't Pulumi.STACK.yaml.
+    """
+    folder, named = project(), file.stack if file.path.name.startswith("Pulumi.") else ""
+    chosen_stack = arguments.stack or named
+    return stack_of(folder, chosen_stack) if chosen_stack and (folder / "Pulumi.yaml").exists() else ""
 
 
 def read(arguments: argparse.Namespace) -> stack.StackFile:

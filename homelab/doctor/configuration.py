@@ -20,7 +20,7 @@ def findings(case: Case) -> list[Finding]:
     effect.
     """
     judged = case.cards.judged.findings
-    lacks = [[], []] if judged else [_not_given(case), _not_allowed(case)]
+    lacks = [[], []] if judged or case.cards.is_set else [_not_given(case), _not_allowed(case)]
     return [
         *judged, *lacks[0], *_without_effect(case), *_wrong_source(case), *_not_created(case), *_sourceless(case),
         *lacks[1], *_read_only(case), *_for_root_only(case),

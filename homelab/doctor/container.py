@@ -127,7 +127,7 @@ def _sunk(case: Case) -> list[Finding]:
 
 def _notes(case: Case) -> list[str]:
     container, conf = case.container, case.container.parsed
-    notes = [*case.cards.judged.remarks]
+    notes = [] if case.cards.away else [*case.cards.judged.remarks]
     notes += [
         f"{state}; when that VM is shut down, the host has the card again, and starts what it had shut down for it. "
         "Until then its devices aren't judged"
@@ -154,8 +154,9 @@ def _steps(case: Case, findings: list[Finding]) -> list[str]:
     before = [finding for finding in findings if finding.stage < Stage.RESTART]
     after = [finding for finding in findings if finding.stage > Stage.RESTART]
     restart = [finding.next for finding in findings if finding.stage == Stage.RESTART]
-    # `pulumi up` restarts it by itself; what the host's log has is mended by no restart of it.
-    own = [finding for finding in before if finding.turn is Turn.PERSON and finding not in case.log[0]]
+    # `pulumi up` restarts it by itself; what the host's log has, or stands against `up`, is mended by no restart of it.
+    others = [*case.log[0], *case.cards.judged.findings]
+    own = [finding for finding in before if finding.turn is Turn.PERSON and finding not in others]
     if case.container.running and own:
         restart = [restart_step(case)]
     return [*dict.fromkeys([*in_order(before), *restart, *in_order(after)])]

@@ -28,9 +28,9 @@ def diagnose(reading: Reading, tree: Tree) -> Report:
     shown_slots = sorted({one.slot for one in facts.display_devices if one.is_nvidia} | set(slots.values()))
     judged = [tree.told_host, *tree.mappings.values(), *tree.leaving.values()]
     judged += [tree.systems[f"hosts.{tree.wanted.name}"]] if host.nvidia else []
-    # The settings' own are the host's; what its driver says of a card may be about any other one, too.
-    further = {slot: slot for slot in shown_slots if slot not in slots.values()}
-    of_log = [*troubles(facts, slots, for_vms=host.gives_cards), *troubles(facts, further, "", for_vms=False)]
+    # Of all of NVIDIA's: what its driver says of a card may be about another one that the settings don't have.
+    names = {slot: f"gpus.{name}" for name, slot in slots.items()}
+    of_log = troubles(facts, {names.get(slot, slot): slot for slot in shown_slots}, "", for_vms=host.gives_cards)
     findings = [one for part in judged for one in part.findings]
     findings += [] if host.nvidia else _installed(reading)
     findings += Finding.of(*(one.error for one in of_log if not one.harmless))

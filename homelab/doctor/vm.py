@@ -67,17 +67,15 @@ def diagnose(reading: Reading, vmid: int, tree: Tree) -> Report:
 
 def _judged(tree: Tree, vmid: int, slots: list[str]) -> list[Judged]:
     """What is judged of a VM, of its cards' mappings, of what is installed in it, and of its host where that can't give
-    it a card. One that the settings don't have, or whose cards aren't found, is judged by its owner's lines.
+    it a card. One that the settings don't have is judged by its owner's lines.
 
     :param slots: of the cards that it has.
     """
     facts, of_settings = tree.facts, tree.of_vm(vmid)
-    needs_host = plan.lost_hook(str(vmid)) in tree.host.steps or not facts.iommu.groups
-    of_host: Judged = tree.told_host
-    if needs_host and not tree.wanted.host.gives_cards:
-        without = [error.retold(next=_NO_GROUPS) for error in plan.without_groups(facts)]
-        of_host = Judged(title="", why="", wrong=without)
-    found = [*([of_host] if needs_host else []), *(_gates(tree, slot) for slot in slots)]
+    gives_cards, is_unhooked = tree.wanted.host.gives_cards, str(vmid) in facts.handover.lost_hooks
+    of_host = [tree.told_host] if is_unhooked or (gives_cards and not facts.iommu.groups) else []
+    without = [] if gives_cards else [error.retold(next=_NO_GROUPS) for error in plan.without_groups(facts)]
+    found = [*of_host, Judged(title="", why="", wrong=without), *(_gates(tree, slot) for slot in slots)]
     if of_settings is None:
         return [*found, owners_vm(facts, vmid)]
     name, judged = of_settings
@@ -124,7 +122,8 @@ def _head(reading: Reading, config: dict[str, str], running: bool) -> list[str]:
 
 def _mappings(reading: Reading, options: dict[str, str], tree: Tree) -> list[Finding]:
     """Of the mappings of its owner's that it names. That one gives nothing is judged of the VM itself."""
-    own = {tree.wanted.host.mapping_of(gpu) for gpu in tree.mappings}
+    host = tree.wanted.host
+    own = {host.mapping_of(name) for name, gpu in host.gpus.items() if gpu.may_leave}
     named = [option for key, value in options.items() if "mapping" in (option := parse_properties(key, value))]
     there = [option["mapping"] for option in named if not missing(option, reading.facts)]
     return [finding for name in there if name not in own for finding in cards.mapping_findings(reading, name)]

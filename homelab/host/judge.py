@@ -55,7 +55,7 @@ def judge_host(
     verification = [] if any(drift[layer] for layer in BOOT_LAYERS) else plan.verify(facts, host, want)
     next_boot = [HomelabError(**facts.next_boot)] if facts.next_boot else []
     lost = (_left_off(one.said) for one in facts.owed if one.is_lost)
-    lasting = [one.error for one in troubles(facts, slots, for_vms=host.gives_cards) if not one.harmless]
+    of_log = troubles(facts, slots, for_vms=host.gives_cards)
     return JudgedHost(
         title=f"the host {facts.cluster.node} configured as the settings have it",
         steps=list(dict.fromkeys(line for lines in drift.values() for line in lines)),
@@ -66,7 +66,7 @@ def judge_host(
             *lost,
             *_sunk(facts, host),
             *_lost_partitions(facts),
-            *lasting,
+            *(one.error for one in of_log if not (one.harmless or one.lasts)),  # what lasts is a gate
             *(_other_stacks(facts, owner) if stack else ()),
         ],
         remarks=[*card_remarks.remarks(facts, host, slots), *(one.said for one in facts.owed if not one.is_lost)],

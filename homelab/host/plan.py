@@ -160,18 +160,13 @@ def _lost_nodes(facts: HostFacts) -> list[str]:
 
 
 def _lost_handover(facts: HostFacts) -> list[str]:
-    """The drift of the handover of cards, if it is installed."""
-    lost = [lost_hook(vmid) for vmid in facts.handover.lost_hooks]
+    """The drift of the handover of cards: of what is installed for it, and of VMs that take one without asking."""
     units = "homelab-handover.service or its timer"
-    return _lost_service(facts, "handover", units, facts.handover.enabled, lost)
-
-
-def lost_hook(vmid: str) -> str:
-    """What is said of a VM that takes a shared card without asking for it."""
-    return (
-        f"VM {vmid} has lost the hookscript that hands it its card: leave it off until it has that again, "
-        "or containers that use the card hang"
-    )
+    return _lost_service(facts, "handover", units, facts.handover.enabled) + [
+        f"VM {vmid} has lost the hookscript that hands it its card: leave it off until it has that again, or "
+        "containers that use the card hang"
+        for vmid in facts.handover.lost_hooks
+    ]
 
 
 def _lost_service(facts: HostFacts, layer: str, units: str, is_enabled: bool, further: Sequence[str] = ()) -> list[str]:

@@ -154,10 +154,11 @@ def _vms(facts: HostFacts, wanted: Settings, want: Wanted) -> dict[str, tuple[Wi
 
 def _containers(facts: HostFacts, wanted: Settings, want: Wanted) -> dict[str, tuple[ContainerWish, JudgedGuest]]:
     host, found = wanted.host, dict[str, tuple[ContainerWish, JudgedGuest]]()
+    uncompared = JudgedGuest(title="", remarks=[f"not compared with the settings: {facts.handover.away}"])
     for name, container in wanted.containers.items():
         wish = container_plan.wish_of(name, container, facts, want, wanted.vms, host)
         if facts.handover.away:
-            found[name] = wish, JudgedGuest(title="")
+            found[name] = wish, uncompared
             continue
         of_it = container_plan.judge_container(wish, facts, wanted.stack)
         under_ha = ha.refused_under_ha(facts, host, [], [container])

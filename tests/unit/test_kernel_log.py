@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 
 from homelab import tables
-from homelab.doctor import host as host_doctor
-from homelab.doctor.host import diagnose as diagnose_host
 from homelab.errors import HomelabError
 from homelab.facts import kernel_log
 from homelab.facts.guests import GuestConfig
@@ -22,8 +20,8 @@ from homelab.resources.work import started
 from homelab.shapes import CardFunction
 from tests.conftest import shared
 from tests.rows import rows
-from tests.unit.hosts import desktop, device, gpu, settings
-from tests.unit.test_doctor import reading
+from tests.unit.hosts import desktop, device, gpu, settings, tree
+from tests.unit.test_doctor import diagnose_host, reading
 
 TEXTS: dict[str, list[str]] = tables.read(Path(__file__).parent / "kernel_texts.yaml")
 CARD = ["0000:01:00.0", "0000:01:00.1"]
@@ -195,8 +193,12 @@ def test_a_line_that_names_no_card_is_told_once(lines: list[str], of: list[str])
         "module": "nvidia_drm: Unknown symbol drm_gem_mmap (err -2)",
     }
     facts = desktop(*gpu("0000:03:00", 18), kernel_log="\n".join(lines).format(**texts))
-    told = diagnose_host(reading(facts=facts), settings({})).findings
-    assert [one.wanted.partition(": ")[0] for one in told if "kernel log: " in one.found] == of
+    for cards in ({}, {"big": {"address": "0000:01:00"}}):  # whether or not the settings name it
+        told = [
+            one for one in diagnose_host(reading(facts=facts), settings(cards)).findings if "kernel log: " in one.found
+        ]
+        assert {one.wanted.partition(": ")[0].replace("gpus.big", "0000:01:00") for one in told} == {*of}
+        assert len(told) == len(of)
 
 
 def test_a_long_log_is_quoted_by_head_and_tail() -> None:
@@ -229,7 +231,7 @@ def test_the_doctor_names_the_lost_card_among_eight_and_no_other() -> None:
     lost = [one for one in report.findings if "device inaccessible" in one.found]
     assert len(lost) == 1 and lost[0].wanted.startswith("0000:88:00:") and not report.well
     assert not any("0000:89:00" in f"{one.wanted} {one.found}" for one in report.findings)
-    assert "the card is lost" in host_doctor.diagnose(seen, settings({})).text()
+    assert "the card is lost" in diagnose_host(seen, settings({})).text()
 
 
 def test_of_the_lost_card_the_cause_is_told_and_not_its_echoes() -> None:
@@ -309,6 +311,9 @@ def test_what_neither_a_restart_nor_a_driver_mends_is_refused_before_anything_is
     assert error.wanted.startswith("gpus.rtx5090: ") and error.next.startswith("switch ")
     told = [one for one in diagnose_host(reading(facts=facts), host).findings if one.found == error.found]
     assert [one.wanted for one in told] == [error.wanted], "the doctor says it once"
+    judged = tree(facts, host)
+    voices = [*(one.found for one in judged.refusals), *judged.told_host.met]
+    assert sum(error.found in voice for voice in voices) == 1, "and so do refresh, preview and show"
 
 
 @pytest.mark.parametrize("use", ["vm", "lxc"])

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from homelab import tables
-from homelab.doctor.cards import log_findings
 from homelab.errors import HomelabError
 from homelab.facts import kernel_log
 from homelab.facts.kernel_log import Sign, StartSign, of_start, signs, start_signs
+from homelab.host.judge import troubles
 from homelab.messages import messages
 from homelab.symptoms import recognise, symptoms
 from remote_scripts.both.symptoms import Context, Symptom, compiled
@@ -23,7 +23,6 @@ from tests import sampling
 from tests.conftest import shared
 from tests.rows import rows
 from tests.unit.hosts import desktop
-from tests.unit.test_doctor import reading
 from tests.unit.test_kernel_log import CARD, names
 
 FOLDER = Path(__file__).parent
@@ -182,7 +181,7 @@ def test_that_the_driver_has_not_got_one_card_says_nothing_of_others() -> None:
     for driver in ("nvidia", "vfio-pci"):
         devices = [one | ({"driver": driver} if one["address"] in CARD else {}) for one in asdict(desktop())["devices"]]
         seen = desktop(kernel_log="\n".join(lines), devices=devices)
-        assert log_findings(reading(facts=seen), {MINE: MINE}, of_host=True) == ([], [])
+        assert troubles(seen, {MINE: MINE}) == []
 
 
 def test_a_module_that_the_kernel_rejects_is_another_one_where_nvidias_has_the_card() -> None:
@@ -253,7 +252,7 @@ def test_what_is_harmless_is_a_remark_of_the_doctor_and_stops_nobody(row: Sign) 
         (trouble,) = [*kernel_log.of_card(facts, "x", CARD), *kernel_log.of_host(facts, "x")]
         assert trouble.harmless and not trouble.stops
         assert kernel_log.of_iommu([text]) == []
-        assert log_findings(reading(facts=facts), {MINE: MINE}, of_host=True) == ([], [trouble.remark])
+        assert [(one.remark, one.harmless) for one in troubles(facts, {MINE: MINE}, "")] == [(trouble.remark, True)]
 
 
 # -- several at once ----------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import pytest
 from homelab.errors import HomelabError
 from homelab.facts.host import HostFacts
 from homelab.host import plan
+from homelab.judged.tree import judged_systems
 from homelab.nvidia import plan as nvidia_plan
 from homelab.nvidia import preview
 from homelab.nvidia.preview import Stack
@@ -19,7 +20,7 @@ from homelab.nvidia.reading import SystemReading
 from homelab.settings import Container, Settings, parse
 from remote_scripts.both.nvidia_packages import Said
 from tests.rows import rows
-from tests.unit.hosts import KEY, desktop, device, seen
+from tests.unit.hosts import KEY, desktop, device, seen, tree
 
 SSH = {"hostKey": KEY, "agent": True}
 
@@ -145,8 +146,13 @@ def test_the_driver_of_a_system_that_is_as_it_is_wanted_is_the_one_that_is_there
 
 
 def test_a_card_set_by_address_is_refused_once_the_host_was_read() -> None:
-    _, errors = described(settings(vm={"driver": "535"}, rtx={"address": "01:00"}))
-    assert ["branch 570 or later" in str(error) for error in errors] == [True]
+    found = settings(vm={"driver": "535"}, rtx={"address": "01:00"})
+    judged = tree(desktop(), found.hosts["pve"], found.guests_on("pve")[0])
+    for system in (None, seen()):  # also of a VM that couldn't be read
+        facts = replace(judged.facts, systems={"103": system} if system else {})
+        systems = judged_systems(judged.wanted, facts, stacks_of(found, facts))
+        told = [str(error) for error in replace(judged, systems=systems).refusals]
+        assert sum("branch 570 or later" in text for text in told) == 1
 
 
 def test_a_guest_that_is_off_and_stays_off_is_named() -> None:
