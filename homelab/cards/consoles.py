@@ -107,7 +107,9 @@ def remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
     card_screens = screens(facts, facts.functions(slot))
     if not card_screens:
         return []
-    sentences = [f"{name} is the host's screen, which stays dark from the host's next start on: {_WAYS_IN}"]
+    is_bound = facts.bound_by_homelab(card_screens[0].address)
+    since = "this" if is_bound else "the host's next"
+    sentences = [f"{name} is the host's screen, which stays dark from {since} start on: {_WAYS_IN}"]
     if host.boot_framebuffer == "off":
         sentences.append(
             f"bootFramebuffer: off: {NO_FRAMEBUFFER} keeps the kernel's picture off every screen of this host; the "

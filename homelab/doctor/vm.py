@@ -136,7 +136,7 @@ def _functions(reading: Reading, name: str, vmid: int, slot: str) -> Iterator[Fi
     if not wrong:
         return
     yield Finding(
-        f"what {name} has of {reading.facts.card(slot)} on vfio-pci while it runs",
+        f"each function of {reading.facts.card(slot)} that {name} runs with on vfio-pci",
         "; ".join(f"{function.address} is on {function.driver or 'no driver'}" for function in wrong),
         "it runs without the card, or was given it by a configuration that it hasn't been started with yet",
         f"shut it down and start it: `qm shutdown {vmid} && qm start {vmid}`",

@@ -40,8 +40,8 @@ def refused(facts: HostFacts) -> Iterator[HomelabError]:
         found=facts.handover.away,
         why="NVIDIA's driver and containers can't be changed, verified or given back while one of their cards "
         "is away; nothing was changed",
-        next="shut that VM down, which gives the card back, then run the same again (STUCK or DEAD: homelab "
-        "doctor explains it)",
+        next=f"shut down the VM that has it ({facts.handover.away}), which gives the card back, then run `pulumi up` "
+        "again (STUCK or DEAD: homelab doctor explains it)",
     )
 
 

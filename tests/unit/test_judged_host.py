@@ -130,7 +130,7 @@ def test_a_shared_card_in_its_vm_is_nothing_wrong_and_comes_before_what_up_is_to
     ):
         assert {one.turn for one in report.findings} == turns
         (step,) = report.next
-        assert step.startswith("shut that VM down")
+        assert step.startswith("shut down the VM that has it (gpus.big is with VM 103)")
 
 
 def test_of_several_stacks_that_set_up_one_host_each_is_told() -> None:
