@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, SecretStr
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
@@ -42,6 +42,11 @@ class InWords:
 
 # Placeholder of an encrypted value where the passphrase isn't known: in a pull request's preview, in the doctor.
 ENCRYPTED = "(encrypted)"
+
+
+def written(value: Any) -> Any:
+    """A number as the text that it was before YAML took it for one."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def visible(value: str) -> str:
@@ -141,6 +146,7 @@ def network_address(value: str) -> str:
 CONFIG_ID = r"[A-Za-z][A-Za-z0-9_-]+"
 _STORAGE = r"[A-Za-z][A-Za-z0-9._-]*[A-Za-z0-9]"
 Plain = Annotated[str, AfterValidator(plain)]
+WrittenText = Annotated[str, BeforeValidator(written)]
 Secret = Annotated[SecretStr, InWords("secret"), AfterValidator(_secret)]
 PrivateKey = Annotated[SecretStr, InWords("secret"), AfterValidator(_private_key)]
 #: A file on the machine on which Pulumi runs.
