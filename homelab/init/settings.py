@@ -22,7 +22,6 @@ from homelab.init.cards import Card, Use, guest_key, in_vm, mapping_of
 from homelab.nvidia.checks import fitting_cudas, fitting_drivers
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.settings import Host, Nvidia, Settings, stack_file
-from homelab.settings.secrets import readable
 from homelab.text import clean
 
 HEAD = """# yaml-language-server: $schema=docs/config.schema.json
@@ -41,9 +40,8 @@ def values_in(text: str) -> dict[str, Any]:
     :raises Mistake: it isn't YAML.
     """
     try:
-        config = readable((stack_file.parsed(text) or {}).get("config")) or {}
-        return {key.removeprefix("homelab:"): value for key, value in config.items() if key.startswith("homelab:")}
-    except (yaml.YAMLError, AttributeError) as error:
+        return dict(stack_file.readable(stack_file.values_of(stack_file.parsed(text))))
+    except yaml.YAMLError as error:
         raise Mistake(f"The settings file isn't one of Pulumi's: {error}. Correct it, or take another stack.") from None
 
 

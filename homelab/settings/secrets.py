@@ -22,27 +22,12 @@ from homelab.errors import HomelabError
 from homelab.fields.paths import text_of
 from homelab.fields.types import ENCRYPTED
 from homelab.settings.parsing import decoded
-from homelab.settings.stack_file import parsed
+from homelab.settings.stack_file import config_of, is_encrypted, parsed
 
 Place = tuple[str | int, ...]
 
 # Placeholders in Pulumi.homelab.yaml for values that the user has to fill in.
 _PLACEHOLDER = re.compile(r"FILL[-+]IN")
-
-
-def is_encrypted(value: Any) -> bool:
-    """Whether a value of a stack's file is one that Pulumi has encrypted."""
-    return isinstance(value, dict) and list(value) == ["secure"]
-
-
-def readable(value: Any) -> Any:
-    """A value of a stack's file with ENCRYPTED in place of each encrypted value, for use without the passphrase."""
-    if is_encrypted(value):
-        return ENCRYPTED
-    if isinstance(value, dict):
-        # A key that YAML takes for a number or a truth value is a text for Pulumi.
-        return {json.dumps(key) if isinstance(key, bool) else str(key): readable(item) for key, item in value.items()}
-    return [readable(item) for item in value] if isinstance(value, list) else value
 
 
 def texts(value: Any, place: Place = ()) -> Iterator[tuple[Place, str | SecretStr]]:
@@ -90,7 +75,7 @@ def in_plain_text(settings: BaseModel, environ: Mapping[str, str], stack_file: P
     encrypted_keys = json.loads(environ.get("PULUMI_CONFIG_SECRET_KEYS") or "[]")
     configuration = json.loads(environ.get("PULUMI_CONFIG") or "{}")
     content, places = file_of_configuration(configuration, stack_file), secrets(settings)
-    written = (content or {}).get("config") or {}
+    written = config_of(content)
     plain: list[Place] = []
     uncertain: list[Place] = []
     for key in dict.fromkeys(place[0] for place in places):
@@ -115,10 +100,7 @@ def file_of_configuration(whole: Mapping[str, str], stack_file: Path) -> Any:
         content = parsed(text_of(stack_file))
     except (OSError, ValueError, yaml.YAMLError):
         return None
-    config = (content.get("config") or {}) if isinstance(content, dict) else None
-    if not isinstance(config, dict):
-        return None
-    for key, value in config.items():
+    for key, value in config_of(content).items():
         text = whole.get(str(key), whole.get(f"homelab:{key}"))
         if text is None or not _same(value, text if isinstance(value, str) else decoded(text)):
             return None
