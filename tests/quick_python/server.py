@@ -87,7 +87,6 @@ def warm() -> None:
 
 def warm_commands() -> None:
     """What `python -m homelab` imports besides."""
-    importlib.import_module("ruamel.yaml")
     load("homelab.cli")
 
 
