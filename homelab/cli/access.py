@@ -13,7 +13,6 @@ from typing import Any
 
 from homelab.cli.pulumi import PASSWORD
 from homelab.errors import Declined, HomelabError, LoginRefusedError, Mistake
-from homelab.fields.paths import resolved
 from homelab.init.ask import Ask, say
 from homelab.remote import first_contact
 from homelab.remote.first_contact import HostKey
@@ -179,12 +178,9 @@ def installed(access: Access) -> None:
 
 
 def _configured(name: str, host: Host) -> Access:
-    file = host.ssh.private_key_file
-    if (error := first_contact.refusal(host)) is None:
-        return Access(host, {}, name)
-    if file and not resolved(file).exists():
-        error = error.retold(next=f"put the key there, or correct hosts.{name}.ssh.privateKeyFile")
-    raise error
+    if error := first_contact.refusal(host):
+        raise error
+    return Access(host, {}, name)
 
 
 def _confirm(expected: str | None, address: str, port: int, key: HostKey, ask: Ask) -> None:

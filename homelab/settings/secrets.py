@@ -22,7 +22,7 @@ from homelab.errors import HomelabError
 from homelab.fields.paths import text_of
 from homelab.fields.types import ENCRYPTED
 from homelab.settings.parsing import decoded
-from homelab.settings.stack_file import config_of, is_encrypted, parsed
+from homelab.settings.stack_file import config_of, is_encrypted, parsed, readable
 
 Place = tuple[str | int, ...]
 
@@ -75,16 +75,17 @@ def in_plain_text(settings: BaseModel, environ: Mapping[str, str], stack_file: P
     encrypted_keys = json.loads(environ.get("PULUMI_CONFIG_SECRET_KEYS") or "[]")
     configuration = json.loads(environ.get("PULUMI_CONFIG") or "{}")
     content, places = file_of_configuration(configuration, stack_file), secrets(settings)
-    written = config_of(content)
+    # A key of the project's own may stand without the project's name.
+    written = {str(key).removeprefix("homelab:"): readable(value) for key, value in config_of(content).items()}
     plain: list[Place] = []
     uncertain: list[Place] = []
     for key in dict.fromkeys(place[0] for place in places):
         secrets_of_key = [place for place in places if place[0] == key]
         if f"homelab:{key}" not in encrypted_keys:
             plain += secrets_of_key
-        # A key of the project's own may stand without the project's name.
-        elif (value := written.get(f"homelab:{key}", written.get(key))) is not None:
-            plain += [place for place in secrets_of_key if not _is_encrypted_at(value, place[1:])]
+        elif key in written:
+            encrypted = [place for place, text in texts(written[key], (key,)) if text == ENCRYPTED]
+            plain += [place for place in secrets_of_key if not any(place[: len(one)] == one for one in encrypted)]
         elif len(secrets_of_key) > 1:
             uncertain += secrets_of_key
     return plain, uncertain
@@ -115,14 +116,6 @@ def _same(written: Any, loaded: Any) -> bool:
     if isinstance(written, list) and isinstance(loaded, list):
         return len(written) == len(loaded) and all(map(_same, written, loaded))
     return bool(written == loaded)
-
-
-def _is_encrypted_at(written: Any, place: Place) -> bool:
-    for part in place:
-        if is_encrypted(written):
-            return True
-        written = written[part]
-    return is_encrypted(written)
 
 
 def path_of(place: Place) -> str:
