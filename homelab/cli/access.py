@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from homelab.cli.pulumi import PASSWORD
-from homelab.errors import Declined, HomelabError, LoginRefusedError, Mistake
+from homelab.errors import Declined, HomelabError, Mistake
 from homelab.init.ask import Ask, say
 from homelab.remote import first_contact
 from homelab.remote.first_contact import HostKey
@@ -106,7 +106,11 @@ def _chosen(identity: str | None) -> list[Path]:
 
 def _by_key(where: str, ssh: dict[str, object], identity: str | None) -> Access | None:
     """A login by one of the person's keys, or by the agent; None: all are refused."""
-    for number, way in enumerate(ways(_chosen(identity), identity)):
+    ways: list[dict[str, Any]] = [{"privateKeyFile": settings_path(path)} for path in _chosen(identity)]
+    # On Windows no step of `pulumi up` could use an agent (homelab/resources/command.py).
+    if not identity and os.environ.get("SSH_AUTH_SOCK") and os.name != "nt":
+        ways.append({"agent": True})
+    for number, way in enumerate(ways):
         host = host_at(where, {**ssh, **way})
         if first_contact.refusal(host, is_first=number == 0) is None:
             say(f"Logged in as {ssh['user']} with {way.get('privateKeyFile') or 'the SSH agent'}.")
@@ -131,16 +135,6 @@ def of_address(address: str, identity: str | None) -> Access:
             why="without settings your own known_hosts and SSH keys say how",
             next="log in there by ssh once, or give a key with --identity FILE; then run this again",
         ) from None
-
-
-def ways(keys: Sequence[Path], identity: str | None) -> list[dict[str, Any]]:
-    """Ways to log in, as the settings have them: by these keys, then by the agent, unless one key is asked for.
-
-    :param identity: `--identity`.
-    """
-    # On Windows no step of `pulumi up` could use an agent (homelab/resources/command.py).
-    has_agent = not identity and os.environ.get("SSH_AUTH_SOCK") and os.name != "nt"
-    return [*({"privateKeyFile": settings_path(path)} for path in keys), *([{"agent": True}] if has_agent else [])]
 
 
 def host_at(address: str, ssh: dict[str, Any]) -> Host:
@@ -168,13 +162,8 @@ def installed(access: Access) -> None:
     assert access.install is not None
     first_contact.authorize(access.host, access.install)
     host = host_at(access.login["address"], access.login["ssh"])
-    if first_contact.refusal(host, is_first=False) is not None:
-        raise LoginRefusedError(
-            wanted=f"to log in with the key {access.install}, which was just put onto the host",
-            found="refused",
-            why="every later run needs it",
-            next="look at ~/.ssh/authorized_keys of that user on the host, and at PubkeyAuthentication in sshd_config",
-        )
+    if error := first_contact.refusal(host, is_first=False):
+        raise error
 
 
 def _configured(name: str, host: Host) -> Access:
