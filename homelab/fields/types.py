@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import re
-import unicodedata
 from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -21,9 +20,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandle
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-# Unicode categories of invisible characters: control characters, other directions of writing, zero width, line ends
-# beyond ASCII, surrogates.
-_INVISIBLE = {"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"}
 _HOSTNAME = (
     r"(?=.{1,253}$)([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
 )
@@ -54,7 +50,7 @@ def visible(value: str) -> str:
 
     :raises ValueError: it isn't.
     """
-    if any(unicodedata.category(character) in _INVISIBLE for character in value):
+    if not value.isprintable():
         raise ValueError("expected text on one line, without newline, tab or another control character")
     if not value.strip():
         raise ValueError("expected text, found none")

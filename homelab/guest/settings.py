@@ -62,17 +62,15 @@ class NewGuest(Model):
         if not isinstance(value, dict):
             return handler(value)
         own = {key: one for key, one in value.items() if key in cls.model_fields}
-        texts, errors = dict[str, str](), dict[str, str]()
-        for key in value.keys() - own.keys():
+        options, details = dict[str, str | SecretStr](), list[InitErrorDetails]()
+        for key in sorted(value.keys() - own.keys()):
             taken = isinstance(value[key], str if key in SECRETS else str | int | float)
             text = guest_options.as_text(cls.kind, key, value[key]) if taken else ""
             if reason := refusal(cls.kind, key, text):
-                errors[key] = reason
-            texts[key] = text
-        details: list[Any] = [_error((key,), text) for key, text in sorted(errors.items())]
+                details.append(_error((key,), reason))
+            options[key] = SecretStr(text) if key in SECRETS else text
         try:
-            secrets = {key: SecretStr(texts.pop(key)) for key in SECRETS & texts.keys()}
-            made = handler({**own, **texts, **secrets})
+            made = handler({**own, **options})
         except ValidationError as error:
             details += [_error(one["loc"], one["msg"], one["input"]) for one in error.errors()]
         if details:
