@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -106,11 +106,7 @@ def _chosen(identity: str | None) -> list[Path]:
 
 def _by_key(where: str, ssh: dict[str, object], identity: str | None) -> Access | None:
     """A login by one of the person's keys, or by the agent; None: all are refused."""
-    ways: list[dict[str, Any]] = [{"privateKeyFile": settings_path(path)} for path in _chosen(identity)]
-    # On Windows no step of `pulumi up` could use an agent (homelab/resources/command.py).
-    if not identity and os.environ.get("SSH_AUTH_SOCK") and os.name != "nt":
-        ways.append({"agent": True})
-    for number, way in enumerate(ways):
+    for number, way in enumerate(ways(_chosen(identity), identity)):
         host = host_at(where, {**ssh, **way})
         if first_contact.refusal(host, is_first=number == 0) is None:
             say(f"Logged in as {ssh['user']} with {way.get('privateKeyFile') or 'the SSH agent'}.")
@@ -135,6 +131,16 @@ def of_address(address: str, identity: str | None) -> Access:
             why="without settings your own known_hosts and SSH keys say how",
             next="log in there by ssh once, or give a key with --identity FILE; then run this again",
         ) from None
+
+
+def ways(keys: Sequence[Path], identity: str | None) -> list[dict[str, Any]]:
+    """Ways to log in, as the settings have them: by these keys, then by the agent, unless one key is asked for.
+
+    :param identity: `--identity`.
+    """
+    # On Windows no step of `pulumi up` could use an agent (homelab/resources/command.py).
+    has_agent = not identity and os.environ.get("SSH_AUTH_SOCK") and os.name != "nt"
+    return [*({"privateKeyFile": settings_path(path)} for path in keys), *([{"agent": True}] if has_agent else [])]
 
 
 def host_at(address: str, ssh: dict[str, Any]) -> Host:

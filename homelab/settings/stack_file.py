@@ -175,7 +175,7 @@ def unread(keys: Iterable[Any]) -> list[str]:
     """A line for each key of a whole file that Pulumi doesn't read."""
     return [
         f"{key}: it is beside `config:`, where Pulumi reads {', '.join(KEYS_OF_PULUMI)} alone; a setting goes under "
-        "`config:`, such as `homelab:hosts`"
+        "`config:`, such as homelab:hosts"
         for key in keys
         if key not in KEYS_OF_PULUMI
     ]
