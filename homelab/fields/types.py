@@ -14,7 +14,6 @@ import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, SecretStr
 from pydantic.json_schema import JsonSchemaValue
@@ -103,13 +102,10 @@ def _private_key(value: SecretStr) -> SecretStr:
 def _web_address(value: str) -> str:
     """An https address that lists of packages and curl take: without blanks and what means something in them."""
     plain(value)
-    parts = urlsplit(value)
-    if parts.scheme == "http":
-        raise ValueError("expected https: without it, anyone on the way could change what is installed as root")
-    if not re.fullmatch(r"https://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~/%+=-]*)?", value) or not parts.hostname:
+    if not re.fullmatch(r"https://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~/%+=-]*)?", value):
         raise ValueError(
-            "expected an address such as https://mirror.lan/cuda, without a user and password: it is written to files "
-            "that everybody can read"
+            "expected https, such as https://mirror.lan/cuda (without it, anyone on the way could change what is "
+            "installed as root), and no user or password (it is written to files that everybody can read)"
         )
     return value.rstrip("/")
 
