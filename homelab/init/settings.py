@@ -131,14 +131,10 @@ def _driver(given: Mapping[Card, Use], facts: HostFacts) -> list[str]:
         lines.append("      takeOver: true # the host's driver gets what settings of your own keep from it")
     if ids := tuple(card.id for card in staying if card.is_nvidia):
         driver = next(iter(fitting_drivers(Request("host", Nvidia(), SystemFacts(cards=ids)))), "580")
-        loaded, in_turn = facts.nvidia.version, any(use.use == "shared" for use in staying.values())
-        needed = "NVIDIA's driver on the host: what stays there can't be used without it"
-        line = f"nvidia: {flow({'driver': driver})}"
-        lines += (
-            [f"      {line} # {needed}"]
-            if in_turn or not loaded
-            else [f"      # {line} # in place of {loaded}, which is loaded, and stays"]
-        )
+        off, why = "", "NVIDIA's driver on the host: what stays there can't be used without it"
+        if (loaded := facts.nvidia.version) and all(use.use != "shared" for use in staying.values()):
+            off, why = "# ", f"in place of {loaded}, which is loaded, and stays"
+        lines.append(f"      {off}nvidia: {flow({'driver': driver})} # {why}")
     return lines
 
 
