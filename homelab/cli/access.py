@@ -12,8 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from homelab.cli.pulumi import PASSWORD
-from homelab.errors import Declined, HomelabError, LoginRefusedError, Mistake
-from homelab.fields.paths import resolved
+from homelab.errors import Declined, HomelabError, Mistake
 from homelab.init.ask import Ask, say
 from homelab.remote import first_contact
 from homelab.remote.first_contact import HostKey
@@ -169,22 +168,14 @@ def installed(access: Access) -> None:
     assert access.install is not None
     first_contact.authorize(access.host, access.install)
     host = host_at(access.login["address"], access.login["ssh"])
-    if first_contact.refusal(host, is_first=False) is not None:
-        raise LoginRefusedError(
-            wanted=f"to log in with the key {access.install}, which was just put onto the host",
-            found="refused",
-            why="every later run needs it",
-            next="look at ~/.ssh/authorized_keys of that user on the host, and at PubkeyAuthentication in sshd_config",
-        )
+    if error := first_contact.refusal(host, is_first=False):
+        raise error
 
 
 def _configured(name: str, host: Host) -> Access:
-    file = host.ssh.private_key_file
-    if (error := first_contact.refusal(host)) is None:
-        return Access(host, {}, name)
-    if file and not resolved(file).exists():
-        error = error.retold(next=f"put the key there, or correct hosts.{name}.ssh.privateKeyFile")
-    raise error
+    if error := first_contact.refusal(host):
+        raise error
+    return Access(host, {}, name)
 
 
 def _confirm(expected: str | None, address: str, port: int, key: HostKey, ask: Ask) -> None:

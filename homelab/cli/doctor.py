@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from homelab.cli import access, log, stack_options
-from homelab.doctor import container, stack, vm, whole
+from homelab.doctor import container, vm, whole
 from homelab.doctor import host as host_judge
 from homelab.doctor.devices import WantedCards
 from homelab.doctor.reading import Reading, not_here
@@ -31,6 +31,7 @@ from homelab.remote import ssh
 from homelab.settings import Host, assigned_numbers
 from homelab.settings import Settings as AllSettings
 from homelab.settings import project as project_folder
+from homelab.settings.stack_file import StackFile
 from homelab.show import terminal
 from remote_scripts.pve.guest_kinds import CONTAINER, VM
 
@@ -87,14 +88,14 @@ def numbers(text: str) -> list[int] | Literal["all"]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _settings(arguments: argparse.Namespace) -> stack.StackFile:
+def _settings(arguments: argparse.Namespace) -> StackFile:
     """The stack's; in a folder that has none, of the host that --host names by its address."""
     if not arguments.host or arguments.stack or arguments.config_file or [*project_folder().glob("Pulumi*.yaml")]:
         return stack_options.read(arguments)
     login = access.of_address(arguments.host, arguments.identity).login
     arguments.host = None
     host = {**login, "iommu": {"enable": False, "passthrough": False}}
-    return stack.StackFile(project_folder() / "Pulumi.yaml", {"hosts": {"pve": host}})
+    return StackFile(project_folder() / "Pulumi.yaml", {"hosts": {"pve": host}})
 
 
 def diagnose(arguments: argparse.Namespace) -> Report:
@@ -139,7 +140,7 @@ def _ids(arguments: argparse.Namespace, settings: AllSettings, name: str, host: 
 
 
 def _judged(
-    arguments: argparse.Namespace, file: stack.StackFile, name: str, host: Host, reading: Reading
+    arguments: argparse.Namespace, file: StackFile, name: str, host: Host, reading: Reading
 ) -> tuple[Reading, Tree]:
     """The host judged with its settings; and the reading, with what was read for that."""
     settings = Settings(name, host, *file.guests().guests_on(name), stack_options.noted(arguments, file))

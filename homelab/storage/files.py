@@ -14,7 +14,6 @@ _CONTENTS = {
     "vztmpl": ("container template", "CT Templates"),
     "import": ("disk image", "Import"),
 }
-_NO_STORAGE = "the node has no such storage, or it is switched off"
 
 
 def parts(volume: str) -> tuple[str, str, str]:
@@ -72,13 +71,13 @@ def storage_refusal(name: str, volume: str, storages: Iterable[Mapping[str, obje
     """
     storage, content, file = parts(volume)
     kind, _ = _CONTENTS[content]
-    rows = {str(row["storage"]): row for row in storages}
-    row = rows.get(storage, {"enabled": 0})
-    takes = _contents(row) if row.get("enabled", 1) else set()
+    contents = {str(row["storage"]): _contents(row) for row in storages if row.get("enabled", 1)}
+    takes = contents.get(storage, set())
     if content in takes:
         return None
-    others = ", ".join(sorted(key for key, row in rows.items() if content in _contents(row))) or "none"
-    found = f"it takes {', '.join(sorted(takes))}, and not `{content}`" if takes else _NO_STORAGE
+    others = ", ".join(sorted(key for key in contents if content in contents[key])) or "none"
+    unfit = f"it takes {', '.join(sorted(takes))}, and not `{content}`"
+    found = unfit if takes else "the node has no such storage, or it is switched off"
     allowed = ",".join(sorted({*takes, content}))
     old = " (from Proxmox VE 8.4 on)" if content == "import" else ""
     return HomelabError(

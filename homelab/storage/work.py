@@ -31,9 +31,7 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
         noted = _noted(self.host(inputs), inputs)
         if files.exists(inputs.volume):
             if noted is not None and _identity(inputs).items() <= noted.items():
-                tell(
-                    f"{inputs.download}: {inputs.volume} was downloaded by this program before: it is this stack's now"
-                )
+                _say(inputs, "was downloaded by this program before: it is this stack's now")
                 return StorageFile.Outputs(made=True)
             if noted is None:
                 return self._adopted(inputs, files)
@@ -52,10 +50,7 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
         """A file that was there before: used, not removed. With a checksum of the settings, Proxmox VE compares it."""
         if inputs.checksum:
             self._fetch(inputs, files)
-        tell(
-            f"{inputs.download}: {inputs.volume} was there already: it is used as it is, and stays when the stack "
-            "is destroyed"
-        )
+        _say(inputs, "was there already: it is used as it is, and stays when the stack is destroyed")
         return StorageFile.Outputs(made=False)
 
     def _download(self, inputs: StorageFile.Inputs, files: Files) -> StorageFile.Outputs:
@@ -70,10 +65,7 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
                 ledger.forget(ssh.Session(host), ledger.of_file(inputs.node, inputs.volume))
             raise
         if not inputs.checksum:
-            tell(
-                f"{inputs.download}: {inputs.volume} was compared with no checksum: the program trusts what "
-                f"{inputs.url} sent"
-            )
+            _say(inputs, f"was compared with no checksum: the program trusts what {inputs.url} sent")
         return StorageFile.Outputs(made=True)
 
     def read(self, inputs: StorageFile.Inputs, outputs: StorageFile.Outputs) -> StorageFile.Outputs:
@@ -110,11 +102,10 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
     def delete(self, inputs: StorageFile.Inputs, outputs: StorageFile.Outputs) -> None:
         host = self.host(inputs)
         if not outputs.made:
-            tell(f"{inputs.download}: {inputs.volume} stays: it was there before")
+            _say(inputs, "stays: it was there before")
             return
         if users := _users(host, inputs.volume):
-            why = f"{', '.join(users)} uses it; to remove it later: `pvesm free {inputs.volume}` on the host"
-            tell(f"{inputs.download}: {inputs.volume} stays: {why}")
+            _say(inputs, f"stays: {', '.join(users)} uses it; to remove it later: `pvesm free {inputs.volume}` there")
         else:
             files = self._files(inputs)
             files.end(inputs.volume)
@@ -132,11 +123,15 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
             inputs = StorageFile.inputs_of(host_name, node, name, download)
             noted = ledger_entry(ledger_of_host, ledger.of_file(node, inputs.volume))
             if noted is not None and _identity(inputs).items() <= noted.items():
-                tell(f"{name}: {inputs.volume} was begun by a run that was interrupted")
+                _say(inputs, "was begun by a run that was interrupted")
                 self.delete(inputs, StorageFile.Outputs(made=True))
 
     def _files(self, inputs: StorageFile.Inputs) -> Files:
         return Files(self.api(inputs), lambda text: tell(f"{inputs.download}: {text}"))
+
+
+def _say(inputs: StorageFile.Inputs, text: str) -> None:
+    tell(f"{inputs.download}: {inputs.volume} {text}")
 
 
 def _identity(inputs: StorageFile.Inputs) -> dict[str, object]:

@@ -342,7 +342,7 @@ def test_a_key_of_ones_own_needs_no_password(
     monkeypatch.delenv("HOMELAB_PASSWORD")
     key = desk.lab.connection["privateKeyFile"]
     assert run(desk, capsys, *desk.where, *desk.key, *CARD, "--identity", key, "--dry-run") == 0, desk.out
-    assert f'privateKeyFile: "{key}"' in desk.out
+    assert f"privateKeyFile: {key}\n" in desk.out
     (desk.folder / "home/.ssh").mkdir()
     locked = asyncssh.generate_private_key("ssh-ed25519").export_private_key(passphrase="x")
     (desk.folder / "home/.ssh/id_ed25519").write_bytes(locked)

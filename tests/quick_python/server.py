@@ -33,7 +33,7 @@ IMPORTED = (
 #: And all modules of these.
 PACKAGES = (
     "components",
-    *(f"homelab.{name}" for name in ("doctor", "provider", "remote", "resources", "show")),
+    *(f"homelab.{name}" for name in ("doctor", "provider", "reading", "remote", "resources", "resources.work", "show")),
 )
 
 
@@ -87,7 +87,6 @@ def warm() -> None:
 
 def warm_commands() -> None:
     """What `python -m homelab` imports besides."""
-    importlib.import_module("ruamel.yaml")
     load("homelab.cli")
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from homelab.cli import command_line, log, show, stack_options
 from homelab.cli.doctor import diagnose, everything, main, parser
-from homelab.doctor import container, stack
+from homelab.doctor import container
 from homelab.doctor.devices import of_settings
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import Report
@@ -24,6 +24,8 @@ from homelab.findings import Turn
 from homelab.judged.tree import Settings, Tree, judged
 from homelab.reading import diagnosis, planning
 from homelab.remote import ssh
+from homelab.settings import stack_file
+from homelab.settings.stack_file import StackFile
 from remote_scripts.notes.record import Record, State
 from tests.conftest import PROJECT
 from tests.unit.hosts import KEY, desktop
@@ -36,13 +38,13 @@ def host(**ssh: Any) -> dict[str, Any]:
     return {"address": "192.168.0.202", "ssh": {"hostKey": KEY, **(ssh or {"agent": True})}, "gpus": {"big": {"match": "10de:2b85", "use": "lxc"}}}  # fmt: skip
 
 
-def written(folder: Path, config: dict[str, Any]) -> stack.StackFile:
+def written(folder: Path, config: dict[str, Any]) -> StackFile:
     file = folder / "Pulumi.x.yaml"
     file.write_text(yaml.safe_dump({"config": {f"homelab:{key}": value for key, value in config.items()}}))
-    return stack.read(file)
+    return StackFile.read(file)
 
 
-def judged_by(file: stack.StackFile, seen: Reading, host: str | None = None, of_stack: str = "") -> Tree:
+def judged_by(file: StackFile, seen: Reading, host: str | None = None, of_stack: str = "") -> Tree:
     """What is judged of a host by a stack's file."""
     name, its = file.host(host)
     return judged(seen.facts, Settings(name, its, *file.guests().guests_on(name), of_stack))
@@ -108,11 +110,11 @@ def test_a_file_without_hosts(tmp_path: Path, config: dict[str, Any]) -> None:
 
 def test_a_file_that_is_not_there_or_not_yaml(tmp_path: Path) -> None:
     with pytest.raises(HomelabError, match="Pulumi.homelab.yaml"):
-        stack.read(tmp_path / "Pulumi.none.yaml")
+        StackFile.read(tmp_path / "Pulumi.none.yaml")
     broken = tmp_path / "Pulumi.broken.yaml"
     broken.write_text("config: {password: hunter2")
     with pytest.raises(HomelabError) as raised:
-        stack.read(broken)
+        StackFile.read(broken)
     assert "hunter2" not in str(raised.value)
 
 
@@ -120,7 +122,7 @@ def test_what_is_no_text_and_no_list_is_a_mistake_in_words(tmp_path: Path) -> No
     file = tmp_path / "Pulumi.x.yaml"
     file.write_text(yaml.safe_dump({"config": {7: "x", "homelab:hosts": {"pve": host(), None: host()}}}))
     with pytest.raises(HomelabError, match="hosts there: pve, None"):
-        stack.read(file).host(None)
+        StackFile.read(file).host(None)
     ai = {"host": "pve", "ctid": 901, "gpus": "big"}
     mistaken = written(tmp_path, {"hosts": {"pve": host()}, "containers": {"ai": ai}})
     with pytest.raises(HomelabError, match=r"homelab:containers\.ai\.gpus: Input should be a valid list"):
@@ -223,12 +225,12 @@ def test_whose_guests_a_files_are_is_known_by_its_name_or_by_the_option(
 ) -> None:
     (tmp_path / "Pulumi.yaml").write_text("name: mine\n")
     monkeypatch.chdir(tmp_path)
-    found = stack.StackFile(tmp_path / file, {})
+    found = StackFile(tmp_path / file, {})
     assert stack_options.noted(argparse.Namespace(stack=chosen), found) == noted
 
 
 def test_a_stack_is_named_as_pulumi_names_it() -> None:
-    assert stack.path_of("organization/homelab/lab") == PROJECT / "Pulumi.lab.yaml"
+    assert stack_file.path_of("organization/homelab/lab") == PROJECT / "Pulumi.lab.yaml"
 
 
 def test_what_can_not_be_read_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

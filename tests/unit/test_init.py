@@ -457,7 +457,6 @@ def test_the_example_that_nobody_filled_in_counts_for_nothing_and_any_other_file
     assert init_settings.without_example(filled) == filled
 
 
-@pytest.mark.parametrize("text", ["config: [", "config: [a]\n", "config: text\n", "config: 3\n"])
-def test_a_file_that_is_none_of_pulumis_is_refused_with_its_line(text: str) -> None:
+def test_a_file_that_is_no_yaml_is_refused_with_its_line() -> None:
     with pytest.raises(Mistake, match="isn't one of Pulumi's"):
-        init_settings.values_in(text)
+        init_settings.values_in("config: [")

@@ -1,5 +1,5 @@
-"""A settings file that `homelab init` adds to: every line that isn't changed stays, byte by byte, and so does every comment but one behind an
-item of a list that goes."""
+"""A settings file that `homelab init` adds to: every line that isn't changed stays, byte by byte, and so does every comment but those in
+a list of which something goes."""
 
 from __future__ import annotations
 
@@ -56,17 +56,26 @@ def set_in(into: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
             "          match: 10de:2204",
         ],
     ),
+    ("keys that end at one place",
+        {"homelab:hosts": {"pve": {"nvidia": {"driver": "580"}, "gpus": {"third": {"use": "vm"}}, "reboot": "manual"}}},
+        [],
+        ["        third:", "          use: vm", "      nvidia:", "        driver: '580'", "      reboot: manual"],
+    ),
     ("the first key of an empty mapping",
         {"homelab:containers": {"ollama": {"host": "pve", "ctid": 901, "gpus": ["first"], "nvidia": {}}}},
         ["  homelab:containers: {} # none yet"],
-        ["  homelab:containers:    # none yet", "    ollama:", "      host: pve", "      ctid: 901", "      gpus:", "        - first", "      nvidia: {}"],
+        ["  homelab:containers: {ollama: {host: pve, ctid: 901, gpus: [first], nvidia: {}}} # none yet"],
     ),
     ("an item of a list",
         {"homelab:vms": {"sandbox": {"gpus": ["first", "second", "third"]}}},
         [],
         ["        - third"],
     ),
-    ("an item less", {"homelab:vms": {"sandbox": {"gpus": ["second"]}}}, ["        - first # one", "        # between"], []),
+    ("an item less",
+        {"homelab:vms": {"sandbox": {"gpus": ["second"]}}},
+        ["      gpus:", "        - first # one", "        # between", "        - second"],
+        ["      gpus: [second]"],
+    ),
     ("no item left",
         {"homelab:vms": {"sandbox": {"gpus": []}}},
         ["      gpus:", "        - first # one", "        # between", "        - second"],
@@ -195,6 +204,3 @@ def test_a_value_is_put_in_at_no_place_that_an_alias_shares() -> None:
     text = "config:\n  homelab:hosts:\n    a: &same\n      address: 192.0.2.1\n      gpus: {}\n    b: *same\n"
     with pytest.raises(Mistake, match="alias"):
         merged(text, {"homelab:hosts": {"b": {"gpus": {"first": {"use": "vm"}}}}})
-    # What is inherited and stays is no hindrance.
-    text = "config:\n  homelab:hosts:\n    a: &same\n      address: 192.0.2.1\n    b:\n      <<: *same\n"
-    assert merged(text, {"homelab:hosts": {"b": {"node": "b"}}}) == text + "      node: b\n"

@@ -18,7 +18,6 @@ import pytest
 from homelab import earlier
 from homelab.cli import doctor, show, stack_options
 from homelab.container.work import _drift
-from homelab.doctor.stack import StackFile
 from homelab.doctor.whole import Whole
 from homelab.facts.host import HostFacts
 from homelab.findings import Finding, Turn
@@ -29,6 +28,7 @@ from homelab.reading import diagnosis, planning
 from homelab.remote import ssh
 from homelab.remote.proxmox import probe as api
 from homelab.settings import parse
+from homelab.settings.stack_file import StackFile
 from homelab.show.tree import TreeNode
 from homelab.vm import preview
 from homelab.vm.plan import judge_vm, seen_of
