@@ -69,15 +69,14 @@ def _phrases(reasons: Sequence[str], cards: Mapping[str, CardPlan]) -> Iterator[
     card_names = {function["address"]: models[name] for name, card in cards.items() for function in card["functions"]}
     added: list[str] = []
     removed: list[str] = []
+    bound: list[str] = []
     moved: dict[str, list[str]] = {}
     others = []
     binding_removed = False
     for reason in reasons:
         if match := _MISSING.fullmatch(reason):
             added += [word for word in match["words"].split() if not word.startswith(_OF_CARDS)]
-            moved.setdefault("vfio-pci", []).extend(
-                card_names.get(address, address) for address in _FUNCTION.findall(match["words"])
-            )
+            bound += [card_names.get(address, address) for address in _FUNCTION.findall(match["words"])]
         elif match := _UNWANTED.fullmatch(reason):
             binding_removed = binding_removed or match["word"].startswith("homelab.vfio=")
             removed += [] if match["word"].startswith(_OF_CARDS) else [match["word"]]
@@ -90,10 +89,12 @@ def _phrases(reasons: Sequence[str], cards: Mapping[str, CardPlan]) -> Iterator[
     if removed:
         yield f"the kernel command line loses {' '.join(removed)}"
     for driver, moved_cards in moved.items():
-        if moved_cards:
-            distinct_cards = list(dict.fromkeys(moved_cards))
-            yield f"{_joined(distinct_cards, ' and ')} {'goes' if len(distinct_cards) == 1 else 'go'} to {driver}"
-    if binding_removed and not moved.get("vfio-pci"):
+        distinct_cards = list(dict.fromkeys(moved_cards))
+        yield f"{_joined(distinct_cards, ' and ')} {'goes' if len(distinct_cards) == 1 else 'go'} to {driver}"
+    # What is on vfio-pci by the start of its VM doesn't go there.
+    if stays := [card for card in dict.fromkeys(bound) if card not in moved.get("vfio-pci", ())]:
+        yield f"{_joined(stays, ' and ')} {'is' if len(stays) == 1 else 'are'} bound to vfio-pci from the boot on"
+    if binding_removed and not bound and not moved.get("vfio-pci"):
         yield "no card is for a VM any more"
     yield from others
 

@@ -48,8 +48,16 @@ BLACKLIST = "modprobe.blacklist=nouveau,nvidia"
             [
                 "homelab.vfio=0000:02:00.0=10de:2b85 is not on the running kernel's command line",
                 "homelab.vfio=0000:01:00.0=10de:2b85 is no longer wanted",
+                "0000:02:00.0 is on nouveau, not on vfio-pci",
             ],
             "RTX 4090 goes to vfio-pci",
+        ),
+        (  # a VM that runs has it already
+            [
+                "iommu=pt homelab.vfio=0000:01:00.0=10de:2b85,0000:02:00.0=10de:2684 is not on the running kernel's command line",
+                "0000:02:00.0 is on nouveau, not on vfio-pci",
+            ],
+            "the kernel command line gets iommu=pt, RTX 4090 goes to vfio-pci, and RTX 5090 is bound to vfio-pci from the boot on",
         ),
         (["0000:02:00.0 is on nouveau, not on NVIDIA's driver"], "RTX 4090 goes to NVIDIA's driver"),
         (["0000:09:00.0 is on nouveau, not on vfio-pci"], "0000:09:00.0 goes to vfio-pci"),
