@@ -32,6 +32,7 @@ from remote_scripts.both.card_values import Wanted as CardValues
 from remote_scripts.both.cmdline import Wanted as Cmdline
 from remote_scripts.both.handover import Wanted as Handover
 from remote_scripts.both.needed import Wanted as Needed
+from remote_scripts.tools.plain import of_plain
 
 # How long a host may be out of reach, or its API, while nothing is changed, in seconds.
 PATIENCE_SECONDS = 2.0
@@ -106,7 +107,7 @@ def planned(
     writing = _writing(host, want, containers.values(), values, facts, vms)
     *written, restart = session.plan([*writing, ("reboot", to_be)])
     files = [plan.PlannedFile(**file) for answer in written for file in answer["files"]]
-    reboot = plan.PlannedReboot(**restart)
+    reboot = of_plain(plan.PlannedReboot, restart)
     remark_lines = "\n".join(f"  note: {remark}" for remark in (*vm_remarks, *made_remarks))
     stack_lines = [stack.text for stack in nvidia]
     guests = "\n".join(part for part in (vm_lines, container_lines, *stack_lines, remark_lines) if part)

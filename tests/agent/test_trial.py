@@ -891,7 +891,7 @@ def on_nouveau(host: Host, tried: Host) -> Host:
 def restart_for_the_driver(host: Host) -> None:
     boot = Boot(words=(WORDS,), driver="580.95.05")
     did = host.ask("apply", "reboot", Reboot(policy="auto", boot=boot, rollback_after=2, awaited=60))
-    assert did["reboot"] == "yes" and did["reasons"] == ["0000:02:00.0 is on nouveau, not on NVIDIA's driver"]
+    assert did["reboot"] == "yes" and did["reasons"][0]["said"] == "0000:02:00.0 is on nouveau, not on NVIDIA's driver"
 
 
 def test_a_reboot_during_a_trial_starts_it_once_more(on_nouveau: Host) -> None:

@@ -70,7 +70,7 @@ def test_a_secret_that_pulumi_has_encrypted_is_sent_to_no_host_and_no_vm_and_is_
     assert SECURE["secure"] not in str(raised.value)
     monkeypatch.setattr(stack_options, "read", lambda _: found)
     planned = planning.Planned(
-        desktop(), plan.Wanted("", "", {}, []), [], [], plan.PlannedReboot("no", "1", [], ""), "", [unread]
+        desktop(), plan.Wanted("", "", {}, []), [], [], plan.PlannedReboot("no", "1"), "", [unread]
     )
     monkeypatch.setattr(planning, "judged", lambda *_: (planned, []))
     monkeypatch.setattr(diagnosis, "read", lambda *_: reading(facts=desktop(guests=guests)))
