@@ -633,8 +633,9 @@ def test_refresh_preview_and_doctor_say_the_same_of_what_is_installed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    pairs = tuple((layer, differs) for layer, _, differs in (line.partition(": ") for line in drift))
     system, stack = (
-        replace(BARE, steps=tuple(steps.split()), drift=drift),
+        replace(BARE, steps=tuple(steps.split()), drift=pairs),
         {"driver": "580", "containerToolkit": "docker"},
     )
     seen = reading(installed=system)
@@ -658,7 +659,7 @@ def test_refresh_preview_and_doctor_say_the_same_of_what_is_installed(
 
 def test_where_the_preview_refuses_the_stack_its_next_step_is_the_cure() -> None:
     lxc = settings({"rtx5090": {"match": "10de:2b85", "use": "lxc"}}, nvidia={"driver": "565"})
-    seen = reading(installed=replace(BARE, drift=("packages: an update was cut short",)))
+    seen = reading(installed=replace(BARE, drift=(("packages", "an update was cut short"),)))
     of_host = preview.of_host("pve", lxc, seen.facts, plan.wanted(seen.facts, lxc), BARE)
     assert of_host is not None
     refused, differs = diagnose_host(seen, lxc, refusals=of_host.errors).findings
