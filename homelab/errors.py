@@ -5,6 +5,7 @@
         LoginRefusedError
         NoPythonError
         RefusedError                   another run is at work
+        NotConfirmedError, NotStartedError  a boot; a guest
         ApiError                       of Proxmox VE's API
             NotThereError
             ElsewhereError
@@ -71,6 +72,14 @@ class NoPythonError(HomelabError):
 
 class RefusedError(HomelabError):
     """Another run is at work on the host."""
+
+
+class NotConfirmedError(HomelabError):
+    """A host says why its boot can't be confirmed, which doesn't go away by itself."""
+
+
+class NotStartedError(HomelabError):
+    """A guest's start was begun, and has failed."""
 
 
 class ApiError(HomelabError):
