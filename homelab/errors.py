@@ -37,6 +37,8 @@ class HomelabError(Exception):
 
     #: The `Outputs` that the state keeps of the resource whose work failed with this error; None: those from before.
     outputs: Any = None
+    #: The name of the symptom by which it was recognised (homelab/symptoms.py); empty: it wasn't.
+    symptom = ""
 
     def __init__(self, *, wanted: str, found: str, why: str, next: str) -> None:
         self.wanted, self.found, self.why, self.next = (clean(part) for part in (wanted, found, why, next))

@@ -96,7 +96,7 @@ def judge(found: Answer, wanted: Expected) -> tuple[StackInUse, list[HomelabErro
     }
     errors = list(_errors(found, wanted, cards, release))
     # A container that failed for this reason has the same error.
-    if outdated and not any("CDI specification" in error.wanted for error in errors):
+    if outdated and not any(error.symptom in _OF_SPECIFICATION for error in errors):
         errors.append(outdated)
     if cards:
         errors += _libraries(wanted, found, load_results)
@@ -158,6 +158,13 @@ _NO_IMAGE = re.compile(
     r"(dial tcp|proxyconnect|net/http|context deadline|EOF|tls|x509|read tcp|Service Unavailable)"
     r"|toomanyrequests|pinging container registry|manifest unknown|received unexpected HTTP status: 5",
     re.IGNORECASE,
+)
+# Symptoms of the CDI specification.
+_OF_SPECIFICATION = (
+    "specification-rejected",
+    "specification-twice",
+    "specification-outdated",
+    "specification-of-other-nodes",
 )
 # A message of the loader, for the library itself or one that it needs.
 _NOT_THERE = "cannot open shared object file"
@@ -232,7 +239,7 @@ def _errors(
         ]
     if found.uvm and found.uvm.status and cards:
         # The kernel's reason for a device node tells more than the CUDA program, which failed for the same one.
-        program_errors = [error for error in program_errors if not error.wanted.endswith("/dev/nvidia-uvm")]
+        program_errors = [error for error in program_errors if error.symptom != "uvm-missing"]
         yield _refused(wanted, found.uvm)
     yield from program_errors
     if found.container and _succeeded("container", found.container):
