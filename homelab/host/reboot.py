@@ -4,15 +4,20 @@ reasons for each function and word (remote_scripts/reading/reboot_required.py). 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from homelab.facts import names
-from homelab.facts.host import bound_by_word
+from homelab.later import later
 from homelab.settings import Host
 from homelab.shapes import CardPlan
 from remote_scripts.boot.wanted_boot import Boot
 from remote_scripts.both.reboot import Answer, Planned, Reason, Wanted
 from remote_scripts.tools.plain import of_plain
+
+if TYPE_CHECKING:  # of no use to what declares resources
+    from homelab.facts import host as facts
+else:
+    facts = later("homelab.facts.host")
 
 # Words that follow from the cards, which are named instead.
 _OF_CARDS = ("homelab.vfio=", "modprobe.blacklist=")
@@ -55,6 +60,11 @@ def drivers_after(reasons: Sequence[Reason]) -> dict[str, str]:
     return {one.function: one.driver for one in reasons if one.function}
 
 
+def stopped(planned: Planned) -> str:
+    """What the reboot stops: `VM 103 (Sandbox), container 901 (ai-lab)`."""
+    return ", ".join(map(str, planned.guests)) or planned.unlisted or "no running guest"
+
+
 def stopping(planned: Planned, *, again: bool = True) -> str:
     """The effect of a reboot on guests, as a part of a sentence.
 
@@ -62,7 +72,7 @@ def stopping(planned: Planned, *, again: bool = True) -> str:
     """
     is_any = again and (planned.guests or planned.unlisted)
     starts = f", and starts {'it' if len(planned.guests) == 1 else 'them'} again" if is_any else ""
-    return f"it stops {planned.stops}{starts}"
+    return f"it stops {stopped(planned)}{starts}"
 
 
 def _phrases(reasons: Sequence[Reason], cards: Mapping[str, CardPlan]) -> Iterator[str]:
@@ -77,7 +87,7 @@ def _phrases(reasons: Sequence[Reason], cards: Mapping[str, CardPlan]) -> Iterat
         moved.setdefault(driver, {})[card_names.get(address, address)] = None
     for driver, leaving in moved.items():
         yield f"{_joined([*leaving], ' and ')} {'goes' if len(leaving) == 1 else 'go'} to {driver}"
-    bound, unbound = ([card_names.get(one, one) for one in bound_by_word(text)] for text in words.values())
+    bound, unbound = ([card_names.get(one, one) for one in facts.bound_by_word(text)] for text in words.values())
     # What is on vfio-pci by the start of its VM doesn't go there.
     if stays := dict.fromkeys(card for card in bound if card not in (*moved.get("vfio-pci", ()), *unbound)):
         yield f"{_joined([*stays], ' and ')} {'is' if len(stays) == 1 else 'are'} bound to vfio-pci from the boot on"

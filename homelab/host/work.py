@@ -14,7 +14,7 @@ from homelab.facts.host import HostFacts
 from homelab.findings import Turn
 from homelab.host import plan, stack_folder
 from homelab.host.judge import judge_host, verified
-from homelab.host.reboot import answered, in_short, stopping
+from homelab.host.reboot import answered, in_short, stopped, stopping
 from homelab.host.resource import BootVerification, HostProbe
 from homelab.later import later
 from homelab.properties import mark_of, strings
@@ -213,8 +213,8 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
         facts = _verify(self.host(inputs), inputs.host, answer, want, self._managed_guests(inputs.host))
         groups = f", {facts.iommu.groups} IOMMU groups" if facts.iommu.groups else ""
         tell(f"{inputs.host}: verified: kernel {facts.kernel}{groups}{_bound(facts, inputs)}")
-        stopped = [guest.id for guest in answer.guests] if answer.reboot == "yes" else []
-        boot = BootSeen(id=facts.boot_id, stopped=stopped, at=int(time.time()))
+        ids = [guest.id for guest in answer.guests] if answer.reboot == "yes" else []
+        boot = BootSeen(id=facts.boot_id, stopped=ids, at=int(time.time()))
         return _outputs(facts, inputs, boot)
 
     def _managed_guests(self, name: str) -> start_guests.Wanted:
@@ -238,7 +238,7 @@ def _verify(host: Host, name: str, answer: reboot.Answer, want: plan.Wanted, man
     elif answer.reboot == "manual" and ssh.read(host).boot_id == answer.boot_id:
         raise HomelabError(
             wanted=f"{name} rebooted, because {in_short(answer.reasons, want.gpus)}",
-            found=f"it has not been since (reboot: manual); a reboot stops {answer.stops}",
+            found=f"it has not been since (reboot: manual); a reboot stops {stopped(answer)}",
             why="only a reboot brings the boot configuration into effect; what depends on it waits",
             next=f"reboot {name} when it suits you, then run `pulumi up` again: it continues from here"
             + (

@@ -96,7 +96,7 @@ def judge(found: Answer, wanted: Expected) -> tuple[StackInUse, list[HomelabErro
     }
     errors = list(_errors(found, wanted, cards, release))
     # A container that failed for this reason has the same error.
-    if outdated and not any(error.symptom in _OF_SPECIFICATION for error in errors):
+    if outdated and not any(error.symptom.startswith(_OF_SPECIFICATION) for error in errors):
         errors.append(outdated)
     if cards:
         errors += _libraries(wanted, found, load_results)
@@ -159,13 +159,8 @@ _NO_IMAGE = re.compile(
     r"|toomanyrequests|pinging container registry|manifest unknown|received unexpected HTTP status: 5",
     re.IGNORECASE,
 )
-# Symptoms of the CDI specification.
-_OF_SPECIFICATION = (
-    "specification-rejected",
-    "specification-twice",
-    "specification-outdated",
-    "specification-of-other-nodes",
-)
+# How the names of symptoms of the CDI specification begin.
+_OF_SPECIFICATION = "specification-"
 # A message of the loader, for the library itself or one that it needs.
 _NOT_THERE = "cannot open shared object file"
 # The programs that are tried: what was wanted, why a failure matters, and what to do where its output has no known

@@ -472,10 +472,7 @@ def _is_answer(line: bytes) -> bool:
 _NOT_FOUND = 127
 _PYTHON = PYTHON.split()[0]
 # The exit status of this program's part on a host -> the error.
-_BY_STATUS: dict[int, type[HomelabError]] = {
-    NotConfirmed.status: NotConfirmedError,
-    NotStarted.status: NotStartedError,
-}
+_BY_STATUS = {1: HomelabError, NotConfirmed.status: NotConfirmedError, NotStarted.status: NotStartedError}
 
 
 def _failed(verb: str, output: str, log: str, status: int) -> HomelabError:

@@ -53,11 +53,6 @@ class Planned:
     cluster: str = ""
     kernel: str = ""
 
-    @property
-    def stops(self) -> str:
-        """`VM 103 (Sandbox), container 901 (ai-lab)`, which a reboot stops."""
-        return ", ".join(map(str, self.guests)) or self.unlisted or "no running guest"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Answer(Planned):

@@ -109,8 +109,7 @@ def served(system: System) -> dict[str, Device]:
     mode_of_all = 0o666 if own_mode is None else own_mode
     nodes = {"/dev/nvidiactl": Device(_MAJOR, 255, mode_of_all)}
     for address in system.files.names(GPUS):
-        minor = minor_of(system, address)
-        if minor is not None:
+        if (minor := minor_of(system, address)) is not None:
             nodes[f"/dev/nvidia{minor}"] = Device(_MAJOR, minor, mode_of_all)
     if major_of(system, "nvidia-modeset") is not None:
         nodes["/dev/nvidia-modeset"] = Device(_MAJOR, 254, mode_of_all)

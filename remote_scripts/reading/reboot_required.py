@@ -96,7 +96,8 @@ def _functions_lack(system: System, functions: tuple[str, ...]) -> Iterator[Reas
     for address in functions:
         bound_to = driver_of(system, address)
         if bound_to != "vfio-pci" and system.files.exists(f"{DEVICES}/{address}"):
-            yield _moved(address, bound_to or "no driver", "vfio-pci")
+            said = f"{address} is on {bound_to or 'no driver'}, not on vfio-pci"
+            yield Reason(said, function=address, driver="vfio-pci")
 
 
 def _driver_lacks(system: System, wanted: Boot) -> Iterator[Reason]:
@@ -110,8 +111,5 @@ def _driver_lacks(system: System, wanted: Boot) -> Iterator[Reason]:
         yield Reason(f"NVIDIA's driver {loaded.version} is loaded, not {wanted.driver}")
     for address, name in driver.held(system).items():
         if address not in wanted.functions:
-            yield _moved(address, name, "NVIDIA's driver")
-
-
-def _moved(address: str, name: str, to: str) -> Reason:
-    return Reason(f"{address} is on {name}, not on {to}", function=address, driver=to)
+            said = f"{address} is on {name}, not on NVIDIA's driver"
+            yield Reason(said, function=address, driver="NVIDIA's driver")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from homelab.host.reboot import answered, in_short
+from homelab.host.reboot import answered, in_short, stopped
 from remote_scripts.boot.loaders.found import GRUB
 from remote_scripts.boot.wanted_boot import Boot
 from remote_scripts.both import cmdline
@@ -201,7 +201,7 @@ def test_a_manual_reboot_is_planned_as_one(host: Host) -> None:
         assert (said.reboot, tuple(one.said for one in said.reasons)) == ("manual", case.reasons)
         gets = f"the kernel command line gets {IOMMU}, and {' and '.join(CARD)} go to vfio-pci"
         assert in_short(said.reasons, {}) == gets
-        assert said.stops == "VM 103 (Sandbox), VM 105 (VM 105), container 901 (ai-lab)"
+        assert stopped(said) == "VM 103 (Sandbox), VM 105 (VM 105), container 901 (ai-lab)"
     assert not host.read("/called")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from homelab.host.reboot import answered, in_short, stopping
+from homelab.host.reboot import answered, in_short, stopped, stopping
 from remote_scripts.both.reboot import Planned, Reason
 from remote_scripts.pve.guest_kinds import Running
 from tests.rows import rows
@@ -92,14 +92,15 @@ A, B = Running("qm", 103, "a"), Running("pct", 950, "b), (c")
         (Planned("yes", "1"), True, "it stops no running guest"),
         (Planned("yes", "1", guests=(A,)), True, "it stops VM 103 (a), and starts it again"),
         (
-            Planned("yes", "1", guests=(A, B)), True,
+            Planned("yes", "1", guests=(A, B)),
+            True,
             "it stops VM 103 (a), container 950 (b), (c), and starts them again",
         ),
         (Planned("yes", "1", guests=(B,)), True, "it stops container 950 (b), (c), and starts it again"),
         (Planned("yes", "1", guests=(A,)), False, "it stops VM 103 (a)"),
         (Planned("yes", "1", unlisted="whatever runs"), True, "it stops whatever runs, and starts them again"),
     ],
-)  # fmt: skip
+)
 def test_what_becomes_of_the_guests_is_said(planned: Planned, again: bool, said: str) -> None:
     assert stopping(planned, again=again) == said
 
@@ -109,4 +110,4 @@ def test_what_an_earlier_version_has_answered_is_read() -> None:
     answer = answered(
         {"reboot": "yes", "boot_id": "1", "reasons": ["x"], "guests": "VM 103 (a)", "turn": False, "armed": ""}
     )
-    assert (answer.stops, in_short(answer.reasons, {})) == ("VM 103 (a)", "x")
+    assert (stopped(answer), in_short(answer.reasons, {})) == ("VM 103 (a)", "x")
