@@ -304,7 +304,7 @@ class PlannedReboot(Planned):
         """
         if self.reboot == "no":
             return "not needed"
-        stops = stopping(self.guests, again=self.reboot != "manual")
+        stops = stopping(self, again=self.reboot != "manual")
         by = "by you (reboot: manual)" if self.reboot == "manual" else "one"
         waits = f"; it waits: {self.cluster}" if self.cluster else ""
         starts = f"; it starts kernel {self.kernel}" if self.kernel else ""

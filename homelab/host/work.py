@@ -4,10 +4,9 @@ confirms it and compares it with what is wanted."""
 from __future__ import annotations
 
 import dataclasses
-import re
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from homelab.cards.mapping import judge_mapping
 from homelab.errors import HomelabError, UnreachableError, raise_all
@@ -15,7 +14,7 @@ from homelab.facts import kernel_log, names
 from homelab.facts.host import HostFacts
 from homelab.host import plan, stack_folder
 from homelab.host.judge import judge_host, verified
-from homelab.host.reboot import in_short, stopping
+from homelab.host.reboot import answered, in_short, stopped, stopping
 from homelab.host.resource import BootVerification, HostProbe
 from homelab.later import later
 from homelab.properties import mark_of, strings
@@ -25,7 +24,7 @@ from homelab.resources.work.plain import Properties
 from homelab.settings import Host
 from homelab.shapes import BootSeen
 from homelab.text import tell, tell_meanwhile
-from remote_scripts.both import cluster_turn, nothing, start_guests
+from remote_scripts.both import cluster_turn, nothing, reboot, start_guests
 from remote_scripts.both.stack_folder import Wanted as StackFolder
 
 if TYPE_CHECKING:  # of no use to a refresh
@@ -195,8 +194,6 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
 
 # For so long this run waits for the guests that the host starts, one after the other; the host goes on without it.
 STARTS_SECONDS = 900.0
-# A running guest in what the layer reboot answers: `VM 103 (Sandbox), container 901 (ai-lab)`. Names hold no brackets.
-_GUEST = re.compile(r"(?:VM|container) (\d+) \(")
 
 
 class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Outputs]):
@@ -205,28 +202,29 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
     resource = BootVerification
 
     def create(self, inputs: BootVerification.Inputs) -> BootVerification.Outputs:
-        return self._verified(inputs, scripts.answer(inputs.reboot))
+        return self._verified(inputs, answered(scripts.answer(inputs.reboot)))
 
     def update(
         self, inputs: BootVerification.Inputs, before: BootVerification.Inputs, outputs: BootVerification.Outputs
     ) -> BootVerification.Outputs:
         # The guests that an earlier reboot stopped were seen to then.
         is_over = inputs.reboot == before.reboot
-        verified = self._verified(inputs, scripts.answer(inputs.reboot) | ({"reboot": "no"} if is_over else {}))
+        answer = answered(scripts.answer(inputs.reboot) | ({"reboot": "no"} if is_over else {}))
+        verified = self._verified(inputs, answer)
         return replace(verified, boot=outputs.boot) if verified.boot_id == outputs.boot_id else verified
 
-    def _verified(self, inputs: BootVerification.Inputs, reboot: dict[str, Any]) -> BootVerification.Outputs:
-        """:param reboot: what the layer reboot answered."""
+    def _verified(self, inputs: BootVerification.Inputs, answer: reboot.Answer) -> BootVerification.Outputs:
+        """:param answer: of the layer reboot."""
         want = plan.Wanted(inputs.iommu_words, inputs.vfio_words, inputs.functions, [], inputs.gpus)
-        if reboot["reboot"] == "yes":
+        if answer.reboot == "yes":
             is_told = host_session.of(inputs.host).is_reboot_told
-            why = "" if is_told else f", because {in_short(reboot['reasons'], inputs.gpus)}"
-            tell(f"{inputs.host}: rebooting{why}; {stopping(reboot['guests'])}")
-        facts = _verify(self.host(inputs), inputs.host, reboot, want, self._managed_guests(inputs.host))
+            why = "" if is_told else f", because {in_short(answer.reasons, inputs.gpus)}"
+            tell(f"{inputs.host}: rebooting{why}; {stopping(answer)}")
+        facts = _verify(self.host(inputs), inputs.host, answer, want, self._managed_guests(inputs.host))
         groups = f", {facts.iommu.groups} IOMMU groups" if facts.iommu.groups else ""
         tell(f"{inputs.host}: verified: kernel {facts.kernel}{groups}{_bound(facts, inputs)}")
-        stopped = _GUEST.findall(reboot["guests"]) if reboot["reboot"] == "yes" else []
-        boot = BootSeen(id=facts.boot_id, stopped=[int(vmid) for vmid in stopped], at=int(time.time()))
+        ids = [guest.id for guest in answer.guests] if answer.reboot == "yes" else []
+        boot = BootSeen(id=facts.boot_id, stopped=ids, at=int(time.time()))
         return _outputs(facts, inputs, boot)
 
     def _managed_guests(self, name: str) -> start_guests.Wanted:
@@ -243,21 +241,19 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
         """Not now: a reboot ends whatever holds its host, which is taken again once the boot is confirmed."""
 
 
-def _verify(
-    host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted, managed: start_guests.Wanted
-) -> HostFacts:
+def _verify(host: Host, name: str, answer: reboot.Answer, want: plan.Wanted, managed: start_guests.Wanted) -> HostFacts:
     old_boot_id = None
-    if reboot["reboot"] == "yes":
-        old_boot_id = reboot["boot_id"]
-    elif reboot["reboot"] == "manual" and ssh.read(host).boot_id == reboot["boot_id"]:
+    if answer.reboot == "yes":
+        old_boot_id = answer.boot_id
+    elif answer.reboot == "manual" and ssh.read(host).boot_id == answer.boot_id:
         raise HomelabError(
-            wanted=f"{name} rebooted, because {in_short(reboot['reasons'], want.gpus)}",
-            found=f"it has not been since (reboot: manual); a reboot stops {reboot['guests'] or 'no running guest'}",
+            wanted=f"{name} rebooted, because {in_short(answer.reasons, want.gpus)}",
+            found=f"it has not been since (reboot: manual); a reboot stops {stopped(answer)}",
             why="only a reboot brings the boot configuration into effect; what depends on it waits",
             next=f"reboot {name} when it suits you, then run `pulumi up` again: it continues from here"
             + (
                 "; the next boot is a trial: another restart before it is confirmed leads back to what runs now"
-                if reboot["armed"]
+                if answer.armed
                 else ""
             ),
         )
@@ -269,9 +265,9 @@ def _verify(
         except HomelabError as error:
             # The boot is confirmed all the same; what would change something is refused.
             tell(f"{name}: note: {error.found}")
-    if reboot["turn"] and not facts.rolling_back:
+    if answer.turn and not facts.rolling_back:
         _end_turn(host, name)
-    if reboot["reboot"] == "yes" and not facts.rolling_back:
+    if answer.reboot == "yes" and not facts.rolling_back:
         # Of a boot that was given back this run changes nothing more.
         _start_guests(host, name, start_guests.Wanted() if facts.rolled_back else managed)
     if facts.rolled_back:

@@ -25,8 +25,9 @@ def of_guests(tree: Tree) -> list[str]:
     """The plan's lines about guests, and what is installed for cards."""
     wanted, facts = tree.wanted, tree.facts
     lines = [files.describe(wanted.host)] if wanted.host.downloads else []
+    restarted = [one.id for one in tree.reboot.guests] if tree.reboot and tree.reboot.reboot == "yes" else []
     for name, (wish, judged) in tree.vms.items():
-        lines += preview.lines(name, wanted.vms[name], wish, judged, facts)
+        lines += preview.lines(name, wanted.vms[name], wish, judged, facts, restarted)
     for container, (to_be, of_it) in tree.containers.items():
         lines += container_plan.lines(container, wanted.containers[container], to_be, of_it, facts)
     for place, of_leaving in tree.leaving.items():

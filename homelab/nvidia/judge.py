@@ -23,9 +23,8 @@ def installing(host: Host, containers: Iterable[Container]) -> list[str]:
     ]
 
 
-def steps(reading: SystemReading, stack: Nvidia | None, *, libraries: bool = False) -> list[str]:
-    """What the next `up` mends on a system, a line each, which begins with the layer: a refresh's drift, the preview's
-    lines, and what the doctor finds.
+def drift(reading: SystemReading, stack: Nvidia | None, *, libraries: bool = False) -> list[tuple[str, str]]:
+    """What the next `up` mends on a system: each layer with what differs, in words.
 
     :param stack: the one that is wanted there.
     :param libraries: packages for cards of other makers are wanted there.
@@ -36,9 +35,15 @@ def steps(reading: SystemReading, stack: Nvidia | None, *, libraries: bool = Fal
         *(("libraries",) if libraries else ()),
     ]
     return [
-        *(line for line in reading.drift if line.partition(":")[0] in wanted),
-        *(f"{layer}: there is no record of it" for layer in wanted if layer not in {*reading.steps, "boot"}),
+        *((layer, differs) for layer, differs in reading.drift if layer in wanted),
+        *((layer, "there is no record of it") for layer in wanted if layer not in {*reading.steps, "boot"}),
     ]
+
+
+def steps(reading: SystemReading, stack: Nvidia | None, *, libraries: bool = False) -> list[str]:
+    """The same, a line each, which begins with the layer: a refresh's drift, the preview's lines, and what the doctor
+    finds."""
+    return [f"{layer}: {differs}" for layer, differs in drift(reading, stack, libraries=libraries)]
 
 
 def judge_system(

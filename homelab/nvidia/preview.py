@@ -90,7 +90,7 @@ class Stack:
         reading = self.reading
         if self.errors or reading is None or not reading.asked:
             return False
-        changed = any(line.startswith("packages:") for line in judge.steps(reading, self.request.settings))
+        changed = any(layer == "packages" for layer, _ in judge.drift(reading, self.request.settings))
         return reading.asked == plan.wanted(self.request).digest and not changed
 
     def answered(self, said: Said) -> Stack:

@@ -96,7 +96,11 @@ def judge(found: Answer, wanted: Expected) -> tuple[StackInUse, list[HomelabErro
     }
     errors = list(_errors(found, wanted, cards, release))
     # A container that failed for this reason has the same error.
-    if versions and driver not in (None, versions) and not any("CDI spec" in error.wanted for error in errors):
+    if (
+        versions
+        and driver not in (None, versions)
+        and not any(one.symptom.startswith(_OF_SPECIFICATION) for one in errors)
+    ):
         errors.append(
             wanted.error(
                 f"a CDI specification of the driver that runs, {driver}",
@@ -175,6 +179,8 @@ _NO_IMAGE = re.compile(
     r"|toomanyrequests|pinging container registry|manifest unknown|received unexpected HTTP status: 5",
     re.IGNORECASE,
 )
+# How the names of symptoms of the CDI specification begin.
+_OF_SPECIFICATION = "specification-"
 # A message of the loader, for the library itself or one that it needs.
 _NOT_THERE = "cannot open shared object file"
 # The programs that are tried.
@@ -228,7 +234,7 @@ def _errors(
         ]
     if found.uvm and found.uvm.status and cards:
         # The kernel's reason for a device node tells more than the CUDA program, which failed for the same one.
-        program_errors = [error for error in program_errors if not error.wanted.endswith("/dev/nvidia-uvm")]
+        program_errors = [error for error in program_errors if error.symptom != "uvm-missing"]
         yield _refused(wanted, found.uvm)
     yield from program_errors
     if found.container and _succeeded("container", found.container):

@@ -58,14 +58,14 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
         if system is None:
             return outputs
         reading, has_agent = system
-        drift = judge.steps(reading, Nvidia.model_construct(**inputs.nvidia))
+        stack = Nvidia.model_construct(**inputs.nvidia)
         old, new = outputs.facts, facts_of(reading, inputs.target)
         changed = [key for key in new if old.get(key) != new.get(key)]
         told = [f"{key.replace('_', ' ')} is {new.get(key)} instead of {old.get(key)}" for key in changed]
         told += [] if has_agent else ["this program's agent there is missing, or another one"]
-        for difference in [*drift, *told]:
+        for difference in [*judge.steps(reading, stack), *told]:
             tell(f"{name}: drift: {difference}")
-        drifted = {line.partition(":")[0] for line in drift}
+        drifted = {layer for layer, _ in judge.drift(reading, stack)}
         # Mended, the packages' step may answer as it did before (another try after a way back); whether a boot is
         # needed is looked at anew.
         drifted |= {"boot"} if "packages" in drifted else set()

@@ -30,6 +30,7 @@ from remote_scripts.both.card_values import Wanted as CardValues
 from remote_scripts.both.cmdline import Wanted as Cmdline
 from remote_scripts.both.handover import Wanted as Handover
 from remote_scripts.both.needed import Wanted as Needed
+from remote_scripts.tools.plain import of_plain
 
 # How long a host may be out of reach, or its API, while nothing is changed, in seconds.
 PATIENCE_SECONDS = 2.0
@@ -87,7 +88,7 @@ def _with_files(session: ssh.Session, tree: Tree) -> Tree:
     writing = _writing(host, want, tree.wanted.containers.values(), values, tree.facts, tree.wanted.vms)
     *written, restart = session.plan([*writing, ("reboot", to_be)])
     files = [plan.PlannedFile(**file) for answer in written for file in answer["files"]]
-    return replace(tree, files=files, reboot=plan.PlannedReboot(**restart))
+    return replace(tree, files=files, reboot=of_plain(plan.PlannedReboot, restart))
 
 
 def _of_new_guests(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from homelab.errors import HomelabError, UnreachableError
+from homelab.errors import HomelabError, NotConfirmedError, UnreachableError
 from homelab.remote.logins import RETRY_SECONDS
 from homelab.remote.ssh import Session
 from homelab.settings import Host
@@ -22,8 +22,6 @@ SHORT_SECONDS = 15
 CONFIRM_SECONDS = 300.0
 # Attempts to read a host whose boot is confirmed.
 READ_TRIES = 3
-# The begin of the layer confirm_boot's error whose cause doesn't go away by itself.
-NOT_CONFIRMED = "this boot confirmed"
 # Between two lines for the user that the host is waited for.
 TELL_SECONDS = 5.0
 # How long an open connection is watched for its end, by which a host's shutdown shows, before the boot id is asked for
@@ -190,7 +188,7 @@ class _Confirmation:
         :raises HomelabError: the boot can't be confirmed for a reason that stays, or READ_TRIES readings of a confirmed
             boot failed.
         """
-        if error.wanted.startswith(NOT_CONFIRMED):
+        if isinstance(error, NotConfirmedError):
             raise error
         if not self._reading:
             return

@@ -14,13 +14,14 @@ from typing import Any, TypeVar
 import asyncssh
 
 from homelab.cards import resolving
-from homelab.errors import HomelabError, NoPythonError, UnreachableError
+from homelab.errors import HomelabError, NoPythonError, NotConfirmedError, NotStartedError, UnreachableError
 from homelab.facts import host as facts
 from homelab.facts.kernel_log import filter_of_lines
 from homelab.remote import agent, loop, scripts
 from homelab.remote.logins import COMMANDS, login_of, unreachable
 from homelab.settings import Host
 from remote_scripts.both import read_host
+from remote_scripts.tools.errors import NotConfirmed, NotStarted
 from remote_scripts.tools.places import PYTHON
 from remote_scripts.tools.state import limit_of
 
@@ -470,12 +471,14 @@ def _is_answer(line: bytes) -> bool:
 # A shell's exit status for a program that isn't there, which it names.
 _NOT_FOUND = 127
 _PYTHON = PYTHON.split()[0]
+# The exit status of this program's part on a host -> the error.
+_BY_STATUS = {1: HomelabError, NotConfirmed.status: NotConfirmedError, NotStarted.status: NotStartedError}
 
 
 def _failed(verb: str, output: str, log: str, status: int) -> HomelabError:
     message = _MESSAGE.search(output)
     if message:
-        return HomelabError(**message.groupdict())
+        return _BY_STATUS.get(status, HomelabError)(**message.groupdict())
     if status == _NOT_FOUND and _PYTHON in log:
         return NoPythonError(
             wanted="Python on that system",

@@ -57,13 +57,19 @@ def judge(name: str, vm: Vm, wish: Wish, seen: SeenVm, facts: HostFacts, stack: 
     return replace(judged, against=[*keep, *judged.against])
 
 
-def lines(name: str, vm: Vm, wish: Wish, judged: JudgedGuest, facts: HostFacts) -> list[str]:
-    """A VM's lines of a host's plan; arguments as of `judge`."""
+def lines(
+    name: str, vm: Vm, wish: Wish, judged: JudgedGuest, facts: HostFacts, restarted: Collection[int] = ()
+) -> list[str]:
+    """A VM's lines of a host's plan; others as of `judge`.
+
+    :param restarted: ids of the guests that the host's restart stops, and starts again.
+    """
     its_cards = ", ".join(card.in_place_of("") for card in wish.cards) or "no card"
     found = [f"  VM {vm.vmid} ({name}): created with {its_cards}"]
     if config := facts.guests.config(vm.vmid):
         # What changes of the rest of one that was made here, its own resource says.
         same = "no change" if vm.create is None else "no change for its cards"
+        same = "the host's restart stops it, and starts it again" if vm.vmid in restarted else same
         found = [
             _head(name, config, judged, same="what is noted of it is renewed" if judged.steps else same),
             *(f"    {step}" for step in judged.steps),

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from homelab.errors import HomelabError, elsewhere, raise_all
+from homelab.errors import HomelabError, NotStartedError, elsewhere, raise_all
 from homelab.host import gates, ha
 from homelab.remote.ledger import stack_of
 from homelab.remote.proxmox import guest_address
@@ -61,7 +61,7 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
                 address = guest_address.by_agent(self.api(inputs), vmid, inputs.vm) if done.runs else ""
         except HomelabError as error:
             error.outputs = begun
-            if error.wanted.startswith(f"VM {vmid} started"):
+            if isinstance(error, NotStartedError):
                 raise started.explained(error, host, vmid, places) from error
             raise
         return VmCards.Outputs(

@@ -119,6 +119,6 @@ def _boot_lacks(source: Source, loader: Loader | None) -> list[str] | None:
 
     def reasons() -> list[str] | None:
         wanted = reboot_required.noted(system)
-        return None if wanted is None else reboot_required.check(system, wanted, loader)
+        return None if wanted is None else [one.said for one in reboot_required.check(system, wanted, loader)]
 
     return source.noting(reboot_required.NOTE.path, reasons, None)

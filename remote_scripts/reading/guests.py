@@ -11,7 +11,6 @@ from remote_scripts.pve.guest_conf import MAPPINGS
 from remote_scripts.pve.properties import address
 from remote_scripts.reading.answer import Cluster, GuestConfig, Guests, HaFiles
 from remote_scripts.reading.source import Source
-from remote_scripts.tools.errors import Failure
 
 _PVE = "/etc/pve"
 _FOLDERS = {"vm": f"{_PVE}/qemu-server", "lxc": f"{_PVE}/lxc"}
@@ -32,11 +31,7 @@ def guests(source: Source, *, running: bool) -> Guests:
 
     :param running: also which run.
     """
-    ids, unlisted = list[int](), ""
-    try:
-        ids = [guest.id for guest in running_guests.running(source.system)] if running else []
-    except Failure as failure:
-        unlisted = failure.found
+    found, unlisted = running_guests.listed(source.system) if running else ([], "")
     configs = []
     for kind, folder in _FOLDERS.items():
         for name in filter(_CONF.fullmatch, source.names(folder)):
@@ -46,7 +41,7 @@ def guests(source: Source, *, running: bool) -> Guests:
             lines = passed_on(text) if kind == "lxc" else _lines_of_vm(sections_of(text))
             configs.append(GuestConfig(kind, int(name.removesuffix(".conf")), lines))
     return Guests(
-        running=ids,
+        running=[guest.id for guest in found],
         unlisted=unlisted,
         configs=configs,
         mappings=source.passed_on(MAPPINGS),

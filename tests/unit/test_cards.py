@@ -441,7 +441,7 @@ def test_a_card_that_the_iommu_leaves_out_is_refused() -> None:
 
 def lines_of(facts: HostFacts, host: Host) -> str:
     want, told = plan.wanted(facts, host), judge.judge_host(facts, host).remarks
-    return plan.describe("pve", facts, host, want, plan.PlannedReboot("no", "1", [], ""), remarks=told)
+    return plan.describe("pve", facts, host, want, plan.PlannedReboot("no", "1"), remarks=told)
 
 
 def test_a_group_is_said_of_each_function() -> None:

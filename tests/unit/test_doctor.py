@@ -700,8 +700,9 @@ def test_refresh_preview_and_doctor_say_the_same_of_what_is_installed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    pairs = tuple((layer, differs) for layer, _, differs in (line.partition(": ") for line in drift))
     system, stack = (
-        replace(BARE, steps=tuple(steps.split()), drift=drift),
+        replace(BARE, steps=tuple(steps.split()), drift=pairs),
         {"driver": "580", "containerToolkit": "docker"},
     )
     seen = reading(installed=system)
@@ -725,7 +726,7 @@ def test_refresh_preview_and_doctor_say_the_same_of_what_is_installed(
 
 def test_where_the_preview_refuses_the_stack_its_next_step_is_the_cure() -> None:
     lxc = settings({"rtx5090": {"match": "10de:2b85", "use": "lxc"}}, nvidia={"driver": "565"})
-    seen = reading(installed=replace(BARE, drift=("packages: an update was cut short",)))
+    seen = reading(installed=replace(BARE, drift=(("packages", "an update was cut short"),)))
     judged = tree(seen.facts, lxc)
     of_host = preview.of_host("pve", lxc, seen.facts, judged.want, BARE)
     assert of_host is not None
@@ -756,7 +757,8 @@ def test_a_system_that_can_not_be_read_is_a_finding_of_its_own() -> None:
 @pytest.mark.parametrize("drift", ["packages: the libraries are 580.95.05, they were 580.105.08", ""])
 def test_a_container_of_the_settings_is_told_what_a_refresh_tells(drift: str) -> None:
     torn = inside(NODES).replace(LIBRARY, LIBRARY.replace("580.105.08", "580.95.05"))
-    installed = replace(BARE, steps=("packages",), drift=(drift,) * bool(drift))
+    differs = (("packages", drift.removeprefix("packages: ")),)
+    installed = replace(BARE, steps=("packages",), drift=differs * bool(drift))
     (finding,) = diagnose_container(reading(DEVICE_LINES, torn, installed=installed), nvidia={}).findings
     assert finding.turn is (Turn.UP if drift else Turn.PERSON)
     if drift:
@@ -776,7 +778,7 @@ def test_that_homelab_installs_no_libraries_in_a_container_of_the_settings_is_a_
 
 
 def test_what_is_installed_in_a_vm_is_judged_with_it() -> None:
-    vm, cut_short = with_vm(), "packages: an update was cut short"
+    vm, cut_short = with_vm(), ("packages", "an update was cut short")
     login = {"address": "192.0.2.9", "ssh": {"hostKey": KEY, "agent": True}}
     wanted = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["gpu"], "nvidia": {}, **login})
     for drift in ((), (cut_short,)):
@@ -784,7 +786,7 @@ def test_what_is_installed_in_a_vm_is_judged_with_it() -> None:
         seen = replace(vm, facts=replace(vm.facts, systems=systems))
         report = diagnose_vm(seen, MAPPED, {"sandbox": wanted})
         told = [(one.found, one.stage, one.turn) for one in report.findings]
-        assert told == [(cut_short, Stage.INSIDE, Turn.UP)] * bool(drift)
+        assert told == [(": ".join(cut_short), Stage.INSIDE, Turn.UP)] * bool(drift)
 
 
 # -- reports -----------------------------------------------------------------------------------------------------------

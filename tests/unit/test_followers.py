@@ -34,7 +34,7 @@ class World:
 
     def __init__(self, **offers: tuple[str, ...]) -> None:
         self.offers = {0: BOTH, 901: BOTH, 950: BOTH} | {int(name[1:]): found for name, found in offers.items()}
-        self.there, self.asked, self.drift, self.wanted = OLD, "", list[str](), {"driver": "595"}
+        self.there, self.asked, self.drift, self.wanted = OLD, "", list[list[str]](), {"driver": "595"}
         self.fails: dict[str, HomelabError] = {}
         self.calls: list[str] = []
 
@@ -163,10 +163,10 @@ def test_a_system_that_is_as_it_is_wanted_is_not_asked() -> None:
     world.asked = plan.wanted(request_of(world, driver="590")).digest
     assert on_host(world, "590").is_done and not world.calls
     on_host(world, "595")  # something else is wanted now
-    world.drift = ["boot: no module is loaded"]
+    world.drift = [["boot", "no module is loaded"]]
     on_host(world, "590")  # no package is missing
     assert len(world.calls) == 1
-    world.drift = ["packages: nvidia-kernel-open-dkms is gone"]
+    world.drift = [["packages", "nvidia-kernel-open-dkms is gone"]]
     on_host(world, "590")
     assert len(world.calls) == 2
 

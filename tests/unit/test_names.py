@@ -59,6 +59,6 @@ def test_an_output_that_the_host_knew_no_name_for_has_the_tables() -> None:
 def test_plan_and_refusals_call_a_card_the_same() -> None:
     facts = desktop()
     want = plan.wanted(facts, settings())
-    text = plan.describe("pve", facts, settings(), want, plan.PlannedReboot("no", "1", [], ""))
+    text = plan.describe("pve", facts, settings(), want, plan.PlannedReboot("no", "1"))
     assert "rtx5090: RTX 5090 [10de:2b85] at 0000:01:00, for vm:" in text
     assert "RTX 5090, 10de:2b85" in facts.describe(facts.by_address["0000:01:00.0"])

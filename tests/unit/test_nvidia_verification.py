@@ -165,6 +165,12 @@ def test_a_specification_of_another_driver_is_an_error(text: str, what: str, how
     assert "580.105.08" in error.wanted and what in error.found and how in error.next
 
 
+@pytest.mark.parametrize("name", [name for name in TEXTS if name.startswith("specification-")])
+def test_of_a_specification_one_error_is_enough(name: str) -> None:
+    (error,) = errors(cdi="/etc/cdi/nvidia.yaml 580.95.05", container=done(TEXTS[name][0], 1))
+    assert error.symptom == name
+
+
 @pytest.mark.parametrize("text", [None, "", "/etc/cdi/management.yaml "], ids=["unused", "none", "without libraries"])
 def test_nothing_is_said_of_a_specification_that_names_no_driver(text: str | None) -> None:
     output, said = judge(found(cdi=text), WANTED)
@@ -400,7 +406,8 @@ def test_a_program_that_ends_well_and_says_nothing_hasnt_passed() -> None:
 )
 def test_why_an_ordinary_user_cant_use_cuda(target: Any, reason: str, words: str) -> None:
     text = f"/dev/nvidiactl: opened\n/dev/nvidia-uvm: {reason}\n/dev/nvidia0: {reason}\n"
-    (error,) = errors(replace(WANTED, target=target), uvm=done(text, 1))
+    missing = done("CUDA error 999: unknown error", 1)
+    (error,) = errors(replace(WANTED, target=target), uvm=done(text, 1), program=missing)
     assert words in error.why + error.next
     assert error.found == f"/dev/nvidia-uvm: {reason}; /dev/nvidia0: {reason}"
 

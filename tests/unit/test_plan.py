@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -11,6 +11,8 @@ from homelab.cards import values as card_values
 from homelab.errors import HomelabError, raise_all
 from homelab.facts.host import HostFacts
 from homelab.host import gates, plan
+from remote_scripts.both.reboot import Reason
+from remote_scripts.pve.guest_kinds import Running
 from tests.rows import rows
 from tests.unit.hosts import cmdline, desktop, device, gpu, settings
 
@@ -246,7 +248,7 @@ def test_the_verification_says_which_check_failed(changes: dict[str, Any], wante
 
 
 def reboot(decision: Any = "no", reasons: tuple[str, ...] = ()) -> plan.PlannedReboot:
-    return plan.PlannedReboot(decision, "1", list(reasons), "VM 103 (Sandbox)")
+    return plan.PlannedReboot(decision, "1", tuple(map(Reason, reasons)), (Running("qm", 103, "Sandbox"),))
 
 
 def test_the_plan_tells_people_what_would_happen() -> None:
@@ -293,8 +295,9 @@ def test_the_plan_says_that_a_card_goes_back_to_its_driver() -> None:
 
 def test_the_plan_says_that_a_card_goes_from_nouveau_to_the_driver_that_its_reboot_is_for() -> None:
     host = settings({"gpu": {"match": "10de:2b85", "use": "lxc"}}, nvidia={"driver": "580"})
-    why = ("0000:01:00.0 is on nouveau, not on NVIDIA's driver",)
-    text = plan.describe("pve", desktop(), host, plan.wanted(desktop(), host), reboot("yes", why))
+    why = Reason("0000:01:00.0 is on nouveau", function="0000:01:00.0", driver="NVIDIA's driver")
+    needed = replace(reboot("yes"), reasons=(why,))
+    text = plan.describe("pve", desktop(), host, plan.wanted(desktop(), host), needed)
     assert "0000:01:00.0 [10de:2b85] nouveau -> NVIDIA's driver\n" in text
     assert "goes to NVIDIA's driver" in text
 
@@ -311,9 +314,9 @@ def test_the_plan_of_a_finished_host_has_nothing_in_it() -> None:
         (reboot(), "not needed"),
         (reboot("yes", ("a", "b")), "one, because a, and b; it stops VM 103 (Sandbox), and starts it again"),
         (reboot("manual", ("a",)), "by you (reboot: manual), because a; it stops VM 103 (Sandbox)"),
-        (plan.PlannedReboot("yes", "1", ["a"], ""), "one, because a; it stops no running guest"),
+        (plan.PlannedReboot("yes", "1", (Reason("a"),)), "one, because a; it stops no running guest"),
         (
-            plan.PlannedReboot("yes", "1", ["a"], "", kernel="6.17.2-1-pve (6.14.11-4-pve runs now)"),
+            plan.PlannedReboot("yes", "1", (Reason("a"),), kernel="6.17.2-1-pve (6.14.11-4-pve runs now)"),
             "one, because a; it stops no running guest; it starts kernel 6.17.2-1-pve (6.14.11-4-pve runs now)",
         ),
     ],
@@ -331,7 +334,7 @@ def test_the_plan_shows_how_a_file_differs_and_of_a_long_one_the_beginning() -> 
         plan.PlannedFile("made", "/boot/grub/grub.cfg"),
     ]
     want = plan.wanted(desktop(), settings())
-    text = plan.describe("pve", desktop(), settings(), want, plan.PlannedReboot("no", "1", [], ""), files)
+    text = plan.describe("pve", desktop(), settings(), want, plan.PlannedReboot("no", "1"), files)
     assert (
         "  changes /etc/a\n      @@ -1 +1 @@\n      -quiet\n      +quiet amd_iommu=on\n  writes /etc/b\n      +0\n"
         in text

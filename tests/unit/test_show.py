@@ -46,7 +46,7 @@ def show(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tree.TreeNode]:
         facts: HostFacts, vms: Any = None, containers: Any = None, gpus: Any = None, **host: Any
     ) -> tree.TreeNode:
         found = parse({"hosts": {"pve": settings(gpus, **host)}, "vms": vms or {}, "containers": containers or {}})
-        reboot = {"reboot": "no", "boot_id": "1", "reasons": [], "guests": ""}
+        reboot = {"reboot": "no", "boot_id": "1"}
         session = SimpleNamespace(read=lambda **_: facts, plan=lambda of: [{"files": []}] * len(of[1:]) + [reboot])
         session.ask = lambda *_: {"mistakes": {}}
         monkeypatch.setattr(ssh, "Session", lambda *_: session)

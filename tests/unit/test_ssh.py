@@ -29,7 +29,7 @@ from pulumi.runtime.proto.resource_pb2_grpc import ResourceMonitorStub
 
 from homelab import text
 from homelab.cli import access
-from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
+from homelab.errors import HomelabError, LoginRefusedError, NotConfirmedError, NotStartedError, UnreachableError
 from homelab.reading import systems
 from homelab.remote import agent as asking
 from homelab.remote import boots, logins, loop, ssh
@@ -370,13 +370,15 @@ def test_the_lines_of_a_log_are_heard_while_the_script_goes_on(tmp_path: Path) -
     assert heard == ["waiting for HA: 5 s", "note: caf\ufffd"]
 
 
-def test_a_script_that_is_not_read_but_answers_is_heard(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("status", "kind"), [(1, HomelabError), (3, NotConfirmedError), (4, NotStartedError)])
+def test_a_script_that_is_not_read_but_answers_is_heard(tmp_path: Path, status: int, kind: type[HomelabError]) -> None:
     async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
         process.stdout.write(b"wanted: a\nfound:  b\nwhy:    c\nnext:   d\n")
-        process.exit(1)
+        process.exit(status)
 
-    with pytest.raises(HomelabError, match="wanted: a\nfound:  b"):
+    with pytest.raises(HomelabError, match="wanted: a\nfound:  b") as told:
         talk(tmp_path, serve)
+    assert told.type is kind
 
 
 def test_a_command_that_never_ends_is_given_up(tmp_path: Path) -> None:
@@ -604,9 +606,7 @@ OFF = UnreachableError(wanted="a connection", found="nothing answers", why="", n
 NO_KEYS = HomelabError(wanted="to log in", found="refused: Permission denied", why="", next="")
 HANGS = UnreachableError(wanted="a connection", found="the script has not ended", why="", next="")
 FAILING = {
-    "broken": HomelabError(
-        wanted="this boot confirmed: armed removed", found="a read-only file system", why="", next=""
-    ),
+    "broken": NotConfirmedError(wanted="armed removed", found="a read-only file system", why="", next=""),
     "cut": HomelabError(wanted="the command to apply to succeed", found="exit status 137", why="", next=""),
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,7 @@ def heard(state: State, monkeypatch: pytest.MonkeyPatch) -> Heard:
     one, vms, containers = known.hosts["pve"], known.vms, known.containers
     had = plan.wanted(desktop(SMALL), one)
     read = reading(state["container"], inside(NODES) if state["901 runs"] else None, facts=seen(state, had))
-    facts, reboot = read.facts, asdict(plan.PlannedReboot("no", "1", [], ""))
+    facts, reboot = read.facts, {"reboot": "no", "boot_id": "1"}
     monkeypatch.setattr(stack_options, "read", lambda _: StackFile(Path("p", "Pulumi.s.yaml"), values))
     monkeypatch.setattr(stack_options, "noted", lambda *_: "p/s")
     monkeypatch.setattr(diagnosis, "read", lambda *_: read)
