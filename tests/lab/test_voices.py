@@ -336,59 +336,7 @@ _KILLED = dict.fromkeys(
 )
 _LIBRARIES = "the doctor alone says that a container without `nvidia` has no libraries of NVIDIA's"
 #: What differs so far, likewise: whoever mends it takes it out.
-KNOWN: dict[str, dict[str, str]] = {
-    "a refresh's step is the doctor's": _FOLDER
-    | dict.fromkeys(_REMOVED, "a refresh says that the guest is gone, the doctor that `up` refuses")
-    | {
-        "the card absent": "a refresh compares functions, the doctor looks for the card",
-        "a line gone, with libraries": "a refresh compares NVIDIA's cards in the container, too",
-    },
-    "the doctor's step is a refresh's": {
-        "the card absent": "a refresh compares functions, the doctor looks for the card",
-        "the card with nouveau": "a refresh compares with the last plan, the doctor makes another: now this program is to bind the card",
-    },
-    "the doctor is well where nothing is to do": _FOLDER
-    | dict.fromkeys(
-        ("seen by another stack", "the state lost"), "only the preview asks whether this stack has had an `up`"
-    )
-    | _KILLED,
-    "what a person meets is a refresh's": {
-        "a container": _LIBRARIES,
-        "in turn": _LIBRARIES,
-        "the mapping of another slot": "the doctor judges the VM by what the mapping names",
-        "an owner's mapping gone": "a refresh tells a VM's steps, and not what a person meets",
-        "started twice, then off": "the doctor takes the last task for a start that has failed",
-        "the VM removed": "the doctor says it twice",
-        "the other removed": "the doctor says it twice",
-        "the card absent": "a refresh tells a VM's steps, and not what a person meets",
-    },
-    "what a refresh finds is told": _KILLED,
-    "the doctor says what is refused": _WHOLE_PLAN
-    | {"the VM has it, the timer off": "the doctor drops the refusal that a card is away"},
-    "show says what is refused": _WHOLE_PLAN
-    | dict.fromkeys(
-        ("the VM has it", "the VM has it, a line gone"),
-        "show refuses a whole plan, which no `up` makes where nothing has drifted",
-    ),
-    "a step has its sign": {"taken out while it runs": "show counts what waits for a restart as there"},
-    "a preview agrees with itself": {
-        "words gone, rebooted": "drivers are compared as they are, the reboot by the words"
-    },
-    "an `up` refuses what its preview does": dict.fromkeys(
-        (*_REMOVED, *_LOCKED, *_WHOLE_PLAN, "killed at the words", "killed at the mapping"),
-        "an `up` mends the host, and fails at the guest, if it drifted: of a probe that isn't stale nothing is planned",
-    ),
-    "a preview's steps are a refresh's": _KILLED,
-    "an `up` does what its preview says": {
-        "a module gone, off": "nobody makes the nodes of a module that isn't loaded"
-    },
-    "an `up` ends it": {"a module gone, off": "nobody makes the nodes of a module that isn't loaded"},
-    "an `up` leaves nothing new for a person": {
-        "in turn": _LIBRARIES,
-        "no initramfs": "the doctor names what is missing otherwise once the menu is made again",
-        "an owner's line": "the doctor asks for rules of the nodes that an owner's line mounts, which `up` gives as it is",
-    },
-}
+KNOWN: dict[str, dict[str, str]] = {}
 
 
 @dataclass
