@@ -127,10 +127,6 @@ def put(owner: str) -> str:
     return f"{_source(f'{PACKAGE}.put_agent')}\nput({place(owner)!r}, {_archive_text()!r})\n"
 
 
-# The command line that fails in a login shell that doesn't understand root's of `command`, such as fish.
-TO_TRY = '[ -n "$HOMELAB_ROOT" ] || { :; }'
-
-
 def command_to_put(user: str) -> str:
     """The command line that takes the program of `put` from standard input."""
     return _as_root(f"{PYTHON} -", user)
