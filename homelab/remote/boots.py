@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from homelab.errors import HomelabError, UnreachableError
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 SHORT_SECONDS = 15
 # For so long a boot is confirmed: another run is waited for, then grub-mkconfig takes 15 s and more for each menu.
 CONFIRM_SECONDS = 300.0
-# Attempts to read a host whose boot is confirmed.
-READ_TRIES = 3
 # The begin of the layer confirm_boot's error whose cause doesn't go away by itself.
 NOT_CONFIRMED = "this boot confirmed"
 # Between two lines for the user that the host is waited for.
@@ -49,16 +48,13 @@ def confirm(
     :raises HomelabError: as of `wait_for_boot`.
     """
     reading = None
-    confirmation = _Confirmation(say)
     if old_boot_id is None:
         session = Session(host)
         session.connect()
-        try:
-            reading = confirmation.read(session, None, 0)
-        except UnreachableError as error:  # it may have been going down from its trial just then
-            confirmation.failed(error)
+        with suppress(UnreachableError):  # it may be going down from its trial just now
+            reading = _Confirmation(say).read(session, None, 0)
     if reading is None:
-        reading = wait_for_boot(host, old_boot_id, say, on_wait, confirmation)
+        reading = wait_for_boot(host, old_boot_id, say, on_wait)
     while reading.rolling_back:
         say(f"it ends its boot on trial ({reading.rolled_back}), and restarts: waiting for that")
         try:
@@ -74,7 +70,6 @@ def wait_for_boot(
     old_boot_id: str | None,
     say: Callable[[str], None],
     on_wait: Callable[[str], None] | None = None,
-    confirmation: _Confirmation | None = None,
 ) -> facts.HostFacts:
     """Waits for a boot with another id than `old_boot_id`, confirms it, and returns the first reading of it.
 
@@ -83,13 +78,12 @@ def wait_for_boot(
     :param old_boot_id: None: any boot will do.
     :param say: shows a line to the user.
     :param on_wait: shows a line every few seconds while waiting; by default, `say` does.
-    :param confirmation: the attempts so far.
     :raises UnreachableError: the host didn't come back in all that time.
     :raises HomelabError: in all that time it refused the login, showed another host key, or couldn't be read; or the
-        agent says why the boot can't be confirmed; or the boot is confirmed, but the host can't be read.
+        agent says why the boot can't be confirmed.
     """
     started = time.monotonic()
-    confirmation = confirmation or _Confirmation(say)
+    confirmation = _Confirmation(say)
     patience = host.timeouts.reboot
     # One reading that hangs, on a host that has just come up, must not take all the time in which it is waited for.
     seconds = min(host.timeouts.api, max(SHORT_SECONDS, host.timeouts.rollback / 3))
@@ -104,10 +98,10 @@ def wait_for_boot(
                 return reading
             last_problem, last_refusal = "it answers, but has not rebooted", None
         except UnreachableError as error:
-            confirmation.failed(error)
             last_problem, last_refusal = error.found, None
         except HomelabError as error:
-            confirmation.failed(error)
+            if error.wanted.startswith(NOT_CONFIRMED):
+                raise
             # The host is on its way down or up. Root's keys lie in /etc/pve, which may not be there yet. An initramfs
             # that asks for a disk's passphrase over SSH has its own host key. The shutdown may have ended a command of
             # the script.
@@ -119,7 +113,8 @@ def wait_for_boot(
             (on_wait or say)(f"waiting for the host: {last_told - started:.0f} s")
         if time.monotonic() - started > patience:
             if extended or confirmation.boot:
-                raise last_refusal or _never_back(host, last_problem, time.monotonic() - started)
+                waited = time.monotonic() - started
+                raise last_refusal or _never_back(host, last_problem, waited, confirmation.boot)
             extended = True
             patience = host.timeouts.boot
             say(
@@ -157,8 +152,6 @@ class _Confirmation:
     def __init__(self, say: Callable[[str], None]) -> None:
         self.boot = ""
         self._say = say
-        self._reading = False
-        self._tries = 0
 
     def read(self, session: Session, old_boot_id: str | None, seconds: float) -> facts.HostFacts | None:
         """Confirms the boot and returns a reading; None: the host runs the old boot, or restarted between the
@@ -175,42 +168,20 @@ class _Confirmation:
         if answer["judged"]:
             self._say(answer["judged"])
             session.ask("apply", "confirm_boot", dataclasses.replace(wanted, told=answer["judged"]), CONFIRM_SECONDS)
-        if answer["confirmed"] != self.boot:
-            self.boot, self._tries = answer["confirmed"], 0
-        self._reading = True
+        self.boot = answer["confirmed"]
         reading = session.read(lspci=True, kernel_log=True, seconds=seconds)
-        self._reading = False
         if reading.rolled_back or reading.rolling_back or reading.boot_id == self.boot:
             return reading
         return None
 
-    def failed(self, error: HomelabError) -> None:
-        """Counts an attempt that failed: the script did, or there was no connection, or it was lost.
 
-        :raises HomelabError: the boot can't be confirmed for a reason that stays, or READ_TRIES readings of a confirmed
-            boot failed.
-        """
-        if error.wanted.startswith(NOT_CONFIRMED):
-            raise error
-        if not self._reading:
-            return
-        self._reading = False
-        self._tries += 1
-        if self.boot and self._tries >= READ_TRIES:
-            raise HomelabError(
-                wanted="a host read whose boot is confirmed",
-                found=f"{self._tries} times: {error.found}",
-                why=f"so it isn't known whether it has what was configured. Boot {self.boot} is confirmed: the host "
-                "doesn't take it back",
-                next="log in, and see what hangs (`lspci`, `dmesg`, a disk); then run `pulumi up` again",
-            ) from None
-
-
-def _never_back(host: Host, last_problem: str, waited: float) -> UnreachableError:
+def _never_back(host: Host, last_problem: str, waited: float, confirmed: str) -> UnreachableError:
     return UnreachableError(
         wanted=f"{host.address} back after its reboot",
         found=f"after {waited:.0f} s: {last_problem}",
-        why="its kernel may hang. If its boot was on trial, the host's default is what it had before",
+        why=f"boot {confirmed} is confirmed, and the host doesn't take it back; something in it hangs"
+        if confirmed
+        else "its kernel may hang. If its boot was on trial, the host's default is what it had before",
         next="look at its screen or its remote console, then switch it off and on: it starts with its default; "
         "when it is back, run `pulumi up --refresh`",
     )
