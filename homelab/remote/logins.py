@@ -327,7 +327,7 @@ def unreachable(host: Host, error: Exception) -> UnreachableError:
         wanted=f"an SSH connection to {host.address}:{host.ssh.port}",
         found=in_words(error),
         why="the host can be neither read nor changed",
-        next="see whether it is switched on and connected to this network, and run `pulumi up` again",
+        next="see whether it is switched on and connected to this network, then run the same command again",
     )
 
 

@@ -150,8 +150,8 @@ def no_answer(host: Host, wanted: str, error: NoAnswerError, *, reads: bool) -> 
         else "it isn't known whether a change was carried out"
         if error.sent
         else "nothing was asked of the node",
-        next="see whether pvedaemon runs on the host (`systemctl status pvedaemon`); then run `pulumi up` again: it "
-        "continues from what is there",
+        next="see whether pvedaemon runs on the host (`systemctl status pvedaemon`), then run the same command "
+        "again: it continues from what is there",
         status=0,
         reason=str(error),
     )

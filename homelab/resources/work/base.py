@@ -78,12 +78,8 @@ class StackTexts:
         return [peer for peer, host in hosts.items() if cluster and host.cluster == cluster and peer != name]
 
     def host_names(self) -> list[str]:
-        """The names of the hosts that the settings have, whatever else they say; none where they can't be read."""
-        try:
-            hosts = json.loads(self.texts.get("hosts") or "{}")
-        except ValueError:
-            return []
-        return sorted(hosts) if isinstance(hosts, dict) else []
+        """The names of the hosts that the settings have, whatever else they say."""
+        return sorted(json.loads(self.texts.get("hosts") or "{}"))
 
     def _settings(self, *guests: str) -> Settings:
         return parse({key: self.texts[key] for key in ("hosts", *guests) if self.texts.get(key)})
@@ -149,16 +145,6 @@ def _cant_be_undone(host: str, error: HomelabError) -> HomelabError:
         f"`pulumi destroy --continue-on-error`. If {host} won't come back, run that first, then forget it with all "
         f"that depends on it (`pulumi state delete --target-dependents 'URN of {host}-probe'`, which `pulumi stack "
         "--show-urns` lists) and take it out of homelab:hosts: what is on its disks stays as it is",
-    )
-
-
-def _lost_meanwhile(error: UnreachableError) -> UnreachableError:
-    # What a `destroy` says of a host that answered at first.
-    return error.retold(
-        why="the connection was lost while what was set up was given back: a part may have been given back already; "
-        "the state keeps all of it",
-        next="see whether the host is switched on and connected to this network, then run the same command again: "
-        "it goes on from what is there",
     )
 
 
@@ -240,36 +226,15 @@ class Work(Generic[InputsT, OutputsT]):
             return {**state, **asdict(self._in_time("read", state, lambda: self.read(inputs, outputs)))}
         except GoneError:
             return None
-        except (UnreachableError, UnansweredError) as error:
-            self._report_silent_host(inputs, error)
-            return state
-
-    def _report_silent_host(self, inputs: InputsT, error: HomelabError) -> None:
-        """What a refresh says of a host that doesn't answer: one error, whichever of its resources comes first."""
-        if isinstance(error, UnansweredError):
-            # Whether it is the API or the host that is off, SSH tells.
-            try:
-                self.facts_of_refresh(inputs)
-            except UnreachableError as host_error:
-                error = host_error
-        session = host_session.of(inputs.host)
-        with session.lock:
-            first, session.is_silence_told = not session.is_silence_told, True
-        if not first:
+        except (UnreachableError, UnansweredError):
+            # One error of a host, whichever of its resources comes first.
+            session = host_session.of(inputs.host)
+            with session.lock:
+                first, session.is_silence_told = not session.is_silence_told, True
+            if first:
+                raise
             tell(f"{self.id(inputs)}: not compared, since {inputs.host} doesn't answer")
-            return
-        api = isinstance(error, UnansweredError)
-        raise HomelabError(
-            wanted=f"to read {inputs.host}, and to compare it with what the last `pulumi up` left",
-            found=error.found,
-            why="a refresh that can't read the host can't tell what has changed there; nothing was changed, on the "
-            "host or in the state",
-            next="see whether pvedaemon runs on the host (`systemctl status pvedaemon`), then run the same command "
-            "again"
-            if api
-            else "see whether it is switched on and connected to this network, then run the same command again; "
-            "`pulumi preview` without --refresh needs no host",
-        ) from error
+            return state
 
     def deleted(self, state: Properties) -> None:
         """Undoes it."""
@@ -285,12 +250,10 @@ class Work(Generic[InputsT, OutputsT]):
 
         try:
             self._in_time("delete", state, work)
-        except (UnreachableError, UnansweredError) as error:
+        except UnreachableError as error:
             if out_of_reach:
                 raise _cant_be_undone(inputs.host, error) from error
-            if not isinstance(error, UnreachableError):
-                raise  # the host is there, and its API isn't
-            raise _lost_meanwhile(error) from error
+            raise
 
     def _in_time(self, verb: str, properties: Mapping[str, Any], do: Callable[[], T]) -> T:
         name = next((str(properties[key]) for key in _NAMED_BY if properties.get(key)), "")
