@@ -10,6 +10,7 @@ import http
 import json
 import re
 import shlex
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -17,25 +18,20 @@ from proxmoxer.core import ProxmoxResource
 
 from homelab.errors import ApiError, AwayError, NoAnswerError, UnansweredError, UnreachableError
 from homelab.remote import logins, ssh
-from homelab.remote.proxmox.errors import NO_FILE_SYSTEM, plain
+from homelab.remote.proxmox.errors import plain
 from homelab.settings import Host
 from remote_scripts.pve.api import MINT, PORT, TICKET, USER, answered, request
 
 _MINT = f'{shlex.join(MINT)} 2>&1 || echo "exit status $?"\n'
-_HTTP = b"HTTP/1."
 
 
+@dataclass
 class Answer:
-    """An answer of HTTP, with what proxmoxer reads of one: `status_code`, `reason`, `content`, `text`."""
+    """An answer of HTTP, with what proxmoxer reads of one."""
 
-    def __init__(self, raw: bytes) -> None:
-        """:raises NoAnswerError: it isn't one."""
-        # A login that prints something of its own does so before a command's output.
-        status, self.reason, self.content = answered(raw[max(raw.find(_HTTP), 0) :])
-        if not status.isdecimal():
-            raise NoAnswerError("the connection ended without one", sent=True)
-        self.status_code = int(status)
-        self.text = self.content.decode(errors="replace")
+    status_code: int
+    reason: str
+    content: bytes
 
 
 class Serializer:
@@ -85,11 +81,15 @@ class Connection:
         text = request(method, quote(urlsplit(url).path, safe="/:@,=+"), form, ticket)
         try:
             raw = self._session.exchange(PORT, text, changes=method != "GET")
-            if raw is None:
-                raise NoAnswerError(f"nobody listens on its 127.0.0.1:{PORT}", sent=False)
-            return Answer(raw)
         except UnreachableError as error:
             raise NoAnswerError(error.found, sent=True) from error
+        if raw is None:
+            raise NoAnswerError(f"nobody listens on its 127.0.0.1:{PORT}", sent=False)
+        # A login that prints something of its own does so before a command's output.
+        status, reason, content = answered(raw[max(raw.find(b"HTTP/1."), 0) :])
+        if not status.isdecimal():
+            raise NoAnswerError("the connection ended without one", sent=True)
+        return Answer(int(status), reason, content)
 
     def _minted(self, spent: str) -> str:
         """A ticket.
@@ -119,19 +119,12 @@ def _no_ticket(host: Host, text: str) -> ApiError:
 
     :param text: what it says.
     """
-    if "is disabled" in text:
-        why = "this program works with Proxmox VE as root@pam, who may not use it now"
-        next_step = f"enable the user (`pveum user modify {USER} --enable 1`), then run the same command again"
-    elif "Connection refused" in text:  # pmxcfs's; without a quorum tickets are made
-        why, next_step = NO_FILE_SYSTEM
-    else:
-        why = "without a ticket nothing can be asked of Proxmox VE"
-        next_step = "correct what it says on the host, then run the same command again"
     return ApiError(
         wanted=f"a ticket of {USER} for the Proxmox VE API of {host.address}",
         found=text.strip()[-500:] or "Perl says nothing",
-        why=why,
-        next=next_step,
+        why="without a ticket nothing can be asked of Proxmox VE",
+        next="see `systemctl status pve-cluster` on the host, and correct what it says there, such as a user that is "
+        "disabled; then run the same command again",
         status=0,
         reason=text,
     )
