@@ -10,9 +10,8 @@ import os
 import shlex
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from typing import cast
 
 import asyncssh
 
@@ -157,16 +156,15 @@ async def _connected(host: Host, timeout: float) -> _Connection:
     """A new connection; only the pinned host key is accepted. Arguments and errors as of `log_in`."""
     key, pinned = host.ssh.key, _pinned_host_key(host)
     async with AsyncExitStack() as exit_stack:
-        agent = await _Agent.of_this_machine(exit_stack, timeout) if host.ssh.agent else None
+        of_agent = await _keys_of_the_agent(exit_stack, timeout) if host.ssh.agent else ()
         try:
             async with asyncio.timeout(timeout):
-                keys = None if key is None else [asyncssh.import_private_key(key)]
                 connection = await asyncssh.connect(
                     host.address,
                     host.ssh.port,
                     username=host.ssh.user,
                     known_hosts=([pinned], [], []),
-                    client_keys=keys if agent is None else agent.keys,
+                    client_keys=of_agent or (None if key is None else [asyncssh.import_private_key(key)]),
                     password=host.ssh.password and host.ssh.password.get_secret_value(),
                     agent_path=None,
                     config=None,
@@ -186,18 +184,13 @@ async def _connected(host: Host, timeout: float) -> _Connection:
                 "true)",
             ) from error
         except asyncssh.PermissionDenied as error:
-            if agent is not None and agent.problem:
-                raise _no_key_of_the_agent(agent.problem) from error
             raise _login_refused(host, error) from error
         except (OSError, TimeoutError, asyncssh.Error) as error:
-            if agent is not None and agent.is_signing and isinstance(error, TimeoutError):
-                raise _no_key_of_the_agent(
-                    f"an agent that has not signed within {timeout:g} s; it may wait for a confirmation"
-                ) from error
             if isinstance(error, TimeoutError):
-                error = TimeoutError(f"no answer within {timeout:g} s")
+                waits = "; the SSH agent may wait for you to confirm the use of its key" if of_agent else ""
+                error = TimeoutError(f"no answer within {timeout:g} s{waits}")
             if isinstance(error, asyncssh.ProtocolError) and "authentication failures" in error.reason:
-                raise _login_refused(host, error, 0 if agent is None else len(agent.keys)) from error
+                raise _login_refused(host, error, len(of_agent)) from error
             raise unreachable(host, error) from error
 
 
@@ -229,58 +222,32 @@ def _way_in(login: Ssh, address: str) -> str:
     file = login.private_key_file  # without one, the keys of the agent are copied
     named = f"-i {shlex.quote(f'{resolved(file)}.pub')} " if file else ""
     command = f"`ssh-copy-id {named}-p {login.port} {login.user}@{address}`"
-    return f"put the key into {place}: {command} (on Windows: docs/windows.md)"
+    signs = "" if file else ", and see that the agent isn't locked (`ssh-add -X`) and you allow the key's use"
+    return f"put the key into {place}: {command} (on Windows: docs/windows.md){signs}"
 
 
-class _Agent:
-    """This machine's SSH agent: at SSH_AUTH_SOCK, or on Windows at the pipe of its OpenSSH. `is_signing`: it was asked
-    for a signature, and hasn't answered; `problem`: the reason that it gave none, for an error.
+async def _keys_of_the_agent(exit_stack: AsyncExitStack, timeout: float) -> Sequence[asyncssh.SSHKeyPair]:
+    """The keys of this machine's SSH agent: at SSH_AUTH_SOCK, or on Windows at the pipe of its OpenSSH.
+
+    :param exit_stack: gets the connection to it.
+    :raises LoginRefusedError: there is no agent, it has no key, or it doesn't answer.
     """
-
-    def __init__(self, keys: Sequence[asyncssh.SSHKeyPair]) -> None:
-        self.keys = list(keys)
-        self.is_signing = False
-        self.problem = ""
-        for key in self.keys:
-            # asyncssh takes whatever a signature fails with for an error of its own.
-            setattr(key, "sign_async", functools.partial(self._sign, cast(asyncssh.SSHAgentKeyPair, key).sign_async))  # noqa: B010
-
-    @classmethod
-    async def of_this_machine(cls, exit_stack: AsyncExitStack, timeout: float) -> _Agent:
-        """The agent, with its keys.
-
-        :param exit_stack: gets its connection.
-        :raises LoginRefusedError: there is no agent, it has no key, or it doesn't answer.
-        """
-        seconds = min(timeout, AGENT_SECONDS)
-        try:
-            async with asyncio.timeout(seconds):
-                agent = await exit_stack.enter_async_context(await asyncssh.connect_agent())
-                keys = await agent.get_keys()
-        except TimeoutError as error:
-            raise _no_key_of_the_agent(
-                f"an agent that has said nothing within {seconds:g} s; `ssh-add -l` would wait, too"
-            ) from error
-        except (OSError, ValueError) as error:
-            # An OSError's text has each backslash of a path twice.
-            reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else error
-            raise _no_key_of_the_agent(f"no agent that answers ({reason})") from error
-        if not keys:
-            raise _no_key_of_the_agent("an agent without a key")
-        return cls(keys)
-
-    async def _sign(self, sign: Callable[[bytes], Awaitable[bytes]], data: bytes) -> bytes:
-        self.is_signing = True
-        try:
-            signature = await sign(data)
-        except (OSError, ValueError) as error:
-            self.problem = (
-                "an agent that lists keys and signs with none: it is locked, the request was refused, or it has ended "
-                f"({error})"
-            )
-            raise asyncssh.PermissionDenied(self.problem) from error
-        self.is_signing = False
-        return signature
+    seconds = min(timeout, AGENT_SECONDS)
+    try:
+        async with asyncio.timeout(seconds):
+            agent = await exit_stack.enter_async_context(await asyncssh.connect_agent())
+            keys = await agent.get_keys()
+    except TimeoutError as error:
+        raise _no_key_of_the_agent(
+            f"an agent that has said nothing within {seconds:g} s; `ssh-add -l` would wait, too"
+        ) from error
+    except (OSError, ValueError) as error:
+        # An OSError's text has each backslash of a path twice.
+        reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else error
+        raise _no_key_of_the_agent(f"no agent that answers ({reason})") from error
+    if not keys:
+        raise _no_key_of_the_agent("an agent without a key")
+    return keys
 
 
 def ask_the_agent() -> None:
@@ -291,7 +258,7 @@ def ask_the_agent() -> None:
 
     async def ask() -> None:
         async with AsyncExitStack() as exit_stack:
-            await _Agent.of_this_machine(exit_stack, AGENT_SECONDS)
+            await _keys_of_the_agent(exit_stack, AGENT_SECONDS)
 
     loop.run(ask())
 
@@ -301,8 +268,7 @@ def _no_key_of_the_agent(problem: str) -> LoginRefusedError:
         wanted="to log in with a key of this machine's SSH agent (ssh.agent)",
         found=problem,
         why="only the agent has the key",
-        next="see `ssh-add -l`; restart the agent and give it the key with "
-        "`ssh-add`, unlock it (`ssh-add -X`), or set ssh.privateKeyFile",
+        next="see `ssh-add -l`; restart the agent and give it the key with `ssh-add`, or set ssh.privateKeyFile",
     )
 
 
