@@ -123,8 +123,7 @@ def _who() -> str:
         user = getpass.getuser()
     except (OSError, KeyError, ImportError):
         user = "an unknown user"  # an id without a name, as in a container; Windows without its variables
-    who = f"{user} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S %z')}"
-    return " ".join(who.encode("utf-8", "replace").decode().split())
+    return f"{user} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S %z')}"
 
 
 @functools.cache

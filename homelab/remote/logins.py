@@ -34,22 +34,6 @@ AGENT_SECONDS = 10.0
 RETRY_SECONDS = 0.5
 
 
-def _pinned_host_key(host: Host) -> asyncssh.SSHKey:
-    """The host key that the settings name.
-
-    :raises HomelabError: it looks like a key, and is none.
-    """
-    try:
-        return asyncssh.import_public_key(host.ssh.pinned_host_key)
-    except (asyncssh.KeyImportError, ValueError) as error:
-        raise HomelabError(
-            wanted=f"the public key of {host.address}, pinned in ssh.hostKey or hostKeyFile",
-            found=f"{error}",
-            why="without it the program can't tell whether the right host answers",
-            next="take the whole line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address",
-        ) from error
-
-
 class _Connection:
     """An open connection. `turns`: for its commands; `changes`: for what Proxmox VE is asked to change; `commands`: how
     many commands and requests are at work, or wait; `is_left`: whoever asks next gets another one.
@@ -154,7 +138,19 @@ async def reach(host: Host) -> None:
 
 async def _connected(host: Host, timeout: float) -> _Connection:
     """A new connection; only the pinned host key is accepted. Arguments and errors as of `log_in`."""
-    key, pinned = host.ssh.key, _pinned_host_key(host)
+    key = host.ssh.key
+    try:
+        pinned = asyncssh.import_public_key(host.ssh.pinned_host_key)
+        keys = None if key is None else [asyncssh.import_private_key(key)]
+    except ValueError as error:
+        raise HomelabError(
+            wanted=f"the public key of {host.address}, pinned in ssh.hostKey or hostKeyFile, and a private key without "
+            "a passphrase, in OpenSSH or PEM format",
+            found=str(error),
+            why="without them the program can't tell the right host, or can't log in to it",
+            next="take the whole line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address; keep the "
+            "private key as a Pulumi secret (ssh.privateKey), or in an agent (ssh.agent: true)",
+        ) from error
     async with AsyncExitStack() as exit_stack:
         of_agent = await _keys_of_the_agent(exit_stack, timeout) if host.ssh.agent else ()
         try:
@@ -164,7 +160,7 @@ async def _connected(host: Host, timeout: float) -> _Connection:
                     host.ssh.port,
                     username=host.ssh.user,
                     known_hosts=([pinned], [], []),
-                    client_keys=of_agent or (None if key is None else [asyncssh.import_private_key(key)]),
+                    client_keys=of_agent or keys,
                     password=host.ssh.password and host.ssh.password.get_secret_value(),
                     agent_path=None,
                     config=None,
@@ -175,14 +171,6 @@ async def _connected(host: Host, timeout: float) -> _Connection:
             if "host key" not in str(error).lower():
                 raise unreachable(host, error) from error
             raise await _wrong_host_key(host, pinned.get_fingerprint()) from error
-        except asyncssh.KeyImportError as error:
-            raise HomelabError(
-                wanted="a private key in OpenSSH or PEM format, without a passphrase",
-                found=str(error),
-                why="the host can't be logged in to without it",
-                next="use a key without a passphrase kept as a Pulumi secret (ssh.privateKey), or an agent (ssh.agent: "
-                "true)",
-            ) from error
         except asyncssh.PermissionDenied as error:
             raise _login_refused(host, error) from error
         except (OSError, TimeoutError, asyncssh.Error) as error:

@@ -84,8 +84,9 @@ class Session:
         # What changes something ends by itself where this connection is lost.
         seconds = seconds or self._host.timeouts.api
         limit = limit_of(seconds) if verb in ("apply", "revert") and not goes_on else 0
-        request = agent.request(layer, wanted, seconds=limit, ctid=ctid, proxy=proxy)
-        return scripts.answer(self._ask(verb, layer, [request], limit or seconds, on_line))
+        command = agent.command_in_memory(self._host.ssh.user)
+        text = agent.asked(verb, agent.request(layer, wanted, seconds=limit, ctid=ctid, proxy=proxy))
+        return scripts.answer(self._run(command, f"{verb} {layer}", text, limit or seconds, on_line, is_for_agent=True))
 
     def plan(self, questions: Sequence[tuple[str, Any]]) -> list[dict[str, Any]]:
         """What layers would change, in the order of the questions: one after the other by one agent, whose way to the
@@ -94,25 +95,11 @@ class Session:
         :param questions: each layer's name with its `Wanted`.
         :raises HomelabError: as `run`; of the first that refuses.
         """
-        requests = [agent.request(layer, wanted) for layer, wanted in questions]
-        layers = ", ".join(layer for layer, _ in questions)
-        lines = self._ask("plan", layers, requests, self._host.timeouts.api * len(questions)).strip().split("\n")
+        command = agent.command_in_memory(self._host.ssh.user)
+        text = agent.asked("plan", *(agent.request(layer, wanted) for layer, wanted in questions))
+        layers, seconds = ", ".join(layer for layer, _ in questions), self._host.timeouts.api * len(questions)
+        lines = self._run(command, f"plan {layers}", text, seconds, is_for_agent=True).strip().split("\n")
         return [scripts.answer(line) for line in lines[-len(questions) :]]
-
-    def _ask(
-        self,
-        verb: str,
-        layers: str,
-        requests: Sequence[str],
-        seconds: float,
-        on_line: Callable[[str], None] | None = None,
-    ) -> str:
-        """The lines of the agent's answers; other arguments and errors as of `ask`.
-
-        :param layers: their names, for an error.
-        """
-        command, text = agent.command_in_memory(self._host.ssh.user), agent.asked(verb, *requests)
-        return self._run(command, f"{verb} {layers}", text, seconds, on_line, is_for_agent=True)
 
     def put_agent(self, owner: str, seconds: float) -> None:
         """Puts this program's agent on the host.
@@ -166,9 +153,6 @@ class Session:
                 if process.exit_status is None:
                     raise ConnectionResetError
                 return process.exit_status, output, log_text
-        except TimeoutError:
-            login_of(self._host).leave()
-            raise
         finally:
             if log is not None:
                 log.cancel()
@@ -177,16 +161,15 @@ class Session:
     async def _process(
         self, command: str, limit: asyncio.Timeout, seconds: float, *, waits: bool = True
     ) -> AsyncIterator[asyncssh.SSHClientProcess[bytes]]:
-        """A command, as soon as it is its turn. What it does is sent to it: so where a connection turns out to have
-        ended, or to take no more commands (sshd's MaxSessions), one more is opened for it.
+        """A command, as soon as it is its turn. Where a connection takes no more of them (sshd's MaxSessions), one more
+        is opened for it.
 
         :param limit: ends it so many seconds after that.
         :param waits: for its turn.
         """
-        for tries_left in reversed(range(COMMANDS + 2)):
+        for tries_left in reversed(range(COMMANDS + 1)):
             limit.reschedule(None)
             connection = await login_of(self._host).opened(self._host, self._timeout)
-            has_waited = waits and connection.turns.locked()
             connection.commands += 1
             process = None
             try:
@@ -195,15 +178,11 @@ class Session:
                     process = await connection.ssh.create_process(command, encoding=None)
                     yield process
                     return
-            except (OSError, asyncssh.Error) as error:
-                await asyncio.sleep(0)  # asyncssh says of a connection that it has ended a moment after what ends it
-                is_full = isinstance(error, asyncssh.ChannelOpenError) and not connection.ssh.is_closed()
-                # Where this command has waited, the host may be another run's by now.
-                has_ended = connection.ssh.is_closed() and not has_waited and tries_left > COMMANDS
-                if process is not None or not tries_left or not (is_full or has_ended):
+            except asyncssh.ChannelOpenError as error:
+                await _require_open(connection.ssh, error)
+                if not tries_left:
                     raise
-                if is_full:
-                    login_of(self._host).leave(connection)
+                login_of(self._host).leave(connection)
             finally:
                 if process is not None:
                     process.channel.abort()  # what it still prints is of no use; others' commands go on
@@ -239,16 +218,11 @@ class Session:
                     finally:
                         writer.channel.abort()
             except asyncssh.ChannelOpenError as error:
-                await asyncio.sleep(0)  # as in `_process`
-                if connection.ssh.is_closed():
-                    raise ConnectionResetError from error
+                await _require_open(connection.ssh, error)
                 if error.code == asyncssh.OPEN_CONNECT_FAILED:
                     return None
                 if error.code != asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED:
                     raise
-            except TimeoutError:
-                login_of(self._host).leave()
-                raise
             finally:
                 connection.commands -= 1
                 connection.end_if_left()
@@ -377,6 +351,16 @@ class Session:
         )
         reading = facts.parse(self.ask("read", "read_host", wanted, seconds))
         return resolving.choosing(reading, self._host.gpus)
+
+
+async def _require_open(connection: asyncssh.SSHClientConnection, error: asyncssh.ChannelOpenError) -> None:
+    """Tells a connection that has ended from one that takes no more channels.
+
+    :raises ConnectionResetError: it has ended.
+    """
+    await asyncio.sleep(0)  # asyncssh says that it has ended a moment after what ends it
+    if connection.is_closed():
+        raise ConnectionResetError from error
 
 
 def _send(process: asyncssh.SSHClientProcess[bytes], text: str, *, ends: bool = False) -> None:

@@ -239,21 +239,17 @@ class Work(Generic[InputsT, OutputsT]):
     def deleted(self, state: Properties) -> None:
         """Undoes it."""
         inputs, outputs = self._inputs(state), self._outputs(state)
-        # Before anything was done: while it is, another resource may find that the host is gone.
-        out_of_reach = False
 
         def work() -> None:
-            nonlocal out_of_reach
             self.hold(inputs)
+            # Before anything was done: while it is, another resource may find that the host is gone.
             out_of_reach = host_session.of(inputs.host).is_out_of_reach
-            self.delete(inputs, outputs)
+            try:
+                self.delete(inputs, outputs)
+            except UnreachableError as error:
+                raise _cant_be_undone(inputs.host, error) if out_of_reach else error from error
 
-        try:
-            self._in_time("delete", state, work)
-        except UnreachableError as error:
-            if out_of_reach:
-                raise _cant_be_undone(inputs.host, error) from error
-            raise
+        self._in_time("delete", state, work)
 
     def _in_time(self, verb: str, properties: Mapping[str, Any], do: Callable[[], T]) -> T:
         name = next((str(properties[key]) for key in _NAMED_BY if properties.get(key)), "")
