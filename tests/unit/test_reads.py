@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from homelab.cards.work import CardMappingWork
-from homelab.errors import HomelabError, NoAnswerError, NotThereError, UnreachableError
+from homelab.errors import HomelabError, NotThereError, UnreachableError
 from homelab.guest.work import GuestWork
 from homelab.host.resource import HostProbe
 from homelab.host.work import HostProbeWork
 from homelab.remote import host_session, ssh
 from homelab.remote.host_session import HostSession
-from homelab.remote.proxmox.connection import no_answer
+from homelab.remote.proxmox.connection import unanswered
 from homelab.resources.work import api
 from homelab.resources.work.base import Work
 from homelab.resources.work.typed import read_as
@@ -45,8 +45,8 @@ class _Silent:
     def __init__(self, host: Host, *_: Any, **__: Any) -> None:
         self._host = host
 
-    def get(self, _path: str, wanted: str) -> Any:
-        raise no_answer(self._host, wanted, NoAnswerError("nobody listens", sent=False), reads=True)
+    def get(self, *_: str) -> Any:
+        raise unanswered(self._host, "nobody listens", sent=False)
 
 
 def refreshed(monkeypatch: pytest.MonkeyPatch, *, off: bool) -> tuple[list[HomelabError], int, list[tuple[bool, str]]]:
@@ -150,7 +150,7 @@ def test_what_somebody_has_removed_is_made_again_and_what_he_has_changed_is_drif
 def test_an_api_that_is_off_is_named_with_its_service(monkeypatch: pytest.MonkeyPatch) -> None:
     errors, _, others = refreshed(monkeypatch, off=False)
     of_api, of_agent = errors
-    assert "pvedaemon" in of_api.next and "nothing was changed" in of_api.why
+    assert "pvedaemon" in of_api.next and "nothing was asked" in of_api.why
     assert of_agent.found == "127.0.0.1:85: Connection refused" and len(others) == 1
 
 
@@ -210,13 +210,6 @@ def test_only_what_runs_with_words_that_the_next_boot_has_not_is_said_to_keep_th
     outputs = read_as(HostProbe.Outputs, {**WANTED, "vfio_words": word, "generation": {}})
     HostProbeWork(TEXTS).delete(HostProbe.Inputs(host="pve", settings=""), outputs)
     assert any("the running kernel keeps" in one for one in said) is bound
-
-
-def test_what_could_not_be_read_is_not_said_to_be_half_changed() -> None:
-    host = Host.model_validate(HOST)
-    error = NoAnswerError("timed out", sent=True)
-    assert "nothing was changed" in no_answer(host, "to read VM 103", error, reads=True).why
-    assert "isn't known" in no_answer(host, "VM 103 changed", error, reads=False).why
 
 
 def test_a_mapping_stays_for_live_migration_while_a_card_of_another_node_is_to_migrate() -> None:

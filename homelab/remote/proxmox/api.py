@@ -20,13 +20,12 @@ from homelab.errors import (
     AwayError,
     ElsewhereError,
     LockHeldError,
-    NoAnswerError,
     NoQuorumError,
     NotThereError,
     UnansweredError,
     elsewhere,
 )
-from homelab.remote.proxmox.connection import Connection, no_answer
+from homelab.remote.proxmox.connection import Connection
 from homelab.remote.proxmox.errors import explained, plain
 from homelab.settings import Host
 
@@ -113,8 +112,11 @@ class Api:
             return getattr(self._connection.resource(path), verb)(**api_parameters)
         except ResourceException as error:
             raise self._error_of_refusal(wanted, parameters, error) from error
-        except NoAnswerError as error:
-            raise no_answer(self.host, wanted, error, reads=verb == "get") from error
+        except AwayError:
+            raise
+        except UnansweredError as error:
+            reads = {"why": "it could not be read; nothing was changed"} if verb == "get" else {}
+            raise error.retold(wanted=wanted, **reads) from error
 
     def _repeated(self, path: str, ask: Callable[[], T], *, reads: bool = False) -> T:
         """The answer of `ask`, which is called again where that is safe.
