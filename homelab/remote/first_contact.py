@@ -7,11 +7,11 @@ import shlex
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import asyncssh
 
-from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
+from homelab.errors import LoginRefusedError, UnreachableError
 from homelab.remote import logins, loop, ssh
 from homelab.settings import Host
 
@@ -44,34 +44,24 @@ class HostKey:
 def host_key(address: str, port: int) -> HostKey:
     """The key that a host shows; the user hasn't confirmed it.
 
-    :raises UnreachableError: the host doesn't answer in time.
-    :raises HomelabError: it has no key of these types.
+    :raises UnreachableError: the host doesn't answer in time, or has no key of these types.
     """
 
-    async def ask_for_key() -> asyncssh.SSHKey | None:
+    async def ask_for_key() -> asyncssh.SSHKey:
         async with asyncio.timeout(CONNECT_SECONDS):
-            with suppress(asyncssh.KeyExchangeFailed):
-                return await asyncssh.get_server_host_key(address, port, server_host_key_algs=_KEY_TYPES, config=None)
-            return None
+            key = await asyncssh.get_server_host_key(address, port, server_host_key_algs=_KEY_TYPES, config=None)
+            return cast(asyncssh.SSHKey, key)
 
     try:
         key = loop.run(ask_for_key(), awaited=address)
     except (OSError, TimeoutError, asyncssh.Error) as error:
         raise UnreachableError(
-            wanted=f"an SSH server at {address}:{port}",
+            wanted=f"an SSH server at {address}:{port}, with a host key of the kind {' or '.join(_KEY_TYPES)}",
             found=logins.in_words(error),
             why="the host can be neither read nor changed",
             next="see whether it is switched on and connected to this network, and whether the address is right "
             "(HOST:PORT for another port than 22)",
         ) from error
-    if key is None:
-        raise HomelabError(
-            wanted=f"a host key of {address}:{port}",
-            found=f"none of the kinds {', '.join(_KEY_TYPES)}",
-            why="without it you can't tell whether the right host answers",
-            next="look on the host's console for /etc/ssh/ssh_host_ed25519_key.pub; ssh-keygen -A makes it where it "
-            "is missing",
-        )
     return of_line(key.export_public_key().decode("ascii"))
 
 

@@ -75,10 +75,7 @@ class Login:
         """
         if self.opening is None or (self.opening.done() and (not self.connection or self.connection.ssh.is_closed())):
             self.opening = asyncio.create_task(_connected(host, timeout))
-        try:
-            return await asyncio.shield(self.opening)
-        except HomelabError as error:
-            raise error.retold() from error  # each gets one of its own
+        return await asyncio.shield(self.opening)
 
     def leave(self, full: _Connection | None = None) -> None:
         """Whoever asks next gets a new connection; this one ends with the last command on it.

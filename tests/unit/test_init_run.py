@@ -242,7 +242,7 @@ def test_a_host_is_asked_for_a_key_that_every_step_can_use(kinds: list[str], mon
     if len(kinds) > 1:
         assert first_contact.host_key("192.0.2.1", 22).line == ECDSA
     else:
-        with pytest.raises(HomelabError, match="none of the kinds ssh-ed25519, ecdsa"):
+        with pytest.raises(HomelabError, match="of the kind ssh-ed25519 or ecdsa"):
             first_contact.host_key("192.0.2.1", 22)
 
 
