@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import ExitStack, asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import asyncssh
@@ -25,6 +25,7 @@ from remote_scripts.tools.places import PYTHON
 from remote_scripts.tools.state import limit_of
 
 T = TypeVar("T")
+Say = Callable[[str], None]
 
 # The message of a step that failed (remote_scripts/tools/errors.py).
 _MESSAGE = re.compile(
@@ -62,7 +63,7 @@ class Session:
         layer: str,
         wanted: Any,
         seconds: float = 0,
-        on_line: Callable[[str], None] | None = None,
+        on_line: Say | None = None,
         *,
         ctid: int = 0,
         proxy: str = "",
@@ -86,7 +87,7 @@ class Session:
         limit = limit_of(seconds) if verb in ("apply", "revert") and not goes_on else 0
         command = agent.command_in_memory(self._host.ssh.user)
         text = agent.asked(verb, agent.request(layer, wanted, seconds=limit, ctid=ctid, proxy=proxy))
-        return scripts.answer(self._run(command, f"{verb} {layer}", text, limit or seconds, on_line, is_for_agent=True))
+        return scripts.answer(self._run(command, f"{verb} {layer}", text, limit or seconds, on_line, for_agent=True))
 
     def plan(self, questions: Sequence[tuple[str, Any]]) -> list[dict[str, Any]]:
         """What layers would change, in the order of the questions: one after the other by one agent, whose way to the
@@ -98,7 +99,7 @@ class Session:
         command = agent.command_in_memory(self._host.ssh.user)
         text = agent.asked("plan", *(agent.request(layer, wanted) for layer, wanted in questions))
         layers, seconds = ", ".join(layer for layer, _ in questions), self._host.timeouts.api * len(questions)
-        lines = self._run(command, f"plan {layers}", text, seconds, is_for_agent=True).strip().split("\n")
+        lines = self._run(command, f"plan {layers}", text, seconds, for_agent=True).strip().split("\n")
         return [scripts.answer(line) for line in lines[-len(questions) :]]
 
     def put_agent(self, owner: str, seconds: float) -> None:
@@ -115,17 +116,17 @@ class Session:
         verb: str,
         script: str,
         seconds: float,
-        on_line: Callable[[str], None] | None = None,
+        on_line: Say | None = None,
         *,
-        is_for_agent: bool = False,
+        for_agent: bool = False,
     ) -> str:
         """What a command prints that takes `script` from standard input; other arguments and errors as of `ask`.
 
-        :param is_for_agent: the command may ask for the agent.
+        :param for_agent: the command may ask for the agent.
         """
         seconds = seconds or self._host.timeouts.api
         try:
-            work = self._exchange(command, script, seconds, on_line, is_for_agent)
+            work = self._exchange(command, script, seconds, on_line, for_agent)
             status, output, log = loop.run(work, f"{self._host.address}, for up to {seconds:.0f} s")
         except (OSError, asyncssh.Error) as error:
             raise _connection_lost(self._host, error, verb, seconds) from error
@@ -134,49 +135,41 @@ class Session:
         return _decoded(output)
 
     async def _exchange(
-        self, command: str, script: str, seconds: float, on_line: Callable[[str], None] | None, is_for_agent: bool
+        self, command: str, script: str, seconds: float, on_line: Say | None, for_agent: bool
     ) -> tuple[int, bytes, str]:
         """Exit status, answer, log.
 
         :raises ConnectionResetError: the connection ended before the command did.
         """
-        log = None
-        try:
-            # A host that goes down may keep a connection open and answer its keepalives without ever running the
-            # script.
-            async with asyncio.timeout(None) as limit, self._process(command, limit, seconds) as process:
-                _send(process, script, ends=not is_for_agent)
-                log = asyncio.create_task(_heard(process.stderr, on_line))
-                output = b"".join([line async for line in _output(process)])
-                log_text = await log
-                await process.wait_closed()
-                if process.exit_status is None:
-                    raise ConnectionResetError
-                return process.exit_status, output, log_text
-        finally:
-            if log is not None:
-                log.cancel()
+        async with self._process(command, script, seconds, on_line, for_agent=for_agent) as (process, log, _):
+            output = b"".join([line async for line in _output(process)])
+            log_text = await log
+            await process.wait_closed()
+            if process.exit_status is None:
+                raise ConnectionResetError
+            return process.exit_status, output, log_text
 
     @asynccontextmanager
     async def _process(
-        self, command: str, limit: asyncio.Timeout, seconds: float, *, waits: bool = True
-    ) -> AsyncIterator[asyncssh.SSHClientProcess[bytes]]:
-        """A command, as soon as it is its turn. Where a connection takes no more of them (sshd's MaxSessions), one more
-        is opened for it.
+        self, command: str, script: str, seconds: float, on_line: Say | None, *, for_agent: bool, waits: bool = True
+    ) -> AsyncIterator[tuple[asyncssh.SSHClientProcess[bytes], asyncio.Task[str], asyncio.Timeout]]:
+        """A command, as soon as it is its turn, with its log and the end of its time. Where a connection takes no more
+        commands (sshd's MaxSessions), one more is opened for it. Other arguments as of `_run`.
 
-        :param limit: ends it so many seconds after that.
+        :param seconds: after that it is ended: a host that goes down may keep a connection open, and answer its
+            keepalives, without ever running the script.
         :param waits: for its turn.
         """
         for tries_left in reversed(range(COMMANDS + 1)):
-            limit.reschedule(None)
             connection = await login_of(self._host).opened(self._host, self._timeout)
             connection.commands += 1
             process = None
             try:
-                async with connection.turns if waits else nullcontext():
-                    limit.reschedule(asyncio.get_running_loop().time() + seconds)
+                async with connection.turns if waits else nullcontext(), asyncio.timeout(seconds) as limit:
                     process = await connection.ssh.create_process(command, encoding=None)
-                    yield process
+                    _send(process, script, ends=not for_agent)
+                    log = _begun(_heard(process.stderr, on_line))
+                    yield process, log, limit
                     return
             except asyncssh.ChannelOpenError as error:
                 await _require_open(connection.ssh, error)
@@ -271,7 +264,7 @@ class Session:
         on_answer: Callable[[], None],
         beat: float,
         words: asyncio.Queue[str] | None = None,
-        on_line: Callable[[str], None] | None = None,
+        on_line: Say | None = None,
     ) -> None:
         """Asks the agent, as `ask` does, for something that goes on after the answer as long as it gets signs
         of life; returns when it or the connection has ended.
@@ -287,13 +280,7 @@ class Session:
         log_lines: list[str] = []
         seconds = self._host.timeouts.api
         words = words or asyncio.Queue()
-        ends = ExitStack()
-
-        def begun(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-            task = asyncio.create_task(work)
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # it ends with the connection
-            ends.callback(task.cancel)
-            return task
+        script, meanwhile = agent.asked("hold", agent.request(layer, wanted)), list[asyncio.Task[Any]]()
 
         async def live(process: asyncssh.SSHClientProcess[bytes]) -> None:
             while True:
@@ -303,9 +290,11 @@ class Session:
                 _send(process, f"{word}\n")
 
         try:
-            async with asyncio.timeout(None) as limit, self._process(command, limit, seconds, waits=False) as process:
-                _send(process, agent.asked("hold", agent.request(layer, wanted)))
-                log = begun(_heard(process.stderr, log_lines.append))
+            async with self._process(command, script, seconds, log_lines.append, for_agent=True, waits=False) as (
+                process,
+                log,
+                limit,
+            ):
                 output = b""  # a login may print something of its own before
                 async for line in _output(process):
                     if _is_answer(line):
@@ -317,8 +306,7 @@ class Session:
                     raise _failed(f"hold {layer}", _decoded(output), log_text, process.exit_status or 1)
                 limit.reschedule(None)
                 on_answer()
-                begun(_heard(process.stdout, on_line))
-                begun(live(process))
+                meanwhile = [_begun(_heard(process.stdout, on_line)), _begun(live(process))]
                 # Not the end of its output, which never comes where the connection was lost.
                 await process.wait_closed()
         except (OSError, TimeoutError, asyncssh.Error) as error:
@@ -328,7 +316,8 @@ class Session:
                 raise HomelabError(**{**lost.parts(), "found": f"{other_run}; {lost.found}"}) from error
             raise lost from error
         finally:
-            ends.close()
+            for task in meanwhile:
+                task.cancel()
 
     def read(
         self,
@@ -363,6 +352,12 @@ async def _require_open(connection: asyncssh.SSHClientConnection, error: asyncss
         raise ConnectionResetError from error
 
 
+def _begun(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    task = asyncio.create_task(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # it ends with the connection
+    return task
+
+
 def _send(process: asyncssh.SSHClientProcess[bytes], text: str, *, ends: bool = False) -> None:
     with suppress(OSError):  # it reads no more: its output and its status say why
         process.stdin.write(text.encode())
@@ -378,7 +373,7 @@ async def _output(process: asyncssh.SSHClientProcess[bytes]) -> AsyncIterator[by
         yield line
 
 
-async def _heard(stream: asyncssh.SSHReader[bytes], on_line: Callable[[str], None] | None) -> str:
+async def _heard(stream: asyncssh.SSHReader[bytes], on_line: Say | None) -> str:
     """Reads a stream to its end, and returns it.
 
     :param on_line: called with each line.
