@@ -12,6 +12,7 @@ from homelab.errors import HomelabError, UnreachableError
 from homelab.remote.logins import RETRY_SECONDS
 from homelab.remote.ssh import Session
 from homelab.settings import Host
+from homelab.text import tell_meanwhile
 from remote_scripts.both import confirm_boot
 
 if TYPE_CHECKING:
@@ -33,9 +34,7 @@ GOING_DOWN_SECONDS = 5.0
 REFUSED_SECONDS = 6.0
 
 
-def confirm(
-    host: Host, old_boot_id: str | None, say: Callable[[str], None], on_wait: Callable[[str], None] | None = None
-) -> facts.HostFacts:
+def confirm(host: Host, old_boot_id: str | None, say: Callable[[str], None]) -> facts.HostFacts:
     """Confirms the running boot, unless the host has rolled itself back, and reads the host in that boot.
 
     A host that is rolling back is waited for until it has restarted. Then `rolled_back` of the reading is set, and
@@ -43,7 +42,6 @@ def confirm(
 
     :param old_boot_id: the boot before a reboot that was begun, and that is waited for; None: no reboot was begun.
     :param say: shows a line to the user.
-    :param on_wait: shows a line every few seconds while waiting; by default, `say` does.
     :raises UnreachableError: it can't be reached.
     :raises HomelabError: as of `wait_for_boot`.
     """
@@ -54,30 +52,24 @@ def confirm(
         with suppress(UnreachableError):  # it may be going down from its trial just now
             reading = _Confirmation(say).read(session, None, 0)
     if reading is None:
-        reading = wait_for_boot(host, old_boot_id, say, on_wait)
+        reading = wait_for_boot(host, old_boot_id, say)
     while reading.rolling_back:
         say(f"it ends its boot on trial ({reading.rolled_back}), and restarts: waiting for that")
         try:
-            reading = wait_for_boot(host, reading.boot_id, say, on_wait)
+            reading = wait_for_boot(host, reading.boot_id, say)
         except HomelabError as error:
             say(f"it has not restarted: {error.found}")
             return reading
     return reading
 
 
-def wait_for_boot(
-    host: Host,
-    old_boot_id: str | None,
-    say: Callable[[str], None],
-    on_wait: Callable[[str], None] | None = None,
-) -> facts.HostFacts:
+def wait_for_boot(host: Host, old_boot_id: str | None, say: Callable[[str], None]) -> facts.HostFacts:
     """Waits for a boot with another id than `old_boot_id`, confirms it, and returns the first reading of it.
 
     Waits `timeouts.reboot` seconds, then as long again as the end of an unconfirmed trial and its restart may take.
 
     :param old_boot_id: None: any boot will do.
     :param say: shows a line to the user.
-    :param on_wait: shows a line every few seconds while waiting; by default, `say` does.
     :raises UnreachableError: the host didn't come back in all that time.
     :raises HomelabError: in all that time it refused the login, showed another host key, or couldn't be read; or the
         agent says why the boot can't be confirmed.
@@ -110,7 +102,7 @@ def wait_for_boot(
             last_problem, last_refusal = error.found, error
         if time.monotonic() - last_told >= TELL_SECONDS:
             last_told = time.monotonic()
-            (on_wait or say)(f"waiting for the host: {last_told - started:.0f} s")
+            tell_meanwhile(f"waiting for the host: {last_told - started:.0f} s")
         if time.monotonic() - started > patience:
             if extended or confirmation.boot:
                 waited = time.monotonic() - started

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import shlex
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import asyncssh
 
@@ -46,14 +45,8 @@ def host_key(address: str, port: int) -> HostKey:
 
     :raises UnreachableError: the host doesn't answer in time, or has no key of these types.
     """
-
-    async def ask_for_key() -> asyncssh.SSHKey:
-        async with asyncio.timeout(CONNECT_SECONDS):
-            key = await asyncssh.get_server_host_key(address, port, server_host_key_algs=_KEY_TYPES, config=None)
-            return cast(asyncssh.SSHKey, key)
-
     try:
-        key = loop.run(ask_for_key(), awaited=address)
+        key = loop.run(logins.shown_key(address, port, CONNECT_SECONDS, _KEY_TYPES), awaited=address)
     except (OSError, TimeoutError, asyncssh.Error) as error:
         raise UnreachableError(
             wanted=f"an SSH server at {address}:{port}, with a host key of the kind {' or '.join(_KEY_TYPES)}",

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from homelab.errors import HomelabError, RefusedError, UnreachableError
+from homelab.errors import HomelabError, RefusedError
 from homelab.facts.host import HostFacts
 from homelab.remote import loop, ssh
 from homelab.settings import Host
@@ -154,7 +154,8 @@ class Guard:
 
     async def _run(self) -> None:
         try:
-            await self._hold()
+            session, wanted = ssh.Session(self._host), Wanted(who=_this_run())
+            await session.keep("run_guard", wanted, self.answered.set, BEAT_SECONDS, self._words, self._tell_note)
         except Exception as error:
             self.error = error  # before the answer: why there is none; after it: the connection has ended
         is_lost = self.answered.is_set()
@@ -162,16 +163,6 @@ class Guard:
         self.answered.set()
         for act in on_loss() if is_lost else ():
             act(self._host_name, self._host)
-
-    async def _hold(self) -> None:
-        session, wanted = ssh.Session(self._host), Wanted(who=_this_run())
-        await session.connected()
-        try:
-            await session.keep("run_guard", wanted, self.answered.set, BEAT_SECONDS, self._words, self._tell_note)
-        except UnreachableError:
-            raise
-        except HomelabError as error:
-            raise RefusedError(**error.parts()) from error
 
     def _tell_note(self, note: str) -> None:
         """Shows a note that a layer on the host has for the user."""

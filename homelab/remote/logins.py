@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from typing import cast
 
 import asyncssh
 
@@ -257,11 +258,16 @@ def _no_key_of_the_agent(problem: str) -> LoginRefusedError:
     )
 
 
+async def shown_key(address: str, port: int, seconds: float, kinds: Sequence[str] = ()) -> asyncssh.SSHKey:
+    """The key that a host shows, of one of these kinds; none: of any."""
+    async with asyncio.timeout(seconds):
+        key = await asyncssh.get_server_host_key(address, port, server_host_key_algs=kinds, config=None)
+        return cast(asyncssh.SSHKey, key)
+
+
 async def _wrong_host_key(host: Host, wanted: str) -> HomelabError:
     try:
-        async with asyncio.timeout(host.timeouts.connect):
-            key = await asyncssh.get_server_host_key(host.address, host.ssh.port, config=None)
-        shown = key.get_fingerprint() if key else "none"
+        shown = (await shown_key(host.address, host.ssh.port, host.timeouts.connect)).get_fingerprint()
     except (OSError, TimeoutError, asyncssh.Error) as error:
         shown = f"another one ({error})"
     return HomelabError(

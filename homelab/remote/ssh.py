@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import asyncssh
 
 from homelab.cards import resolving
-from homelab.errors import HomelabError, NoPythonError, UnreachableError
+from homelab.errors import HomelabError, NoPythonError, RefusedError, UnreachableError
 from homelab.facts import host as facts
 from homelab.facts.kernel_log import filter_of_lines
 from homelab.remote import agent, loop, scripts
@@ -273,8 +273,8 @@ class Session:
         :param beat: seconds between two signs of life.
         :param words: words that are sent to it meanwhile, a line each.
         :param on_line: called with each line that comes after the answer.
-        :raises HomelabError: it failed instead of answering.
-        :raises UnreachableError: the connection was lost before that.
+        :raises RefusedError: it failed instead of answering, or waited for another run until the connection was lost.
+        :raises HomelabError: as `connect`; UnreachableError: the connection was lost before that.
         """
         command = agent.command_in_memory(self._host.ssh.user)
         log_lines: list[str] = []
@@ -303,7 +303,8 @@ class Session:
                 else:
                     log_text = await log
                     await process.wait_closed()
-                    raise _failed(f"hold {layer}", _decoded(output), log_text, process.exit_status or 1)
+                    failed = _failed(f"hold {layer}", _decoded(output), log_text, process.exit_status or 1)
+                    raise RefusedError(**failed.parts())
                 limit.reschedule(None)
                 on_answer()
                 meanwhile = [_begun(_heard(process.stdout, on_line)), _begun(live(process))]
@@ -313,7 +314,7 @@ class Session:
             lost = _connection_lost(self._host, error, f"hold {layer}", seconds)
             other_run = next((line for line in log_lines if line.startswith(ANOTHER_RUN)), None)
             if other_run is not None:
-                raise HomelabError(**{**lost.parts(), "found": f"{other_run}; {lost.found}"}) from error
+                raise RefusedError(**{**lost.parts(), "found": f"{other_run}; {lost.found}"}) from error
             raise lost from error
         finally:
             for task in meanwhile:

@@ -930,7 +930,9 @@ def test_a_host_that_has_no_key_of_the_pinned_kind_shows_another_key() -> None:
 def test_who_waits_is_told_every_few_seconds_for_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 1000, 2))  # each look at it is two seconds after the last
     monkeypatch.setattr(boots, "time", SimpleNamespace(monotonic=lambda: float(next(clock)), sleep=lambda _: None))
-    boot, said = restarted(monkeypatch, *[OFF] * 8, "new", patience=600)
+    said: list[str] = []
+    monkeypatch.setattr(boots, "tell_meanwhile", said.append)
+    boot, _ = restarted(monkeypatch, *[OFF] * 8, "new", patience=600)
     seconds = [int(line.removeprefix("waiting for the host: ").removesuffix(" s")) for line in said]
     assert boot == "new" and len(said) >= 3
     assert all(5 <= later - earlier <= 10 for earlier, later in itertools.pairwise([0, *seconds])), said

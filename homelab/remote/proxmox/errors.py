@@ -30,20 +30,11 @@ def explained(wanted: str, found: str, status: int, reason: str) -> ApiError:
     :param status: HTTP's.
     :param reason: the node's own words.
     """
-    for pattern, error_type, why, next_step in _KNOWN:
-        if re.search(pattern, reason):
-            return error_type(wanted=wanted, found=found, why=why, next=next_step, status=status, reason=reason)
-    return ApiError(
-        wanted=wanted,
-        found=found,
-        why="the node refused it; nothing was changed by this request",
-        next="correct what it names, then run `pulumi up` again",
-        status=status,
-        reason=reason,
-    )
+    _, kind, why, next_step = next(known for known in _KNOWN if re.search(known[0], reason))
+    return kind(wanted=wanted, found=found, why=why, next=next_step, status=status, reason=reason)
 
 
-# A node's own words -> the error.
+# A node's own words -> the error; the last takes any.
 _KNOWN: tuple[tuple[str, type[ApiError], str, str], ...] = (
     (
         r"Configuration file '.*' does not exist|pci ID '.*' does not exist|^mapping '.*' not found"
@@ -90,5 +81,11 @@ _KNOWN: tuple[tuple[str, type[ApiError], str, str], ...] = (
         ApiError,
         "another task works on it, such as a backup, a clone, a migration, or died while it did",
         'wait for it (one that died: docs/troubleshooting.md, "A guest is locked"), then run `pulumi up` again',
+    ),
+    (
+        "",
+        ApiError,
+        "the node refused it; nothing was changed by this request",
+        "correct what it names, then run `pulumi up` again",
     ),
 )

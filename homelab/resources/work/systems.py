@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
@@ -40,8 +40,8 @@ class SystemWork(Work[SystemT, OutputsT]):
         """
         if inputs.target != "vm":
             return self.host(inputs)
-        vm = self.stack.vms(inputs.host).get(inputs.system_name.rpartition(".")[2])
-        if vm is None or vm.ssh is None:
+        vm = self._guest(inputs)
+        if not isinstance(vm, Vm) or vm.ssh is None:
             raise HomelabError(
                 wanted=f"homelab:{inputs.system_name}.ssh in the stack's configuration",
                 found="it is missing",
@@ -54,11 +54,12 @@ class SystemWork(Work[SystemT, OutputsT]):
         """The system's NVIDIA stack in the settings; None: they have none any more."""
         if inputs.target == "host":
             return self.host(inputs).nvidia
-        guests: Mapping[str, Vm | Container] = (
-            self.stack.vms(inputs.host) if inputs.target == "vm" else self.stack.containers(inputs.host)
-        )
-        guest = guests.get(inputs.system_name.rpartition(".")[2])
+        guest = self._guest(inputs)
         return guest.nvidia if guest else None
+
+    def _guest(self, inputs: SystemT) -> Vm | Container | None:
+        name = inputs.system_name.rpartition(".")[2]
+        return (self.stack.vms if inputs.target == "vm" else self.stack.containers)(inputs.host).get(name)
 
     def asking(self, inputs: SystemT, seconds: float = 0) -> Ask:
         """What asks the system: a VM itself, a container through its host.
