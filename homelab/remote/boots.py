@@ -79,7 +79,6 @@ def wait_for_boot(host: Host, old_boot_id: str | None, say: Callable[[str], None
     patience = host.timeouts.reboot
     # One reading that hangs, on a host that has just come up, must not take all the time in which it is waited for.
     seconds = min(host.timeouts.api, max(SHORT_SECONDS, host.timeouts.rollback / 3))
-    extended = False
     last_told = started
     last_problem = "it went down and nothing answers"
     last_refusal: HomelabError | None = None
@@ -104,10 +103,9 @@ def wait_for_boot(host: Host, old_boot_id: str | None, say: Callable[[str], None
             last_told = time.monotonic()
             tell_meanwhile(f"waiting for the host: {last_told - started:.0f} s")
         if time.monotonic() - started > patience:
-            if extended or confirmation.boot:
+            if patience == host.timeouts.boot or confirmation.boot:
                 waited = time.monotonic() - started
                 raise last_refusal or _never_back(host, last_problem, waited, confirmation.boot)
-            extended = True
             patience = host.timeouts.boot
             say(
                 f"{host.address} is not back after {host.timeouts.reboot} s ({last_problem}); if it only lacks its "

@@ -77,15 +77,15 @@ class HostSession:
                 taken = Guard(self.name, host)
                 taken.begin()
                 taken.answered.wait()
-                if taken.error is None:
-                    break
+                is_refused = isinstance(taken.error, RefusedError)
                 # The lock is still this run's own: the host hasn't noticed yet that the earlier connection is gone.
-                refused_by_itself = isinstance(taken.error, RefusedError) and _this_run() in taken.error.found
-                if self.guard is None or not refused_by_itself or time.monotonic() > deadline:
-                    if isinstance(taken.error, RefusedError):
-                        self.guard = taken  # this run is to hold it, and doesn't: `hold_on` asks again
-                    raise taken.error
-            self.guard = taken
+                is_own = self.guard is not None and is_refused and _this_run() in str(taken.error)
+                if not is_own or time.monotonic() > deadline:
+                    break
+            if is_refused or taken.error is None:
+                self.guard = taken  # one that was refused is to hold it, and doesn't: `hold_on` asks again
+            if taken.error is not None:
+                raise taken.error
 
     def hold_on(self, host: Host) -> None:
         """Holds it again if this process held it and lost it since (its machine slept, the network was cut), or was

@@ -17,8 +17,7 @@ from homelab.remote import host_session, ssh
 from homelab.remote.host_session import HostSession
 from homelab.remote.proxmox.connection import unanswered
 from homelab.resources.work import api
-from homelab.resources.work.base import Work
-from homelab.resources.work.typed import read_as
+from homelab.resources.work.base import Work, read_as
 from homelab.settings import Host
 from homelab.vm.work import VmCardsWork
 from tests.unit.hosts import desktop

@@ -3,11 +3,14 @@ to it."""
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from pydantic import TypeAdapter
 
 from homelab.errors import GoneError, HomelabError, RefusedError, UnansweredError, UnfinishedError, UnreachableError
 from homelab.facts.host import HostFacts
@@ -19,7 +22,6 @@ from homelab.resources import limits
 from homelab.resources.base import Act, HostInputs, Resource
 from homelab.resources.work import silent_host
 from homelab.resources.work.plain import Properties
-from homelab.resources.work.typed import read_as
 from homelab.settings import Container, Host, Settings, Timeouts, Vm, load_host, parse
 from homelab.shapes import BootSeen, ShutdownInputs
 from homelab.text import tell
@@ -42,6 +44,22 @@ _NAMED_BY = ("system_name", "vm", "container", "guest", "mapping", "download", "
 # How long after this program's reboot a guest that it stopped is started again. Later, the guest is off because a
 # person wants it so.
 REBOOT_SECONDS = 3600
+
+
+@functools.cache
+def adapter_of(kind: type[Any]) -> TypeAdapter[Any]:
+    """What reads properties as that dataclass; made once in a process, since that takes milliseconds."""
+    return TypeAdapter(kind)
+
+
+def read_as(kind: type[T], properties: Mapping[str, Any]) -> T:
+    """Properties as a dataclass of a resource's declaration; what else is among them is left out. The one place where
+    that is done.
+
+    :raises pydantic.ValidationError: they don't fit, which is a mistake in this program.
+    """
+    instance: T = adapter_of(kind).validate_python(properties)  # type: ignore[arg-type]
+    return instance
 
 
 def raised(generation: dict[str, int], drifted: set[str], layers: Collection[str]) -> dict[str, int]:
