@@ -100,17 +100,15 @@ def _unreadable(path: Path) -> str:
     return ""
 
 
-def refusal(host: Host, *, is_first: bool = True) -> LoginRefusedError | None:
+def refusal(host: Host) -> LoginRefusedError | None:
     """The error by which the host refuses a login with these settings; None: it accepts it.
 
-    :param is_first: it has refused none before, and so has no reason to lock this machine out for a while.
     :raises HomelabError: the host can't be reached, or shows another key.
     """
 
     patient = host.timeouts.model_copy(update={"connect": LOCKED_OUT_SECONDS})
     try:
-        work = logins.log_in(host) if is_first else logins.reach(host.model_copy(update={"timeouts": patient}))
-        loop.run(work, awaited=host.address)
+        loop.run(logins.reach(host.model_copy(update={"timeouts": patient})), awaited=host.address)
     except LoginRefusedError as error:
         return error
     return None

@@ -42,7 +42,7 @@ class _Connection:
 
     def __init__(self, ssh: asyncssh.SSHClientConnection) -> None:
         self.ssh = ssh
-        self.turns = asyncio.Semaphore(COMMANDS - 1)
+        self.turns = asyncio.Semaphore(COMMANDS)
         self.changes = asyncio.Semaphore(CHANGES)
         self.commands = 0
         self.is_left = False
@@ -107,26 +107,16 @@ def login_of(host: Host) -> Login:
     return of_process().setdefault(parts, Login())
 
 
-async def log_in(host: Host, timeout: float | None = None) -> None:
-    """Logs in once more, and ends that connection; on any loop, as `reach`.
+async def reach(host: Host) -> None:
+    """Checks that a login works, on any loop, within `timeouts.connect`; an unreachable host is tried again until then.
 
-    :param timeout: as of `Session`.
     :raises UnreachableError: the host doesn't answer in time.
     :raises HomelabError: it shows another host key, or refuses the login.
-    """
-    (await _connected(host, timeout or host.timeouts.connect)).ssh.abort()
-
-
-async def reach(host: Host) -> None:
-    """Checks that a login works, within `timeouts.connect`; an unreachable host is tried again until then.
-
-    :raises UnreachableError: the host doesn't answer in time.
-    :raises HomelabError: as of `log_in`.
     """
     deadline = time.monotonic() + host.timeouts.connect
     while True:
         try:
-            await log_in(host, max(deadline - time.monotonic(), 1.0))
+            (await _connected(host, max(deadline - time.monotonic(), 1.0))).ssh.abort()
             return
         except UnreachableError:
             if time.monotonic() + RETRY_SECONDS > deadline:
@@ -135,7 +125,7 @@ async def reach(host: Host) -> None:
 
 
 async def _connected(host: Host, timeout: float) -> _Connection:
-    """A new connection; only the pinned host key is accepted. Arguments and errors as of `log_in`."""
+    """A new connection; only the pinned host key is accepted. Errors as of `reach`."""
     key = host.ssh.key
     try:
         pinned = asyncssh.import_public_key(host.ssh.pinned_host_key)

@@ -9,7 +9,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import asyncssh
 
@@ -24,7 +24,6 @@ from remote_scripts.both import read_host
 from remote_scripts.tools.places import PYTHON
 from remote_scripts.tools.state import limit_of
 
-T = TypeVar("T")
 Say = Callable[[str], None]
 
 # The message of a step that failed (remote_scripts/tools/errors.py).
@@ -151,21 +150,20 @@ class Session:
 
     @asynccontextmanager
     async def _process(
-        self, command: str, script: str, seconds: float, on_line: Say | None, *, for_agent: bool, waits: bool = True
+        self, command: str, script: str, seconds: float, on_line: Say | None, *, for_agent: bool
     ) -> AsyncIterator[tuple[asyncssh.SSHClientProcess[bytes], asyncio.Task[str], asyncio.Timeout]]:
         """A command, as soon as it is its turn, with its log and the end of its time. Where a connection takes no more
         commands (sshd's MaxSessions), one more is opened for it. Other arguments as of `_run`.
 
         :param seconds: after that it is ended: a host that goes down may keep a connection open, and answer its
             keepalives, without ever running the script.
-        :param waits: for its turn.
         """
         for tries_left in reversed(range(COMMANDS + 1)):
             connection = await login_of(self._host).opened(self._host, self._timeout)
             connection.commands += 1
             process = None
             try:
-                async with connection.turns if waits else nullcontext(), asyncio.timeout(seconds) as limit:
+                async with connection.turns, asyncio.timeout(seconds) as limit:
                     process = await connection.ssh.create_process(command, encoding=None)
                     _send(process, script, ends=not for_agent)
                     log = _begun(_heard(process.stderr, on_line))
@@ -290,11 +288,8 @@ class Session:
                 _send(process, f"{word}\n")
 
         try:
-            async with self._process(command, script, seconds, log_lines.append, for_agent=True, waits=False) as (
-                process,
-                log,
-                limit,
-            ):
+            async with self._process(command, script, seconds, log_lines.append, for_agent=True) as begun:
+                process, log, limit = begun
                 output = b""  # a login may print something of its own before
                 async for line in _output(process):
                     if _is_answer(line):
@@ -353,7 +348,7 @@ async def _require_open(connection: asyncssh.SSHClientConnection, error: asyncss
         raise ConnectionResetError from error
 
 
-def _begun(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+def _begun(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
     task = asyncio.create_task(work)
     task.add_done_callback(lambda done: done.cancelled() or done.exception())  # it ends with the connection
     return task

@@ -365,19 +365,19 @@ class Sshd:
         return meet(folder, self.serve, use)
 
 
-def test_all_that_is_asked_of_a_host_goes_over_one_connection_seven_at_a_time_beside_the_guard(tmp_path: Path) -> None:
+def test_all_that_is_asked_of_a_host_goes_over_one_connection_eight_at_a_time(tmp_path: Path) -> None:
     sshd = Sshd()
 
     def use(session: ssh.Session) -> str:
         with ThreadPoolExecutor(12) as threads:
             answers = [threads.submit(ssh.Session(session._host).run, "read", "wait\n", 20) for _ in range(12)]
-            wait_until(lambda: sshd.at_work == 7)
-            time.sleep(0.2)  # an eighth would have come by now
+            wait_until(lambda: sshd.at_work == 8)
+            time.sleep(0.2)  # a ninth would have come by now
             sshd.let_go.set()
             return "".join(answer.result() for answer in answers)
 
     assert sshd.meet(tmp_path, use) == "0" * 12
-    assert sshd.most == 7
+    assert sshd.most == 8
 
 
 def test_a_command_that_waits_for_its_turn_is_lost_with_its_connection(tmp_path: Path) -> None:
@@ -385,17 +385,17 @@ def test_a_command_that_waits_for_its_turn_is_lost_with_its_connection(tmp_path:
     sshd = Sshd()
 
     def use(session: ssh.Session) -> str:
-        with ThreadPoolExecutor(8) as threads:
-            answers = [threads.submit(ssh.Session(session._host).run, "read", "wait\n", 20) for _ in range(8)]
-            wait_until(lambda: sshd.at_work == 7)
-            time.sleep(0.2)  # the eighth waits
+        with ThreadPoolExecutor(9) as threads:
+            answers = [threads.submit(ssh.Session(session._host).run, "read", "wait\n", 20) for _ in range(9)]
+            wait_until(lambda: sshd.at_work == 8)
+            time.sleep(0.2)  # the ninth waits
             (end,) = sshd.connections
             end._loop.call_soon_threadsafe(end.abort)
             lost = [type(answer.exception()).__name__ for answer in answers]
             sshd.let_go.set()
         return " ".join(lost)
 
-    assert sshd.meet(tmp_path, use).split() == ["UnreachableError"] * 8
+    assert sshd.meet(tmp_path, use).split() == ["UnreachableError"] * 9
     assert len(sshd.connections) == 1
 
 
