@@ -84,9 +84,15 @@ def wait_for_boot(host: Host, old_boot_id: str | None, say: Callable[[str], None
     last_refusal: HomelabError | None = None
     while True:
         try:
-            reading = _reading_of_another_boot(host, old_boot_id, seconds, confirmation)
-            if reading is not None:
-                return reading
+            session = Session(host)
+            session.connect(anew=True)  # the earlier connection may be to the old boot, and not show it
+            # A host that goes down isn't read, but asked for its boot id only; if it has none, the confirmation's
+            # answer has it.
+            if session.boot_id(seconds) != old_boot_id or old_boot_id is None:
+                reading = confirmation.read(session, old_boot_id, seconds)
+                if reading is not None:
+                    return reading
+            session.ended(GOING_DOWN_SECONDS)
             last_problem, last_refusal = "it answers, but has not rebooted", None
         except UnreachableError as error:
             last_problem, last_refusal = error.found, None
@@ -113,23 +119,6 @@ def wait_for_boot(host: Host, old_boot_id: str | None, say: Callable[[str], None
                 "what it had before: waiting for that"
             )
         time.sleep(RETRY_SECONDS if last_refusal is None else REFUSED_SECONDS)
-
-
-def _reading_of_another_boot(
-    host: Host, old_boot_id: str | None, seconds: float, confirmation: _Confirmation
-) -> facts.HostFacts | None:
-    """A reading, or None while the host runs the old boot, after having waited for the connection's end.
-
-    A host that goes down isn't read, but asked for its boot id only; if it has none, the confirmation's answer has it.
-    """
-    session = Session(host)
-    session.connect(anew=True)  # the earlier connection may be to the old boot, and not show it
-    if session.boot_id(seconds) != old_boot_id or old_boot_id is None:
-        reading = confirmation.read(session, old_boot_id, seconds)
-        if reading is not None:
-            return reading
-    session.ended(GOING_DOWN_SECONDS)
-    return None
 
 
 class _Confirmation:

@@ -117,19 +117,16 @@ def cancel() -> None:
             session.guard.say("cancelled")
 
 
-def _who() -> str:
-    """This run's user, machine and start, for the error of another run."""
+@functools.cache
+def _this_run() -> str:
+    """This run's user, machine, start and process, for the error of another run: the same text as long as this process
+    lives, by which a run recognises itself."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError, ImportError):
         user = "an unknown user"  # an id without a name, as in a container; Windows without its variables
-    return f"{user} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S %z')}"
-
-
-@functools.cache
-def _this_run() -> str:
-    # `_who` with the process's id: the same text as long as this process lives, by which a run recognises itself.
-    return f"{_who()} (process {os.getpid()})"  # several may begin in one second
+    since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    return f"{user} on {platform.node()}, since {since} (process {os.getpid()})"  # several may begin in one second
 
 
 class Guard:

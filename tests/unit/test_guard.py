@@ -36,7 +36,7 @@ def test_a_user_without_a_name_is_an_unknown_one(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(getpass, "getuser", nobody)
     monkeypatch.setattr(platform, "node", lambda: "desk")
-    assert host_session._who().startswith("an unknown user on desk, since 2")
+    assert host_session._this_run.__wrapped__().startswith("an unknown user on desk, since 2")
 
 
 class Acts(Work[HostInputs, NoOutputs]):

@@ -161,7 +161,16 @@ class Api:
         log: list[str] = []
         exit_status = self._end_of(upid, wanted, seconds, lambda: self._read_log(upid, wanted, log, say))
         if exit_status is None:
-            raise _still_runs(wanted, upid, seconds, log)
+            raise UnansweredError(
+                wanted=wanted,
+                found=f"the task still runs after {seconds:.0f} seconds{_quoted(log)}",
+                why="its work isn't done yet; it continues by itself",
+                next=f"see `pvenode task log {upid}` on the host; when it has ended, run `pulumi up` again. A host "
+                "that takes longer gets more time with hosts.<name>.timeouts.apiTask, or timeouts.create for new "
+                "guests",
+                status=500,
+                reason="still running",
+            )
         if exit_status != "OK" and not exit_status.startswith("WARNINGS"):
             raise _error_of_task(wanted, upid, plain(exit_status), log)
 
@@ -254,15 +263,3 @@ def _error_of_task(wanted: str, upid: str, status: str, log: list[str]) -> ApiEr
         next_step = f"correct what it names, then run `pulumi up` again; all of its log: `pvenode task log {upid}`"
         return error.retold(why="Proxmox VE didn't do what the task was for", next=next_step)
     return error
-
-
-def _still_runs(wanted: str, upid: str, seconds: float, log: list[str]) -> ApiError:
-    return UnansweredError(
-        wanted=wanted,
-        found=f"the task still runs after {seconds:.0f} seconds{_quoted(log)}",
-        why="its work isn't done yet; it continues by itself",
-        next=f"see `pvenode task log {upid}` on the host; when it has ended, run `pulumi up` again. A host that takes "
-        "longer gets more time with hosts.<name>.timeouts.apiTask, or timeouts.create for new guests",
-        status=500,
-        reason="still running",
-    )
