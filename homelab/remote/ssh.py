@@ -84,9 +84,8 @@ class Session:
         # What changes something ends by itself where this connection is lost.
         seconds = seconds or self._host.timeouts.api
         limit = limit_of(seconds) if verb in ("apply", "revert") and not goes_on else 0
-        command = agent.command_in_memory(self._host.ssh.user)
         text = agent.asked(verb, agent.request(layer, wanted, seconds=limit, ctid=ctid, proxy=proxy))
-        return scripts.answer(self._run(command, f"{verb} {layer}", text, limit or seconds, on_line, for_agent=True))
+        return scripts.answer(self._run(None, f"{verb} {layer}", text, limit or seconds, on_line))
 
     def plan(self, questions: Sequence[tuple[str, Any]]) -> list[dict[str, Any]]:
         """What layers would change, in the order of the questions: one after the other by one agent, whose way to the
@@ -95,10 +94,9 @@ class Session:
         :param questions: each layer's name with its `Wanted`.
         :raises HomelabError: as `run`; of the first that refuses.
         """
-        command = agent.command_in_memory(self._host.ssh.user)
         text = agent.asked("plan", *(agent.request(layer, wanted) for layer, wanted in questions))
         layers, seconds = ", ".join(layer for layer, _ in questions), self._host.timeouts.api * len(questions)
-        lines = self._run(command, f"plan {layers}", text, seconds, for_agent=True).strip().split("\n")
+        lines = self._run(None, f"plan {layers}", text, seconds).strip().split("\n")
         return [scripts.answer(line) for line in lines[-len(questions) :]]
 
     def put_agent(self, owner: str, seconds: float) -> None:
@@ -109,23 +107,14 @@ class Session:
         """
         self._run(agent.command_to_put(self._host.ssh.user), "put the agent", agent.put(owner), seconds)
 
-    def _run(
-        self,
-        command: str,
-        verb: str,
-        script: str,
-        seconds: float,
-        on_line: Say | None = None,
-        *,
-        for_agent: bool = False,
-    ) -> str:
+    def _run(self, command: str | None, verb: str, script: str, seconds: float, on_line: Say | None = None) -> str:
         """What a command prints that takes `script` from standard input; other arguments and errors as of `ask`.
 
-        :param for_agent: the command may ask for the agent.
+        :param command: None: the agent's, which may ask for the agent itself.
         """
         seconds = seconds or self._host.timeouts.api
         try:
-            work = self._exchange(command, script, seconds, on_line, for_agent)
+            work = self._exchange(command, script, seconds, on_line)
             status, output, log = loop.run(work, f"{self._host.address}, for up to {seconds:.0f} s")
         except (OSError, asyncssh.Error) as error:
             raise _connection_lost(self._host, error, verb, seconds) from error
@@ -134,13 +123,13 @@ class Session:
         return _decoded(output)
 
     async def _exchange(
-        self, command: str, script: str, seconds: float, on_line: Say | None, for_agent: bool
+        self, command: str | None, script: str, seconds: float, on_line: Say | None = None
     ) -> tuple[int, bytes, str]:
         """Exit status, answer, log.
 
         :raises ConnectionResetError: the connection ended before the command did.
         """
-        async with self._process(command, script, seconds, on_line, for_agent=for_agent) as (process, log, _):
+        async with self._process(command, script, seconds, on_line) as (process, log, _):
             output = b"".join([line async for line in _output(process)])
             log_text = await log
             await process.wait_closed()
@@ -150,7 +139,7 @@ class Session:
 
     @asynccontextmanager
     async def _process(
-        self, command: str, script: str, seconds: float, on_line: Say | None, *, for_agent: bool
+        self, command: str | None, script: str, seconds: float, on_line: Say | None
     ) -> AsyncIterator[tuple[asyncssh.SSHClientProcess[bytes], asyncio.Task[str], asyncio.Timeout]]:
         """A command, as soon as it is its turn, with its log and the end of its time. Where a connection takes no more
         commands (sshd's MaxSessions), one more is opened for it. Other arguments as of `_run`.
@@ -164,8 +153,9 @@ class Session:
             process = None
             try:
                 async with connection.turns, asyncio.timeout(seconds) as limit:
-                    process = await connection.ssh.create_process(command, encoding=None)
-                    _send(process, script, ends=not for_agent)
+                    started = command or agent.command_in_memory(self._host.ssh.user)
+                    process = await connection.ssh.create_process(started, encoding=None)
+                    _send(process, script, ends=command is not None)
                     log = _begun(_heard(process.stderr, on_line))
                     yield process, log, limit
                     return
@@ -218,7 +208,7 @@ class Session:
                 connection.commands -= 1
                 connection.end_if_left()
             # sshd forbids forwarding (AllowTcpForwarding, PermitOpen): a command can connect.
-            _, output, log = await self._exchange(_BY_BASH.format(port), request, seconds, None, False)
+            _, output, log = await self._exchange(_BY_BASH.format(port), request, seconds)
         return None if "Connection refused" in log else output
 
     def boot_id(self, seconds: float) -> str:
@@ -247,13 +237,14 @@ class Session:
         :raises UnreachableError: the host doesn't answer in time.
         :raises HomelabError: it shows another host key, or refuses the login.
         """
-        loop.run(self.connected(anew=anew))
 
-    async def connected(self, *, anew: bool = False) -> None:
-        """`connect`, for what runs on this process's loop."""
-        if anew:
-            login_of(self._host).leave()
-        await login_of(self._host).opened(self._host, self._timeout)
+        async def connected() -> None:
+            login = login_of(self._host)
+            if anew:
+                login.leave()
+            await login.opened(self._host, self._timeout)
+
+        loop.run(connected())
 
     async def keep(
         self,
@@ -274,7 +265,6 @@ class Session:
         :raises RefusedError: it failed instead of answering, or waited for another run until the connection was lost.
         :raises HomelabError: as `connect`; UnreachableError: the connection was lost before that.
         """
-        command = agent.command_in_memory(self._host.ssh.user)
         log_lines: list[str] = []
         seconds = self._host.timeouts.api
         words = words or asyncio.Queue()
@@ -288,8 +278,7 @@ class Session:
                 _send(process, f"{word}\n")
 
         try:
-            async with self._process(command, script, seconds, log_lines.append, for_agent=True) as begun:
-                process, log, limit = begun
+            async with self._process(None, script, seconds, log_lines.append) as (process, log, limit):
                 output = b""  # a login may print something of its own before
                 async for line in _output(process):
                     if _is_answer(line):
