@@ -16,7 +16,7 @@
             NoQuorumError
         SeveralErrors
     UnfinishedError                    carries a HomelabError to Pulumi's engine
-    GoneError, NoAnswerError           caught within the program
+    GoneError                          caught within the program
     Mistake, Declined                  of `homelab init`
 
 homelab.stack.Refusal ends a program with a HomelabError.
@@ -156,14 +156,6 @@ class UnfinishedError(Exception):
 
 class GoneError(Exception):
     """A refresh found that the resource isn't there any more."""
-
-
-class NoAnswerError(Exception):
-    """There is no answer. `sent`: whether the request may have been carried out."""
-
-    def __init__(self, found: str, *, sent: bool) -> None:
-        super().__init__(found)
-        self.sent = sent
 
 
 class Mistake(Exception):

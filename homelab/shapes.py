@@ -1,7 +1,7 @@
 """The types of the values in a stack's state, as JSON has them.
 
 They are outputs of resources, inputs of components, and homelab/contract.py makes the stack's outputs of them. They are
-dictionaries, as Pulumi carries no classes; homelab/resources/work/typed.py checks them where they enter and leave the
+dictionaries, as Pulumi carries no classes; homelab/resources/work/base.py checks them where they enter and leave the
 provider.
 
 A key whose value may be null may also be missing: Pulumi's SDK drops nulls on the way. So read such a key by `get`.

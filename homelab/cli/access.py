@@ -106,9 +106,9 @@ def _chosen(identity: str | None) -> list[Path]:
 
 def _by_key(where: str, ssh: dict[str, object], identity: str | None) -> Access | None:
     """A login by one of the person's keys, or by the agent; None: all are refused."""
-    for number, way in enumerate(ways(_chosen(identity), identity)):
+    for way in ways(_chosen(identity), identity):
         host = host_at(where, {**ssh, **way})
-        if first_contact.refusal(host, is_first=number == 0) is None:
+        if first_contact.refusal(host) is None:
             say(f"Logged in as {ssh['user']} with {way.get('privateKeyFile') or 'the SSH agent'}.")
             return Access(host, {"address": where, "ssh": {**ssh, **way}})
     return None
@@ -168,7 +168,7 @@ def installed(access: Access) -> None:
     assert access.install is not None
     first_contact.authorize(access.host, access.install)
     host = host_at(access.login["address"], access.login["ssh"])
-    if error := first_contact.refusal(host, is_first=False):
+    if error := first_contact.refusal(host):
         raise error
 
 
@@ -210,7 +210,7 @@ def _by_password(address: str, ssh: dict[str, Any], ask: Ask) -> Host:
     for _ in range(1 if given else _TRIES):
         password = given or ask.secret(f"{ssh['user']}'s password there (used once, never stored)")
         host = host_at(address, {**ssh, "password": password}) if password else None
-        if host and first_contact.refusal(host, is_first=False) is None:
+        if host and first_contact.refusal(host) is None:
             return host
         say("The host refuses this password.")
     raise Mistake(

@@ -258,7 +258,7 @@ def _verify(host: Host, name: str, answer: reboot.Answer, want: plan.Wanted, man
             ),
         )
     # Within reach, the boot on trial becomes the default, whatever the checks say: a person can act.
-    facts = boots.confirm(host, old_boot_id, lambda text: tell(f"{name}: {text}"), tell_meanwhile)
+    facts = boots.confirm(host, old_boot_id, lambda text: tell(f"{name}: {text}"))
     if not facts.rolled_back:
         try:  # before anything else: the host itself starts its guests only while no run holds it
             host_session.of(name).hold(host)  # the reboot has ended what held it

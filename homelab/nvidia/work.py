@@ -20,7 +20,7 @@ from homelab.reading import stacks
 from homelab.remote import ssh
 from homelab.resources import nvidia_steps as steps
 from homelab.resources.work.base import raised
-from homelab.resources.work.systems import Reached, SystemWork
+from homelab.resources.work.systems import Ask, SystemWork
 from homelab.text import tell
 from remote_scripts.both.nothing import Wanted
 from remote_scripts.both.nvidia_verification import Answer
@@ -129,7 +129,7 @@ class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
         patience = float(inputs.timeout)
         old = ""
 
-        def restart(reached: Reached, current: SystemReading) -> None:
+        def restart(ask: Ask, current: SystemReading) -> None:
             nonlocal old
             # Asked for and gone down before it could answer, or because of an `up` that was killed: once is enough.
             reason = reboot_reason(current, version)
@@ -138,7 +138,7 @@ class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
             if not old:
                 tell(f"{name}: rebooting it, because {reason}")
             old = current.boot_id
-            reached.ask("apply", "reboot_guest", Wanted())
+            ask("apply", "reboot_guest", Wanted())
 
         # Over the same connection: a guest that is on its way down takes no new one.
         reading = self.read_system_in_time(inputs, patience, then=restart)
@@ -182,10 +182,10 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
         if inputs.target == "vm":
             # It may have been started a moment ago.
             self.read_system_in_time(inputs, stack.timeouts.reboot)
-        reached = self.session(inputs, float(stack.timeouts.verify) + SLACK_SECONDS)
+        ask = self.asking(inputs, float(stack.timeouts.verify) + SLACK_SECONDS)
         expected = Expected(**inputs.wanted)
         wanted = steps.verification(stack, expected)
-        found = of_plain(Answer, reached.ask("apply", "nvidia_verification", wanted, proxy=stack.proxy_address))
+        found = of_plain(Answer, ask("apply", "nvidia_verification", wanted, proxy=stack.proxy_address))
         result, errors = verification.judge(found, expected)
         if found.update == "tried":
             errors = self._end_update(inputs, stack, errors, works=found.nvidia_smi.status == 0)
@@ -203,8 +203,8 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
         """Ends an update of the driver that waited for a boot. If the new driver works, the update is done; otherwise
         the old driver is put back, and each error says so."""
         wanted = steps.driver_update(inputs.target, stack, inputs.system_name)
-        reached = self.session(inputs, float(stack.timeouts.install) + SLACK_SECONDS)
-        answer = reached.ask("apply" if works else "revert", "driver_update", wanted, proxy=stack.proxy_address)
+        ask = self.asking(inputs, float(stack.timeouts.install) + SLACK_SECONDS)
+        answer = ask("apply" if works else "revert", "driver_update", wanted, proxy=stack.proxy_address)
         if not answer["old"]:
             return errors
         back = f"the driver {answer['old']} is back: {answer['now']}"

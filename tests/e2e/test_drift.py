@@ -78,5 +78,5 @@ def test_what_changed_is_named_and_mended_without_a_needless_reboot_and_a_host_t
     outputs = stack.output()
     out_of_reach(stack.lab)
     failed = stack.up("--refresh", ok=False)
-    assert "to read pve, and to compare it" in failed.message and failed.message.count("wanted:") == 1
+    assert "an SSH connection to" in failed.message and failed.message.count("wanted:") == 1
     assert failed.changed == set() and stack.output() == outputs and failed.code != 7, "to the workflow, 7 is drift"

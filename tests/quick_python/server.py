@@ -61,7 +61,7 @@ def warm() -> None:
     from homelab.provider import registry  # which declares all resources
     from homelab.remote import agent
     from homelab.resources.base import declared
-    from homelab.resources.work.typed import adapter_of
+    from homelab.resources.work.base import adapter_of
     from remote_scripts.both.read_host import Wanted
     from tests import put_agent
 

@@ -39,7 +39,7 @@ class World:
         self.calls: list[str] = []
 
     def ask(
-        self, verb: str, layer: str, wanted: Any, _seconds: float = 0, *, ctid: int = 0, proxy: str = ""
+        self, verb: str, layer: str, wanted: Any, seconds: float = 0, *, ctid: int = 0, proxy: str = ""
     ) -> dict[str, Any]:
         self.calls.append(call := f"{verb} {layer} {ctid}")
         if call in self.fails:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import asyncssh
 import pytest
@@ -225,7 +226,7 @@ def test_a_host_is_asked_for_a_key_that_every_step_can_use(kinds: list[str], mon
     if len(kinds) > 1:
         assert first_contact.host_key("192.0.2.1", 22).line == ECDSA
     else:
-        with pytest.raises(HomelabError, match="none of the kinds ssh-ed25519, ecdsa"):
+        with pytest.raises(HomelabError, match="of the kind ssh-ed25519 or ecdsa"):
             first_contact.host_key("192.0.2.1", 22)
 
 
@@ -235,11 +236,12 @@ def test_a_host_that_locks_out_who_it_has_refused_is_waited_for(monkeypatch: pyt
     cut = UnreachableError(wanted="w", found="Connection lost", why="y", next="n")
     answers: list[HomelabError | None] = [refused, cut, cut, None]
 
-    async def log_in(*_: object) -> None:
+    async def connected(*_: object) -> SimpleNamespace:
         if (answer := answers.pop(0)) is not None:
             raise answer
+        return SimpleNamespace(ssh=SimpleNamespace(abort=lambda: None))
 
-    monkeypatch.setattr(logins, "log_in", log_in)
+    monkeypatch.setattr(logins, "_connected", connected)
     monkeypatch.setattr(logins, "RETRY_SECONDS", 0.0)
     monkeypatch.setattr(first_contact, "usual_keys", lambda _, locked=False: [] if locked else [Path("id_ed25519")])
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)

@@ -31,9 +31,8 @@ from homelab.provider.serve import Homelab, with_its_state
 from homelab.remote.host_session import HostSession
 from homelab.resources import command
 from homelab.resources.base import Resource, declared
-from homelab.resources.work.base import Work, raised, stopped_by_reboot
+from homelab.resources.work.base import Work, raised, read_as, stopped_by_reboot
 from homelab.resources.work.plain import UNKNOWN, plain, valued
-from homelab.resources.work.typed import read_as
 from homelab.settings import Container, Gpu, Host
 from homelab.shapes import BootSeen, CardPlan
 from homelab.vm.resource import VmCards

@@ -29,7 +29,14 @@ def check(
         return []
     node = host.node or name
     if facts.cluster.node not in ("", node):
-        return [_no_node_error(name, node, facts.cluster.node)]
+        return [
+            HomelabError(
+                wanted=f"the node {node}, as hosts.{name} is in Proxmox VE",
+                found=f"its name there is {facts.cluster.node}",
+                why="mappings and guests are a node's, and each node answers for itself alone",
+                next=f"correct hosts.{name}.node: the name that `hostname` prints on the host",
+            )
+        ]
     try:
         api = Api(host, node, patience=patience)
         api.get("version", f"to use {name}'s Proxmox VE API")
@@ -41,12 +48,3 @@ def check(
         return files.check(api, name, host, new_vms, new_containers)
     except HomelabError as error:
         return [error]
-
-
-def _no_node_error(name: str, node: str, own: str) -> HomelabError:
-    return HomelabError(
-        wanted=f"the node {node}, as hosts.{name} is in Proxmox VE",
-        found=f"its name there is {own}",
-        why="mappings and guests are a node's, and each node answers for itself alone",
-        next=f"correct hosts.{name}.node: the name that `hostname` prints on the host",
-    )
