@@ -55,8 +55,8 @@ class NoOutputs:
 
 
 class Resource(pulumi.CustomResource):
-    """A resource of homelab's provider. `args`: the inputs, by the names that the class's `Inputs` has; one that is
-    None may be left out.
+    """A resource of homelab's provider. `inputs`: by the names that the class's `Inputs` has; one that is None may be
+    left out.
 
     `replaced_by`: inputs whose change makes another one; `ignored`: inputs whose change is no reason to do anything,
     since they only say how; `asks_for_update`: outputs that ask for an update when there is something in them, such as
@@ -78,14 +78,12 @@ class Resource(pulumi.CustomResource):
     asks_for_update: ClassVar[tuple[str, ...]] = ()
     delete_before_replace: ClassVar[bool] = False
 
-    def __init__(
-        self, name: str, args: Mapping[str, pulumi.Input[Any]], opts: pulumi.ResourceOptions | None = None
-    ) -> None:
+    def __init__(self, name: str, *, opts: pulumi.ResourceOptions | None = None, **inputs: pulumi.Input[Any]) -> None:
         fields = {field.name: field for field in dataclasses.fields(self.Inputs)}
         needed = {key for key, field in fields.items() if field.default is dataclasses.MISSING}
-        if wrong := (args.keys() - fields.keys()) | (needed - args.keys()):
+        if wrong := (inputs.keys() - fields.keys()) | (needed - inputs.keys()):
             raise TypeError(f"{type(self).__name__} {name}: inputs that are missing or not known: {sorted(wrong)}")
-        super().__init__(self.token(), name, {**args, **dict.fromkeys(self.output_names())}, opts)
+        super().__init__(self.token(), name, {**inputs, **dict.fromkeys(self.output_names())}, opts)
 
     @classmethod
     def token(cls) -> str:

@@ -229,14 +229,14 @@ def test_an_input_that_is_forgotten_is_named_before_anything_runs() -> None:
     with pytest.raises(
         TypeError, match=r"HostProbe pve-probe: inputs that are missing or not known: \['setings', 'settings'\]"
     ):
-        HostProbe("pve-probe", {"host": "pve", "setings": ""})
+        HostProbe("pve-probe", host="pve", setings="")
 
 
 def test_every_layer_that_a_component_names_can_drift() -> None:
     texts = [
         path.read_text(encoding="utf-8") for path in (PROJECT / "__main__.py", *(PROJECT / "components").glob("*.py"))
     ]
-    named = {name for text in texts for name in re.findall(r'generation_of\("(\w+)"\)', text)}
+    named = {name for text in texts for name in re.findall(r'(?:generation_of\(|drifted=)"(\w+)"', text)}
     layers = plan.drift(desktop(), plan.wanted(desktop(), settings())).keys()
     assert {*shapes.BOOT_LAYERS, *named} == {*layers, "agent"}  # which isn't planned
 
