@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 import pulumi
-from pulumi_command import remote
 
 from homelab.container import makers
 from homelab.container.resource import ContainerProbe, ContainerVerification
@@ -57,7 +56,7 @@ class GpuLxc(GuestComponent):
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("gpu:GpuLxc", container, host, opts)
-        name = container.name
+        name, identity = container.name, [container.host, str(container.ctid)]
         probe = ContainerProbe(
             f"{name}-probe",
             host=container.host,
@@ -88,13 +87,31 @@ class GpuLxc(GuestComponent):
                 self._generation(probe.generation),
                 seconds=limits.of_step(host) + 2 * container.shutdown.timeout,
             ),
-            identity=[container.host, str(container.ctid)],
+            identity=identity,
             opts=self._part(probe),
         )
         last: pulumi.Resource = given
         install_outputs: list[pulumi.Input[Any]] = []
         if container.libraries:
-            last = packages = self._libraries(container, host, cards, probe, given)
+            stack = card_libraries.limits_of(container)
+            wanted_packages = pulumi.Output.from_input(cards).apply(
+                lambda gpus: card_libraries.card_libraries(name, container, gpus)
+            )
+            last = packages = step(
+                f"{name}-libraries",
+                place=Place(host),
+                request=Request(
+                    "card_libraries",
+                    wanted_packages,
+                    self._generation(probe.again),
+                    seconds=limits.of_step(host, stack),
+                    ctid=container.ctid,
+                    proxy=stack.proxy_address,
+                ),
+                undone=not goes_away(container),
+                identity=identity,
+                opts=self._part(given),
+            )
             install_outputs += [packages.stdout, probe.again]
         verification = ContainerVerification(
             f"{name}-opened",
@@ -123,35 +140,6 @@ class GpuLxc(GuestComponent):
         }
         self.container = pulumi.Output.from_input(cast("ContainerOutput", output))
         self.register_outputs({"container": self.container, "in_force": self.in_force})
-
-    def _libraries(
-        self,
-        container: Container,
-        host: Host,
-        cards: pulumi.Input[dict[str, CardPlan]],
-        probe: ContainerProbe,
-        given: pulumi.Resource,
-    ) -> remote.Command:
-        """Packages for the container's Intel and AMD cards."""
-        stack = card_libraries.limits_of(container)
-        request = Request(
-            "card_libraries",
-            pulumi.Output.from_input(cards).apply(
-                lambda gpus: card_libraries.card_libraries(container.name, container, gpus)
-            ),
-            self._generation(probe.again),
-            seconds=limits.of_step(host, stack),
-            ctid=container.ctid,
-            proxy=stack.proxy_address,
-        )
-        return step(
-            f"{container.name}-libraries",
-            place=Place(host),
-            request=request,
-            undone=not goes_away(container),
-            identity=[container.host, str(container.ctid)],
-            opts=self._part(given),
-        )
 
     def _generation(self, drifted: pulumi.Output[int]) -> pulumi.Output[str]:
         """Of a step: another container, or one more drift, makes it run again."""

@@ -140,6 +140,8 @@ class BootSeen(TypedDict):
 
 
 class _Booted(TypedDict):
+    """What is known of any verified host."""
+
     kernel: str
     """the running one, as `uname -r` prints it"""
     bootId: str
@@ -282,6 +284,8 @@ class HostOutput(_Booted):
 
 
 class _GuestOutput(TypedDict):
+    """What is known of any guest."""
+
     host: str
     """by its name in `hosts`"""
     node: str

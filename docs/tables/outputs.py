@@ -26,6 +26,7 @@ def schema() -> dict[str, Any]:
 
 
 def _meanings(shape: type[Any]) -> dict[str, str]:
+    # A base without a docstring has a key that is no name of Python's, and no source of its own.
     bases = [base for base in get_original_bases(shape) if base.__module__ == shapes.__name__ and base.__doc__]
     return {field: text for kind in bases for field, text in _meanings(kind).items()} | texts(shape)
 

@@ -63,11 +63,9 @@ class HostProbe(Probe):
     iommu_words: pulumi.Output[str]
     vfio_words: pulumi.Output[str]
     functions: pulumi.Output[dict[str, str]]
-    by_hand: pulumi.Output[list[str]]
     if TYPE_CHECKING:
         gpus: pulumi.Output[dict[str, CardPlan]]
     generation: pulumi.Output[dict[str, int]]
-    stale: pulumi.Output[bool]
 
     @classmethod
     def of(cls, host: Host, *, opts: pulumi.ResourceOptions | None = None) -> HostProbe:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pulumi
 
 from homelab.remote import scripts
-from homelab.shapes import ShutdownInputs
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -38,15 +37,6 @@ class NodeInputs(HostInputs):
     """`node`: the host's name in Proxmox VE."""
 
     node: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class VmInputs(NodeInputs):
-    """A VM: its name in the settings, its id."""
-
-    vm: str
-    vmid: int
-    shutdown: ShutdownInputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -270,19 +270,9 @@ class Request:
         :param seconds: how long it may take.
         """
 
-        def written(values: Sequence[Any]) -> str:
-            wanted, generation = values
-            return agent.request(
-                self.layer,
-                wanted,
-                seconds=seconds,
-                generation=generation,
-                is_act=self.is_act,
-                ctid=self.ctid,
-                proxy=self.proxy,
-            )
-
-        text = pulumi.Output.all(self.wanted, self.generation).apply(written)
+        asked = functools.partial(agent.request, seconds=seconds, is_act=self.is_act, ctid=self.ctid, proxy=self.proxy)
+        known = pulumi.Output.all(wanted=self.wanted, generation=self.generation)
+        text = known.apply(lambda values: asked(self.layer, **values))
         return pulumi.Output.secret(text) if self.proxy else text
 
 

@@ -42,8 +42,6 @@ class StorageFile(Owned):
         made: bool
         drift: list[str] = field(default_factory=list)
 
-    made: pulumi.Output[bool]
-
     @classmethod
     def inputs_of(cls, host_name: str, node: str, name: str, download: Download) -> StorageFile.Inputs:
         """The inputs for a download of the settings."""
