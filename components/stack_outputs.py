@@ -9,7 +9,7 @@ import pulumi
 from homelab.contract import VERSION, put_out
 from homelab.host.resource import HostProbe
 from homelab.settings import Container, Host, Settings, Vm
-from homelab.shapes import BootedHost, BootSeen, CardTest, ContainerOutput, GpuOutput, HostOutput, VmOutput
+from homelab.shapes import BootedHost, BootSeen, CardSeen, CardTest, ContainerOutput, GpuOutput, HostOutput, VmOutput
 from homelab.show import result
 from homelab.text import clean
 
@@ -73,15 +73,14 @@ class StackOutputs:
         for gpu, card in booted["gpus"].items():
             # A card that is handed over is for this stack's VMs alone: another project's have no hookscript.
             mapping = host.mapping_of(gpu) if host.gpus[gpu].use == "vm" else None
-            output = {
-                **card,
-                "iommuGroup": card.get("iommuGroup"),
+            own = {
                 "mapping": mapping,
                 "hostpci": mapping and f"mapping={mapping},pcie=1",
                 "holder": self._holders.get((host.name, gpu)),
                 "test": tests.get(gpu),
             }
-            gpus[gpu] = put_out(GpuOutput, output)
+            # The state may have the card as another version knows it.
+            gpus[gpu] = {**card, **put_out(GpuOutput, own, beyond=CardSeen.__annotations__)}
         return {**booted, "node": host.node_name, "gpus": gpus}
 
 

@@ -9,7 +9,7 @@ What each part of them is, homelab/shapes.py says; docs/outputs.schema.json is m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
@@ -35,13 +35,14 @@ class Outputs(TypedDict):
     """what the last `up` has come to, in lines for people; not for programs"""
 
 
-def put_out(part: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def put_out(part: type[Any], values: Mapping[str, Any], *, beyond: Iterable[str] = ()) -> dict[str, Any]:
     """A part of the outputs, without nulls: a missing key means the same, and a preview knows of it.
 
     :param part: its type in homelab/shapes.py.
+    :param beyond: keys of it that come from elsewhere.
     :raises TypeError: a value was forgotten, or isn't of the contract.
     """
-    if wrong := part.__annotations__.keys() ^ values.keys():
+    if wrong := (part.__annotations__.keys() - beyond) ^ values.keys():
         raise TypeError(f"{part.__name__}: outputs that are missing or not known: {sorted(wrong)}")
     filled: dict[str, Any] = without_nulls(values)
     return filled

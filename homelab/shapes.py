@@ -7,8 +7,8 @@ homelab/resources/work/typed.py checks them where they enter and leave the provi
 A card goes from the probe to the outputs as one `Card`, and gains what is known of it on the way: `CardPlan` its
 functions, `CardSeen` their drivers after the boot, `GpuOutput` who may have it. A host does so as `BootedHost` and
 `HostOutput`. These stay besides, as each is another noun: `OfferedCard` is what a VM's option names, `SharedCard` what
-a container opens, `CardInUse` what nvidia-smi shows; `HostPlan` is what a boot is to have, and `DeviceSeen` has any
-function, of a card or not.
+a container opens, `CardInUse` what nvidia-smi shows; `HostPlan` is what a boot is to have, and `DeviceSeen` what a
+verification keeps of a function after it.
 
 A key whose value may be null may also be missing: Pulumi's SDK drops nulls on the way. So read such a key by `get`.
 This module doesn't import pydantic: a run without a change, which imports it in the provider, would take longer.
