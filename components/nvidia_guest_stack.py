@@ -99,7 +99,6 @@ class NvidiaGuestStack(Component):
         system = System(
             target="host",
             name=f"hosts.{host.name}",
-            host=host.name,
             place=Place(host),
             nvidia=host.nvidia,
             depends_on=(probe,),
@@ -123,7 +122,6 @@ class NvidiaGuestStack(Component):
         system = System(
             target="vm",
             name=f"vms.{vm.name}",
-            host=vm.host,
             place=Place(host.model_copy(update={"ssh": vm.ssh}), address),
             nvidia=vm.nvidia,
             depends_on=(gpu_vm,),
@@ -147,7 +145,6 @@ class NvidiaGuestStack(Component):
         system = System(
             target="lxc",
             name=f"containers.{container.name}",
-            host=container.host,
             place=Place(host),
             nvidia=container.nvidia,
             depends_on=(gpu_lxc,) if of_host is None else (gpu_lxc, of_host),
@@ -202,7 +199,7 @@ class NvidiaGuestStack(Component):
             place=self._place,
             request=request,
             undone=system.purged,
-            identity=[system.host, system.name, str(system.ctid or "")],
+            identity=[system.place.host.name, system.name, str(system.ctid or "")],
             opts=self._part(after),
         )
 

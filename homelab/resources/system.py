@@ -35,10 +35,8 @@ class System:
     target: Target
     name: str
     """Its place in the settings, such as `vms.sandbox`."""
-    host: str
-    """Its host's name there."""
     place: Place
-    """A VM's address may be known only once it runs."""
+    """On a host of the settings. A VM's address may be known only once it runs."""
     nvidia: Nvidia
     depends_on: tuple[pulumi.Resource, ...]
     after: pulumi.Input[str] = ""
@@ -61,7 +59,7 @@ class System:
         return {
             "target": self.target,
             "system_name": self.name,
-            "host": self.host,
+            "host": self.place.host.name,
             "ctid": self.ctid,
             "address": self.place.address or self.place.host.address,
             "nvidia": self.nvidia.model_dump(mode="json", exclude={"proxy", "timeouts"}),
@@ -94,7 +92,7 @@ class System:
             place=replace(self.place, folder=KeptFolder(self.agent_owner, system)),
             request=Request("stack_folder", StackFolder(owner=self.agent_owner)),
             undone=self.purged,
-            identity=[self.host, self.name],
+            identity=[self.place.host.name, self.name],
             is_last=True,
             opts=opts,
         )
