@@ -33,7 +33,7 @@ IMPORTED = (
 #: And all modules of these.
 PACKAGES = (
     "components",
-    *(f"homelab.{name}" for name in ("doctor", "provider", "remote", "resources", "show", "work")),
+    *(f"homelab.{name}" for name in ("doctor", "provider", "remote", "resources", "resources.work", "show")),
 )
 
 

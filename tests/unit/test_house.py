@@ -176,7 +176,7 @@ def test_what_is_sent_to_a_host_without_being_composed_is_found(source: str, lin
 
 @rows(
     "path",
-    sorted([*(PROJECT / "homelab" / "work").glob("*.py"), *(PROJECT / "homelab").glob("*/work.py")]),
+    sorted([*(PROJECT / "homelab" / "resources" / "work").glob("*.py"), *(PROJECT / "homelab").glob("*/work.py")]),
     ids=lambda path: f"{path.parent.name}-{path.stem}",
 )
 def test_the_provider_sends_a_host_what_it_has_composed(path: Path) -> None:
