@@ -24,9 +24,13 @@ class Component(pulumi.ComponentResource):
         super().__init__(f"homelab:{kind}", name, {}, opts)
         self._after = opts.depends_on if opts else None
 
-    def _part(self, *after: pulumi.Resource) -> pulumi.ResourceOptions:
-        """Options of a part that is made after these; without any, after `_after`."""
-        return pulumi.ResourceOptions(parent=self, depends_on=[*after] or self._after)
+    def _part(self, *after: pulumi.Resource | None) -> pulumi.ResourceOptions:
+        """Options of a part that is made after these; without any, after `_after`.
+
+        :param after: None: there is none.
+        """
+        first = [resource for resource in after if resource is not None]
+        return pulumi.ResourceOptions(parent=self, depends_on=first or self._after)
 
 
 class HostComponent(Component):

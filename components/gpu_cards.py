@@ -86,7 +86,7 @@ class GpuCards(HostComponent):
             request=Request("passthrough_test", wanted, is_act=True),
             undone=False,
             triggers=[functions],
-            opts=self._part(*([mapping] if mapping else [])),
+            opts=self._part(mapping),
         )
         return test.stdout.apply(scripts.answer)
 
