@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import pulumi
-
 from homelab.cards import entry
 from homelab.resources.base import NodeInputs, Owned
 from homelab.shapes import BootedHost
@@ -46,8 +44,6 @@ class CardMapping(Owned):
         before: str
         had_flag: bool = False
         drift: list[str] = field(default_factory=list)
-
-    mapping: pulumi.Output[str]
 
 
 def entry_of(gpu: str, host: BootedHost) -> dict[str, str]:

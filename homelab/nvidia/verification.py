@@ -20,7 +20,7 @@ from homelab.facts.kernel_log import since_loaded
 from homelab.facts.names import told_apart
 from homelab.nvidia.compatibility import load
 from homelab.nvidia.expected import AGAIN, Expected
-from homelab.shapes import CardInUse, StackInUse
+from homelab.shapes import CardInUse, NvidiaOutput
 from homelab.symptoms import recognise
 from remote_scripts.both.nvidia_verification import Answer, Tried
 from remote_scripts.both.symptoms import Context, Flavour
@@ -50,7 +50,7 @@ _COLUMNS = {
 }
 
 
-def judge(found: Answer, wanted: Expected) -> tuple[StackInUse, list[HomelabError]]:
+def judge(found: Answer, wanted: Expected) -> tuple[NvidiaOutput, list[HomelabError]]:
     """The stack in use on a system, and an error for each difference from what is expected; the first is whole with and
     without errors.
 
@@ -78,9 +78,9 @@ def judge(found: Answer, wanted: Expected) -> tuple[StackInUse, list[HomelabErro
         for row in load().cuda_libraries
         if (match := re.match(r"loaded, \S+ (\d+(?:\.\d+)+)", load_results.get(row.soname, "")))
     }
-    output: StackInUse = {
-        "driver": driver,
-        "flavour": found.flavour or None,
+    output: NvidiaOutput = {
+        "driver": driver or "",
+        "flavour": cast("Flavour | None", found.flavour or None),
         "gpus": [cast("CardInUse", {key: card[key] for key in CardInUse.__annotations__}) for card in cards],
         "cuda": release,
         "program": _succeeded("program", found.program),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from components.host_reboot import _stack_output
+from components.host_reboot import cards_seen
 from homelab.cards import group_gates, resolving
 from homelab.cards import remarks as card_remarks
 from homelab.cards.resource import entry_of
@@ -967,7 +967,7 @@ def found_of(facts: HostFacts, host: Host) -> BootedHost:
         one.address: {"id": one.id, "driver": one.driver, "iommuGroup": one.group} for one in facts.devices
     }
     gpus = plan.wanted(facts, host).gpus
-    return _stack_output(devices=seen, gpus=gpus, iommu={"groups": 1, "kernelLog": []}, kernel="", boot_id="")
+    return {"kernel": "", "bootId": "", "iommu": {"groups": 1, "kernelLog": []}, "gpus": cards_seen(gpus, seen)}
 
 
 def test_a_card_that_is_its_slot_is_mapped_by_it_and_another_by_its_graphics_function() -> None:

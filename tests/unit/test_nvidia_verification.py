@@ -16,6 +16,7 @@ from homelab.nvidia.expected import Expected
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.nvidia.settings import Nvidia
 from homelab.nvidia.verification import judge
+from homelab.shapes import NvidiaOutput
 from remote_scripts.both import nvidia_packages
 from remote_scripts.both.nvidia_verification import Answer
 from remote_scripts.tools.plain import of_plain
@@ -98,6 +99,7 @@ def test_what_works_is_put_out_and_there_is_nothing_to_say() -> None:
         "cdi": None,
         "unchecked": [],
     }
+    assert output.keys() == NvidiaOutput.__annotations__.keys()
 
 
 # -- what the driver is for ------------------------------------------------------------------------------------
