@@ -23,6 +23,7 @@ from homelab.doctor.devices import WantedCards
 from homelab.doctor.reading import Reading, not_here
 from homelab.doctor.report import WIDTH, Report, unreadable
 from homelab.errors import HomelabError
+from homelab.findings import JudgedGuest
 from homelab.host.named import meant, named
 from homelab.judged.tree import Settings, Tree
 from homelab.nvidia import compatibility, judge
@@ -168,19 +169,21 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
         notes += tree.unread
         parts.append(whole.Part(f"hosts.{name}", host_judge.diagnose(reading, tree)))
         for vm_name, guest in tree.wanted.vms.items():
-            parts.append(_part(f"vms.{vm_name}", functools.partial(vm.diagnose, reading, guest.vmid, tree)))
+            of_vm = functools.partial(vm.diagnose, reading, guest.vmid, tree)
+            parts.append(_part(f"vms.{vm_name}", tree.vms[vm_name][1], of_vm))
         for lxc_name, lxc in tree.wanted.containers.items():
             of_lxc = functools.partial(container.diagnose, reading, lxc.ctid, tree=tree)
-            parts.append(_part(f"containers.{lxc_name}", of_lxc))
+            parts.append(_part(f"containers.{lxc_name}", tree.containers[lxc_name][1], of_lxc))
     notes += [compatibility.load().known_releases(datetime.date.today())] if settings.stacks else []
     return whole.Whole(file.stack, parts, notes)
 
 
-def _part(place: str, judge: Callable[[], Report]) -> whole.Part:
+def _part(place: str, judged: JudgedGuest, judge: Callable[[], Report]) -> whole.Part:
     try:
         return whole.Part(place, judge())
     except HomelabError as error:  # such as a guest that isn't there: the others are judged all the same
-        return whole.Part(place, error=error)
+        told = judged.findings
+        return whole.Part(place, told=told) if told else whole.Part(place, error=error)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -243,12 +243,14 @@ def judge_container(wish: ContainerWish, facts: HostFacts, stack: str = "") -> J
     if change and runs and (waiting := others_waiting(config, note)):
         remarks = [carries_out(waiting)]
     name, lock = f"container {_title(config)}", config.values.get("lock")
+    of_others = [*refusals.of_other_stack(CONTAINER, wish.ctid, wish.name, note, stack)]
+    steps += ["another stack has given it its cards"] * bool(of_others)
     return JudgedGuest(
         title=title,
         steps=steps,
         against=[
             *(refusals.unchangeable(CONTAINER, wish.ctid, name, lock, facts) if steps else ()),
-            *refusals.of_other_stack(CONTAINER, wish.ctid, wish.name, note, stack),
+            *of_others,
             *wish.refused,
         ],
         remarks=remarks,

@@ -61,7 +61,8 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             outputs,
             generation=outputs.generation + bool(drift),
             again=outputs.again + bool(library_drift),
-            stale=bool(device_drift) or gone,
+            # So that the plan refuses what stands against it, before the container is touched.
+            stale=bool(drift or device_drift) or gone,
         )
 
     def _plan(self, inputs: ContainerProbe.Inputs, boot: BootSeen | None) -> ContainerProbe.Outputs:

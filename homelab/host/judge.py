@@ -47,7 +47,7 @@ def judge_host(
     owner = stack_folder.owner(stack, host.name)
     if had is None:
         drift["vfio"] += [f"{error.wanted.partition(':')[0]} isn't found" for error in unresolved]
-    if (had or facts.agents.get(owner)) and facts.boot_lacks is None:  # whoever decides on a reboot notes it
+    if (had or stack) and facts.boot_lacks is None:  # whoever decides on a reboot notes it
         drift["iommu"].append("the host has no note of what its boot should have")
     kept = facts.agents.get(owner, "") if stack else "not asked"
     is_there = kept == agent if agent else bool(kept)
