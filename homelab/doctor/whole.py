@@ -18,8 +18,8 @@ COLUMNS = ["", "where in the settings", "what it is", "verdict"]
 
 @dataclass(frozen=True)
 class Part:
-    """`place`: in the settings, such as `vms.sandbox`; `report`: or what is judged of a guest that isn't there (`told`),
-    or the `error` for which there is neither.
+    """`place`: in the settings, such as `vms.sandbox`; `report`: or what is judged of a guest that is not there
+    (`told`), or the `error` for which there is neither.
     """
 
     place: str
