@@ -69,7 +69,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     hosts = before.hosts if before else {}
 
     entry = access.access_to(arguments.address, arguments.host_key, arguments.identity, hosts, ask)
-    facts = ssh.read(_as_set(entry, own_text, arguments.set, file.name)[0], guests=True, lspci=True, kernel_log=True)
+    facts = ssh.read(_as_set(entry, own_text, arguments.set, file.name)[0], guests=True, kernel_log=True)
     node = facts.cluster.node or "pve"
     name = entry.name or init_cards.key_of(node, hosts, "pve")
     say("", f"{node}: Proxmox VE {facts.pve}, kernel {facts.kernel}{facts.cluster.described}")

@@ -370,7 +370,7 @@ class HostFacts(Answer):
 
     @cached_property
     def _models(self) -> dict[str, str]:
-        return names.of_lspci(self.named)
+        return names.of_lspci(self.lspci)
 
     def model(self, device: Device) -> str:
         """The name of a card's model, `RTX 5090`; empty: unknown."""

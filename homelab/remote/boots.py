@@ -146,7 +146,7 @@ class _Confirmation:
             self._say(answer["judged"])
             session.ask("apply", "confirm_boot", dataclasses.replace(wanted, told=answer["judged"]), CONFIRM_SECONDS)
         self.boot = answer["confirmed"]
-        reading = session.read(lspci=True, kernel_log=True, seconds=seconds)
+        reading = session.read(kernel_log=True, seconds=seconds)
         if reading.rolled_back or reading.rolling_back or reading.boot_id == self.boot:
             return reading
         return None

@@ -316,7 +316,6 @@ class Session:
         self,
         *,
         guests: bool = False,
-        lspci: bool = False,
         kernel_log: bool = False,
         seconds: float = 0,
     ) -> facts.HostFacts:
@@ -327,7 +326,6 @@ class Session:
         """
         wanted = read_host.Wanted(
             guests=guests,
-            lspci=lspci,
             acs=self._host.iommu.acs_override is not None,
             signs=filter_of_lines() if kernel_log else "",
         )

@@ -32,8 +32,6 @@ from remote_scripts.tools.system import System
 
 # Of the kernel's log so many lines are passed on.
 _SIGNS = 1000
-# Lines of lspci about what makes a card, with the names that this host's pci.ids has.
-_CARD = re.compile(r"[^\[]*\[(03|12)[0-9a-f]{2}\]: ")
 # Whether VFIO gives cards away without interrupt remapping, as its module has it once it is loaded.
 _UNSAFE = "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
 _CARDS_ENABLED = "/etc/systemd/system/multi-user.target.wants/homelab-card-nodes.service"
@@ -48,7 +46,6 @@ def read(system: System, wanted: Wanted) -> Answer:
     acs = wanted.acs or "pcie_acs_override=" in f"{cmdline.running} {cmdline.configured}"
     files = devices.vfio_files(source)
     set_values = cards.records(source)
-    lspci = source.ask("lspci", "-Dnn").text
     minors, drm_nodes = nvidia.minors(source), drm.drm(source)
     packages = boot.packages(source)
     return Answer(
@@ -72,10 +69,9 @@ def read(system: System, wanted: Wanted) -> Answer:
         # The program of NVIDIA's licensed vGPU driver that looks after its guests.
         vgpu_manager=source.files.exists("/usr/bin/nvidia-vgpu-mgr"),
         framebuffers=cards.framebuffers(source),
-        lspci=lspci if wanted.lspci else "",
+        lspci=source.ask("lspci", "-Dnn").text,
         disks=source.ask("lsblk", "-nro", "NAME,PKNAME,FSTYPE,MOUNTPOINT").text,
         vital=vital.vital(source),
-        named="\n".join(line for line in lines_of(lspci) if _CARD.match(line)),
         holders=holders.holders(source, minors, drm_nodes),
         kernel_log=_signs(source, wanted.signs),
         lost=cards.lost(source),

@@ -219,8 +219,8 @@ class Answer:
     that speak of vfio-pci in any other way. `module_lines`: lines of modprobe.d, `PATH: LINE`, that may keep modules
     from being loaded by their names. `card_states`: by address; `lost_values`: attributes of cards that have
     another value than the one that was set (layers/card_values.py), a sentence each; `framebuffers`: a card's address
-    -> the kernel's in its memory (/proc/iomem), such as BOOTFB. `disks`: of lsblk; `named`: lines of lspci about cards;
-    `lspci`: all of them. `unsafe_interrupts`: whether VFIO gives cards away without interrupt remapping
+    -> the kernel's in its memory (/proc/iomem), such as BOOTFB. `disks`: of lsblk; `lspci`: what it
+    says. `unsafe_interrupts`: whether VFIO gives cards away without interrupt remapping
     (allow_unsafe_interrupts); `boot_warnings`: proxmox-boot-tool's. `stale_initramfs`: kernels whose initramfs is older
     than this program's part; `rolled_back`: the boot that wasn't confirmed and was undone, in words, `rolling_back`:
     whether the host still has to restart for that; `pending`: steps that have to follow what was written (boot,
@@ -256,7 +256,6 @@ class Answer:
     lspci: str
     disks: str
     vital: list[Vital]
-    named: str
     holders: list[Holder]
     kernel_log: str
     lost: list[str]

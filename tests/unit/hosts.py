@@ -23,7 +23,7 @@ KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh
 
 # What a stock host has nothing of.
 _NOTHING: dict[str, Any] = {
-    "packages": {}, "vfio_files": {}, "vfio_mentions": [], "module_lines": [], "named": "", "vital": [],
+    "packages": {}, "vfio_files": {}, "vfio_mentions": [], "module_lines": [], "vital": [],
     "holders": [], "rolling_back": False, "pending": [], "boot_lacks": None, "next_boot": {}, "cards_enabled": False, "drm": {},
     "nvidia": {}, "nodes": {}, "handover": {}, "owed": [], "ledger": {}, "agents": {},
     "edits": [], "kernel_log": "", "lost": [], "card_states": {}, "vgpu_manager": False, "lost_values": [],

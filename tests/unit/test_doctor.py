@@ -595,6 +595,14 @@ def test_what_becomes_of_a_guest_that_has_left_the_settings_is_told_of_its_host(
         assert all(one.turn is Turn.UP for one in findings)
 
 
+def test_a_vm_that_no_settings_have_is_told_nothing_of_up() -> None:
+    lines = "name: Other\nmachine: q35\nhostpci0: 01:00,pcie=1"
+    configs = [{"kind": "vm", "id": vmid, "lines": lines} for vmid in (103, 104)]
+    guests = {"running": [104], "configs": configs, "mappings": "", "reservations": ""}
+    (finding,) = diagnose_vm(reading(facts=desktop(guests=guests))).findings
+    assert finding.found == "VM 104 (Other) runs with it" and finding.next.endswith("then start VM 103")
+
+
 def test_a_vm_that_runs_has_its_card_until_it_is_off() -> None:
     conf = {"kind": "vm", "id": 103, "lines": "hostpci0: 01:00\n[PENDING]\ndelete: hostpci0\n"}
     for running, options in (([103], ["hostpci0"]), ([], [])):

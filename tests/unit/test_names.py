@@ -40,7 +40,7 @@ def test_a_card_unknown_to_pci_ids_is_named_by_the_table_or_its_kind() -> None:
 
 def test_what_the_host_calls_a_card_counts_before_the_table() -> None:
     named = "0000:01:00.0 VGA compatible controller [0300]: NVIDIA Corporation GB202 [GeForce RTX 5090 X] [10de:2b85] (rev a1)"
-    facts = desktop(named=named)
+    facts = desktop(lspci=named)
     assert facts.card("0000:01:00") == "RTX 5090 X [10de:2b85] at 0000:01:00"
     want = plan.wanted(facts, settings())
     assert want.gpus["rtx5090"]["name"] == "RTX 5090 X"
