@@ -25,6 +25,7 @@ from tests import connections, forked_agent, sampling
 from tests.lab.engine_kit import InProcess, Run
 from tests.lab.host_kit import rebound
 from tests.lab.stack_kit import host_settings
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
 
@@ -298,6 +299,7 @@ MEANT: dict[str, dict[str, str]] = {
     "a preview's steps are a refresh's": _NOT_YET | _OTHER_SETTINGS,
     "a refresh's step is the doctor's": _OTHER_SETTINGS,
     "a refresh's step is the preview's": _OTHER_SETTINGS,
+    "what a person meets is a refresh's": _NOT_YET | {"a line's mode changed": "it is its owner's own line by then"},
     "a step has its sign": _OTHER_SETTINGS,
     "a sign is a step": _OTHER_SETTINGS,
     "a guest's sign is its step": _NOT_YET | _OTHER_SETTINGS,
@@ -395,6 +397,7 @@ class HostToHear:
         if self.base.idle:
             self.lab.run(self.base.idle)
         self.lab.wait_idle()
+        wait_until(lambda: not self.lab.timers())  # a killed run has left some
         self.lab.save()
         self._kept = copy.deepcopy((self.stack.state, self.stack.config))
 
@@ -496,7 +499,7 @@ def contradictions(tested: HostToHear) -> Iterator[tuple[str, str]]:
         return  # an `up` would do nothing
     done = tested.up()
     if refused:
-        if not done.refused or done.steps not in ([], told.preview.steps):
+        if not done.refused or done.steps[:-1]:  # at the last one it was refused
             yield "an `up` refuses what its preview does", f"preview: {refused}; up: {done.steps}, {done.refused}"
         return
     if done.error:
