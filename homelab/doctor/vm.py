@@ -36,7 +36,7 @@ def diagnose(reading: Reading, vmid: int, tree: Tree) -> Report:
     # While it runs, also those that it loses at its next start.
     current = next(guest.current for guest in reading.facts.guests.configs if guest.id == vmid) if running else {}
     options = dict(sorted(hostpci_of({**current, **config}).items()))
-    slots = list(dict.fromkeys(slot for key, value in options.items() for slot in cards.slots_of(reading, key, value)))
+    slots = list(dict.fromkeys(slot for key, value in options.items() for slot in _slots(reading, tree, key, value)))
     name = f"VM {vmid} ({config.get('name', 'no name')})"
     judged = _judged(tree, vmid, slots)
     findings = [one for part in judged for one in part.findings]
@@ -81,6 +81,13 @@ def _judged(tree: Tree, vmid: int, slots: list[str]) -> list[Judged]:
     name, judged = of_settings
     mappings = [tree.mappings[use.gpu] for use in tree.wanted.vms[name].gpus if use.gpu in tree.mappings]
     return [*found, judged, *mappings, *([one] if (one := tree.systems.get(f"vms.{name}")) else [])]
+
+
+def _slots(reading: Reading, tree: Tree, key: str, value: str) -> list[str]:
+    """As of `cards.slots_of`; by a mapping of homelab's own that is to be put right, the card of the settings."""
+    mapping = parse_properties(key, value).get("mapping")
+    own = [gpu for gpu, judged in tree.mappings.items() if judged.steps and tree.wanted.host.mapping_of(gpu) == mapping]
+    return [tree.want.gpus[gpu]["slot"] for gpu in own] or cards.slots_of(reading, key, value)
 
 
 def _gates(tree: Tree, slot: str) -> Judged:

@@ -9,7 +9,7 @@ from homelab.cards import remarks as card_remarks
 from homelab.cards import resolving
 from homelab.errors import HomelabError
 from homelab.facts import kernel_log
-from homelab.facts.host import HostFacts
+from homelab.facts.host import HostFacts, bound_by_word
 from homelab.facts.kernel_log import Trouble
 from homelab.findings import Judged, Stage
 from homelab.host import gates, handover, holder_gates, plan, stack_folder
@@ -45,8 +45,10 @@ def judge_host(
     want = replace(want, gpus={name: card for name, card in want.gpus.items() if name in host.gpus})
     drift = plan.drift(facts, want)
     owner = stack_folder.owner(stack, host.name)
-    if had is None:
-        drift["vfio"] += [f"{error.wanted.partition(':')[0]} isn't found" for error in unresolved]
+    if had is None and unresolved:
+        by_words = replace(want, functions=bound_by_word(facts.cmdline.configured))
+        not_found = [f"{error.wanted.partition(':')[0]} isn't found" for error in unresolved]
+        drift["vfio"] += plan.misplaced(facts, by_words) or not_found
     if (had or stack) and facts.boot_lacks is None:  # whoever decides on a reboot notes it
         drift["iommu"].append("the host has no note of what its boot should have")
     kept = facts.agents.get(owner, "") if stack else "not asked"

@@ -69,7 +69,7 @@ def lines(
     if config := facts.guests.config(vm.vmid):
         # What changes of the rest of one that was made here, its own resource says.
         same = "no change" if vm.create is None else "no change for its cards"
-        same = "the host's restart stops it, and starts it again" if vm.vmid in restarted else same
+        same += "; the host's restart stops it, and starts it again" if vm.vmid in restarted else ""
         found = [
             _head(name, config, judged, same="what is noted of it is renewed" if judged.steps else same),
             *(f"    {step}" for step in judged.steps),

@@ -1,5 +1,5 @@
 """The voices about one host, held to each other with the engine: a refresh, its preview, doctor and show, after something was done to the host since the
-last `up`; and the `up` that mends it. What was done is drawn. Without an engine, and of far more states: tests/unit/test_voices.py.
+last `up`; and the `up` that mends it. What was done is drawn. Without an engine, and of far more states: tests/lab/test_voices.py.
 """
 
 from __future__ import annotations

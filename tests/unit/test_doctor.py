@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -490,16 +491,71 @@ TAKEN_OUT = LINES.replace("\nhostpci0: mapping=gpu,pcie=1", "")
 MAPPED = settings({"gpu": {"match": "10de:2b85"}}, node="pve")
 
 
-def of_settings(lines: str, ledger: dict[str, str], host: Host = MAPPED) -> Report:
-    """VM 103 as the settings have it."""
-    seen = with_vm(ledger=ledger)
-    guests = replace(seen.facts.guests, configs=[GuestConfig(kind="vm", id=103, lines=lines)])
-    wanted = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["gpu"]})
+def of_settings(
+    lines: str,
+    ledger: dict[str, str],
+    host: Host = MAPPED,
+    *,
+    other: str = "",
+    runs: Collection[int] = (),
+    ha: str = "",
+    **vm: Any,
+) -> Report:
+    """VM 103 as the settings have it. ``other``: lines of VM 104; ``ha``: of HA's resources."""
+    seen = with_vm(ledger=ledger, cluster={"ha": {"resources": ha}})
+    configs = [GuestConfig(kind="vm", id=103, lines=lines)]
+    configs += [GuestConfig(kind="vm", id=104, lines=other)] if other else []
+    guests = replace(seen.facts.guests, configs=configs, running=frozenset(runs))
+    wanted = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["gpu"], **vm})
     seen = replace(seen, facts=replace(seen.facts, guests=guests))
     return vm_doctor.diagnose(seen, 103, tree(seen.facts, host, {"sandbox": wanted}, stack="p/s"))
 
 
 NOTED = vm_note(103, LINES, "hostpci0")
+UP, OTHER = "`pulumi up --refresh`", "machine: q35\nname: Other\nhostpci0: mapping=gpu,pcie=1"
+GONE = "there is no mapping old for this node (mappings: gpu)"
+
+
+@rows(
+    ("about", "found", "step"),
+    [
+        (
+            {"ledger": vm_note(103, LINES, "hostpci0", before={"hostpci0": None})},
+            "the last run didn't finish with it",
+            UP,
+        ),
+        ({"ledger": vm_note(103, LINES, "hostpci0", identity="2")}, "VM 103 isn't the VM that was given its cards", UP),
+        ({"power": "running"}, "power: stopped -> running", UP),
+        ({"power": "stopped", "runs": [103]}, "power: running -> stopped", UP),
+        (
+            {"lines": TAKEN_OUT, "ledger": vm_note(104, OTHER, "hostpci0"), "other": OTHER, "runs": [104]},
+            "hostpci0: not there -> mapping=gpu,pcie=1",
+            UP,
+        ),
+        (
+            {"lines": TAKEN_OUT, "ledger": {}, "other": OTHER, "runs": [104]},
+            "VM 104 (Other) runs with it",
+            "shut VM 104 (Other) down",
+        ),
+        (
+            {"lines": TAKEN_OUT, "ledger": {}, "ha": "vm: 103\n\tstate started\n"},
+            "HA manages it (started)",
+            "`ha-manager set vm:103 --state ignored`",
+        ),
+        ({"lines": f"{LINES}\nhostpci1: mapping=old"}, GONE, "make the mapping again"),
+        ({"lines": f"{LINES}\nhostpci1: mapping=old", "power": "running"}, GONE, "make the mapping again"),
+    ],
+)
+def test_a_vm_is_told_with_what_cures_it(about: dict[str, Any], found: str, step: str) -> None:
+    told = of_settings(**{"lines": LINES, "ledger": NOTED, **about})
+    (finding, *_) = [one for one in told.findings if found in one.found]
+    (cure,) = [one for one in told.next if "shut it down and start it" not in one]
+    assert cure.startswith(step) and finding.next == cure
+
+
+@rows("about", [{}, {"other": OTHER, "runs": [104]}, {"ha": "vm: 103\n\tstate started\n"}])
+def test_of_a_vm_that_stays_as_it_is_nothing_is_wrong(about: dict[str, Any]) -> None:
+    assert of_settings(LINES, NOTED, **about).well
 
 
 @rows(
