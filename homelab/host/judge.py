@@ -9,7 +9,7 @@ from homelab.cards import remarks as card_remarks
 from homelab.cards import resolving
 from homelab.errors import HomelabError
 from homelab.facts import kernel_log
-from homelab.facts.host import HostFacts, bound_by_word
+from homelab.facts.host import HostFacts
 from homelab.facts.kernel_log import Trouble
 from homelab.findings import Judged, Stage
 from homelab.host import gates, handover, holder_gates, plan, stack_folder
@@ -40,15 +40,16 @@ def judge_host(
     :param stack: PROJECT/STACK; empty: it isn't known.
     :param agent: the version of the stack's agent there; empty: any.
     """
-    slots, unresolved = resolving.resolve(facts, host.gpus)
+    slots, _ = resolving.resolve(facts, host.gpus)
     want = had or plan.wanted(facts, host, vms)
     want = replace(want, gpus={name: card for name, card in want.gpus.items() if name in host.gpus})
-    drift = plan.drift(facts, want)
+    # Of a card that isn't found that alone is said, and not where each function of it was.
+    lost_cards = [name for name in host.gpus if name not in slots]
+    of_lost = {one["address"] for name in lost_cards if name in want.gpus for one in want.gpus[name]["functions"]}
+    of_found = {address: ids for address, ids in want.functions.items() if address not in of_lost}
+    drift = plan.drift(facts, replace(want, functions=of_found))
+    drift["vfio"] += [f"gpus.{name} isn't found" for name in lost_cards]
     owner = stack_folder.owner(stack, host.name)
-    if had is None and unresolved:
-        by_words = replace(want, functions=bound_by_word(facts.cmdline.configured))
-        not_found = [f"{error.wanted.partition(':')[0]} isn't found" for error in unresolved]
-        drift["vfio"] += plan.misplaced(facts, by_words) or not_found
     if (had or stack) and facts.boot_lacks is None:  # whoever decides on a reboot notes it
         drift["iommu"].append("the host has no note of what its boot should have")
     kept = facts.agents.get(owner, "") if stack else "not asked"

@@ -299,7 +299,11 @@ _KILLED = dict.fromkeys(
 _OTHER_SETTINGS = dict.fromkeys(("power edited", "method edited", "the VM out of the settings"), _EDITED)
 #: What is otherwise on purpose, by rule: a kind, a base or settings -> why. (That a mapping is a step of its own: `contradictions`.)
 MEANT: dict[str, dict[str, str]] = {
-    "the doctor's step is a refresh's": _NOT_YET | _OTHER_SETTINGS,
+    "the doctor's step is a refresh's": _NOT_YET
+    | _OTHER_SETTINGS
+    | {
+        "the card with nouveau": "who bound it by hand has given that up: the next plan binds it, a refresh has the last"
+    },
     "a refresh's step is the doctor's": _OTHER_SETTINGS,
     "a refresh's step is the preview's": _OTHER_SETTINGS,
     "what a person meets is a refresh's": _NOT_YET | {"a line's mode changed": "it is its owner's own line by then"},
