@@ -9,7 +9,7 @@ from homelab.doctor.reading import Reading
 from homelab.doctor.report import Report, Table
 from homelab.errors import HomelabError
 from homelab.facts import kernel_log
-from homelab.findings import Finding, cured
+from homelab.findings import Finding, Turn, cured
 from homelab.host import handover
 from homelab.host.judge import troubles
 from homelab.judged.tree import Tree
@@ -32,6 +32,7 @@ def diagnose(reading: Reading, tree: Tree) -> Report:
     names = {slot: f"gpus.{name}" for name, slot in slots.items()}
     of_log = troubles(facts, {names.get(slot, slot): slot for slot in shown_slots}, "", for_vms=host.gives_cards)
     findings = [one for part in judged for one in part.findings]
+    findings += Finding.of(*(one for one in tree.refusals if one in tree.others), turn=Turn.REFUSED)
     findings += [] if host.nvidia else _installed(reading)
     findings += Finding.of(*(one.error for one in of_log if not one.harmless))
     no_iommu = facts.iommu.kernel_log if not facts.iommu.groups else ""
