@@ -70,6 +70,8 @@ class Judged:
     """What the next `up` does with it, a line each: the preview's, a refresh's drift, and what show marks."""
     against: list[HomelabError] = field(default_factory=list)
     """What stands against its steps: `up` refuses them for it. Where it has none, a person meets it."""
+    held: list[HomelabError] = field(default_factory=list)
+    """What stands against them for now, such as a lock; it is nothing where nothing is done."""
     wrong: list[HomelabError] = field(default_factory=list)
     """What no `up` mends, and a person does."""
     remarks: list[str] = field(default_factory=list)
@@ -81,14 +83,14 @@ class Judged:
     @property
     def refusals(self) -> list[HomelabError]:
         """Why `up` leaves it as it is."""
-        return self.against if self.steps or self.others_change else []
+        return [*self.held, *self.against] if self.steps or self.others_change else []
 
     @property
     def findings(self) -> list[Finding]:
         """All that isn't as it must be, with whose turn it is."""
         turn = Turn.REFUSED if self.refusals else Turn.PERSON
         of_steps = Finding(self.title, "; ".join(self.steps), self.why, UP, self.stage, Turn.UP)
-        against = Finding.of(*self.against, stage=self.stage, turn=turn)
+        against = Finding.of(*(self.refusals or self.against), stage=self.stage, turn=turn)
         wrong = Finding.of(*self.wrong, stage=self.stage)
         return [*dict.fromkeys([*against, *([of_steps] if self.steps else []), *wrong])]
 

@@ -13,6 +13,7 @@ from homelab.errors import HomelabError
 from homelab.facts.guests import CardUser, GuestConfig, guest_note
 from homelab.facts.host import HostFacts
 from homelab.findings import JudgedGuest
+from homelab.host import ha
 from homelab.host.plan import Wanted, returns_to_driver
 from homelab.properties import slot_of
 from homelab.settings import Container, Host, Vm
@@ -249,10 +250,11 @@ def judge_container(wish: ContainerWish, facts: HostFacts, stack: str = "") -> J
         title=title,
         steps=steps,
         against=[
-            *(refusals.unchangeable(CONTAINER, wish.ctid, name, lock, facts) if steps else ()),
+            *(ha.refused_to_change(facts, CONTAINER, wish.ctid) if steps else ()),
             *of_others,
             *wish.refused,
         ],
+        held=[*refusals.locked(CONTAINER, wish.ctid, name, lock)],
         remarks=remarks,
         runs=runs,
         will_run=will_run,

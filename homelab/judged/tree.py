@@ -86,6 +86,11 @@ class Tree:
         yield from self.systems.values()
 
     @property
+    def restarts(self) -> bool:
+        """Whether the host restarts, or its owner is to restart it."""
+        return self.reboot is not None and self.reboot.reboot != "no"
+
+    @property
     def has_steps(self) -> bool:
         """Whether the next `up` does anything."""
         return self.is_changed or bool(self.host.steps) or any(part.steps for part in self.parts())
@@ -95,8 +100,13 @@ class Tree:
         """Why `up` does nothing. A host that is refused itself says so alone: what is on it follows from that."""
         if of_host := self.told_host.refusals:
             return of_host
-        found = [error for part in self.parts() for error in part.refusals]
-        return [*found, *self.others] if self.has_steps else found
+        return [*self.parts_refused, *(self.others if self.has_steps else ())]
+
+    @property
+    def parts_refused(self) -> list[HomelabError]:
+        """What refuses a step of a part, each once."""
+        found = {str(error): error for part in self.parts() for error in part.refusals}
+        return [*found.values()]
 
     @property
     def told_host(self) -> Judged:
@@ -106,8 +116,7 @@ class Tree:
     @property
     def of_reboot(self) -> list[str]:
         """The reboot in few words: one or none."""
-        is_none = self.reboot is None or self.reboot.reboot == "no"
-        return [] if is_none or not self.reboot else [f"reboot: {self.reboot.in_short(self.want.gpus)}"]
+        return [f"reboot: {self.reboot.in_short(self.want.gpus)}"] if self.reboot and self.restarts else []
 
     def of_vm(self, vmid: int) -> tuple[str, JudgedGuest] | None:
         """A VM of the settings, with its name there."""
@@ -189,6 +198,20 @@ def judged_systems(wanted: Settings, facts: HostFacts, of_nvidia: Sequence[Stack
                 place, what = f"{section}.{name}", f"what is installed in {label} {guest.guest_id} for its cards"
                 places[place] = of(place, str(guest.guest_id), what, Stage.INSIDE, guest)
     return places
+
+
+def with_restart(tree: Tree) -> Tree:
+    """The tree of a host of which is known whether it restarts: that is a step for what comes again after it."""
+    if not tree.restarts:
+        return tree
+    return replace(
+        tree,
+        mappings={name: replace(judged, others_change=True) for name, judged in tree.mappings.items()},
+        vms={name: (wish, replace(judged, others_change=True)) for name, (wish, judged) in tree.vms.items()},
+        containers={
+            name: (wish, replace(judged, others_change=True)) for name, (wish, judged) in tree.containers.items()
+        },
+    )
 
 
 def owners_vm(facts: HostFacts, vmid: int) -> JudgedGuest:

@@ -17,7 +17,7 @@ from homelab.errors import HomelabError, NoPythonError, UnreachableError
 from homelab.facts.host import HostFacts
 from homelab.host import handover, plan
 from homelab.host.reboot import wanted as wanted_reboot
-from homelab.judged.tree import Settings, Tree, judged, judged_systems
+from homelab.judged.tree import Settings, Tree, judged, judged_systems, with_restart
 from homelab.nvidia import judge, preview, reading
 from homelab.nvidia.reading import SystemReading
 from homelab.reading import stacks, systems
@@ -55,8 +55,9 @@ def planned(
     facts = remapping.to_be(facts or session.read(guests=True, kernel_log=True), host)
     tree = replace(judged(facts, wanted), is_changed=is_changed)
     if tree.host.against or facts.handover.away:
-        # NVIDIA's driver and containers can't be changed while one of their cards is away.
-        return replace(tree, others=[*handover.refused(facts)])
+        # While a shared card is away nothing is planned; of the host itself is mended what isn't about it.
+        is_planned = is_changed or any(part.steps for part in tree.parts())
+        return replace(tree, others=[*handover.refused(facts)] if is_planned else [])
     tree, sessions = _with_systems(session, tree, timeout)
     if not tree.has_steps:
         return tree
@@ -67,7 +68,7 @@ def planned(
     off = preview.powered_off(facts, vms, containers)
     tree = replace(tree, others=[*tree.others, *of_api, *of_new, *off], unread=[*tree.unread, *remarks])
     try:
-        return tree if tree.refusals else _with_files(session, tree)
+        return tree if tree.refusals else with_restart(_with_files(session, tree))
     except UnreachableError:
         raise
     except HomelabError as error:  # such as a /boot that is too full

@@ -123,8 +123,8 @@ def leaving_lines(place: str, judged: JudgedGuest, facts: HostFacts) -> list[str
 
 
 def split_groups(facts: HostFacts, want: Wanted, name: str, vms: Mapping[str, Vm]) -> Iterator[HomelabError]:
-    """Refusals of a card for a VM while another VM after it has one of the same IOMMU group: the first VM that starts
-    takes the whole group.
+    """Refusals of a card for a VM while another VM has one of the same IOMMU group: the first VM that starts takes the
+    whole group.
 
     :param vms: of the host, by name.
     """
@@ -133,10 +133,10 @@ def split_groups(facts: HostFacts, want: Wanted, name: str, vms: Mapping[str, Vm
         slot, others_slot = want.gpus[gpu]["slot"], want.gpus[card]["slot"]
         group = {device.address for device in facts.others_in_group(slot)}
         is_one = group & {device.address for device in facts.functions(others_slot)}
-        if place == name and vmid != other_vmid and is_one:
+        if name in (place, other) and vmid != other_vmid and is_one:
             yield HomelabError(
-                wanted=f"{gpu} ({facts.card(slot)}) for VM {vmid} (vms.{name}) while VM {other_vmid} (vms.{other}) has "
-                f"{card}",
+                wanted=f"{gpu} ({facts.card(slot)}) for VM {vmid} (vms.{place}) while VM {other_vmid} (vms.{other}) "
+                f"has {card}",
                 found=f"both cards are in one {group_gates.predicted(facts)}IOMMU group",
                 why="the VM that starts first takes the whole group; the other one can't start as long as it runs",
                 next="give both cards to the same VM, or put one of them into a slot with a group of its own",

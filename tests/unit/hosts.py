@@ -175,4 +175,5 @@ def told(
 ) -> tuple[str, list[HomelabError]]:
     """A plan's lines of VMs and containers, and what is refused of them."""
     found = tree(facts, host, vms, containers, stack)
-    return "\n".join(text.of_guests(found)), [error for part in found.parts() for error in part.refusals]
+    errors = {str(error): error for part in found.parts() for error in part.refusals}
+    return "\n".join(text.of_guests(found)), [*errors.values()]
