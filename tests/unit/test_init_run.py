@@ -165,11 +165,11 @@ def test_what_is_set_of_a_host_counts_for_its_first_reading(host: str) -> None:
     """Whatever its name turns out to be."""
     ssh_login = {"hostKey": hosts.KEY, "agent": True}
     entry = Access(access.host_at("192.0.2.1", ssh_login), {"address": "192.0.2.1", "ssh": ssh_login})
-    found, cards = conversation._as_set(entry, "", [f"{host}timeouts.api=900", f"{host}gpus.a.allowConsole=true"], "f")
-    assert found.timeouts.api == 900 and cards == {"a": {"allowConsole": True}} and found.ssh == entry.host.ssh
+    found = conversation._as_set(entry, "", [f"{host}timeouts.api=900", f"{host}gpus.a.allowConsole=true"], "f")
+    assert found.timeouts.api == 900 and not found.gpus and found.ssh == entry.host.ssh
     entry = Access(parse(values_in(SETTINGS)).hosts["pve"], {}, "pve")
-    found, cards = conversation._as_set(entry, SETTINGS, ["hosts.pve.timeouts.connect=99"], "f")
-    assert found.timeouts.connect == 99 and found.gpus == entry.host.gpus and [*cards] == ["old"]
+    found = conversation._as_set(entry, SETTINGS, ["hosts.pve.timeouts.connect=99"], "f")
+    assert found.timeouts.connect == 99 and found.gpus == entry.host.gpus
     with pytest.raises(Mistake, match="correct --set, or f"):
         conversation._as_set(entry, SETTINGS, ["hosts.pve.timeouts.apii=99"], "f")
 
