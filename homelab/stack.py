@@ -47,6 +47,11 @@ class Refusal(pulumi.RunError):
         if isinstance(running.SETTINGS.engine, engine_pb2_grpc.EngineStub):
             atexit.register(os._exit, SHOWN)
 
+    @classmethod
+    def of(cls, *, wanted: str, found: str, why: str, next: str) -> Refusal:
+        """With an error of these parts."""
+        return cls(HomelabError(wanted=wanted, found=found, why=why, next=next))
+
 
 def load() -> Settings:
     """The settings of the running program.

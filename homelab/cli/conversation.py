@@ -102,10 +102,10 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
 
     # What is refused whatever the answers are.
     raise_all(judged(facts, OfHost(name, host.model_copy(update={"gpus": {}}))).host.against)
-    vms, containers = before.guests_on(name) if before and entry.name else ({}, {})
+    vms, containers = before.guests_on(entry.name) if before else ({}, {})
     guests: list[Vm | Container] = [*vms.values(), *containers.values()]
-    own_gpus, known = hosts[name].gpus if entry.name else (), named(vms, containers)
-    has = {key: tuple(one.guest_id for one in guests if key in one.cards) for key in own_gpus}
+    known = named(vms, containers)
+    has = {key: tuple(one.guest_id for one in guests if key in one.cards) for key in host.gpus}
     given = _given(arguments, host, facts, ask, has, meant)
     if not given and not arguments.set:
         say(*(f"  {key} → {_whom(host.gpus[key].use, ids, facts)}" for key, ids in has.items()))
@@ -114,11 +114,10 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     inside = _inside(arguments.identity, host, facts, ask, given, vms.values()) if arguments.nvidia else {}
     text = draft.written(given, inside)
     planned = planned_of(text)
-    driver = planned.wanted.host.nvidia
     say("", "What `pulumi up` will do, after it has shown it and asked:")
     say(*(f"  {card.key} → {_whom(use.use, (*use.vms, *use.containers), facts)}" for card, use in given.items()))
-    if driver and not (name in hosts and hosts[name].nvidia):
-        say(f"  NVIDIA's driver {driver.driver} is installed on {node}")
+    if (nvidia := planned.wanted.host.nvidia) and not entry.host.nvidia:
+        say(f"  NVIDIA's driver {nvidia.driver} is installed on {node}")
     say(*(f"  NVIDIA's driver is installed in VM {vmid}" for vmid in inside))
     say(*(f"  {line}" for line in planned.of_reboot or ["reboot: not needed"]))
     say(*(f"  note: {remark}" for remark in (*planned.host.remarks, *planned.told_host.met)))

@@ -37,7 +37,7 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
                 return self._adopted(inputs, files)
             # Downloaded by this program, and from another place than it is to be.
             self._give_up(inputs, files)
-        elif noted is None and files.is_coming(inputs.volume):  # by somebody else
+        elif noted is None and files.downloads(inputs.volume):  # by somebody else
             self._fetch(inputs, files)
             return self._adopted(inputs, files)
         return self._download(inputs, files)

@@ -57,8 +57,8 @@ class Storage:
     def exists(self, _volume: str) -> bool:
         return self.there
 
-    def is_coming(self, _volume: str) -> bool:
-        return False
+    def downloads(self, _volume: str) -> list[str]:
+        return []
 
     def fetch(self, _volume: str, _name: str, _url: str, checksum: str | None) -> None:
         self.done.append(f"fetched {checksum or 'uncompared'}")
