@@ -33,7 +33,7 @@ from homelab.reading import planning
 from homelab.remote import ssh
 from homelab.remote.proxmox import guest_address
 from homelab.remote.proxmox.api import Api
-from homelab.settings import Container, Host, Settings, Vm, parse
+from homelab.settings import Container, Host, Settings, Vm, parse, stack_file
 from homelab.settings import project as project_folder
 
 # What an answer means for a card, and whether `up` would take it with the other cards' uses; without these, the plan of
@@ -57,7 +57,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     is_new = not (folder / "Pulumi.yaml").exists()
     project.check(folder)
     pulumi = Pulumi(installed(), folder, arguments.stack or selected_stack(folder))
-    file = folder / f"Pulumi.{pulumi.stack.rpartition('/')[2]}.yaml"
+    file = stack_file.path_of(pulumi.stack)
     state = pulumi.run("whoami", "--verbose").stdout
     if not state:  # nowhere is logged in to
         os.environ[project.BACKEND] = project.LOCAL

@@ -10,7 +10,7 @@ from typing import Literal
 
 import asyncssh
 
-from homelab.errors import LoginRefusedError, UnreachableError
+from homelab.errors import LoginRefusedError
 from homelab.remote import logins, loop, ssh
 from homelab.settings import Host
 
@@ -48,10 +48,8 @@ def host_key(address: str, port: int) -> HostKey:
     try:
         key = loop.run(logins.shown_key(address, port, CONNECT_SECONDS, _KEY_TYPES), awaited=address)
     except (OSError, TimeoutError, asyncssh.Error) as error:
-        raise UnreachableError(
+        raise logins.unreachable(address, port, error).retold(
             wanted=f"an SSH server at {address}:{port}, with a host key of the kind {' or '.join(_KEY_TYPES)}",
-            found=logins.in_words(error),
-            why="the host can be neither read nor changed",
             next="see whether it is switched on and connected to this network, and whether the address is right "
             "(HOST:PORT for another port than 22)",
         ) from error

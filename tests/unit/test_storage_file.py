@@ -48,8 +48,8 @@ class Storage:
             self.note = None
             self.done.append("forgotten")
 
-        for name, function in (("_noted", noted), ("_users", users)):
-            monkeypatch.setattr(storage_file, name, function)
+        monkeypatch.setattr(storage_file, "_users", users)
+        monkeypatch.setattr(ledger, "noted", noted)
         monkeypatch.setattr(ledger, "note", take_note)
         monkeypatch.setattr(ledger, "forget", forget)
         monkeypatch.setattr(self.work, "_files", lambda _: self)
