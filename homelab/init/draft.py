@@ -57,11 +57,11 @@ class Draft:
         return judged(self.facts, self.of_host(parse({**init_settings.values_in(guests), **own})))
 
     def refused(self, card: Card, use: Use) -> list[HomelabError]:
-        """What stands against that."""
+        """What stands against that: the host's gates, or the settings' own rules."""
         try:
             return self.alone(card, use).host.against
         except HomelabError as error:
-            return [error]
+            return [error.retold(next="give it to somebody else, or correct --set or the settings file")]
 
 
 _WHOM = {"lxc": "containers", "shared": "a VM and containers in turn", "host": "the host itself"}
