@@ -11,6 +11,7 @@ from typing import Literal
 import asyncssh
 
 from homelab.errors import LoginRefusedError
+from homelab.fields.paths import replace_whole
 from homelab.remote import logins, loop, ssh
 from homelab.settings import Host
 
@@ -120,12 +121,8 @@ def made(path: Path) -> str:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = asyncssh.generate_private_key("ssh-ed25519", comment="homelab")
         path.with_name(f"{path.name}.pub").write_bytes(key.export_public_key())
-        # Whole or not at all: half a key would stand in the way of the next run.
-        unfinished = path.with_name(f"{path.name}.new")
-        unfinished.unlink(missing_ok=True)
-        unfinished.touch(mode=0o600)
-        unfinished.write_bytes(key.export_private_key())
-        unfinished.replace(path)
+        # Half a key would stand in the way of the next run.
+        replace_whole(path, key.export_private_key())
     return logins.public_half(path.read_text(encoding="utf-8"))
 
 

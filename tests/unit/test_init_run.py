@@ -146,7 +146,7 @@ def test_a_key_of_a_user_is_put_into_the_users_home(before: str | None, tmp_path
 
 def test_half_a_key_of_an_ended_run_is_in_nobodys_way(tmp_path: Path) -> None:
     path = tmp_path / "homelab_ed25519"
-    (tmp_path / "homelab_ed25519.new").write_text("-----BEGIN")
+    (tmp_path / ".homelab_ed25519.x.homelab-tmp").write_text("-----BEGIN")
     assert first_contact.made(path) == first_contact.made(path) and stat.S_IMODE(path.stat().st_mode) == 0o600
     assert sorted(one.name for one in tmp_path.iterdir()) == ["homelab_ed25519", "homelab_ed25519.pub"]
 
