@@ -7,10 +7,11 @@ from typing import Any
 import pulumi
 from pulumi_command import remote
 
-from homelab.guest.resource import Guest
+from homelab.guest.resource import Guest, goes_away
 from homelab.host.resource import HostProbe
 from homelab.resources.command import Place, Request, step
 from homelab.settings import Container, Host, Vm
+from homelab.shapes import BootSeen
 
 
 class Component(pulumi.ComponentResource):
@@ -56,11 +57,29 @@ class HostComponent(Component):
 class GuestComponent(Component):
     """A component of a guest, which it makes where the settings want that.
 
-    `_instance`: what tells a guest that is made here from a later one of the same id; empty: it is adopted.
+    `_instance`: what tells a guest that is made here from a later one of the same id; empty: it is adopted. `_guest`:
+    inputs that each resource which changes it has; `_boot_id`: of the host's boot.
     """
 
-    def __init__(self, kind: str, guest: Vm | Container, host: Host, opts: pulumi.ResourceOptions | None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        guest: Vm | Container,
+        host: Host,
+        boot: pulumi.Input[BootSeen],
+        opts: pulumi.ResourceOptions | None,
+    ) -> None:
         super().__init__(kind, guest.name, opts)
         self._instance: pulumi.Input[str] = ""
         if created := Guest.of(guest, node=host.node_name, opts=self._part()):
             self._instance, self._after = created.instance, [created]
+        self._guest: dict[str, Any] = {
+            "host": guest.host,
+            "node": host.node_name,
+            "power": guest.wanted_power,
+            "shutdown": guest.shutdown.model_dump(mode="json"),
+            "instance": self._instance,
+            "goes_away": goes_away(guest),
+            "boot": boot,
+        }
+        self._boot_id = pulumi.Output.from_input(boot).apply(lambda seen: seen["id"])

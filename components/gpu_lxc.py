@@ -55,21 +55,15 @@ class GpuLxc(GuestComponent):
         boot: pulumi.Input[BootSeen],
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        super().__init__("gpu:GpuLxc", container, host, opts)
+        super().__init__("gpu:GpuLxc", container, host, boot, opts)
         name, identity = container.name, [container.host, str(container.ctid)]
         probe = ContainerProbe(
             f"{name}-probe",
-            host=container.host,
-            node=host.node_name,
+            **self._guest,
             container=name,
             ctid=container.ctid,
             settings=ContainerProbe.settings_of(container),
-            power=container.wanted_power,
             gpus=cards,
-            boot=boot,
-            instance=self._instance,
-            goes_away=goes_away(container),
-            shutdown=container.shutdown.model_dump(mode="json"),
             opts=self._part(),
         )
         found = pulumi.Output.all(minors=probe.minors, functions=probe.functions, shared=probe.shared)
@@ -124,8 +118,7 @@ class GpuLxc(GuestComponent):
         )
         answer = given.stdout.apply(scripts.answer)
         self.in_force = answer.apply(lambda seen: f"{seen['digest']} {seen['revision']}")
-        boot_id = pulumi.Output.from_input(boot).apply(lambda seen: seen["id"])
-        self.started = pulumi.Output.concat("boot ", boot_id, ", ", self.in_force)
+        self.started = pulumi.Output.concat("boot ", self._boot_id, ", ", self.in_force)
         output = {
             "host": container.host,
             "node": host.node_name,

@@ -12,7 +12,6 @@ from typing import cast
 
 import pulumi
 
-from homelab.guest.resource import goes_away
 from homelab.host.resource import HostProbe
 from homelab.settings import Host, Vm
 from homelab.shapes import BootSeen, OfferedCard, VmOutput
@@ -45,27 +44,21 @@ class GpuVm(GuestComponent):
         probe: HostProbe | None = None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        super().__init__("gpu:GpuVm", vm, host, opts)
+        super().__init__("gpu:GpuVm", vm, host, boot, opts)
         if probe is not None and vm.create is not None and host.shares(vm.cards):
             # Before it has the card, and until it has it no more: without the hookscript nothing would check whether
             # the card is free. (An adopted one has it before the host restarts: CardHandover.)
             self._after = [handover_hook(vm, host=host, probe=probe, opts=self._part())]
         vm_cards = VmCards(
             f"{vm.name}-cards",
-            host=vm.host,
-            node=host.node_name,
+            **self._guest,
             vm=vm.name,
             vmid=vm.vmid,
-            shutdown=vm.shutdown.model_dump(mode="json"),
             cards=pulumi.Output.from_input(cards).apply(
                 lambda offered: [{**use.model_dump(mode="json"), **offered[use.gpu]} for use in vm.gpus]
             ),
             machine=vm.machine,
             display=vm.display,
-            power=vm.wanted_power,
-            instance=self._instance,
-            goes_away=goes_away(vm),
-            boot=boot,
             address=vm.static_address,
             opts=self._part(),
         )
@@ -81,6 +74,5 @@ class GpuVm(GuestComponent):
         self.vm = pulumi.Output.from_input(cast("VmOutput", output))
         with_cards = vm_cards.state.apply(lambda _: " ".join(vm.cards))
         self.in_force = pulumi.Output.concat(self._instance, " ", with_cards)
-        boot_id = pulumi.Output.from_input(boot).apply(lambda seen: seen["id"])
-        self.started = pulumi.Output.format("boot {0}, start {1}", boot_id, vm_cards.starts.apply(int))
+        self.started = pulumi.Output.format("boot {0}, start {1}", self._boot_id, vm_cards.starts.apply(int))
         self.register_outputs({"vm": self.vm, "in_force": self.in_force})

@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import pulumi
 
-from homelab.errors import HomelabError
 from homelab.host.reboot import wanted as wanted_reboot
 from homelab.host.resource import BootVerification, HostProbe
 from homelab.resources import limits
@@ -102,13 +101,11 @@ async def _await_node(boot_of_node: pulumi.Input[BootSeen] | None) -> None:
         return
     boot = pulumi.Output.from_input(boot_of_node)
     if not await boot.is_known() and not pulumi.runtime.is_dry_run():
-        raise Refusal(
-            HomelabError(
-                wanted="the next node of the cluster restarted",
-                found="the node before it isn't back, or isn't verified",
-                why="the nodes of a cluster restart one at a time",
-                next="see what this run says about that node, then run `pulumi up` again",
-            )
+        raise Refusal.of(
+            wanted="the next node of the cluster restarted",
+            found="the node before it isn't back, or isn't verified",
+            why="the nodes of a cluster restart one at a time",
+            next="see what this run says about that node, then run `pulumi up` again",
         )
     await boot.future()
 

@@ -55,7 +55,9 @@ def access_to(address: str, host_key: str | None, identity: str | None, before: 
     """
     for name, host in before.items():
         if address in (name, host.address, f"{host.address}:{host.ssh.port}", f"{host.ssh.user}@{host.address}"):
-            return _configured(name, host)
+            if error := first_contact.refusal(host):
+                raise error
+            return Access(host, {}, name)
     user, where, port = parse_address(address)
     key = first_contact.host_key(where, port)
     _confirm(host_key, where, port, key, ask)
@@ -170,12 +172,6 @@ def installed(access: Access) -> None:
     host = host_at(access.login["address"], access.login["ssh"])
     if error := first_contact.refusal(host):
         raise error
-
-
-def _configured(name: str, host: Host) -> Access:
-    if error := first_contact.refusal(host):
-        raise error
-    return Access(host, {}, name)
 
 
 def _confirm(expected: str | None, address: str, port: int, key: HostKey, ask: Ask) -> None:

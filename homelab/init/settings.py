@@ -13,7 +13,7 @@ import yaml
 from homelab.errors import Mistake
 from homelab.facts.host import HostFacts
 from homelab.fields.types import is_name
-from homelab.init.cards import Card, Use, guest_key, in_vm, mapping_of
+from homelab.init.cards import Card, Use, guest_key, is_taken_over, mapping_of
 from homelab.nvidia.checks import fitting_cudas, fitting_drivers
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.settings import Host, Nvidia, Settings, stack_file
@@ -106,7 +106,7 @@ def addition(
             cards = [card for card, use in given.items() if number in getattr(use, section)]
             kept = [use for use in entries.get(key, {}).get("gpus") or () if _card(use) not in keys]
             taken_over = [
-                card for card in cards if section == "vms" and in_vm(number, card, mappings[card.key], facts).take_over
+                card for card in cards if section == "vms" and is_taken_over(number, card, mappings[card.key], facts)
             ]
             new = [{"gpu": card.key, "takeOver": True} if card in taken_over else card.key for card in cards]
             lines.append(f"    {key}:")
@@ -229,7 +229,8 @@ def _edits(
         if name not in here and node.flow_style:
             yield node.end_mark.index - 1, node.end_mark.index - 1, f", {name}: {flow(wanted[name])}"
         elif name not in here:
-            lines = more[key.start_mark.index - key.start_mark.column : _end_of_line(more, value)]
+            block = more[key.start_mark.index - key.start_mark.column : _end_of_line(more, value)]
+            lines = f"{name}: {flow(wanted[name])}" if added.flow_style else block
             at = _end_of_line(text, node)
             yield at, at, "\n" + textwrap.indent(textwrap.dedent(lines), " " * node.start_mark.column)
         elif now[name] == wanted[name]:

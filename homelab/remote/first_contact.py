@@ -10,7 +10,8 @@ from typing import Literal
 
 import asyncssh
 
-from homelab.errors import LoginRefusedError, UnreachableError
+from homelab.errors import LoginRefusedError
+from homelab.fields.paths import replace_whole
 from homelab.remote import logins, loop, ssh
 from homelab.settings import Host
 
@@ -48,10 +49,8 @@ def host_key(address: str, port: int) -> HostKey:
     try:
         key = loop.run(logins.shown_key(address, port, CONNECT_SECONDS, _KEY_TYPES), awaited=address)
     except (OSError, TimeoutError, asyncssh.Error) as error:
-        raise UnreachableError(
+        raise logins.unreachable(address, port, error).retold(
             wanted=f"an SSH server at {address}:{port}, with a host key of the kind {' or '.join(_KEY_TYPES)}",
-            found=logins.in_words(error),
-            why="the host can be neither read nor changed",
             next="see whether it is switched on and connected to this network, and whether the address is right "
             "(HOST:PORT for another port than 22)",
         ) from error
@@ -122,12 +121,8 @@ def made(path: Path) -> str:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = asyncssh.generate_private_key("ssh-ed25519", comment="homelab")
         path.with_name(f"{path.name}.pub").write_bytes(key.export_public_key())
-        # Whole or not at all: half a key would stand in the way of the next run.
-        unfinished = path.with_name(f"{path.name}.new")
-        unfinished.unlink(missing_ok=True)
-        unfinished.touch(mode=0o600)
-        unfinished.write_bytes(key.export_private_key())
-        unfinished.replace(path)
+        # Half a key would stand in the way of the next run.
+        replace_whole(path, key.export_private_key())
     return logins.public_half(path.read_text(encoding="utf-8"))
 
 

@@ -157,7 +157,7 @@ async def _connected(host: Host, timeout: float) -> _Connection:
                 return _Connection(connection)
         except (asyncssh.HostKeyNotVerifiable, asyncssh.KeyExchangeFailed) as error:
             if "host key" not in str(error).lower():
-                raise unreachable(host, error) from error
+                raise unreachable(host.address, host.ssh.port, error) from error
             raise await _wrong_host_key(host, pinned.get_fingerprint()) from error
         except asyncssh.PermissionDenied as error:
             raise _login_refused(host, error) from error
@@ -167,7 +167,7 @@ async def _connected(host: Host, timeout: float) -> _Connection:
                 error = TimeoutError(f"no answer within {timeout:g} s{waits}")
             if isinstance(error, asyncssh.ProtocolError) and "authentication failures" in error.reason:
                 raise _login_refused(host, error, len(of_agent)) from error
-            raise unreachable(host, error) from error
+            raise unreachable(host.address, host.ssh.port, error) from error
 
 
 def public_half(private_key: str | None) -> str:
@@ -269,9 +269,9 @@ async def _wrong_host_key(host: Host, wanted: str) -> HomelabError:
     )
 
 
-def unreachable(host: Host, error: Exception) -> UnreachableError:
+def unreachable(address: str, port: int, error: Exception) -> UnreachableError:
     return UnreachableError(
-        wanted=f"an SSH connection to {host.address}:{host.ssh.port}",
+        wanted=f"an SSH connection to {address}:{port}",
         found=in_words(error),
         why="the host can be neither read nor changed",
         next="see whether it is switched on and connected to this network, then run the same command again",

@@ -432,7 +432,7 @@ def _connection_lost(host: Host, error: Exception, verb: str, seconds: float) ->
             "machine) restarts a host that needs it",
             next="when the host answers again and no other run is at work there, run the same again",
         )
-    return unreachable(host, error)
+    return unreachable(host.address, host.ssh.port, error)
 
 
 def read(host: Host, timeout: float | None = None, **options: Any) -> facts.HostFacts:

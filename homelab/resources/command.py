@@ -63,17 +63,13 @@ def _need_no_agent() -> None:
             agent.settimeout(AGENT_SECONDS)
             agent.connect(path)
     except OSError as error:
-        raise _refusal(
+        raise Refusal.of(
             wanted=f"no SSH agent named by SSH_AUTH_SOCK, or one that is there: {path}",
             found=str(error),
             why="pulumi-command connects to it before each step, though the settings have another way to log in; "
             "without it every step fails",
             next="unset SSH_AUTH_SOCK in this shell, or start the agent again, then run the same again",
         ) from None
-
-
-def _refusal(**parts: str) -> Refusal:
-    return Refusal(HomelabError(**parts))
 
 
 #: What the program asks the provider for.
@@ -188,7 +184,7 @@ def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[re
     if host_key.startswith("ssh-rsa "):
         # It takes the key's type for the only algorithm (ssh.ClientConfig.HostKeyAlgorithms), which for RSA is the one
         # with SHA-1.
-        raise _refusal(
+        raise Refusal.of(
             wanted=f"a host key of {host.address} by which pulumi-command recognises it: ed25519 or ECDSA",
             found="an RSA key (ssh.hostKey or hostKeyFile)",
             why="pulumi-command asks for such a key by SHA-1 alone, which OpenSSH has refused since 8.8: every step "
@@ -197,7 +193,7 @@ def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[re
             "the host's console",
         )
     if host.ssh.agent and os.name == "nt":
-        raise _refusal(
+        raise Refusal.of(
             wanted=f"a login to {host.address} that pulumi-command can use on Windows",
             found="ssh.agent: true",
             why="pulumi-command knows agents that listen on a Unix socket alone, and the one of Windows' OpenSSH has a "

@@ -7,7 +7,6 @@ from typing import Any
 
 import pulumi
 
-from homelab.errors import HomelabError
 from homelab.resources.command import Place, Request, step
 from homelab.resources.kept_agent import KeptFolder, owner
 from homelab.settings import Nvidia
@@ -107,13 +106,11 @@ def address_of(name: str, vm: VmOutput) -> str:
     if vm["state"] == "running" and (address := vm.get("address")):
         return address
     found = f"VM {int(vm['vmid'])} is {vm['state']}" if vm["state"] != "running" else "its guest agent named none"
-    raise Refusal(
-        HomelabError(
-            wanted=f"vms.{name} running, and its address",
-            found=found,
-            why="NVIDIA's stack is installed from inside the guest",
-            next=f"start it, or set vms.{name}.power: running"
-            if vm["state"] != "running"
-            else f"install qemu-guest-agent in it, or set vms.{name}.address",
-        )
+    raise Refusal.of(
+        wanted=f"vms.{name} running, and its address",
+        found=found,
+        why="NVIDIA's stack is installed from inside the guest",
+        next=f"start it, or set vms.{name}.power: running"
+        if vm["state"] != "running"
+        else f"install qemu-guest-agent in it, or set vms.{name}.address",
     )

@@ -37,13 +37,12 @@ def users(volume: str, lines: str) -> list[str]:
     return list(dict.fromkeys(guests))
 
 
-def wanted_volumes(vms: Mapping[str, Vm], containers: Mapping[str, Container]) -> dict[str, str]:
-    """Volumes that guests are created from -> the setting that names each."""
+def wanted_volumes(guests: Mapping[str, Vm | Container]) -> dict[str, str]:
+    """Volumes that guests, by their places in the settings, are created from -> the setting that names each."""
     places: dict[str, str] = {}
-    for section, guests in (("vms", vms), ("containers", containers)):
-        for name, guest in guests.items():
-            for volume in guest.volumes:
-                places.setdefault(volume, f"{section}.{name}.create")
+    for place, guest in guests.items():
+        for volume in guest.volumes:
+            places.setdefault(volume, f"{place}.create")
     return {volume: place for volume, place in places.items() if parts(volume)[1] in _CONTENTS}
 
 

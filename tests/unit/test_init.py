@@ -13,9 +13,11 @@ from homelab.cards import resolving
 from homelab.errors import Mistake
 from homelab.facts.host import HostFacts
 from homelab.init import cards as init_cards
+from homelab.init import draft as init_draft
 from homelab.init import settings as init_settings
 from homelab.init.ask import to_type
-from homelab.init.cards import Card, Use
+from homelab.init.cards import Use
+from homelab.init.draft import Draft
 from homelab.settings import parse
 from tests.conftest import PROJECT
 from tests.rows import rows
@@ -35,8 +37,12 @@ CLUSTER = {"node": "pve", "places": "pve/qemu-server/103.conf\nother/lxc/100.con
 ACCESS = {"address": "192.168.0.202", "ssh": {"hostKey": hosts.KEY, "privateKeyFile": "~/.ssh/id_ed25519"}}
 
 
-def parse_use(text: str, facts: HostFacts, card: int = 0, **own: Any) -> Use:
-    return init_cards.parse_use(text, init_cards.cards(facts, {})[card], facts, hosts.settings({}), own)
+def parse_use(text: str, facts: HostFacts, number: int = 0, **own: Any) -> Use:
+    """An answer; `own`: what the settings have of the card already."""
+    card = init_cards.cards(facts, {})[number]
+    host = {**ACCESS, "gpus": {card.key: {**card.find, **own}}} if own else {}
+    before = yaml.safe_dump({"config": {"homelab:hosts": {"pve": host}}}) if own else ""
+    return init_draft.parse_use(text, card, Draft("pve", {} if own else ACCESS, facts, before))
 
 
 def host(*more: dict[str, Any], **changes: Any) -> HostFacts:
@@ -110,9 +116,10 @@ def test_what_a_person_has_to_accept_is_asked_and_nothing_else_opens_a_gate() ->
     assert parse_use("103", host(), 1, allowConsole=True).more == {}  # the settings, or --set, have opened it
     for own in "lxc", "shared":  # what it was for until now
         assert parse_use("103", host(), 1, use=own).more == {"allowConsole": True}
-    assert parse_use("901", host(), 1, reset="flr").use == "lxc"
-    with pytest.raises(Mistake, match="it is not one of NVIDIA's"):
-        parse_use("103,901", host(), 1)
+    not_taken = [("901", {"reset": "flr"}, "expected no reset"), ("103,901", {}, "use: shared is for NVIDIA's")]
+    for text, more, found in not_taken:
+        with pytest.raises(Mistake, match=rf"card can't go to .*: .*{found}(.*\n)+.*correct --set"):
+            parse_use(text, host(), 1, **more)
     configs = [
         *GUESTS["configs"][:1],
         {"kind": "lxc", "id": 901, "lines": "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind\n"},
@@ -120,6 +127,15 @@ def test_what_a_person_has_to_accept_is_asked_and_nothing_else_opens_a_gate() ->
     used = host(guests={**GUESTS, "configs": configs}, nvidia_minors={"0000:01:00.0": 0})
     assert parse_use("103", used).more == {"allowContainers": [901]}
     assert init_cards.users(used, init_cards.cards(used, {})[0]) == ["container 901 (), running"]
+
+
+def test_what_a_later_answer_may_change_keeps_no_card_from_being_judged() -> None:
+    """A guest of `--set` that isn't given yet; another card of the settings, which isn't there any more."""
+    screen = init_cards.cards(host(), {})[1]
+    gone = yaml.safe_dump({"config": {"homelab:hosts": {"pve": {**ACCESS, "gpus": {"old": {"match": "10de:2204"}}}}}})
+    for text, sets in (("", ["vms.later.machine=q35"]), (gone, [])):
+        draft = Draft("pve", {} if text else ACCESS, host(), text, sets)
+        assert init_draft.parse_use("103", screen, draft).more == {"allowConsole": True}
 
 
 # -- choices ----------------------------------------------------------------------------------------------------------
@@ -265,12 +281,9 @@ def written(given: dict[int, str], text: str = "", facts: HostFacts | None = Non
         else {}
     )
     cards = init_cards.cards(facts, configured)
-    settings = parse(before).hosts["pve"] if before else hosts.settings({})
-    uses: dict[Card, Use] = {
-        cards[number]: init_cards.parse_use(text, cards[number], facts, settings, {}) for number, text in given.items()
-    }
-    more = init_settings.addition("pve", {} if before else ACCESS, uses, facts, before)
-    made = init_settings.merged(text, more, sets, "pve")
+    draft = Draft("pve", {} if before else ACCESS, facts, text, sets)
+    uses = {cards[number]: init_draft.parse_use(answer, cards[number], draft) for number, answer in given.items()}
+    made = draft.written(uses)
     parse(init_settings.values_in(made))
     return made
 
@@ -345,7 +358,8 @@ def test_a_vm_is_judged_with_the_card_before_it_gets_it() -> None:
     facts = with_card_by_hand(103, 104, running=(103,))
     card = init_cards.cards(facts, {})[0]
     for vmid, found in ((103, []), (104, ["VM 103 (Sandbox) runs with it"])):
-        refused = [error.found for error in init_cards.judged(vmid, card, facts).refusals]
+        tree = Draft("pve", ACCESS, facts, "").alone(card, Use("vm", (vmid,)))
+        refused = [error.found for error in tree.refusals]
         assert refused == ["machine: i440fx, the default", *found]
 
 

@@ -41,10 +41,9 @@ def check(
         api = Api(host, node, patience=patience)
         api.get("version", f"to use {name}'s Proxmox VE API")
         # Only of guests that are to be created: the files of existing ones may be gone.
-        new_vms = {key: vm for key, vm in vms.items() if facts.guests.config(vm.vmid) is None}
-        new_containers = {
-            key: container for key, container in containers.items() if facts.guests.config(container.ctid) is None
-        }
-        return files.check(api, name, host, new_vms, new_containers)
+        guests: dict[str, Vm | Container] = {f"vms.{key}": vm for key, vm in vms.items()}
+        guests |= {f"containers.{key}": container for key, container in containers.items()}
+        new = {place: guest for place, guest in guests.items() if facts.guests.config(guest.guest_id) is None}
+        return files.check(api, name, host, new)
     except HomelabError as error:
         return [error]

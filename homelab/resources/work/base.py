@@ -111,7 +111,7 @@ class StackTexts:
 
         :raises HomelabError: they are mistaken.
         """
-        return {name: vm for name, vm in self._settings("vms").vms.items() if vm.host == host}
+        return self._settings("vms").guests_on(host)[0]
 
     def entries_of(self, section: str, guest_id: int, host: str) -> dict[str, Vm | Container]:
         """The entries that have a guest of this id, by name: of a host, and of its cluster's other hosts.
@@ -146,8 +146,7 @@ class StackTexts:
 
         :raises HomelabError: they are mistaken.
         """
-        containers = self._settings("containers").containers
-        return {name: container for name, container in containers.items() if container.host == host}
+        return self._settings("containers").guests_on(host)[1]
 
     def container(self, name: str) -> Container | None:
         """The settings of a container, wherever it is; None: they don't have it."""
@@ -360,10 +359,8 @@ class Work(Generic[InputsT, OutputsT]):
         try:
             # With a list of what runs only where it matters: that takes a real host a second or two.
             with_running = bool(containers)
-            facts, inside = (
-                ssh.read(host, guests=with_running, kernel_log=True),
-                judge.installing(host, containers.values()),
-            )
+            facts = ssh.read(host, guests=with_running, kernel_log=True)
+            inside = judge.installing(host, containers.values())
             return systems.read(ssh.Session(host), facts, inside) if inside else facts
         except HomelabError as error:
             return error
