@@ -49,7 +49,7 @@ def test_what_changed_is_named_and_mended_without_a_needless_reboot_and_a_host_t
     # Without a reboot, for the running kernel has all of it. Which layers each drift by itself concerns: tests/unit/test_plan.py.
     boots, up = len(stack.lab.boots()), stack.up("--refresh")
     assert [one for one in named if one not in up.output] == [], up.output
-    layers = {"pve-agent", "pve-cmdline", "pve-initrd", "pve-bind"}
+    layers = {"pve-probe", "pve-agent", "pve-cmdline", "pve-initrd", "pve-bind"}
     assert {name for operation, name in up.steps if operation == "update"} == layers | REBOOT
     assert not [name for operation, name in up.steps if operation == "create-replacement"], "no reboot is shown"
     assert len(stack.lab.boots()) == boots
