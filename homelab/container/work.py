@@ -51,7 +51,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             tell(f"{inputs.container}: not compared: {facts.handover.away}")
             return outputs
         container, gone = self.stack.container(inputs.container), facts.guests.config(inputs.ctid) is None
-        drift, device_drift, library_drift = _drift(facts, inputs), list[str](), list[str]()
+        drift, device_drift, library_drift = _drift(facts, inputs, stack_of(self.urn)), list[str](), list[str]()
         if container is not None:  # else it leaves the stack
             device_drift = _device_drift(container, facts, inputs, outputs)
             library_drift = _library_drift(container, facts, inputs)
@@ -150,12 +150,12 @@ def _device_drift(
     return differences
 
 
-def _drift(facts: HostFacts, inputs: ContainerProbe.Inputs) -> list[str]:
+def _drift(facts: HostFacts, inputs: ContainerProbe.Inputs, stack: str = "") -> list[str]:
     """With what it was given as wanted."""
     wish = container_plan.as_given(inputs.container, inputs.ctid, facts, inputs.power)
     is_told = guest_note(facts.ledger, CONTAINER, inputs.ctid, ContainerNote) or not facts.guests.config(inputs.ctid)
     lost = [] if is_told else ["nothing on the host tells what was given to it"]
-    return [*lost, *container_plan.judge_container(wish, facts).steps]
+    return [*lost, *container_plan.judge_container(wish, facts, stack).steps]
 
 
 class ContainerVerificationWork(Work[ContainerVerification.Inputs, ContainerVerification.Outputs]):
