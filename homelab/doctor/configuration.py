@@ -8,7 +8,9 @@ from collections import defaultdict
 from homelab.doctor.case import Case
 from homelab.doctor.devices import Row, is_for_everybody, is_gpu, names
 from homelab.findings import Finding, Stage
+from homelab.vm import refusals
 from remote_scripts.pve.container_conf import Rule
+from remote_scripts.pve.guest_kinds import CONTAINER
 
 # Majors that NVIDIA's driver and the kernel gave out for good (Documentation/admin-guide/devices.txt): NVIDIA's cards,
 # dri.
@@ -40,12 +42,10 @@ def _not_given(case: Case) -> list[Finding]:
     if case.cards.guessed:
         wanted += " (or those of the cards that it is to have)"
     useful = [row for row in case.rows if row.path == "/dev/nvidia-uvm-tools" and row.entry is None and row.host]
-    return _finding(
-        wanted,
-        gives,
-        "a container has the devices that its configuration names, and no others",
-        _give(case, [*missing, *useful]),
-    )
+    why = "a container has the devices that its configuration names, and no others"
+    locked = refusals.locked(CONTAINER, case.container.id, case.name, case.container.parsed.options.get("lock"))
+    first = Finding.of(*locked, stage=Stage.CONFIGURATION)
+    return [*first, *_finding(wanted, gives, why, _give(case, [*missing, *useful]))]
 
 
 def _give(case: Case, rows: list[Row]) -> str:
