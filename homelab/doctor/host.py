@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from homelab.doctor import cards
+from homelab.doctor import cards, logs
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import Report, Table
 from homelab.errors import HomelabError
 from homelab.facts import kernel_log
 from homelab.findings import Finding, cured
 from homelab.host import handover
-from homelab.host.judge import troubles
 from homelab.judged.tree import Tree
 from homelab.nvidia import judge
 from homelab.nvidia.reading import SystemReading
@@ -30,21 +29,21 @@ def diagnose(reading: Reading, tree: Tree) -> Report:
     judged += [tree.systems[f"hosts.{tree.wanted.name}"]] if host.nvidia else []
     # Of all of NVIDIA's: what its driver says of a card may be about another one that the settings don't have.
     names = {slot: f"gpus.{name}" for name, slot in slots.items()}
-    of_log = troubles(facts, {names.get(slot, slot): slot for slot in shown_slots}, "", for_vms=host.gives_cards)
+    named_slots = {names.get(slot, slot): slot for slot in shown_slots}
+    of_log, remarks = logs.of_kernel(reading, named_slots, for_vms=host.gives_cards)
     findings = [one for part in judged for one in part.findings]
     findings += [] if host.nvidia else _installed(reading)
-    findings += Finding.of(*(one.error for one in of_log if not one.harmless))
     no_iommu = facts.iommu.kernel_log if not facts.iommu.groups else ""
     return Report(
         "host",
         f"host {reading.node}: {facts.kernel}, Proxmox VE {facts.pve or 'not found'}{facts.cluster.described}",
         _head(reading),
         [_settings_table(reading, host, slots), cards.table(reading, shown_slots), _files_table(reading)],
-        cured(findings, tree.refusals),
+        cured([*findings, *of_log], tree.refusals),
         [
             *([f"the kernel says of the IOMMU: {kernel_log.excerpt(no_iommu)}"] if no_iommu else ()),
             *tree.host.remarks,
-            *(one.remark for one in of_log if one.harmless),
+            *remarks,
             *tree.unread,
         ],
         data=_data(reading, host, slots, shown_slots),
