@@ -128,8 +128,8 @@ def _stale_nodes(case: Case) -> Iterator[Finding]:
 def _restart(case: Case) -> Iterator[Finding]:
     """What the configuration gives and the container, which runs with an older one, hasn't."""
     differences = []
-    for row, entry in case.given:
-        if not case.container.was_seen or row.host is None or not entry.created or row.allowed is False:
+    for row, entry in case.given if case.container.was_seen else []:
+        if row.host is None or not entry.created or row.allowed is False:
             continue
         if row.seen is None:
             differences.append(f"{row.path} isn't inside")

@@ -71,21 +71,14 @@ def _head(reading: Reading) -> list[str]:
 
 def _installed(reading: Reading) -> list[Finding]:
     """What is installed of NVIDIA's driver, by somebody else, beside what is loaded."""
-    system, name = reading.facts.systems.get("host"), reading.node
+    system = reading.facts.systems.get("host")
     if isinstance(system, HomelabError):
         return Finding.of(system)
-    if not isinstance(system, SystemReading) or not system.libraries:
-        return []
-    wrong = judge.mismatch(reading.driver, {"libnvidia-ml.so.1": system.libraries})
-    if wrong is None:
-        return []
-    return [
-        Finding(
-            f"NVIDIA's libraries on {name} of the loaded driver's version, {reading.driver}",
-            *wrong,
-            "reboot the host; if they differ then, too, install the driver again, all of it of one version",
-        )
-    ]
+    libraries = system.libraries if isinstance(system, SystemReading) else ""
+    wrong = judge.mismatch(reading.driver, {"libnvidia-ml.so.1": libraries}) if libraries else None
+    wanted = f"NVIDIA's libraries on {reading.node} of the loaded driver's version, {reading.driver}"
+    step = "reboot the host; if they differ then, too, install the driver again, all of it of one version"
+    return [Finding(wanted, *wrong, step)] if wrong else []
 
 
 def _settings_table(reading: Reading, host: Host, slots: dict[str, str]) -> Table:

@@ -133,15 +133,14 @@ def _functions(reading: Reading, name: str, vmid: int, slot: str) -> Iterator[Fi
     """While it runs, every function that it has is on vfio-pci; before, Proxmox VE binds them at the start."""
     functions = [function for function in reading.facts.functions(slot) if function.driver != "vfio-pci"]
     wrong = [function for function in functions if reading.facts.options_of(function.address, vmid)]
-    if not wrong:
-        return
-    yield Finding(
-        f"each function of {reading.facts.card(slot)} that {name} runs with on vfio-pci",
-        "; ".join(f"{function.address} is on {function.driver or 'no driver'}" for function in wrong),
-        "it runs without the card, or was given it by a configuration that it hasn't been started with yet",
-        f"shut it down and start it: `qm shutdown {vmid} && qm start {vmid}`",
-        Stage.RESTART,
-    )
+    if wrong:
+        yield Finding(
+            f"each function of {reading.facts.card(slot)} that {name} runs with on vfio-pci",
+            "; ".join(f"{function.address} is on {function.driver or 'no driver'}" for function in wrong),
+            "it runs without the card, or was given it by a configuration that it hasn't been started with yet",
+            f"shut it down and start it: `qm shutdown {vmid} && qm start {vmid}`",
+            Stage.RESTART,
+        )
 
 
 def _starts(reading: Reading) -> list[str]:
