@@ -8,7 +8,9 @@ from collections.abc import Iterator
 
 from homelab.doctor.devices import Case, Row, allowed_by, is_for_everybody, is_gpu, names
 from homelab.findings import Finding, Stage
+from homelab.vm import refusals
 from remote_scripts.pve.container_conf import Entry, Rule
+from remote_scripts.pve.guest_kinds import CONTAINER
 
 # Majors that NVIDIA's driver and the kernel gave out for good (Documentation/admin-guide/devices.txt): NVIDIA's cards,
 # dri.
@@ -21,8 +23,7 @@ def findings(case: Case) -> list[Finding]:
     """
     judged = case.cards.judged.findings
     is_owners = not judged and not case.cards.is_set
-    return [
-        *judged,
+    found = [
         *(_not_given(case) if is_owners else ()),
         *_without_effect(case),
         *_wrong_source(case),
@@ -32,6 +33,10 @@ def findings(case: Case) -> list[Finding]:
         *_read_only(case),
         *_for_root_only(case),
     ]
+    # Whoever changes it by hand unlocks it first.
+    lock = case.conf.options.get("lock") if found and not judged else None
+    locked = refusals.locked(CONTAINER, case.container.id, case.name, lock)
+    return [*judged, *Finding.of(*locked, stage=Stage.CONFIGURATION), *found]
 
 
 def _finding(wanted: str, found: str, why: str, step: str) -> Finding:

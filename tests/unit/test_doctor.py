@@ -231,6 +231,8 @@ def test_lines_that_do_not_do_what_they_say(line: str, wanted: str) -> None:
 def test_a_lock_is_nothing_to_a_container_that_nobody_changes() -> None:
     report = diagnose(reading(f"{DEVICE_LINES}lock: snapshot-delete\n", inside(NODES)), 901)
     assert report.well and "locked (snapshot-delete)" in report.head[0]
+    changed = diagnose(reading("lock: snapshot-delete\n"), 901)
+    assert "pct unlock 901" in changed.next[0] and changed.next[1].startswith("`pct set 901 ")
 
 
 def test_a_missing_device_that_may_be_missing_is_none() -> None:
