@@ -8,7 +8,7 @@ from typing import Any
 from homelab.container.plan import as_given, judge_container
 from homelab.doctor.comparison import compared
 from homelab.doctor.configuration import unused_rules
-from homelab.doctor.container_findings import findings, of_log, restart_step, without_libraries
+from homelab.doctor.container_findings import findings, restart_step, without_libraries
 from homelab.doctor.devices import COLUMNS, Case, WantedCards, cards_in, of_settings
 from homelab.doctor.reading import Reading, not_here
 from homelab.doctor.report import Report, Table, in_order
@@ -146,7 +146,7 @@ def _notes(case: Case) -> list[str]:
     if pending := [entry.line for entry in conf.entries if entry.pending]:
         notes.append(f"pending until its next start: {'; '.join(pending)}")
     notes += [f"a rule for a major that no device of the host has: {rule.line}" for rule in unused_rules(case)]
-    return [*notes, *without_libraries(case), *of_log(case)[1]]
+    return [*notes, *without_libraries(case), *case.log[1]]
 
 
 def _steps(case: Case, findings: list[Finding]) -> list[str]:
@@ -155,7 +155,7 @@ def _steps(case: Case, findings: list[Finding]) -> list[str]:
     after = [finding for finding in findings if finding.stage > Stage.RESTART]
     restart = [finding.next for finding in findings if finding.stage == Stage.RESTART]
     # `pulumi up` restarts it by itself; what the host's log has, or stands against `up`, is mended by no restart of it.
-    others = [*of_log(case)[0], *case.cards.judged.findings]
+    others = [*case.log[0], *case.cards.judged.findings]
     own = [finding for finding in before if finding.turn is Turn.PERSON and finding not in others]
     if case.container.running and own:
         restart = [restart_step(case)]

@@ -20,7 +20,7 @@ NO_DRIVER = "No such device or address"
 def findings(case: Case) -> list[Finding]:
     """Every one, the host's first."""
     return [
-        *of_log(case)[0],
+        *case.log[0],
         *_of_host(case),
         *configuration.findings(case),
         *(logs.of_start(case.reading, case.container.id, case.name) if case.container.running is False else ()),
@@ -31,22 +31,6 @@ def findings(case: Case) -> list[Finding]:
 
 
 # -- the host --------------------------------------------------------------------------------------------------------
-def of_log(case: Case) -> tuple[list[Finding], list[str]]:
-    """What the host's log has of its cards: findings, and remarks. A number that no card has now may be that of any
-    card of NVIDIA's without one.
-    """
-    facts, numbers = case.reading.facts, case.reading.facts.nvidia_minors
-    missing = set(case.cards.numbers).difference(numbers.values())
-    paths = {row.path for row in case.rows if row.needed or row.entry}
-    slots = {
-        device.slot: device.slot
-        for device in facts.display_devices
-        if not paths.isdisjoint([f"/dev/nvidia{numbers.get(device.address)}", *facts.drm_nodes(device.address)])
-        or (missing and device.is_nvidia and device.address not in numbers)
-    }
-    return logs.of_kernel(case.reading, slots, for_vms=False)
-
-
 def _of_host(case: Case) -> list[Finding]:
     """What the host lacks for a container. What a container of the settings lacks of it, its plan says."""
     if not case.of_nvidia:

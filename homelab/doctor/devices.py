@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from homelab.doctor import logs
 from homelab.doctor.reading import OK, ContainerReading, Reading, Seen
-from homelab.findings import Judged
+from homelab.findings import Finding, Judged
 from homelab.host import handover
 from homelab.judged.tree import Tree
 from homelab.properties import slot_of
@@ -263,3 +264,19 @@ class Case:
     def expected(self) -> list[Row]:
         """What it needs and can have."""
         return [row for row in self.needed if card_number(row.path) not in self.unknown]
+
+    @cached_property
+    def log(self) -> tuple[list[Finding], list[str]]:
+        """What the host's log has of its cards: findings, and remarks. A number that no card has now may be that of any
+        card of NVIDIA's without one.
+        """
+        facts, numbers = self.reading.facts, self.reading.facts.nvidia_minors
+        missing = set(self.cards.numbers).difference(numbers.values())
+        paths = {row.path for row in self.rows if row.needed or row.entry}
+        slots = {
+            device.slot: device.slot
+            for device in facts.display_devices
+            if not paths.isdisjoint([f"/dev/nvidia{numbers.get(device.address)}", *facts.drm_nodes(device.address)])
+            or (missing and device.is_nvidia and device.address not in numbers)
+        }
+        return logs.of_kernel(self.reading, slots, for_vms=False)
