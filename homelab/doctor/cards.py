@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from homelab.cards.entry import entry_of
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import Table
 from homelab.facts.devices import Device
@@ -30,16 +31,11 @@ def mappings_of(reading: Reading, slot: str) -> list[str]:
     ]  # fmt: skip
 
 
-def containers_of(reading: Reading, slot: str) -> list[int]:
-    """Ids of the containers whose configuration names the card's node."""
-    return [config.id for config in reading.facts.containers_with(slot)]
-
-
 def holders(reading: Reading, slot: str) -> list[str]:
     """Who has the card: VMs by configuration or reservation, containers by configuration."""
     users = reading.facts.users_of(slot)
     guests = [f"{user}{', running' if user.running else ''}" for user in users]
-    return guests + [f"container {ctid}" for ctid in containers_of(reading, slot)]
+    return guests + [f"container {config.id}" for config in reading.facts.containers_with(slot)]
 
 
 def table(reading: Reading, slots: list[str]) -> Table:
@@ -77,7 +73,7 @@ def data(reading: Reading, slot: str) -> dict[str, Any]:
         "groupMembers": [device.address for device in reading.facts.group_of(slot) if device not in functions],
         "mappings": mappings_of(reading, slot),
         "vms": [{"id": user.vmid, "name": user.name, "running": user.running} for user in reading.facts.users_of(slot)],
-        "containers": containers_of(reading, slot),
+        "containers": [config.id for config in reading.facts.containers_with(slot)],
     }
 
 
@@ -106,12 +102,10 @@ def _differences(reading: Reading, entry: dict[str, str]) -> list[str]:
         if device is None:
             differences.append(f"there is no {address} on the host")
             continue
-        hardware = {"id": device.id, "subsystem-id": device.subsystem if ":" in device.subsystem else "0:0"}
-        if number == 0:
-            hardware["iommugroup"] = "-1" if device.group is None else str(device.group)
-        for key, value in hardware.items():
+        hardware = entry_of(address, device.id, device.subsystem, device.group)
+        for key in ("id", "subsystem-id", "iommugroup") if number == 0 else ("id", "subsystem-id"):
             # A function without a subsystem: sysfs has no such file, and Proxmox VE nothing to compare.
-            if (entry.get(key) or "").lower() != value and value != "0:0":
+            if (value := hardware[key]) and (entry.get(key) or "").lower() != value:
                 differences.append(f"{key} of {address}: {value}, the mapping says {entry.get(key, 'nothing')}")
     return differences
 

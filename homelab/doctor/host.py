@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from homelab.doctor import cards
+from homelab.doctor import cards, logs
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import Report, Table
 from homelab.errors import HomelabError
 from homelab.facts import kernel_log
 from homelab.findings import Finding, Turn, cured
 from homelab.host import handover
-from homelab.host.judge import troubles
 from homelab.judged.tree import Tree
 from homelab.nvidia import judge
 from homelab.nvidia.reading import SystemReading
@@ -30,22 +29,22 @@ def diagnose(reading: Reading, tree: Tree) -> Report:
     judged += [tree.systems[f"hosts.{tree.wanted.name}"]] if host.nvidia else []
     # Of all of NVIDIA's: what its driver says of a card may be about another one that the settings don't have.
     names = {slot: f"gpus.{name}" for name, slot in slots.items()}
-    of_log = troubles(facts, {names.get(slot, slot): slot for slot in shown_slots}, "", for_vms=host.gives_cards)
+    named_slots = {names.get(slot, slot): slot for slot in shown_slots}
+    of_log, remarks = logs.of_kernel(reading, named_slots, for_vms=host.gives_cards)
     findings = [one for part in judged for one in part.findings]
     findings += Finding.of(*(one for one in tree.refusals if one in tree.others), turn=Turn.REFUSED)
     findings += [] if host.nvidia else _installed(reading)
-    findings += Finding.of(*(one.error for one in of_log if not one.harmless))
     no_iommu = facts.iommu.kernel_log if not facts.iommu.groups else ""
     return Report(
         "host",
         f"host {reading.node}: {facts.kernel}, Proxmox VE {facts.pve or 'not found'}{facts.cluster.described}",
         _head(reading),
         [_settings_table(reading, host, slots), cards.table(reading, shown_slots), _files_table(reading)],
-        cured(findings, tree.refusals),
+        cured([*findings, *of_log], tree.refusals),
         [
             *([f"the kernel says of the IOMMU: {kernel_log.excerpt(no_iommu)}"] if no_iommu else ()),
             *tree.host.remarks,
-            *(one.remark for one in of_log if one.harmless),
+            *remarks,
             *tree.unread,
         ],
         data=_data(reading, host, slots, shown_slots),
@@ -73,21 +72,14 @@ def _head(reading: Reading) -> list[str]:
 
 def _installed(reading: Reading) -> list[Finding]:
     """What is installed of NVIDIA's driver, by somebody else, beside what is loaded."""
-    system, name = reading.facts.systems.get("host"), reading.node
+    system = reading.facts.systems.get("host")
     if isinstance(system, HomelabError):
         return Finding.of(system)
-    if not isinstance(system, SystemReading) or not system.libraries:
-        return []
-    wrong = judge.mismatch(reading.driver, {"libnvidia-ml.so.1": system.libraries})
-    if wrong is None:
-        return []
-    return [
-        Finding(
-            f"NVIDIA's libraries on {name} of the loaded driver's version, {reading.driver}",
-            *wrong,
-            "reboot the host; if they differ then, too, install the driver again, all of it of one version",
-        )
-    ]
+    libraries = system.libraries if isinstance(system, SystemReading) else ""
+    wrong = judge.mismatch(reading.driver, {"libnvidia-ml.so.1": libraries}) if libraries else None
+    wanted = f"NVIDIA's libraries on {reading.node} of the loaded driver's version, {reading.driver}"
+    step = "reboot the host; if they differ then, too, install the driver again, all of it of one version"
+    return [Finding(wanted, *wrong, step)] if wrong else []
 
 
 def _settings_table(reading: Reading, host: Host, slots: dict[str, str]) -> Table:

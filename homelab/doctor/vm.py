@@ -5,14 +5,14 @@ Pure.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-from homelab.doctor import cards, starts
+from homelab.doctor import cards, logs
 from homelab.doctor.reading import Reading, not_here
 from homelab.doctor.report import Report, Table
+from homelab.facts.guests import GuestConfig
 from homelab.findings import Finding, Judged, Stage, cured
 from homelab.host import gates, plan
-from homelab.host.judge import JudgedHost, troubles
+from homelab.host.judge import JudgedHost
 from homelab.judged.tree import Tree, owners_vm
 from homelab.settings import Gpu
 from homelab.vm.cards import hostpci_of
@@ -31,11 +31,13 @@ def diagnose(reading: Reading, vmid: int, tree: Tree) -> Report:
     :param tree: of the same reading.
     :raises HomelabError: there is no such VM on this host.
     """
-    config = _config(reading, vmid)
-    running = vmid in reading.facts.guests.running
+    guest = reading.facts.guests.config(vmid)
+    if guest is None or guest.guest_kind is not VM:
+        raise not_here(reading.facts, VM, vmid)
+    config, running = guest.values, vmid in reading.facts.guests.running
     # While it runs, also those that it loses at its next start.
-    current = next(guest.current for guest in reading.facts.guests.configs if guest.id == vmid) if running else {}
-    options = dict(sorted(hostpci_of({**current, **config}).items()))
+    options = dict(sorted(hostpci_of({**(guest.current if running else {}), **config}).items()))
+    places = {key: cards.slots_of(reading, key, value) for key, value in options.items()}
     slots = list(dict.fromkeys(slot for key, value in options.items() for slot in _slots(reading, tree, key, value)))
     name = f"VM {vmid} ({config.get('name', 'no name')})"
     judged = _judged(tree, vmid, slots)
@@ -43,12 +45,11 @@ def diagnose(reading: Reading, vmid: int, tree: Tree) -> Report:
     findings += _mappings(reading, options, tree)
     for slot in slots:
         findings += _functions(reading, name, vmid, slot) if running else []
-    findings += [] if running else starts.findings(reading, vmid, name)
-    of_log = troubles(reading.facts, dict(zip(slots, slots, strict=True)), "") if slots else []
-    findings += Finding.of(*(one.error for one in of_log if not one.harmless))
+    findings += [] if running else logs.of_start(reading, vmid, name)
+    of_log, remarks = logs.of_kernel(reading, dict(zip(slots, slots, strict=True))) if slots else ([], [])
     notes = [line for part in judged if not isinstance(part, JudgedHost) for line in part.remarks]
-    notes += [one.remark for one in of_log if one.harmless] + _starts(reading)
-    if pending := _pending(reading, vmid):
+    notes += remarks + _starts(reading)
+    if pending := _pending(guest):
         notes.append(f"pending until it is off and starts again: {'; '.join(pending)}")
     if reading.facts.guests.unlisted:
         notes.append("Proxmox VE's API gave no answer: whether it runs isn't known, and it counts as off")
@@ -58,10 +59,18 @@ def diagnose(reading: Reading, vmid: int, tree: Tree) -> Report:
         "vm",
         f"{name} on {reading.node}",
         _head(reading, config, running),
-        [_hostpci_table(reading, options), cards.table(reading, slots)],
-        cured(findings, tree.refusals),
+        [_hostpci_table(options, places), cards.table(reading, slots)],
+        cured([*findings, *of_log], tree.refusals),
         [*notes, *tree.unread],
-        data=_data(reading, vmid, config, options, slots, running),
+        data={
+            "node": reading.node,
+            "id": vmid,
+            **{key: config.get(key) for key in ("name", "lock", "machine", "bios")},
+            "running": running,
+            "iommuGroups": reading.facts.iommu.groups,
+            "hostpci": [{"option": key, "value": options[key], "slots": of_key} for key, of_key in places.items()],
+            "cards": [cards.data(reading, slot) for slot in slots],
+        },
     )
 
 
@@ -100,20 +109,11 @@ def _gates(tree: Tree, slot: str) -> Judged:
     return Judged(title="", why="", against=errors, others_change=name != _UNNAMED and tree.has_steps)
 
 
-def _config(reading: Reading, vmid: int) -> dict[str, str]:
-    config = reading.facts.guests.config(vmid)
-    if config is None or config.guest_kind is not VM:
-        raise not_here(reading.facts, VM, vmid)
-    return config.values
-
-
-def _pending(reading: Reading, vmid: int) -> list[str]:
+def _pending(guest: GuestConfig) -> list[str]:
     """What waits for its next start, of devices."""
-    guest = reading.facts.guests.config(vmid)
-    waiting = guest.waiting if guest else {}
     return [
         f"{key}: {value}" if value else f"delete: {key}"
-        for key, value in waiting.items()
+        for key, value in guest.waiting.items()
         if key.startswith(("hostpci", "machine"))
     ]
 
@@ -140,15 +140,14 @@ def _functions(reading: Reading, name: str, vmid: int, slot: str) -> Iterator[Fi
     """While it runs, every function that it has is on vfio-pci; before, Proxmox VE binds them at the start."""
     functions = [function for function in reading.facts.functions(slot) if function.driver != "vfio-pci"]
     wrong = [function for function in functions if reading.facts.options_of(function.address, vmid)]
-    if not wrong:
-        return
-    yield Finding(
-        f"each function of {reading.facts.card(slot)} that {name} runs with on vfio-pci",
-        "; ".join(f"{function.address} is on {function.driver or 'no driver'}" for function in wrong),
-        "it runs without the card, or was given it by a configuration that it hasn't been started with yet",
-        f"shut it down and start it: `qm shutdown {vmid} && qm start {vmid}`",
-        Stage.RESTART,
-    )
+    if wrong:
+        yield Finding(
+            f"each function of {reading.facts.card(slot)} that {name} runs with on vfio-pci",
+            "; ".join(f"{function.address} is on {function.driver or 'no driver'}" for function in wrong),
+            "it runs without the card, or was given it by a configuration that it hasn't been started with yet",
+            f"shut it down and start it: `qm shutdown {vmid} && qm start {vmid}`",
+            Stage.RESTART,
+        )
 
 
 def _starts(reading: Reading) -> list[str]:
@@ -162,26 +161,6 @@ def _starts(reading: Reading) -> list[str]:
     return lines
 
 
-def _hostpci_table(reading: Reading, options: dict[str, str]) -> Table:
-    rows = [[key, value, ", ".join(cards.slots_of(reading, key, value)) or "nothing"] for key, value in options.items()]
+def _hostpci_table(options: dict[str, str], places: dict[str, list[str]]) -> Table:
+    rows = [[key, value, ", ".join(places[key]) or "nothing"] for key, value in options.items()]
     return Table("devices of the configuration", ["option", "value", "slot"], rows)
-
-
-def _data(
-    reading: Reading, vmid: int, config: dict[str, str], options: dict[str, str], slots: list[str], running: bool
-) -> dict[str, Any]:
-    return {
-        "node": reading.node,
-        "id": vmid,
-        "name": config.get("name"),
-        "running": running,
-        "lock": config.get("lock"),
-        "machine": config.get("machine"),
-        "bios": config.get("bios"),
-        "iommuGroups": reading.facts.iommu.groups,
-        "hostpci": [
-            {"option": key, "value": value, "slots": cards.slots_of(reading, key, value)}
-            for key, value in options.items()
-        ],
-        "cards": [cards.data(reading, slot) for slot in slots],
-    }

@@ -55,27 +55,22 @@ def of_host(
     :param notes: refusals, and what else its owner is told, a sentence each.
     :param beside: guests with steps that have none of the cards.
     """
-    before = {card.place: card for card in current}
-    after = {card.place: card for card in planned}
-    places = sorted({*before, *after})
-    groups: dict[str, list[TreeNode]] = {}
-    others: dict[str, list[str]] = {}
-    for place in places:
-        card = after.get(place) or before[place]
-        groups.setdefault(card.group, []).append(_card(before.get(place), after.get(place)))
-        for other in card.others_in_group:
-            is_card = any(other.startswith(card_place) for card_place in places)
-            if not is_card and other not in others.setdefault(card.group, []):
-                others[card.group].append(other)
-    group_nodes = [
-        TreeNode("group", group, children=(*cards, *(TreeNode("other", other) for other in others.get(group, ()))))
-        for group, cards in groups.items()
-    ]
-    no_card = (TreeNode("other", "no card of NVIDIA's or of the settings is there"),)
+    before, after = ({card.place: card for card in cards} for cards in (current, planned))
+    shown = {**before, **after}
+    groups: dict[str, list[ShownCard]] = {}
+    for place in sorted(shown):
+        groups.setdefault(shown[place].group, []).append(shown[place])
+    group_nodes = []
+    for group, cards in groups.items():
+        nodes = [_card(card, before.get(card.place), after.get(card.place)) for card in cards]
+        others = dict.fromkeys(other for card in cards for other in card.others_in_group)
+        nodes += [TreeNode("other", other) for other in others if not other.startswith(tuple(shown))]
+        group_nodes.append(TreeNode("group", group, children=tuple(nodes)))
+    no_card = [TreeNode("other", "no card of NVIDIA's or of the settings is there")]
     texts = [TreeNode("other", text) for text in notes]
     guests = [_node("guest", str(guest), True, True, _steps(guest.steps)) for guest in beside]
     return TreeNode(
-        "host", title, children=(*_settings(traits), *_steps(steps), *texts, *(tuple(group_nodes) or no_card), *guests)
+        "host", title, children=(*_settings(traits), *_steps(steps), *texts, *(group_nodes or no_card), *guests)
     )
 
 
@@ -88,9 +83,7 @@ def _steps(steps: Sequence[str]) -> tuple[TreeNode, ...]:
     return tuple(TreeNode("setting", step, "changes") for step in steps)
 
 
-def _card(before: ShownCard | None, after: ShownCard | None) -> TreeNode:
-    card = after or before
-    assert card is not None
+def _card(card: ShownCard, before: ShownCard | None, after: ShownCard | None) -> TreeNode:
     old, new = ({guest: guest for guest in (one.guests if one else ())} for one in (before, after))
     guests = [
         _node("guest", str(guest), guest in old, guest in new, (*_settings(has.traits), *_steps(has.steps)))

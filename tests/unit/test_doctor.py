@@ -232,6 +232,8 @@ def test_lines_that_do_not_do_what_they_say(line: str, wanted: str) -> None:
 def test_a_lock_is_nothing_to_a_container_that_nobody_changes() -> None:
     report = diagnose(reading(f"{DEVICE_LINES}lock: snapshot-delete\n", inside(NODES)), 901)
     assert report.well and "locked (snapshot-delete)" in report.head[0]
+    changed = diagnose(reading("lock: snapshot-delete\n"), 901)
+    assert "pct unlock 901" in changed.next[0] and changed.next[1].startswith("`pct set 901 ")
 
 
 def test_a_missing_device_that_may_be_missing_is_none() -> None:
@@ -272,12 +274,11 @@ def test_without_a_driver_its_cause_is_told_once() -> None:
     assert finding.found == f"no /proc/driver/nvidia/version; {has}"
     assert "use: lxc" in finding.next
     unloaded = desktop(nvidia={"trouble": ["the driver is installed and not loaded", "`modprobe nvidia`"]})
-    for facts, comes, step in (
-        (unloaded, False, "`modprobe nvidia`"),  # as the preview says it
-        (unloaded, True, "`pulumi up --refresh`, whose preview shows what it does"),
-        (desktop(), False, "load NVIDIA's driver on the host"),  # why not could not be read
+    for facts, step in (
+        (unloaded, "`modprobe nvidia`"),  # as the preview says it
+        (desktop(), "load NVIDIA's driver on the host"),  # why not could not be read
     ):
-        cards = WantedCards([0], "x", driver_comes=comes)
+        cards = WantedCards([0], "x")
         off = diagnose(reading(DEVICE_LINES, nodes={}, driver="", facts=facts, char_devices=""), 901, cards=cards)
         (finding,) = off.findings
         assert finding.found.endswith("at 0000:01:00 is on nouveau") and finding.next == step
