@@ -65,7 +65,7 @@ def why_still_bound(facts: HostFacts, bound: Iterable[Device]) -> str:
 def stronger_than_words(facts: HostFacts, functions: Iterable[Device]) -> str:
     """The configuration that gives these functions to vfio-pci whatever a word says, in words; empty: there is none."""
     functions = list(functions)
-    if any(map(facts.has_override, functions)):
+    if any(map(facts.override_files, functions)):
         return "driverctl puts it there, whatever a word says"
     if _names_one_of(facts.vfio_files.get(vfio_ids.MODULES, ""), functions):
         return f"the options in {vfio_ids.MODULES} come later than any word"
@@ -81,7 +81,7 @@ def ids_in_effect(facts: HostFacts) -> str | None:
 
 def _other_ids(facts: HostFacts) -> list[str]:
     """All ids that other configuration gives to vfio-pci, each once."""
-    id_lists = [facts.vfio_ids, *facts.ids_by_others().values()]
+    id_lists = facts.ids_by_others().values()
     return list(dict.fromkeys(entry for ids in id_lists for entry in ids.lower().split(",") if entry))
 
 

@@ -261,51 +261,37 @@ class HostFacts(Answer):
         Configuration and driver are both needed: the configuration alone may never have had an effect, and a starting
         VM may have left the driver alone.
         """
-        homelab_bound = bound_by_word(self.cmdline.running)
-        return {
-            device.address
-            for device in self.devices
-            if self.kept_by_hand(device) and device.address not in homelab_bound
-        }
+        kept = {device.address for device in self.devices if self.kept_by_hand(device)}
+        return kept - bound_by_word(self.cmdline.running).keys()
 
     def kept_by_hand(self, device: Device) -> bool:
         """Whether a function is on vfio-pci and other configuration than this program's binds it, even if this
         program's word does so, too."""
-        return device.driver == "vfio-pci" and (self.has_override(device) or self.named_by_ids(device))
-
-    def named_by_ids(self, device: Device) -> bool:
-        """Whether ids of other configuration than this program's name the function, in this boot or the next one."""
-        words = f"{self.cmdline.others} {self.cmdline.running}"
-        return any(map(device.is_named, [self.vfio_ids, *_ids_by_word(words).values()]))
+        return device.driver == "vfio-pci" and bool(self.who_binds([device]))
 
     def named_at_next_boot(self, device: Device) -> bool:
         """Whether other configuration than this program's names the function for the next boot, with or without
         effect."""
-        ids = [self.vfio_ids, *self.ids_by_others().values()]
-        return any(map(device.is_named, ids)) or self.has_override(device)
+        return any(map(device.is_named, self.ids_by_others().values())) or bool(self.override_files(device))
 
-    def ids_by_others(self) -> dict[str, str]:
-        """Words, not this program's, that give ids to vfio-pci in the next boot -> the ids."""
-        return _ids_by_word(self.cmdline.others)
+    def ids_by_others(self, words: str = "") -> dict[str, str]:
+        """Files and words, not this program's, that give ids to vfio-pci in the next boot -> the ids.
 
-    def has_override(self, device: Device) -> bool:
-        """Whether driverctl puts the function on vfio-pci at each boot."""
-        return bool(self.override_files(device))
+        :param words: of another command line that count as well.
+        """
+        by_word = _ids_by_word(f"{self.cmdline.others} {words}")
+        return self.vfio_files | {f"{word} on the kernel command line": ids for word, ids in by_word.items()}
 
     def override_files(self, device: Device) -> list[str]:
-        """Files of driverctl that put the function on vfio-pci. Older versions name theirs without `pci-`."""
+        """Files of driverctl that put the function on vfio-pci at each boot. Older versions name theirs without
+        `pci-`."""
         files = (f"/etc/driverctl.d/{prefix}{device.address}" for prefix in ("pci-", ""))
         return [path for path in files if path in self.vfio_mentions]
 
     def who_binds(self, devices: Iterable[Device]) -> list[str]:
-        """Files and words, not this program's, that give these functions to vfio-pci."""
-        words = _ids_by_word(f"{self.cmdline.others} {self.cmdline.running}")
-        sources = [
-            *self.vfio_files.items(),
-            *((f"{word} on the kernel command line", ids) for word, ids in words.items()),
-        ]
-        bound = list(devices)
-        by_ids = [source for source, ids in sources if any(device.is_named(ids) for device in bound)]
+        """Files and words, not this program's, that give these functions to vfio-pci, in this boot or the next one."""
+        bound, sources = list(devices), self.ids_by_others(self.cmdline.running)
+        by_ids = [source for source, ids in sources.items() if any(device.is_named(ids) for device in bound)]
         return [*by_ids, *dict.fromkeys(path for device in bound for path in self.override_files(device))]
 
     def others_in_group(self, place: str) -> list[Device]:
