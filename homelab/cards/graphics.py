@@ -49,19 +49,18 @@ def unstarted(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[Home
     if display is None or display.vendor != AMD or not "7550" <= display.device <= "755f":
         return
     others = {*(resets.methods(facts, display.address) or ())} - {"bus"}
-    if gpu.allow_unstarted or others or _runs_since_boot(facts, slot):
-        return
-    yield HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) for a VM, on vfio-pci from the host's start on",
-        found="it is a card of the kind Navi 48; the kernel resets it by "
-        + (resets.described(facts, [display]) or "a way that it doesn't say"),
-        why="where vfio-pci had it from the host's start on, the reset at the VM's start broke the switch on the card "
-        '("broken device, retraining failed", "stuck in D3"), and only switching the host off helped; amdgpu has to '
-        "start it first, and this program binds it before that",
-        next=f"leave the card with amdgpu (gpus.{name}.use: host or lxc); a hookscript of your own can take it from "
-        "there when a VM starts. To try it in a VM all the same, if you can switch the host off when it doesn't start, "
-        f"set gpus.{name}.allowUnstarted: true",
-    )
+    if not gpu.allow_unstarted and not others and not _runs_since_boot(facts, slot):
+        yield HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) for a VM, on vfio-pci from the host's start on",
+            found="it is a card of the kind Navi 48; the kernel resets it by "
+            + (resets.described(facts, [display]) or "a way that it doesn't say"),
+            why="where vfio-pci had it from the host's start on, the reset at the VM's start broke the switch on the "
+            'card ("broken device, retraining failed", "stuck in D3"), and only switching the host off helped; amdgpu '
+            "has to start it first, and this program binds it before that",
+            next=f"leave the card with amdgpu (gpus.{name}.use: host or lxc); a hookscript of your own can take it "
+            "from there when a VM starts. To try it in a VM all the same, if you can switch the host off when it "
+            f"doesn't start, set gpus.{name}.allowUnstarted: true",
+        )
 
 
 def _graphics_of(facts: HostFacts, slot: str) -> Device | None:

@@ -53,16 +53,15 @@ def isolation(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[Home
     if without_group(facts, slot):
         return
     others = [device for device in facts.others_in_group(slot) if device.address not in gpu.allow_group_members]
-    if not others:
-        return
-    yield HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) alone in its IOMMU group",
-        found=f"it shares its {predicted(facts)}IOMMU group with {'; '.join(map(facts.describe, others))}",
-        why="starting a VM with the card takes every device of the group from the host; with a disk or a "
-        "network card it goes down",
-        next="put the card into another slot, or switch ACS on in the firmware; a device that may leave the host "
-        f"with the card is named in gpus.{name}.allowGroupMembers{remapping.override_hint(facts, slot)}",
-    )
+    if others:
+        yield HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) alone in its IOMMU group",
+            found=f"it shares its {predicted(facts)}IOMMU group with {'; '.join(map(facts.describe, others))}",
+            why="starting a VM with the card takes every device of the group from the host; with a disk or a "
+            "network card it goes down",
+            next="put the card into another slot, or switch ACS on in the firmware; a device that may leave the host "
+            f"with the card is named in gpus.{name}.allowGroupMembers{remapping.override_hint(facts, slot)}",
+        )
 
 
 def predicted(facts: HostFacts) -> str:

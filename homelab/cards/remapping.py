@@ -110,18 +110,17 @@ def one_to_one(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[Hom
         word.startswith("intel_iommu=") and "relax_rmrr" in word.split("=")[1].split(",")
         for word in facts.next_cmdline.split()
     )
-    if not ranges or relaxed or gpu.allow_direct_mapping or runs_in_vm(facts, slot):
-        return
-    yield HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) as the kernel gives it to a VM",
-        found=f"the firmware wants memory mapped 1:1 for its IOMMU group: {'; '.join(ranges)}",
-        why="the kernel refuses every VM such a group: QEMU ends with 'Failed to set group container: Invalid "
-        "argument'. iommu=pt makes no difference to that",
-        next="update the board's firmware (BIOS), and tell its maker if that doesn't help; put the card into "
-        "another slot"
-        + ("; as the last resort iommu.relaxRmrr: true" if relaxes_rmrr(facts) else "")
-        + f"; if your kernel gives it away all the same, gpus.{name}.allowDirectMapping: true",
-    )
+    if ranges and not relaxed and not gpu.allow_direct_mapping and not runs_in_vm(facts, slot):
+        yield HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) as the kernel gives it to a VM",
+            found=f"the firmware wants memory mapped 1:1 for its IOMMU group: {'; '.join(ranges)}",
+            why="the kernel refuses every VM such a group: QEMU ends with 'Failed to set group container: Invalid "
+            "argument'. iommu=pt makes no difference to that",
+            next="update the board's firmware (BIOS), and tell its maker if that doesn't help; put the card into "
+            "another slot"
+            + ("; as the last resort iommu.relaxRmrr: true" if relaxes_rmrr(facts) else "")
+            + f"; if your kernel gives it away all the same, gpus.{name}.allowDirectMapping: true",
+        )
 
 
 # Predicted groups may be too large; once the IOMMU is on, the kernel's own are read.

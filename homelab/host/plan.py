@@ -283,14 +283,13 @@ def _verify_drivers(facts: HostFacts, want: Wanted) -> Iterator[HomelabError]:
         for device in devices
         if device.driver != "vfio-pci"
     ]
-    if not wrong:
-        return
-    yield HomelabError(
-        wanted=f"every function on vfio-pci: {', '.join(want.functions)}",
-        found="; ".join(wrong),
-        why="a card with a function on a host driver can't be given to a guest",
-        next="read `dmesg | grep homelab-vfio` on the host; then `pulumi up --refresh`",
-    )
+    if wrong:
+        yield HomelabError(
+            wanted=f"every function on vfio-pci: {', '.join(want.functions)}",
+            found="; ".join(wrong),
+            why="a card with a function on a host driver can't be given to a guest",
+            next="read `dmesg | grep homelab-vfio` on the host; then `pulumi up --refresh`",
+        )
 
 
 @dataclass(frozen=True)
