@@ -99,25 +99,24 @@ def freed(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[Homelab
     )
 
 
-def remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
+def remarks(facts: HostFacts, host: Host, name: str, slot: str) -> Iterator[str]:
     """Remarks on a card that is the host's screen, a sentence each.
 
     :param name: of the card, for messages.
     """
     card_screens = screens(facts, facts.functions(slot))
     if not card_screens:
-        return []
+        return
     is_bound = facts.bound_by_homelab(card_screens[0].address)
     since = "this" if is_bound else "the host's next"
-    sentences = [f"{name} is the host's screen, which stays dark from {since} start on: {_WAYS_IN}"]
+    yield f"{name} is the host's screen, which stays dark from {since} start on: {_WAYS_IN}"
     if host.boot_framebuffer == "off":
-        sentences.append(
+        yield (
             f"bootFramebuffer: off: {NO_FRAMEBUFFER} keeps the kernel's picture off every screen of this host; the "
             "boot entry 'without GPU passthrough' is without it"
         )
     elif not all(map(_frees, card_screens)):
-        sentences.append(
+        yield (
             f"{name}: this kernel ({facts.kernel}) may keep the card's memory for its picture; that is checked after "
             "the reboot, and bootFramebuffer: off may help then"
         )
-    return sentences

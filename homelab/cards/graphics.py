@@ -74,23 +74,22 @@ def _runs_since_boot(facts: HostFacts, slot: str) -> bool:
     return since_start and remapping.runs_in_vm(facts, slot)
 
 
-def rom_remarks(facts: HostFacts, name: str, slot: str, *, has_file: bool) -> list[str]:
+def rom_remarks(facts: HostFacts, name: str, slot: str, *, has_file: bool) -> Iterator[str]:
     """Remarks on a card's ROM, which a VM without a ROM file may lack or find changed: a sentence each.
 
     :param name: of the settings.
     """
     display = _graphics_of(facts, slot)
     if display is None or has_file:
-        return []
+        return
     if display.address == INTEGRATED and display.vendor == INTEL:
-        return [
+        yield (
             f"gpus.{name}: processor graphics have no ROM for UEFI of their own: the VM shows nothing on them until "
             "its system's driver starts (up to Comet Lake, legacy-igd=1 in a hostpci line of your own changes that; "
             "takeOver keeps it)"
-        ]
-    if display.boot_vga or display.id in _WITHOUT_ROM:
-        return [
+        )
+    elif display.boot_vga or display.id in _WITHOUT_ROM:
+        yield (
             f"gpus.{name}: it has no ROM of its own, or the host's firmware may have left a changed copy of it: if the "
             "VM shows nothing on it, docs/troubleshooting.md#a-rom-file-for-a-card says how to make a file for romfile"
-        ]
-    return []
+        )

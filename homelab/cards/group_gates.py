@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 from homelab.cards import remapping
@@ -130,19 +131,17 @@ def split_groups(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> Iter
             )
 
 
-def staying_cards_apart(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> list[HomelabError]:
+def staying_cards_apart(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> Iterator[HomelabError]:
     """A gate: no card that stays with the host is in the group of a card that a VM gets."""
-    return [
-        HomelabError(
-            wanted=f"gpus.{other_name} ({facts.card(other_slot)}) with the host (use: {gpus[other_name].use}) while a "
-            f"VM has gpus.{name} ({facts.card(slot)})",
-            found=f"both are in one {predicted(facts)}IOMMU group",
-            why=f"a VM's start with {name} takes every device of the group from the host, {other_name} too",
-            next="put one of them into another slot, or give both to the same VM",
-        )
-        for name, slot in slots.items()
-        for other_name, other_slot in slots.items()
-        if gpus[name].may_leave
-        and not gpus[other_name].may_leave
-        and any(device in facts.functions(other_slot) for device in facts.others_in_group(slot))
-    ]
+    for name, other in itertools.permutations(slots, 2):
+        is_one_left = gpus[name].may_leave and not gpus[other].may_leave
+        if is_one_left and any(
+            device in facts.functions(slots[other]) for device in facts.others_in_group(slots[name])
+        ):
+            yield HomelabError(
+                wanted=f"gpus.{other} ({facts.card(slots[other])}) with the host (use: {gpus[other].use}) while a VM "
+                f"has gpus.{name} ({facts.card(slots[name])})",
+                found=f"both are in one {predicted(facts)}IOMMU group",
+                why=f"a VM's start with {name} takes every device of the group from the host, {other} too",
+                next="put one of them into another slot, or give both to the same VM",
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from homelab.errors import HomelabError
 from homelab.facts.host import HostFacts
@@ -31,13 +32,11 @@ def keep_refused(facts: HostFacts, name: str) -> list[HomelabError]:
     ]
 
 
-def migratable(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
+def migratable(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: liveMigration is set for a virtual function. Before 8.4 Proxmox VE's API itself refuses it."""
     device = facts.by_address.get(slot)
-    if not gpu.live_migration or (device is not None and device.physfn):
-        return []
-    return [
-        HomelabError(
+    if gpu.live_migration and not (device and device.physfn):
+        yield HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) with liveMigration",
             found="it is a card as a whole",
             why="only some drivers of virtual functions can hand their state over; with a whole card the migration "
@@ -45,4 +44,3 @@ def migratable(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Homelab
             next=f"take gpus.{name}.liveMigration out: a VM that is off can be moved to another node that has such "
             "a mapping",
         )
-    ]

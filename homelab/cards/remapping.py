@@ -168,35 +168,32 @@ def override_hint(facts: HostFacts, slot: str) -> str:
 
 # -- what is to be said before it is done
 # ----------------------------------------------------------------------------------------
-def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
+def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> Iterator[str]:
     """Remarks on risks of the words, and on settings without effect: a sentence each."""
-    found = []
     if override := facts.acs_override:
         by = "iommu.acsOverride" if host.iommu.acs_override else "set by hand, and left as it is"
-        found.append(
+        yield (
             f"{acs.WORD}={override} ({by}): devices that are taken apart by it can reach each other's memory past the "
             "IOMMU (peer-to-peer DMA); a guest that you don't trust could use that"
         )
-        found += [
-            f"gpus.{name}: without it, its IOMMU group has as well: {'; '.join(map(facts.describe, split_off))}"
-            for name, slot in slots.items()
-            if host.gpus[name].may_leave and (split_off := taken_apart(facts, slot))
-        ]
+        for name, slot in slots.items():
+            split_off = "; ".join(map(facts.describe, taken_apart(facts, slot)))
+            if host.gpus[name].may_leave and split_off:
+                yield f"gpus.{name}: without it, its IOMMU group has as well: {split_off}"
     remapped, by_hand = remaps_interrupts(facts), without_remapping(facts)
     if remapped is None and host.iommu.allow_unsafe_interrupts:
-        found.append(
+        yield (
             "iommu.allowUnsafeInterrupts has no effect yet: whether this host remaps interrupts can't be told before "
             "its IOMMU is on; run `pulumi up --refresh` after the reboot"
         )
     if remapped is False and (host.iommu.allow_unsafe_interrupts or (host.gives_cards and by_hand)):
-        found.append(
+        yield (
             f"{UNSAFE_INTERRUPTS}{' (set by hand, and left as it is)' if by_hand else ''}: a guest with a card can "
             "raise any interrupt of the host, which can crash it or worse: give cards only to guests that you trust as "
             "much as the host"
         )
     if host.iommu.relax_rmrr and relaxes_rmrr(facts):
-        found.append(
+        yield (
             "iommu.relaxRmrr: the kernel ignores which memory the firmware uses with devices (RMRR); if the firmware "
             "really uses it, data can be lost"
         )
-    return found

@@ -295,22 +295,20 @@ def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[Hom
         )
 
 
-def past_proxmox(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
+def past_proxmox(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: no VM has the card by options of QEMU itself (`args`), of which Proxmox VE knows nothing."""
     addresses = {device.address for device in facts.functions(slot)}
-    return [
-        HomelabError(
-            wanted=f"gpus.{name} ({facts.card(slot)}) given to VMs by Proxmox VE (hostpci)",
-            found=f"VM {guest.id} ({guest.values.get('name', '')}) has {', '.join(sorted(guest.by_args & addresses))} "
-            "by its option args (-device vfio-pci)",
-            why="Proxmox VE knows nothing of such a device: it would give the card to another VM, or to this one a "
-            "second time, and the start would fail",
-            next=f"take that device out of the option args (`qm config {guest.id}` shows all of it), then run "
-            "`pulumi up` again",
-        )
-        for guest in facts.guests.configs
-        if guest.by_args & addresses
-    ]
+    for guest in facts.guests.configs:
+        if given := sorted(guest.by_args & addresses):
+            yield HomelabError(
+                wanted=f"gpus.{name} ({facts.card(slot)}) given to VMs by Proxmox VE (hostpci)",
+                found=f"VM {guest.id} ({guest.values.get('name', '')}) has {', '.join(given)} by its option args "
+                "(-device vfio-pci)",
+                why="Proxmox VE knows nothing of such a device: it would give the card to another VM, or to this one a "
+                "second time, and the start would fail",
+                next=f"take that device out of the option args (`qm config {guest.id}` shows all of it), then run "
+                "`pulumi up` again",
+            )
 
 
 def handed_over(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:

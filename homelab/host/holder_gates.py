@@ -14,11 +14,12 @@ from homelab.host import ha
 from homelab.settings import Gpu, Host
 
 
-def bound_by_hand(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> list[HomelabError]:
+def bound_by_hand(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> Iterator[HomelabError]:
     """A gate: a card that stays with the host isn't bound to vfio-pci by other configuration than this program's, or
     takeOver lets this program's word count instead."""
-    staying = ((name, slot) for name, slot in slots.items() if host.gpus[name].use != "vm")
-    return [error for name, slot in staying for error in _card_bound_by_hand(facts, host, name, slot)]
+    for name, slot in slots.items():
+        if host.gpus[name].use != "vm":
+            yield from _card_bound_by_hand(facts, host, name, slot)
 
 
 def _card_bound_by_hand(facts: HostFacts, host: Host, name: str, slot: str) -> Iterator[HomelabError]:
@@ -89,14 +90,14 @@ def _still_in_vm(facts: HostFacts, name: str, gpu: Gpu, slot: str, users: list[C
         yield _release_first(facts, slot, users, wanted)
 
 
-def left_with_vm(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[HomelabError]:
+def left_with_vm(facts: HostFacts, host: Host, slots: dict[str, str]) -> Iterator[HomelabError]:
     """A gate: a card that the settings no longer name, and that NVIDIA's driver is going to have, is in no VM's
     configuration.
 
     :param slots: of all cards that the settings name.
     """
     if len(slots) < len(host.gpus) or not (host.nvidia or facts.nvidia.version or facts.nvidia.installed):
-        return []
+        return
     leaving = {
         device.slot
         for device in facts.display_devices
@@ -105,12 +106,12 @@ def left_with_vm(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[Ho
         and facts.bound_by_homelab(device.address)
         and not facts.named_at_next_boot(device)  # that keeps it on vfio-pci
     }
-    wanted = "{} with NVIDIA's driver from the host's next start on, since no card of gpus is it"
-    return [
-        _release_first(facts, slot, users, wanted.format(facts.card(slot)))
-        for slot in sorted(leaving)
-        if (users := facts.users_of(slot))
-    ]
+    for slot in sorted(leaving):
+        if users := facts.users_of(slot):
+            wanted = (
+                f"{facts.card(slot)} with NVIDIA's driver from the host's next start on, since no card of gpus is it"
+            )
+            yield _release_first(facts, slot, users, wanted)
 
 
 def _release_first(facts: HostFacts, slot: str, users: list[CardUser], wanted: str) -> HomelabError:

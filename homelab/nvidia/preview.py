@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -211,19 +211,17 @@ def _system_of_template(volumes: list[str]) -> SystemFacts:
     return SystemFacts()
 
 
-def powered_off(facts: HostFacts, vms: Mapping[str, Vm], containers: Mapping[str, Container]) -> list[HomelabError]:
+def powered_off(facts: HostFacts, vms: Mapping[str, Vm], containers: Mapping[str, Container]) -> Iterator[HomelabError]:
     """Refusals of guests that are off and stay off (`power: keep`), as their stack is installed from inside."""
     guests: dict[str, Vm | Container] = {f"vms.{name}": vm for name, vm in vms.items()}
     guests |= {f"containers.{name}": container for name, container in containers.items()}
     staying = {place: one.guest_id for place, one in guests.items() if one.nvidia and one.wanted_power == "keep"}
-    return [
-        HomelabError(
-            wanted=f"{place} running",
-            found=f"{guest} is off, and {place}.power is keep",
-            why="NVIDIA's stack is installed from inside the guest",
-            next=f"start it, or set {place}.power: running",
-        )
-        for place, guest in staying.items()
+    for place, guest in staying.items():
         # A guest that doesn't exist is refused elsewhere.
-        if guest not in facts.guests.running and facts.guests.config(guest)
-    ]
+        if guest not in facts.guests.running and facts.guests.config(guest):
+            yield HomelabError(
+                wanted=f"{place} running",
+                found=f"{guest} is off, and {place}.power is keep",
+                why="NVIDIA's stack is installed from inside the guest",
+                next=f"start it, or set {place}.power: running",
+            )
