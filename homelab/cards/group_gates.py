@@ -51,10 +51,8 @@ def leaving_functions(facts: HostFacts, slot: str) -> list[Device]:
 def isolation(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: the card's IOMMU groups hold nothing but the card, bridges and what `allowGroupMembers` names, since a
     VM's start takes the whole group from the host."""
-    if without_group(facts, slot):
-        return
     others = [device for device in facts.others_in_group(slot) if device.address not in gpu.allow_group_members]
-    if others:
+    if others and not without_group(facts, slot):
         yield HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) alone in its IOMMU group",
             found=f"it shares its {predicted(facts)}IOMMU group with {'; '.join(map(facts.describe, others))}",
@@ -90,9 +88,8 @@ def _carried(facts: HostFacts, devices: Sequence[Device], *, with_unknown: bool 
 def vital(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: no storage or network that the host can't do without leaves with the card or its groups. No setting opens
     it."""
-    if without_group(facts, slot):
-        return
-    if found := _carried(facts, leaving_functions(facts, slot)):
+    found = _carried(facts, leaving_functions(facts, slot))
+    if found and not without_group(facts, slot):
         is_predicted = not facts.iommu.groups and _carried(facts, facts.others_in_group(slot))
         yield HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) without anything that the host can't do without",

@@ -140,8 +140,6 @@ def _switching_off(facts: HostFacts, intel: bool) -> list[str]:
 def named_functions(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: the functions that the settings name for the card exist, belong to its slot or its own switch, and its
     graphics function is among them."""
-    if not gpu.functions:
-        return
     around = [device.address for device in facts.around(slot)]
     display = [device.address for device in facts.around(slot) if device.is_display][:1]
     wrong = [
@@ -151,7 +149,7 @@ def named_functions(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterato
         if address not in around
     ]
     wrong += [f"the graphics function, {one}, is not among them" for one in display if one not in gpu.functions]
-    if wrong:
+    if gpu.functions and wrong:
         yield HomelabError(
             wanted=f"gpus.{name}.functions to be functions of the card at {slot}",
             found="; ".join(wrong),
