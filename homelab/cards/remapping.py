@@ -148,7 +148,7 @@ def taken_apart(facts: HostFacts, slot: str) -> list[Device]:
     group_addresses = {device.address for device in facts.group_of(slot)}
     return [
         device
-        for device in facts.group_without_override(slot)
+        for device in facts.group_of(slot, acs.Override())
         if device.address not in group_addresses and not device.is_bridge
     ]
 

@@ -5,7 +5,7 @@ Pure: no Pulumi, no SSH. The tests parse captures of real machines.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
@@ -288,11 +288,11 @@ class HostFacts(Answer):
         files = (f"/etc/driverctl.d/{prefix}{device.address}" for prefix in ("pci-", ""))
         return [path for path in files if path in self.vfio_mentions]
 
-    def who_binds(self, devices: Iterable[Device]) -> list[str]:
+    def who_binds(self, devices: Collection[Device]) -> list[str]:
         """Files and words, not this program's, that give these functions to vfio-pci, in this boot or the next one."""
-        bound, sources = list(devices), self.ids_by_others(self.cmdline.running)
-        by_ids = [source for source, ids in sources.items() if any(device.is_named(ids) for device in bound)]
-        return [*by_ids, *dict.fromkeys(path for device in bound for path in self.override_files(device))]
+        sources = self.ids_by_others(self.cmdline.running)
+        by_ids = [source for source, ids in sources.items() if any(device.is_named(ids) for device in devices)]
+        return [*by_ids, *dict.fromkeys(path for device in devices for path in self.override_files(device))]
 
     def others_in_group(self, place: str) -> list[Device]:
         """The other functions of the card's IOMMU groups, which a VM's start with the card takes from the host; without
@@ -302,21 +302,17 @@ class HostFacts(Answer):
             device for device in self.group_of(place) if device.address not in card_addresses and not device.is_bridge
         ]
 
-    def group_of(self, slot: str) -> list[Device]:
-        """Every function in the IOMMU group or groups of this card in the next boot, the card's own included."""
-        return self._group_under(self.acs_override, slot)
+    def group_of(self, slot: str, override: acs.Override | None = None) -> list[Device]:
+        """Every function in the IOMMU group or groups of this card in the next boot, the card's own included.
 
-    def group_without_override(self, slot: str) -> list[Device]:
-        """Every function that would be in the card's IOMMU groups without `pcie_acs_override`, the card's own
-        included."""
-        return self._group_under(acs.Override(), slot)
-
-    def _group_under(self, override: acs.Override, slot: str) -> list[Device]:
-        """While the IOMMU is off, the kernel's groups are predicted (acs.grouped). If the override is another one than
+        While the IOMMU is off, the kernel's groups are predicted (acs.grouped). If the override is another one than
         the running kernel's, the current groups are split, or joined, by the same rule.
 
         There may be too many predicted ones; the reading after the reboot has the real groups.
+
+        :param override: another one than the next boot's.
         """
+        override = self.acs_override if override is None else override
         card = self.functions(slot)
         groups = {device.group for device in card if device.group is not None}
         current_group = [device for device in self.devices if device.group in groups]

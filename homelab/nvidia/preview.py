@@ -184,31 +184,21 @@ def of_guests(
     return stacks
 
 
+# Names of Proxmox VE's container templates, and of cloud images: debian-13-standard_13.1-2_amd64.tar.zst.
+_TEMPLATE = re.compile(r"(?:.*/)?(debian|ubuntu)-(\d+(?:\.\d+)?)-.*\.(?:tar\.\w+|qcow2|raw|vmdk)")
+
+
 def _guest_system(guest: Vm | Container, config: GuestConfig | None, reading: SystemReading | None) -> SystemFacts:
     """The facts of a guest as a system: from a reading of it, else from its configuration, else from its template."""
     if config is None:
-        return _system_of_template(guest.volumes)
+        known = next(filter(None, map(_TEMPLATE.fullmatch, guest.volumes)), None)
+        return SystemFacts(distribution=known[1], version=known[2]) if known else SystemFacts()
     if config.is_windows:
         return SystemFacts(distribution="windows", version="")
     if reading is not None:
         return reading.system
     kind = config.values.get("ostype", "unmanaged") if config.kind == "lxc" else "unmanaged"
     return SystemFacts() if kind in ("debian", "ubuntu", "unmanaged") else SystemFacts(distribution=kind, version="")
-
-
-# Names of Proxmox VE's container templates, and of cloud images: debian-13-standard_13.1-2_amd64.tar.zst.
-_TEMPLATE = re.compile(r"(?:.*/)?(debian|ubuntu)-(\d+(?:\.\d+)?)-.*\.(?:tar\.\w+|qcow2|raw|vmdk)")
-
-
-def _system_of_template(volumes: list[str]) -> SystemFacts:
-    """The distribution of a new guest, where the name of its image or template tells it.
-
-    :param volumes: those that the guest is made from.
-    """
-    for volume in volumes:
-        if match := _TEMPLATE.fullmatch(volume):
-            return SystemFacts(distribution=match[1], version=match[2])
-    return SystemFacts()
 
 
 def powered_off(facts: HostFacts, vms: Mapping[str, Vm], containers: Mapping[str, Container]) -> Iterator[HomelabError]:
