@@ -13,23 +13,20 @@ from homelab.settings import Gpu
 _KEEPS_SINCE = (9, 0, 25)
 
 
-def keep_refused(facts: HostFacts, name: str) -> list[HomelabError]:
+def keep_refused(facts: HostFacts, name: str) -> Iterator[HomelabError]:
     """The refusal of `driver: keep` where this host's Proxmox VE doesn't know it, or its version is unknown.
 
     :param name: of the card or use that has the option, for messages.
     """
     version = facts.packages.get("qemu-server", "")
-    if tuple(int(number) for number in re.findall(r"\d+", version.partition("-")[0])) >= _KEEPS_SINCE:
-        return []
-    return [
-        HomelabError(
+    if tuple(int(number) for number in re.findall(r"\d+", version.partition("-")[0])) < _KEEPS_SINCE:
+        yield HomelabError(
             wanted=f"{name}: driver: keep",
             found=f"qemu-server {version}" if version else "the version of qemu-server can't be told",
             why=f"Proxmox VE knows it since qemu-server {'.'.join(map(str, _KEEPS_SINCE))} (9.1); an older one refuses "
             "the change",
             next="update the host (`apt full-upgrade`), or take the option out",
         )
-    ]
 
 
 def migratable(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:

@@ -87,7 +87,7 @@ def card_plan(facts: HostFacts, host: Host, name: str, slot: str, vms: Collectio
         "iommuGroup": next((device.group for device in facts.functions(slot)), None),
         # Proxmox VE is told to leave the driver of a card alone that is handed over, if it knows that option: then only
         # the handover unbinds it.
-        "keep": host.gpus[name].use == "shared" and not options.keep_refused(facts, name),
+        "keep": host.gpus[name].use == "shared" and not [*options.keep_refused(facts, name)],
     }
 
 
