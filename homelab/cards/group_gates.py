@@ -21,21 +21,20 @@ def without_group(facts: HostFacts, slot: str) -> list[Device]:
 def grouped(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: every function of the card is in an IOMMU group, if the host has groups. The word igfx_off leaves Intel's
     processor graphics out (drivers/iommu/intel/iommu.c, disable_igfx_iommu)."""
-    outside = without_group(facts, slot)
-    if not outside:
-        return
-    words = [word for word in facts.cmdline.running.split() if "igfx_off" in word]
-    yield HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) in an IOMMU group",
-        found=f"the host has {facts.iommu.groups} groups, and in none of them is "
-        f"{'; '.join(map(facts.describe, outside))}"
-        + (f"; the kernel was started with {' '.join(words)}" if words else ""),
-        why="the IOMMU doesn't translate for it: Proxmox VE refuses to give such a device to a VM",
-        next="take igfx_off out of where the words are (/etc/default/grub, or /etc/kernel/cmdline), "
-        f"{new_entries(facts)}, and reboot"
-        if words
-        else "look for it in `dmesg | grep -iE 'DMAR|AMD-Vi'`; an update of the firmware may put it under the IOMMU",
-    )
+    if outside := without_group(facts, slot):
+        words = [word for word in facts.cmdline.running.split() if "igfx_off" in word]
+        yield HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) in an IOMMU group",
+            found=f"the host has {facts.iommu.groups} groups, and in none of them is "
+            f"{'; '.join(map(facts.describe, outside))}"
+            + (f"; the kernel was started with {' '.join(words)}" if words else ""),
+            why="the IOMMU doesn't translate for it: Proxmox VE refuses to give such a device to a VM",
+            next="take igfx_off out of where the words are (/etc/default/grub, or /etc/kernel/cmdline), "
+            f"{new_entries(facts)}, and reboot"
+            if words
+            else "look for it in `dmesg | grep -iE 'DMAR|AMD-Vi'`; an update of the firmware may put it under the "
+            "IOMMU",
+        )
 
 
 def new_entries(facts: HostFacts) -> str:

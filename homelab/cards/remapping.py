@@ -82,19 +82,17 @@ def relaxes_rmrr(facts: HostFacts) -> bool:
 def refused(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
     """A gate: interrupts are remapped, or may stay plain. VFIO gives no card away without remapping
     (drivers/vfio/vfio_iommu_type1.c, vfio_iommu_type1_attach_group)."""
-    if not host.gives_cards or host.iommu.allow_unsafe_interrupts or without_remapping(facts):
-        return
-    if remaps_interrupts(facts) is not False:
-        return
-    off = " ".join(_leaving_interrupts_plain(facts.next_cmdline))
-    yield HomelabError(
-        wanted="interrupt remapping by the IOMMU",
-        found=f"{off} on the kernel command line" if off else "none on this host (/proc/interrupts)",
-        why="without it a guest with a card could raise any interrupt of the host, and VFIO gives no card away: "
-        "the VM wouldn't start",
-        next=(f"take {off} out" if off else "update the firmware, and look there for VT-d or AMD-Vi and x2APIC")
-        + "; only for guests that you trust as much as the host: iommu.allowUnsafeInterrupts: true",
-    )
+    is_plain = remaps_interrupts(facts) is False and not without_remapping(facts)
+    if host.gives_cards and is_plain and not host.iommu.allow_unsafe_interrupts:
+        off = " ".join(_leaving_interrupts_plain(facts.next_cmdline))
+        yield HomelabError(
+            wanted="interrupt remapping by the IOMMU",
+            found=f"{off} on the kernel command line" if off else "none on this host (/proc/interrupts)",
+            why="without it a guest with a card could raise any interrupt of the host, and VFIO gives no card away: "
+            "the VM wouldn't start",
+            next=(f"take {off} out" if off else "update the firmware, and look there for VT-d or AMD-Vi and x2APIC")
+            + "; only for guests that you trust as much as the host: iommu.allowUnsafeInterrupts: true",
+        )
 
 
 def one_to_one(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:

@@ -35,8 +35,7 @@ def _card_remarks(facts: HostFacts, host: Host, name: str, slot: str) -> Iterato
             f"gpus.{name}: its mapping offers {path[0]} alone, since Proxmox VE compares a mapping's id with each of "
             f"its functions; all of them ({', '.join(path)}) go with byAddress"
         )
-    owner = next((device.physfn for device in functions), "")
-    if owner:
+    if owner := next((device.physfn for device in functions), ""):
         yield (
             f"gpus.{name} is a virtual function of {owner}: Proxmox VE binds it when its VM starts. You make it "
             "yourself (sysfs.conf, a module's option), at each boot before the VM starts"

@@ -282,8 +282,7 @@ def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[Hom
         nodes[""] = [f"/dev/nvidia{minor}" for minor in minors]
     # All of /dev/dri is given for the sake of another card: NVIDIA's driver has nodes of its own.
     found = facts.containers_having(nodes, drm_nodes)
-    users = [config.id for config in found if config.id not in gpu.allow_containers]
-    if users:
+    if users := [config.id for config in found if config.id not in gpu.allow_containers]:
         yield HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) free to be taken from the host",
             found=f"containers that use it: {', '.join(map(str, users))}",

@@ -30,32 +30,31 @@ def _card_bound_by_hand(facts: HostFacts, host: Host, name: str, slot: str) -> I
     returned = [] if host.take_over or released.ids_in_effect(facts) is None else facts.functions(slot)
     returned = [device for device in returned if device not in bound and facts.named_at_next_boot(device)]
     bound += returned
-    if not bound or (host.take_over and not kept_reason):
-        return
-    by_ids = ",".join(facts.ids_by_others(facts.cmdline.running).values())
-    ids = sorted({device.id for device in bound if device.is_named(by_ids)})
-    steps = [f"take {', '.join(ids)} out there, {new_entries(facts)}, `update-initramfs -u -k all`"] if ids else []
-    # If no loaded driver of the host takes the card, driverctl fails and keeps its file, unless it is told not to look
-    # for a driver.
-    steps += [
-        f"`driverctl --noprobe unset-override {device.address}` while no VM runs with it"
-        for device in bound
-        if facts.override_files(device)
-    ]
-    yield HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) with the host's driver (use: {gpu.use})",
-        found=f"{', '.join(device.address for device in bound)} "
-        f"on vfio-pci{' from the next start on' if returned else ''}, by {', '.join(facts.who_binds(bound))}"
-        + (f"; {kept_reason}" if host.take_over else ""),
-        why="this program didn't write that and doesn't remove it, so the host's driver would not get the card",
-        next=(
-            ""
-            if kept_reason
-            else "set takeOver: true for the host: a word of this program's then counts instead, until "
-            "`pulumi destroy`; or "
+    if bound and (kept_reason or not host.take_over):
+        by_ids = ",".join(facts.ids_by_others(facts.cmdline.running).values())
+        ids = sorted({device.id for device in bound if device.is_named(by_ids)})
+        steps = [f"take {', '.join(ids)} out there, {new_entries(facts)}, `update-initramfs -u -k all`"] if ids else []
+        # If no loaded driver of the host takes the card, driverctl fails and keeps its file, unless it is told not to
+        # look for a driver.
+        steps += [
+            f"`driverctl --noprobe unset-override {device.address}` while no VM runs with it"
+            for device in bound
+            if facts.override_files(device)
+        ]
+        yield HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) with the host's driver (use: {gpu.use})",
+            found=f"{', '.join(device.address for device in bound)} "
+            f"on vfio-pci{' from the next start on' if returned else ''}, by {', '.join(facts.who_binds(bound))}"
+            + (f"; {kept_reason}" if host.take_over else ""),
+            why="this program didn't write that and doesn't remove it, so the host's driver would not get the card",
+            next=(
+                ""
+                if kept_reason
+                else "set takeOver: true for the host: a word of this program's then counts instead, until "
+                "`pulumi destroy`; or "
+            )
+            + f"{', '.join(steps)}, reboot, and run `pulumi up` again; or set gpus.{name}.use: vm",
         )
-        + f"{', '.join(steps)}, reboot, and run `pulumi up` again; or set gpus.{name}.use: vm",
-    )
 
 
 def out_of_vms(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:

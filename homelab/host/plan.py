@@ -180,8 +180,7 @@ def _changed_files(facts: HostFacts, layer: str) -> list[str]:
 
 
 def _lost_words(facts: HostFacts, words: str) -> list[str]:
-    lost = missing_words(words, facts.cmdline.configured)
-    if lost:
+    if lost := missing_words(words, facts.cmdline.configured):
         return [f"{' '.join(lost)} is not on the configured kernel command line"]
     lost = missing_words(words, facts.cmdline.generated) if facts.cmdline.generated else []
     return [f"{' '.join(lost)} is not in the generated boot configuration (grub.cfg)"] if lost else []
@@ -228,8 +227,7 @@ def verify(facts: HostFacts, host: Host, want: Wanted) -> Iterator[HomelabError]
             "before",
             next="make room or mend what `homelab doctor log` shows, then run `pulumi up --refresh`",
         )
-    lost = missing_words(want.words, facts.cmdline.running)
-    if lost:
+    if lost := missing_words(want.words, facts.cmdline.running):
         yield HomelabError(
             wanted=f"{' '.join(lost)} on the running kernel's command line",
             found=facts.cmdline.running,
