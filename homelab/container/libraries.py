@@ -70,25 +70,21 @@ def choices(uses: Iterable[str], maker_names: Iterable[str]) -> tuple[Choice, ..
 
 def refusals(name: str, container: Container, facts: HostFacts, gpus: Mapping[str, CardPlan]) -> Iterator[HomelabError]:
     """Refusals of packages in a container: none of its cards needs any, or none are known for its distribution."""
-    if not container.libraries:
-        return
     wanted = f"containers.{name}.libraries: {', '.join(container.libraries)}"
-    if not makers_of(container, gpus):
+    config = facts.guests.config(container.ctid)
+    distribution = config.values.get("ostype", "unmanaged") if config and config.kind == "lxc" else "unmanaged"
+    if container.libraries and not makers_of(container, gpus):
         yield HomelabError(
             wanted=wanted,
             found="no card of Intel's or AMD's among its gpus",
             why="these packages are for their cards; NVIDIA's libraries have to be of the host's driver's version",
             next=f"take containers.{name}.libraries out, or write containers.{name}.nvidia for a card of NVIDIA's",
         )
-        return
-    config = facts.guests.config(container.ctid)
-    distribution = config.values.get("ostype", "unmanaged") if config and config.kind == "lxc" else "unmanaged"
-    if distribution in WITH_APT:
-        return
-    known = ", ".join(f"{row.id.capitalize()} {row.version}" for row in rows())
-    yield HomelabError(
-        wanted=wanted,
-        found=f"container {container.ctid} is {distribution} (`pct config {container.ctid}`)",
-        why=f"packages are known for {known} alone; the card itself works in any container",
-        next=f"take containers.{name}.libraries out, and install its own VA-API drivers inside yourself",
-    )
+    elif container.libraries and distribution not in WITH_APT:
+        known = ", ".join(f"{row.id.capitalize()} {row.version}" for row in rows())
+        yield HomelabError(
+            wanted=wanted,
+            found=f"container {container.ctid} is {distribution} (`pct config {container.ctid}`)",
+            why=f"packages are known for {known} alone; the card itself works in any container",
+            next=f"take containers.{name}.libraries out, and install its own VA-API drivers inside yourself",
+        )
