@@ -77,47 +77,44 @@ def freed(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[Homelab
         for device in facts.functions(slot)
         if device.driver == "vfio-pci" and device.address in facts.framebuffers
     }
-    if not framebuffers or remapping.runs_in_vm(facts, slot):
-        return
-    has_word = NO_FRAMEBUFFER in facts.cmdline.running.split()
-    others = instead(facts, [slot])
-    steps = [
-        *([] if has_word else [_SET_OFF]),
-        *([f'let {others} be the screen (the firmware\'s setup, "primary display")'] if others else []),
-        "start another kernel",
-    ]
-    yield HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) with its memory free for vfio-pci",
-        found="; ".join(
-            f"{', '.join(names)} within the memory of {address} (/proc/iomem)"
-            for address, names in framebuffers.items()
+    if framebuffers and not remapping.runs_in_vm(facts, slot):
+        has_word = NO_FRAMEBUFFER in facts.cmdline.running.split()
+        others = instead(facts, [slot])
+        steps = [
+            *([] if has_word else [_SET_OFF]),
+            *([f'let {others} be the screen (the firmware\'s setup, "primary display")'] if others else []),
+            "start another kernel",
+        ]
+        yield HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) with its memory free for vfio-pci",
+            found="; ".join(
+                f"{', '.join(names)} within the memory of {address} (/proc/iomem)"
+                for address, names in framebuffers.items()
+            )
+            + (f", in spite of {NO_FRAMEBUFFER}" if has_word else ""),
+            why="the kernel's own picture uses the card's memory: vfio-pci can't reserve it (BAR …: can't reserve), "
+            "and the guest's driver fails",
+            next="; or ".join(steps),
         )
-        + (f", in spite of {NO_FRAMEBUFFER}" if has_word else ""),
-        why="the kernel's own picture uses the card's memory: vfio-pci can't reserve it (BAR …: can't reserve), "
-        "and the guest's driver fails",
-        next="; or ".join(steps),
-    )
 
 
-def remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
+def remarks(facts: HostFacts, host: Host, name: str, slot: str) -> Iterator[str]:
     """Remarks on a card that is the host's screen, a sentence each.
 
     :param name: of the card, for messages.
     """
     card_screens = screens(facts, facts.functions(slot))
     if not card_screens:
-        return []
-    is_bound = facts.bound_by_homelab(card_screens[0].address)
-    since = "this" if is_bound else "the host's next"
-    sentences = [f"{name} is the host's screen, which stays dark from {since} start on: {_WAYS_IN}"]
+        return
+    since = "this" if facts.bound_by_homelab(card_screens[0].address) else "the host's next"
+    yield f"{name} is the host's screen, which stays dark from {since} start on: {_WAYS_IN}"
     if host.boot_framebuffer == "off":
-        sentences.append(
+        yield (
             f"bootFramebuffer: off: {NO_FRAMEBUFFER} keeps the kernel's picture off every screen of this host; the "
             "boot entry 'without GPU passthrough' is without it"
         )
     elif not all(map(_frees, card_screens)):
-        sentences.append(
+        yield (
             f"{name}: this kernel ({facts.kernel}) may keep the card's memory for its picture; that is checked after "
             "the reboot, and bootFramebuffer: off may help then"
         )
-    return sentences

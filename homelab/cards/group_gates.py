@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 from homelab.cards import remapping
@@ -20,21 +21,20 @@ def without_group(facts: HostFacts, slot: str) -> list[Device]:
 def grouped(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: every function of the card is in an IOMMU group, if the host has groups. The word igfx_off leaves Intel's
     processor graphics out (drivers/iommu/intel/iommu.c, disable_igfx_iommu)."""
-    outside = without_group(facts, slot)
-    if not outside:
-        return
-    words = [word for word in facts.cmdline.running.split() if "igfx_off" in word]
-    yield HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) in an IOMMU group",
-        found=f"the host has {facts.iommu.groups} groups, and in none of them is "
-        f"{'; '.join(map(facts.describe, outside))}"
-        + (f"; the kernel was started with {' '.join(words)}" if words else ""),
-        why="the IOMMU doesn't translate for it: Proxmox VE refuses to give such a device to a VM",
-        next="take igfx_off out of where the words are (/etc/default/grub, or /etc/kernel/cmdline), "
-        f"{new_entries(facts)}, and reboot"
-        if words
-        else "look for it in `dmesg | grep -iE 'DMAR|AMD-Vi'`; an update of the firmware may put it under the IOMMU",
-    )
+    if outside := without_group(facts, slot):
+        words = [word for word in facts.cmdline.running.split() if "igfx_off" in word]
+        yield HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) in an IOMMU group",
+            found=f"the host has {facts.iommu.groups} groups, and in none of them is "
+            f"{'; '.join(map(facts.describe, outside))}"
+            + (f"; the kernel was started with {' '.join(words)}" if words else ""),
+            why="the IOMMU doesn't translate for it: Proxmox VE refuses to give such a device to a VM",
+            next="take igfx_off out of where the words are (/etc/default/grub, or /etc/kernel/cmdline), "
+            f"{new_entries(facts)}, and reboot"
+            if words
+            else "look for it in `dmesg | grep -iE 'DMAR|AMD-Vi'`; an update of the firmware may put it under the "
+            "IOMMU",
+        )
 
 
 def new_entries(facts: HostFacts) -> str:
@@ -50,19 +50,16 @@ def leaving_functions(facts: HostFacts, slot: str) -> list[Device]:
 def isolation(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: the card's IOMMU groups hold nothing but the card, bridges and what `allowGroupMembers` names, since a
     VM's start takes the whole group from the host."""
-    if without_group(facts, slot):
-        return
     others = [device for device in facts.others_in_group(slot) if device.address not in gpu.allow_group_members]
-    if not others:
-        return
-    yield HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) alone in its IOMMU group",
-        found=f"it shares its {predicted(facts)}IOMMU group with {'; '.join(map(facts.describe, others))}",
-        why="starting a VM with the card takes every device of the group from the host; with a disk or a "
-        "network card it goes down",
-        next="put the card into another slot, or switch ACS on in the firmware; a device that may leave the host "
-        f"with the card is named in gpus.{name}.allowGroupMembers{remapping.override_hint(facts, slot)}",
-    )
+    if others and not without_group(facts, slot):
+        yield HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) alone in its IOMMU group",
+            found=f"it shares its {predicted(facts)}IOMMU group with {'; '.join(map(facts.describe, others))}",
+            why="starting a VM with the card takes every device of the group from the host; with a disk or a "
+            "network card it goes down",
+            next="put the card into another slot, or switch ACS on in the firmware; a device that may leave the host "
+            f"with the card is named in gpus.{name}.allowGroupMembers{remapping.override_hint(facts, slot)}",
+        )
 
 
 def predicted(facts: HostFacts) -> str:
@@ -90,9 +87,8 @@ def _carried(facts: HostFacts, devices: Sequence[Device], *, with_unknown: bool 
 def vital(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: no storage or network that the host can't do without leaves with the card or its groups. No setting opens
     it."""
-    if without_group(facts, slot):
-        return
-    if found := _carried(facts, leaving_functions(facts, slot)):
+    found = _carried(facts, leaving_functions(facts, slot))
+    if found and not without_group(facts, slot):
         is_predicted = not facts.iommu.groups and _carried(facts, facts.others_in_group(slot))
         yield HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) without anything that the host can't do without",
@@ -131,19 +127,17 @@ def split_groups(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> Iter
             )
 
 
-def staying_cards_apart(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> list[HomelabError]:
+def staying_cards_apart(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> Iterator[HomelabError]:
     """A gate: no card that stays with the host is in the group of a card that a VM gets."""
-    return [
-        HomelabError(
-            wanted=f"gpus.{other_name} ({facts.card(other_slot)}) with the host (use: {gpus[other_name].use}) while a "
-            f"VM has gpus.{name} ({facts.card(slot)})",
-            found=f"both are in one {predicted(facts)}IOMMU group",
-            why=f"a VM's start with {name} takes every device of the group from the host, {other_name} too",
-            next="put one of them into another slot, or give both to the same VM",
-        )
-        for name, slot in slots.items()
-        for other_name, other_slot in slots.items()
-        if gpus[name].may_leave
-        and not gpus[other_name].may_leave
-        and any(device in facts.functions(other_slot) for device in facts.others_in_group(slot))
-    ]
+    for name, other in itertools.permutations(slots, 2):
+        is_one_left = gpus[name].may_leave and not gpus[other].may_leave
+        if is_one_left and any(
+            device in facts.functions(slots[other]) for device in facts.others_in_group(slots[name])
+        ):
+            yield HomelabError(
+                wanted=f"gpus.{other} ({facts.card(slots[other])}) with the host (use: {gpus[other].use}) while a VM "
+                f"has gpus.{name} ({facts.card(slots[name])})",
+                found=f"both are in one {predicted(facts)}IOMMU group",
+                why=f"a VM's start with {name} takes every device of the group from the host, {other} too",
+                next="put one of them into another slot, or give both to the same VM",
+            )

@@ -10,7 +10,7 @@ modprobe's own command line come even later: those of initramfs-tools' file `mod
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from homelab.facts.devices import Device
 from homelab.facts.host import HostFacts, bound_by_word
@@ -48,9 +48,8 @@ def kept(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> dict[str, st
     }
 
 
-def why_still_bound(facts: HostFacts, bound: Iterable[Device]) -> str:
+def why_still_bound(facts: HostFacts, functions: Collection[Device]) -> str:
     """Why a word of homelab's doesn't take these functions of a card from vfio-pci; empty: it does."""
-    functions = list(bound)
     if stronger := stronger_than_words(facts, functions):
         return stronger
     running_ids, homelab_bound = ids_in_effect(facts), bound_by_word(facts.cmdline.running)
@@ -62,10 +61,9 @@ def why_still_bound(facts: HostFacts, bound: Iterable[Device]) -> str:
     return ""
 
 
-def stronger_than_words(facts: HostFacts, functions: Iterable[Device]) -> str:
+def stronger_than_words(facts: HostFacts, functions: Collection[Device]) -> str:
     """The configuration that gives these functions to vfio-pci whatever a word says, in words; empty: there is none."""
-    functions = list(functions)
-    if any(map(facts.has_override, functions)):
+    if any(map(facts.override_files, functions)):
         return "driverctl puts it there, whatever a word says"
     if _names_one_of(facts.vfio_files.get(vfio_ids.MODULES, ""), functions):
         return f"the options in {vfio_ids.MODULES} come later than any word"
@@ -81,7 +79,7 @@ def ids_in_effect(facts: HostFacts) -> str | None:
 
 def _other_ids(facts: HostFacts) -> list[str]:
     """All ids that other configuration gives to vfio-pci, each once."""
-    id_lists = [facts.vfio_ids, *facts.ids_by_others().values()]
+    id_lists = facts.ids_by_others().values()
     return list(dict.fromkeys(entry for ids in id_lists for entry in ids.lower().split(",") if entry))
 
 
@@ -91,10 +89,8 @@ def _names_one_of(entry: str, devices: Iterable[Device]) -> bool:
 
 def _staying(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> list[Device]:
     """Functions of cards that stay with the host, and that ids of other configuration give to vfio-pci."""
-    functions = [
-        device for name, slot in slots.items() if host.gpus[name].use != "vm" for device in facts.functions(slot)
-    ]
-    return [device for device in functions if device.is_named(",".join(_other_ids(facts)))]
+    ids, staying = ",".join(_other_ids(facts)), [slot for name, slot in slots.items() if host.gpus[name].use != "vm"]
+    return [device for slot in staying for device in facts.functions(slot) if device.is_named(ids)]
 
 
 def _is_left_out(facts: HostFacts, host: Host, slots: Mapping[str, str], entry: str) -> bool:

@@ -82,19 +82,17 @@ def relaxes_rmrr(facts: HostFacts) -> bool:
 def refused(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
     """A gate: interrupts are remapped, or may stay plain. VFIO gives no card away without remapping
     (drivers/vfio/vfio_iommu_type1.c, vfio_iommu_type1_attach_group)."""
-    if not host.gives_cards or host.iommu.allow_unsafe_interrupts or without_remapping(facts):
-        return
-    if remaps_interrupts(facts) is not False:
-        return
-    off = " ".join(_leaving_interrupts_plain(facts.next_cmdline))
-    yield HomelabError(
-        wanted="interrupt remapping by the IOMMU",
-        found=f"{off} on the kernel command line" if off else "none on this host (/proc/interrupts)",
-        why="without it a guest with a card could raise any interrupt of the host, and VFIO gives no card away: "
-        "the VM wouldn't start",
-        next=(f"take {off} out" if off else "update the firmware, and look there for VT-d or AMD-Vi and x2APIC")
-        + "; only for guests that you trust as much as the host: iommu.allowUnsafeInterrupts: true",
-    )
+    is_plain = remaps_interrupts(facts) is False and not without_remapping(facts)
+    if host.gives_cards and is_plain and not host.iommu.allow_unsafe_interrupts:
+        off = " ".join(_leaving_interrupts_plain(facts.next_cmdline))
+        yield HomelabError(
+            wanted="interrupt remapping by the IOMMU",
+            found=f"{off} on the kernel command line" if off else "none on this host (/proc/interrupts)",
+            why="without it a guest with a card could raise any interrupt of the host, and VFIO gives no card away: "
+            "the VM wouldn't start",
+            next=(f"take {off} out" if off else "update the firmware, and look there for VT-d or AMD-Vi and x2APIC")
+            + "; only for guests that you trust as much as the host: iommu.allowUnsafeInterrupts: true",
+        )
 
 
 def one_to_one(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
@@ -110,18 +108,17 @@ def one_to_one(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[Hom
         word.startswith("intel_iommu=") and "relax_rmrr" in word.split("=")[1].split(",")
         for word in facts.next_cmdline.split()
     )
-    if not ranges or relaxed or gpu.allow_direct_mapping or runs_in_vm(facts, slot):
-        return
-    yield HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) as the kernel gives it to a VM",
-        found=f"the firmware wants memory mapped 1:1 for its IOMMU group: {'; '.join(ranges)}",
-        why="the kernel refuses every VM such a group: QEMU ends with 'Failed to set group container: Invalid "
-        "argument'. iommu=pt makes no difference to that",
-        next="update the board's firmware (BIOS), and tell its maker if that doesn't help; put the card into "
-        "another slot"
-        + ("; as the last resort iommu.relaxRmrr: true" if relaxes_rmrr(facts) else "")
-        + f"; if your kernel gives it away all the same, gpus.{name}.allowDirectMapping: true",
-    )
+    if ranges and not relaxed and not gpu.allow_direct_mapping and not runs_in_vm(facts, slot):
+        yield HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) as the kernel gives it to a VM",
+            found=f"the firmware wants memory mapped 1:1 for its IOMMU group: {'; '.join(ranges)}",
+            why="the kernel refuses every VM such a group: QEMU ends with 'Failed to set group container: Invalid "
+            "argument'. iommu=pt makes no difference to that",
+            next="update the board's firmware (BIOS), and tell its maker if that doesn't help; put the card into "
+            "another slot"
+            + ("; as the last resort iommu.relaxRmrr: true" if relaxes_rmrr(facts) else "")
+            + f"; if your kernel gives it away all the same, gpus.{name}.allowDirectMapping: true",
+        )
 
 
 # Predicted groups may be too large; once the IOMMU is on, the kernel's own are read.
@@ -149,7 +146,7 @@ def taken_apart(facts: HostFacts, slot: str) -> list[Device]:
     group_addresses = {device.address for device in facts.group_of(slot)}
     return [
         device
-        for device in facts.group_without_override(slot)
+        for device in facts.group_of(slot, acs.Override())
         if device.address not in group_addresses and not device.is_bridge
     ]
 
@@ -169,35 +166,32 @@ def override_hint(facts: HostFacts, slot: str) -> str:
 
 # -- what is to be said before it is done
 # ----------------------------------------------------------------------------------------
-def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
+def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> Iterator[str]:
     """Remarks on risks of the words, and on settings without effect: a sentence each."""
-    found = []
     if override := facts.acs_override:
         by = "iommu.acsOverride" if host.iommu.acs_override else "set by hand, and left as it is"
-        found.append(
+        yield (
             f"{acs.WORD}={override} ({by}): devices that are taken apart by it can reach each other's memory past the "
             "IOMMU (peer-to-peer DMA); a guest that you don't trust could use that"
         )
-        found += [
-            f"gpus.{name}: without it, its IOMMU group has as well: {'; '.join(map(facts.describe, split_off))}"
-            for name, slot in slots.items()
-            if host.gpus[name].may_leave and (split_off := taken_apart(facts, slot))
-        ]
+        for name, slot in slots.items():
+            split_off = "; ".join(map(facts.describe, taken_apart(facts, slot)))
+            if host.gpus[name].may_leave and split_off:
+                yield f"gpus.{name}: without it, its IOMMU group has as well: {split_off}"
     remapped, by_hand = remaps_interrupts(facts), without_remapping(facts)
     if remapped is None and host.iommu.allow_unsafe_interrupts:
-        found.append(
+        yield (
             "iommu.allowUnsafeInterrupts has no effect yet: whether this host remaps interrupts can't be told before "
             "its IOMMU is on; run `pulumi up --refresh` after the reboot"
         )
     if remapped is False and (host.iommu.allow_unsafe_interrupts or (host.gives_cards and by_hand)):
-        found.append(
+        yield (
             f"{UNSAFE_INTERRUPTS}{' (set by hand, and left as it is)' if by_hand else ''}: a guest with a card can "
             "raise any interrupt of the host, which can crash it or worse: give cards only to guests that you trust as "
             "much as the host"
         )
     if host.iommu.relax_rmrr and relaxes_rmrr(facts):
-        found.append(
+        yield (
             "iommu.relaxRmrr: the kernel ignores which memory the firmware uses with devices (RMRR); if the firmware "
             "really uses it, data can be lost"
         )
-    return found

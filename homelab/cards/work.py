@@ -8,7 +8,7 @@ import dataclasses
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 from homelab.cards.entry import as_text
@@ -24,7 +24,7 @@ from homelab.resources.work.api import ApiWork
 from homelab.settings import Host
 from homelab.text import tell
 from remote_scripts.both.free_card import Wanted as FreeCard
-from remote_scripts.notes.guest_note import Note
+from remote_scripts.notes.guest_note import Note, gives
 from remote_scripts.pve.guest_kinds import VM
 from remote_scripts.pve.properties import overlap, parse
 
@@ -97,16 +97,21 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         ssh.Session(host).ask("apply", "free_card", wanted, limits.of_task(host, {}), tell, goes_on=True)
 
     def _take_flag_back(self, had: CardMapping.Inputs, outputs: CardMapping.Outputs) -> None:
-        """Where it was for this entry's sake."""
+        """Takes the flag away that homelab has set for this entry's sake; it stays while another node's needs it."""
         if had.live_migration and not outputs.had_flag:
-            _take_flag(self.api(had), had, self._needing_flag(had))
+            needing = self._needing_flag(had)
+
+            def decide(entries: list[str], has_flag: bool) -> tuple[list[str], bool]:
+                return entries, has_flag and _is_needed(entries, needing)
+
+            _change(self.api(had), had.mapping, f"to take {FLAG} from the PCI mapping {had.mapping}", decide)
 
     def read(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs) -> CardMapping.Outputs:
         mapping = _mapping(self.api(inputs), inputs.mapping)
         path = inputs.entry["path"]
         present = own_entry(mapping["map"], inputs.node, path, path)
         lacks_flag = inputs.live_migration and not _has_flag(mapping)
-        drift = steps(inputs.mapping, present, _wanted(inputs), lacks_flag=lacks_flag)
+        drift = steps(inputs.mapping, present, as_text(inputs.node, inputs.entry), lacks_flag=lacks_flag)
         for line in drift:
             tell(f"{inputs.mapping}: drift: {line}")
         if present is None:
@@ -166,16 +171,16 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
     def _user(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs, facts: HostFacts) -> str:
         """A VM of this node that would lose its card with this entry, and isn't this stack's, such as a clone; empty:
         there is none."""
-        here = {config.id: config.values for config in facts.guests.configs if config.kind == "vm"}
-        notes = {vmid: guest_note(facts.ledger, VM, vmid, Note) for vmid in here}
-        given = [vmid for vmid, note in notes.items() if _names(inputs, _given(note))]
         own = ledger.stack_of(self.urn)
-        for vmid in given:
-            stack = notes[vmid].owner.rpartition("/")[0]
-            if own and stack != own:
-                return f"VM {vmid} has it from the stack {stack}"
-        names = [vmid for vmid, values in here.items() if vmid not in given and _names(inputs, values.items())]
-        return f"VM {names[0]} has it, and not from this program" if names and not outputs.before else ""
+        for config in facts.guests.configs:
+            note = guest_note(facts.ledger, VM, config.id, Note)
+            stack, lines = note.owner.rpartition("/")[0], config.values.items() if config.kind == "vm" else ()
+            if lines and note.has_one_of([inputs.mapping], stack):
+                if own and stack != own:
+                    return f"VM {config.id} has it from the stack {stack}"
+            elif not outputs.before and any(gives(*line, [inputs.mapping]) for line in lines):
+                return f"VM {config.id} has it, and not from this program"
+        return ""
 
     def _needing_flag(self, inputs: CardMapping.Inputs) -> set[str]:
         """The other nodes whose entries of this mapping are to be for live migration, by this stack's settings."""
@@ -184,16 +189,6 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
             for host in map(self.stack.host, self.stack.peers(inputs.host))
             if any(gpu.live_migration and host.mapping_of(key) == inputs.mapping for key, gpu in host.gpus.items())
         }
-
-
-def _given(note: Note) -> Iterator[tuple[str, str]]:
-    """What a VM has from this program, or is about to get or lose."""
-    return ((key, value or "") for key, values in note.values.items() for value in values)
-
-
-def _names(inputs: CardMapping.Inputs, options: Iterable[tuple[str, str]]) -> bool:
-    # Whether a VM with these options has the card by the mapping.
-    return any(parse(key, value).get("mapping") == inputs.mapping for key, value in options if "hostpci" in key)
 
 
 def _replaced(entries: list[str], inputs: CardMapping.Inputs, old_path: str) -> str | None:
@@ -218,39 +213,19 @@ def _note_mapping(host: Host, inputs: CardMapping.Inputs, about: dict[str, Any],
     return noted
 
 
-def _wanted(inputs: CardMapping.Inputs) -> str:
-    return as_text(inputs.node, inputs.entry)
-
-
-def _parsed(entry: str) -> dict[str, str]:
-    return parse("map", entry)
-
-
 def _has_flag(mapping: Mapping[str, object]) -> bool:
     return str(mapping.get(FLAG, 0)) == "1"
 
 
 def _is_needed(entries: list[str], nodes: Set[str]) -> bool:
-    return any(_parsed(entry).get("node") in nodes for entry in entries)
-
-
-def _take_flag(api: Api, inputs: CardMapping.Inputs, needing: Set[str]) -> None:
-    """Takes the flag away that homelab has set.
-
-    :param needing: other nodes; it stays while one of them has an entry.
-    """
-
-    def decide(entries: list[str], has_flag: bool) -> tuple[list[str], bool]:
-        return entries, has_flag and _is_needed(entries, needing)
-
-    _change(api, inputs.mapping, f"to take {FLAG} from the PCI mapping {inputs.mapping}", decide)
+    return any(parse("map", entry).get("node") in nodes for entry in entries)
 
 
 def _write(api: Api, inputs: CardMapping.Inputs, old_path: str) -> None:
     """Puts the entry in, in the place of what this node has of the card."""
 
     def decide(entries: list[str], has_flag: bool) -> tuple[list[str], bool]:
-        entry, present = _wanted(inputs), _replaced(entries, inputs, old_path)
+        entry, present = as_text(inputs.node, inputs.entry), _replaced(entries, inputs, old_path)
         if present is None:
             entries = [*entries, entry]
         elif not equal(present, entry):
@@ -307,7 +282,7 @@ def _remove(
 ) -> None:
     """Takes the entry away, or puts back the one that was there before; any other entry is left alone.
 
-    :param needing: as of `_take_flag`.
+    :param needing: other nodes; the flag stays while one of them has an entry.
     :param noted: another path that the entry may have: an update that was killed is in no state.
     """
     before = outputs.before

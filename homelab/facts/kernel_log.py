@@ -151,12 +151,8 @@ def of_card(facts: HostFacts, name: str, functions: Iterable[str]) -> list[Troub
     card_addresses = set(functions)
     lost_addresses = sorted(card_addresses & set(facts.lost))
     found = [Trouble(lost(name, lost_addresses), stops=True, lasts=True)] if lost_addresses else []
-    bridges = {
-        bridge
-        for address in card_addresses
-        if address in facts.by_address
-        for bridge in facts.by_address[address].ancestors
-    }
+    devices = [device for device in facts.devices if device.address in card_addresses]
+    bridges = {bridge for device in devices for bridge in device.ancestors}
     said = messages(facts.kernel_log)
     # If the card works now with NVIDIA's driver, older messages of that driver no longer count. Messages about the
     # card's memory and the bus still do: another line says when such a trouble has ended.

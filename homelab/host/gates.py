@@ -25,44 +25,41 @@ _OLDEST = (8, 2)
 
 def release(facts: HostFacts, _host: Host) -> Iterator[HomelabError]:
     """A gate: Proxmox VE is new enough. A host without Proxmox VE has no version, and no guests either."""
-    if not facts.pve or tuple(int(number) for number in re.findall(r"\d+", facts.pve)[:2]) >= _OLDEST:
-        return
-    yield HomelabError(
-        wanted="Proxmox VE 8.2 or later on the host",
-        found=f"Proxmox VE {facts.pve}",
-        why="older ones lack options by which guests get their cards; nothing was changed",
-        next="update the host (`apt full-upgrade`), reboot, then run `pulumi up` again",
-    )
+    if facts.pve and tuple(int(number) for number in re.findall(r"\d+", facts.pve)[:2]) < _OLDEST:
+        yield HomelabError(
+            wanted="Proxmox VE 8.2 or later on the host",
+            found=f"Proxmox VE {facts.pve}",
+            why="older ones lack options by which guests get their cards; nothing was changed",
+            next="update the host (`apt full-upgrade`), reboot, then run `pulumi up` again",
+        )
 
 
 def writable(facts: HostFacts, _host: Host) -> Iterator[HomelabError]:
     """A gate: the host's cluster, if any, has a quorum. Without it no guest and no mapping can be changed, and no guest
     starts after a reboot."""
-    if facts.cluster.quorate:
-        return
-    yield HomelabError(
-        wanted=f"the node {facts.cluster.node} in a cluster that takes changes",
-        found="it has no quorum by `pvecm status`: its corosync is off, or most of the cluster's votes are missing",
-        why="/etc/pve can only be read then: guests can't be changed or started, and a reboot would leave them "
-        "off; nothing was changed",
-        next="see `systemctl status corosync` on this node, and bring the missing nodes back, or wait until they are; "
-        "then run `pulumi up` again",
-    )
+    if not facts.cluster.quorate:
+        yield HomelabError(
+            wanted=f"the node {facts.cluster.node} in a cluster that takes changes",
+            found="it has no quorum by `pvecm status`: its corosync is off, or most of the cluster's votes are missing",
+            why="/etc/pve can only be read then: guests can't be changed or started, and a reboot would leave them "
+            "off; nothing was changed",
+            next="see `systemctl status corosync` on this node, and bring the missing nodes back, or wait until they "
+            "are; then run `pulumi up` again",
+        )
 
 
 def guests_listed(facts: HostFacts, _host: Host) -> Iterator[HomelabError]:
     """A gate: the lists of running guests were read. A guest that isn't known to run could lose its card, or be
     switched off."""
-    if not facts.guests.unlisted:
-        return
-    yield HomelabError(
-        wanted="to know which guests run",
-        found=f"Proxmox VE's API on the host gives no answer: {facts.guests.unlisted}",
-        why="without an answer every guest would look stopped, and its card unused; so nothing was done",
-        next="see whether pvedaemon runs (`systemctl status pvedaemon`; the service pve-cluster, a storage or a "
-        "guest may hang), and root@pam is enabled (`pveum user modify root@pam --enable 1`); when it answers, run "
-        "`pulumi up` again",
-    )
+    if facts.guests.unlisted:
+        yield HomelabError(
+            wanted="to know which guests run",
+            found=f"Proxmox VE's API on the host gives no answer: {facts.guests.unlisted}",
+            why="without an answer every guest would look stopped, and its card unused; so nothing was done",
+            next="see whether pvedaemon runs (`systemctl status pvedaemon`; the service pve-cluster, a storage or a "
+            "guest may hang), and root@pam is enabled (`pveum user modify root@pam --enable 1`); when it answers, run "
+            "`pulumi up` again",
+        )
 
 
 def undone(facts: HostFacts) -> list[HomelabError]:
@@ -77,28 +74,26 @@ def undone(facts: HostFacts) -> list[HomelabError]:
 def readable(facts: HostFacts) -> Iterator[HomelabError]:
     """A gate: every file that a decision needs was read. Cards count as unused if no line names them, so a file that
     can't be read would make cards free that a guest has."""
-    if not facts.unreadable:
-        return
-    yield HomelabError(
-        wanted="to read every file that tells who has a card, and what the host can't do without",
-        found="; ".join(facts.unreadable),
-        why="a card that a guest uses could look free; so nothing was done",
-        next="read it on the host yourself (what is below /etc/pve is served by the service pve-cluster); mend "
-        "what keeps it from being read, or remove it, and run `pulumi up` again",
-    )
+    if facts.unreadable:
+        yield HomelabError(
+            wanted="to read every file that tells who has a card, and what the host can't do without",
+            found="; ".join(facts.unreadable),
+            why="a card that a guest uses could look free; so nothing was done",
+            next="read it on the host yourself (what is below /etc/pve is served by the service pve-cluster); mend "
+            "what keeps it from being read, or remove it, and run `pulumi up` again",
+        )
 
 
 def loader(facts: HostFacts, _host: Host) -> Iterator[HomelabError]:
     """A gate: the host's boot loader is certain."""
-    if facts.loader:
-        return
-    yield HomelabError(
-        wanted="to know which boot loader makes the kernel command line",
-        found=facts.loader_clues,
-        why="the wrong one would be configured without effect",
-        next="see `proxmox-boot-tool status`; remove from /etc/kernel/proxmox-boot-uuids the UUID of each ESP "
-        "that the host no longer starts from, and run `pulumi up` again",
-    )
+    if not facts.loader:
+        yield HomelabError(
+            wanted="to know which boot loader makes the kernel command line",
+            found=facts.loader_clues,
+            why="the wrong one would be configured without effect",
+            next="see `proxmox-boot-tool status`; remove from /etc/kernel/proxmox-boot-uuids the UUID of each ESP "
+            "that the host no longer starts from, and run `pulumi up` again",
+        )
 
 
 def iommu(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
@@ -145,8 +140,6 @@ def _switching_off(facts: HostFacts, intel: bool) -> list[str]:
 def named_functions(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: the functions that the settings name for the card exist, belong to its slot or its own switch, and its
     graphics function is among them."""
-    if not gpu.functions:
-        return
     around = [device.address for device in facts.around(slot)]
     display = [device.address for device in facts.around(slot) if device.is_display][:1]
     wrong = [
@@ -156,16 +149,15 @@ def named_functions(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterato
         if address not in around
     ]
     wrong += [f"the graphics function, {one}, is not among them" for one in display if one not in gpu.functions]
-    if not wrong:
-        return
-    yield HomelabError(
-        wanted=f"gpus.{name}.functions to be functions of the card at {slot}",
-        found="; ".join(wrong),
-        why="everything named there is bound to vfio-pci at boot, so it must belong to this card",
-        next=f"name functions of {', '.join(around) or 'a card'}, the graphics function among them (a virtual function "
-        "is a card of its own, without a list); what shares only the IOMMU group is named in "
-        f"gpus.{name}.allowGroupMembers",
-    )
+    if gpu.functions and wrong:
+        yield HomelabError(
+            wanted=f"gpus.{name}.functions to be functions of the card at {slot}",
+            found="; ".join(wrong),
+            why="everything named there is bound to vfio-pci at boot, so it must belong to this card",
+            next=f"name functions of {', '.join(around) or 'a card'}, the graphics function among them (a virtual "
+            "function is a card of its own, without a list); what shares only the IOMMU group is named in "
+            f"gpus.{name}.allowGroupMembers",
+        )
 
 
 def whole(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
@@ -188,9 +180,8 @@ def whole(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[Homelab
             why="it can serve several guests, which would lose it; and a card that is divided can't be given away as a "
             "whole",
             next=f"switch that off where it is switched on ({', '.join([*switches, 'the vGPU driver'])}; a module's "
-            "option such as i915.max_vfs, sysfs.conf), reboot, and run `pulumi up` again; or give one part "
-            f"to a VM: a virtual function as gpus.{name}.address, else by hostpci with mdev= and without these "
-            "settings",
+            "option such as i915.max_vfs, sysfs.conf), reboot, and run `pulumi up` again; or give one part to a VM: a "
+            f"virtual function as gpus.{name}.address, else by hostpci with mdev= and without these settings",
         )
 
 
@@ -204,15 +195,14 @@ def vgpu_host(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
     """A gate: NVIDIA's driver isn't installed over NVIDIA's vGPU driver."""
     signs = ["the module nvidia_vgpu_vfio is loaded"] if "nvidia_vgpu_vfio" in facts.modules else []
     signs += ["/usr/bin/nvidia-vgpu-mgr is there"] if facts.vgpu_manager else []
-    if host.nvidia is None or not signs:
-        return
-    yield HomelabError(
-        wanted="NVIDIA's driver on the host (nvidia)",
-        found=f"NVIDIA's vGPU driver: {'; '.join(signs)}",
-        why="replacing that licensed driver would take the cards from the VMs that share them",
-        next="take nvidia of this host out of the settings; or remove the vGPU driver yourself (its installer "
-        "has --uninstall) and run `pulumi up` again",
-    )
+    if host.nvidia is not None and signs:
+        yield HomelabError(
+            wanted="NVIDIA's driver on the host (nvidia)",
+            found=f"NVIDIA's vGPU driver: {'; '.join(signs)}",
+            why="replacing that licensed driver would take the cards from the VMs that share them",
+            next="take nvidia of this host out of the settings; or remove the vGPU driver yourself (its installer "
+            "has --uninstall) and run `pulumi up` again",
+        )
 
 
 def loadable(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
@@ -292,46 +282,42 @@ def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[Hom
         nodes[""] = [f"/dev/nvidia{minor}" for minor in minors]
     # All of /dev/dri is given for the sake of another card: NVIDIA's driver has nodes of its own.
     found = facts.containers_having(nodes, drm_nodes)
-    users = [config.id for config in found if config.id not in gpu.allow_containers]
-    if not users:
-        return
-    yield HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) free to be taken from the host",
-        found=f"containers that use it: {', '.join(map(str, users))}",
-        why="on vfio-pci the card has no node in /dev any more: these containers would not start, or run without it",
-        next=f"take the card out of them first, or accept it with gpus.{name}.allowContainers: {users}",
-    )
+    if users := [config.id for config in found if config.id not in gpu.allow_containers]:
+        yield HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) free to be taken from the host",
+            found=f"containers that use it: {', '.join(map(str, users))}",
+            why="on vfio-pci the card has no node in /dev any more: these containers would not start, or run without "
+            "it",
+            next=f"take the card out of them first, or accept it with gpus.{name}.allowContainers: {users}",
+        )
 
 
-def past_proxmox(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
+def past_proxmox(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: no VM has the card by options of QEMU itself (`args`), of which Proxmox VE knows nothing."""
     addresses = {device.address for device in facts.functions(slot)}
-    return [
-        HomelabError(
-            wanted=f"gpus.{name} ({facts.card(slot)}) given to VMs by Proxmox VE (hostpci)",
-            found=f"VM {guest.id} ({guest.values.get('name', '')}) has {', '.join(sorted(guest.by_args & addresses))} "
-            "by its option args (-device vfio-pci)",
-            why="Proxmox VE knows nothing of such a device: it would give the card to another VM, or to this one a "
-            "second time, and the start would fail",
-            next=f"take that device out of the option args (`qm config {guest.id}` shows all of it), then run "
-            "`pulumi up` again",
-        )
-        for guest in facts.guests.configs
-        if guest.by_args & addresses
-    ]
+    for guest in facts.guests.configs:
+        if given := sorted(guest.by_args & addresses):
+            yield HomelabError(
+                wanted=f"gpus.{name} ({facts.card(slot)}) given to VMs by Proxmox VE (hostpci)",
+                found=f"VM {guest.id} ({guest.values.get('name', '')}) has {', '.join(given)} by its option args "
+                "(-device vfio-pci)",
+                why="Proxmox VE knows nothing of such a device: it would give the card to another VM, or to this one a "
+                "second time, and the start would fail",
+                next=f"take that device out of the option args (`qm config {guest.id}` shows all of it), then run "
+                "`pulumi up` again",
+            )
 
 
 def handed_over(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: a card that containers and a VM have in turn is NVIDIA's, as a whole."""
     functions = facts.functions(slot)
-    if any(device.is_display and device.is_nvidia and not device.physfn for device in functions):
-        return
-    yield HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) in turn for containers and a VM (use: shared)",
-        found="it is not one of NVIDIA's, as a whole",
-        why="this program knows only for NVIDIA's driver when a card can be taken from it while the host runs",
-        next=f"set gpus.{name}.use: vm, or lxc",
-    )
+    if not any(device.is_display and device.is_nvidia and not device.physfn for device in functions):
+        yield HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) in turn for containers and a VM (use: shared)",
+            found="it is not one of NVIDIA's, as a whole",
+            why="this program knows only for NVIDIA's driver when a card can be taken from it while the host runs",
+            next=f"set gpus.{name}.use: vm, or lxc",
+        )
 
 
 def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabError]]:

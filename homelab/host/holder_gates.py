@@ -14,11 +14,12 @@ from homelab.host import ha
 from homelab.settings import Gpu, Host
 
 
-def bound_by_hand(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> list[HomelabError]:
+def bound_by_hand(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> Iterator[HomelabError]:
     """A gate: a card that stays with the host isn't bound to vfio-pci by other configuration than this program's, or
     takeOver lets this program's word count instead."""
-    staying = ((name, slot) for name, slot in slots.items() if host.gpus[name].use != "vm")
-    return [error for name, slot in staying for error in _card_bound_by_hand(facts, host, name, slot)]
+    for name, slot in slots.items():
+        if host.gpus[name].use != "vm":
+            yield from _card_bound_by_hand(facts, host, name, slot)
 
 
 def _card_bound_by_hand(facts: HostFacts, host: Host, name: str, slot: str) -> Iterator[HomelabError]:
@@ -29,32 +30,31 @@ def _card_bound_by_hand(facts: HostFacts, host: Host, name: str, slot: str) -> I
     returned = [] if host.take_over or released.ids_in_effect(facts) is None else facts.functions(slot)
     returned = [device for device in returned if device not in bound and facts.named_at_next_boot(device)]
     bound += returned
-    if not bound or (host.take_over and not kept_reason):
-        return
-    sources = facts.who_binds(bound)
-    ids = sorted({device.id for device in bound if facts.named_by_ids(device)})
-    steps = [f"take {', '.join(ids)} out there, {new_entries(facts)}, `update-initramfs -u -k all`"] if ids else []
-    # If no loaded driver of the host takes the card, driverctl fails and keeps its file, unless it is told not to look
-    # for a driver.
-    steps += [
-        f"`driverctl --noprobe unset-override {device.address}` while no VM runs with it"
-        for device in bound
-        if facts.has_override(device)
-    ]
-    yield HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) with the host's driver (use: {gpu.use})",
-        found=f"{', '.join(device.address for device in bound)} "
-        f"on vfio-pci{' from the next start on' if returned else ''}, by {', '.join(sources)}"
-        + (f"; {kept_reason}" if host.take_over else ""),
-        why="this program didn't write that and doesn't remove it, so the host's driver would not get the card",
-        next=(
-            ""
-            if kept_reason
-            else "set takeOver: true for the host: a word of this program's then counts instead, until "
-            "`pulumi destroy`; or "
+    if bound and (kept_reason or not host.take_over):
+        by_ids = ",".join(facts.ids_by_others(facts.cmdline.running).values())
+        ids = sorted({device.id for device in bound if device.is_named(by_ids)})
+        steps = [f"take {', '.join(ids)} out there, {new_entries(facts)}, `update-initramfs -u -k all`"] if ids else []
+        # If no loaded driver of the host takes the card, driverctl fails and keeps its file, unless it is told not to
+        # look for a driver.
+        steps += [
+            f"`driverctl --noprobe unset-override {device.address}` while no VM runs with it"
+            for device in bound
+            if facts.override_files(device)
+        ]
+        yield HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) with the host's driver (use: {gpu.use})",
+            found=f"{', '.join(device.address for device in bound)} "
+            f"on vfio-pci{' from the next start on' if returned else ''}, by {', '.join(facts.who_binds(bound))}"
+            + (f"; {kept_reason}" if host.take_over else ""),
+            why="this program didn't write that and doesn't remove it, so the host's driver would not get the card",
+            next=(
+                ""
+                if kept_reason
+                else "set takeOver: true for the host: a word of this program's then counts instead, until "
+                "`pulumi destroy`; or "
+            )
+            + f"{', '.join(steps)}, reboot, and run `pulumi up` again; or set gpus.{name}.use: vm",
         )
-        + f"{', '.join(steps)}, reboot, and run `pulumi up` again; or set gpus.{name}.use: vm",
-    )
 
 
 def out_of_vms(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
@@ -89,14 +89,14 @@ def _still_in_vm(facts: HostFacts, name: str, gpu: Gpu, slot: str, users: list[C
         yield _release_first(facts, slot, users, wanted)
 
 
-def left_with_vm(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[HomelabError]:
+def left_with_vm(facts: HostFacts, host: Host, slots: dict[str, str]) -> Iterator[HomelabError]:
     """A gate: a card that the settings no longer name, and that NVIDIA's driver is going to have, is in no VM's
     configuration.
 
     :param slots: of all cards that the settings name.
     """
     if len(slots) < len(host.gpus) or not (host.nvidia or facts.nvidia.version or facts.nvidia.installed):
-        return []
+        return
     leaving = {
         device.slot
         for device in facts.display_devices
@@ -105,12 +105,12 @@ def left_with_vm(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[Ho
         and facts.bound_by_homelab(device.address)
         and not facts.named_at_next_boot(device)  # that keeps it on vfio-pci
     }
-    wanted = "{} with NVIDIA's driver from the host's next start on, since no card of gpus is it"
-    return [
-        _release_first(facts, slot, users, wanted.format(facts.card(slot)))
-        for slot in sorted(leaving)
-        if (users := facts.users_of(slot))
-    ]
+    for slot in sorted(leaving):
+        if users := facts.users_of(slot):
+            wanted = (
+                f"{facts.card(slot)} with NVIDIA's driver from the host's next start on, since no card of gpus is it"
+            )
+            yield _release_first(facts, slot, users, wanted)
 
 
 def _release_first(facts: HostFacts, slot: str, users: list[CardUser], wanted: str) -> HomelabError:

@@ -52,29 +52,26 @@ def wanted(facts: HostFacts, host: Host, vms: Collection[Vm] = ()) -> Wanted:
     by_homelab = {address: ids for address, ids in functions.items() if address not in by_hand}
     return Wanted(
         iommu_words=remapping.words(facts, host),
-        vfio_words=" ".join(
-            [
-                _vfio_words(facts, host, by_homelab, released.kept(facts, host, slots), set(functions)),
-                released.word(facts, host, slots),
-            ]
-        ).strip(),
+        vfio_words=" ".join(_vfio_words(facts, host, slots, by_homelab, set(functions))),
         functions=functions,
         by_hand=by_hand,
         gpus=gpus,
     )
 
 
-def _vfio_words(facts: HostFacts, host: Host, by_homelab: dict[str, str], kept: dict[str, str], bound: set[str]) -> str:
-    named = by_homelab | kept
-    words = ["homelab.vfio=" + ",".join(f"{address}={ids}" for address, ids in sorted(named.items()))] if named else []
-    if not by_homelab:
-        return " ".join(words)
+def _vfio_words(
+    facts: HostFacts, host: Host, slots: Mapping[str, str], by_homelab: dict[str, str], bound: set[str]
+) -> Iterator[str]:
+    if named := by_homelab | released.kept(facts, host, slots):
+        yield "homelab.vfio=" + ",".join(f"{address}={ids}" for address, ids in sorted(named.items()))
     # If homelab has configured it already, it stays: taking it away would need a reboot.
     applies = NVIDIA_BLACKLIST in facts.own_words or any(facts.by_address[address].is_nvidia for address in bound)
     one_stays = any(device.is_nvidia and device.address not in bound for device in facts.display_devices)
-    if applies and not one_stays:
-        words.append(NVIDIA_BLACKLIST)
-    return " ".join([*words, *consoles.words(facts, host, sorted(by_homelab))])
+    if by_homelab and applies and not one_stays:
+        yield NVIDIA_BLACKLIST
+    yield from consoles.words(facts, host, sorted(by_homelab))
+    if releasing := released.word(facts, host, slots):
+        yield releasing
 
 
 def card_plan(facts: HostFacts, host: Host, name: str, slot: str, vms: Collection[Vm] = ()) -> CardPlan:
@@ -90,7 +87,7 @@ def card_plan(facts: HostFacts, host: Host, name: str, slot: str, vms: Collectio
         "iommuGroup": next((device.group for device in facts.functions(slot)), None),
         # Proxmox VE is told to leave the driver of a card alone that is handed over, if it knows that option: then only
         # the handover unbinds it.
-        "keep": host.gpus[name].use == "shared" and not options.keep_refused(facts, name),
+        "keep": host.gpus[name].use == "shared" and not [*options.keep_refused(facts, name)],
     }
 
 
@@ -146,37 +143,31 @@ def drift(facts: HostFacts, want: Wanted) -> dict[str, list[str]]:
             *_unfinished(facts, "initramfs", "the initramfs"),
         ],
         "boot": [*(facts.boot_lacks or ()), *ended],
-        "nodes": _lost_nodes(facts),
+        "nodes": _lost_service(
+            facts, "nodes", "homelab-nvidia-nodes.service", facts.nvidia.nodes_enabled, facts.nvidia.missing_nodes
+        ),
         "cards": _lost_service(facts, "cards", "homelab-card-nodes.service", facts.cards_enabled),
-        "handover": _lost_handover(facts),
+        "handover": [
+            *_lost_service(facts, "handover", "homelab-handover.service or its timer", facts.handover.enabled),
+            *(
+                f"VM {vmid} has lost the hookscript that hands it its card: leave it off until it has that again, or "
+                "containers that use the card hang"
+                for vmid in facts.handover.lost_hooks
+            ),
+        ],
         "values": [*_changed_files(facts, "values"), *facts.lost_values],
     }
 
 
-def _lost_nodes(facts: HostFacts) -> list[str]:
-    """The drift of NVIDIA's device nodes, if homelab's service makes them."""
-    missing = [f"{path} is not there" for path in facts.nvidia.missing_nodes]
-    return _lost_service(facts, "nodes", "homelab-nvidia-nodes.service", facts.nvidia.nodes_enabled, missing)
-
-
-def _lost_handover(facts: HostFacts) -> list[str]:
-    """The drift of the handover of cards: of what is installed for it, and of VMs that take one without asking."""
-    units = "homelab-handover.service or its timer"
-    return _lost_service(facts, "handover", units, facts.handover.enabled) + [
-        f"VM {vmid} has lost the hookscript that hands it its card: leave it off until it has that again, or "
-        "containers that use the card hang"
-        for vmid in facts.handover.lost_hooks
-    ]
-
-
-def _lost_service(facts: HostFacts, layer: str, units: str, is_enabled: bool, further: Sequence[str] = ()) -> list[str]:
+def _lost_service(facts: HostFacts, layer: str, units: str, is_enabled: bool, missing: Sequence[str] = ()) -> list[str]:
     """The drift of a layer that has a service, if it is installed.
 
-    :param further: its other drift.
+    :param missing: paths that the service makes, and that aren't there.
     """
     if not any(file.layer == layer for file in facts.managed):
         return []
-    return [*_changed_files(facts, layer), *([] if is_enabled else [f"{units} is not enabled"]), *further]
+    lost = [f"{units} is not enabled"] * (not is_enabled) + [f"{path} is not there" for path in missing]
+    return _changed_files(facts, layer) + lost
 
 
 def _changed_files(facts: HostFacts, layer: str) -> list[str]:
@@ -189,8 +180,7 @@ def _changed_files(facts: HostFacts, layer: str) -> list[str]:
 
 
 def _lost_words(facts: HostFacts, words: str) -> list[str]:
-    lost = missing_words(words, facts.cmdline.configured)
-    if lost:
+    if lost := missing_words(words, facts.cmdline.configured):
         return [f"{' '.join(lost)} is not on the configured kernel command line"]
     lost = missing_words(words, facts.cmdline.generated) if facts.cmdline.generated else []
     return [f"{' '.join(lost)} is not in the generated boot configuration (grub.cfg)"] if lost else []
@@ -237,8 +227,7 @@ def verify(facts: HostFacts, host: Host, want: Wanted) -> Iterator[HomelabError]
             "before",
             next="make room or mend what `homelab doctor log` shows, then run `pulumi up --refresh`",
         )
-    lost = missing_words(want.words, facts.cmdline.running)
-    if lost:
+    if lost := missing_words(want.words, facts.cmdline.running):
         yield HomelabError(
             wanted=f"{' '.join(lost)} on the running kernel's command line",
             found=facts.cmdline.running,
@@ -277,20 +266,18 @@ def without_groups(facts: HostFacts) -> Iterator[HomelabError]:
 
 
 def _verify_drivers(facts: HostFacts, want: Wanted) -> Iterator[HomelabError]:
-    devices = [facts.by_address[address] for address in want.functions if address in facts.by_address]
     wrong = misplaced(facts, want) + [
         f"{device.address} is on {device.driver or 'no driver'}, not on vfio-pci"
-        for device in devices
-        if device.driver != "vfio-pci"
+        for device in facts.devices
+        if device.address in want.functions and device.driver != "vfio-pci"
     ]
-    if not wrong:
-        return
-    yield HomelabError(
-        wanted=f"every function on vfio-pci: {', '.join(want.functions)}",
-        found="; ".join(wrong),
-        why="a card with a function on a host driver can't be given to a guest",
-        next="read `dmesg | grep homelab-vfio` on the host; then `pulumi up --refresh`",
-    )
+    if wrong:
+        yield HomelabError(
+            wanted=f"every function on vfio-pci: {', '.join(want.functions)}",
+            found="; ".join(wrong),
+            why="a card with a function on a host driver can't be given to a guest",
+            next="read `dmesg | grep homelab-vfio` on the host; then `pulumi up --refresh`",
+        )
 
 
 @dataclass(frozen=True)

@@ -38,15 +38,14 @@ def supported_system(request: Request) -> Iterator[HomelabError]:
     """The data has the system's distribution."""
     system = request.system
     rows = [row for row in request.data.distributions if request.target in row.targets]
-    if system.distribution is None or request.distribution in rows:
-        return
-    yield request.refusal(
-        wanted=", ".join(row.text for row in rows),
-        found=f"{system.distribution.capitalize()} {system.version or ''}".strip(),
-        why="each distribution has its own packages of NVIDIA's, with their own names and repository",
-        next=f"use one of those systems; or leave {request.name}.nvidia out, and install the driver there in its own "
-        "way (Windows: https://www.nvidia.com/drivers): a guest gets its card all the same",
-    )
+    if system.distribution is not None and request.distribution not in rows:
+        yield request.refusal(
+            wanted=", ".join(row.text for row in rows),
+            found=f"{system.distribution.capitalize()} {system.version or ''}".strip(),
+            why="each distribution has its own packages of NVIDIA's, with their own names and repository",
+            next=f"use one of those systems; or leave {request.name}.nvidia out, and install the driver there in its "
+            "own way (Windows: https://www.nvidia.com/drivers): a guest gets its card all the same",
+        )
 
 
 def has_a_card(request: Request) -> Iterator[HomelabError]:

@@ -96,11 +96,8 @@ def judge(found: Answer, wanted: Expected) -> tuple[NvidiaOutput, list[HomelabEr
     }
     errors = list(_errors(found, wanted, cards, release))
     # A container that failed for this reason has the same error.
-    if (
-        versions
-        and driver not in (None, versions)
-        and not any(one.symptom.startswith(_OF_SPECIFICATION) for one in errors)
-    ):
+    is_said = any(one.symptom.startswith(_OF_SPECIFICATION) for one in errors)
+    if versions and driver not in (None, versions) and not is_said:
         errors.append(
             wanted.error(
                 f"a CDI specification of the driver that runs, {driver}",
@@ -126,9 +123,8 @@ def _unique(errors: list[HomelabError]) -> list[HomelabError]:
 def _unfetched_image(wanted: Expected, container: Tried | None) -> list[str]:
     """Sentences on the trial in a container that couldn't be made, as its image couldn't be fetched, which is no
     failure of card or toolkit; else empty."""
-    if container is None or _succeeded("container", container):
-        return []
-    messages = [line.strip() for line in container.output.splitlines() if _NO_IMAGE.search(line)]
+    lines = [] if container is None or _succeeded("container", container) else container.output.splitlines()
+    messages = [line.strip() for line in lines if _NO_IMAGE.search(line)]
     return [
         f"a container of {wanted.runtime or 'the engine'}, since its image could not be fetched (nvidia.proxy is "
         f"for a way through a proxy): {message[-300:]}"

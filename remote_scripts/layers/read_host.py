@@ -44,7 +44,6 @@ def read(system: System, wanted: Wanted) -> Answer:
     cmdline = boot.command_lines(source, found.loader)
     # Where a user overrides what devices say of Access Control Services, the groups of the next boot depend on it.
     acs = wanted.acs or "pcie_acs_override=" in f"{cmdline.running} {cmdline.configured}"
-    files = devices.vfio_files(source)
     set_values = cards.records(source)
     minors, drm_nodes = nvidia.minors(source), drm.drm(source)
     packages = boot.packages(source)
@@ -58,8 +57,7 @@ def read(system: System, wanted: Wanted) -> Answer:
         loader_clues=found.clues,
         cmdline=cmdline,
         iommu=iommu.iommu(source),
-        vfio_files=files,
-        vfio_ids=",".join(files.values()),
+        vfio_files=devices.vfio_files(source),
         vfio_mentions=devices.vfio_mentions(source),
         module_lines=devices.module_lines(source),
         modules=devices.modules(source),

@@ -215,7 +215,7 @@ class Answer:
 
     `pve`: the version of Proxmox VE, empty: it isn't, or `unknown`; `packages`: versions that decide which options of
     cards it knows, and what runs in containers. `loader_clues`: what was found where the boot loader can't be told.
-    `vfio_files`: file -> the ids in it that others give to vfio-pci, `vfio_ids`: all of them; `vfio_mentions`: files
+    `vfio_files`: file -> the ids in it that others give to vfio-pci; `vfio_mentions`: files
     that speak of vfio-pci in any other way. `module_lines`: lines of modprobe.d, `PATH: LINE`, that may keep modules
     from being loaded by their names. `card_states`: by address; `lost_values`: attributes of cards that have
     another value than the one that was set (layers/card_values.py), a sentence each; `framebuffers`: a card's address
@@ -244,7 +244,6 @@ class Answer:
     cmdline: CommandLines
     iommu: Iommu
     vfio_files: dict[str, str]
-    vfio_ids: str
     vfio_mentions: list[str]
     module_lines: list[str]
     modules: list[str]

@@ -76,7 +76,7 @@ def warm() -> None:
     agent.put("warm")
     agent.asked("read", agent.request("read_host", Wanted()))
     agent.itself()
-    for table in (resets.rows, kernel_log.signs, kernel_log.start_signs, libraries.data):
+    for table in (resets.rows, kernel_log.signs, kernel_log.start_signs, libraries.rows):
         table()
     compatibility.load()
     symptoms.symptoms()

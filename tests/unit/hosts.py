@@ -66,7 +66,7 @@ def desktop(*more: dict[str, Any], **changes: Any) -> HostFacts:
         "cmdline": {"running": "BOOT_IMAGE=/boot/vmlinuz root=/dev/mapper/pve-root ro quiet", "configured": "quiet",
                     "others": "quiet", "generated": "root=/dev/mapper/pve-root ro quiet"},
         "iommu": {"tables": ["IVRS"], "groups": 21, "kernel_log": "", "interrupts": "remapped"},
-        "vfio_ids": "", "modules": [], "devices": [*devices, *more], "managed": [], "stale_initramfs": [], "rolled_back": "",
+        "modules": [], "devices": [*devices, *more], "managed": [], "stale_initramfs": [], "rolled_back": "",
         "lspci": "",
         "disks": "nvme0n1   \nnvme0n1p3 nvme0n1 LVM2_member \npve-root nvme0n1p3 ext4 /", "nvidia_minors": {},
         "guests": {"running": [103], "configs": [], "mappings": "", "reservations": ""},

@@ -212,7 +212,9 @@ def test_the_flag_goes_that_came_for_its_sake(
     work._take_flag_back(had, outputs)
     assert api.mapping == of(*entries, **(FLAGGED if flagged else {}))
     needed: Any = Api(of(*entries, **FLAGGED))
-    card_mapping._take_flag(needed, had, {"pve2"})
+    monkeypatch.setattr(work, "api", lambda _: needed)
+    monkeypatch.setattr(work, "_needing_flag", lambda _: {"pve2"})
+    work._take_flag_back(had, outputs)
     assert FLAG in needed.mapping
 
 

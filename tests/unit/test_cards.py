@@ -868,7 +868,7 @@ def test_a_card_on_an_external_port_gets_a_remark_and_leaves_the_ids() -> None:
         device(f"0000:01:00.{number}", ids, code, 16, driver="vfio-pci", parent="0000:00:01.1")
         for number, ids, code in (("0", "10de:2b85", "030000"), ("1", "10de:22e8", "040300"))
     ]
-    facts = desktop(devices=[parent, *cards], vfio_ids="10de:2b85,10de:22e8")
+    facts = desktop(devices=[parent, *cards], vfio_files={"/etc/modprobe.d/vfio.conf": "10de:2b85,10de:22e8"})
     (remark,) = said(facts, settings(takeOver=True))
     assert remark.startswith("gpus.rtx5090 hangs on an external port") and "leaves ids for vfio-pci" in remark
     assert plan.wanted(facts, settings(takeOver=True)).by_hand == ["0000:01:00.0", "0000:01:00.1"]
@@ -903,7 +903,7 @@ def test_an_iommu_that_is_on_stays_on_until_somebody_says_otherwise(gpus: dict[s
     ("changes", "by"),
     [
         (
-            {"vfio_ids": "10de:2b85", "vfio_files": {"/etc/modprobe.d/vfio.conf": "10de:2b85"}},
+            {"vfio_files": {"/etc/modprobe.d/vfio.conf": "10de:2b85"}},
             "/etc/modprobe.d/vfio.conf",
         ),
         (
@@ -913,7 +913,6 @@ def test_an_iommu_that_is_on_stays_on_until_somebody_says_otherwise(gpus: dict[s
         # Each graphics card of NVIDIA's.
         (
             {
-                "vfio_ids": "10de:ffffffff:ffffffff:ffffffff:00030000:ffff00ff",
                 "vfio_files": {"/etc/modprobe.d/v.conf": "10de:ffffffff:ffffffff:ffffffff:00030000:ffff00ff"},
             },
             "/etc/modprobe.d/v.conf",

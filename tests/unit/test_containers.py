@@ -405,7 +405,7 @@ def test_a_card_that_the_settings_dont_name_or_that_ids_bind_comes_back_with_tak
     line = {"running": word, "configured": word, "others": "quiet", "generated": ""}
     bound = on_driver(shared(cmdline=line, nvidia_minors={}), driver="vfio-pci")
     assert "0000:01:00" in container_plan.cards(bound, want(bound, {}), {}).unavailable
-    ids = {"vfio_ids": "10de:2b85", "vfio_files": {"/etc/modprobe.d/v.conf": "10de:2b85"}}
+    ids = {"vfio_files": {"/etc/modprobe.d/v.conf": "10de:2b85"}}
     facts = on_driver(shared(nvidia_minors={"0000:03:00.0": 0}, **ids), driver="vfio-pci")
     wanted = plan.wanted(facts, settings(GPUS, takeOver=True))
     assert container_plan.cards(facts, wanted, {}).slots == {0: "0000:03:00", 1: "0000:01:00"}

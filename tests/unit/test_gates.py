@@ -474,7 +474,7 @@ def test_a_card_that_leaves_the_settings_for_nvidias_driver_leaves_its_vm_first(
 
 def test_a_card_that_is_still_in_the_settings_or_not_nvidias_doesnt_leave_its_vm_first() -> None:
     host = settings({"big": {"match": "10de:2b85"}}, nvidia={"driver": "580"})
-    assert holder_gates.left_with_vm(was_for_a_vm(), host, {"big": "0000:01:00"}) == []
+    assert not [*holder_gates.left_with_vm(was_for_a_vm(), host, {"big": "0000:01:00"})]
     amd = [
         device("0000:01:00.0", "1002:744c", "030000", 16, driver="vfio-pci"),
         device("0000:01:00.1", "1002:ab30", "040300", 16, driver="vfio-pci"),
@@ -482,7 +482,7 @@ def test_a_card_that_is_still_in_the_settings_or_not_nvidias_doesnt_leave_its_vm
     word = "homelab.vfio=0000:01:00.0=1002:744c,0000:01:00.1=1002:ab30"
     facts = was_for_a_vm(running=word, configured=word, devices=amd)
     assert [user.vmid for user in facts.users_of("0000:01:00")] == [103]
-    assert holder_gates.left_with_vm(facts, settings({}, nvidia={"driver": "580"}), {}) == []
+    assert not [*holder_gates.left_with_vm(facts, settings({}, nvidia={"driver": "580"}), {})]
 
 
 @rows(
@@ -530,9 +530,7 @@ def test_ha_starts_a_vm_with_the_host_whatever_its_onboot(state: str, closed: bo
 @pytest.mark.parametrize("word", [WORD, "homelab.vfio=0000:01:00.1=10de:22e8"])
 def test_a_card_that_somebody_elses_ids_bind_too_does_not_come_back_with_our_word(word: str) -> None:
     """takeOver binds it by our word as well; of a card that is half bound by hand, our word has the rest."""
-    facts = was_for_a_vm(
-        running=word, configured=word, vfio_ids="10de:2b85", vfio_files={"/etc/modprobe.d/vfio.conf": "10de:2b85"}
-    )
+    facts = was_for_a_vm(running=word, configured=word, vfio_files={"/etc/modprobe.d/vfio.conf": "10de:2b85"})
     error = gates.check(facts, to_be())[1][0]
     assert error.found == "0000:01:00.0 on vfio-pci, by /etc/modprobe.d/vfio.conf"
     assert "the host's driver would not get the card" in error.why and "take 10de:2b85 out there" in error.next
@@ -542,7 +540,7 @@ def test_a_card_that_somebody_elses_ids_bind_too_does_not_come_back_with_our_wor
 
 def test_only_what_names_the_card_is_said_to_bind_it() -> None:
     files = {FILE: IDS, "/etc/modprobe.d/other.conf": "1022:15e3"}
-    (found,) = reasons(bound_by_ids(vfio_ids=f"{IDS},1022:15e3", vfio_files=files), to_be())
+    (found,) = reasons(bound_by_ids(vfio_files=files), to_be())
     assert found.endswith(f"on vfio-pci, by {FILE}")
 
 
@@ -555,7 +553,7 @@ def test_a_card_that_driverctl_binds_too_does_not_come_back_with_our_word() -> N
     )
     assert plan.wanted(was_for_a_vm(vfio_mentions=found), settings({}, nvidia={"driver": "580"})).functions == {}
     # Another function of it may be bound by its id.
-    by_id: dict[str, Any] = {"vfio_ids": "10de:22e8", "vfio_files": {"/etc/modprobe.d/vfio.conf": "10de:22e8"}}
+    by_id: dict[str, Any] = {"vfio_files": {"/etc/modprobe.d/vfio.conf": "10de:22e8"}}
     error = gates.check(was_for_a_vm(vfio_mentions=found, **by_id), to_be())[1][0]
     assert error.found == (
         "0000:01:00.0, 0000:01:00.1 on vfio-pci, by /etc/modprobe.d/vfio.conf, /etc/driverctl.d/pci-0000:01:00.0"
@@ -619,7 +617,7 @@ def bound_by_ids(
     others = [asdict(one) for one in desktop().devices if one.slot != "0000:01:00"]
     devices = [*others, *({**one, "driver": "vfio-pci"} for one in gpu()), *more]
     lines = cmdline(f"ro {words}", words)
-    usual = {"vfio_ids": ids, "vfio_files": {file: ids} if ids else {}, "cmdline": lines, "devices": devices}
+    usual = {"vfio_files": {file: ids} if ids else {}, "cmdline": lines, "devices": devices}
     return desktop(**(usual | changes))
 
 
@@ -700,11 +698,11 @@ DRIVERCTL = "/etc/driverctl.d/pci-0000:01:00.0"
 @rows(
     ("case", "found", "said"),
     [
-        ("a file", {"vfio_ids": IDS, "vfio_files": {FILE: IDS}}, "takeOver: true for the host keeps it with the host"),
+        ("a file", {"vfio_files": {FILE: IDS}}, "takeOver: true for the host keeps it with the host"),
         ("driverctl", {"vfio_mentions": [DRIVERCTL]}, "take that out there"),
         (
             "both",
-            {"vfio_ids": IDS, "vfio_files": {FILE: IDS}, "vfio_mentions": [DRIVERCTL]},
+            {"vfio_files": {FILE: IDS}, "vfio_mentions": [DRIVERCTL]},
             "take that out there",
         ),
     ],

@@ -167,7 +167,7 @@ def navi_48(methods: str | None = "bus", ids: str = "1002:7550", bound: bool = F
     devices = [one | ({"driver": "vfio-pci"} if bound else {}) for one in NAVI_48]
     devices[0] |= {"vendor": ids[:4], "device": ids[5:]}
     states = {} if methods is None else {"0000:86:00.0": {"reset_method": methods}}
-    given = {"vfio_ids": f"{ids},1002:ab40"} if bound else {}
+    given = {"vfio_files": {"/etc/modprobe.d/vfio.conf": f"{ids},1002:ab40"}} if bound else {}
     return desktop(devices=devices, card_states=states, **given, **changes)
 
 

@@ -143,7 +143,7 @@ def test_a_card_that_somebody_binds_by_hand_is_refused() -> None:
     others = [asdict(one) for one in desktop().devices if one.slot != "0000:01:00"]
     devices = [*others, *({**one, "driver": "vfio-pci"} for one in gpu())]
     ids = "10de:2b85,10de:22e8"
-    bound = facts(devices=devices, vfio_ids=ids, vfio_files={"/etc/modprobe.d/vfio.conf": ids})
+    bound = facts(devices=devices, vfio_files={"/etc/modprobe.d/vfio.conf": ids})
     assert any("on vfio-pci, by" in error.found for error in tree(bound, host()).refusals)
 
 

@@ -329,7 +329,7 @@ def test_a_card_that_ids_bind_by_hand_is_given_to_the_host_with_a_yes(driver: st
     """Also where they had no effect so far: the next start may be the first with it."""
     vfio_conf = "/etc/modprobe.d/vfio.conf"
     ids = "10de:2b85,10de:22e8"
-    facts = host(devices=with_driver(driver), vfio_ids=ids, vfio_files={vfio_conf: ids})
+    facts = host(devices=with_driver(driver), vfio_files={vfio_conf: ids})
     assert config(written({0: "host"}, facts=facts))["homelab:hosts"]["pve"]["takeOver"] is True
     assert "takeOver" not in config(written({0: "103"}, facts=facts))["homelab:hosts"]["pve"]
 

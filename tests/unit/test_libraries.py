@@ -23,7 +23,7 @@ def choices(uses: str, makers: str) -> dict[str, Choice]:
 
 def test_every_name_is_one_of_its_distribution() -> None:
     groups = yaml.safe_load((PROJECT / "lab/network/packages.yaml").read_text(encoding="utf-8"))["groups"]
-    for row in libraries.data().distributions:
+    for row in libraries.rows():
         # What the lab's repositories have stands for the distributions' own (lab/network/packages.yaml).
         there = set(groups[f"cards-{'debian-' * (row.id == 'debian')}{row.version}"]["packages"])
         for uses in row.packages.values():

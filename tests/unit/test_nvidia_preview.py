@@ -160,7 +160,7 @@ def test_a_guest_that_is_off_and_stays_off_is_named() -> None:
     guests = {"configs": [{"kind": "vm", "id": 103, "lines": "machine: q35"}], "mappings": "", "reservations": ""}
     (error,) = preview.powered_off(desktop(guests={**guests, "running": []}), found.vms, found.containers)
     assert error.wanted == "vms.v running" and "power is keep" in error.found
-    assert preview.powered_off(desktop(guests={**guests, "running": [103]}), found.vms, found.containers) == []
+    assert not [*preview.powered_off(desktop(guests={**guests, "running": [103]}), found.vms, found.containers)]
 
 
 def test_the_hosts_driver_is_for_the_cards_that_stay_with_it() -> None:

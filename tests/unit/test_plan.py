@@ -80,12 +80,13 @@ def test_nothing_is_bound_for_cards_that_stay_with_the_host() -> None:
     assert (want.vfio_words, want.functions) == ("", {})
 
 
-def by_hand(running: str = "", vfio_ids: str = "", driver: str = "vfio-pci", **changes: Any) -> HostFacts:
+def by_hand(running: str = "", ids: str = "", driver: str = "vfio-pci", **changes: Any) -> HostFacts:
     devices = [
         device("0000:01:00.0", "10de:2b85", "030000", 16, driver=driver),
         device("0000:01:00.1", "10de:22e8", "040300", 16, driver=driver),
     ]
-    return desktop(devices=devices, vfio_ids=vfio_ids, cmdline=cmdline(running, others=running), **changes)
+    files = {"/etc/modprobe.d/vfio.conf": ids} if ids else {}
+    return desktop(devices=devices, vfio_files=files, cmdline=cmdline(running, others=running), **changes)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def by_hand(running: str = "", vfio_ids: str = "", driver: str = "vfio-pci", **c
     [
         by_hand(running="vfio-pci.ids=10de:2b85,10de:22e8"),
         by_hand(running="quiet vfio_pci.ids=10DE:2B85,10de:22e8"),
-        by_hand(vfio_ids="10de:2b85,10de:22e8"),
+        by_hand(ids="10de:2b85,10de:22e8"),
     ],
 )
 def test_a_binding_made_by_hand_is_recognised_and_taken_over_only_when_asked(facts: HostFacts) -> None:
@@ -103,8 +104,8 @@ def test_a_binding_made_by_hand_is_recognised_and_taken_over_only_when_asked(fac
 
 
 def test_a_binding_by_hand_that_was_taken_back_makes_the_plan_stale() -> None:
-    want = plan.wanted(by_hand(vfio_ids="10de:2b85,10de:22e8"), settings())
-    assert not plan.stale(by_hand(vfio_ids="10de:2b85,10de:22e8"), want)
+    want = plan.wanted(by_hand(ids="10de:2b85,10de:22e8"), settings())
+    assert not plan.stale(by_hand(ids="10de:2b85,10de:22e8"), want)
     assert plan.stale(by_hand(driver="nouveau"), want)
     assert plan.stale(desktop(devices=[]), want)
     assert plan.stale(desktop(devices=[]), plan.wanted(desktop(), settings()))
@@ -112,11 +113,11 @@ def test_a_binding_by_hand_that_was_taken_back_makes_the_plan_stale() -> None:
 
 
 def test_of_a_half_made_binding_only_the_rest_is_bound() -> None:
-    want = plan.wanted(by_hand(vfio_ids="10de:2b85"), settings())
+    want = plan.wanted(by_hand(ids="10de:2b85"), settings())
     assert want.vfio_words.startswith("homelab.vfio=0000:01:00.1=10de:22e8 ")
 
 
-@pytest.mark.parametrize("facts", [by_hand(vfio_ids="10de:2b85,10de:22e8", driver="nouveau"), by_hand()])
+@pytest.mark.parametrize("facts", [by_hand(ids="10de:2b85,10de:22e8", driver="nouveau"), by_hand()])
 def test_ids_without_effect_and_a_driver_without_ids_are_no_binding(facts: HostFacts) -> None:
     assert plan.wanted(facts, settings()).by_hand == []
 

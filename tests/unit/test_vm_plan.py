@@ -451,7 +451,7 @@ def test_what_stands_against_a_change_is_named_with_its_remedy(
     ],
 )
 def test_who_has_a_card_already(config: dict[str, str], users: list[CardUser], said: str | None) -> None:
-    errors = refusals.of_users(config, wish(FIRST), {"first": users}, FACTS)
+    errors = [*refusals.of_users(config, wish(FIRST), {"first": users}, FACTS)]
     assert [said in str(error) for error in errors] == [True] * bool(said) if said else errors == []
     told = refusals.remarks(config, wish(FIRST), {"first": users}, {})
     is_off = any(not other.running and other.vmid != 103 for other in users)
