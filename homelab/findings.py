@@ -71,19 +71,22 @@ class Judged:
     against: list[HomelabError] = field(default_factory=list)
     """What stands against its steps: `up` refuses them for it. Where it has none, a person meets it."""
     held: list[HomelabError] = field(default_factory=list)
-    """What stands against them for now, such as a lock; it is nothing where nothing is done."""
+    """What stands against them for now, such as a lock; it is nothing where nothing is done with the part itself."""
     wrong: list[HomelabError] = field(default_factory=list)
     """What no `up` mends, and a person does."""
     remarks: list[str] = field(default_factory=list)
     """What its owner is told beside that, a sentence each."""
     stage: Stage = Stage.CONFIGURATION
     others_change: bool = False
-    """Another part has steps, against which the same stands."""
+    """Another part has steps: all of them are refused together."""
+    restarts: bool = False
+    """The host restarts, and what is on it is looked at again then."""
 
     @property
     def refusals(self) -> list[HomelabError]:
         """Why `up` leaves it as it is."""
-        return [*self.held, *self.against] if self.steps or self.others_change else []
+        held = self.held if self.steps or self.restarts else []
+        return [*held, *self.against] if self.steps or self.others_change else []
 
     @property
     def findings(self) -> list[Finding]:

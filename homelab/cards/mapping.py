@@ -70,7 +70,7 @@ def equal(entry: str, other: str) -> bool:
     slot, is the card, too: the one that a person chose.
     """
     first, second = parse("map", entry), parse("map", other)
-    if first["path"] == f"{second['path']}.0":
+    if first.get("path") == f"{second.get('path')}.0":
         first = {**first, "path": second["path"]}
     return {**first, "description": ""} == {**second, "description": ""}
 

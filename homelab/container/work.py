@@ -79,7 +79,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         facts = ssh.read(self.host(inputs), guests=True)
         wish = _wish(inputs, container, facts, self.stack.vms(inputs.host))
         judged = container_plan.judge_container(wish, facts, stack_of(self.urn))
-        raise_all([*gates.readable(facts), *judged.refusals])
+        raise_all([*gates.readable(facts), *dataclasses.replace(judged, others_change=True).refusals])
         config = facts.guests.config(inputs.ctid)
         return ContainerProbe.Outputs(
             minors=[*wish.cards.minors],

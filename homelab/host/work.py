@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from homelab.cards import resolving
 from homelab.cards.mapping import judge_mapping
 from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.facts import kernel_log, names
@@ -68,9 +69,9 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         generation = raised(outputs.generation, drifted, judged.drift.keys())
         # With its plan all is refused that stands against a change, before the host is rebooted for it. While a shared
         # card is away, nothing else is planned: what isn't about it is mended all the same.
-        cards = ((name, card["slot"]) for name, card in judged.want.gpus.items() if host.gpus[name].may_leave)
+        cards = (card for card in resolving.resolve(facts, host.gpus)[0].items() if host.gpus[card[0]].may_leave)
         mappings = (judge_mapping(facts, host, *card) for card in cards)
-        replans = bool(judged.refusals if facts.handover.away else drifted) or any(one.refusals for one in mappings)
+        replans = bool(judged.refusals if facts.handover.away else drifted) or any(one.against for one in mappings)
         return dataclasses.replace(outputs, generation=generation, stale=replans or plan.stale(facts, outputs))
 
     def _plan(self, inputs: HostProbe.Inputs, generation: dict[str, int]) -> HostProbe.Outputs:

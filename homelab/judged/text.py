@@ -27,11 +27,11 @@ def of_guests(tree: Tree) -> list[str]:
     lines = [files.describe(wanted.host)] if wanted.host.downloads else []
     restarted = [one.id for one in tree.reboot.guests] if tree.reboot and tree.reboot.reboot == "yes" else []
     for name, (wish, judged) in tree.vms.items():
-        lines += preview.lines(name, wanted.vms[name], wish, judged, facts, restarted)
+        lines += preview.lines(name, wanted.vms[name], wish, tree.told(judged), facts, restarted)
     for container, (to_be, of_it) in tree.containers.items():
-        lines += container_plan.lines(container, wanted.containers[container], to_be, of_it, facts)
+        lines += container_plan.lines(container, wanted.containers[container], to_be, tree.told(of_it), facts)
     for place, of_leaving in tree.leaving.items():
         lines += preview.leaving_lines(place, of_leaving, facts)
-    lines += [f"  {step}" for mapping in tree.mappings.values() for step in mapping.steps]
+    lines += [f"  {line}" for one in map(tree.told, tree.mappings.values()) for line in (*one.steps, *one.met)]
     lines += [stack.text for stack in tree.stacks]
     return [*lines, *(f"  note: {remark}" for remark in tree.unread)]

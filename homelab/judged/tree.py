@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from homelab.cards.mapping import judge_mapping
 from homelab.container import plan as container_plan
@@ -24,6 +25,8 @@ from homelab.settings import Container, Host, Vm
 from homelab.vm import preview
 from homelab.vm.cards import Wish
 from homelab.vm.plan import judge_vm, seen_of
+
+JudgedT = TypeVar("JudgedT", bound=Judged)
 
 
 @dataclass(frozen=True)
@@ -77,13 +80,20 @@ class Tree:
         """The host's plan."""
         return self.host.want
 
-    def parts(self) -> Iterator[Judged]:
-        """All of it but the host itself."""
+    def told(self, part: JudgedT) -> JudgedT:
+        """A part, of which is refused what stands against it, whichever part has steps."""
+        return replace(part, others_change=self.has_steps, restarts=self.restarts)
+
+    def _parts(self) -> Iterator[Judged]:
         yield from self.mappings.values()
         yield from (judged for _, judged in self.vms.values())
         yield from (judged for _, judged in self.containers.values())
         yield from self.leaving.values()
         yield from self.systems.values()
+
+    def parts(self) -> Iterator[Judged]:
+        """All of it but the host itself."""
+        return map(self.told, self._parts())
 
     @property
     def restarts(self) -> bool:
@@ -93,7 +103,7 @@ class Tree:
     @property
     def has_steps(self) -> bool:
         """Whether the next `up` does anything."""
-        return self.is_changed or bool(self.host.steps) or any(part.steps for part in self.parts())
+        return self.is_changed or bool(self.host.steps) or any(part.steps for part in self._parts())
 
     @property
     def refusals(self) -> list[HomelabError]:
@@ -109,9 +119,9 @@ class Tree:
         return [*found.values()]
 
     @property
-    def told_host(self) -> Judged:
+    def told_host(self) -> JudgedHost:
         """The host, whose refusals stand against a step of any part."""
-        return replace(self.host, others_change=self.has_steps)
+        return self.told(self.host)
 
     @property
     def of_reboot(self) -> list[str]:
@@ -120,12 +130,13 @@ class Tree:
 
     def of_vm(self, vmid: int) -> tuple[str, JudgedGuest] | None:
         """A VM of the settings, with its name there."""
-        found = ((name, judged) for name, (wish, judged) in self.vms.items() if wish.vmid == vmid)
+        found = ((name, self.told(judged)) for name, (wish, judged) in self.vms.items() if wish.vmid == vmid)
         return next(found, None)
 
     def of_container(self, ctid: int) -> tuple[str, ContainerWish, JudgedGuest] | None:
         """The same of a container."""
-        found = ((name, wish, judged) for name, (wish, judged) in self.containers.items() if wish.ctid == ctid)
+        every = self.containers.items()
+        found = ((name, wish, self.told(judged)) for name, (wish, judged) in every if wish.ctid == ctid)
         return next(found, None)
 
 
@@ -198,20 +209,6 @@ def judged_systems(wanted: Settings, facts: HostFacts, of_nvidia: Sequence[Stack
                 place, what = f"{section}.{name}", f"what is installed in {label} {guest.guest_id} for its cards"
                 places[place] = of(place, str(guest.guest_id), what, Stage.INSIDE, guest)
     return places
-
-
-def with_restart(tree: Tree) -> Tree:
-    """The tree of a host of which is known whether it restarts: that is a step for what comes again after it."""
-    if not tree.restarts:
-        return tree
-    return replace(
-        tree,
-        mappings={name: replace(judged, others_change=True) for name, judged in tree.mappings.items()},
-        vms={name: (wish, replace(judged, others_change=True)) for name, (wish, judged) in tree.vms.items()},
-        containers={
-            name: (wish, replace(judged, others_change=True)) for name, (wish, judged) in tree.containers.items()
-        },
-    )
 
 
 def owners_vm(facts: HostFacts, vmid: int) -> JudgedGuest:

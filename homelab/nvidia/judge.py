@@ -72,7 +72,6 @@ def judge_system(
         steps=differences or (["packages: they aren't what the settings say"] if of_stack and is_read else []),
         against=[*([error] if error else ()), *of_stack],
         stage=stage,
-        others_change=not is_read,  # it may have steps
     )
 
 

@@ -17,7 +17,7 @@ from homelab.errors import HomelabError, NoPythonError, UnreachableError
 from homelab.facts.host import HostFacts
 from homelab.host import handover, plan
 from homelab.host.reboot import wanted as wanted_reboot
-from homelab.judged.tree import Settings, Tree, judged, judged_systems, with_restart
+from homelab.judged.tree import Settings, Tree, judged, judged_systems
 from homelab.nvidia import judge, preview, reading
 from homelab.nvidia.reading import SystemReading
 from homelab.reading import stacks, systems
@@ -68,7 +68,7 @@ def planned(
     off = preview.powered_off(facts, vms, containers)
     tree = replace(tree, others=[*tree.others, *of_api, *of_new, *off], unread=[*tree.unread, *remarks])
     try:
-        return tree if tree.refusals else with_restart(_with_files(session, tree))
+        return tree if tree.refusals else _with_files(session, tree)
     except UnreachableError:
         raise
     except HomelabError as error:  # such as a /boot that is too full
