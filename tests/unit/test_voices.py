@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from homelab import earlier
+from homelab.cards.mapping import judge_mapping
 from homelab.cli import doctor, show, stack_options
 from homelab.container.work import _drift
 from homelab.doctor.whole import Whole
@@ -24,6 +25,8 @@ from homelab.findings import Finding, Turn
 from homelab.host import plan
 from homelab.host.judge import judge_host
 from homelab.host.stack_folder import owner
+from homelab.judged import text
+from homelab.judged.tree import Settings
 from homelab.reading import diagnosis, planning
 from homelab.remote import ssh
 from homelab.remote.proxmox import probe as api
@@ -160,26 +163,26 @@ def heard(state: State, monkeypatch: pytest.MonkeyPatch) -> Heard:
     monkeypatch.setattr(stack_options, "read", lambda _: StackFile(Path("p", "Pulumi.s.yaml"), values))
     monkeypatch.setattr(stack_options, "noted", lambda *_: "p/s")
     monkeypatch.setattr(diagnosis, "read", lambda *_: read)
-    monkeypatch.setattr(ssh, "read", lambda *_, **__: facts)
+    monkeypatch.setattr(ssh.Session, "read", lambda *_, **__: facts)
     monkeypatch.setattr(ssh.Session, "plan", lambda _, layers: [*[{"files": []}] * (len(layers) - 1), reboot])
-    monkeypatch.setattr(planning, "_nvidia", lambda *asked: (asked[3], [], [], []))
+    monkeypatch.setattr(planning, "_with_systems", lambda _, tree, __: (tree, {}))
+    monkeypatch.setattr(planning, "_with_stacks", lambda _, tree, __: tree)
     monkeypatch.setattr(api, "check", lambda *_: [])
-    planned, errors = planning.judged("pve", one, vms, containers, "p/s", facts)
-    is_mapped = state["entry"] == USUAL["entry"] or not vms
+    tree = planning.planned(Settings("pve", one, vms, containers, "p/s"), facts=facts)
+    errors = tree.refusals
     of_host = judge_host(facts, one, had=had, stack="p/s", agent=earlier.AGENTS).drift
     drift = {HOST: [line for of_layer in of_host.values() for line in of_layer]}
-    drift[MAPPING] = [] if is_mapped else ["the PCI mapping big"]
+    drift[MAPPING] = judge_mapping(facts, one, "big", CARD.partition(".")[0]).steps if vms else []
     gpus = {gpu: plan.card_plan(facts, one, gpu, card["slot"]) for gpu, card in had.gpus.items()}
     for name, of_vm in vms.items():
         wish = preview.wish_of(name, of_vm, one, gpus)
-        drift[VM] = judge_vm(seen_of(facts, 103, wish.takes(one.hands_over), "p/s"), wish, facts).steps
+        drift[VM] = judge_vm(seen_of(facts, 103, wish.takes(one.hands_over), "p/s"), wish, facts, "p/s").steps
     inputs = replace(probe("pve"), power=containers["phoenix"].wanted_power)
-    drift[CONTAINER] = [] if facts.handover.away else _drift(facts, inputs)
+    drift[CONTAINER] = [] if facts.handover.away else _drift(facts, inputs, "p/s")
     asked = argparse.Namespace(host=None, identity=None)
     nodes = [node for root in show.trees(asked) for node in root.walk()]
     refused = {finding.found for finding in Finding.of(*errors)}
-    text = planned.text("pve", one) if planned and not errors else ""
-    return Heard(text, refused, drift, doctor.everything(asked), nodes)
+    return Heard("" if errors else text.of_plan(tree), refused, drift, doctor.everything(asked), nodes)
 
 
 def test_the_voices_say_the_same_of_drawn_states(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,7 +323,7 @@ def test_the_voices_say_the_same_of_drawn_states(monkeypatch: pytest.MonkeyPatch
                 next((text for text in blocks if text.startswith(f"  {guest} ")), ""),
                 told.drift.get(part, []),
             )
-            is_changed = any(power in block for power in preview.POWER.values())
+            is_changed = any(said in block for said in (*preview.POWER.values(), "what is noted of it is renewed"))
             if not is_changed and any(line not in block for line in lines):
                 yield "a refresh's step is the preview's", part, f"refresh: {lines}; preview: {block}"
             if lines and "no change" in block:
@@ -401,9 +404,9 @@ def test_an_owners_option_that_stops_a_start_is_told_with_both_cures(
     told = heard(USUAL | unusual, monkeypatch)
     assert any(gone in text for text in told.refused) is is_refused
     doctors = " ".join(one.found + one.next for one in told.doctor.findings)
-    for text in (doctors,) if is_refused else (doctors, told.plan):
-        assert gone in text
+    for said in (doctors,) if is_refused else (doctors, told.plan):
+        assert gone in said
         assert (
-            "make the mapping again (Datacenter -> Resource Mappings)" in text
-            and "`qm set 103 --delete hostpci1`" in text
+            "make the mapping again (Datacenter -> Resource Mappings)" in said
+            and "`qm set 103 --delete hostpci1`" in said
         )
