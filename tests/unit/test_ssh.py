@@ -588,7 +588,7 @@ def test_a_confirmed_boot_that_cannot_be_read_is_said_to_stay(monkeypatch: pytes
     assert restarted(monkeypatch, "new|new|hangs", OFF, "new|new|hangs", "new")[0] == "new"
     with pytest.raises(UnreachableError, match="boot new is confirmed, and the host doesn't take it back") as error:
         restarted(monkeypatch, "new|new|hangs", patience=0.02)
-    assert "has not ended" in error.value.found
+    assert "has not ended" in error.value.found and error.value.next.startswith("log in, and see what hangs (`lspci`")
 
 
 def test_a_host_that_never_goes_down_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
