@@ -40,7 +40,7 @@ def kept(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> dict[str, st
     of_settings = {device.address for slot in slots.values() for device in facts.functions(slot)}
     shared = ",".join(entry for entry in _other_ids(facts) if _names_one_of(entry, staying))
     others = [device for device in facts.devices if device.driver == "vfio-pci" and device.is_named(shared)]
-    # What can be plugged in is bound when its VM starts.
+    # For what comes later no word can name an address: `why_still_bound`.
     return {
         device.address: device.id
         for device in others
@@ -58,7 +58,13 @@ def why_still_bound(facts: HostFacts, functions: Collection[Device]) -> str:
         device.address not in homelab_bound and not device.is_named(running_ids) for device in functions
     ):
         return "this program's word is on the running kernel's command line, and hasn't helped"
-    return ""
+    shared = ",".join(entry for entry in _other_ids(facts) if _names_one_of(entry, functions))
+    later = [
+        device.address
+        for device in facts.devices
+        if device.driver == "vfio-pci" and device.is_named(shared) and facts.pluggable(device.address)
+    ]
+    return f"the same ids give {', '.join(later)} to vfio-pci, which can be plugged in later" if later else ""
 
 
 def stronger_than_words(facts: HostFacts, functions: Collection[Device]) -> str:

@@ -55,6 +55,14 @@ class IommuSettings(Model):
     (RMRR), which otherwise keeps the card from VMs. Data can be lost. Only for Intel, and only in Proxmox VE's
     kernels."""
 
+    @model_validator(mode="after")
+    def _switched_on(self) -> Self:
+        if self.relax_rmrr and self.enable is False:
+            raise ValueError(
+                "relaxRmrr: it is part of the word that switches the IOMMU on, and enable: false takes that away"
+            )
+        return self
+
 
 class Gpu(Model):
     """A card of a host. `match` says what it is, `address` where it is; set one of them, or both where two cards are

@@ -159,6 +159,8 @@ def _never_back(host: Host, last_problem: str, waited: float, confirmed: str) ->
         why=f"boot {confirmed} is confirmed, and the host doesn't take it back; something in it hangs"
         if confirmed
         else "its kernel may hang. If its boot was on trial, the host's default is what it had before",
-        next="look at its screen or its remote console, then switch it off and on: it starts with its default; "
+        next="log in, and see what hangs (`lspci`, `dmesg`, a disk); then run `pulumi up` again"
+        if confirmed
+        else "look at its screen or its remote console, then switch it off and on: it starts with its default; "
         "when it is back, run `pulumi up --refresh`",
     )

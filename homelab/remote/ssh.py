@@ -149,14 +149,16 @@ class Session:
     async def _process(
         self, command: str | None, script: str, seconds: float, on_line: Say | None
     ) -> AsyncIterator[tuple[asyncssh.SSHClientProcess[bytes], asyncio.Task[str], asyncio.Timeout]]:
-        """A command, as soon as it is its turn, with its log and the end of its time. Where a connection takes no more
-        commands (sshd's MaxSessions), one more is opened for it. Other arguments as of `_run`.
+        """A command, as soon as it is its turn, with its log and the end of its time. What it does is sent to it: so
+        where a connection turns out to have ended, or to take no more commands (sshd's MaxSessions), one more is opened
+        for it. Other arguments as of `_run`.
 
         :param seconds: after that it is ended: a host that goes down may keep a connection open, and answer its
             keepalives, without ever running the script.
         """
-        for tries_left in reversed(range(COMMANDS + 1)):
+        for tries_left in reversed(range(COMMANDS + 2)):
             connection = await login_of(self._host).opened(self._host, self._timeout)
+            has_waited = connection.turns.locked()
             connection.commands += 1
             process = None
             try:
@@ -167,11 +169,16 @@ class Session:
                     log = _begun(_heard(process.stderr, on_line))
                     yield process, log, limit
                     return
-            except asyncssh.ChannelOpenError as error:
-                await _require_open(connection.ssh, error)
-                if not tries_left:
+            except (OSError, asyncssh.Error) as error:
+                login_of(self._host).leave(connection)  # also one that didn't answer in time: it may be going down
+                if process is not None:
                     raise
-                login_of(self._host).leave(connection)
+                if await _has_ended(connection.ssh):
+                    # Where this command has waited, the host may be another run's by now.
+                    if has_waited or tries_left <= COMMANDS:
+                        raise ConnectionResetError from error
+                elif not tries_left or not isinstance(error, asyncssh.ChannelOpenError):
+                    raise
             finally:
                 if process is not None:
                     process.channel.abort()  # what it still prints is of no use; others' commands go on
@@ -206,8 +213,12 @@ class Session:
                         return answer
                     finally:
                         writer.channel.abort()
+            except TimeoutError:
+                login_of(self._host).leave(connection)  # as in `_process`
+                raise
             except asyncssh.ChannelOpenError as error:
-                await _require_open(connection.ssh, error)
+                if await _has_ended(connection.ssh):
+                    raise ConnectionResetError from error
                 if error.code == asyncssh.OPEN_CONNECT_FAILED:
                     return None
                 if error.code != asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED:
@@ -333,14 +344,10 @@ class Session:
         return resolving.choosing(reading, self._host.gpus)
 
 
-async def _require_open(connection: asyncssh.SSHClientConnection, error: asyncssh.ChannelOpenError) -> None:
-    """Tells a connection that has ended from one that takes no more channels.
-
-    :raises ConnectionResetError: it has ended.
-    """
+async def _has_ended(connection: asyncssh.SSHClientConnection) -> bool:
+    """Tells a connection that has ended from one that takes no more channels."""
     await asyncio.sleep(0)  # asyncssh says that it has ended a moment after what ends it
-    if connection.is_closed():
-        raise ConnectionResetError from error
+    return connection.is_closed()
 
 
 def _begun(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

@@ -92,3 +92,21 @@ class Settings(Model):
         for name, guest in (*self.vms.items(), *self.containers.items()):
             guest.take_name(name)
         return self
+
+    @model_validator(mode="after")
+    def _things_differ(self) -> Self:
+        """Hosts at one address are one node. Pulumi has one resource of a type and name: stacks of NVIDIA's are named
+        NAME, cards and files HOST-NAME."""
+        as_resource = "Pulumi would know the {} of both as {}; give one of them another name".format
+        things = [(place, as_resource("stack of NVIDIA's", place.partition(".")[2])) for place in self.stacks]
+        for name, host in self.hosts.items():
+            things.append((f"hosts.{name}", f"two hosts with the address {host.address}:{host.ssh.port}"))
+            things += [(f"hosts.{name}.gpus.{gpu}", as_resource("card", f"{name}-{gpu}")) for gpu in host.gpus]
+            things += [
+                (f"hosts.{name}.downloads.{file}", as_resource("file", f"{name}-{file}")) for file in host.downloads
+            ]
+        places: dict[str, str] = {}
+        for place, problem in things:
+            if (other := places.setdefault(problem, place)) != place:
+                raise ValueError(f"{other} and {place}: {problem}")
+        return self

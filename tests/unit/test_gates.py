@@ -665,6 +665,7 @@ def test_a_word_takes_a_card_that_stays_from_the_ids_of_others(case: str, facts:
 NOT_TAKEN_BACK: dict[str, tuple[HostFacts, str]] = {
     "driverctl": (bound_by_ids(vfio_mentions=["/etc/driverctl.d/pci-0000:01:00.0"]), "driverctl puts it there"),
     "options of initramfs-tools": (bound_by_ids(file="/etc/initramfs-tools/modules"), "come later than any word"),
+    "another card of the same ids, which can be plugged in": (bound_by_ids({**TWIN, "removable": True}), "give 0000:03:00.0 to vfio-pci"),
     "a word that hasn't helped": (
         bound_by_ids(cmdline={"running": "ro quiet vfio-pci.ids=", "configured": "quiet vfio-pci.ids=", "others": "quiet", "generated": ""}),
         "hasn't helped",
@@ -819,6 +820,8 @@ def test_of_two_cards_with_the_same_ids_one_stays_and_one_is_bound() -> None:
         "big": {"match": "10de:2b85", "address": "01:00", "use": "lxc"},
         "other": {"match": "10de:2b85", "address": "03:00"},
     }
+    (error,) = gates.check(bound_by_ids({**TWIN, "removable": True}), settings(two, takeOver=True))[1]
+    assert "give 0000:03:00.0 to vfio-pci, which can be plugged in later" in error.found
     want = plan.wanted(bound_by_ids(TWIN), settings(two, takeOver=True))
     assert want.vfio_words.split()[-1] == "vfio-pci.ids=" and "homelab.vfio=0000:03:00.0=10de:2b85" in want.vfio_words
 

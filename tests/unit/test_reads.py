@@ -169,7 +169,8 @@ def test_a_host_that_may_have_another_name_by_now_is_told_of(monkeypatch: pytest
     HostProbeWork({"hosts": json.dumps({"server": HOST})}).delete(inputs, outputs)
     assert "pve: if server is this host under another name" in said[-1] and "`pulumi up --refresh`" in said[-1]
     said.clear()
-    HostProbeWork({"hosts": "{}"}).delete(inputs, outputs)
+    for hosts in ("{}", "null", "no JSON"):
+        HostProbeWork({"hosts": hosts}).delete(inputs, outputs)
     assert not any("another name" in one for one in said)
 
 

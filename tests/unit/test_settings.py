@@ -124,6 +124,10 @@ def test_no_hosts_at_all_is_a_mistake() -> None:
         parse({})
 
 
+def test_two_hosts_with_one_address_are_a_mistake() -> None:
+    assert "two hosts with the address 192.168.0.202:22" in refused(hosts() | {"other": hosts()["pve"]})
+
+
 @rows(
     "values",
     [
@@ -201,6 +205,30 @@ def with_vms(vms: dict[str, Any], **gpus: Any) -> dict[str, str]:
     ssh = {"agent": True, "hostKeyFile": "key"}
     host = {"address": "192.168.0.202", "ssh": ssh, "gpus": gpus or {"rtx5090": {"match": "10de:2b85"}}}
     return {"hosts": json.dumps({"pve": host}), "vms": json.dumps(vms)}
+
+
+@pytest.mark.parametrize(
+    ("hosts", "what"),
+    [
+        ({"pve": "a-b", "pve-a": "b"}, "hosts.pve.gpus.a-b and hosts.pve-a.gpus.b: .* card of both as pve-a-b"),
+        ({"a": "one", "ai": "two"}, "hosts.ai and containers.ai: .* stack of NVIDIA's of both as ai"),
+        ({"a": "one", "b": "one"}, ""),
+    ],
+)
+def test_two_resources_of_one_name_are_refused(hosts: dict[str, str], what: str) -> None:
+    common = {"ssh": {"agent": True, "hostKeyFile": "key"}, "nvidia": {"driver": "580"}}
+    described = {
+        name: {**common, "address": f"192.0.2.{number}", "gpus": {card: {"match": "10de:2b85", "use": "lxc"}}}
+        for number, (name, card) in enumerate(hosts.items(), 1)
+    }
+    first, card = next(iter(hosts.items()))
+    containers = {"ai": {"host": first, "ctid": 201, "gpus": [card], "nvidia": {}}}
+    texts = {"hosts": json.dumps(described), "containers": json.dumps(containers)}
+    if not what:
+        assert len(parse(texts).stacks) == 3
+        return
+    with pytest.raises(HomelabError, match=what):
+        parse(texts)
 
 
 @rows(
@@ -293,3 +321,8 @@ def test_what_is_overridden_is_a_word_that_the_kernel_takes(written: str, meant:
         assert "iommu.acsOverride" in refused(configuration)
     else:
         assert loaded(configuration).hosts["pve"].iommu.acs_override == meant
+
+
+def test_rmrr_is_relaxed_by_the_word_that_switches_the_iommu_on() -> None:
+    assert "relaxRmrr" in refused(hosts(iommu={"relaxRmrr": True, "enable": False}))
+    assert loaded(hosts(iommu={"relaxRmrr": True})).hosts["pve"].iommu.relax_rmrr

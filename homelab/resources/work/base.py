@@ -4,7 +4,6 @@ to it."""
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from homelab.resources.base import Act, HostInputs, Resource
 from homelab.resources.work import silent_host
 from homelab.resources.work.plain import Properties
 from homelab.settings import Container, Host, Settings, Timeouts, Vm, load_host, parse
+from homelab.settings.parsing import decoded
 from homelab.shapes import BootSeen, ShutdownInputs
 from homelab.text import tell
 from remote_scripts.both.terms import Terms
@@ -97,7 +97,8 @@ class StackTexts:
 
     def host_names(self) -> list[str]:
         """The names of the hosts that the settings have, whatever else they say."""
-        return sorted(json.loads(self.texts.get("hosts") or "{}"))
+        hosts = decoded(self.texts.get("hosts"))
+        return sorted(hosts) if isinstance(hosts, dict) else []
 
     def _settings(self, *guests: str) -> Settings:
         return parse({key: self.texts[key] for key in ("hosts", *guests) if self.texts.get(key)})
