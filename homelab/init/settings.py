@@ -3,6 +3,7 @@ stands ready to be switched on. In a file that exists, comments and order stay."
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -49,7 +50,7 @@ def without_example(text: str) -> str:
 def flow(value: Any) -> str:
     """A value on one line of YAML. Texts are in quotes where another reader might take them for something else."""
     in_brackets = yaml.safe_dump([value], default_flow_style=True, sort_keys=False, allow_unicode=True, width=2**20)
-    return in_brackets[1:-2]
+    return in_brackets[1:-2] if in_brackets.count("\n") == 1 else json.dumps(value, ensure_ascii=False)
 
 
 def place(facts: HostFacts, node: str, name: str) -> dict[str, str]:
@@ -165,6 +166,20 @@ def _software(
     ]
 
 
+class _Loader(stack_file.Loader):
+    """Takes each key for a text, as Pulumi does, and refuses one that is there twice."""
+
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        names = [key.value for key, _ in node.value]
+        for number, (key, _) in enumerate(node.value):
+            if key.value in names[:number]:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1} has the key {key.value} a second time")
+            if key.tag != "tag:yaml.org,2002:merge":
+                key.tag = self.DEFAULT_SCALAR_TAG
+        return node
+
+
 def merged(text: str, more: str, sets: Sequence[str], host: str) -> str:
     """A file's text with the settings of another; what stands there already stays as it is written, with its comments
     but for those in a list of which something goes.
@@ -173,6 +188,8 @@ def merged(text: str, more: str, sets: Sequence[str], host: str) -> str:
     :raises Mistake: the file isn't YAML, or of another form; or one of `sets` isn't of that form.
     """
     changed = text.replace("\r\n", "\n")
+    if changed[-1:] not in ("", "\n"):
+        changed += "\n"
     try:
         for part in (more, *(_setting(each, host) for each in sets)):
             changed = _with(changed, part)
@@ -187,22 +204,26 @@ def merged(text: str, more: str, sets: Sequence[str], host: str) -> str:
 def _with(text: str, more: str) -> str:
     """A file's text with the settings of one other text.
 
-    :raises yaml.YAMLError: it has a form that isn't known here, such as an alias: it would say something else.
+    :raises yaml.YAMLError: it isn't YAML, or has a form, such as an alias, in which it would say something else.
     """
-    now = stack_file.parsed(text) or {}
-    if "config" in now and not now["config"]:
-        text = re.sub(r"^config:.*\n?", "", text, flags=re.MULTILINE)
-    if not stack_file.parsed(text):  # a new file, or one with nothing but comments, or Pulumi's empty one
-        return (re.sub(r"^{}\s*", "", text, flags=re.MULTILINE) or clean(HEAD)) + more
-    wanted = _together(now, stack_file.parsed(more))
-    nodes = [yaml.compose(one, stack_file.Loader) for one in (text, more)]
-    changed = text
-    edits = _edits(text, nodes[0], now, wanted, more, nodes[1])
-    for start, end, put in reversed(sorted(edits, key=lambda edit: edit[0])):
-        changed = f"{changed[:start]}{put}{changed[end:]}"
-    if stack_file.parsed(changed) != wanted:
-        raise yaml.YAMLError("it has an anchor (&), an alias (*) or another form that isn't understood here")
-    return changed
+    now = stack_file.parsed(text, _Loader) or {}
+    wanted = _together(now, stack_file.parsed(more, _Loader))
+    if not now:  # a new file, or one with nothing but comments, or Pulumi's empty one
+        changed = (re.sub(r"^{}\s*", "", text, flags=re.MULTILINE) or clean(HEAD)) + more
+    else:
+        changed = text
+        nodes = [yaml.compose(one, _Loader) for one in (text, more)]
+        edits = _edits(text, nodes[0], now, wanted, more, nodes[1])
+        for start, end, put in reversed(sorted(edits, key=lambda edit: edit[0])):
+            changed = f"{changed[:start]}{put}{changed[end:]}"
+    try:
+        if stack_file.parsed(changed, _Loader) == wanted:
+            return changed
+    except yaml.YAMLError:
+        pass  # its message would tell of a line that isn't in the file
+    shared = any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text))
+    form = "an alias (*), whose value two places share" if shared else "a form of YAML that isn't known here"
+    raise yaml.YAMLError(f"it has {form}")
 
 
 def _together(now: Any, more: Any) -> Any:
@@ -223,19 +244,29 @@ def _edits(
     :param added: the mapping in `more` that says what is new.
     """
     here = {key.value: (key, value) for key, value in node.value}
+    # In front of a mapping may be a tag, and in front of its first key `?`.
+    column = min(node.start_mark.column, node.value[0][0].start_mark.column)
     # What is further inside comes first, as both may come to one place.
     for key, value in sorted(added.value, key=lambda pair: pair[0].value not in here):
         name = key.value
+        old: Any = here[name][1] if name in here else None
         if name not in here and node.flow_style:
-            yield node.end_mark.index - 1, node.end_mark.index - 1, f", {name}: {flow(wanted[name])}"
+            at, item = node.end_mark.index - 1, f"{flow(name)}: {flow(wanted[name])}"
+            has_comma = "," in re.sub("#.*", "", text[_end(text, node.value[-1][1]) : at])
+            yield at, at, f" {item}," if has_comma else f", {item}"
         elif name not in here:
             block = more[key.start_mark.index - key.start_mark.column : _end_of_line(more, value)]
             lines = f"{name}: {flow(wanted[name])}" if added.flow_style else block
             at = _end_of_line(text, node)
-            yield at, at, "\n" + textwrap.indent(textwrap.dedent(lines), " " * node.start_mark.column)
+            yield at, at, "\n" + textwrap.indent(textwrap.dedent(lines), " " * column)
         elif now[name] == wanted[name]:
             continue
-        elif isinstance(old := here[name][1], yaml.MappingNode) and old.value and isinstance(value, yaml.MappingNode):
+        elif isinstance(value, yaml.MappingNode) and not (now[name] or node.flow_style or value.flow_style):
+            lines = more[_end_of_line(more, key) : _end_of_line(more, value)]
+            at = _end_of_line(text, old)
+            yield here[name][0].end_mark.index, _end(text, old), ":"
+            yield at, at, textwrap.indent(textwrap.dedent(lines), " " * (column + 2))
+        elif isinstance(old, yaml.MappingNode) and old.value and isinstance(value, yaml.MappingNode):
             yield from _edits(text, old, now[name], wanted[name], more, value)
         elif isinstance(old, yaml.SequenceNode) and not old.flow_style and wanted[name][: len(old.value)] == now[name]:
             at, items = _end_of_line(text, old), wanted[name][len(old.value) :]
@@ -248,6 +279,8 @@ def _end(text: str, node: yaml.Node) -> int:
     """Where a value ends in a text; what comes below it may be comments on what follows."""
     while isinstance(node, yaml.CollectionNode) and node.value and not node.flow_style:
         node = node.value[-1][1] if isinstance(node, yaml.MappingNode) else node.value[-1]
+    if re.match(r"[|>]\d?\+", text[node.start_mark.index :]):  # the empty lines behind it are its own
+        return int(node.end_mark.index) - 1
     return len(text[: node.end_mark.index].rstrip())
 
 
@@ -266,5 +299,11 @@ def _setting(text: str, host: str) -> str:
         raise Mistake(
             f"--set {text}: write PATH=VALUE, such as vms.sandbox.machine=q35; docs/settings.md has the paths"
         )
-    keys = ("config", f"homelab:{parts[0]}", *parts[1:])
-    return "\n".join(f"{'  ' * depth}{key}:" for depth, key in enumerate(keys)) + f" {value}\n"
+    keys = ("config", f"homelab:{parts[0]}", *map(flow, parts[1:]))
+    try:
+        written = flow(stack_file.parsed(value, _Loader))
+    except yaml.YAMLError:  # its message may quote a secret
+        raise Mistake(
+            f"--set {path}: its value can't be read as YAML; write a text with such signs in quotes"
+        ) from None
+    return "\n".join(f"{'  ' * depth}{key}:" for depth, key in enumerate(keys)) + f" {written}\n"

@@ -52,12 +52,13 @@ class Loader(yaml.SafeLoader):
         return self.DEFAULT_SCALAR_TAG if is_time or is_word else tag
 
 
-def parsed(text: str) -> Any:
+def parsed(text: str, loader: type[Loader] = Loader) -> Any:
     """What a stack's file says, as Pulumi reads it.
 
+    :param loader: a stricter one, where a file is to be changed.
     :raises yaml.YAMLError: it isn't YAML.
     """
-    return yaml.load(text, Loader=Loader)  # noqa: S506 (derived from the safe one)
+    return yaml.load(text, Loader=loader)  # noqa: S506 (derived from the safe one)
 
 
 def is_encrypted(value: Any) -> bool:

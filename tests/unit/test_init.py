@@ -255,8 +255,8 @@ def test_of_vms_one_has_a_card_at_a_time() -> None:
 
 
 def test_any_setting_can_be_given() -> None:
-    def put(setting: str) -> Any:
-        return yaml.safe_load(init_settings.merged("", "config: {}\n", [setting], "pve"))["config"]
+    def put(*settings: str) -> Any:
+        return yaml.safe_load(init_settings.merged("", "config: {}\n", settings, "pve"))["config"]
 
     assert put("vms.sandbox.machine=q35") == {"homelab:vms": {"sandbox": {"machine": "q35"}}}
     allowed = {"homelab:hosts": {"pve": {"gpus": {"a": {"allowConsole": True}}}}}
@@ -265,7 +265,12 @@ def test_any_setting_can_be_given() -> None:
     # As a refusal names it, without the host.
     assert put("gpus.a.allowConsole=true") == allowed
     assert put("iommu.allowUnsafeInterrupts=true")["homelab:hosts"]["pve"]
-    for wrong in ("vms", "=1", "vms..x=1"):
+    # A value is read by itself, and a key is a text.
+    for value in ("a: b", "- a", "{a: b}", "[1, true]", '"a\\nb"', "|\n a\n b\n", "a # b", "&x a"):
+        assert put(f"vms.a.b={value}") == {"homelab:vms": {"a": {"b": yaml.safe_load(value)}}}
+    for key in ("103", "true", "null", "~", "#a", "a:"):
+        assert put(f"vms.{key}.a=1", f"vms.{key}.b=2") == {"homelab:vms": {key: {"a": 1, "b": 2}}}
+    for wrong in ("vms", "=1", "vms..x=1", "vms.a.b=!x c", "vms.a.b=a: b: c", "vms.a.b={a: 1, a: 2}"):
         with pytest.raises(Mistake, match="--set"):
             put(wrong)
 
