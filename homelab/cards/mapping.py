@@ -98,7 +98,11 @@ def judge_mapping(facts: HostFacts, host: Host, gpu: str, slot: str) -> Judged:
     entries = [value for key, value in properties if key == "map"]
     old_path = noted_path(mapping_note(facts.ledger, node, mapping), gpu)
     first = facts.functions(path)[0] if path in facts.by_address else facts.functions(slot)[0]
-    wanted = as_text(node, entry_of(path, first.id, first.subsystem, first.group))
+    present = own_entry(entries, node, path, old_path)
+    to_be = entry_of(path, first.id, first.subsystem, first.group)
+    if not facts.iommu.groups:  # the group isn't known before the restart
+        to_be["iommugroup"] = parse("map", present or "").get("iommugroup", "")
+    wanted = as_text(node, to_be)
     lacks_flag = host.gpus[gpu].live_migration and mapping not in vm_conf.migrating(facts.guests.mappings)
     against = list[HomelabError]()
     try:
@@ -108,6 +112,6 @@ def judge_mapping(facts: HostFacts, host: Host, gpu: str, slot: str) -> Judged:
     return Judged(
         title=f"the PCI mapping {mapping} to be what is in the slot",
         why="Proxmox VE compares them at each start and refuses a VM whose card has changed",
-        steps=steps(mapping, own_entry(entries, node, path, old_path), wanted, lacks_flag=lacks_flag),
+        steps=steps(mapping, present, wanted, lacks_flag=lacks_flag),
         against=against,
     )

@@ -170,10 +170,10 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
         parts.append(whole.Part(f"hosts.{name}", host_judge.diagnose(reading, tree)))
         for vm_name, guest in tree.wanted.vms.items():
             of_vm = functools.partial(vm.diagnose, reading, guest.vmid, tree)
-            parts.append(_part(f"vms.{vm_name}", tree.vms[vm_name][1], of_vm))
+            parts.append(_part(f"vms.{vm_name}", tree.told(tree.vms[vm_name][1]), of_vm))
         for lxc_name, lxc in tree.wanted.containers.items():
             of_lxc = functools.partial(container.diagnose, reading, lxc.ctid, tree=tree)
-            parts.append(_part(f"containers.{lxc_name}", tree.containers[lxc_name][1], of_lxc))
+            parts.append(_part(f"containers.{lxc_name}", tree.told(tree.containers[lxc_name][1]), of_lxc))
     notes += [compatibility.load().known_releases(datetime.date.today())] if settings.stacks else []
     return whole.Whole(file.stack, parts, notes)
 

@@ -85,7 +85,7 @@ def of_settings(tree: Tree, ctid: int) -> WantedCards | None:
         away=[*away.values()],
         sunk=[text for gpu, text in away.items() if handover.has_sunk(facts, gpu)],
         judged=judged,
-        system=tree.systems.get(f"containers.{name}", WantedCards.system),
+        system=tree.told(tree.systems.get(f"containers.{name}", WantedCards.system)),
         is_set=True,
     )
 

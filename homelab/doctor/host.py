@@ -25,8 +25,9 @@ def diagnose(reading: Reading, tree: Tree) -> Report:
     facts, host = reading.facts, tree.wanted.host
     slots = {name: card["slot"] for name, card in tree.want.gpus.items()}
     shown_slots = sorted({one.slot for one in facts.display_devices if one.is_nvidia} | set(slots.values()))
-    judged = [tree.told_host, *tree.mappings.values(), *tree.leaving.values()]
-    judged += [tree.systems[f"hosts.{tree.wanted.name}"]] if host.nvidia else []
+    of_host = [*tree.mappings.values(), *tree.leaving.values()]
+    of_host += [tree.systems[f"hosts.{tree.wanted.name}"]] if host.nvidia else []
+    judged = [tree.told_host, *map(tree.told, of_host)]
     # Of all of NVIDIA's: what its driver says of a card may be about another one that the settings don't have.
     names = {slot: f"gpus.{name}" for name, slot in slots.items()}
     named_slots = {names.get(slot, slot): slot for slot in shown_slots}

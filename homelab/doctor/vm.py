@@ -82,14 +82,18 @@ def _judged(tree: Tree, vmid: int, slots: list[str]) -> list[Judged]:
     """
     facts, of_settings = tree.facts, tree.of_vm(vmid)
     gives_cards, is_unhooked = tree.wanted.host.gives_cards, str(vmid) in facts.handover.lost_hooks
-    of_host = [tree.told_host] if is_unhooked or (gives_cards and not facts.iommu.groups) else []
+    uses = tree.wanted.vms[of_settings[0]].gpus if of_settings else []
+    # Of a card of the settings that isn't found its host tells.
+    lacks_card = any(use.gpu not in tree.want.gpus for use in uses)
+    of_host = [tree.told_host] if is_unhooked or lacks_card or (gives_cards and not facts.iommu.groups) else []
     without = [] if gives_cards else [error.retold(next=_NO_GROUPS) for error in plan.without_groups(facts)]
     found = [*of_host, Judged(title="", why="", wrong=without), *(_gates(tree, slot) for slot in slots)]
     if of_settings is None:
         return [*found, owners_vm(facts, vmid)]
     name, judged = of_settings
-    mappings = [tree.mappings[use.gpu] for use in tree.wanted.vms[name].gpus if use.gpu in tree.mappings]
-    return [*found, judged, *mappings, *([one] if (one := tree.systems.get(f"vms.{name}")) else [])]
+    parts = [tree.mappings[use.gpu] for use in uses if use.gpu in tree.mappings]
+    parts += [one] if (one := tree.systems.get(f"vms.{name}")) else []
+    return [*found, judged, *map(tree.told, parts)]
 
 
 def _slots(reading: Reading, tree: Tree, key: str, value: str) -> list[str]:

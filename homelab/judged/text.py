@@ -32,6 +32,8 @@ def of_guests(tree: Tree) -> list[str]:
         lines += container_plan.lines(container, wanted.containers[container], to_be, tree.told(of_it), facts)
     for place, of_leaving in tree.leaving.items():
         lines += preview.leaving_lines(place, of_leaving, facts)
-    lines += [f"  {line}" for one in map(tree.told, tree.mappings.values()) for line in (*one.steps, *one.met)]
+    lines += [f"  {step}" for mapping in tree.mappings.values() for step in mapping.steps]
+    parts = [*tree.mappings.values(), *tree.leaving.values(), *tree.systems.values()]
+    lines += [f"  {line}" for part in map(tree.told, parts) for line in part.met]
     lines += [stack.text for stack in tree.stacks]
     return [*lines, *(f"  note: {remark}" for remark in tree.unread)]

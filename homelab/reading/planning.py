@@ -185,15 +185,18 @@ def _read_vms(
     host: Host, facts: HostFacts, vms: Mapping[str, Vm], timeout: float | None
 ) -> tuple[dict[str, ssh.Session], dict[str, SystemReading], list[str], list[HomelabError]]:
     """Reads the VMs that run and accept a login: sessions by their place in the settings; readings by id; a remark
-    about each that doesn't accept it; the refusal of one without Python. A VM that is off, or whose address its guest
-    agent names, is read once it has its card.
+    about each that isn't read; the refusal of one without Python. A VM that is off, or whose address its guest agent
+    names, is read once it has its card.
     """
     sessions, found = dict[str, ssh.Session](), dict[str, SystemReading]()
     remarks, refused = list[str](), list[HomelabError]()
     for name, vm in vms.items():
         config = facts.guests.config(vm.vmid)
-        runs = config is not None and not config.is_windows and vm.vmid in facts.guests.running
-        if not runs or vm.nvidia is None or vm.ssh is None or vm.static_address == "agent":
+        if vm.nvidia is None or vm.ssh is None or config is None or config.is_windows:
+            continue
+        runs = vm.vmid in facts.guests.running
+        if not runs or vm.static_address == "agent":
+            remarks.append(_unread(name, "its address is its guest agent's" if runs else "it is off"))
             continue
         try:
             vm_host = host.model_copy(update={"ssh": vm.ssh, "address": vm.static_address})
@@ -203,8 +206,11 @@ def _read_vms(
         except NoPythonError as error:
             refused.append(error.retold(wanted=f"Python in vms.{name}"))
         except HomelabError as error:
-            remarks.append(
-                f"vms.{name} was not looked into ({error.found}): whether NVIDIA's stack fits what is in it shows "
-                "once it has its card"
-            )
+            remarks.append(_unread(name, error.found))
     return sessions, found, remarks, refused
+
+
+def _unread(name: str, why: str) -> str:
+    return (
+        f"vms.{name} was not looked into ({why}): whether NVIDIA's stack fits what is in it shows once it has its card"
+    )

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from homelab.host.plan import PlannedReboot
-from homelab.judged.tree import Tree, with_restart
+from homelab.judged.tree import Tree
 from remote_scripts.both.reboot import Reason
 from tests.unit.hosts import tree, vm_note
 from tests.unit.test_cards import facts_config, two_in_one_group, vm
@@ -42,17 +42,26 @@ RESTART = PlannedReboot(reboot="yes", boot_id="1", reasons=(Reason(said="iommu=p
 @pytest.mark.parametrize(
     ("about", "found"),
     [
-        ({"lines": f"{LINES}\nlock: backup"}, "it is locked (backup)"),
         ({"lines": LINES.replace("q35", "pc")}, "machine: pc"),
         ({"mapping": "\tmap id=144d:a80c,node=pve,path=0000:05:00\n"}, "there is one of that name, for another device"),
     ],
 )
-def test_what_stands_against_a_guest_is_refused_before_the_host_restarts_for_something_else(
+def test_what_stands_against_a_guest_is_refused_with_the_steps_of_any_other_part(
     about: dict[str, str], found: str
 ) -> None:
-    """The restart is a step for it: it is looked at again afterwards."""
-    before = judged(**about)
-    assert not any(found in error.found for error in before.parts_refused)
-    after = with_restart(replace(before, reboot=RESTART))
-    assert any(found in error.found for error in after.parts_refused)
-    assert with_restart(replace(before, reboot=replace(RESTART, reboot="no"))).parts_refused == before.parts_refused
+    """It is a person's turn where nothing changes."""
+    changing = judged(**about)
+    assert changing.host.steps and any(found in error.found for error in changing.parts_refused)
+    still = replace(changing, host=replace(changing.host, steps=[]), mappings={}, systems={})
+    mapping = replace(changing.mappings["one"], steps=[])
+    still = replace(still, mappings={"one": mapping})
+    assert still.parts_refused == []
+    assert any(found in line for part in still.parts() for line in part.met)
+
+
+def test_what_holds_a_guest_for_now_is_refused_where_it_changes_or_the_host_restarts() -> None:
+    locked = judged(f"{LINES}\nlock: backup")
+    assert locked.host.steps and locked.parts_refused == []
+    restarting = replace(locked, reboot=RESTART)
+    assert ["it is locked (backup)" in error.found for error in restarting.parts_refused] == [True]
+    assert replace(locked, reboot=replace(RESTART, reboot="no")).parts_refused == []
