@@ -224,7 +224,9 @@ def judge_container(wish: ContainerWish, facts: HostFacts, stack: str = "") -> J
     title = f"container {_title(config) if config else wish.ctid} to be as {place} says"
     absent = [*refusals.absent(CONTAINER, wish.ctid, place, facts, is_made=wish.is_made)]
     if config is None or absent:
-        steps = [f"container {wish.ctid}: not there -> created" if wish.is_made else f"container {wish.ctid} is gone"]
+        steps = [
+            f"container {wish.ctid}: not there -> created" if wish.is_made else f"container {wish.ctid} isn't there"
+        ]
         return JudgedGuest(title=title, steps=steps, against=[*absent, *wish.refused])
     there, remarks = facts.card_nodes, list[str]()
     will_run = runs if facts.guests.unlisted else is_to_run(runs, wish.power)

@@ -45,7 +45,7 @@ def judge(name: str, vm: Vm, wish: Wish, seen: SeenVm, facts: HostFacts, stack: 
     """
     title = f"VM {vm.vmid} to be as vms.{name} says"
     if absent := [*refusals.absent(VM, vm.vmid, f"vms.{name}", facts, is_made=vm.create is not None)]:
-        return JudgedGuest(title=title, steps=[f"VM {vm.vmid} is gone"], against=absent)
+        return JudgedGuest(title=title, steps=[f"VM {vm.vmid} isn't there"], against=absent)
     if len(wish.cards) < len(vm.gpus):
         return JudgedGuest(title=title, runs=seen.runs, will_run=seen.runs)
     kept = (f"vms.{name}.gpus ({use.gpu})" for use in vm.gpus if use.driver == "keep")

@@ -76,7 +76,7 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
         seen = self._transaction(inputs).read(self._wanted(inputs))
         notes = list[str]()
         if not seen.node:
-            drift = [f"VM {vmid} is gone"]
+            drift = [f"VM {vmid} isn't there"]
         elif not seen.is_here or seen.node != inputs.node:
             drift = [elsewhere("", "qemu", vmid, inputs.node, seen.node).found]
         else:

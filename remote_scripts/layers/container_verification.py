@@ -110,8 +110,8 @@ def _opened(system: System, inside: System, node: Node, given_by: str, *, has_us
             return [], f"{name}: {_explained(error)}"
     numbers = f"{device.major:x}:{device.minor:x}"
     there = _ask(inside, "stat", "-c", "%t:%T", path).text if node.group else numbers
-    is_its = there in ("", numbers)
-    return opened, "" if is_its else f"it is the device {there} inside, and {numbers} on the host (in hexadecimal)"
+    another = f"it is the device {there} inside, and {numbers} on the host (in hexadecimal)"
+    return opened, "" if there in ("", numbers) else another
 
 
 def _ask(inside: System, *words: str) -> Done:

@@ -53,8 +53,7 @@ def read(system: System, wanted: Wanted) -> Answer:
 def _machine(system: System) -> str:
     """No serial number: the files with these have other names."""
     pairs = ([system.files.text(f"{_DMI}/{name}").strip() for name in names] for names in _MACHINE)
-    machine_and_board = dict.fromkeys(" ".join(filter(None, pair)) for pair in pairs)
-    return "; board: ".join(filter(None, machine_and_board))
+    return "; board: ".join(filter(None, dict.fromkeys(" ".join(filter(None, pair)) for pair in pairs)))
 
 
 def _processor(system: System) -> str:

@@ -93,7 +93,8 @@ def _reboot(system: System, wanted: Wanted, decided: Planned) -> Answer:
     await_cluster = partial(cluster.await_cluster, system, TURN_SECONDS, keep_quorum=wanted.keep_quorum)
     if why := await_cluster():
         raise cluster.refused(why)
-    system.log.say(f"rebooting ({' '.join(one.said for one in decided.reasons)})")
+    stops = ", ".join(map(str, decided.guests)) or decided.unlisted or "no guest"
+    system.log.say(f"rebooting ({' '.join(one.said for one in decided.reasons)}); this stops: {stops}")
     if trial.state(system) == "running":  # unconfirmed: it is to be started once more
         trial.arm(system, wanted.rollback_after, {})
     is_trial = trial.state(system) == "armed"

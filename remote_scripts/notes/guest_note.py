@@ -166,10 +166,9 @@ def refused_to_stack(note: Note, kind: Kind, guest: int, stack: str) -> Failure 
     others, _, name = note.owner.rpartition("/")
     if others in ("", stack):
         return None
-    section = "vms" if kind is VM else "containers"
     return Failure(
         f"{kind.label} {guest} given its cards",
-        f"it has its cards from the stack {others}, as {section}.{name}",
+        f"it has its cards from the stack {others}, as {'vms' if kind is VM else 'containers'}.{name}",
         f"a {kind.label} is one stack's; nothing was changed",
         f"take it out of the settings of one of the two, and run `pulumi up` there; if {others} is gone or renamed, "
         f'correct "owner" in /etc/pve/homelab/{kind.name}-{guest}',

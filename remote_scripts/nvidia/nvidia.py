@@ -55,8 +55,8 @@ def loaded(system: System) -> Module:
 
 def major_of(system: System, driver: str) -> int | None:
     """A character device's major number; None while its module isn't loaded."""
-    text = _read(system, "/proc/devices").partition("Block devices:")[0]
-    match = re.search(rf"^ *([0-9]+) {driver}$", text, re.MULTILINE)
+    characters = _read(system, "/proc/devices").partition("Block devices:")[0]
+    match = re.search(rf"^ *([0-9]+) {driver}$", characters, re.MULTILINE)
     return int(match[1]) if match else None
 
 
@@ -70,8 +70,7 @@ def minor_of(system: System, address: str) -> int | None:
 
 def minors(system: System) -> dict[str, int]:
     """These numbers of all cards that the driver has, by address."""
-    found = {address: minor_of(system, address) for address in system.files.names(GPUS)}
-    return {address: minor for address, minor in found.items() if minor is not None}
+    return {address: minor for address in system.files.names(GPUS) if (minor := minor_of(system, address)) is not None}
 
 
 def trouble(system: System) -> Trouble | None:

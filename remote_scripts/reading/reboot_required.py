@@ -96,8 +96,9 @@ def _functions_lack(system: System, functions: tuple[str, ...]) -> Iterator[Reas
     for address in functions:
         bound_to = driver_of(system, address)
         if bound_to != "vfio-pci" and system.files.exists(f"{DEVICES}/{address}"):
-            said = f"{address} is on {bound_to or 'no driver'}, not on vfio-pci"
-            yield Reason(said, function=address, driver="vfio-pci")
+            yield Reason(
+                f"{address} is on {bound_to or 'no driver'}, not on vfio-pci", function=address, driver="vfio-pci"
+            )
 
 
 def _driver_lacks(system: System, wanted: Boot) -> Iterator[Reason]:
@@ -111,5 +112,4 @@ def _driver_lacks(system: System, wanted: Boot) -> Iterator[Reason]:
         yield Reason(f"NVIDIA's driver {loaded.version} is loaded, not {wanted.driver}")
     for address, name in driver.held(system).items():
         if address not in wanted.functions:
-            said = f"{address} is on {name}, not on NVIDIA's driver"
-            yield Reason(said, function=address, driver="NVIDIA's driver")
+            yield Reason(f"{address} is on {name}, not on NVIDIA's driver", function=address, driver="NVIDIA's driver")

@@ -232,7 +232,7 @@ def test_one_that_is_gone_is_told_alike(tmp_path: Path) -> None:
     facts = replace(facts, guests=replace(facts.guests, configs=[]))
     (error,) = preview(facts, phoenix=container())[1]
     assert error.found == "no such container on the host; there are: none"
-    assert _drift(facts, probe("pve")) == ["container 901 is gone"]
+    assert _drift(facts, probe("pve")) == ["container 901 isn't there"]
     read = reading(facts=facts)
     read = replace(read, facts=facts, extra=replace(read.extra, containers=()))
     with pytest.raises(HomelabError) as raised:
