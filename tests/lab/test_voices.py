@@ -33,7 +33,7 @@ GRUB, INIT_TOP = "$HOMELAB_ROOT/etc/default/grub.d", "$HOMELAB_ROOT/etc/initramf
 HOME, HA = "$HOMELAB_ROOT/var/lib/homelab", "$HOMELAB_ROOT/etc/pve/ha"
 QEMU, LXC = "$HOMELAB_ROOT/etc/pve/qemu-server", "$HOMELAB_ROOT/etc/pve/lxc"
 #: How many of the bases are tried in `make test`, and of each how many states: with one thing done, with several; of several in each night.
-TRIED, ALONE, TOGETHER, EVERY_NIGHT = 4, 5, 2, 4
+TRIED, ALONE, TOGETHER, EVERY_NIGHT = 4, 5, 2, 20
 ENTRY = "id=10de:2b85,iommugroup=14,node=pve,subsystem-id=1043:89e3"
 NO_REBOOT = {"iommu": {"enable": False, "passthrough": False}}
 Act = str | Callable[["HostToHear"], object]
