@@ -94,7 +94,7 @@ class Judged:
         turn = Turn.REFUSED if self.refusals else Turn.PERSON
         of_steps = Finding(self.title, "; ".join(self.steps), self.why, UP, self.stage, Turn.UP)
         against = Finding.of(*(self.refusals or self.against), stage=self.stage, turn=turn)
-        wrong = Finding.of(*self.wrong, stage=self.stage)
+        wrong = Finding.of(*(one for one in self.wrong if one not in self.refusals), stage=self.stage)
         return [*dict.fromkeys([*against, *([of_steps] if self.steps else []), *wrong])]
 
     @property

@@ -62,7 +62,10 @@ def why_still_bound(facts: HostFacts, functions: Collection[Device]) -> str:
     later = [
         device.address
         for device in facts.devices
-        if device.driver == "vfio-pci" and device.is_named(shared) and facts.pluggable(device.address)
+        if device not in functions
+        and device.driver == "vfio-pci"
+        and device.is_named(shared)
+        and facts.pluggable(device.address)
     ]
     return f"the same ids give {', '.join(later)} to vfio-pci, which can be plugged in later" if later else ""
 

@@ -642,6 +642,7 @@ TWIN = {**gpu("0000:03:00", 18)[0], "driver": "vfio-pci"}
         bound_by_ids(device("0000:03:00.0", "10de:2684", "030000", 18, driver="vfio-pci", removable=True), ids=f"{IDS},10de:2684"),
         "vfio-pci.ids=10de:2684",
     ),
+    ("where it can be plugged in itself", bound_by_ids(devices=[{**one, "driver": "vfio-pci", "removable": True} for one in gpu()]), "vfio-pci.ids="),
     ("with one that isn't there", bound_by_ids(ids=f"{IDS},10de:2803"), "vfio-pci.ids=10de:2803"),
     ("with one that the ids had no effect on", bound_by_ids(UNBOUND, ids=f"1022:15e3,{IDS}"), "vfio-pci.ids="),
     ("with every card of NVIDIA's", bound_by_ids(ids=f"10de:ffffffff:ffffffff:ffffffff:00030000:ffff00ff,{IDS}"), "vfio-pci.ids="),

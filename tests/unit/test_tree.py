@@ -59,9 +59,22 @@ def test_what_stands_against_a_guest_is_refused_with_the_steps_of_any_other_part
     assert any(found in line for part in still.parts() for line in part.met)
 
 
-def test_what_holds_a_guest_for_now_is_refused_where_it_changes_or_the_host_restarts() -> None:
-    locked = judged(f"{LINES}\nlock: backup")
-    assert locked.host.steps and locked.parts_refused == []
-    restarting = replace(locked, reboot=RESTART)
-    assert ["it is locked (backup)" in error.found for error in restarting.parts_refused] == [True]
-    assert replace(locked, reboot=replace(RESTART, reboot="no")).parts_refused == []
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("lock: backup", "it is locked (backup)"),
+        ("hostpci1: mapping=old", "there is no mapping old"),  # it runs, and wouldn't start again
+    ],
+)
+def test_what_holds_a_guest_for_now_is_refused_where_it_changes_or_the_host_restarts(line: str, found: str) -> None:
+    held = judged(f"{LINES}\n{line}")
+    assert held.host.steps and held.vms["one"][1].steps == [] and held.parts_refused == []
+    restarting = replace(held, reboot=RESTART)
+    assert [found in error.found for error in restarting.parts_refused] == [True]
+    assert replace(held, reboot=replace(RESTART, reboot="no")).parts_refused == []
+
+
+def test_a_locked_guest_that_leaves_the_settings_is_refused_with_its_change() -> None:
+    tree = judged(f"{LINES}\nlock: backup", "two", second="machine: q35\nname: two")
+    assert tree.leaving["vms.sandbox"].steps
+    assert "it is locked (backup)" in [error.found for error in tree.parts_refused]
