@@ -104,7 +104,7 @@ docs: .venv/.dev ## rewrite the tables in docs/ and the schemas, and build the s
 	@$(VENV) -m docs.tables.settings
 	@$(VENV) -m docs.tables.schema
 	@$(VENV) -m docs.tables.nvidia
-	@$(VENV) -m homelab.contract
+	@$(VENV) -m docs.tables.outputs
 	@$(VENV) -m tests.hardware
 	@$(SITE) .site
 	@echo "the documents as a site: .site/index.html"

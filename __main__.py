@@ -20,36 +20,43 @@ probes = {name: HostProbe.of(host) for name, host in settings.hosts.items()}
 for host in settings.hosts.values():
     probe = probes[host.name]
     fit = probe.once_all_fit(probes.values())  # nothing is changed until every host fits its plan
-    components.HostAgent(host, probe, fit)
+    components.HostAgent(host, probe=probe, opts=fit)
 
     # What the next boot is to have.
-    iommu = components.IommuHost(host, probe, fit)
-    vfio = components.VfioBinding(host, probe, after(iommu))
-    handover = components.CardHandover(host, probe, fit) if host.hands_over else None
-    stack = components.NvidiaGuestStack.on_host(host, probe)  # None where the settings have none
+    iommu = components.IommuHost(host, probe=probe, opts=fit)
+    vfio = components.VfioBinding(host, probe=probe, opts=after(iommu))
+    handover = components.CardHandover(host, probe=probe, opts=fit) if host.hands_over else None
+    stack = components.NvidiaGuestStack.on_host(host, probe=probe)  # None where the settings have none
 
     # One reboot for all of that, after the one of its cluster's node before it. Then NVIDIA's driver is used.
-    driver, previous = stack.driver if stack else None, outputs.boot_before(host)
-    boot = components.HostReboot(host, probe, driver, previous, after(iommu, vfio, handover))
+    boot = components.HostReboot(
+        host,
+        probe=probe,
+        installed=stack.driver if stack else None,
+        previous_node=outputs.boot_before(host),
+        opts=after(iommu, vfio, handover),
+    )
     if stack:
         stack.check_after(boot)
-    files = Downloads(host, after(boot))
+    files = Downloads(host, opts=after(boot))
 
     # Containers, which share cards.
-    nodes = components.CardNodes(host, probe, after(boot)) if host.containers else None
+    nodes = components.CardNodes(host, probe=probe, opts=after(boot)) if host.containers else None
     sharers = []
     for lxc in host.containers:
-        gpu_lxc = components.GpuLxc(host, lxc, probe.gpus, boot.boot, after(nodes, *files.of(lxc)))
-        inside = components.NvidiaGuestStack.in_container(host, lxc, gpu_lxc, boot, stack)
+        first = after(nodes, *files.of(lxc))
+        gpu_lxc = components.GpuLxc(lxc, host=host, cards=probe.gpus, boot=boot.boot, opts=first)
+        inside = components.NvidiaGuestStack.in_container(lxc, host=host, gpu_lxc=gpu_lxc, boot=boot, of_host=stack)
         outputs.add_container(lxc, gpu_lxc, inside)
         sharers += [gpu_lxc, inside]
 
     # VMs, which have cards to themselves. One that takes a card from containers comes last: its start shuts them down.
-    cards = components.GpuCards(host, probe, boot, after(boot))
+    cards = components.GpuCards(host, probe=probe, boot=boot, opts=after(boot))
     outputs.add_host(host, probe, boot, cards, stack)
     for vm in host.vms:
-        first = [iommu, vfio, handover, *sharers, stack] if host.shares(vm.cards) else []
-        gpu_vm = components.GpuVm(host, vm, cards.cards, boot.boot, after(cards, *files.of(vm), *first), probe)
-        outputs.add_vm(vm, gpu_vm, components.NvidiaGuestStack.in_vm(host, vm, gpu_vm))
+        takes = [iommu, vfio, handover, *sharers, stack] if host.shares(vm.cards) else []
+        first = after(cards, *files.of(vm), *takes)
+        gpu_vm = components.GpuVm(vm, host=host, probe=probe, cards=cards.cards, boot=boot.boot, opts=first)
+        outputs.add_vm(vm, gpu_vm, components.NvidiaGuestStack.in_vm(vm, host=host, gpu_vm=gpu_vm))
 
 outputs.export()

@@ -11,32 +11,20 @@ import pulumi
 
 from homelab.container import makers
 from homelab.host.resource import HostProbe
-from homelab.resources import command as remote
 from homelab.settings import Host
 from remote_scripts.both.needed import Wanted
 
+from .component import HostComponent
 
-class CardNodes(pulumi.ComponentResource):
+
+class CardNodes(HostComponent):
     """No outputs: what needs the nodes depends on it. `probe`: has the host's cards."""
 
-    def __init__(self, host: Host, probe: HostProbe, opts: pulumi.ResourceOptions | None = None) -> None:
-        super().__init__("homelab:host:CardNodes", host.name, {}, opts)
-        options = pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None)
+    def __init__(self, host: Host, *, probe: HostProbe, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("host:CardNodes", host, probe, opts)
         if any(makers.may_have_nvidia(container, host.gpus) for container in host.containers):
-            remote.layer(
-                f"{host.name}-nodes",
-                host,
-                "nvidia_nodes",
-                probe.gpus.apply(lambda gpus: Wanted(needed=makers.any_nvidia(host.containers, gpus))),
-                options,
-                generation=probe.generation_of("nodes"),
-            )
-        remote.layer(
-            f"{host.name}-cards",
-            host,
-            "card_nodes",
-            Wanted(needed=any(container.has_cards for container in host.containers)),
-            options,
-            generation=probe.generation_of("cards"),
-        )
+            of_nvidia = probe.gpus.apply(lambda gpus: Wanted(needed=makers.any_nvidia(host.containers, gpus)))
+            self._step("nodes", "nvidia_nodes", of_nvidia, drifted="nodes")
+        of_all = Wanted(needed=any(container.has_cards for container in host.containers))
+        self._step("cards", "card_nodes", of_all, drifted="cards")
         self.register_outputs({})

@@ -10,32 +10,32 @@ import pulumi
 
 from homelab.host.resource import HostProbe
 from homelab.remote import agent
-from homelab.resources import command as remote
+from homelab.resources.command import Place, Request, putting_the_agent, step
 from homelab.resources.kept_agent import KeptFolder, owner, run_the_kept
 from homelab.settings import Host
 from remote_scripts.both.stack_folder import Wanted as StackFolder
 
+from .component import HostComponent
 
-class HostAgent(pulumi.ComponentResource):
+
+class HostAgent(HostComponent):
     """No outputs: commands that are declared after it find the agent by themselves (homelab/resources/command.py).
     `probe`: sees what is there.
     """
 
-    def __init__(self, host: Host, probe: HostProbe, opts: pulumi.ResourceOptions | None = None) -> None:
-        super().__init__("homelab:host:HostAgent", host.name, {}, opts)
-        wanted = StackFolder(owner=owner(host.name))
+    def __init__(self, host: Host, *, probe: HostProbe, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("host:HostAgent", host, probe, opts)
+        folder = KeptFolder(owner(host.name), probe)
+        generation = pulumi.Output.concat(agent.version(), " ", probe.generation_of("agent").apply(str))
+        hooks = pulumi.ResourceOptions(hooks=putting_the_agent(host, folder.owner))
         # Its undoing takes the agent away: the last of all.
-        last = remote.layer(
+        last = step(
             f"{host.name}-agent",
-            host,
-            "stack_folder",
-            wanted,
-            pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
-            generation=pulumi.Output.concat(agent.version(), " ", probe.generation_of("agent").apply(str)),
-            triggers=[wanted.owner],
+            place=Place(host, folder=folder),
+            request=Request("stack_folder", StackFolder(owner=folder.owner), generation),
+            triggers=[folder.owner],
             is_last=True,
-            hooks=remote.putting_the_agent(host, wanted.owner),
-            folder=KeptFolder(wanted.owner, probe),
+            opts=pulumi.ResourceOptions.merge(self._part(), hooks),
         )
         run_the_kept(host, last)
         self.register_outputs({})

@@ -8,22 +8,23 @@ a file was mended.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import pulumi
 
-from homelab.errors import HomelabError
 from homelab.host.reboot import wanted as wanted_reboot
 from homelab.host.resource import BootVerification, HostProbe
-from homelab.resources import command as remote
 from homelab.resources import limits
+from homelab.resources.command import Place, Request, step
 from homelab.resources.system import InstalledDriver
 from homelab.settings import Host
-from homelab.shapes import BootedHost, BootSeen, CardFunction, CardPlan, DeviceSeen, IommuSeen
+from homelab.shapes import BootedHost, BootSeen, CardPlan, CardSeen, DeviceSeen
 from homelab.stack import Refusal
 
+from .component import HostComponent
 
-class HostReboot(pulumi.ComponentResource):
+
+class HostReboot(HostComponent):
     """Outputs: `host`, the verified host for the stack's outputs (kernel, bootId, iommu, gpus with functions and
     drivers); `boot` (BootVerification); `driver`: the version of NVIDIA's driver that this program has installed there;
     empty: none.
@@ -39,43 +40,53 @@ class HostReboot(pulumi.ComponentResource):
     def __init__(
         self,
         host: Host,
+        *,
         probe: HostProbe,
         installed: InstalledDriver | None = None,
         previous_node: pulumi.Input[BootSeen] | None = None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        super().__init__("homelab:host:HostReboot", host.name, {}, opts)
+        super().__init__("host:HostReboot", host, probe, opts)
         installed = installed or InstalledDriver()
         driver, flavour = installed.version, installed.flavour
-        wanted_boot = {"iommu_words": probe.iommu_words, "vfio_words": probe.vfio_words, "functions": probe.functions}
-        verified = {"gpus": probe.gpus, "generation": probe.boot_generation}
+        wanted_boot: dict[str, pulumi.Output[Any]] = {
+            "iommu_words": probe.iommu_words,
+            "vfio_words": probe.vfio_words,
+            "functions": probe.functions,
+        }
         known = pulumi.Output.all(probe.words, probe.functions, driver, flavour, _await_node(previous_node))
-        reboot = remote.layer(
+        reboot = step(
             f"{host.name}-reboot",
-            host,
-            "reboot",
-            known.apply(lambda values: wanted_reboot(host, *values[:4])),
-            pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
-            # Whatever was mended: on the host it decides whether that needs a reboot.
-            generation=probe.boot_generation.apply(lambda generation: sum(generation.values())),
+            place=Place(host),
+            request=Request(
+                "reboot",
+                known.apply(lambda values: wanted_reboot(host, *values[:4])),
+                # Whatever was mended: on the host it decides whether that needs a reboot.
+                probe.boot_generation.apply(lambda generation: sum(generation.values())),
+                seconds=limits.of_reboot(host),
+            ),
             undone=False,
-            seconds=limits.of_reboot(host),
             triggers=[*wanted_boot.values(), driver, flavour, probe.generation_of("boot"), installed.generation],
+            opts=self._part(),
         )
         verification = BootVerification(
             f"{host.name}-booted",
-            {"host": host.name, "reboot": reboot.stdout, **wanted_boot, **verified},
-            pulumi.ResourceOptions(parent=self, depends_on=[reboot]),
+            host=host.name,
+            reboot=reboot.stdout,
+            **wanted_boot,
+            gpus=probe.gpus,
+            generation=probe.boot_generation,
+            opts=self._part(reboot),
         )
         self.boot = verification.boot
         self.driver = pulumi.Output.from_input(driver)
-        self.host = pulumi.Output.all(
-            kernel=verification.kernel,
-            boot_id=verification.boot_id,
-            iommu=verification.iommu,
-            devices=verification.devices,
-            gpus=probe.gpus,
-        ).apply(lambda values: _stack_output(**values))
+        output = {
+            "kernel": verification.kernel,
+            "bootId": verification.boot_id,
+            "iommu": verification.iommu,
+            "gpus": pulumi.Output.all(probe.gpus, verification.devices).apply(lambda seen: cards_seen(*seen)),
+        }
+        self.host = pulumi.Output.from_input(cast("BootedHost", output))
         self.register_outputs({"host": self.host})
 
 
@@ -90,22 +101,23 @@ async def _await_node(boot_of_node: pulumi.Input[BootSeen] | None) -> None:
         return
     boot = pulumi.Output.from_input(boot_of_node)
     if not await boot.is_known() and not pulumi.runtime.is_dry_run():
-        raise Refusal(
-            HomelabError(
-                wanted="the next node of the cluster restarted",
-                found="the node before it isn't back, or isn't verified",
-                why="the nodes of a cluster restart one at a time",
-                next="see what this run says about that node, then run `pulumi up` again",
-            )
+        raise Refusal.of(
+            wanted="the next node of the cluster restarted",
+            found="the node before it isn't back, or isn't verified",
+            why="the nodes of a cluster restart one at a time",
+            next="see what this run says about that node, then run `pulumi up` again",
         )
     await boot.future()
 
 
-def _stack_output(
-    *, kernel: str, boot_id: str, iommu: IommuSeen, devices: dict[str, DeviceSeen], gpus: dict[str, CardPlan]
-) -> BootedHost:
-    cards: dict[str, CardPlan] = {}
-    for name, card in gpus.items():
-        seen = [{**function, **devices.get(function["address"], {})} for function in card["functions"]]
-        cards[name] = {**card, "functions": cast("list[CardFunction]", seen)}
-    return {"kernel": kernel, "bootId": boot_id, "iommu": iommu, "gpus": cards}
+def cards_seen(cards: dict[str, CardPlan], devices: dict[str, DeviceSeen]) -> dict[str, CardSeen]:
+    """A host's cards with what has their functions after the boot.
+
+    :param cards: as HostProbe puts them out.
+    :param devices: as BootVerification does.
+    """
+    seen = {}
+    for name, card in cards.items():
+        functions = [{**function, **devices.get(function["address"], {})} for function in card["functions"]]
+        seen[name] = cast("CardSeen", {**card, "functions": functions})
+    return seen

@@ -10,24 +10,20 @@ from __future__ import annotations
 import pulumi
 
 from homelab.host.resource import HostProbe
-from homelab.resources import command as remote
 from homelab.settings import Host
 from remote_scripts.both.cmdline import Wanted
 
+from .component import HostComponent
 
-class IommuHost(pulumi.ComponentResource):
+
+class IommuHost(HostComponent):
     """No outputs: what the next boot needs depends on it. `probe`: has the words of the command line."""
 
-    def __init__(self, host: Host, probe: HostProbe, opts: pulumi.ResourceOptions | None = None) -> None:
-        super().__init__("homelab:host:IommuHost", host.name, {}, opts)
-        remote.layer(
-            f"{host.name}-cmdline",
-            host,
-            "cmdline",
-            probe.iommu_words.apply(
-                lambda words: Wanted(name="iommu", words=words, rollback_after=host.timeouts.rollback)
-            ),
-            pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
-            generation=probe.generation_of("iommu"),
-        )
+    def __init__(self, host: Host, *, probe: HostProbe, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("host:IommuHost", host, probe, opts)
+
+        def wanted(words: str) -> Wanted:
+            return Wanted(name="iommu", words=words, rollback_after=host.timeouts.rollback)
+
+        self._step("cmdline", "cmdline", probe.iommu_words.apply(wanted), drifted="iommu")
         self.register_outputs({})

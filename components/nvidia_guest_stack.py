@@ -15,25 +15,27 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pulumi
+from pulumi_command import remote
 
+from homelab.guest.resource import goes_away
 from homelab.host.resource import HostProbe
 from homelab.later import later
 from homelab.nvidia.resource import GuestReboot, NvidiaSystem, NvidiaVerification
 from homelab.remote import agent, scripts
-from homelab.resources import command, limits
+from homelab.resources import limits
+from homelab.resources.command import Place, Request, step
 from homelab.resources.system import InstalledDriver, System, address_of
 from homelab.settings import Container, Host, Vm
-from homelab.shapes import CardPlan, StackInUse
+from homelab.shapes import CardPlan, NvidiaOutput
 from remote_scripts.both.nvidia_packages import Answer
 from remote_scripts.tools.plain import of_plain
 
+from .component import Component
 from .gpu_lxc import GpuLxc
 from .gpu_vm import GpuVm
 from .host_reboot import HostReboot
 
 if TYPE_CHECKING:
-    from pulumi_command import remote
-
     from homelab.nvidia import expected, plan, state
     from homelab.resources import nvidia_steps as steps
 else:
@@ -43,33 +45,31 @@ else:
     steps = later("homelab.resources.nvidia_steps")
 
 
-class NvidiaGuestStack(pulumi.ComponentResource):
-    """Outputs: `result` (contract.NvidiaOutput); `driver`: what its packages have installed. A host's stack is verified
-    once it has rebooted (`check_after`), a VM is rebooted from inside, a container isn't.
+class NvidiaGuestStack(Component):
+    """Outputs: `result`, for the stack's outputs; `driver`: what its packages have installed. A host's stack is
+    verified once it has rebooted (`check_after`), a VM is rebooted from inside, a container isn't.
     """
 
-    result: pulumi.Output[StackInUse]
+    result: pulumi.Output[NvidiaOutput]
     driver: InstalledDriver
 
-    def __init__(self, system: System, opts: pulumi.ResourceOptions | None = None) -> None:
+    def __init__(self, system: System, *, opts: pulumi.ResourceOptions | None = None) -> None:
         name = system.name.partition(".")[2]
-        super().__init__("homelab:nvidia:Stack", name, {}, opts)
+        super().__init__("nvidia:Stack", name, opts)
         self._system = system
         stack = system.nvidia
         kept = {"agent": agent.version(), "agent_owner": system.agent_owner} if system.target == "vm" else {}
         self._nvidia_system = NvidiaSystem(
-            f"{name}-system",
-            {**system.inputs, **kept},
-            pulumi.ResourceOptions(parent=self, depends_on=list(system.depends_on)),
+            f"{name}-system", **system.inputs, **kept, opts=self._part(*system.depends_on)
         )
-        of_this = pulumi.ResourceOptions(parent=self)
-        self._agent = system.keep_agent(f"{name}-agent", self._nvidia_system, of_this)
+        self._place = system.keep_agent(f"{name}-agent", self._nvidia_system, self._part())
 
         facts = self._nvidia_system.facts
         self._request = facts.apply(lambda seen: state.request_of(system.target, system.name, seen, stack))
-        packages = self._layer("packages", "nvidia_packages", self._request.apply(plan.wanted), self._nvidia_system)
+        packages = self._step("packages", "nvidia_packages", self._request.apply(plan.wanted), self._nvidia_system)
         self._installed = packages.stdout.apply(lambda text: of_plain(Answer, scripts.answer(text)))
-        self._done: list[pulumi.Input[Any]] = [packages.stdout, self._generation("boot")]
+        boot_generation = self._generation("boot")
+        self._done: list[pulumi.Input[Any]] = [packages.stdout, boot_generation]
         self.driver = InstalledDriver(
             self._installed.apply(lambda answer: answer.version),
             self._installed.apply(lambda answer: answer.flavour or ""),
@@ -77,37 +77,35 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             self._nvidia_system.generation_of("boot"),
         )
         if system.target == "vm":
-            inputs = {
-                "driver": self.driver.version,
-                "timeout": stack.timeouts.reboot,
-                "step": packages.stdout,
-                "generation": self._done[1],
-            }
-            options = pulumi.ResourceOptions(parent=self, depends_on=[packages])
-            restart = GuestReboot(f"{name}-reboot", {**system.inputs, **inputs}, options)
+            restart = GuestReboot(
+                f"{name}-reboot",
+                **system.inputs,
+                driver=self.driver.version,
+                timeout=stack.timeouts.reboot,
+                step=packages.stdout,
+                generation=boot_generation,
+                opts=self._part(packages),
+            )
             self._check(restart, restart.boot_id)
         elif system.target == "lxc":
             self._check(packages)
 
     @classmethod
-    def on_host(cls, host: Host, probe: HostProbe) -> NvidiaGuestStack | None:
+    def on_host(cls, host: Host, *, probe: HostProbe) -> NvidiaGuestStack | None:
         """A host's stack, up to its driver; None: the settings have none for it."""
         if host.nvidia is None:
             return None
+        staying = probe.gpus.apply(lambda gpus: sorted(gpu["slot"] for gpu in gpus.values() if gpu["use"] != "vm"))
         system = System(
-            "host",
-            f"hosts.{host.name}",
-            host.name,
-            host,
-            host.address,
-            host.nvidia,
-            (probe,),
+            target="host",
+            name=f"hosts.{host.name}",
+            place=Place(host),
+            nvidia=host.nvidia,
+            depends_on=(probe,),
             # Also what isn't in the settings and that homelab.vfio= keeps on vfio-pci (takeOver).
             passed=pulumi.Output.all(probe.gpus, probe.vfio_words).apply(lambda both: _passed(*both)),
             # A card that was a VM's alone so far, or that ids bind by hand, is on vfio-pci when the system is read.
-            staying=probe.gpus.apply(lambda gpus: sorted(gpu["slot"] for gpu in gpus.values() if gpu["use"] != "vm"))
-            if host.hands_over or host.take_over
-            else None,
+            staying=staying if host.hands_over or host.take_over else None,
         )
         return cls(system)
 
@@ -116,32 +114,26 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         self._check(boot, boot.boot)
 
     @classmethod
-    def in_vm(cls, host: Host, vm: Vm, gpu_vm: GpuVm) -> NvidiaGuestStack | None:
+    def in_vm(cls, vm: Vm, *, host: Host, gpu_vm: GpuVm) -> NvidiaGuestStack | None:
         """A VM's stack; None: the settings have none for it."""
         if vm.nvidia is None:
             return None
+        address = gpu_vm.vm.apply(lambda vm_output: address_of(vm.name, vm_output))
         system = System(
-            "vm",
-            f"vms.{vm.name}",
-            vm.host,
-            host.model_copy(update={"ssh": vm.ssh}),
-            gpu_vm.vm.apply(lambda vm_output: address_of(vm.name, vm_output)),
-            vm.nvidia,
-            (gpu_vm,),
-            gpu_vm.in_force,
+            target="vm",
+            name=f"vms.{vm.name}",
+            place=Place(host.model_copy(update={"ssh": vm.ssh}), address),
+            nvidia=vm.nvidia,
+            depends_on=(gpu_vm,),
+            after=gpu_vm.in_force,
             started=gpu_vm.started,
-            stays=vm.create is None or vm.create.protect,
+            stays=not goes_away(vm),
         )
         return cls(system)
 
     @classmethod
     def in_container(
-        cls,
-        host: Host,
-        container: Container,
-        gpu_lxc: GpuLxc,
-        boot: HostReboot,
-        of_host: NvidiaGuestStack | None = None,
+        cls, container: Container, *, host: Host, gpu_lxc: GpuLxc, boot: HostReboot, of_host: NvidiaGuestStack | None
     ) -> NvidiaGuestStack | None:
         """A container's stack; None: the settings have none for it.
 
@@ -151,17 +143,15 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         if container.nvidia is None:
             return None
         system = System(
-            "lxc",
-            f"containers.{container.name}",
-            container.host,
-            host,
-            host.address,
-            container.nvidia,
-            (gpu_lxc,) if of_host is None else (gpu_lxc, of_host),
-            pulumi.Output.all(gpu_lxc.in_force, boot.driver).apply(" ".join),
-            container.ctid,
+            target="lxc",
+            name=f"containers.{container.name}",
+            place=Place(host),
+            nvidia=container.nvidia,
+            depends_on=(gpu_lxc,) if of_host is None else (gpu_lxc, of_host),
+            after=pulumi.Output.concat(gpu_lxc.in_force, " ", boot.driver),
+            ctid=container.ctid,
             started=gpu_lxc.started,
-            stays=container.create is None or container.create.protect,
+            stays=not goes_away(container),
         )
         return cls(system)
 
@@ -175,43 +165,42 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         both = pulumi.Output.all(self._request, self._installed)
         if system.nvidia.container_toolkit is not None:
             configure = both.apply(lambda values: steps.toolkit(*values))
-            last = toolkit = self._layer("toolkit", "container_toolkit", configure, last)
+            last = toolkit = self._step("toolkit", "container_toolkit", configure, last)
             done.append(toolkit.stdout)
-        inputs = {
-            "wanted": both.apply(lambda values: dataclasses.asdict(expected.Expected.of(*values))),
-            "timeout": system.nvidia.timeouts.verify,
-            "done": pulumi.Output.all(*done),
-            "started": system.started,
-        }
         verified = NvidiaVerification(
             f"{self.pulumi_resource_name}-verified",
-            {**system.inputs, **inputs},
-            pulumi.ResourceOptions(parent=self, depends_on=[last]),
+            **system.inputs,
+            wanted=both.apply(lambda values: dataclasses.asdict(expected.Expected.of(*values))),
+            timeout=system.nvidia.timeouts.verify,
+            done=pulumi.Output.all(*done),
+            started=system.started,
+            opts=self._part(last),
         )
         self.result = verified.result
         self.register_outputs({"result": self.result})
 
-    def _layer(self, step: str, layer: str, wanted: pulumi.Input[Any], after: pulumi.Resource) -> remote.Command:
-        """A step: a layer of the agent, undone on a purge.
+    def _step(self, name: str, layer: str, wanted: pulumi.Input[Any], after: pulumi.Resource) -> remote.Command:
+        """A layer of the agent, undone on a purge.
 
-        :param step: as NvidiaSystem calls it.
+        :param name: as NvidiaSystem calls it.
         :param wanted: the layer's `Wanted`.
         """
         system = self._system
-        return command.layer(
-            f"{self.pulumi_resource_name}-{step}",
-            system.reached,
+        request = Request(
             layer,
             wanted,
-            pulumi.ResourceOptions(parent=self, depends_on=[after]),
-            generation=self._generation(step),
-            undone=system.purged,
-            identity=[system.host, system.name, str(system.ctid or "")] if system.purged else (),
-            seconds=limits.of_step(system.reached, system.nvidia),
-            address=system.address,
-            folder=self._agent,
+            self._generation(name),
+            seconds=limits.of_step(self._place.host, system.nvidia),
             ctid=system.ctid or 0,
             proxy=system.nvidia.proxy_address,
+        )
+        return step(
+            f"{self.pulumi_resource_name}-{name}",
+            place=self._place,
+            request=request,
+            undone=system.purged,
+            identity=[system.place.host.name, system.name, str(system.ctid or "")],
+            opts=self._part(after),
         )
 
     def _generation(self, layer: str) -> pulumi.Output[str]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import pulumi
 
-from homelab.contract import VERSION, without_nulls
+from homelab.contract import VERSION, put_out
 from homelab.host.resource import HostProbe
 from homelab.settings import Container, Host, Settings, Vm
-from homelab.shapes import BootSeen
+from homelab.shapes import BootedHost, BootSeen, CardSeen, CardTest, ContainerOutput, GpuOutput, HostOutput, VmOutput
 from homelab.show import result
 from homelab.text import clean
 
@@ -44,16 +43,16 @@ class StackOutputs:
     ) -> None:
         """Adds a host, with its own stack of NVIDIA's."""
         self._boots[host.name], self._words[host.name] = boot.boot, probe.words
-        verified = pulumi.Output.all(boot.host, cards.tests).apply(functools.partial(self._of_host, host))
-        self._hosts[host.name] = _with_stack(verified, stack)
+        verified = pulumi.Output.all(boot.host, cards.tests).apply(lambda seen: self._of_host(host, *seen))
+        self._hosts[host.name] = _with_stack(HostOutput, verified, stack)
 
     def add_vm(self, vm: Vm, gpu_vm: GpuVm, stack: NvidiaGuestStack | None) -> None:
         """Adds a VM, with the stack in it."""
-        self._vms[vm.name] = _with_stack(gpu_vm.vm, stack)
+        self._vms[vm.name] = _with_stack(VmOutput, gpu_vm.vm, stack)
 
     def add_container(self, container: Container, gpu_lxc: GpuLxc, stack: NvidiaGuestStack | None) -> None:
         """Adds a container, with the stack in it."""
-        self._containers[container.name] = _with_stack(gpu_lxc.container, stack)
+        self._containers[container.name] = _with_stack(ContainerOutput, gpu_lxc.container, stack)
 
     def export(self) -> None:
         """Puts all out. The output `result` is shown as the program's last message in an `up`; the display has it among
@@ -69,25 +68,27 @@ class StackOutputs:
         if not pulumi.runtime.is_dry_run():
             lines.apply(_tell)
 
-    def _of_host(self, host: Host, values: list[dict[str, Any]]) -> dict[str, Any]:
-        booted, tests = values
+    def _of_host(self, host: Host, booted: BootedHost, tests: dict[str, CardTest]) -> dict[str, Any]:
         gpus = {}
         for gpu, card in booted["gpus"].items():
             # A card that is handed over is for this stack's VMs alone: another project's have no hookscript.
             mapping = host.mapping_of(gpu) if host.gpus[gpu].use == "vm" else None
-            gpus[gpu] = {
-                **card,
+            own = {
                 "mapping": mapping,
                 "hostpci": mapping and f"mapping={mapping},pcie=1",
                 "holder": self._holders.get((host.name, gpu)),
                 "test": tests.get(gpu),
             }
+            # The state may have the card as another version knows it.
+            gpus[gpu] = {**card, **put_out(GpuOutput, own, beyond=CardSeen.__annotations__)}
         return {**booted, "node": host.node_name, "gpus": gpus}
 
 
-def _with_stack(value: pulumi.Output[Any], stack: NvidiaGuestStack | None) -> pulumi.Output[dict[str, Any]]:
+def _with_stack(
+    shape: type[Any], value: pulumi.Output[Any], stack: NvidiaGuestStack | None
+) -> pulumi.Output[dict[str, Any]]:
     both = pulumi.Output.all(value, stack and stack.result)
-    return both.apply(lambda values: without_nulls({**values[0], "nvidia": values[1]}))
+    return both.apply(lambda values: put_out(shape, {**values[0], "nvidia": values[1]}))
 
 
 def _tell(lines: list[str]) -> None:

@@ -10,33 +10,23 @@ from __future__ import annotations
 import pulumi
 
 from homelab.host.resource import HostProbe
-from homelab.resources import command as remote
 from homelab.settings import Host
 from remote_scripts.both.cmdline import Wanted as Cmdline
 from remote_scripts.both.needed import Wanted as Initramfs
 
+from .component import HostComponent
 
-class VfioBinding(pulumi.ComponentResource):
+
+class VfioBinding(HostComponent):
     """No outputs: what the next boot needs depends on it. `probe`: has the functions to bind, as command-line words."""
 
-    def __init__(self, host: Host, probe: HostProbe, opts: pulumi.ResourceOptions | None = None) -> None:
-        super().__init__("homelab:host:VfioBinding", host.name, {}, opts)
-        initramfs = remote.layer(
-            f"{host.name}-initrd",
-            host,
-            "initramfs",
-            probe.vfio_words.apply(lambda words: Initramfs(needed=bool(words))),
-            pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
-            generation=probe.generation_of("vfio"),
-        )
-        remote.layer(
-            f"{host.name}-bind",
-            host,
-            "cmdline",
-            probe.vfio_words.apply(
-                lambda words: Cmdline(name="vfio", words=words, rollback_after=host.timeouts.rollback)
-            ),
-            pulumi.ResourceOptions(parent=self, depends_on=[initramfs]),
-            generation=probe.generation_of("vfio"),
-        )
+    def __init__(self, host: Host, *, probe: HostProbe, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("host:VfioBinding", host, probe, opts)
+
+        def wanted(words: str) -> Cmdline:
+            return Cmdline(name="vfio", words=words, rollback_after=host.timeouts.rollback)
+
+        needed = probe.vfio_words.apply(lambda words: Initramfs(needed=bool(words)))
+        initramfs = self._step("initrd", "initramfs", needed, drifted="vfio")
+        self._step("bind", "cmdline", probe.vfio_words.apply(wanted), initramfs, drifted="vfio")
         self.register_outputs({})

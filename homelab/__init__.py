@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from homelab.contract import GpuOutput as GpuOutput
-    from homelab.contract import HostOutput as HostOutput
     from homelab.contract import Outputs as Outputs
     from homelab.contract import consumed as consumed
     from homelab.errors import HomelabError as HomelabError
@@ -25,6 +23,8 @@ if TYPE_CHECKING:
     from homelab.settings import Host as Host
     from homelab.settings import Vm as Vm
     from homelab.shapes import BootSeen as BootSeen
+    from homelab.shapes import GpuOutput as GpuOutput
+    from homelab.shapes import HostOutput as HostOutput
     from homelab.shapes import OfferedCard as OfferedCard
     from homelab.stack import Refusal as Refusal
     from homelab.stack import after as after
@@ -38,13 +38,13 @@ if _INSIDE and Path(_INSIDE.origin or "").exists():
     sys.modules["remote_scripts"] = importlib.util.module_from_spec(_INSIDE)
 
 _NAMES = {
-    "contract": ("GpuOutput", "HostOutput", "Outputs", "consumed"),
+    "contract": ("Outputs", "consumed"),
     "errors": ("HomelabError", "raise_all"),
     "host.resource": ("HostProbe",),
     "resources.program": ("HomelabProvider", "settings_of_the_stack"),
     "storage.resource": ("Downloads",),
     "settings": ("Host", "Vm"),
-    "shapes": ("BootSeen", "OfferedCard"),
+    "shapes": ("BootSeen", "GpuOutput", "HostOutput", "OfferedCard"),
     "stack": ("Refusal", "after"),
 }
 __all__ = [name for names in _NAMES.values() for name in names]

@@ -5,6 +5,7 @@
         LoginRefusedError
         NoPythonError
         RefusedError                   another run is at work
+        NotConfirmedError, NotStartedError  a boot; a guest
         ApiError                       of Proxmox VE's API
             NotThereError
             ElsewhereError
@@ -15,7 +16,7 @@
             NoQuorumError
         SeveralErrors
     UnfinishedError                    carries a HomelabError to Pulumi's engine
-    GoneError, NoAnswerError           caught within the program
+    GoneError                          caught within the program
     Mistake, Declined                  of `homelab init`
 
 homelab.stack.Refusal ends a program with a HomelabError.
@@ -36,6 +37,8 @@ class HomelabError(Exception):
 
     #: The `Outputs` that the state keeps of the resource whose work failed with this error; None: those from before.
     outputs: Any = None
+    #: The name of the symptom by which it was recognised (homelab/symptoms.py); empty: it wasn't.
+    symptom = ""
 
     def __init__(self, *, wanted: str, found: str, why: str, next: str) -> None:
         self.wanted, self.found, self.why, self.next = (clean(part) for part in (wanted, found, why, next))
@@ -71,6 +74,14 @@ class NoPythonError(HomelabError):
 
 class RefusedError(HomelabError):
     """Another run is at work on the host."""
+
+
+class NotConfirmedError(HomelabError):
+    """A host says why its boot can't be confirmed, which doesn't go away by itself."""
+
+
+class NotStartedError(HomelabError):
+    """A guest's start was begun, and has failed."""
 
 
 class ApiError(HomelabError):
@@ -145,14 +156,6 @@ class UnfinishedError(Exception):
 
 class GoneError(Exception):
     """A refresh found that the resource isn't there any more."""
-
-
-class NoAnswerError(Exception):
-    """There is no answer. `sent`: whether the request may have been carried out."""
-
-    def __init__(self, found: str, *, sent: bool) -> None:
-        super().__init__(found)
-        self.sent = sent
 
 
 class Mistake(Exception):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum, auto
 
 from homelab.errors import HomelabError, SeveralErrors
@@ -48,23 +48,6 @@ class Finding:
         parts = [part for error in errors for part in (error.errors if isinstance(error, SeveralErrors) else [error])]
         return [cls(part.wanted, part.found, part.why, part.next, stage, turn) for part in parts]
 
-    @classmethod
-    def of_steps(cls, wanted: str, steps: Sequence[str], why: str, stage: Stage = Stage.CONFIGURATION) -> list[Finding]:
-        """What the next `up` does with something, as a finding; none where it does nothing."""
-        return [cls(wanted, "; ".join(steps), why, UP, stage, Turn.UP)] if steps else []
-
-    @classmethod
-    def of_guest(cls, guest: str, place: str, steps: Sequence[str]) -> list[Finding]:
-        """The same of a guest.
-
-        :param place: the guest's in the settings, such as `vms.sandbox`.
-        """
-        why = (
-            "it was changed since the last `pulumi up`, or that has never run, was cut short, or is still at work; the "
-            "guest's next start uses what is there now"
-        )
-        return cls.of_steps(f"{guest} to be as {place} says", steps, why)
-
     @property
     def line(self) -> str:
         """For a plan: what is met, and what helps."""
@@ -75,19 +58,44 @@ class Finding:
         return {"wanted": self.wanted, "found": self.found, "why": self.why, "next": self.next}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Judged:
-    """What is judged of a host or a guest."""
+    """What is judged of a part of a host: a node of the tree that every voice walks (homelab/judged/tree.py)."""
 
-    findings: list[Finding]
-    """What isn't as it must be."""
-    remarks: list[str]
+    title: str
+    """What is wanted of it, for messages, such as `VM 103 (Sandbox) to be as vms.sandbox says`."""
+    why: str
+    """Why its steps matter."""
+    steps: list[str] = field(default_factory=list)
+    """What the next `up` does with it, a line each: the preview's, a refresh's drift, and what show marks."""
+    against: list[HomelabError] = field(default_factory=list)
+    """What stands against its steps: `up` refuses them for it. Where it has none, a person meets it."""
+    held: list[HomelabError] = field(default_factory=list)
+    """What stands against them for now, such as a lock; it is nothing where nothing is done with the part itself."""
+    wrong: list[HomelabError] = field(default_factory=list)
+    """What no `up` mends, and a person does."""
+    remarks: list[str] = field(default_factory=list)
     """What its owner is told beside that, a sentence each."""
+    stage: Stage = Stage.CONFIGURATION
+    others_change: bool = False
+    """Another part has steps: all of them are refused together."""
+    restarts: bool = False
+    """The host restarts, and what is on it is looked at again then."""
 
     @property
     def refusals(self) -> list[HomelabError]:
         """Why `up` leaves it as it is."""
-        return [HomelabError(**finding.parts()) for finding in self.findings if finding.turn is Turn.REFUSED]
+        held = self.held if self.steps or self.restarts else []
+        return [*held, *self.against] if self.steps or self.others_change else []
+
+    @property
+    def findings(self) -> list[Finding]:
+        """All that isn't as it must be, with whose turn it is."""
+        turn = Turn.REFUSED if self.refusals else Turn.PERSON
+        of_steps = Finding(self.title, "; ".join(self.steps), self.why, UP, self.stage, Turn.UP)
+        against = Finding.of(*(self.refusals or self.against), stage=self.stage, turn=turn)
+        wrong = Finding.of(*(one for one in self.wrong if one not in self.refusals), stage=self.stage)
+        return [*dict.fromkeys([*against, *([of_steps] if self.steps else []), *wrong])]
 
     @property
     def met(self) -> list[str]:
@@ -95,16 +103,28 @@ class Judged:
         return [finding.line for finding in self.findings if finding.turn is Turn.PERSON]
 
 
-@dataclass(frozen=True)
+#: Why the steps of a guest matter.
+OF_GUEST = (
+    "it was changed since the last `pulumi up`, or that has never run, was cut short, or is still at work; the guest's "
+    "next start uses what is there now"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
 class JudgedGuest(Judged):
     """What a guest is to have from this program, and what isn't as it must be."""
 
-    options: dict[str, str | None]
+    why: str = OF_GUEST
+    guest: int = 0
+    """Its id."""
+    runs: bool = False
+    """Whether it runs now."""
+    will_run: bool = False
+    """Whether it runs afterwards."""
+    options: dict[str, str | None] = field(default_factory=dict)
     """All of it; None: it isn't to have the key."""
-    change: dict[str, str | None]
+    change: dict[str, str | None] = field(default_factory=dict)
     """What is to be written for that."""
-    steps: list[str]
-    """What the next `up` does with it, a line each: the preview's, and a refresh's drift."""
 
 
 def cured(findings: Iterable[Finding], refusals: Iterable[HomelabError] = ()) -> list[Finding]:

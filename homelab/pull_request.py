@@ -23,13 +23,10 @@ from homelab import events
 from homelab.cli import stack_options
 from homelab.cli.project import environment
 from homelab.cli.pulumi import Pulumi
-from homelab.doctor import stack as stack_file
 from homelab.errors import HomelabError
 from homelab.events import Event
 from homelab.fields.paths import text_of
-from homelab.settings import project
-from homelab.settings.secrets import readable
-from homelab.settings.stack_file import parsed
+from homelab.settings import project, stack_file
 from homelab.show import reading, terminal, tree
 from homelab.show.cards import of_outputs
 from homelab.text import tell
@@ -101,7 +98,7 @@ def drawn(file: Path, outputs_of: Callable[[], Mapping[str, object]]) -> str:
     :param outputs_of: returns the outputs.
     """
     try:
-        outputs, found = outputs_of(), stack_file.read(file).guests()
+        outputs, found = outputs_of(), stack_file.StackFile.read(file).guests()
     except HomelabError:
         return ""
     trees = []
@@ -118,10 +115,10 @@ def settings(text: str, *, with_secrets: bool) -> str:
     :param text: the file's.
     :param with_secrets: with them and what decrypts them; else as one can read it who can decrypt nothing.
     """
-    whole = parsed(text) or {}
-    config = {**(whole.get("config") or {}), "homelab:plan": "never"}
+    whole = stack_file.parsed(text) or {}
+    config = {**stack_file.config_of(whole), "homelab:plan": "never"}
     if not with_secrets:
-        whole, config = {}, readable(config)
+        whole, config = {}, stack_file.readable(config)
     return yaml.safe_dump({**whole, "config": config}, sort_keys=False)
 
 

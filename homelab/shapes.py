@@ -1,8 +1,14 @@
-"""The types of the values in a stack's state, as JSON has them.
+"""The types of the values in a stack's state and in its outputs, as JSON has them: one for each noun.
 
-They are outputs of resources, inputs of components, and homelab/contract.py makes the stack's outputs of them. They are
-dictionaries, as Pulumi carries no classes; homelab/resources/work/typed.py checks them where they enter and leave the
-provider.
+They are outputs of resources, inputs of components, and parts of the stack's outputs (homelab/contract.py; the text
+below a field there is its meaning for consumers). They are dictionaries, as Pulumi carries no classes;
+homelab/resources/work/base.py checks them where they enter and leave the provider.
+
+A card goes from the probe to the outputs as one `Card`, and gains what is known of it on the way: `CardPlan` its
+functions, `CardSeen` their drivers after the boot, `GpuOutput` who may have it. A host does so as `BootedHost` and
+`HostOutput`. These stay besides, as each is another noun: `OfferedCard` is what a VM's option names, `SharedCard` what
+a container opens, `CardInUse` what nvidia-smi shows; `HostPlan` is what a boot is to have, and `DeviceSeen` what a
+verification keeps of a function after it.
 
 A key whose value may be null may also be missing: Pulumi's SDK drops nulls on the way. So read such a key by `get`.
 This module doesn't import pydantic: a run without a change, which imports it in the provider, would take longer.
@@ -23,19 +29,26 @@ Runtime = Literal["docker", "podman", "k3s"]
 Capability = Literal["compute", "video", "graphics"]
 CardUse = Literal["video", "compute"]
 
-#: A PCI function: `address` 0000:01:00.0, `id` and `subsystem` vendor:device, `class` six hexadecimal digits; of the
-#: booted host also its driver and group.
-CardFunction = TypedDict(
-    "CardFunction",
-    {
-        "address": str,
-        "id": str,
-        "subsystem": str,
-        "class": str,
-        "driver": NotRequired[str],
-        "iommuGroup": NotRequired[int | None],
-    },
-)
+_WithClass = TypedDict("_WithClass", {"class": str})
+
+
+class CardFunction(_WithClass):
+    """A PCI function. `class`: six hexadecimal digits."""
+
+    address: str
+    """0000:01:00.0"""
+    id: str
+    """vendor:device"""
+    subsystem: str
+    """vendor:device"""
+    iommuGroup: NotRequired[int | None]
+
+
+class FunctionSeen(CardFunction):
+    """A PCI function of the booted host. `class`: six hexadecimal digits."""
+
+    driver: str
+    """the kernel driver that has it; empty: none"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,20 +59,32 @@ class ShutdownInputs:
     otherwise: Literal["fail", "stop"]
 
 
-class CardPlan(TypedDict):
-    """A card of the settings, as HostProbe has read it, or as it is on the booted host.
+class Card(TypedDict):
+    """A card of the settings."""
 
-    `name`: its model, such as RTX 5090, empty if unknown; `path`: its slot, or its functions if other functions are in
-    the slot; `keep`: whether it is handed over, and this Proxmox VE knows hostpci's driver=keep.
-    """
-
-    name: str
     slot: str
+    """0000:01:00"""
+    name: str
+    """what the host's pci.ids call it, such as RTX 4090; empty: not known"""
     path: str
+    """the card in Proxmox VE's notation: its slot, or its functions where the slot holds others, too"""
     use: Literal["vm", "lxc", "host", "shared"]
+    """who it is for"""
     iommuGroup: NotRequired[int | None]
     keep: bool
+    """a VM gets it by hostpci's driver=keep: it is handed over, and this Proxmox VE knows that"""
+
+
+class CardPlan(Card):
+    """A card as HostProbe has read it."""
+
     functions: list[CardFunction]
+
+
+class CardSeen(Card):
+    """A card as it is on the booted host."""
+
+    functions: list[FunctionSeen]
 
 
 @dataclass(frozen=True)
@@ -97,10 +122,12 @@ class DeviceSeen(TypedDict):
 
 
 class IommuSeen(TypedDict):
-    """The IOMMU of the booted host. `groups`: their number; `kernelLog`: the kernel's lines about faults."""
+    """What the running kernel made of the IOMMU."""
 
     groups: int
+    """how many there are; 0: it is off"""
     kernelLog: list[str]
+    """the kernel's lines about it that tell of something wrong; none on a healthy host"""
 
 
 class BootSeen(TypedDict):
@@ -112,13 +139,20 @@ class BootSeen(TypedDict):
     at: int
 
 
-class BootedHost(TypedDict):
-    """A verified host."""
+class _Booted(TypedDict):
+    """What is known of any verified host."""
 
     kernel: str
+    """the running one, as `uname -r` prints it"""
     bootId: str
+    """tells this boot from every other"""
     iommu: IommuSeen
-    gpus: dict[str, CardPlan]
+
+
+class BootedHost(_Booted):
+    """A verified host, before its cards are offered."""
+
+    gpus: dict[str, CardSeen]
 
 
 class OfferedCard(TypedDict):
@@ -131,22 +165,33 @@ class OfferedCard(TypedDict):
 
 
 class BarSeen(TypedDict):
-    """A base address register. `size` in bytes."""
+    """A base address register."""
 
     index: int
     size: int
+    """in bytes"""
 
 
-#: A function as the passthrough test's VM saw it; `guest`, `address`: on the VM's bus and on the host's.
-FunctionSeen = TypedDict("FunctionSeen", {"guest": str, "address": str, "id": str, "class": str, "bars": list[BarSeen]})
+class TestedFunction(_WithClass):
+    """A PCI function as the passthrough test's VM saw it. `class`: six hexadecimal digits."""
+
+    guest: str
+    """its address in the VM"""
+    address: str
+    """its address on the host"""
+    id: str
+    """vendor:device"""
+    bars: list[BarSeen]
 
 
-class PassthroughSeen(TypedDict):
-    """What the passthrough test's VM, `vmid`, saw under the kernel that it booted."""
+class CardTest(TypedDict):
+    """A passthrough test: what a VM saw of the card."""
 
     kernel: str
-    vmid: int
-    functions: list[FunctionSeen]
+    """that the VM booted"""
+    vmid: NotRequired[int | None]
+    """the VM's id, while the test lasted"""
+    functions: list[TestedFunction]
 
 
 class SystemState(TypedDict):
@@ -163,50 +208,47 @@ class SystemState(TypedDict):
 
 
 class CardInUse(TypedDict):
-    """A card as nvidia-smi shows it; None: nvidia-smi doesn't show that."""
+    """A card as nvidia-smi shows it; null: it doesn't say."""
 
     name: NotRequired[str | None]
     uuid: NotRequired[str | None]
     memory: NotRequired[str | None]
+    """such as `32607 MiB`"""
     address: NotRequired[str | None]
+    """on the PCI bus of the system that has the driver"""
     computeCapability: NotRequired[str | None]
 
 
-class StackInUse(TypedDict):
-    """NVIDIA's stack as its verification has seen it; None: not asked for, or unknown."""
+class NvidiaOutput(TypedDict):
+    """NVIDIA's stack on a system, verified from inside."""
 
-    driver: NotRequired[str | None]
-    flavour: NotRequired[str | None]
+    driver: str
+    """the version in use"""
+    flavour: NotRequired[Literal["open", "proprietary"] | None]
+    """of the kernel modules; null in a container"""
     gpus: list[CardInUse]
     cuda: NotRequired[str | None]
+    """nvcc's release; null: not asked for"""
     program: NotRequired[bool | None]
+    """a CUDA program was compiled and run; null: not asked for"""
     container: NotRequired[bool | None]
+    """a container on the system saw the cards; null: not asked for"""
     uvm: NotRequired[bool | None]
+    """an ordinary user can use CUDA; null: not asked for"""
     video: NotRequired[bool | None]
+    """the libraries of NVENC and NVDEC load; null: not installed"""
     nvenc: NotRequired[str | None]
+    """the newest version of NVENC's interface that its library has"""
     graphics: NotRequired[bool | None]
+    """the libraries of EGL, OpenGL and Vulkan load; null: not asked for"""
     cudnn: NotRequired[str | None]
+    """the version of cuDNN; null: not asked for"""
     nccl: NotRequired[str | None]
+    """the version of NCCL; null: not asked for"""
     cdi: NotRequired[str | None]
+    """the driver's version that the CDI specification names; null: containers don't get cards by it"""
     unchecked: list[str]
-
-
-class _GuestSeen(TypedDict):
-    """A guest as its last change left it."""
-
-    host: str
-    node: str
-    name: str
-    state: str
-
-
-class VmSeen(_GuestSeen):
-    """A VM as its last change left it. `gpus`: its cards, by their names in the settings; `address`: None if it isn't
-    known."""
-
-    vmid: int
-    gpus: list[str]
-    address: NotRequired[str | None]
+    """what could not be tried, and why: an image that can't be fetched; the field container is null then"""
 
 
 class SharedCard(TypedDict):
@@ -218,14 +260,68 @@ class SharedCard(TypedDict):
     nodes: list[str]
 
 
-class ContainerSeen(_GuestSeen):
-    """A container as its last change left it. `gpus`: numbers of /dev/nvidiaN; `addresses`: of these cards, on the
-    host's PCI bus; `cards`: those of other makers, by their names in the settings -> their nodes; `nodes`: devices that
-    were opened in it."""
+class GpuOutput(CardSeen):
+    """A card of a host."""
+
+    mapping: NotRequired[str | None]
+    """id of its PCI mapping in Proxmox VE; null where it isn't offered to VMs"""
+    hostpci: NotRequired[str | None]
+    """a value for a VM's hostpciN option"""
+    holder: NotRequired[str | None]
+    """the VM of this stack that has it, by its name in `vms`"""
+    test: NotRequired[CardTest | None]
+    """what the passthrough test's VM saw of it; null: not asked for"""
+
+
+class HostOutput(_Booted):
+    """A verified host."""
+
+    node: str
+    """its name in Proxmox VE"""
+    gpus: dict[str, GpuOutput]
+    nvidia: NotRequired[NvidiaOutput | None]
+    """the driver on the host itself; null: not of this stack"""
+
+
+class _GuestOutput(TypedDict):
+    """What is known of any guest."""
+
+    host: str
+    """by its name in `hosts`"""
+    node: str
+    name: str
+    """its name in Proxmox VE"""
+
+
+class VmOutput(_GuestOutput):
+    """A VM of this stack."""
+
+    vmid: int
+    state: Literal["running", "stopped"]
+    """as the last change left it"""
+    gpus: list[str]
+    """cards, by their names in the host's gpus"""
+    address: NotRequired[str | None]
+    """where the guest is reached, if it is known"""
+    nvidia: NotRequired[NvidiaOutput | None]
+    """the driver in the guest; null: not of this stack"""
+
+
+class ContainerOutput(_GuestOutput):
+    """A container of this stack, which shares cards with the host's driver."""
 
     ctid: int
+    state: Literal["running", "stopped", "unknown"]
+    """as the last change left it"""
     gpus: list[int]
+    """the numbers of its cards of NVIDIA's: N of /dev/nvidiaN"""
     addresses: list[str]
+    """where these cards are on the host's PCI bus, such as 0000:01:00.0"""
     cards: dict[str, list[str]]
+    """its cards of other makers, by their names in the host's gpus -> their nodes, such as /dev/dri/renderD128"""
     nodes: list[str]
+    """devices that were opened in it; none where it was off"""
     method: NotRequired[Literal["device", "mount-entry", "mixed"] | None]
+    """how its configuration gives it the devices; null: it has none"""
+    nvidia: NotRequired[NvidiaOutput | None]
+    """the driver's libraries in it; null: not of this stack"""

@@ -10,7 +10,6 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -46,6 +45,11 @@ class Refusal(pulumi.RunError):
         # Only where an engine runs this program: a test's process has an exit status of its own.
         if isinstance(running.SETTINGS.engine, engine_pb2_grpc.EngineStub):
             atexit.register(os._exit, SHOWN)
+
+    @classmethod
+    def of(cls, *, wanted: str, found: str, why: str, next: str) -> Refusal:
+        """With an error of these parts."""
+        return cls(HomelabError(wanted=wanted, found=found, why=why, next=next))
 
 
 def load() -> Settings:
@@ -106,17 +110,13 @@ def _end_with(engine: engine_pb2_grpc.EngineStub) -> None:
     os._exit(SHOWN)
 
 
-def _file() -> Path:
-    # The stack's own file, which with `--config-file` isn't the one that Pulumi reads.
-    return Path.cwd() / f"Pulumi.{pulumi.get_stack().rpartition('/')[2]}.yaml"
-
-
 def _unread(configuration: dict[str, str]) -> list[HomelabError]:
     """The refusal of keys that nothing reads, in the configuration or in the stack's file beside it."""
-    lines = stack_file.misspelt(configuration)
-    if isinstance(content := secret_settings.file_of_configuration(configuration, _file()), dict):
+    # The stack's own file, which with `--config-file` isn't the one that Pulumi reads.
+    lines, file = stack_file.misspelt(configuration), stack_file.path_of(pulumi.get_stack())
+    if isinstance(content := secret_settings.file_of_configuration(configuration, file), dict):
         lines = stack_file.unread(content) + lines
-    return [stack_file.not_read(lines, _file().name)] if lines else []
+    return [stack_file.not_read(lines, file.name)] if lines else []
 
 
 def _unsafe(settings: Settings) -> list[HomelabError]:
@@ -124,7 +124,7 @@ def _unsafe(settings: Settings) -> list[HomelabError]:
 
     stack, errors = pulumi.get_stack(), []
     if not settings.allow_plain_secrets:
-        file = _file()
+        file = stack_file.path_of(stack)
         plain, uncertain = secret_settings.in_plain_text(settings, os.environ, file)
         if plain:
             errors.append(secret_settings.plain_secrets(plain, stack))

@@ -42,5 +42,10 @@ def recognise(text: str, context: Context | None = None, beside: str = "") -> li
     log, context = Log(text), context or Context()
     hidden = {name for row, _ in found_in(symptoms(), Log(beside).text, context) for name in row.hides}
     found = [pair for pair in found_in(symptoms(), log.text, context) if pair[0].name not in hidden]
-    answers = (row.answer(match, log.quote(match, QUOTED_CHARACTERS), context) for row, match in found)
-    return [HomelabError(wanted=wanted, found=said, why=why, next=step) for wanted, said, why, step in answers]
+    return [_error(row, *row.answer(match, log.quote(match, QUOTED_CHARACTERS), context)) for row, match in found]
+
+
+def _error(row: Symptom, wanted: str, found: str, why: str, next: str) -> HomelabError:
+    error = HomelabError(wanted=wanted, found=found, why=why, next=next)
+    error.symptom = row.name
+    return error

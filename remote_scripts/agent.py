@@ -107,7 +107,8 @@ def answered(system: System, verb: str, request: Request, module: ModuleType) ->
     except FormError as error:
         return 1, _message(_not_understood(str(error)))
     except Exception as error:
-        return 1, _message(system.failure_of(error), system)
+        failure = system.failure_of(error)
+        return failure.status, _message(failure, system)
     plain = to_plain(answer, lambda text: as_text(text, sys.maxsize))
     return 0, json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
 

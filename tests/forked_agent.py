@@ -15,7 +15,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +30,10 @@ from remote_scripts import agent, tables
 from tests import sent_along
 from tests.plain import PLAIN
 from tests.waiting import PATIENCE
+
+Answered = subprocess.CompletedProcess[str]
+#: By what the agent is to do, and the request.
+Answers = dict[tuple[str, bytes], Answered]
 
 
 @functools.cache
@@ -57,11 +61,16 @@ def asked(
     :param folder: in which it works.
     :param options: of `homelab.remote.agent.request`.
     """
-    return _answered(environment, verb, layer, asking.request(layer, wanted, **options).encode(), folder)
+    return answered(environment, verb, layer, asking.request(layer, wanted, **options).encode(), folder)
 
 
-def in_place_of_what_is_sent(monkeypatch: pytest.MonkeyPatch, *labs: Lab) -> None:
-    """In a test: sessions with these labs are real, and what they ask the agent is answered by a fork."""
+def in_place_of_what_is_sent(
+    monkeypatch: pytest.MonkeyPatch, *labs: Lab, known: Callable[[], Answers | None] = lambda: None
+) -> None:
+    """In a test: sessions with these labs are real, and what they ask the agent is answered by a fork.
+
+    :param known: what keeps answers while nothing changes a host: asked the same again, the agent isn't. None: nothing does.
+    """
     if PLAIN:
         return
     by_port, real = {lab.connection["port"]: lab for lab in labs}, ssh.Session._run
@@ -73,8 +82,13 @@ def in_place_of_what_is_sent(monkeypatch: pytest.MonkeyPatch, *labs: Lab) -> Non
         sent = json.loads(script)
         answers = ""
         for request in sent["requests"]:
-            text = json.dumps(request).encode()
-            done = _answered(lab.machine.environment(), sent["verb"], request["layer"], text, Path("/"))
+            text, verb_sent = json.dumps(request).encode(), sent["verb"]
+            kept = known() if verb_sent in ("read", "plan") else None
+            done = None if kept is None else kept.get((verb_sent, text))
+            if done is None:
+                done = answered(lab.machine.environment(), verb_sent, request["layer"], text, Path("/"))
+            if kept is not None:
+                kept[verb_sent, text] = done
             for on_line in more[1:2]:
                 for line in done.stderr.splitlines() if on_line else ():
                     on_line(line)
@@ -86,9 +100,8 @@ def in_place_of_what_is_sent(monkeypatch: pytest.MonkeyPatch, *labs: Lab) -> Non
     monkeypatch.setattr(ssh.Session, "_run", run)
 
 
-def _answered(
-    environment: Mapping[str, str], verb: str, layer: str, text: bytes, folder: Path
-) -> subprocess.CompletedProcess[str]:
+def answered(environment: Mapping[str, str], verb: str, layer: str, text: bytes, folder: Path) -> Answered:
+    """As of `asked`, to the text of a request."""
     if PLAIN:
         return _started(environment, verb, text, folder)
     importlib.import_module(f"remote_scripts.layers.{layer}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Iterator
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -21,7 +22,7 @@ def meanings(model: type[BaseModel]) -> dict[str, str]:
     found: dict[str, str] = {}
     for part in reversed(model.__mro__):
         if issubclass(part, BaseModel) and part is not BaseModel:
-            found |= _texts(part)
+            found |= texts(part)
     if missing := [name for name in model.model_fields if name not in found]:
         raise ValueError(f"{model.__name__}: without a text below it: {', '.join(missing)}")
     return {name: found[name] for name in model.model_fields}
@@ -34,7 +35,7 @@ def derived(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
         yield from derived(part)
 
 
-def _texts(model: type[BaseModel]) -> dict[str, str]:
+def texts(model: type[Any]) -> dict[str, str]:
     (definition,) = ast.parse(inspect.getsource(model)).body
     assert isinstance(definition, ast.ClassDef)
     return {

@@ -14,9 +14,9 @@ lender = pulumi.StackReference(pulumi.Config().require("homelab"))
 vms = {}
 for vm in settings.vms.values():
     host = settings.hosts[vm.host]
-    cards = LentCards(host, vm, lender)
+    cards = LentCards(vm, host=host, stack=lender)
     # A VM isn't even created where its card isn't to be had.
     after = pulumi.ResourceOptions(depends_on=cards.cards.apply(lambda _: [lender]))
-    vms[vm.name] = GpuVm(host, vm, cards.cards, cards.boot, after).vm
+    vms[vm.name] = GpuVm(vm, host=host, cards=cards.cards, boot=cards.boot, opts=after).vm
 
 pulumi.export("vms", vms)

@@ -43,25 +43,26 @@ def lent(stack: str, values: Mapping[str, object], name: str, vm: Vm, node: str)
     :raises HomelabError: the outputs are of another version; they don't fit these settings; a VM of that stack has a card.
     """
     outputs = consumed(stack, values)
-    host = outputs.hosts.get(vm.host)
-    if host is None or host.node != node:
+    host = outputs["hosts"].get(vm.host)
+    if host is None or host["node"] != node:
+        nodes = [f"{other} (node {about['node']})" for other, about in sorted(outputs["hosts"].items())]
         raise HomelabError(
             wanted=f"vms.{name} on hosts.{vm.host}, node {node}, with a card of that host",
-            found=f"{stack} has {', '.join(f'{other} (node {about.node})' for other, about in sorted(outputs.hosts.items()))}",
+            found=f"{stack} has {', '.join(nodes)}",
             why="the card would be looked for in another machine",
             next=f"give the host the name and the node that it has in {stack}",
         )
     raise_all(_shared(stack, outputs, name, vm, node) + _cards_in_the_way(stack, outputs, host, name, vm))
     return {
-        "cards": {use.gpu: _card(host.gpus[use.gpu]) for use in vm.gpus},
+        "cards": {use.gpu: _card(host["gpus"][use.gpu]) for use in vm.gpus},
         # The VMs that a reboot by the homelab stack stops are its own business; this one runs again as its `power` says.
-        "boot": {"id": host.boot_id, "stopped": [], "at": 0},
+        "boot": {"id": host["bootId"], "stopped": [], "at": 0},
     }
 
 
 def _card(gpu: GpuOutput) -> OfferedCard:
     """One that is offered, so that it has a mapping (`_cards_in_the_way`)."""
-    return {"mapping": str(gpu.mapping), "slot": gpu.path or gpu.slot}
+    return {"mapping": str(gpu["mapping"]), "slot": gpu["path"] or gpu["slot"]}
 
 
 def _shared(stack: str, outputs: Outputs, name: str, vm: Vm, node: str) -> list[HomelabError]:
@@ -73,25 +74,26 @@ def _shared(stack: str, outputs: Outputs, name: str, vm: Vm, node: str) -> list[
             why="two stacks that change one VM undo each other's work",
             next=f"choose another vmid for vms.{name}",
         )
-        for other, theirs in outputs.vms.items()
-        if (theirs.node, theirs.vmid) == (node, vm.vmid)
+        for other, theirs in outputs["vms"].items()
+        if (theirs["node"], theirs["vmid"]) == (node, vm.vmid)
     ]
 
 
 def _cards_in_the_way(stack: str, outputs: Outputs, host: HostOutput, name: str, vm: Vm) -> list[HomelabError]:
     errors = []
     for use in vm.gpus:
-        gpu = host.gpus.get(use.gpu)
-        if gpu is None or gpu.mapping is None:
+        gpu = host["gpus"].get(use.gpu)
+        if gpu is None or gpu.get("mapping") is None:
             errors.append(_not_offered(stack, host, name, vm, use.gpu))
-        elif gpu.holder is not None:
+        elif gpu.get("holder") is not None:
             errors.append(_held(stack, outputs, gpu, name, vm, use.gpu))
     return errors
 
 
 def _not_offered(stack: str, host: HostOutput, name: str, vm: Vm, card: str) -> HomelabError:
-    offered = ", ".join(other for other, gpu in sorted(host.gpus.items()) if gpu.mapping is not None)
-    kept = f"{card} has use: {host.gpus[card].use} and no PCI mapping" if card in host.gpus else f"no {card}"
+    offered = ", ".join(other for other, gpu in sorted(host["gpus"].items()) if gpu.get("mapping"))
+    its_use = host["gpus"][card]["use"] if card in host["gpus"] else None
+    kept = f"{card} has use: {its_use} and no PCI mapping" if its_use else f"no {card}"
     return HomelabError(
         wanted=f"{card} of {vm.host} for vms.{name}",
         found=f"{kept}; {stack} offers to VMs: {offered or 'nothing'}",
@@ -101,13 +103,14 @@ def _not_offered(stack: str, host: HostOutput, name: str, vm: Vm, card: str) -> 
 
 
 def _held(stack: str, outputs: Outputs, gpu: GpuOutput, name: str, vm: Vm, card: str) -> HomelabError:
-    holder = outputs.vms.get(str(gpu.holder))
-    which = f" (VM {holder.vmid}, {holder.name}, {holder.state})" if holder else ""
+    name_of_holder = gpu.get("holder")
+    holder = outputs["vms"].get(str(name_of_holder))
+    which = f" (VM {holder['vmid']}, {holder['name']}, {holder['state']})" if holder else ""
     return HomelabError(
-        wanted=f"{card} ({gpu.slot}) of {vm.host} free for vms.{name} (VM {vm.vmid})",
-        found=f"vms.{gpu.holder}{which} of {stack} has it",
+        wanted=f"{card} ({gpu['slot']}) of {vm.host} free for vms.{name} (VM {vm.vmid})",
+        found=f"vms.{name_of_holder}{which} of {stack} has it",
         why="a card can be in one running VM only, and it is not this program's to take; nothing was changed",
-        next=f"hand it over: take {card} out of homelab:vms.{gpu.holder}.gpus, `pulumi up` in {stack}, then `pulumi up` here "
+        next=f"hand it over: take {card} out of homelab:vms.{name_of_holder}.gpus, `pulumi up` in {stack}, then `pulumi up` here "
         '(examples/gaming_vm/README.md, "Hand-over")',
     )
 
@@ -119,7 +122,7 @@ class LentCards(pulumi.ComponentResource):
     boot: pulumi.Output[BootSeen]
 
     def __init__(
-        self, host: Host, vm: Vm, stack: pulumi.StackReference, opts: pulumi.ResourceOptions | None = None
+        self, vm: Vm, *, host: Host, stack: pulumi.StackReference, opts: pulumi.ResourceOptions | None = None
     ) -> None:
         super().__init__("homelab:gpu:LentCards", f"{vm.name}-cards", {}, opts)
 

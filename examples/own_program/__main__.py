@@ -13,11 +13,11 @@ settings = HomelabProvider("homelab", hosts={"pve": host}, vms={"sandbox": vm}).
 pve, sandbox = settings.hosts["pve"], settings.vms["sandbox"]
 
 probe = HostProbe.of(pve)
-agent = components.HostAgent(pve, probe, after(probe))
-iommu = components.IommuHost(pve, probe, after(agent))
-vfio = components.VfioBinding(pve, probe, after(iommu))
-boot = components.HostReboot(pve, probe, opts=after(iommu, vfio))
-cards = components.GpuCards(pve, probe, boot, after(boot))
-gpu_vm = components.GpuVm(pve, sandbox, cards.cards, boot.boot, after(cards))
+agent = components.HostAgent(pve, probe=probe, opts=after(probe))
+iommu = components.IommuHost(pve, probe=probe, opts=after(agent))
+vfio = components.VfioBinding(pve, probe=probe, opts=after(iommu))
+boot = components.HostReboot(pve, probe=probe, opts=after(iommu, vfio))
+cards = components.GpuCards(pve, probe=probe, boot=boot, opts=after(boot))
+gpu_vm = components.GpuVm(sandbox, host=pve, cards=cards.cards, boot=boot.boot, opts=after(cards))
 
 pulumi.export("sandbox", gpu_vm.vm)

@@ -7,11 +7,9 @@ the card's memory after vfio-pci has bound the card, no guest can use the card. 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Literal
 
 from homelab.cards import remapping
 from homelab.errors import HomelabError
-from homelab.facts.classes import DISPLAY
 from homelab.facts.devices import Device
 from homelab.facts.host import HostFacts
 from homelab.settings import Gpu, Host
@@ -25,18 +23,14 @@ _WAYS_IN = (
 )
 
 
-def verdict(facts: HostFacts, device: Device) -> Literal["frees", "word", "nothing"]:
-    """Whether the kernel takes its picture away from a card that vfio-pci binds: by itself (`frees`), with the word
-    NO_FRAMEBUFFER (`word`), or never (`nothing`).
+def _frees(device: Device) -> bool:
+    """Whether the kernel takes its picture away by itself from a card that vfio-pci binds: from VGA controllers alone
+    (drivers/vfio/pci/vfio_pci_core.c, vfio_pci_vga_init, from 6.0 on).
 
-    By itself it does so for VGA controllers alone (drivers/vfio/pci/vfio_pci_core.c, vfio_pci_vga_init, from 6.0 on).
-    With others the word helps (Proxmox VE's wiki on PCI passthrough); but from 6.18 on simpledrm was reported to come
-    back in spite of it (siderolabs/talos issue 14356, class 0380).
+    With others the word NO_FRAMEBUFFER helps (Proxmox VE's wiki on PCI passthrough); but from 6.18 on simpledrm was
+    reported to come back in spite of it (siderolabs/talos issue 14356, class 0380).
     """
-    if device.class_code.startswith("0300"):
-        return "frees"
-    comes_back = device.class_code.startswith(DISPLAY) and remapping.release(facts.kernel) >= (6, 18)
-    return "nothing" if comes_back else "word"
+    return device.class_code.startswith("0300")
 
 
 def screens(facts: HostFacts, devices: Sequence[Device]) -> list[Device]:
@@ -83,48 +77,44 @@ def freed(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[Homelab
         for device in facts.functions(slot)
         if device.driver == "vfio-pci" and device.address in facts.framebuffers
     }
-    if not framebuffers or remapping.runs_in_vm(facts, slot):
-        return
-    has_word = NO_FRAMEBUFFER in facts.cmdline.running.split()
-    hopeless = has_word or any(verdict(facts, facts.by_address[address]) == "nothing" for address in framebuffers)
-    others = instead(facts, [slot])
-    steps = [
-        *([] if hopeless else [_SET_OFF]),
-        *([f'let {others} be the screen (the firmware\'s setup, "primary display")'] if others else []),
-        "start another kernel",
-    ]
-    yield HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) with its memory free for vfio-pci",
-        found="; ".join(
-            f"{', '.join(names)} within the memory of {address} (/proc/iomem)"
-            for address, names in framebuffers.items()
+    if framebuffers and not remapping.runs_in_vm(facts, slot):
+        has_word = NO_FRAMEBUFFER in facts.cmdline.running.split()
+        others = instead(facts, [slot])
+        steps = [
+            *([] if has_word else [_SET_OFF]),
+            *([f'let {others} be the screen (the firmware\'s setup, "primary display")'] if others else []),
+            "start another kernel",
+        ]
+        yield HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) with its memory free for vfio-pci",
+            found="; ".join(
+                f"{', '.join(names)} within the memory of {address} (/proc/iomem)"
+                for address, names in framebuffers.items()
+            )
+            + (f", in spite of {NO_FRAMEBUFFER}" if has_word else ""),
+            why="the kernel's own picture uses the card's memory: vfio-pci can't reserve it (BAR …: can't reserve), "
+            "and the guest's driver fails",
+            next="; or ".join(steps),
         )
-        + (f", in spite of {NO_FRAMEBUFFER}" if has_word else ""),
-        why="the kernel's own picture uses the card's memory: vfio-pci can't reserve it (BAR …: can't reserve), "
-        "and the guest's driver fails",
-        next="; or ".join(steps),
-    )
 
 
-def remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
+def remarks(facts: HostFacts, host: Host, name: str, slot: str) -> Iterator[str]:
     """Remarks on a card that is the host's screen, a sentence each.
 
     :param name: of the card, for messages.
     """
     card_screens = screens(facts, facts.functions(slot))
     if not card_screens:
-        return []
-    sentences = [f"{name} is the host's screen, which stays dark from the host's next start on: {_WAYS_IN}"]
-    verdicts = {device.address: verdict(facts, device) for device in card_screens}
+        return
+    since = "this" if facts.bound_by_homelab(card_screens[0].address) else "the host's next"
+    yield f"{name} is the host's screen, which stays dark from {since} start on: {_WAYS_IN}"
     if host.boot_framebuffer == "off":
-        sentences.append(
+        yield (
             f"bootFramebuffer: off: {NO_FRAMEBUFFER} keeps the kernel's picture off every screen of this host; the "
             "boot entry 'without GPU passthrough' is without it"
-            + ("; this kernel would let go of the card by itself" if set(verdicts.values()) == {"frees"} else "")
         )
-    elif set(verdicts.values()) != {"frees"}:
-        sentences.append(
+    elif not all(map(_frees, card_screens)):
+        yield (
             f"{name}: this kernel ({facts.kernel}) may keep the card's memory for its picture; that is checked after "
             "the reboot, and bootFramebuffer: off may help then"
         )
-    return sentences

@@ -13,8 +13,6 @@ from homelab.settings import Gpu
 
 # Where every Intel processor has its graphics.
 INTEGRATED = "0000:00:02.0"
-
-
 # Kernels that crash when amdgpu lets a card go to vfio-pci while the host runs (proxmox/pve-kernel, changelog of
 # 7.0.14-3, which reverted the change).
 _CRASHING = ("7.0.14-1-pve", "7.0.14-2-pve")
@@ -51,19 +49,18 @@ def unstarted(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[Home
     if display is None or display.vendor != AMD or not "7550" <= display.device <= "755f":
         return
     others = {*(resets.methods(facts, display.address) or ())} - {"bus"}
-    if gpu.allow_unstarted or others or _runs_since_boot(facts, slot):
-        return
-    yield HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) for a VM, on vfio-pci from the host's start on",
-        found="it is a card of the kind Navi 48; the kernel resets it by "
-        + (resets.described(facts, [display]) or "a way that it doesn't say"),
-        why="where vfio-pci had it from the host's start on, the reset at the VM's start broke the switch on the card "
-        '("broken device, retraining failed", "stuck in D3"), and only switching the host off helped; amdgpu has to '
-        "start it first, and this program binds it before that",
-        next=f"leave the card with amdgpu (gpus.{name}.use: host or lxc); a hookscript of your own can take it from "
-        "there when a VM starts. To try it in a VM all the same, if you can switch the host off when it doesn't start, "
-        f"set gpus.{name}.allowUnstarted: true",
-    )
+    if not gpu.allow_unstarted and not others and not _runs_since_boot(facts, slot):
+        yield HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) for a VM, on vfio-pci from the host's start on",
+            found="it is a card of the kind Navi 48; the kernel resets it by "
+            + (resets.described(facts, [display]) or "a way that it doesn't say"),
+            why="where vfio-pci had it from the host's start on, the reset at the VM's start broke the switch on the "
+            'card ("broken device, retraining failed", "stuck in D3"), and only switching the host off helped; amdgpu '
+            "has to start it first, and this program binds it before that",
+            next=f"leave the card with amdgpu (gpus.{name}.use: host or lxc); a hookscript of your own can take it "
+            "from there when a VM starts. To try it in a VM all the same, if you can switch the host off when it "
+            f"doesn't start, set gpus.{name}.allowUnstarted: true",
+        )
 
 
 def _graphics_of(facts: HostFacts, slot: str) -> Device | None:
@@ -77,30 +74,22 @@ def _runs_since_boot(facts: HostFacts, slot: str) -> bool:
     return since_start and remapping.runs_in_vm(facts, slot)
 
 
-def rom_remarks(facts: HostFacts, name: str, slot: str, *, has_file: bool) -> list[str]:
+def rom_remarks(facts: HostFacts, name: str, slot: str, *, has_file: bool) -> Iterator[str]:
     """Remarks on a card's ROM, which a VM without a ROM file may lack or find changed: a sentence each.
 
     :param name: of the settings.
     """
     display = _graphics_of(facts, slot)
     if display is None or has_file:
-        return []
-    if display.id in _WITHOUT_ROM:
-        return [
-            f"gpus.{name}: it has no ROM of its own, and most guests' drivers don't start it without one: "
-            "docs/troubleshooting.md#a-rom-file-for-a-card says how to make it from the firmware's table VFCT, then "
-            "set romfile"
-        ]
+        return
     if display.address == INTEGRATED and display.vendor == INTEL:
-        return [
+        yield (
             f"gpus.{name}: processor graphics have no ROM for UEFI of their own: the VM shows nothing on them until "
             "its system's driver starts (up to Comet Lake, legacy-igd=1 in a hostpci line of your own changes that; "
             "takeOver keeps it)"
-        ]
-    if display.boot_vga:
-        return [
-            f"gpus.{name}: the host's firmware has used this card, and may have left a changed copy of its ROM: if the "
-            "VM shows nothing on it, docs/troubleshooting.md#a-rom-file-for-a-card says how to make a file of it "
-            "for romfile"
-        ]
-    return []
+        )
+    elif display.boot_vga or display.id in _WITHOUT_ROM:
+        yield (
+            f"gpus.{name}: it has no ROM of its own, or the host's firmware may have left a changed copy of it: if the "
+            "VM shows nothing on it, docs/troubleshooting.md#a-rom-file-for-a-card says how to make a file for romfile"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from homelab.errors import HomelabError
 from homelab.facts.host import HostFacts
@@ -12,32 +13,27 @@ from homelab.settings import Gpu
 _KEEPS_SINCE = (9, 0, 25)
 
 
-def keep_refused(facts: HostFacts, name: str) -> list[HomelabError]:
+def keep_refused(facts: HostFacts, name: str) -> Iterator[HomelabError]:
     """The refusal of `driver: keep` where this host's Proxmox VE doesn't know it, or its version is unknown.
 
     :param name: of the card or use that has the option, for messages.
     """
     version = facts.packages.get("qemu-server", "")
-    if tuple(int(number) for number in re.findall(r"\d+", version.partition("-")[0])) >= _KEEPS_SINCE:
-        return []
-    return [
-        HomelabError(
+    if tuple(int(number) for number in re.findall(r"\d+", version.partition("-")[0])) < _KEEPS_SINCE:
+        yield HomelabError(
             wanted=f"{name}: driver: keep",
             found=f"qemu-server {version}" if version else "the version of qemu-server can't be told",
             why=f"Proxmox VE knows it since qemu-server {'.'.join(map(str, _KEEPS_SINCE))} (9.1); an older one refuses "
             "the change",
             next="update the host (`apt full-upgrade`), or take the option out",
         )
-    ]
 
 
-def migratable(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
+def migratable(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: liveMigration is set for a virtual function. Before 8.4 Proxmox VE's API itself refuses it."""
     device = facts.by_address.get(slot)
-    if not gpu.live_migration or (device is not None and device.physfn):
-        return []
-    return [
-        HomelabError(
+    if gpu.live_migration and not (device and device.physfn):
+        yield HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) with liveMigration",
             found="it is a card as a whole",
             why="only some drivers of virtual functions can hand their state over; with a whole card the migration "
@@ -45,4 +41,3 @@ def migratable(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Homelab
             next=f"take gpus.{name}.liveMigration out: a VM that is off can be moved to another node that has such "
             "a mapping",
         )
-    ]

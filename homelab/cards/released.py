@@ -10,7 +10,7 @@ modprobe's own command line come even later: those of initramfs-tools' file `mod
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from homelab.facts.devices import Device
 from homelab.facts.host import HostFacts, bound_by_word
@@ -37,22 +37,19 @@ def kept(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> dict[str, st
     :param slots: of all cards of the settings, name -> slot.
     """
     staying = _staying(facts, host, slots) if host.take_over else []
+    of_settings = {device.address for slot in slots.values() for device in facts.functions(slot)}
+    shared = ",".join(entry for entry in _other_ids(facts) if _names_one_of(entry, staying))
+    others = [device for device in facts.devices if device.driver == "vfio-pci" and device.is_named(shared)]
+    # For what comes later no word can name an address: `why_still_bound`.
     return {
         device.address: device.id
-        for entry in _other_ids(facts)
-        if _names_one_of(entry, staying)
-        for device in _others_bound(facts, host, slots, entry)
-        if not facts.pluggable(device.address)
+        for device in others
+        if device.address not in of_settings and not facts.pluggable(device.address)
     }
 
 
-def why_still_bound(facts: HostFacts, host: Host, slots: Mapping[str, str], bound: Iterable[Device]) -> str:
-    """Why a word of homelab's doesn't take these functions of a card from vfio-pci; empty: it does.
-
-    :param slots: of all cards of the settings, name -> slot.
-    :param bound: the functions.
-    """
-    functions = list(bound)
+def why_still_bound(facts: HostFacts, functions: Collection[Device]) -> str:
+    """Why a word of homelab's doesn't take these functions of a card from vfio-pci; empty: it does."""
     if stronger := stronger_than_words(facts, functions):
         return stronger
     running_ids, homelab_bound = ids_in_effect(facts), bound_by_word(facts.cmdline.running)
@@ -61,24 +58,21 @@ def why_still_bound(facts: HostFacts, host: Host, slots: Mapping[str, str], boun
         device.address not in homelab_bound and not device.is_named(running_ids) for device in functions
     ):
         return "this program's word is on the running kernel's command line, and hasn't helped"
-    other_addresses = [
+    shared = ",".join(entry for entry in _other_ids(facts) if _names_one_of(entry, functions))
+    later = [
         device.address
-        for entry in _other_ids(facts)
-        if _names_one_of(entry, functions)
-        for device in _others_bound(facts, host, slots, entry)
-        if facts.pluggable(device.address)  # for what comes later no word can name an address
+        for device in facts.devices
+        if device not in functions
+        and device.driver == "vfio-pci"
+        and device.is_named(shared)
+        and facts.pluggable(device.address)
     ]
-    return (
-        f"the same ids give {', '.join(sorted(set(other_addresses)))} to vfio-pci, which can be plugged in later"
-        if other_addresses
-        else ""
-    )
+    return f"the same ids give {', '.join(later)} to vfio-pci, which can be plugged in later" if later else ""
 
 
-def stronger_than_words(facts: HostFacts, functions: Iterable[Device]) -> str:
+def stronger_than_words(facts: HostFacts, functions: Collection[Device]) -> str:
     """The configuration that gives these functions to vfio-pci whatever a word says, in words; empty: there is none."""
-    functions = list(functions)
-    if any(map(facts.has_override, functions)):
+    if any(map(facts.override_files, functions)):
         return "driverctl puts it there, whatever a word says"
     if _names_one_of(facts.vfio_files.get(vfio_ids.MODULES, ""), functions):
         return f"the options in {vfio_ids.MODULES} come later than any word"
@@ -94,7 +88,7 @@ def ids_in_effect(facts: HostFacts) -> str | None:
 
 def _other_ids(facts: HostFacts) -> list[str]:
     """All ids that other configuration gives to vfio-pci, each once."""
-    id_lists = [facts.vfio_ids, *facts.ids_by_others().values()]
+    id_lists = facts.ids_by_others().values()
     return list(dict.fromkeys(entry for ids in id_lists for entry in ids.lower().split(",") if entry))
 
 
@@ -104,22 +98,8 @@ def _names_one_of(entry: str, devices: Iterable[Device]) -> bool:
 
 def _staying(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> list[Device]:
     """Functions of cards that stay with the host, and that ids of other configuration give to vfio-pci."""
-    functions = [
-        device for name, slot in slots.items() if host.gpus[name].use != "vm" for device in facts.functions(slot)
-    ]
-    return [device for device in functions if device.is_named(",".join(_other_ids(facts)))]
-
-
-def _others_bound(facts: HostFacts, host: Host, slots: Mapping[str, str], entry: str) -> list[Device]:
-    """Functions on vfio-pci that an id names, and that aren't of a card of the settings, or can be plugged in later."""
-    planned = {
-        device.address
-        for slot in slots.values()
-        for device in facts.functions(slot)
-        if not facts.pluggable(device.address)
-    }
-    devices = [device for device in facts.devices if device.is_named(entry)]
-    return [device for device in devices if device.driver == "vfio-pci" and device.address not in planned]
+    ids, staying = ",".join(_other_ids(facts)), [slot for name, slot in slots.items() if host.gpus[name].use != "vm"]
+    return [device for slot in staying for device in facts.functions(slot) if device.is_named(ids)]
 
 
 def _is_left_out(facts: HostFacts, host: Host, slots: Mapping[str, str], entry: str) -> bool:

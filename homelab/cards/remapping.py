@@ -5,18 +5,16 @@ Sources are named where a rule is the kernel's own. Pure.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 
 from homelab.errors import HomelabError
 from homelab.facts import acs
 from homelab.facts.devices import Device
-from homelab.facts.host import HostFacts, bound_by_word
+from homelab.facts.host import HostFacts
 from homelab.settings import Gpu, Host
 from remote_scripts.pve import reservations
 from remote_scripts.pve.properties import overlap
-from remote_scripts.reading.answer import Vital
 
 # The module's option as a word of the command line: modprobe obeys it in the initramfs and later, and it needs no file
 # (ADR 1).
@@ -52,12 +50,6 @@ def is_intel(facts: HostFacts) -> bool:
     return facts.cpu_vendor == "GenuineIntel"
 
 
-def release(kernel: str) -> tuple[int, int]:
-    """`6.17.2-1-pve` -> (6, 17); (0, 0): it isn't of that form."""
-    match = re.match(r"(\d+)\.(\d+)", kernel)
-    return (int(match[1]), int(match[2])) if match else (0, 0)
-
-
 def _leaving_interrupts_plain(cmdline: str) -> list[str]:
     return [word for word in cmdline.split() if word in _PLAIN_INTERRUPTS]
 
@@ -90,19 +82,17 @@ def relaxes_rmrr(facts: HostFacts) -> bool:
 def refused(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
     """A gate: interrupts are remapped, or may stay plain. VFIO gives no card away without remapping
     (drivers/vfio/vfio_iommu_type1.c, vfio_iommu_type1_attach_group)."""
-    if not host.gives_cards or host.iommu.allow_unsafe_interrupts or without_remapping(facts):
-        return
-    if remaps_interrupts(facts) is not False:
-        return
-    off = " ".join(_leaving_interrupts_plain(facts.next_cmdline))
-    yield HomelabError(
-        wanted="interrupt remapping by the IOMMU",
-        found=f"{off} on the kernel command line" if off else "none on this host (/proc/interrupts)",
-        why="without it a guest with a card could raise any interrupt of the host, and VFIO gives no card away: "
-        "the VM wouldn't start",
-        next=(f"take {off} out" if off else "update the firmware, and look there for VT-d or AMD-Vi and x2APIC")
-        + "; only for guests that you trust as much as the host: iommu.allowUnsafeInterrupts: true",
-    )
+    is_plain = remaps_interrupts(facts) is False and not without_remapping(facts)
+    if host.gives_cards and is_plain and not host.iommu.allow_unsafe_interrupts:
+        off = " ".join(_leaving_interrupts_plain(facts.next_cmdline))
+        yield HomelabError(
+            wanted="interrupt remapping by the IOMMU",
+            found=f"{off} on the kernel command line" if off else "none on this host (/proc/interrupts)",
+            why="without it a guest with a card could raise any interrupt of the host, and VFIO gives no card away: "
+            "the VM wouldn't start",
+            next=(f"take {off} out" if off else "update the firmware, and look there for VT-d or AMD-Vi and x2APIC")
+            + "; only for guests that you trust as much as the host: iommu.allowUnsafeInterrupts: true",
+        )
 
 
 def one_to_one(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
@@ -118,18 +108,17 @@ def one_to_one(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[Hom
         word.startswith("intel_iommu=") and "relax_rmrr" in word.split("=")[1].split(",")
         for word in facts.next_cmdline.split()
     )
-    if not ranges or relaxed or gpu.allow_direct_mapping or runs_in_vm(facts, slot):
-        return
-    yield HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) as the kernel gives it to a VM",
-        found=f"the firmware wants memory mapped 1:1 for its IOMMU group: {'; '.join(ranges)}",
-        why="the kernel refuses every VM such a group: QEMU ends with 'Failed to set group container: Invalid "
-        "argument'. iommu=pt makes no difference to that",
-        next="update the board's firmware (BIOS), and tell its maker if that doesn't help; put the card into "
-        "another slot"
-        + ("; as the last resort iommu.relaxRmrr: true" if relaxes_rmrr(facts) else "")
-        + f"; if your kernel gives it away all the same, gpus.{name}.allowDirectMapping: true",
-    )
+    if ranges and not relaxed and not gpu.allow_direct_mapping and not runs_in_vm(facts, slot):
+        yield HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) as the kernel gives it to a VM",
+            found=f"the firmware wants memory mapped 1:1 for its IOMMU group: {'; '.join(ranges)}",
+            why="the kernel refuses every VM such a group: QEMU ends with 'Failed to set group container: Invalid "
+            "argument'. iommu=pt makes no difference to that",
+            next="update the board's firmware (BIOS), and tell its maker if that doesn't help; put the card into "
+            "another slot"
+            + ("; as the last resort iommu.relaxRmrr: true" if relaxes_rmrr(facts) else "")
+            + f"; if your kernel gives it away all the same, gpus.{name}.allowDirectMapping: true",
+        )
 
 
 # Predicted groups may be too large; once the IOMMU is on, the kernel's own are read.
@@ -152,44 +141,12 @@ def runs_in_vm(facts: HostFacts, slot: str) -> bool:
     return any(user.running for user in facts.guests.users_of(path, facts.cluster.node))
 
 
-def split_groups(facts: HostFacts, host: Host, slots: dict[str, str]) -> Iterator[HomelabError]:
-    """A gate: iommu.acsOverride splits no card from a function that carries storage or network of the host.
-
-    Functions that the override splits can reach each other's memory past the IOMMU: a guest with the card could write
-    to the root disk's controller. If the functions that carry them are unknown, a card that this program has bound
-    already, under the same override, isn't refused.
-    """
-    if not host.iommu.acs_override or not (
-        override := acs.override(f"{acs.WORD}={host.iommu.acs_override}", facts.kernel)
-    ):
-        return
-    is_running, bound = not (override - facts.acs_running), bound_by_word(facts.cmdline.running)
-    for name, slot in slots.items():
-        if not host.gpus[name].may_leave:
-            continue
-        is_bound = is_running and all(function.address in bound for function in facts.functions(slot))
-        split_off = _split_off(facts, slot)
-        needs = [need for need in facts.vital if need.kind != "keyboard"]
-        carriers = [
-            (device, carried)
-            for device in split_off
-            if (carried := [need for need in needs if device.address in need.devices])
-        ]
-        unknown = (
-            [need for need in needs if need.trouble]
-            if any(need.may_carry for need in split_off) and not is_bound
-            else []
-        )
-        if carriers or unknown:
-            yield _split_error(facts, name, slot, carriers, unknown)
-
-
-def _split_off(facts: HostFacts, slot: str) -> list[Device]:
+def taken_apart(facts: HostFacts, slot: str) -> list[Device]:
     """The functions that only the override keeps out of the card's IOMMU groups, without bridges."""
     group_addresses = {device.address for device in facts.group_of(slot)}
     return [
         device
-        for device in facts.group_without_override(slot)
+        for device in facts.group_of(slot, acs.Override())
         if device.address not in group_addresses and not device.is_bridge
     ]
 
@@ -207,73 +164,34 @@ def override_hint(facts: HostFacts, slot: str) -> str:
     )
 
 
-def _split_error(
-    facts: HostFacts, name: str, slot: str, carriers: list[tuple[Device, list[Vital]]], unknown: list[Vital]
-) -> HomelabError:
-    causes = [
-        f"{facts.describe(device)}, which carries {', '.join(need.name for need in carried)}, would be in the card's "
-        "IOMMU group without the override"
-        for device, carried in carriers
-    ] or [
-        f"what carries {', '.join(need.name for need in unknown)} isn't known: "
-        f"{'; '.join(need.trouble for need in unknown)}"
-    ]
-    return HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) taken out of its IOMMU group by iommu.acsOverride",
-        found="; ".join(causes),
-        why="the override only hides that these devices can reach each other past the IOMMU: a guest with the card "
-        "could write to the host's disk or network controller, and so into the host; no setting allows that",
-        next="put the card, or the disk or the network cable, into another slot or controller",
-    )
-
-
 # -- what is to be said before it is done
 # ----------------------------------------------------------------------------------------
-def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
+def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> Iterator[str]:
     """Remarks on risks of the words, and on settings without effect: a sentence each."""
-    return [
-        *_override_remarks(facts, host, slots),
-        *_interrupt_remarks(facts, host),
-        *_relaxing_remarks(facts, host),
-    ]
-
-
-def _override_remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
-    override = facts.acs_override
-    if not override:
-        return []
-    by = "iommu.acsOverride" if host.iommu.acs_override else "set by hand, and left as it is"
-    return [
-        f"{acs.WORD}={override} ({by}): devices that are taken apart by it can reach each other's memory past the "
-        "IOMMU (peer-to-peer DMA); a guest that you don't trust could use that",
-        *(
-            f"gpus.{name}: without it, its IOMMU group has as well: {'; '.join(map(facts.describe, split_off))}"
-            for name, slot in slots.items()
-            if host.gpus[name].may_leave and (split_off := _split_off(facts, slot))
-        ),
-    ]
-
-
-def _interrupt_remarks(facts: HostFacts, host: Host) -> list[str]:
+    if override := facts.acs_override:
+        by = "iommu.acsOverride" if host.iommu.acs_override else "set by hand, and left as it is"
+        yield (
+            f"{acs.WORD}={override} ({by}): devices that are taken apart by it can reach each other's memory past the "
+            "IOMMU (peer-to-peer DMA); a guest that you don't trust could use that"
+        )
+        for name, slot in slots.items():
+            split_off = "; ".join(map(facts.describe, taken_apart(facts, slot)))
+            if host.gpus[name].may_leave and split_off:
+                yield f"gpus.{name}: without it, its IOMMU group has as well: {split_off}"
     remapped, by_hand = remaps_interrupts(facts), without_remapping(facts)
     if remapped is None and host.iommu.allow_unsafe_interrupts:
-        return [
+        yield (
             "iommu.allowUnsafeInterrupts has no effect yet: whether this host remaps interrupts can't be told before "
             "its IOMMU is on; run `pulumi up --refresh` after the reboot"
-        ]
-    if remapped is not False or not (host.iommu.allow_unsafe_interrupts or (host.gives_cards and by_hand)):
-        return []
-    return [
-        f"{UNSAFE_INTERRUPTS}{' (set by hand, and left as it is)' if by_hand else ''}: a guest with a card can "
-        "raise any interrupt of the host, which can crash it or worse: give cards only to "
-        "guests that you trust as much as the host"
-    ]
-
-
-def _relaxing_remarks(facts: HostFacts, host: Host) -> list[str]:
-    if not (host.iommu.relax_rmrr and relaxes_rmrr(facts)):
-        return []
-    return [
-        "iommu.relaxRmrr: the kernel ignores which memory the firmware uses with devices (RMRR); if the firmware "
-        "really uses it, data can be lost"
-    ]
+        )
+    if remapped is False and (host.iommu.allow_unsafe_interrupts or (host.gives_cards and by_hand)):
+        yield (
+            f"{UNSAFE_INTERRUPTS}{' (set by hand, and left as it is)' if by_hand else ''}: a guest with a card can "
+            "raise any interrupt of the host, which can crash it or worse: give cards only to guests that you trust as "
+            "much as the host"
+        )
+    if host.iommu.relax_rmrr and relaxes_rmrr(facts):
+        yield (
+            "iommu.relaxRmrr: the kernel ignores which memory the firmware uses with devices (RMRR); if the firmware "
+            "really uses it, data can be lost"
+        )

@@ -46,11 +46,7 @@ def row_of(facts: HostFacts, functions: Sequence[Device]) -> ResetRow | None:
             row = next((row for row in rows() if row.has(device)), None)
             # Where a function can't be reset at all, the kernel has no such file.
             reset_methods = methods(facts, device.address) or []
-            if (
-                row is not None
-                and row.unless not in reset_methods
-                and (row.only_with is None or row.only_with in reset_methods)
-            ):
+            if row is not None and row.unless not in reset_methods and row.only_with in (None, *reset_methods):
                 return row
     return None
 

@@ -18,9 +18,8 @@ def resolve(facts: HostFacts, gpus: dict[str, Gpu]) -> tuple[dict[str, str], lis
     for name, gpu in gpus.items():
         devices = [device for device in facts.devices if _matches(device, gpu)]
         # A virtual function is a card of its own, named by its address.
-        places = sorted({device.slot for device in devices if not device.physfn}) or sorted(
-            device.address for device in devices
-        )
+        physical = {device.slot for device in devices if not device.physfn}
+        places = sorted(physical or {device.address for device in devices})
         if len(places) != 1:
             errors.append(_unresolved_error(facts, name, gpu, places))
         elif other_name := next((other for other, slot in slots.items() if slot == places[0]), None):

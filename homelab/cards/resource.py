@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import pulumi
-
+from homelab.cards import entry
 from homelab.resources.base import NodeInputs, Owned
 from homelab.shapes import BootedHost
 
@@ -46,14 +45,12 @@ class CardMapping(Owned):
         had_flag: bool = False
         drift: list[str] = field(default_factory=list)
 
-    mapping: pulumi.Output[str]
-
 
 def entry_of(gpu: str, host: BootedHost) -> dict[str, str]:
-    """What Proxmox VE compares with the hardware at a VM's start: id, subsystem and group of the slot's first function.
+    """A card's entry.
 
-    Of a path of several functions it compares the one id and subsystem with each, which functions of different kinds
-    never pass. So a card that shares its slot is offered by its path's first function alone, its graphics.
+    Of a path of several functions Proxmox VE compares the one id and subsystem with each, which functions of different
+    kinds never pass. So a card that shares its slot is offered by its path's first function alone, its graphics.
 
     :param gpu: its name in the settings.
     :param host: as HostReboot puts it out.
@@ -62,10 +59,4 @@ def entry_of(gpu: str, host: BootedHost) -> dict[str, str]:
     path = card["path"].partition(";")[0]
     first = next(one for one in card["functions"] if one["address"].startswith(path))
     group = first.get("iommuGroup")
-    return {
-        "path": path,
-        "id": first["id"],
-        "iommugroup": "-1" if group is None else str(int(group)),
-        # 0000:0000, too, is compared; only a function without these files in sysfs has none.
-        "subsystem-id": "" if first["subsystem"] in ("", "0:0") else first["subsystem"],
-    }
+    return entry.entry_of(path, first["id"], first["subsystem"], None if group is None else int(group))

@@ -8,10 +8,11 @@ import dataclasses
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
-from homelab.cards.mapping import entry_at, noted_path, own_entry, replaced
+from homelab.cards.entry import as_text
+from homelab.cards.mapping import FLAG, entry_at, equal, noted_path, own_entry, replaced, steps
 from homelab.cards.resource import CardMapping
 from homelab.errors import ApiError, ChangedMeanwhileError, GoneError, HomelabError, NotThereError, UnansweredError
 from homelab.facts.guests import guest_note, mapping_note, of_mapping
@@ -23,12 +24,10 @@ from homelab.resources.work.api import ApiWork
 from homelab.settings import Host
 from homelab.text import tell
 from remote_scripts.both.free_card import Wanted as FreeCard
-from remote_scripts.notes.guest_note import Note
+from remote_scripts.notes.guest_note import Note, gives
 from remote_scripts.pve.guest_kinds import VM
 from remote_scripts.pve.properties import overlap, parse
 
-# Of a mapping as a whole, for all nodes.
-FLAG = "live-migration-capable"
 # How often a change is tried while other clients change the mapping, and the longest pause between two tries in
 # seconds. The nodes of one run take turns.
 TRIES = 3
@@ -98,28 +97,26 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         ssh.Session(host).ask("apply", "free_card", wanted, limits.of_task(host, {}), tell, goes_on=True)
 
     def _take_flag_back(self, had: CardMapping.Inputs, outputs: CardMapping.Outputs) -> None:
-        """Where it was for this entry's sake."""
+        """Takes the flag away that homelab has set for this entry's sake; it stays while another node's needs it."""
         if had.live_migration and not outputs.had_flag:
-            _take_flag(self.api(had), had, self._needing_flag(had))
+            needing = self._needing_flag(had)
+
+            def decide(entries: list[str], has_flag: bool) -> tuple[list[str], bool]:
+                return entries, has_flag and _is_needed(entries, needing)
+
+            _change(self.api(had), had.mapping, f"to take {FLAG} from the PCI mapping {had.mapping}", decide)
 
     def read(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs) -> CardMapping.Outputs:
-        name = inputs.mapping
-        try:
-            mapping = self.api(inputs).get(f"cluster/mapping/pci/{name}", f"to read the mapping {name}")
-        except NotThereError:
-            tell(f"{name}: drift: the PCI mapping is gone")
-            raise GoneError from None
-        present = own_entry(mapping["map"], inputs.node, inputs.entry["path"], inputs.entry["path"])
+        mapping = _mapping(self.api(inputs), inputs.mapping)
+        path = inputs.entry["path"]
+        present = own_entry(mapping["map"], inputs.node, path, path)
+        lacks_flag = inputs.live_migration and not _has_flag(mapping)
+        drift = steps(inputs.mapping, present, as_text(inputs.node, inputs.entry), lacks_flag=lacks_flag)
+        for line in drift:
+            tell(f"{inputs.mapping}: drift: {line}")
         if present is None:
-            tell(f"{name}: drift: the PCI mapping has no entry for {inputs.entry['path']} of {inputs.node} any more")
             raise GoneError
-        if inputs.live_migration and not _has_flag(mapping):
-            tell(f"{name}: drift: the PCI mapping is not for live migration any more ({FLAG})")
-            return dataclasses.replace(outputs, drift=[FLAG])
-        if _equal(present, entry_of(inputs)):
-            return dataclasses.replace(outputs, drift=[])
-        tell(f"{name}: drift: the PCI mapping's entry is {present} instead of {entry_of(inputs)}")
-        return dataclasses.replace(outputs, drift=[present])
+        return dataclasses.replace(outputs, drift=drift)
 
     def delete(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs) -> None:
         host = self.host(inputs)
@@ -174,16 +171,16 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
     def _user(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs, facts: HostFacts) -> str:
         """A VM of this node that would lose its card with this entry, and isn't this stack's, such as a clone; empty:
         there is none."""
-        here = {config.id: config.values for config in facts.guests.configs if config.kind == "vm"}
-        notes = {vmid: guest_note(facts.ledger, VM, vmid, Note) for vmid in here}
-        given = [vmid for vmid, note in notes.items() if _names(inputs, _given(note))]
         own = ledger.stack_of(self.urn)
-        for vmid in given:
-            stack = notes[vmid].owner.rpartition("/")[0]
-            if own and stack != own:
-                return f"VM {vmid} has it from the stack {stack}"
-        names = [vmid for vmid, values in here.items() if vmid not in given and _names(inputs, values.items())]
-        return f"VM {names[0]} has it, and not from this program" if names and not outputs.before else ""
+        for config in facts.guests.configs:
+            note = guest_note(facts.ledger, VM, config.id, Note)
+            stack, lines = note.owner.rpartition("/")[0], config.values.items() if config.kind == "vm" else ()
+            if lines and note.has_one_of([inputs.mapping], stack):
+                if own and stack != own:
+                    return f"VM {config.id} has it from the stack {stack}"
+            elif not outputs.before and any(gives(*line, [inputs.mapping]) for line in lines):
+                return f"VM {config.id} has it, and not from this program"
+        return ""
 
     def _needing_flag(self, inputs: CardMapping.Inputs) -> set[str]:
         """The other nodes whose entries of this mapping are to be for live migration, by this stack's settings."""
@@ -192,16 +189,6 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
             for host in map(self.stack.host, self.stack.peers(inputs.host))
             if any(gpu.live_migration and host.mapping_of(key) == inputs.mapping for key, gpu in host.gpus.items())
         }
-
-
-def _given(note: Note) -> Iterator[tuple[str, str]]:
-    """What a VM has from this program, or is about to get or lose."""
-    return ((key, value or "") for key, values in note.values.items() for value in values)
-
-
-def _names(inputs: CardMapping.Inputs, options: Iterable[tuple[str, str]]) -> bool:
-    # Whether a VM with these options has the card by the mapping.
-    return any(parse(key, value).get("mapping") == inputs.mapping for key, value in options if "hostpci" in key)
 
 
 def _replaced(entries: list[str], inputs: CardMapping.Inputs, old_path: str) -> str | None:
@@ -226,54 +213,22 @@ def _note_mapping(host: Host, inputs: CardMapping.Inputs, about: dict[str, Any],
     return noted
 
 
-def entry_of(inputs: CardMapping.Inputs) -> str:
-    """The entry as Proxmox VE writes it: properties in the order of their names."""
-    entry = {"node": inputs.node, **inputs.entry}
-    return ",".join(f"{key}={entry[key]}" for key in sorted(entry) if entry[key] not in (None, ""))
-
-
-def _parsed(entry: str) -> dict[str, str]:
-    return parse("map", entry)
-
-
-def _equal(entry: str, other: str) -> bool:
-    """The same entry? Its description doesn't count: people write it. A slot's first function, where the other has the
-    slot, is the card, too: the one that a person chose.
-    """
-    first, second = _parsed(entry), _parsed(other)
-    if first["path"] == f"{second['path']}.0":
-        first = {**first, "path": second["path"]}
-    return {**first, "description": ""} == {**second, "description": ""}
-
-
 def _has_flag(mapping: Mapping[str, object]) -> bool:
     return str(mapping.get(FLAG, 0)) == "1"
 
 
 def _is_needed(entries: list[str], nodes: Set[str]) -> bool:
-    return any(_parsed(entry).get("node") in nodes for entry in entries)
-
-
-def _take_flag(api: Api, inputs: CardMapping.Inputs, needing: Set[str]) -> None:
-    """Takes the flag away that homelab has set.
-
-    :param needing: other nodes; it stays while one of them has an entry.
-    """
-
-    def decide(entries: list[str], has_flag: bool) -> tuple[list[str], bool]:
-        return entries, has_flag and _is_needed(entries, needing)
-
-    _change(api, inputs.mapping, f"to take {FLAG} from the PCI mapping {inputs.mapping}", decide)
+    return any(parse("map", entry).get("node") in nodes for entry in entries)
 
 
 def _write(api: Api, inputs: CardMapping.Inputs, old_path: str) -> None:
     """Puts the entry in, in the place of what this node has of the card."""
 
     def decide(entries: list[str], has_flag: bool) -> tuple[list[str], bool]:
-        entry, present = entry_of(inputs), _replaced(entries, inputs, old_path)
+        entry, present = as_text(inputs.node, inputs.entry), _replaced(entries, inputs, old_path)
         if present is None:
             entries = [*entries, entry]
-        elif not _equal(present, entry):
+        elif not equal(present, entry):
             entries = _with(entry, present, entries)
         return entries, has_flag or inputs.live_migration
 
@@ -327,7 +282,7 @@ def _remove(
 ) -> None:
     """Takes the entry away, or puts back the one that was there before; any other entry is left alone.
 
-    :param needing: as of `_take_flag`.
+    :param needing: other nodes; the flag stays while one of them has an entry.
     :param noted: another path that the entry may have: an update that was killed is in no state.
     """
     before = outputs.before
@@ -335,7 +290,7 @@ def _remove(
     def decide(entries: list[str], has_flag: bool) -> tuple[list[str], bool]:
         found = (entry_at(entries, inputs.node, place) for place in (inputs.entry["path"], *noted))
         present = next(filter(None, found), None)
-        if present is None or (before and _equal(present, before)):
+        if present is None or (before and equal(present, before)):
             return entries, has_flag
         left = _with(before, present, entries) if before else [other for other in entries if other != present]
         is_ours = inputs.live_migration and not outputs.had_flag and not _is_needed(left, needing)

@@ -12,8 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from homelab.cli.pulumi import PASSWORD
-from homelab.errors import Declined, HomelabError, LoginRefusedError, Mistake
-from homelab.fields.paths import resolved
+from homelab.errors import Declined, HomelabError, Mistake
 from homelab.init.ask import Ask, say
 from homelab.remote import first_contact
 from homelab.remote.first_contact import HostKey
@@ -56,7 +55,9 @@ def access_to(address: str, host_key: str | None, identity: str | None, before: 
     """
     for name, host in before.items():
         if address in (name, host.address, f"{host.address}:{host.ssh.port}", f"{host.ssh.user}@{host.address}"):
-            return _configured(name, host)
+            if error := first_contact.refusal(host):
+                raise error
+            return Access(host, {}, name)
     user, where, port = parse_address(address)
     key = first_contact.host_key(where, port)
     _confirm(host_key, where, port, key, ask)
@@ -107,9 +108,9 @@ def _chosen(identity: str | None) -> list[Path]:
 
 def _by_key(where: str, ssh: dict[str, object], identity: str | None) -> Access | None:
     """A login by one of the person's keys, or by the agent; None: all are refused."""
-    for number, way in enumerate(ways(_chosen(identity), identity)):
+    for way in ways(_chosen(identity), identity):
         host = host_at(where, {**ssh, **way})
-        if first_contact.refusal(host, is_first=number == 0) is None:
+        if first_contact.refusal(host) is None:
             say(f"Logged in as {ssh['user']} with {way.get('privateKeyFile') or 'the SSH agent'}.")
             return Access(host, {"address": where, "ssh": {**ssh, **way}})
     return None
@@ -169,22 +170,8 @@ def installed(access: Access) -> None:
     assert access.install is not None
     first_contact.authorize(access.host, access.install)
     host = host_at(access.login["address"], access.login["ssh"])
-    if first_contact.refusal(host, is_first=False) is not None:
-        raise LoginRefusedError(
-            wanted=f"to log in with the key {access.install}, which was just put onto the host",
-            found="refused",
-            why="every later run needs it",
-            next="look at ~/.ssh/authorized_keys of that user on the host, and at PubkeyAuthentication in sshd_config",
-        )
-
-
-def _configured(name: str, host: Host) -> Access:
-    file = host.ssh.private_key_file
-    if (error := first_contact.refusal(host)) is None:
-        return Access(host, {}, name)
-    if file and not resolved(file).exists():
-        error = error.retold(next=f"put the key there, or correct hosts.{name}.ssh.privateKeyFile")
-    raise error
+    if error := first_contact.refusal(host):
+        raise error
 
 
 def _confirm(expected: str | None, address: str, port: int, key: HostKey, ask: Ask) -> None:
@@ -219,7 +206,7 @@ def _by_password(address: str, ssh: dict[str, Any], ask: Ask) -> Host:
     for _ in range(1 if given else _TRIES):
         password = given or ask.secret(f"{ssh['user']}'s password there (used once, never stored)")
         host = host_at(address, {**ssh, "password": password}) if password else None
-        if host and first_contact.refusal(host, is_first=False) is None:
+        if host and first_contact.refusal(host) is None:
             return host
         say("The host refuses this password.")
     raise Mistake(

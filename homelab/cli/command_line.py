@@ -20,8 +20,14 @@ UNREADABLE = 2
 BROKEN_PIPE = 141
 # The same of SIGINT.
 INTERRUPTED = 130
-# Each is imported when it is run: what the others need takes a second.
-_COMMANDS = ("init", "doctor", "show", "report")
+# What they do. Each is imported when it is run: what the others need takes a second.
+_COMMANDS = {
+    "init": "asks about a host's cards and guests, and writes the settings; changes nothing before your yes",
+    "doctor": "finds what is wrong with hosts, VMs and containers, and says what to do; doctor log: what apt, DKMS and "
+    "their like printed there",
+    "show": "shows who has which card, now and after the next `pulumi up`",
+    "report": "writes a file about what works on your hardware, for others to read; no addresses, names or keys",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,29 +73,18 @@ def _is_unread(error: OSError, *, windows: bool = os.name == "nt") -> bool:
 
 def _run(arguments: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(prog="homelab", description=__doc__, add_help=False)
+    more = "show, doctor and report change nothing on a host. homelab COMMAND --help lists its options."
+    parser = argparse.ArgumentParser(prog="homelab", epilog=more)
     parser.add_argument("--version", action="version", version=f"homelab {__version__}")
-    parser.add_argument("command", choices=_COMMANDS)
-    if not words or words[0] in ("-h", "--help"):
-        print(HELP)
-        return 0 if words else 2
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+    for name, what in _COMMANDS.items():
+        commands.add_parser(name, help=what, add_help=False)
+    if not words:
+        parser.print_help()
+        return UNREADABLE
     command = later(f"homelab.cli.{parser.parse_args(words[:1]).command}")
     try:
         return int(command.main(words[1:]))
     except HomelabError as error:
         print(error, file=sys.stderr)
         return UNREADABLE
-
-
-HELP = """usage: homelab COMMAND ...
-
-  init      asks about a host's cards and guests, and writes the settings;
-            changes nothing before your yes
-  show      shows who has which card, now and after the next `pulumi up`
-  doctor    finds what is wrong with hosts, VMs and containers, and says what
-            to do; doctor log: what apt, DKMS and their like printed there
-  report    writes a file about what works on your hardware, for others to
-            read; no addresses, names or keys
-
-show, doctor and report change nothing on a host.
-homelab COMMAND --help lists its options, homelab --version says the version."""

@@ -19,17 +19,21 @@ from homelab.cli.pulumi import Pulumi, installed, selected_stack
 from homelab.cli.settings_file import read_settings, write_settings
 from homelab.errors import Declined, HomelabError, Mistake, UnreachableError, raise_all
 from homelab.facts.host import HostFacts
-from homelab.host import gates
 from homelab.host.named import named
 from homelab.init import cards as init_cards
+from homelab.init import draft as init_draft
 from homelab.init import settings as init_settings
 from homelab.init.ask import Ask, say, show
 from homelab.init.cards import Card, Use
+from homelab.init.draft import Draft
+from homelab.judged import text as plan_text
+from homelab.judged.tree import Settings as OfHost
+from homelab.judged.tree import Tree, judged
 from homelab.reading import planning
 from homelab.remote import ssh
 from homelab.remote.proxmox import guest_address
 from homelab.remote.proxmox.api import Api
-from homelab.settings import Container, Host, Settings, Vm, parse
+from homelab.settings import Container, Host, Settings, Vm, parse, stack_file
 from homelab.settings import project as project_folder
 
 # What an answer means for a card, and whether `up` would take it with the other cards' uses; without these, the plan of
@@ -53,7 +57,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     is_new = not (folder / "Pulumi.yaml").exists()
     project.check(folder)
     pulumi = Pulumi(installed(), folder, arguments.stack or selected_stack(folder))
-    file = folder / f"Pulumi.{pulumi.stack.rpartition('/')[2]}.yaml"
+    file = stack_file.path_of(pulumi.stack)
     state = pulumi.run("whoami", "--verbose").stdout
     if not state:  # nowhere is logged in to
         os.environ[project.BACKEND] = project.LOCAL
@@ -66,62 +70,57 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     hosts = before.hosts if before else {}
 
     entry = access.access_to(arguments.address, arguments.host_key, arguments.identity, hosts, ask)
-    facts = ssh.read(_as_set(entry, own_text, arguments.set, file.name)[0], guests=True, lspci=True, kernel_log=True)
+    host = _as_set(entry, own_text, arguments.set, file.name)
+    facts = ssh.read(host, guests=True, kernel_log=True)
     node = facts.cluster.node or "pve"
     name = entry.name or init_cards.key_of(node, hosts, "pve")
     say("", f"{node}: Proxmox VE {facts.pve}, kernel {facts.kernel}{facts.cluster.described}")
     say(*([f"  {init_cards.guest(config, facts)}" for config in init_cards.takers(facts)] or [_NO_GUESTS]))
     login = {**entry.login, **init_settings.place(facts, node, name)} if entry.login else {}
-    stack = project.stack_of(folder, pulumi.stack)
-
-    inside = dict[int, dict[str, object]]()
-
-    def written(given: Mapping[Card, Use]) -> str:
-        more = init_settings.addition(name, login, given, facts, values, inside)
-        return init_settings.merged(own_text, more, arguments.set, name)
+    draft = Draft(name, login, facts, own_text, arguments.set, project.stack_of(folder, pulumi.stack))
 
     @cache
-    def planned_of(text: str) -> tuple[Host, planning.Planned]:
-        settings = _parsed(init_settings.values_in(text), file.name)
-        host = settings.hosts[name]
-        by_login = host.model_copy(update={"ssh": entry.host.ssh})
-        return host, planning.planned(name, by_login, *settings.guests_on(name), stack=stack, facts=facts)
+    def planned_of(text: str) -> Tree:
+        wanted = draft.of_host(_parsed(init_settings.values_in(text), file.name))
+        by_login = wanted.host.model_copy(update={"ssh": entry.host.ssh})
+        tree = planning.planned(replace(wanted, host=by_login), facts=facts, is_changed=True)
+        raise_all(tree.refusals)
+        return tree
 
     def meant(card: Card, others: Mapping[Card, Use] | None, text: str) -> Use:
-        use = init_cards.parse_use(text, card, facts, host, own.get(card.key, {}), known)
+        use = init_draft.parse_use(text, card, draft, known)
         try:
             if use.use and others is not None:
-                planned_of(written({**others, card: use}))
+                planned_of(draft.written({**others, card: use}))
         except UnreachableError:
             raise
         except Mistake:  # what is set may be of a guest, or a card, that comes with a later answer
             return use
         except HomelabError as error:
-            raise init_cards.refused(card, use, error) from None
+            raise init_draft.refused(card, use, error) from None
         return use
 
-    host, own = _as_set(entry, own_text, arguments.set, file.name, name)
     # What is refused whatever the answers are.
-    raise_all(gates.check(facts, host.model_copy(update={"gpus": {}}))[1])
-    vms, containers = before.guests_on(name) if before and entry.name else ({}, {})
+    raise_all(judged(facts, OfHost(name, host.model_copy(update={"gpus": {}}))).host.against)
+    vms, containers = before.guests_on(entry.name) if before else ({}, {})
     guests: list[Vm | Container] = [*vms.values(), *containers.values()]
-    own_gpus, known = hosts[name].gpus if entry.name else (), named(vms, containers)
-    has = {key: tuple(one.guest_id for one in guests if key in one.cards) for key in own_gpus}
+    known = named(vms, containers)
+    has = {key: tuple(one.guest_id for one in guests if key in one.cards) for key in host.gpus}
     given = _given(arguments, host, facts, ask, has, meant)
     if not given and not arguments.set:
         say(*(f"  {key} → {_whom(host.gpus[key].use, ids, facts)}" for key, ids in has.items()))
         change = f" beside these. To change it: homelab init {name} --card CARD=WHO"
         raise Declined(f"No card was given to anybody{change if has else ': there is nothing to set up.'}")
-    inside |= _inside(arguments.identity, host, facts, ask, given, vms.values()) if arguments.nvidia else {}
-    text = written(given)
-    host, planned = planned_of(text)
+    inside = _inside(arguments.identity, host, facts, ask, given, vms.values()) if arguments.nvidia else {}
+    text = draft.written(given, inside)
+    planned = planned_of(text)
     say("", "What `pulumi up` will do, after it has shown it and asked:")
     say(*(f"  {card.key} → {_whom(use.use, (*use.vms, *use.containers), facts)}" for card, use in given.items()))
-    if host.nvidia and not (name in hosts and hosts[name].nvidia):
-        say(f"  NVIDIA's driver {host.nvidia.driver} is installed on {node}")
+    if (nvidia := planned.wanted.host.nvidia) and not entry.host.nvidia:
+        say(f"  NVIDIA's driver {nvidia.driver} is installed on {node}")
     say(*(f"  NVIDIA's driver is installed in VM {vmid}" for vmid in inside))
-    say(f"  reboot: {planned.reboot.in_short(planned.want.gpus)}")
-    say(*(f"  note: {remark}" for remark in planned.remarks))
+    say(*(f"  {line}" for line in planned.of_reboot or ["reboot: not needed"]))
+    say(*(f"  note: {remark}" for remark in (*planned.host.remarks, *planned.told_host.met)))
 
     passphrase = _passphrase(ask, text_before + state)
     say("", f"This writes {'a Pulumi project with ' if is_new else ''}{file.name} into {folder}.")
@@ -132,7 +131,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     while arguments.dry_run or not ask.line(QUESTION, "y" if ask.yes else "n", _agreed):
         changes = difflib.unified_diff(text_before.splitlines(), text.splitlines(), "now", "then", lineterm="")
         show("", *(f"  {line}" for line in (changes if text_before else text.splitlines())), "")
-        say(planned.text(name, host))
+        say(plan_text.of_plan(planned))
         if arguments.dry_run:
             say("Nothing was done: --dry-run.")
             return
@@ -173,21 +172,17 @@ def _setting_it(passphrase: str, *, windows: bool = os.name == "nt") -> str:
     return f"read -rs {PASSPHRASE}; export {PASSPHRASE}" if passphrase else f"export {PASSPHRASE}="
 
 
-def _as_set(
-    entry: Access, text: str, sets: Sequence[str], file: str, name: str = ""
-) -> tuple[Host, Mapping[str, Mapping[str, object]]]:
-    """The host as the settings file's text and `--set` have it, by this run's login; and its cards there.
-
-    :param name: its own in the settings; empty: it wasn't read yet, and is the one that `--set` names.
+def _as_set(entry: Access, text: str, sets: Sequence[str], file: str) -> Host:
+    """The host as the settings file's text and `--set` have it, by this run's login; a new one, whose name wasn't read
+    yet, is the one that `--set` names.
     """
     named = (one.removeprefix("homelab:").split(".")[1] for one in sets if re.match(r"(homelab:)?hosts\.", one))
-    name = name or entry.name or next(named, "pve")
+    name = entry.name or next(named, "pve")
     # Of a new host nothing is there yet, whoever else has that name.
     merged = init_settings.merged("" if entry.login else text, "config: {}\n", sets, name)
     of_host = {**init_settings.values_in(merged).get("hosts", {}).get(name, {}), **entry.login}
-    cards = of_host.pop("gpus", {})
-    host = _parsed({"hosts": {name: of_host}}, file).hosts[name]
-    return host.model_copy(update={"ssh": entry.host.ssh, "gpus": entry.host.gpus}), cards
+    host = _parsed({"hosts": {name: {**of_host, "gpus": {}}}}, file).hosts[name]
+    return host.model_copy(update={"ssh": entry.host.ssh, "gpus": entry.host.gpus})
 
 
 def _parsed(values: Mapping[str, object], file: str) -> Settings:

@@ -17,18 +17,22 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from homelab.cli import access, log, stack_options
-from homelab.doctor import container, stack, vm, whole
+from homelab.doctor import container, vm, whole
 from homelab.doctor import host as host_judge
 from homelab.doctor.devices import WantedCards
 from homelab.doctor.reading import Reading, not_here
 from homelab.doctor.report import WIDTH, Report, unreadable
 from homelab.errors import HomelabError
+from homelab.findings import JudgedGuest
 from homelab.host.named import meant, named
+from homelab.judged.tree import Settings, Tree
 from homelab.nvidia import compatibility, judge
 from homelab.reading import diagnosis, planning
 from homelab.remote import ssh
-from homelab.settings import Container, Host, Settings, Vm, assigned_numbers
+from homelab.settings import Host, assigned_numbers
+from homelab.settings import Settings as AllSettings
 from homelab.settings import project as project_folder
+from homelab.settings.stack_file import StackFile
 from homelab.show import terminal
 from remote_scripts.pve.guest_kinds import CONTAINER, VM
 
@@ -85,14 +89,14 @@ def numbers(text: str) -> list[int] | Literal["all"]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _settings(arguments: argparse.Namespace) -> stack.StackFile:
+def _settings(arguments: argparse.Namespace) -> StackFile:
     """The stack's; in a folder that has none, of the host that --host names by its address."""
     if not arguments.host or arguments.stack or arguments.config_file or [*project_folder().glob("Pulumi*.yaml")]:
         return stack_options.read(arguments)
     login = access.of_address(arguments.host, arguments.identity).login
     arguments.host = None
     host = {**login, "iommu": {"enable": False, "passthrough": False}}
-    return stack.StackFile(project_folder() / "Pulumi.yaml", {"hosts": {"pve": host}})
+    return StackFile(project_folder() / "Pulumi.yaml", {"hosts": {"pve": host}})
 
 
 def diagnose(arguments: argparse.Namespace) -> Report:
@@ -107,21 +111,17 @@ def diagnose(arguments: argparse.Namespace) -> Report:
     installing = {"host", *judge.installing(host, file.guests().containers.values())}
     inside = installing & ({"host"} if arguments.kind == "host" else {*map(str, containers[:1])})
     reading = diagnosis.read(host, [*dict.fromkeys(containers)], inside, ids[0] if arguments.kind == "vm" else 0)
-    noted = stack_options.noted(arguments, file)
-    vms, _, refusals, unread = _judged(file, name, host, reading, noted)
+    reading, tree = _judged(arguments, file, name, host, reading)
     if arguments.kind == "container":
         gpus = [*reading.cards] if arguments.gpus == "all" else arguments.gpus
-        cards = file.cards(name, host, ids[0], reading, noted) if gpus is None else WantedCards(gpus, "--gpus")
-        like = ids[1] if arguments.like else None
-        return container.diagnose(reading, ids[0], like=like, cards=cards, refusals=refusals)
+        like, cards = ids[1] if arguments.like else None, None if gpus is None else WantedCards(gpus, "--gpus")
+        return container.diagnose(reading, ids[0], like=like, cards=cards, tree=tree)
     if arguments.kind == "vm":
-        report = vm.diagnose(reading, ids[0], host, vms, noted, refusals)
-    else:
-        report = host_judge.diagnose(reading, host, vms.values(), refusals, noted)
-    return dataclasses.replace(report, notes=[*report.notes, *unread])
+        return vm.diagnose(reading, ids[0], tree)
+    return host_judge.diagnose(reading, tree)
 
 
-def _ids(arguments: argparse.Namespace, settings: Settings, name: str, host: Host) -> list[int]:
+def _ids(arguments: argparse.Namespace, settings: AllSettings, name: str, host: Host) -> list[int]:
     """The guests to look into, by id. Names are looked up on the host, which alone knows Proxmox VE's.
 
     :raises HomelabError: one isn't known.
@@ -141,15 +141,12 @@ def _ids(arguments: argparse.Namespace, settings: Settings, name: str, host: Hos
 
 
 def _judged(
-    file: stack.StackFile, name: str, host: Host, reading: Reading, noted: str
-) -> tuple[dict[str, Vm], dict[str, Container], list[HomelabError], list[str]]:
-    """The guests of the settings on a host, what a preview of it refuses, and the VMs that it couldn't look into.
-
-    :param noted: PROJECT/STACK.
-    """
-    vms, containers = file.guests().guests_on(name)
-    planned, refusals = planning.judged(name, host, vms, containers, noted, reading.facts)
-    return vms, containers, refusals, planned.unread if planned else []
+    arguments: argparse.Namespace, file: StackFile, name: str, host: Host, reading: Reading
+) -> tuple[Reading, Tree]:
+    """The host judged with its settings; and the reading, with what was read for that."""
+    settings = Settings(name, host, *file.guests().guests_on(name), stack_options.noted(arguments, file))
+    tree = planning.planned(settings, planning.PATIENCE_SECONDS, reading.facts)
+    return dataclasses.replace(reading, facts=tree.facts), tree
 
 
 def everything(arguments: argparse.Namespace) -> whole.Whole:
@@ -158,47 +155,35 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
     :raises HomelabError: the configuration can't be read.
     """
     file = _settings(arguments)
-    settings, noted = file.guests(), stack_options.noted(arguments, file)
+    settings = file.guests()
     parts, notes = list[whole.Part](), list[str]()
     for host_name in file.asked(arguments.host):
         try:
             name, host = file.host(host_name, arguments.identity)
             ids = [lxc.ctid for lxc in settings.containers.values() if lxc.host == name]
             reading = diagnosis.read(host, ids, ["host", *judge.installing(host, settings.containers.values())])
-            vms, containers, refusals, unread = _judged(file, name, host, reading, noted)
+            reading, tree = _judged(arguments, file, name, host, reading)
         except HomelabError as error:
             parts.append(whole.Part(f"hosts.{host_name}", error=error))
             continue
-        notes += unread
-        parts.append(whole.Part(f"hosts.{name}", host_judge.diagnose(reading, host, vms.values(), refusals, noted)))
-        for vm_name, guest in vms.items():
-            of_vm = functools.partial(vm.diagnose, reading, guest.vmid, host, vms, noted, refusals)
-            parts.append(_part(f"vms.{vm_name}", of_vm))
-        for lxc_name, lxc in containers.items():
-            of_lxc = functools.partial(_container, file, name, host, lxc.ctid, reading, noted, refusals)
-            parts.append(_part(f"containers.{lxc_name}", of_lxc))
+        notes += tree.unread
+        parts.append(whole.Part(f"hosts.{name}", host_judge.diagnose(reading, tree)))
+        for vm_name, guest in tree.wanted.vms.items():
+            of_vm = functools.partial(vm.diagnose, reading, guest.vmid, tree)
+            parts.append(_part(f"vms.{vm_name}", tree.told(tree.vms[vm_name][1]), of_vm))
+        for lxc_name, lxc in tree.wanted.containers.items():
+            of_lxc = functools.partial(container.diagnose, reading, lxc.ctid, tree=tree)
+            parts.append(_part(f"containers.{lxc_name}", tree.told(tree.containers[lxc_name][1]), of_lxc))
     notes += [compatibility.load().known_releases(datetime.date.today())] if settings.stacks else []
     return whole.Whole(file.stack, parts, notes)
 
 
-def _container(
-    file: stack.StackFile,
-    name: str,
-    host: Host,
-    ctid: int,
-    reading: Reading,
-    noted: str,
-    refusals: Sequence[HomelabError],
-) -> Report:
-    cards = file.cards(name, host, ctid, reading, noted)
-    return container.diagnose(reading, ctid, cards=cards, refusals=refusals)
-
-
-def _part(place: str, judge: Callable[[], Report]) -> whole.Part:
+def _part(place: str, judged: JudgedGuest, judge: Callable[[], Report]) -> whole.Part:
     try:
         return whole.Part(place, judge())
     except HomelabError as error:  # such as a guest that isn't there: the others are judged all the same
-        return whole.Part(place, error=error)
+        told = judged.findings
+        return whole.Part(place, told=told) if told else whole.Part(place, error=error)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

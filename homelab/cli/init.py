@@ -7,11 +7,8 @@ done; 130, interrupted.
 from __future__ import annotations
 
 import argparse
-import signal
-import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from homelab.errors import Declined, HomelabError, Mistake
 from homelab.init.ask import Ask, say, to_type
@@ -62,10 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     done: list[str] = []
     try:
-        with _ended_as_by_ctrl_c():
-            say(f"Asking {arguments.address} ...")
-            conversation.hold(arguments, Ask(arguments.yes), done)
-            return 0
+        say(f"Asking {arguments.address} ...")
+        conversation.hold(arguments, Ask(arguments.yes), done)
+        return 0
     except Declined as declined:
         say(str(declined))
         return DECLINED
@@ -84,17 +80,3 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _say_where_it_stands(why: str, done: Sequence[str]) -> None:
     say(why, f"Done: {'; '.join(done)}. Run it again: it goes on from there." if done else "Nothing was changed.")
-
-
-@contextmanager
-def _ended_as_by_ctrl_c() -> Iterator[None]:
-    """SIGTERM, and SIGHUP of a closed terminal (on Windows SIGBREAK), raise KeyboardInterrupt as Ctrl-C does."""
-    names = [name for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
-    if threading.current_thread() is not threading.main_thread():
-        names = []
-    before = {name: signal.signal(getattr(signal, name), signal.default_int_handler) for name in names}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)

@@ -7,11 +7,11 @@ from __future__ import annotations
 import argparse
 
 from homelab.cli import stack_options
-from homelab.doctor.stack import StackFile
 from homelab.errors import HomelabError
 from homelab.host.named import meant, named
 from homelab.remote import ssh
 from homelab.settings import Container, Host, Vm
+from homelab.settings.stack_file import StackFile
 from homelab.text import clean
 from remote_scripts.both import read_log
 

@@ -99,11 +99,8 @@ class Pulumi:
         :raises HomelabError: Pulumi can't read them.
         """
         process = self.run("stack", "output", "--json", "--stack", self.stack)
-        try:
-            if process.returncode == 0 and isinstance(values := json.loads(process.stdout), dict):
-                return values
-        except ValueError:
-            pass
+        if process.returncode == 0:
+            return dict(json.loads(process.stdout))
         raise HomelabError(
             wanted=f"the outputs of the stack {self.stack}",
             found=(process.stderr or process.stdout).strip()[-800:],

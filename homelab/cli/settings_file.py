@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import glob
-import os
-import shutil
-import stat
-import tempfile
 from pathlib import Path
 
 from homelab.errors import HomelabError
-from homelab.fields.paths import text_of
-
-# The end of a temporary file's name; an editor has its own, such as .swp.
-_SUFFIX = ".homelab-tmp"
+from homelab.fields.paths import replace_whole, text_of
 
 
 def read_settings(file: Path) -> str:
@@ -39,7 +31,7 @@ def write_settings(file: Path, text: str) -> None:
     """
     target = file.resolve()
     try:
-        _replace(target, text.encode())
+        replace_whole(target, text.encode())
     except PermissionError as error:
         raise HomelabError(
             wanted=f"to write the settings to {target}",
@@ -48,24 +40,3 @@ def write_settings(file: Path, text: str) -> None:
             next="allow yourself to write the file and its folder; on Windows, also close the programs that have "
             "the file open",
         ) from error
-
-
-def _replace(target: Path, content: bytes) -> None:
-    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*{_SUFFIX}"):
-        leftover.unlink(missing_ok=True)  # of a run that was killed
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=_SUFFIX)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        # mkstemp's file is its owner's alone, which a new one may well stay.
-        if target.exists():
-            shutil.copymode(target, temporary)
-        temporary.replace(target)
-    except BaseException:
-        # Windows removes no file that is read-only, as a copied mode may have it.
-        temporary.chmod(stat.S_IWRITE | stat.S_IREAD)
-        temporary.unlink(missing_ok=True)
-        raise

@@ -10,10 +10,11 @@ import argparse
 from collections.abc import Sequence
 
 from homelab.cli import stack_options
+from homelab.findings import Finding
+from homelab.judged.tree import Settings
 from homelab.reading import planning
-from homelab.remote import ssh
-from homelab.settings import Host, Settings
 from homelab.show import reading, terminal, traits, tree
+from homelab.show.cards import ShownGuest
 
 WELL = 0
 
@@ -36,25 +37,28 @@ def trees(arguments: argparse.Namespace) -> list[tree.TreeNode]:
     file = stack_options.read(arguments)
     settings, stack = file.guests(), stack_options.noted(arguments, file)
     hosts = [file.host(name, arguments.identity) for name in file.asked(arguments.host)]
-    return [of_host(name, host, settings, stack) for name, host in hosts]
+    return [of_host(Settings(name, host, *settings.guests_on(name), stack)) for name, host in hosts]
 
 
-def of_host(name: str, host: Host, settings: Settings, stack: str) -> tree.TreeNode:
+def of_host(wanted: Settings) -> tree.TreeNode:
     """A host's tree.
 
-    :param name: the host's in the settings.
-    :param stack: PROJECT/STACK.
     :raises HomelabError: the host can't be read.
     """
-    later = facts = ssh.read(host, guests=True, kernel_log=True)
-    vms, containers = settings.guests_on(name)
-    current = planned = reading.of_reading(facts, host)
-    found, refused = planning.judged(name, host, vms, containers, stack, facts)
-    if found:
-        planned, later = reading.after(current, facts, host, found.want, vms, containers, stack)
-    title = f"{name} ({host.address}): {facts.kernel}, Proxmox VE {facts.pve or 'not found'}{facts.cluster.described}"
-    remarks = [*(found.unread if found else ()), *(one.said for one in facts.owed)]
-    return tree.of_host(title, current, planned, (traits.of_host(facts), traits.of_host(later)), refused, remarks)
+    judged = planning.planned(wanted, planning.PATIENCE_SECONDS)
+    facts, host, refusals = judged.facts, wanted.host, judged.refusals
+    current = cards = reading.of_reading(facts, host)
+    steps, beside = list[str](), list[ShownGuest]()
+    if not refusals:
+        cards = reading.planned(current, judged)
+        files = list(dict.fromkeys(file.named for file in judged.files))
+        steps, beside = [*(files or judged.host.steps), *judged.of_reboot], reading.beside([*current, *cards], judged)
+    title = f"{wanted.name} ({host.address}): {facts.kernel}, Proxmox VE {facts.pve or 'not found'}"
+    refused = (f"`pulumi up` refuses: wanted: {one.wanted}; found: {one.found}" for one in Finding.of(*refusals))
+    notes = [*refused, *judged.unread, *judged.told_host.met, *(one.said for one in facts.owed if not one.is_lost)]
+    return tree.of_host(
+        f"{title}{facts.cluster.described}", current, cards, traits.of_host(facts), steps, notes, beside
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from homelab.cli.project import stack_of
 from homelab.cli.pulumi import selected_stack
-from homelab.doctor import stack
-from homelab.settings import project
+from homelab.settings import project, stack_file
+from homelab.settings.stack_file import StackFile
 
 
 def name(text: str) -> str:
@@ -42,15 +42,18 @@ def chosen(arguments: argparse.Namespace) -> str:
     return arguments.stack or selected_stack(project())
 
 
-def noted(arguments: argparse.Namespace, file: stack.StackFile) -> str:
-    """PROJECT/STACK, by which the stack's guests are noted on their host; empty: this is no project's folder."""
-    folder = project()
-    return stack_of(folder, arguments.stack or file.stack) if (folder / "Pulumi.yaml").exists() else ""
+def noted(arguments: argparse.Namespace, file: StackFile) -> str:
+    """PROJECT/STACK, by which the stack's guests are noted on their host; empty: this is no project's folder, or only a
+    file is named, whose name isn't Pulumi.STACK.yaml.
+    """
+    folder, named = project(), file.stack if file.path.name.startswith("Pulumi.") else ""
+    chosen_stack = arguments.stack or named
+    return stack_of(folder, chosen_stack) if chosen_stack and (folder / "Pulumi.yaml").exists() else ""
 
 
-def read(arguments: argparse.Namespace) -> stack.StackFile:
+def read(arguments: argparse.Namespace) -> StackFile:
     """The stack's settings file, as the options name it.
 
     :raises HomelabError: it can't be read.
     """
-    return stack.read(arguments.config_file or stack.path_of(chosen(arguments)))
+    return StackFile.read(arguments.config_file or stack_file.path_of(chosen(arguments)))

@@ -11,8 +11,6 @@ import functools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from homelab import tables
 from homelab.container import makers
 from homelab.errors import HomelabError
@@ -37,19 +35,11 @@ class DistributionRow(tables.SourcedRow):
     lacks: dict[str, dict[str, str]] = {}
 
 
-class LibraryData(BaseModel):
-    """The content of libraries.yaml. `others`: ostype -> how to install drivers there by hand."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    distributions: tuple[DistributionRow, ...]
-    others: dict[str, str]
-
-
 @functools.cache
-def data() -> LibraryData:
-    """The data; read once."""
-    return LibraryData.model_validate(tables.read(Path(__file__).with_suffix(".yaml")))
+def rows() -> tuple[DistributionRow, ...]:
+    """All rows of libraries.yaml; read once."""
+    found = tables.read(Path(__file__).with_suffix(".yaml"))["distributions"]
+    return tuple(DistributionRow.model_validate(row) for row in found)
 
 
 def makers_of(container: Container, gpus: Mapping[str, CardPlan]) -> list[str]:
@@ -71,7 +61,7 @@ def choices(uses: Iterable[str], maker_names: Iterable[str]) -> tuple[Choice, ..
     """
     wanted = [(maker, use) for maker in sorted(maker_names) for use in sorted(uses)]
     found = []
-    for row in data().distributions:
+    for row in rows():
         names = [name for maker, use in wanted for name in row.packages.get(maker, {}).get(use, "").split()]
         lacking = "; ".join(row.lacks[maker][use] for maker, use in wanted if use in row.lacks.get(maker, {}))
         found.append(Choice(id=row.id, version=row.version, packages=tuple(dict.fromkeys(names)), lacking=lacking))
@@ -80,26 +70,21 @@ def choices(uses: Iterable[str], maker_names: Iterable[str]) -> tuple[Choice, ..
 
 def refusals(name: str, container: Container, facts: HostFacts, gpus: Mapping[str, CardPlan]) -> Iterator[HomelabError]:
     """Refusals of packages in a container: none of its cards needs any, or none are known for its distribution."""
-    if not container.libraries:
-        return
     wanted = f"containers.{name}.libraries: {', '.join(container.libraries)}"
-    if not makers_of(container, gpus):
+    config = facts.guests.config(container.ctid)
+    distribution = config.values.get("ostype", "unmanaged") if config and config.kind == "lxc" else "unmanaged"
+    if container.libraries and not makers_of(container, gpus):
         yield HomelabError(
             wanted=wanted,
             found="no card of Intel's or AMD's among its gpus",
             why="these packages are for their cards; NVIDIA's libraries have to be of the host's driver's version",
             next=f"take containers.{name}.libraries out, or write containers.{name}.nvidia for a card of NVIDIA's",
         )
-        return
-    config = facts.guests.config(container.ctid)
-    distribution = config.values.get("ostype", "unmanaged") if config and config.kind == "lxc" else "unmanaged"
-    if distribution in WITH_APT:
-        return
-    by_hand = data().others.get(distribution, "its own VA-API drivers inside")
-    known = ", ".join(f"{row.id.capitalize()} {row.version}" for row in data().distributions)
-    yield HomelabError(
-        wanted=wanted,
-        found=f"container {container.ctid} is {distribution} (`pct config {container.ctid}`)",
-        why=f"packages are known for {known} alone; the card itself works in any container",
-        next=f"take containers.{name}.libraries out, and install them yourself: {by_hand}",
-    )
+    elif container.libraries and distribution not in WITH_APT:
+        known = ", ".join(f"{row.id.capitalize()} {row.version}" for row in rows())
+        yield HomelabError(
+            wanted=wanted,
+            found=f"container {container.ctid} is {distribution} (`pct config {container.ctid}`)",
+            why=f"packages are known for {known} alone; the card itself works in any container",
+            next=f"take containers.{name}.libraries out, and install its own VA-API drivers inside yourself",
+        )

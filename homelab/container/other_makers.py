@@ -12,17 +12,13 @@ from collections.abc import Mapping
 from homelab.cards import group_gates
 from homelab.container import makers
 from homelab.errors import HomelabError
-from homelab.facts.classes import AMD, DRIVERS
-from homelab.facts.devices import Device
+from homelab.facts.classes import AMD
 from homelab.facts.host import HostFacts, bound_by_word
 from homelab.properties import slot_of
 from homelab.settings import Container
 from homelab.shapes import CardPlan, SharedCard
 from remote_scripts.containers.card_nodes import nodes_of
 from remote_scripts.notes.container_note import Cards
-
-# Parameters of a driver, on the kernel's command line, that keep it from serving its card.
-_STOPPING = ("modeset=0", "enable=0")
 
 
 def shared(
@@ -49,79 +45,46 @@ def shared(
         returns = (after_boot and bound) and (
             address in bound_by_word(facts.cmdline.running) or facts.kept_by_hand(facts.by_address[address])
         )
-        if device is None:
-            errors.append(_gone(where, address))
-        elif not returns and (error := unserved(where, facts, device)):
+        if not returns and (error := unserved(where, facts, address)):
             errors.append(error)
         else:
-            cards[gpu] = {"address": address, "kinds": _kinds(container, facts, device), "nodes": []}
+            cards[gpu] = {"address": address, "kinds": _kinds(container, facts, address), "nodes": []}
             if not returns:
                 nodes = nodes_of(facts.card_nodes, Cards(cards=(makers.words({gpu: cards[gpu]}),))).nodes
                 cards[gpu]["nodes"] = [node.path for node in nodes]
     return cards, errors
 
 
-def _kinds(container: Container, facts: HostFacts, device: Device) -> list[str]:
-    drm = facts.drm.get(device.address)
+def _kinds(container: Container, facts: HostFacts, address: str) -> list[str]:
+    drm = facts.drm.get(address)
     return [
         "render",
         *(["card"] if container.nodes == "all" and (drm is None or drm.card) else []),
-        *(["kfd"] if drm is not None and drm.kfd and device.vendor == AMD else []),
+        *(["kfd"] if drm is not None and drm.kfd and facts.by_address[address].vendor == AMD else []),
     ]
 
 
-def _gone(where: str, address: str) -> HomelabError:
-    return HomelabError(
-        wanted=where,
-        found=f"there is no {address} on the host any more",
-        why="its driver makes the nodes that the container is given",
-        next="see `lspci -nn`; run `pulumi up --refresh`, which looks for the card again",
-    )
-
-
-def unserved(where: str, facts: HostFacts, device: Device) -> HomelabError | None:
+def unserved(where: str, facts: HostFacts, address: str) -> HomelabError | None:
     """The error for a card of which the host's driver has no node to share; None where it has one."""
-    users = ", ".join(str(user) for user in facts.users_of(device.address if device.physfn else device.slot))
-    if device.driver == "vfio-pci" or users:
-        return HomelabError(
-            wanted=where,
-            found=f"{device.address} is on {device.driver or 'no driver'}"
-            + (f", and given to {users}" if users else ""),
-            why="a container shares a card with the host's driver: one that is on vfio-pci, or that a VM takes at "
-            "its start, has no nodes in /dev/dri",
-            next="take it out of the VM's hostpci options and out of what binds it to vfio-pci (modprobe.d, the kernel "
-            "command line), and reboot; or give the container another card",
-        )
-    drm = facts.drm.get(device.address)
-    if drm is not None and drm.render:
+    device, drm = facts.by_address.get(address), facts.drm.get(address)
+    users = facts.users_of(address if device is None or device.physfn else device.slot)
+    if device and device.driver != "vfio-pci" and not users and drm is not None and drm.render:
         return None
-    words = [word for word in facts.cmdline.running.split() if _stops(word, device)]
-    state = (
-        f"{device.address} is on {device.driver}, which serves no node for computing (renderD)"
-        if device.driver
-        else f"no driver has {device.address}"
-    )
+    found = f"there is no {address} on the host any more"
+    if device:
+        nodes = ", ".join(facts.drm_nodes(address)) or "none"
+        found = f"{address} is on {device.driver or 'no driver'}; its nodes: {nodes}"
     return HomelabError(
         wanted=where,
-        found=state + (f"; on the running kernel's command line: {' '.join(words)}" if words else ""),
-        why="the card's driver (i915, xe, amdgpu) makes the nodes that a container gets. It makes none with nomodeset, "
-        "with a blacklist or without its firmware; drivers that only serve a screen, such as ast, never make any",
-        next=f"take {' '.join(words)} out of where the words are (/etc/default/grub, or /etc/kernel/cmdline), "
-        f"{group_gates.new_entries(facts)}, and reboot"
-        if words
-        else "see `lspci -nnk` and `dmesg | grep -iE 'drm|i915|amdgpu'`; take a blacklist of the driver out of "
-        "/etc/modprobe.d and run `update-initramfs -u -k all`, update pve-firmware and the kernel (`apt "
-        "full-upgrade`), and reboot; or name another card",
+        found="; ".join([found, *(f"it is given to {user}" for user in users)]),
+        why="a container shares a card with the host's driver (i915, xe, amdgpu), which makes its node for computing "
+        "(/dev/dri/renderD…): not on vfio-pci or while a VM has the card, nor with nomodeset, a blacklist or without "
+        "its firmware. Drivers that only serve a screen, such as ast, never make any",
+        next="see `lspci -nnk` and `dmesg | grep -iE 'drm|i915|amdgpu'`; take the card out of the VM's hostpci "
+        "options, and what binds it to vfio-pci or keeps its driver off out of /etc/modprobe.d (`update-initramfs -u "
+        f"-k all`) and the kernel command line ({group_gates.new_entries(facts)}); update pve-firmware and the kernel "
+        "(`apt full-upgrade`), and reboot; or give the container another card",
     )
-
-
-def _stops(word: str, device: Device) -> bool:
-    """Whether a word of the kernel's command line keeps the card's driver away; words about other drivers don't."""
-    drivers = {device.driver} if device.driver else set(DRIVERS.get(device.vendor, ()))
-    key, _, value = word.partition("=")
-    if key in ("modprobe.blacklist", "module_blacklist"):
-        return bool(drivers.intersection(value.split(",")))
-    return word == "nomodeset" or word in {f"{driver}.{parameter}" for driver in drivers for parameter in _STOPPING}
 
 
 def lines(facts: HostFacts, shared: Mapping[str, SharedCard]) -> list[str]:

@@ -12,7 +12,7 @@ from homelab.container import libraries, makers, other_makers
 from homelab.errors import HomelabError
 from homelab.facts.guests import CardUser, GuestConfig, guest_note
 from homelab.facts.host import HostFacts
-from homelab.findings import Finding, JudgedGuest, Stage, Turn
+from homelab.findings import JudgedGuest
 from homelab.host import ha
 from homelab.host.plan import Wanted, returns_to_driver
 from homelab.properties import slot_of
@@ -21,10 +21,10 @@ from homelab.shapes import SharedCard
 from homelab.vm import refusals
 from homelab.vm.cards import is_to_run
 from homelab.vm.plan import UNFINISHED, carries_out, changes, others_waiting, power_steps
-from homelab.vm.preview import POWER, copy_first, of_leaving
+from homelab.vm.preview import POWER, copy_first
 from remote_scripts.containers.card_nodes import missing, nodes_of, renumbered
 from remote_scripts.containers.container_text import decided
-from remote_scripts.notes.container_note import Cards, ContainerNote, refused_to_stack
+from remote_scripts.notes.container_note import Cards, ContainerNote
 from remote_scripts.pve.container_conf import conf_text
 from remote_scripts.pve.guest_kinds import CONTAINER
 from remote_scripts.pve.properties import differing
@@ -220,31 +220,49 @@ def judge_container(wish: ContainerWish, facts: HostFacts, stack: str = "") -> J
     :param stack: PROJECT/STACK; empty: it isn't known.
     """
     config, note = facts.guests.config(wish.ctid), facts.container_note(wish.ctid)
-    refused, runs = [*untouchable(wish, facts), *wish.refused], wish.ctid in facts.guests.running
-    options, change, remarks = dict[str, str | None](), dict[str, str | None](), list[str]()
-    if config is None or config.kind != "lxc":
-        steps = [f"container {wish.ctid} is gone"]
-    else:
-        there = facts.card_nodes
-        lacking = missing(there, nodes_of(there, wish.cards))
-        if not lacking and not wish.refused:  # else nothing is written
-            new = decided(there, conf_text(config.lines), note, wish.cards, note.given.groups)
-            options, change = dict(new.options), differing(new.target, config.options)
-        steps = [f"not on the host now: {', '.join(lacking)}"] if lacking and not wish.refused else []
-        steps += _shown(change, config)
-        steps += [] if facts.guests.unlisted else power_steps(runs, is_to_run(runs, wish.power))
-        steps += [UNFINISHED] * note.is_under_way
-        if not note and guest_note(facts.ledger, CONTAINER, wish.ctid, ContainerNote):
-            steps.append(f"container {wish.ctid} isn't the container that was given its cards")
-        if stack and (others := refused_to_stack(note, wish.ctid, stack)):
-            refused.append(HomelabError(**vars(others)))
-        refused += ha.refused_to_change(facts, CONTAINER, wish.ctid) if steps else []
-        if change and runs and (waiting := others_waiting(config, note)):
-            remarks = [carries_out(waiting)]
-    findings = Finding.of(*refused, stage=Stage.CONFIGURATION, turn=Turn.REFUSED)
-    title = _title(config) if config else str(wish.ctid)
-    findings += Finding.of_guest(f"container {title}", f"containers.{wish.name}", steps)
-    return JudgedGuest(findings, remarks, options, change, steps)
+    place, runs = f"containers.{wish.name}", wish.ctid in facts.guests.running
+    title = f"container {_title(config) if config else wish.ctid} to be as {place} says"
+    absent = [*refusals.absent(CONTAINER, wish.ctid, place, facts, is_made=wish.is_made)]
+    if config is None or absent:
+        steps = [
+            f"container {wish.ctid}: not there -> created" if wish.is_made else f"container {wish.ctid} isn't there"
+        ]
+        return JudgedGuest(title=title, steps=steps, against=[*absent, *wish.refused])
+    there, remarks = facts.card_nodes, list[str]()
+    will_run = runs if facts.guests.unlisted else is_to_run(runs, wish.power)
+    options, change = dict[str, str | None](), dict[str, str | None]()
+    lacking = missing(there, nodes_of(there, wish.cards))
+    if not lacking and not wish.refused:  # else nothing is written
+        new = decided(there, conf_text(config.lines), note, wish.cards, note.given.groups)
+        options, change = dict(new.options), differing(new.target, config.options)
+    steps = [f"not on the host now: {', '.join(lacking)}"] if lacking and not wish.refused else []
+    steps += _shown(change, config)
+    steps += power_steps(runs, will_run)
+    steps += [UNFINISHED] * note.is_under_way
+    if not note and guest_note(facts.ledger, CONTAINER, wish.ctid, ContainerNote):
+        steps.append(f"container {wish.ctid} isn't the container that was given its cards")
+    if wish.refused and note.given.cards != wish.cards:
+        steps.append("its cards aren't those that it was given")
+    if change and runs and (waiting := others_waiting(config, note)):
+        remarks = [carries_out(waiting)]
+    name, lock = f"container {_title(config)}", config.values.get("lock")
+    of_others = [*refusals.of_other_stack(CONTAINER, wish.ctid, wish.name, note, stack)]
+    steps += ["another stack has given it its cards"] * bool(of_others)
+    return JudgedGuest(
+        title=title,
+        steps=steps,
+        against=[
+            *(ha.refused_to_change(facts, CONTAINER, wish.ctid) if steps else ()),
+            *of_others,
+            *wish.refused,
+        ],
+        held=[*refusals.locked(CONTAINER, wish.ctid, name, lock)],
+        remarks=remarks,
+        runs=runs,
+        will_run=will_run,
+        options=options,
+        change=change,
+    )
 
 
 def _shown(change: Mapping[str, str | None], config: GuestConfig) -> list[str]:
@@ -255,66 +273,31 @@ def _shown(change: Mapping[str, str | None], config: GuestConfig) -> list[str]:
     return changes({**change, **new}, config.options)
 
 
-def untouchable(wish: ContainerWish, facts: HostFacts) -> list[HomelabError]:
-    """Reasons not to change a container, whatever cards it gets."""
-    config = facts.guests.config(wish.ctid)
-    refused = refusals.absent(CONTAINER, wish.ctid, f"containers.{wish.name}", facts, is_made=wish.is_made)
-    if config is None or refused:
-        return refused
-    return [*refusals.locked(CONTAINER, wish.ctid, f"container {_title(config)}", config.values.get("lock"))]
-
-
 def _title(config: GuestConfig) -> str:
     return f"{config.id} ({config.values.get('hostname', '')})"
 
 
-def describe(
-    facts: HostFacts,
-    host: Host,
-    want: Wanted,
-    containers: dict[str, Container],
-    vms: dict[str, Vm],
-    stack: str = "",
-) -> tuple[str, list[HomelabError]]:
-    """The plan's lines, and the refusals.
+def lines(name: str, container: Container, wish: ContainerWish, judged: JudgedGuest, facts: HostFacts) -> list[str]:
+    """A container's lines of a host's plan.
 
-    :param containers: the host's, by name.
-    :param vms: the host's, by name.
-    :param stack: PROJECT/STACK, whose containers may leave the settings.
+    :param name: its, in the settings.
     """
-    lines: list[str] = []
-    errors: list[HomelabError] = []
-    for name, container in containers.items():
-        wish = wish_of(name, container, facts, want, vms, host)
-        judged = judge_container(wish, facts, stack)
-        errors += judged.refusals
-        nvidias = [*(f"/dev/nvidia{number}" for number in wish.cards.minors), "nvidiactl", "nvidia-uvm"]
-        own = [", ".join(nvidias)] if wish.cards.minors else []
-        devices = "; ".join([*own, *other_makers.lines(facts, wish.shared)]) or "no card"
-        config = facts.guests.config(container.ctid)
-        if config is None:
-            lines.append(f"  container {container.ctid} ({name}): created with {devices}")
-        else:
-            runs = "running" if container.ctid in facts.guests.running else "off"
-            lines.append(f"  container {_title(config)}, {runs}: {devices}")
-            lines += _of_existing(container, wish, judged, facts) if judged.steps else []
-        if container.libraries:
-            lines.append(f"    packages inside for its cards: {', '.join(container.libraries)}")
-    leaving = of_leaving(facts, CONTAINER, [container.ctid for container in containers.values()], stack)
-    return "\n".join([*lines, *leaving[0]]), [*errors, *leaving[1]]
-
-
-def _of_existing(container: Container, wish: ContainerWish, judged: JudgedGuest, facts: HostFacts) -> list[str]:
-    """The plan's lines for a container that is there, and isn't as it is to be."""
-    note, runs = facts.container_note(wish.ctid), wish.ctid in facts.guests.running
-    power = runs, is_to_run(runs, wish.power)
+    nvidias = [*(f"/dev/nvidia{number}" for number in wish.cards.minors), "nvidiactl", "nvidia-uvm"]
+    own = [", ".join(nvidias)] if wish.cards.minors else []
+    devices = "; ".join([*own, *other_makers.lines(facts, wish.shared)]) or "no card"
+    packages = [f"    packages inside for its cards: {', '.join(container.libraries)}"] * bool(container.libraries)
+    config, note = facts.guests.config(container.ctid), facts.container_note(wish.ctid)
+    if config is None:
+        return [f"  container {container.ctid} ({name}): created with {devices}", *packages]
+    power = judged.runs, judged.will_run
     # One whose nodes aren't there keeps the lines that it has.
     acts = judged.change or note.before or power[0] is not power[1] or note.given.cards != wish.cards
     gone = makers.addresses(note.given.cards or Cards()) - makers.addresses(wish.cards)
-    lines = [f"    - {facts.card(slot)}" for slot in sorted({slot_of(address) for address in gone})]
     return [
-        *lines,
-        *([f"    {POWER[power]}"] if acts else []),
-        *(f"    {line}" for line in (*judged.steps, *judged.remarks)),
+        f"  container {_title(config)}, {'running' if judged.runs else 'off'}: {devices}",
+        *(f"    - {facts.card(slot)}" for slot in sorted({slot_of(address) for address in gone if judged.steps})),
+        *([f"    {POWER[power]}"] if acts and judged.steps else []),
+        *(f"    {line}" for line in (*judged.steps, *judged.remarks, *judged.met)),
         *(copy_first(container) if judged.change else []),
+        *packages,
     ]

@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import AfterValidator, model_validator
 
 from homelab.fields.model import NamedModel
-from homelab.fields.types import GuestId, InWords, Name, Plain
+from homelab.fields.types import GuestId, InWords, Name, WrittenText
 from homelab.guest.settings import NewContainer
 from homelab.nvidia.settings import Nvidia
 from homelab.shapes import CardUse
 from homelab.vm.settings import Shutdown
+
+
+def assigned_numbers(text: str) -> list[int] | Literal["all"]:
+    """The driver's numbers in a `gpuAssignment`, ascending: [0, 1] for `0,1`; [] for `none`; `all` for `all`.
+
+    :raises ValueError: it is none of these.
+    """
+    plain = text.strip().lower()
+    if plain == "all":
+        return "all"
+    parts = [] if plain == "none" else [part.strip() for part in plain.split(",")]
+    if not all(re.fullmatch(r"[0-9]{1,3}", part) for part in parts):
+        raise ValueError('expected numbers of /dev/nvidiaN such as "0" or "0,1", or "all", or "none"')
+    return sorted({int(part) for part in parts})
+
+
+def _assignment(value: str) -> str:
+    assigned_numbers(value)
+    return value.strip()
+
+
+Assignment = Annotated[
+    WrittenText, InWords('all, none, or numbers in quotes, such as "0,1"'), AfterValidator(_assignment)
+]
 
 
 class Container(NamedModel):
@@ -23,7 +47,7 @@ class Container(NamedModel):
     """The host that it runs on: a name under `hosts`."""
     ctid: GuestId
     """Its id in Proxmox VE. Without `create` a container with this id exists, and is adopted as it is."""
-    gpu_assignment: Annotated[Plain | None, InWords('all, none, or numbers in quotes, such as "0,1"')] = None
+    gpu_assignment: Assignment | None = None
     """Cards by the driver's own numbers: N of `/dev/nvidiaN`, as `nvidia-smi -L` lists them. They need not follow the
     order of the PCI addresses."""
     gpus: list[Name] | None = None
@@ -48,16 +72,6 @@ class Container(NamedModel):
     """NVIDIA's libraries inside it, of exactly the version of the host's driver."""
     create: NewContainer | None = None
     """Create the container with these properties, instead of adopting an existing one."""
-
-    @field_validator("gpu_assignment", mode="before")
-    @classmethod
-    def _assignment(cls, value: Any) -> Any:
-        if isinstance(value, int) and not isinstance(value, bool):
-            value = str(value)  # YAML takes a 0 without quotation marks for a number
-        if isinstance(value, str):
-            value = value.strip()
-            assigned_numbers(value)
-        return value
 
     @property
     def guest_id(self) -> int:
@@ -100,21 +114,3 @@ class Container(NamedModel):
         if self.power == "stopped" and (self.libraries or self.nvidia is not None):
             raise ValueError("libraries and nvidia need a container that runs, and power is stopped")
         return self
-
-
-def assigned_numbers(text: str) -> list[int] | Literal["all"]:
-    """The driver's numbers in a `gpuAssignment`, ascending: [0, 1] for `0,1`; [] for `none`; `all` for `all`.
-
-    :raises ValueError: it is none of these, or names a card twice.
-    """
-    plain = text.strip().lower()
-    if plain == "all":
-        return "all"
-    parts = [] if plain == "none" else [part.strip() for part in plain.split(",")]
-    if not all(re.fullmatch(r"[0-9]{1,3}", part) for part in parts):
-        raise ValueError('expected numbers of /dev/nvidiaN such as "0" or "0,1", or "all", or "none"')
-    numbers = sorted(int(part) for part in parts)
-    for number in numbers:
-        if numbers.count(number) > 1:
-            raise ValueError(f"card {number} is there twice")
-    return numbers

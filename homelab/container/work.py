@@ -15,6 +15,7 @@ from homelab.host import gates, plan
 from homelab.nvidia import judge
 from homelab.nvidia.reading import SystemReading
 from homelab.remote import ssh
+from homelab.remote.ledger import stack_of
 from homelab.resources.work.base import Work, stopped_by_reboot
 from homelab.settings import Container, Vm
 from homelab.shapes import BootSeen
@@ -50,7 +51,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             tell(f"{inputs.container}: not compared: {facts.handover.away}")
             return outputs
         container, gone = self.stack.container(inputs.container), facts.guests.config(inputs.ctid) is None
-        drift, device_drift, library_drift = _drift(facts, inputs), list[str](), list[str]()
+        drift, device_drift, library_drift = _drift(facts, inputs, stack_of(self.urn)), list[str](), list[str]()
         if container is not None:  # else it leaves the stack
             device_drift = _device_drift(container, facts, inputs, outputs)
             library_drift = _library_drift(container, facts, inputs)
@@ -60,7 +61,8 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             outputs,
             generation=outputs.generation + bool(drift),
             again=outputs.again + bool(library_drift),
-            stale=bool(device_drift) or gone,
+            # So that the plan refuses what stands against it, before the container is touched.
+            stale=bool(drift or device_drift) or gone,
         )
 
     def _plan(self, inputs: ContainerProbe.Inputs, boot: BootSeen | None) -> ContainerProbe.Outputs:
@@ -76,7 +78,8 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         self.hold_or_fail(inputs)
         facts = ssh.read(self.host(inputs), guests=True)
         wish = _wish(inputs, container, facts, self.stack.vms(inputs.host))
-        raise_all([*gates.readable(facts), *container_plan.untouchable(wish, facts), *wish.refused])
+        judged = container_plan.judge_container(wish, facts, stack_of(self.urn))
+        raise_all([*gates.readable(facts), *dataclasses.replace(judged, others_change=True).refusals])
         config = facts.guests.config(inputs.ctid)
         return ContainerProbe.Outputs(
             minors=[*wish.cards.minors],
@@ -147,12 +150,15 @@ def _device_drift(
     return differences
 
 
-def _drift(facts: HostFacts, inputs: ContainerProbe.Inputs) -> list[str]:
-    """With what it was given as wanted."""
+def _drift(facts: HostFacts, inputs: ContainerProbe.Inputs, stack: str = "") -> list[str]:
+    """With what it was given as wanted.
+
+    :param stack: PROJECT/STACK.
+    """
     wish = container_plan.as_given(inputs.container, inputs.ctid, facts, inputs.power)
     is_told = guest_note(facts.ledger, CONTAINER, inputs.ctid, ContainerNote) or not facts.guests.config(inputs.ctid)
     lost = [] if is_told else ["nothing on the host tells what was given to it"]
-    return [*lost, *container_plan.judge_container(wish, facts).steps]
+    return [*lost, *container_plan.judge_container(wish, facts, stack).steps]
 
 
 class ContainerVerificationWork(Work[ContainerVerification.Inputs, ContainerVerification.Outputs]):
@@ -172,8 +178,10 @@ class ContainerVerificationWork(Work[ContainerVerification.Inputs, ContainerVeri
             raise
         except HomelabError as error:
             raise error.retold(next=f"{error.next}; `homelab doctor container {ctid}` shows each device") from error
-        opened = ", ".join(answer["nodes"]) or f"nothing (state: {answer['state']})"
-        tell(f"{inputs.host}: opened in container {ctid}, by {answer['by']}: {opened}")
+        nodes = answer["nodes"]
+        by = {who: ", ".join(path for path in nodes if nodes[path] == who) for who in nodes.values()}
+        opened = "; ".join(f"by {who}: {paths}" for who, paths in by.items()) or f"nothing (state: {answer['state']})"
+        tell(f"{inputs.host}: opened in container {ctid}: {opened}")
         for remark in answer["tried"]:
             tell(f"{inputs.host}: container {ctid}: {remark}")
-        return ContainerVerification.Outputs(state=answer["state"], nodes=answer["nodes"])
+        return ContainerVerification.Outputs(state=answer["state"], nodes=[*nodes])

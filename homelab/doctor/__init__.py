@@ -2,6 +2,6 @@
 --like 950`.
 
 `reading` is what the agent saw (homelab/reading/diagnosis.py asks it); `container`, `vm` and `host` judge it
-(`diagnose`), `whole` all of a stack; `report` shows it as text or as JSON. What VMs and hosts share is in `cards`; a
-container's findings are in `configuration`, `host_nodes` and `container_findings`.
+(`diagnose`), `whole` all of a stack; `report` shows it as text or as JSON. What VMs and hosts share is in `cards`; what
+is judged of a container is in `devices`, its findings are in `configuration` and `container_findings`.
 """

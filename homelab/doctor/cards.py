@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
+from homelab.cards.entry import entry_of
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import Table
-from homelab.facts import kernel_log
 from homelab.facts.devices import Device
-from homelab.findings import UP, Finding, Stage, Turn
+from homelab.findings import Finding, Stage
 from remote_scripts.pve.properties import overlap
 from remote_scripts.pve.properties import parse as parse_properties
 
@@ -31,16 +31,11 @@ def mappings_of(reading: Reading, slot: str) -> list[str]:
     ]  # fmt: skip
 
 
-def containers_of(reading: Reading, slot: str) -> list[int]:
-    """Ids of the containers whose configuration names the card's node."""
-    return [config.id for config in reading.facts.containers_with(slot)]
-
-
 def holders(reading: Reading, slot: str) -> list[str]:
     """Who has the card: VMs by configuration or reservation, containers by configuration."""
     users = reading.facts.users_of(slot)
     guests = [f"{user}{', running' if user.running else ''}" for user in users]
-    return guests + [f"container {ctid}" for ctid in containers_of(reading, slot)]
+    return guests + [f"container {config.id}" for config in reading.facts.containers_with(slot)]
 
 
 def table(reading: Reading, slots: list[str]) -> Table:
@@ -78,30 +73,24 @@ def data(reading: Reading, slot: str) -> dict[str, Any]:
         "groupMembers": [device.address for device in reading.facts.group_of(slot) if device not in functions],
         "mappings": mappings_of(reading, slot),
         "vms": [{"id": user.vmid, "name": user.name, "running": user.running} for user in reading.facts.users_of(slot)],
-        "containers": containers_of(reading, slot),
+        "containers": [config.id for config in reading.facts.containers_with(slot)],
     }
 
 
-def mapping_findings(reading: Reading, name: str, *, own: bool) -> Iterator[Finding]:
-    """How a mapping's entry for this node differs from the hardware, as Proxmox VE compares them at each start of a VM
-    (PVE::Mapping::PCI, assert_valid).
-
-    :param own: the settings have it.
-    """
+def mapping_findings(reading: Reading, name: str) -> Iterator[Finding]:
+    """How the entry of an owner's mapping for this node differs from the hardware, as Proxmox VE compares them at each
+    start of a VM (PVE::Mapping::PCI, assert_valid)."""
     of_all = reading.facts.guests.mapping_entries.get(name, [])
     entries = [entry for entry in of_all if entry.get("node") == reading.node]
-    nodes = ", ".join(sorted({entry.get("node", "?") for entry in of_all}))
     differences = [difference for entry in entries for difference in _differences(reading, entry)]
-    differences += [] if entries else [f"it has no entry for {reading.node}, but for {nodes or 'no node'}"]
     if not differences:
         return
     yield Finding(
         f"the PCI mapping {name} to be what is in the slot",
         "; ".join(differences),
         "Proxmox VE compares them at each start and refuses a VM whose card has changed",
-        UP if own else f"correct {name} under Datacenter -> Resource Mappings",
+        f"correct {name} under Datacenter -> Resource Mappings",
         Stage.CONFIGURATION,
-        Turn.UP if own else Turn.PERSON,
     )
 
 
@@ -113,12 +102,10 @@ def _differences(reading: Reading, entry: dict[str, str]) -> list[str]:
         if device is None:
             differences.append(f"there is no {address} on the host")
             continue
-        hardware = {"id": device.id, "subsystem-id": device.subsystem if ":" in device.subsystem else "0:0"}
-        if number == 0:
-            hardware["iommugroup"] = "-1" if device.group is None else str(device.group)
-        for key, value in hardware.items():
+        hardware = entry_of(address, device.id, device.subsystem, device.group)
+        for key in ("id", "subsystem-id", "iommugroup") if number == 0 else ("id", "subsystem-id"):
             # A function without a subsystem: sysfs has no such file, and Proxmox VE nothing to compare.
-            if (entry.get(key) or "").lower() != value and value != "0:0":
+            if (value := hardware[key]) and (entry.get(key) or "").lower() != value:
                 differences.append(f"{key} of {address}: {value}, the mapping says {entry.get(key, 'nothing')}")
     return differences
 
@@ -127,16 +114,3 @@ def slots_of(reading: Reading, key: str, value: str) -> list[str]:
     """Where the cards are that a hostpci option gets: their slots; of anything else in a card's slot, the function."""
     places = reading.facts.places_of(parse_properties(key, value))
     return list(dict.fromkeys(reading.facts.place_of(place) for place in places))
-
-
-def log_findings(reading: Reading, slots: Mapping[str, str], *, of_host: bool) -> tuple[list[Finding], list[str]]:
-    """Findings in the log of the kernel and NVIDIA's driver since the boot, and cards that are gone from the bus; and
-    remarks about messages that look bad and are harmless.
-
-    :param slots: of cards, by their names for messages.
-    :param of_host: whether messages about the host as a whole count.
-    """
-    cards = {name: [device.address for device in reading.facts.functions(slot)] for name, slot in slots.items()}
-    troubles = kernel_log.troubles(reading.facts, reading.node, cards, with_host=of_host)
-    findings = Finding.of(*(trouble.error for trouble in troubles if not trouble.harmless))
-    return findings, [trouble.remark for trouble in troubles if trouble.harmless]

@@ -2,75 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from homelab.doctor.case import Case
-from homelab.doctor.devices import Row, WantedCards, cards_in, rows_of
-from homelab.doctor.reading import ContainerReading
+from homelab.doctor.devices import Case, Row
 from homelab.doctor.report import Table
-from remote_scripts.pve.container_conf import ContainerConf
 
 # Options that change what a device line does.
 _OPTIONS = ("unprivileged", "features")
 
 
-@dataclass(frozen=True)
-class Difference:
-    """`lacks`: lines of the other that this one hasn't, `only`: the other way round, each about `devices` that differ:
-    path -> (here, there).
+def compared(case: Case, model: Case) -> tuple[dict[str, Any], list[Table]]:
+    """This container against a working one, on the same host: which nodes it opens, by whatever lines. For the report's
+    JSON (docs/outputs.md, `like`), and as tables.
     """
-
-    model: ContainerReading
-    ctid: int
-    lacks: list[str]
-    only: list[str]
-    devices: dict[str, tuple[str, str]]
-    notes: list[str]
-
-    @property
-    def tables(self) -> list[Table]:
-        """What is shown."""
-        here, there = f"container {self.ctid}", f"container {self.model.id}"
-        devices = [[path, *pair] for path, pair in self.devices.items()]
-        return [
-            Table(f"devices, beside {there}", ["device", here, there], devices),
-            Table(f"lines that {there} has and {here} lacks", ["line"], [[line] for line in self.lacks]),
-            Table(f"lines that {here} has and {there} lacks", ["line"], [[line] for line in self.only]),
-        ]
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """For the report's JSON."""
-        return {
-            "id": self.model.id,
-            "name": self.model.name,
-            "lines": self.lacks,
-            "onlyHere": self.only,
-            "devices": [{"path": path, "here": a, "there": b} for path, (a, b) in self.devices.items()],
-            "differences": self.notes,
-        }
-
-
-def compared(case: Case, model: ContainerReading) -> Difference:
-    """This container against a working one, on the same host: which nodes it opens, by whatever lines."""
-    rows = {row.path: row for row in case.rows}
-    cards = WantedCards(cards_in(model.parsed), "its configuration")
-    model_rows = {row.path: row for row in rows_of(case.reading, model, cards)}
+    rows, model_rows = ({row.path: row for row in one.rows} for one in (case, model))
     paths = dict.fromkeys([*model_rows, *rows])
     differing = [path for path in paths if _opened(rows.get(path)) != _opened(model_rows.get(path))]
-    here, there = (
-        _lines(conf, [rows_there[path] for path in differing if path in rows_there])
-        for conf, rows_there in ((case.container.parsed, rows), (model.parsed, model_rows))
-    )
-    return Difference(
-        model,
-        case.container.id,
-        [line for line in there if line not in here],
-        [line for line in here if line not in there],
-        {path: (_given(rows.get(path)), _given(model_rows.get(path))) for path in differing},
-        _notes(case.container, model),
-    )
+    here, there = _lines(case, differing), _lines(model, differing)
+    lacks, only = [line for line in there if line not in here], [line for line in here if line not in there]
+    devices = [[path, _given(rows.get(path)), _given(model_rows.get(path))] for path in differing]
+    like = {
+        "id": model.container.id,
+        "name": model.container.name,
+        "lines": lacks,
+        "onlyHere": only,
+        "devices": [dict(zip(("path", "here", "there"), device, strict=True)) for device in devices],
+        "differences": _differences(case, model),
+    }
+    return like, [
+        Table(f"devices, beside {model.name}", ["device", case.name, model.name], devices),
+        Table(f"lines that {model.name} has and {case.name} lacks", ["line"], [[line] for line in lacks]),
+        Table(f"lines that {case.name} has and {model.name} lacks", ["line"], [[line] for line in only]),
+    ]
 
 
 def _opened(row: Row | None) -> tuple[object, ...]:
@@ -78,7 +41,7 @@ def _opened(row: Row | None) -> tuple[object, ...]:
     if row is None or row.entry is None or not row.entry.created or row.is_barred:
         return ()
     who = ("all",) if row.mode & 0o006 == 0o006 else (row.mode, row.entry.uid, row.entry.gid)
-    return row.entry.source_of(row.path), row.access, who
+    return row.source, row.access, who
 
 
 def _given(row: Row | None) -> str:
@@ -89,20 +52,21 @@ def _given(row: Row | None) -> str:
     return f"{row.entry.method}{mode}{rule}"
 
 
-def _lines(conf: ContainerConf, rows: list[Row]) -> list[str]:
+def _lines(case: Case, paths: list[str]) -> list[str]:
     """The lines of a configuration that are about these devices."""
+    rows = [row for row in case.rows if row.path in paths]
     nodes = [row.host for row in rows if row.host]
-    rules = [rule.line for rule in conf.rules if any(rule.covers(node.major, node.minor, "") for node in nodes)]
+    rules = [rule.line for rule in case.conf.rules if any(rule.covers(node.major, node.minor, "") for node in nodes)]
     return [*dict.fromkeys([row.entry.line for row in rows if row.entry] + rules)]
 
 
-def _notes(container: ContainerReading, model: ContainerReading) -> list[str]:
-    notes = []
+def _differences(case: Case, model: Case) -> list[str]:
+    found = []
     for option in _OPTIONS:
-        here, there = (conf.parsed.options.get(option, "not set") for conf in (container, model))
+        here, there = (one.conf.options.get(option, "not set") for one in (case, model))
         if here != there:
-            notes.append(f"{option}: {here}; in container {model.id} {there}")
-    if container.was_seen and model.was_seen and container.library_versions != model.library_versions:
-        versions = [", ".join(conf.library_versions) or "none" for conf in (container, model)]
-        notes.append(f"NVIDIA's libraries: {versions[0]}; in container {model.id} {versions[1]}")
-    return notes
+            found.append(f"{option}: {here}; in {model.name} {there}")
+    here, there = (", ".join(one.container.library_versions) or "none" for one in (case, model))
+    if case.container.was_seen and model.container.was_seen and here != there:
+        found.append(f"NVIDIA's libraries: {here}; in {model.name} {there}")
+    return found

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from homelab.container.plan import as_given, judge_container
-from homelab.doctor.case import Case
-from homelab.doctor.comparison import Difference, compared
+from homelab.doctor.comparison import compared
 from homelab.doctor.configuration import unused_rules
-from homelab.doctor.container_findings import findings, restart_step
-from homelab.doctor.devices import COLUMNS, WantedCards, cards_of, rows_of
-from homelab.doctor.reading import ContainerReading, Reading, not_here
+from homelab.doctor.container_findings import findings, restart_step, without_libraries
+from homelab.doctor.devices import COLUMNS, Case, WantedCards, cards_in, of_settings
+from homelab.doctor.reading import Reading, not_here
 from homelab.doctor.report import Report, Table, in_order
 from homelab.errors import HomelabError
 from homelab.findings import Finding, Stage, Turn, cured
+from homelab.judged.tree import Tree
 from remote_scripts.pve.guest_kinds import CONTAINER
 
 
@@ -25,31 +24,33 @@ def diagnose(
     *,
     like: int | None = None,
     cards: WantedCards | None = None,
-    refusals: Sequence[HomelabError] = (),
+    tree: Tree | None = None,
 ) -> Report:
     """What is wrong with a container's cards.
 
     :param reading: one that looked into `ctid` and `like`.
     :param like: id of a container that works, to be compared with.
-    :param cards: those that it is to have, where that is known; else its configuration says, or the other container's.
-    :param refusals: what a preview of the host refuses.
+    :param cards: those that it is to have; by default the settings say, else its configuration, or the other
+        container's.
+    :param tree: of the same reading.
     :raises HomelabError: there is no such container on this host.
     """
-    case, model = _case(reading, ctid, like, cards)
+    model = _case(reading, like) if like is not None else None
+    case = _case(reading, ctid, cards or (of_settings(tree, ctid) if tree else None), model)
     # Whatever it lacks of a card that a VM has in turn, it has again with the card.
-    own_findings = cured(_sunk(case) if case.cards.away else findings(case), refusals)
-    different = compared(case, model) if model is not None else None
+    own_findings = cured(_sunk(case) if case.cards.away else findings(case), tree.refusals if tree else ())
     tables = [Table("devices", COLUMNS, [row.cells(case.container.was_seen) for row in case.rows])]
-    notes = _notes(case)
-    if different is not None:
-        tables += different.tables
-        notes += different.notes
-        if not different.devices and not different.notes:
-            notes.append(f"nothing that counts differs from container {different.model.id}")
-        if model_findings := findings(_case(reading, different.model.id, None, None)[0]):
+    notes, compared_with = _notes(case), None
+    if model is not None:
+        compared_with, of_comparison = compared(case, model)
+        tables += of_comparison
+        notes += compared_with["differences"]
+        if not compared_with["devices"] and not compared_with["differences"]:
+            notes.append(f"nothing that counts differs from {model.name}")
+        if model_findings := findings(model):
             notes.append(
-                f"container {different.model.id} isn't well itself ({len(model_findings)} findings): "
-                f"`homelab doctor container {different.model.id}`"
+                f"{model.name} isn't well itself ({len(model_findings)} findings): "
+                f"`homelab doctor container {model.container.id}`"
             )
     return Report(
         "container",
@@ -59,33 +60,33 @@ def diagnose(
         own_findings,
         notes,
         _steps(case, own_findings),
-        _data(case, different),
+        {**_data(case), "like": compared_with},
     )
 
 
-def _case(
-    reading: Reading, ctid: int, like: int | None, cards: WantedCards | None
-) -> tuple[Case, ContainerReading | None]:
-    container = _looked_into(reading, ctid, cards)
-    model = _looked_into(reading, like) if like is not None else None
-    chosen, note = cards_of(reading, container, model, cards), reading.facts.container_note(ctid)
-    if cards is None and note.given.cards is not None:  # by settings that aren't here
+def _case(reading: Reading, ctid: int, cards: WantedCards | None = None, model: Case | None = None) -> Case:
+    """A container with the given cards; else those of its configuration, else those of the other one's, else all."""
+    container, note = reading.container(ctid), reading.facts.container_note(ctid)
+    if container is None and cards is not None and cards.judged.findings:
+        raise HomelabError(**cards.judged.findings[0].parts())
+    if container is None:
+        raise not_here(reading.facts, CONTAINER, ctid)
+    if cards is not None:
+        return Case(reading, container, cards)
+    if numbers := cards_in(container.parsed):
+        chosen = WantedCards(numbers, "its configuration")
+    elif model is not None and (numbers := cards_in(model.conf)):
+        chosen = WantedCards(numbers, model.name)
+    else:
+        chosen = WantedCards(list(reading.cards), "no configuration: all of the host's are shown", guessed=True)
+    if note.given.cards is not None:  # by settings that aren't here
         given = as_given(note.owner.rpartition("/")[2], ctid, reading.facts)
         chosen = replace(chosen, judged=judge_container(given, reading.facts))
-    return Case(reading, container, chosen, rows_of(reading, container, chosen)), model
-
-
-def _looked_into(reading: Reading, ctid: int, cards: WantedCards | None = None) -> ContainerReading:
-    container = reading.container(ctid)
-    if container is not None:
-        return container
-    if cards is not None and cards.judged.findings:
-        raise HomelabError(**cards.judged.findings[0].parts())
-    raise not_here(reading.facts, CONTAINER, ctid)
+    return Case(reading, container, chosen)
 
 
 def _head(case: Case) -> list[str]:
-    container, conf, driver = case.container, case.container.parsed, case.reading.driver
+    container, conf, driver = case.container, case.conf, case.reading.driver
     state = [
         {True: "running", False: "off", None: "not known whether it runs"}[container.running],
         "unprivileged" if conf.unprivileged else "privileged",
@@ -125,8 +126,8 @@ def _sunk(case: Case) -> list[Finding]:
 
 
 def _notes(case: Case) -> list[str]:
-    container, conf = case.container, case.container.parsed
-    notes = [*case.cards.judged.remarks]
+    container, conf = case.container, case.conf
+    notes = [] if case.cards.away else [*case.cards.judged.remarks]
     notes += [
         f"{state}; when that VM is shut down, the host has the card again, and starts what it had shut down for it. "
         "Until then its devices aren't judged"
@@ -145,7 +146,7 @@ def _notes(case: Case) -> list[str]:
     if pending := [entry.line for entry in conf.entries if entry.pending]:
         notes.append(f"pending until its next start: {'; '.join(pending)}")
     notes += [f"a rule for a major that no device of the host has: {rule.line}" for rule in unused_rules(case)]
-    return notes + case.log[1]
+    return [*notes, *without_libraries(case), *case.log[1]]
 
 
 def _steps(case: Case, findings: list[Finding]) -> list[str]:
@@ -153,15 +154,16 @@ def _steps(case: Case, findings: list[Finding]) -> list[str]:
     before = [finding for finding in findings if finding.stage < Stage.RESTART]
     after = [finding for finding in findings if finding.stage > Stage.RESTART]
     restart = [finding.next for finding in findings if finding.stage == Stage.RESTART]
-    # `pulumi up` restarts it by itself; what the host's log has is mended by no restart of it.
-    own = [finding for finding in before if finding.turn is Turn.PERSON and finding not in case.log[0]]
+    # `pulumi up` restarts it by itself; what the host's log has, or stands against `up`, is mended by no restart of it.
+    others = [*case.log[0], *case.cards.judged.findings]
+    own = [finding for finding in before if finding.turn is Turn.PERSON and finding not in others]
     if case.container.running and own:
         restart = [restart_step(case)]
     return [*dict.fromkeys([*in_order(before), *restart, *in_order(after)])]
 
 
-def _data(case: Case, different: Difference | None) -> dict[str, Any]:
-    container, conf = case.container, case.container.parsed
+def _data(case: Case) -> dict[str, Any]:
+    container, conf = case.container, case.conf
     return {
         "node": case.reading.node,
         "id": container.id,
@@ -174,5 +176,4 @@ def _data(case: Case, different: Difference | None) -> dict[str, Any]:
         "equal": _equal(case),
         "cards": {"numbers": case.cards.numbers, "by": case.cards.by},
         "devices": [row.data for row in case.rows],
-        "like": different.data if different else None,
     }

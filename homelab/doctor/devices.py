@@ -1,19 +1,24 @@
-"""The rows of a container's table: each device that it needs or is given, from the host's node to who may open it
-inside. Pure.
+"""The case of a container: the cards that it is to have, and each device that it needs or is given, from the host's
+node to who may open it inside. Pure.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+from homelab.doctor import logs
 from homelab.doctor.reading import OK, ContainerReading, Reading, Seen
-from homelab.findings import Judged
+from homelab.findings import Finding, Judged
+from homelab.host import handover
+from homelab.judged.tree import Tree
+from homelab.properties import slot_of
 from remote_scripts.containers.card_nodes import nodes_of
 from remote_scripts.notes.container_note import Cards
-from remote_scripts.pve.container_conf import ContainerConf, Entry
+from remote_scripts.pve.container_conf import ContainerConf, Entry, Rule
 from remote_scripts.tools.device import Device
 
 _CARD = re.compile(r"/dev/nvidia(\d+)")
@@ -44,8 +49,8 @@ class WantedCards:
     """The cards that a container is to have. `numbers`: N of their /dev/nvidiaN; `by`: what names them, such as an
     option; `guessed`: nothing does. `others`: cards of other makers, as the agent has them. `away`: its shared cards
     that aren't with the host, each in words; `sunk`: those of them that don't come back by themselves. `judged`: of a
-    container of the settings, or that homelab has given cards. `differences`: from what the settings install in it
-    (`homelab.nvidia.judge.steps`); `driver_comes`: they install its host's driver.
+    container of the settings, or that homelab has given cards; `system`: of what the settings install in it;
+    `is_set`: the settings have it.
     """
 
     numbers: list[int]
@@ -54,25 +59,49 @@ class WantedCards:
     others: tuple[str, ...] = ()
     away: list[str] = field(default_factory=list)
     sunk: list[str] = field(default_factory=list)
-    judged: Judged = Judged([], [])
-    differences: list[str] = field(default_factory=list)
-    driver_comes: bool = False
+    judged: Judged = Judged(title="", why="")
+    system: Judged = Judged(title="", why="")
+    is_set: bool = False
+
+
+def of_settings(tree: Tree, ctid: int) -> WantedCards | None:
+    """The cards that the settings give a container, and what is judged of it; None: they don't have it."""
+    if (found := tree.of_container(ctid)) is None:
+        return None
+    (name, wish, judged), facts, host = found, tree.facts, tree.wanted.host
+    container = tree.wanted.containers[name]
+    with_driver = {slot_of(address) for address in facts.nvidia_minors}
+    away = {
+        gpu: f"gpus.{gpu} is {text}"
+        for gpu in host.hands_over
+        if (text := handover.state_text(facts, gpu))
+        and (gpu not in tree.want.gpus or tree.want.gpus[gpu]["slot"] not in with_driver)
+        and (container.gpus is None or gpu in container.gpus)
+    }
+    return WantedCards(
+        [*wish.cards.minors],
+        f"homelab:containers.{name}.{'gpuAssignment' if container.gpus is None else 'gpus'}",
+        others=wish.cards.cards,
+        away=[*away.values()],
+        sunk=[text for gpu, text in away.items() if handover.has_sunk(facts, gpu)],
+        judged=judged,
+        system=tree.told(tree.systems.get(f"containers.{name}", WantedCards.system)),
+        is_set=True,
+    )
 
 
 @dataclass(frozen=True)
 class Row:
-    """One device. `host`: the node that is behind it there; `entry`: what in the configuration gives it; `rule`: the
-    device rule for it, as text; `allowed`: does a rule match the numbers of now? (None: nothing to match); `seen`: the
-    node inside.
+    """One device. `host`: the node that is behind it there; `entry`: what in the configuration gives it; `seen`: the
+    node inside; `conf`: the configuration.
     """
 
     path: str
     needed: bool
     host: Device | None
     entry: Entry | None
-    rule: str
-    allowed: bool | None
     seen: Seen | None
+    conf: ContainerConf
 
     @property
     def access(self) -> str:
@@ -93,6 +122,22 @@ class Row:
         return self.host.mode if self.host else 0
 
     @property
+    def rule(self) -> str:
+        """The device rule for the host's numbers of now, as text; empty: there is nothing to match."""
+        if self.host is None or self.entry is None:
+            return ""
+        if self.entry.method == "device":
+            # Made at each start, of the numbers that the node has then.
+            return "its own"
+        rule = self.conf.rule_for(self.host.major, self.host.minor, self.access)
+        return allowed_by(rule) if rule else "none"
+
+    @property
+    def allowed(self) -> bool | None:
+        """Does a rule match the numbers of now? None: there is nothing to match."""
+        return self.rule != "none" if self.rule else None
+
+    @property
     def is_barred(self) -> bool:
         """Whether no rule allows it. What is open inside, is allowed: by lxc's own configuration of unprivileged
         containers, or by a rule that this program can't see.
@@ -106,19 +151,11 @@ class Row:
         return {
             "path": self.path,
             "needed": self.needed,
-            "host": host
-            and {"path": self.source, "major": host.major, "minor": host.minor, "mode": f"{host.mode:04o}"},
+            "host": host and {"path": self.source, **_numbers(host)},
             "conf": entry and {"method": entry.method, "line": entry.line, "pending": entry.pending},
             "rule": self.rule or None,
             "allowed": self.allowed,
-            "inside": seen
-            and {
-                "major": seen.node.major,
-                "minor": seen.node.minor,
-                "mode": f"{seen.node.mode:04o}",
-                "root": seen.root,
-                "user": seen.user,
-            },
+            "inside": seen and {**_numbers(seen.node), "root": seen.root, "user": seen.user},
         }
 
     def cells(self, was_seen: bool) -> list[str]:
@@ -143,73 +180,103 @@ class Row:
 COLUMNS = ["device", "on the host", "in the conf", "cgroup rule", "allowed", "inside", "root opens", "user opens"]
 
 
+def _numbers(node: Device) -> dict[str, Any]:
+    return {"major": node.major, "minor": node.minor, "mode": f"{node.mode:04o}"}
+
+
+def allowed_by(rule: Rule) -> str:
+    """What a raw rule allows, such as `c 195:* rwm`."""
+    return rule.line.partition("allow")[2].lstrip(" :=")
+
+
 def cards_in(conf: ContainerConf) -> list[int]:
     """The cards that a configuration gives."""
     numbers = (card_number(entry.path) for entry in conf.entries)
     return sorted({number for number in numbers if number is not None})
 
 
-def cards_of(
-    reading: Reading, container: ContainerReading, like: ContainerReading | None, given: WantedCards | None
-) -> WantedCards:
-    """The cards of a container: the given ones, else those of its configuration, else those of the other container,
-    else all.
-    """
-    if given is not None:
-        return given
-    if numbers := cards_in(container.parsed):
-        return WantedCards(numbers, "its configuration")
-    if like is not None and (numbers := cards_in(like.parsed)):
-        return WantedCards(numbers, f"container {like.id}")
-    return WantedCards(list(reading.cards), "no configuration: all of the host's are shown", guessed=True)
-
-
-def rows_of(reading: Reading, container: ContainerReading, cards: WantedCards) -> list[Row]:
-    """The table, needed devices first."""
-    functions = tuple(reading.cards[number] for number in cards.numbers if number in reading.cards)
-    wanted = Cards(minors=tuple(cards.numbers), functions=functions, cards=cards.others)
-    nodes = nodes_of(reading.facts.card_nodes, wanted).nodes
-    needed = [node.path for node in nodes if node.is_needed] or (NEEDED if cards.guessed else [])
-    paths = [*needed, *(node.path for node in nodes), *_given(reading, container.parsed)]
-    paths += [path for path in container.seen if is_gpu(path)]
-    return [_row(reading, container, path, path in needed) for path in dict.fromkeys(paths)]
-
-
-def _given(reading: Reading, conf: ContainerConf) -> list[str]:
-    """Every graphics node that the configuration gives, folders taken apart."""
-    paths: list[str] = []
-    for entry in conf.entries:
-        if entry.folder:
-            below = (path for path in reading.facts.nodes if path.startswith(f"{entry.source}/"))
-            paths += [entry.path + path[len(entry.source) :] for path in below]
-        else:
-            paths.append(entry.path)
-    return [path for path in paths if is_gpu(path)]
-
-
-def _row(reading: Reading, container: ContainerReading, path: str, needed: bool) -> Row:
-    conf = container.parsed
-    entry = conf.entry_for(path)
-    host = reading.facts.nodes.get(entry.source_of(path) if entry else path)
-    bare = Row(path, needed, host, entry, "", None, container.seen.get(path))
-    if entry is None:
-        return bare
-    rule, allowed = _rule(conf, bare)
-    return Row(path, needed, host, entry, rule, allowed, bare.seen)
-
-
-def _rule(conf: ContainerConf, row: Row) -> tuple[str, bool | None]:
-    """The rule for a device that is given, and whether it allows the host's numbers of now."""
-    host, entry = row.host, row.entry
-    if host is None or entry is None:
-        return "", None
-    if entry.method == "device":
-        # Made at each start, of the numbers that the node has then.
-        return "its own", True
-    rule = conf.rule_for(host.major, host.minor, row.access)
-    return (rule.line.partition("allow")[2].lstrip(" :=") if rule else "none"), rule is not None
-
-
-def names(rows: Sequence[Row]) -> str:
+def names(rows: Iterable[Row]) -> str:
     """Their paths, for a person."""
     return ", ".join(row.path for row in rows)
+
+
+@dataclass(frozen=True)
+class Case:
+    """All that is judged: a container on a host, and the cards that it is to have."""
+
+    reading: Reading
+    container: ContainerReading
+    cards: WantedCards
+
+    @property
+    def name(self) -> str:
+        return f"container {self.container.id}"
+
+    @property
+    def conf(self) -> ContainerConf:
+        return self.container.parsed
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The table, needed devices first."""
+        there, numbers = self.reading.cards, self.cards.numbers
+        functions = tuple(there[number] for number in numbers if number in there)
+        wanted = Cards(minors=tuple(numbers), functions=functions, cards=self.cards.others)
+        nodes = nodes_of(self.reading.facts.card_nodes, wanted).nodes
+        needed = [node.path for node in nodes if node.is_needed] or (NEEDED if self.cards.guessed else [])
+        given = [path for entry in self.conf.entries for path in self._paths(entry)]
+        graphics = [path for path in (*given, *self.container.seen) if is_gpu(path)]
+        paths = dict.fromkeys([*needed, *(node.path for node in nodes), *graphics])
+        return [self._row(path, path in needed) for path in paths]
+
+    def _paths(self, entry: Entry) -> list[str]:
+        """The nodes that a line of the configuration gives: of a folder all that the host has below it."""
+        if not entry.folder:
+            return [entry.path]
+        below = (path for path in self.reading.facts.nodes if path.startswith(f"{entry.source}/"))
+        return [entry.path + path[len(entry.source) :] for path in below]
+
+    def _row(self, path: str, needed: bool) -> Row:
+        entry = self.conf.entry_for(path)
+        host = self.reading.facts.nodes.get(entry.source_of(path) if entry else path)
+        return Row(path, needed, host, entry, self.container.seen.get(path), self.conf)
+
+    @property
+    def needed(self) -> list[Row]:
+        return [row for row in self.rows if row.needed]
+
+    @property
+    def of_nvidia(self) -> list[Row]:
+        """What it needs of NVIDIA's driver."""
+        return [row for row in self.needed if row.path.startswith("/dev/nvidia")]
+
+    @property
+    def given(self) -> list[tuple[Row, Entry]]:
+        """The devices that its configuration gives, each with the line that does."""
+        return [(row, row.entry) for row in self.rows if row.entry is not None]
+
+    @property
+    def unknown(self) -> set[int]:
+        """Cards that it is to have and the driver hasn't got; none of them while there is no driver at all."""
+        return set(self.cards.numbers).difference(self.reading.cards) if self.reading.driver else set()
+
+    @property
+    def expected(self) -> list[Row]:
+        """What it needs and can have."""
+        return [row for row in self.needed if card_number(row.path) not in self.unknown]
+
+    @cached_property
+    def log(self) -> tuple[list[Finding], list[str]]:
+        """What the host's log has of its cards: findings, and remarks. A number that no card has now may be that of any
+        card of NVIDIA's without one.
+        """
+        facts, numbers = self.reading.facts, self.reading.facts.nvidia_minors
+        missing = set(self.cards.numbers).difference(numbers.values())
+        paths = {row.path for row in self.rows if row.needed or row.entry}
+        slots = {
+            device.slot: device.slot
+            for device in facts.display_devices
+            if not paths.isdisjoint([f"/dev/nvidia{numbers.get(device.address)}", *facts.drm_nodes(device.address)])
+            or (missing and device.is_nvidia and device.address not in numbers)
+        }
+        return logs.of_kernel(self.reading, slots, for_vms=False)

@@ -2,58 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
 from typing import Any
 
-from homelab.cards import resolving
-from homelab.container import plan as container_plan
-from homelab.doctor import cards
+from homelab.doctor import cards, logs
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import Report, Table
 from homelab.errors import HomelabError
 from homelab.facts import kernel_log
-from homelab.findings import UP, Finding, Stage, Turn, cured
+from homelab.findings import Finding, Turn, cured
 from homelab.host import handover
-from homelab.host.judge import JudgedHost, judge_host
+from homelab.judged.tree import Tree
 from homelab.nvidia import judge
 from homelab.nvidia.reading import SystemReading
-from homelab.settings import Container, Host, Vm
+from homelab.settings import Host
 
 
-def diagnose(
-    reading: Reading, host: Host, vms: Collection[Vm] = (), refusals: Sequence[HomelabError] = (), stack: str = ""
-) -> Report:
-    """The report on a host: its differences from the settings, refusals, and its kernel's messages about its cards.
+def diagnose(reading: Reading, tree: Tree) -> Report:
+    """The report on a host: what is judged of it, and its kernel's messages about its cards.
 
-    :param vms: of the settings, on this host.
-    :param refusals: what a preview refuses.
-    :param stack: PROJECT/STACK; empty: it isn't known.
+    :param tree: of the same reading.
     """
-    facts = reading.facts
-    judged = judge_host(facts, host, vms, stack=stack)
-    slots, _ = resolving.resolve(facts, host.gpus)
+    facts, host = reading.facts, tree.wanted.host
+    slots = {name: card["slot"] for name, card in tree.want.gpus.items()}
     shown_slots = sorted({one.slot for one in facts.display_devices if one.is_nvidia} | set(slots.values()))
-    # That a VM has a shared card is nothing wrong, though nothing can be changed then.
-    refused = [] if facts.handover.away else Finding.of(*refusals, turn=Turn.REFUSED)
-    findings = [*judged.findings, *refused]
-    findings += [*_installed(reading, host), *_for_containers(reading, host, slots, judged)]
-    for name in (name for name in slots if host.gpus[name].may_leave):
-        findings += cards.mapping_findings(reading, host.mapping_of(name), own=True)
+    of_host = [*tree.mappings.values(), *tree.leaving.values()]
+    of_host += [tree.systems[f"hosts.{tree.wanted.name}"]] if host.nvidia else []
+    judged = [tree.told_host, *map(tree.told, of_host)]
+    # Of all of NVIDIA's: what its driver says of a card may be about another one that the settings don't have.
     names = {slot: f"gpus.{name}" for name, slot in slots.items()}
-    of_log = {names.get(slot, slot): slot for slot in shown_slots}
-    log_findings, remarks = cards.log_findings(reading, of_log, of_host=host.gives_cards)
-    findings += log_findings
+    named_slots = {names.get(slot, slot): slot for slot in shown_slots}
+    of_log, remarks = logs.of_kernel(reading, named_slots, for_vms=host.gives_cards)
+    findings = [one for part in judged for one in part.findings]
+    findings += Finding.of(*(one for one in tree.refusals if one in tree.others), turn=Turn.REFUSED)
+    findings += [] if host.nvidia else _installed(reading)
     no_iommu = facts.iommu.kernel_log if not facts.iommu.groups else ""
     return Report(
         "host",
         f"host {reading.node}: {facts.kernel}, Proxmox VE {facts.pve or 'not found'}{facts.cluster.described}",
         _head(reading),
         [_settings_table(reading, host, slots), cards.table(reading, shown_slots), _files_table(reading)],
-        cured(findings, refusals),
+        cured([*findings, *of_log], tree.refusals),
         [
             *([f"the kernel says of the IOMMU: {kernel_log.excerpt(no_iommu)}"] if no_iommu else ()),
-            *judged.remarks,
+            *tree.host.remarks,
             *remarks,
+            *tree.unread,
         ],
         data=_data(reading, host, slots, shown_slots),
     )
@@ -78,50 +71,16 @@ def _head(reading: Reading) -> list[str]:
     ]
 
 
-def _installed(reading: Reading, host: Host) -> list[Finding]:
-    """Findings on what is installed of NVIDIA's driver beside what is loaded."""
-    system, name = reading.facts.systems.get("host"), reading.node
-    if not isinstance(system, SystemReading):
-        return Finding.of(*([system] if isinstance(system, HomelabError) else []), turn=Turn.REFUSED)
-    if host.nvidia:
-        return judge.judge_stack(f"NVIDIA's stack on {name}", judge.steps(system, host.nvidia), Stage.HOST)
-    wrong = judge.mismatch(reading.driver, {"libnvidia-ml.so.1": system.libraries}) if system.libraries else None
-    if wrong is None:
-        return []
-    return [
-        Finding(
-            f"NVIDIA's libraries on {name} of the loaded driver's version, {reading.driver}",
-            *wrong,
-            "reboot the host; if they differ then, too, install the driver again, all of it of one version",
-        )
-    ]
-
-
-def _for_containers(reading: Reading, host: Host, slots: dict[str, str], judged: JudgedHost) -> list[Finding]:
-    """Findings on cards with `use: lxc`: what a container that is to have all of them is refused; and those of NVIDIA's
-    that come to its driver.
-    """
-    facts, names = reading.facts, [name for name in slots if host.gpus[name].use == "lxc"]
-    is_planned = names and not judged.refusals
-    container = Container.model_validate({"host": "host", "ctid": 100, "gpus": names})
-    own = container_plan.wish_of("NAME", container, facts, judged.want, {}, host).refused if is_planned else ()
-    waiting = [
-        f"gpus.{name}: {function.address} is on {function.driver or 'no driver'}"
-        for name in names
-        for function in facts.functions(slots[name])[:1]
-        if function.is_nvidia and function.address not in reading.cards.values()
-    ]
-    if not waiting or own:
-        return Finding.of(*own, turn=Turn.REFUSED)
-    return [
-        Finding(
-            "the cards for containers with NVIDIA's driver",
-            "; ".join(waiting),
-            "containers use the host's driver; a card that it doesn't have has no /dev/nvidia node",
-            UP,
-            turn=Turn.UP,
-        )
-    ]
+def _installed(reading: Reading) -> list[Finding]:
+    """What is installed of NVIDIA's driver, by somebody else, beside what is loaded."""
+    system = reading.facts.systems.get("host")
+    if isinstance(system, HomelabError):
+        return Finding.of(system)
+    libraries = system.libraries if isinstance(system, SystemReading) else ""
+    wrong = judge.mismatch(reading.driver, {"libnvidia-ml.so.1": libraries}) if libraries else None
+    wanted = f"NVIDIA's libraries on {reading.node} of the loaded driver's version, {reading.driver}"
+    step = "reboot the host; if they differ then, too, install the driver again, all of it of one version"
+    return [Finding(wanted, *wrong, step)] if wrong else []
 
 
 def _settings_table(reading: Reading, host: Host, slots: dict[str, str]) -> Table:

@@ -126,6 +126,7 @@ def not_here(facts: HostFacts, kind: Kind, guest: int | str) -> HomelabError:
     here = facts.guests.listed(kind)
     others, node = facts.cluster.guests.get(guest, ("", "")) if isinstance(guest, int) else ("", "")
     found, step = "no guest of the cluster has this id or name", f"name a {kind.label}; there are: {here}"
+    step = f"there is no {kind.label} on this node yet" if here == "none" else step
     if others and (others == "lxc") is (kind is CONTAINER):
         found, step = f"it is on the node {node}", f"give that host with --host ({kind.label}s here: {here})"
     elif others:

@@ -69,15 +69,12 @@ class Report:
 
         :param width: of the terminal, in columns.
         """
-        return clean(self._text(width))
-
-    def _text(self, width: int) -> str:
         parts = ["\n".join([self.subject, *(_wrapped(line, "  ", "    ", width) for line in self.head)])]
         parts += verdict(self.findings, self.next, width) or ["nothing is wrong"]
         parts += [table.text(width) for table in self.tables if table.rows]
         if self.notes:
             parts.append("\n".join(["to know", *(_wrapped(note, "  - ", "    ", width) for note in self.notes)]))
-        return "\n\n".join(parts)
+        return clean("\n\n".join(parts))
 
     def values(self) -> dict[str, Any]:
         """For programs, as JSON; docs/outputs.md has the keys."""

@@ -4,66 +4,52 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator
 
-from homelab.cards import resolving
-from homelab.doctor import cards, starts
+from homelab.doctor import cards, logs
 from homelab.doctor.reading import Reading, not_here
 from homelab.doctor.report import Report, Table
-from homelab.errors import HomelabError
-from homelab.findings import Finding, JudgedGuest, Stage, Turn, cured
+from homelab.facts.guests import GuestConfig
+from homelab.findings import Finding, Judged, Stage, cured
 from homelab.host import gates, plan
-from homelab.host.judge import judge_host
-from homelab.settings import Gpu, Host, Vm
-from homelab.vm import preview
-from homelab.vm.cards import Wish, hostpci_of
-from homelab.vm.plan import judge_vm, seen_of
+from homelab.host.judge import JudgedHost
+from homelab.judged.tree import Tree, owners_vm
+from homelab.settings import Gpu
+from homelab.vm.cards import hostpci_of
 from homelab.vm.refusals import missing
 from remote_scripts.pve.guest_kinds import VM
 from remote_scripts.pve.properties import parse as parse_properties
 
-# In messages about settings, for a card or a VM that they don't have.
+# In messages about settings, for a card that they don't have.
 _UNNAMED = "<name>"
 _NO_GROUPS = "`homelab doctor host` says why; the firmware's switch is VT-d or AMD-Vi (IOMMU)"
 
 
-def diagnose(
-    reading: Reading,
-    vmid: int,
-    host: Host,
-    vms: Mapping[str, Vm],
-    stack: str = "",
-    refusals: Iterable[HomelabError] = (),
-) -> Report:
+def diagnose(reading: Reading, vmid: int, tree: Tree) -> Report:
     """What stands between a VM and its cards.
 
-    :param host: the settings, for the gates that are opened there.
-    :param vms: those of the settings that are on the host, by name.
-    :param stack: PROJECT/STACK, whose other VMs may lose a card to it.
-    :param refusals: what a preview of the host refuses.
+    :param tree: of the same reading.
     :raises HomelabError: there is no such VM on this host.
     """
-    config = _config(reading, vmid)
-    running = vmid in reading.facts.guests.running
+    guest = reading.facts.guests.config(vmid)
+    if guest is None or guest.guest_kind is not VM:
+        raise not_here(reading.facts, VM, vmid)
+    config, running = guest.values, vmid in reading.facts.guests.running
     # While it runs, also those that it loses at its next start.
-    current = next(guest.current for guest in reading.facts.guests.configs if guest.id == vmid) if running else {}
-    options = dict(sorted(hostpci_of({**current, **config}).items()))
-    slots = list(dict.fromkeys(slot for key, value in options.items() for slot in cards.slots_of(reading, key, value)))
+    options = dict(sorted(hostpci_of({**(guest.current if running else {}), **config}).items()))
+    places = {key: cards.slots_of(reading, key, value) for key, value in options.items()}
+    slots = list(dict.fromkeys(slot for key, value in options.items() for slot in _slots(reading, tree, key, value)))
     name = f"VM {vmid} ({config.get('name', 'no name')})"
-    findings = [*_of_host(reading, vmid, host, vms, stack), *_mappings(reading, options, host)]
+    judged = _judged(tree, vmid, slots)
+    findings = [one for part in judged for one in part.findings]
+    findings += _mappings(reading, options, tree)
     for slot in slots:
-        findings += [*(_functions(reading, name, vmid, slot) if running else []), *_gates(reading, slot, host)]
-    findings += [] if running else starts.findings(reading, vmid, name)
-    judged = _judged(reading, vmid, host, vms, stack)
-    findings, notes = [*findings, *judged.findings], [*judged.remarks]
-    if slots:
-        of_log, remarks = cards.log_findings(reading, {slot: slot for slot in slots}, of_host=True)
-        findings += of_log
-        notes += remarks
-    notes += _starts(reading)
-    if pending := _pending(reading, vmid):
+        findings += _functions(reading, name, vmid, slot) if running else []
+    findings += [] if running else logs.of_start(reading, vmid, name)
+    of_log, remarks = logs.of_kernel(reading, dict(zip(slots, slots, strict=True))) if slots else ([], [])
+    notes = [line for part in judged if not isinstance(part, JudgedHost) for line in part.remarks]
+    notes += remarks + _starts(reading)
+    if pending := _pending(guest):
         notes.append(f"pending until it is off and starts again: {'; '.join(pending)}")
     if reading.facts.guests.unlisted:
         notes.append("Proxmox VE's API gave no answer: whether it runs isn't known, and it counts as off")
@@ -73,27 +59,65 @@ def diagnose(
         "vm",
         f"{name} on {reading.node}",
         _head(reading, config, running),
-        [_hostpci_table(reading, options), cards.table(reading, slots)],
-        cured(findings, refusals),
-        notes,
-        data=_data(reading, vmid, config, options, slots, running),
+        [_hostpci_table(options, places), cards.table(reading, slots)],
+        cured([*findings, *of_log], tree.refusals),
+        [*notes, *tree.unread],
+        data={
+            "node": reading.node,
+            "id": vmid,
+            **{key: config.get(key) for key in ("name", "lock", "machine", "bios")},
+            "running": running,
+            "iommuGroups": reading.facts.iommu.groups,
+            "hostpci": [{"option": key, "value": options[key], "slots": of_key} for key, of_key in places.items()],
+            "cards": [cards.data(reading, slot) for slot in slots],
+        },
     )
 
 
-def _config(reading: Reading, vmid: int) -> dict[str, str]:
-    config = reading.facts.guests.config(vmid)
-    if config is None or config.guest_kind is not VM:
-        raise not_here(reading.facts, VM, vmid)
-    return config.values
+def _judged(tree: Tree, vmid: int, slots: list[str]) -> list[Judged]:
+    """What is judged of a VM, of its cards' mappings, of what is installed in it, and of its host where that can't give
+    it a card. One that the settings don't have is judged by its owner's lines.
+
+    :param slots: of the cards that it has.
+    """
+    facts, of_settings = tree.facts, tree.of_vm(vmid)
+    gives_cards, is_unhooked = tree.wanted.host.gives_cards, str(vmid) in facts.handover.lost_hooks
+    uses = tree.wanted.vms[of_settings[0]].gpus if of_settings else []
+    # Of a card of the settings that isn't found its host tells.
+    lacks_card = any(use.gpu not in tree.want.gpus for use in uses)
+    of_host = [tree.told_host] if is_unhooked or lacks_card or (gives_cards and not facts.iommu.groups) else []
+    without = [] if gives_cards else [error.retold(next=_NO_GROUPS) for error in plan.without_groups(facts)]
+    found = [*of_host, Judged(title="", why="", wrong=without), *(_gates(tree, slot) for slot in slots)]
+    if of_settings is None:
+        return [*found, owners_vm(facts, vmid)]
+    name, judged = of_settings
+    parts = [tree.mappings[use.gpu] for use in uses if use.gpu in tree.mappings]
+    parts += [one] if (one := tree.systems.get(f"vms.{name}")) else []
+    return [*found, judged, *map(tree.told, parts)]
 
 
-def _pending(reading: Reading, vmid: int) -> list[str]:
+def _slots(reading: Reading, tree: Tree, key: str, value: str) -> list[str]:
+    """As of `cards.slots_of`; by a mapping of homelab's own that is to be put right, the card of the settings."""
+    mapping = parse_properties(key, value).get("mapping")
+    own = [gpu for gpu, judged in tree.mappings.items() if judged.steps and tree.wanted.host.mapping_of(gpu) == mapping]
+    return [tree.want.gpus[gpu]["slot"] for gpu in own] or cards.slots_of(reading, key, value)
+
+
+def _gates(tree: Tree, slot: str) -> Judged:
+    """What the program's own gates say of a card, with what the settings open."""
+    name = next((gpu for gpu, card in tree.want.gpus.items() if card["slot"] == slot), _UNNAMED)
+    gpu = tree.wanted.host.gpus.get(name, Gpu(address=slot))
+    # Containers have a shared card while no VM has it, and are shut down for the one that takes it.
+    apart = () if gpu.use == "shared" else (gates.containers,)
+    errors = [error for gate in (*gates.VERIFIED, *apart) for error in gate(tree.facts, name, gpu, slot)]
+    return Judged(title="", why="", against=errors, others_change=name != _UNNAMED and tree.has_steps)
+
+
+def _pending(guest: GuestConfig) -> list[str]:
     """What waits for its next start, of devices."""
-    guest = reading.facts.guests.config(vmid)
-    waiting = guest.waiting if guest else {}
     return [
         f"{key}: {value}" if value else f"delete: {key}"
-        for key, value in waiting.items()
+        for key, value in guest.waiting.items()
         if key.startswith(("hostpci", "machine"))
     ]
 
@@ -107,54 +131,27 @@ def _head(reading: Reading, config: dict[str, str], running: bool) -> list[str]:
     ]
 
 
-def _of_host(reading: Reading, vmid: int, host: Host, vms: Mapping[str, Vm], stack: str) -> list[Finding]:
-    """What is judged of the host where it can't give the VM a card; arguments as of `diagnose`."""
-    facts = reading.facts
-    lost = [plan.lost_hook(str(vmid))] * (str(vmid) in facts.handover.lost_hooks)
-    if facts.iommu.groups and not lost:
-        return []
-    if host.gives_cards:
-        findings = judge_host(facts, host, vms.values(), stack=stack).findings
-    else:
-        findings = Finding.of(*(error.retold(next=_NO_GROUPS) for error in plan.without_groups(facts)))
-    if any(line in one.found for line in lost for one in findings):
-        return findings
-    wanted = f"VM {vmid} with the hookscript that takes its shared card from the containers"
-    return [*findings, *Finding.of_steps(wanted, lost, "its start would take the card without any check")]
-
-
-def _mappings(reading: Reading, options: dict[str, str], host: Host) -> list[Finding]:
-    """Of the mappings that it names. That an owner's gives nothing is judged of the VM itself."""
-    own = {host.mapping_of(gpu) for gpu in host.gpus}
+def _mappings(reading: Reading, options: dict[str, str], tree: Tree) -> list[Finding]:
+    """Of the mappings of its owner's that it names. That one gives nothing is judged of the VM itself."""
+    host = tree.wanted.host
+    own = {host.mapping_of(name) for name, gpu in host.gpus.items() if gpu.may_leave}
     named = [option for key, value in options.items() if "mapping" in (option := parse_properties(key, value))]
-    there = [option["mapping"] for option in named if option["mapping"] in own or not missing(option, reading.facts)]
-    return [finding for name in there for finding in cards.mapping_findings(reading, name, own=name in own)]
+    there = [option["mapping"] for option in named if not missing(option, reading.facts)]
+    return [finding for name in there if name not in own for finding in cards.mapping_findings(reading, name)]
 
 
 def _functions(reading: Reading, name: str, vmid: int, slot: str) -> Iterator[Finding]:
     """While it runs, every function that it has is on vfio-pci; before, Proxmox VE binds them at the start."""
     functions = [function for function in reading.facts.functions(slot) if function.driver != "vfio-pci"]
     wrong = [function for function in functions if reading.facts.options_of(function.address, vmid)]
-    if not wrong:
-        return
-    yield Finding(
-        f"what {name} has of {reading.facts.card(slot)} on vfio-pci while it runs",
-        "; ".join(f"{function.address} is on {function.driver or 'no driver'}" for function in wrong),
-        "it runs without the card, or was given it by a configuration that it hasn't been started with yet",
-        f"shut it down and start it: `qm shutdown {vmid} && qm start {vmid}`",
-        Stage.RESTART,
-    )
-
-
-def _gates(reading: Reading, slot: str, host: Host) -> list[Finding]:
-    """What the program's own gates say of the card, with what the settings open."""
-    slots, _ = resolving.resolve(reading.facts, host.gpus)
-    gpu_name = next((gpu for gpu, its in slots.items() if its == slot), _UNNAMED)
-    gpu = host.gpus.get(gpu_name, Gpu(address=slot))
-    # Containers have a shared card while no VM has it, and are shut down for the one that takes it.
-    apart = () if gpu.use == "shared" else (gates.containers,)
-    errors = [error for gate in (*gates.VERIFIED, *apart) for error in gate(reading.facts, gpu_name, gpu, slot)]
-    return Finding.of(*errors, turn=Turn.PERSON if gpu_name == _UNNAMED else Turn.REFUSED)
+    if wrong:
+        yield Finding(
+            f"each function of {reading.facts.card(slot)} that {name} runs with on vfio-pci",
+            "; ".join(f"{function.address} is on {function.driver or 'no driver'}" for function in wrong),
+            "it runs without the card, or was given it by a configuration that it hasn't been started with yet",
+            f"shut it down and start it: `qm shutdown {vmid} && qm start {vmid}`",
+            Stage.RESTART,
+        )
 
 
 def _starts(reading: Reading) -> list[str]:
@@ -168,40 +165,6 @@ def _starts(reading: Reading) -> list[str]:
     return lines
 
 
-def _judged(reading: Reading, vmid: int, host: Host, vms: Mapping[str, Vm], stack: str) -> JudgedGuest:
-    """The VM beside its settings; one that they don't have, or whose cards aren't found, as its owner has it."""
-    facts = reading.facts
-    seen = seen_of(facts, vmid)
-    for name, vm in vms.items():
-        if vm.vmid == vmid:
-            places, _ = resolving.resolve(facts, host.gpus)
-            gpus = {gpu: plan.card_plan(facts, host, gpu, place) for gpu, place in places.items()}
-            wish = preview.wish_of(name, vm, host, gpus)
-            if len(wish.cards) == len(vm.gpus):
-                return judge_vm(seen_of(facts, vmid, wish.takes(host.hands_over), stack), wish, facts)
-    return judge_vm(replace(seen, base=seen.config, is_another=False), Wish(_UNNAMED, vmid, []), facts)
-
-
-def _hostpci_table(reading: Reading, options: dict[str, str]) -> Table:
-    rows = [[key, value, ", ".join(cards.slots_of(reading, key, value)) or "nothing"] for key, value in options.items()]
+def _hostpci_table(options: dict[str, str], places: dict[str, list[str]]) -> Table:
+    rows = [[key, value, ", ".join(places[key]) or "nothing"] for key, value in options.items()]
     return Table("devices of the configuration", ["option", "value", "slot"], rows)
-
-
-def _data(
-    reading: Reading, vmid: int, config: dict[str, str], options: dict[str, str], slots: list[str], running: bool
-) -> dict[str, Any]:
-    return {
-        "node": reading.node,
-        "id": vmid,
-        "name": config.get("name"),
-        "running": running,
-        "lock": config.get("lock"),
-        "machine": config.get("machine"),
-        "bios": config.get("bios"),
-        "iommuGroups": reading.facts.iommu.groups,
-        "hostpci": [
-            {"option": key, "value": value, "slots": cards.slots_of(reading, key, value)}
-            for key, value in options.items()
-        ],
-        "cards": [cards.data(reading, slot) for slot in slots],
-    }

@@ -18,11 +18,14 @@ COLUMNS = ["", "where in the settings", "what it is", "verdict"]
 
 @dataclass(frozen=True)
 class Part:
-    """`place`: in the settings, such as `vms.sandbox`; `report`: or the `error` for which there is none."""
+    """`place`: in the settings, such as `vms.sandbox`; `report`: or what is judged of a guest that is not there
+    (`told`), or the `error` for which there is neither.
+    """
 
     place: str
     report: Report | None = None
     error: HomelabError | None = None
+    told: Sequence[Finding] = ()
 
     @property
     def well(self) -> bool:
@@ -31,15 +34,15 @@ class Part:
     @property
     def verdict(self) -> str:
         """In a few words."""
-        if self.report is None:
+        if self.error is not None:
             return "could not be read"
-        number = len(self.report.findings)
+        number = len(self.findings)
         return "ok" if not number else f"{number} thing{'s' * (number > 1)} wrong"
 
     @property
     def findings(self) -> list[Finding]:
         """What is wrong with it, with its name; that it can't be read, too."""
-        findings = self.report.findings if self.report else Finding.of(self.error) if self.error else []
+        findings = self.report.findings if self.report else self.told or Finding.of(*filter(None, [self.error]))
         return [dataclasses.replace(finding, wanted=f"{self.place}: {finding.wanted}") for finding in findings]
 
 

@@ -11,14 +11,10 @@ BRIDGES = ("0600", "0604")  # host bridge, PCI-to-PCI bridge: VFIO asks nothing 
 NVIDIA = "10de"
 AMD = "1002"
 INTEL = "8086"
-# Vendors and the drivers of their cards. Only NVIDIA's are ever kept off by name (ADR 1), as nouveau and NVIDIA's own
-# can't share a card. Without amdgpu, i915 or snd_hda_intel, the host's other card or its sound would have no driver.
-# nova_core is nouveau's successor (from Linux 7.0 on); Proxmox VE itself blacklists nvidiafb.
-DRIVERS = {
-    NVIDIA: ("nouveau", "nvidia", "nvidia_drm", "nvidia_modeset", "nvidia_uvm", "nvidiafb", "nova_core"),
-    AMD: ("amdgpu", "radeon"),
-    INTEL: ("i915", "xe"),
-}
+# Drivers of NVIDIA's cards, which alone are ever kept off by name (ADR 1), as nouveau and NVIDIA's own can't share a
+# card. Without amdgpu, i915 or snd_hda_intel, the host's other card or its sound would have no driver. nova_core is
+# nouveau's successor (from Linux 7.0 on); Proxmox VE itself blacklists nvidiafb.
+NVIDIA_DRIVERS = ("nouveau", "nvidia", "nvidia_drm", "nvidia_modeset", "nvidia_uvm", "nvidiafb", "nova_core")
 # What NVIDIA's cards with a USB-C socket have besides: its USB controller, and the port's own controller (UCSI).
 USB_C = ("0c03", "0c80")
 # Classes of what may have disks or networks behind it.

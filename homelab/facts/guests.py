@@ -189,19 +189,12 @@ class Guests(answer.Guests):
         reserved = {one.vmid for one in known if overlap(one.address, path)} & self.running
         users = []
         for config in self.configs:
-            values = config.values
             if config.kind != "vm" or config.is_template:
                 continue
             if self.options_of(config, path, node) or config.id in reserved:
                 has_card = config.id in reserved or bool(self.options_in(config.devices(current=True), path, node))
-                users.append(
-                    CardUser(
-                        vmid=config.id,
-                        name=values.get("name", f"VM {config.id}"),
-                        running=config.id in self.running and has_card,
-                        onboot=is_true(values.get("onboot", "")),
-                    )
-                )
+                running, onboot = config.id in self.running and has_card, is_true(config.values.get("onboot", ""))
+                users.append(CardUser(config.id, config.name or f"VM {config.id}", running, onboot))
         return users
 
     def options_of(self, config: GuestConfig, path: str, node: str) -> dict[str, dict[str, str]]:

@@ -5,7 +5,7 @@ Pure: no Pulumi, no SSH. The tests parse captures of real machines.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
@@ -261,52 +261,38 @@ class HostFacts(Answer):
         Configuration and driver are both needed: the configuration alone may never have had an effect, and a starting
         VM may have left the driver alone.
         """
-        homelab_bound = bound_by_word(self.cmdline.running)
-        return {
-            device.address
-            for device in self.devices
-            if self.kept_by_hand(device) and device.address not in homelab_bound
-        }
+        kept = {device.address for device in self.devices if self.kept_by_hand(device)}
+        return kept - bound_by_word(self.cmdline.running).keys()
 
     def kept_by_hand(self, device: Device) -> bool:
         """Whether a function is on vfio-pci and other configuration than this program's binds it, even if this
         program's word does so, too."""
-        return device.driver == "vfio-pci" and (self.has_override(device) or self.named_by_ids(device))
-
-    def named_by_ids(self, device: Device) -> bool:
-        """Whether ids of other configuration than this program's name the function, in this boot or the next one."""
-        words = f"{self.cmdline.others} {self.cmdline.running}"
-        return any(map(device.is_named, [self.vfio_ids, *_ids_by_word(words).values()]))
+        return device.driver == "vfio-pci" and bool(self.who_binds([device]))
 
     def named_at_next_boot(self, device: Device) -> bool:
         """Whether other configuration than this program's names the function for the next boot, with or without
         effect."""
-        ids = [self.vfio_ids, *self.ids_by_others().values()]
-        return any(map(device.is_named, ids)) or self.has_override(device)
+        return any(map(device.is_named, self.ids_by_others().values())) or bool(self.override_files(device))
 
-    def ids_by_others(self) -> dict[str, str]:
-        """Words, not this program's, that give ids to vfio-pci in the next boot -> the ids."""
-        return _ids_by_word(self.cmdline.others)
+    def ids_by_others(self, words: str = "") -> dict[str, str]:
+        """Files and words, not this program's, that give ids to vfio-pci in the next boot -> the ids.
 
-    def has_override(self, device: Device) -> bool:
-        """Whether driverctl puts the function on vfio-pci at each boot."""
-        return bool(self.override_files(device))
+        :param words: of another command line that count as well.
+        """
+        by_word = _ids_by_word(f"{self.cmdline.others} {words}")
+        return self.vfio_files | {f"{word} on the kernel command line": ids for word, ids in by_word.items()}
 
     def override_files(self, device: Device) -> list[str]:
-        """Files of driverctl that put the function on vfio-pci. Older versions name theirs without `pci-`."""
+        """Files of driverctl that put the function on vfio-pci at each boot. Older versions name theirs without
+        `pci-`."""
         files = (f"/etc/driverctl.d/{prefix}{device.address}" for prefix in ("pci-", ""))
         return [path for path in files if path in self.vfio_mentions]
 
-    def who_binds(self, devices: Iterable[Device]) -> list[str]:
-        """Files and words, not this program's, that give these functions to vfio-pci."""
-        words = _ids_by_word(f"{self.cmdline.others} {self.cmdline.running}")
-        sources = [
-            *self.vfio_files.items(),
-            *((f"{word} on the kernel command line", ids) for word, ids in words.items()),
-        ]
-        bound = list(devices)
-        by_ids = [source for source, ids in sources if any(device.is_named(ids) for device in bound)]
-        return [*by_ids, *dict.fromkeys(path for device in bound for path in self.override_files(device))]
+    def who_binds(self, devices: Collection[Device]) -> list[str]:
+        """Files and words, not this program's, that give these functions to vfio-pci, in this boot or the next one."""
+        sources = self.ids_by_others(self.cmdline.running)
+        by_ids = [source for source, ids in sources.items() if any(device.is_named(ids) for device in devices)]
+        return [*by_ids, *dict.fromkeys(path for device in devices for path in self.override_files(device))]
 
     def others_in_group(self, place: str) -> list[Device]:
         """The other functions of the card's IOMMU groups, which a VM's start with the card takes from the host; without
@@ -316,21 +302,17 @@ class HostFacts(Answer):
             device for device in self.group_of(place) if device.address not in card_addresses and not device.is_bridge
         ]
 
-    def group_of(self, slot: str) -> list[Device]:
-        """Every function in the IOMMU group or groups of this card in the next boot, the card's own included."""
-        return self._group_under(self.acs_override, slot)
+    def group_of(self, slot: str, override: acs.Override | None = None) -> list[Device]:
+        """Every function in the IOMMU group or groups of this card in the next boot, the card's own included.
 
-    def group_without_override(self, slot: str) -> list[Device]:
-        """Every function that would be in the card's IOMMU groups without `pcie_acs_override`, the card's own
-        included."""
-        return self._group_under(acs.Override(), slot)
-
-    def _group_under(self, override: acs.Override, slot: str) -> list[Device]:
-        """While the IOMMU is off, the kernel's groups are predicted (acs.grouped). If the override is another one than
+        While the IOMMU is off, the kernel's groups are predicted (acs.grouped). If the override is another one than
         the running kernel's, the current groups are split, or joined, by the same rule.
 
         There may be too many predicted ones; the reading after the reboot has the real groups.
+
+        :param override: another one than the next boot's.
         """
+        override = self.acs_override if override is None else override
         card = self.functions(slot)
         groups = {device.group for device in card if device.group is not None}
         current_group = [device for device in self.devices if device.group in groups]
@@ -370,7 +352,7 @@ class HostFacts(Answer):
 
     @cached_property
     def _models(self) -> dict[str, str]:
-        return names.of_lspci(self.named)
+        return names.of_lspci(self.lspci)
 
     def model(self, device: Device) -> str:
         """The name of a card's model, `RTX 5090`; empty: unknown."""

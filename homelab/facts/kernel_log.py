@@ -117,7 +117,11 @@ def troubles(facts: HostFacts, node: str, cards: Mapping[str, Collection[str]], 
     :param cards: a card's name for messages -> addresses of the functions that are the card.
     :param with_host: whether what keeps the host from giving away any card counts.
     """
-    said = _said_by_driver(facts)
+    said = [
+        (message, addresses_in(message.text))
+        for message in messages("\n".join(since_loaded(facts.kernel_log)))
+        if compiled(OF_MODULES).search(message.text)
+    ]
     nameless = shown([message for message, addresses in said if not addresses])
     found, drivers, told = list[Trouble](), list[str | None](), ""
     for name, functions in cards.items():
@@ -130,8 +134,11 @@ def troubles(facts: HostFacts, node: str, cards: Mapping[str, Collection[str]], 
         found += map(Trouble, recognise(of_it, context, nameless if context.bound != "vfio-pci" else ""))
         told = f"{told}\n{of_it}"
     found += of_host(facts, node) if with_host else []
+    # What is said of a card isn't said of the host, too.
+    reasons = {trouble.error.why for trouble in found}
     for driver in dict.fromkeys(drivers):
-        found += map(Trouble, recognise(nameless, Context(node, "host", bound=driver), told))
+        errors = recognise(nameless, Context(node, "host", bound=driver), told)
+        found += [Trouble(error) for error in errors if error.why not in reasons]
     return list({str(trouble.error): trouble for trouble in found}.values())
 
 
@@ -144,12 +151,8 @@ def of_card(facts: HostFacts, name: str, functions: Iterable[str]) -> list[Troub
     card_addresses = set(functions)
     lost_addresses = sorted(card_addresses & set(facts.lost))
     found = [Trouble(lost(name, lost_addresses), stops=True, lasts=True)] if lost_addresses else []
-    bridges = {
-        bridge
-        for address in card_addresses
-        if address in facts.by_address
-        for bridge in facts.by_address[address].ancestors
-    }
+    devices = [device for device in facts.devices if device.address in card_addresses]
+    bridges = {bridge for device in devices for bridge in device.ancestors}
     said = messages(facts.kernel_log)
     # If the card works now with NVIDIA's driver, older messages of that driver no longer count. Messages about the
     # card's memory and the bus still do: another line says when such a trouble has ended.
@@ -196,24 +199,6 @@ def of_iommu(lines: Iterable[str]) -> list[str]:
     rows = [row for row in signs() if row.of == "host" and not row.harmless]
     wrong = [message.shown for row in rows for message in _uncured(row, log_messages)]
     return [message.shown for message in log_messages if message.shown in wrong]
-
-
-def _said_by_driver(facts: HostFacts) -> list[tuple[Message, list[str]]]:
-    """The messages of NVIDIA's driver since it was last loaded, each with the addresses that it is about. One of NVRM's
-    that has none is about the card that NVRM names in the same second, if it names one alone."""
-
-    def second(message: Message) -> str:
-        return message.second if message.text.startswith("NVRM:") else ""
-
-    log_messages = messages("\n".join(since_loaded(facts.kernel_log)))
-    said = [
-        (message, addresses_in(message.text)) for message in log_messages if compiled(OF_MODULES).search(message.text)
-    ]
-    slots: dict[str, set[str]] = {}
-    for message, addresses in said:
-        slots.setdefault(second(message), set()).update(address.partition(".")[0] for address in addresses)
-    near = {when: [*named] for when, named in slots.items() if when and len(named) == 1}
-    return [(message, addresses or near.get(second(message), [])) for message, addresses in said]
 
 
 def since_loaded(log: str) -> list[str]:

@@ -12,18 +12,13 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import re
-import unicodedata
 from dataclasses import dataclass
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, SecretStr
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-# Unicode categories of invisible characters: control characters, other directions of writing, zero width, line ends
-# beyond ASCII, surrogates.
-_INVISIBLE = {"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"}
 _HOSTNAME = (
     r"(?=.{1,253}$)([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
 )
@@ -44,12 +39,17 @@ class InWords:
 ENCRYPTED = "(encrypted)"
 
 
+def written(value: Any) -> Any:
+    """A number as the text that it was before YAML took it for one."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 def visible(value: str) -> str:
     """The text, if it is one line of visible characters and not empty.
 
     :raises ValueError: it isn't.
     """
-    if any(unicodedata.category(character) in _INVISIBLE for character in value):
+    if not value.isprintable():
         raise ValueError("expected text on one line, without newline, tab or another control character")
     if not value.strip():
         raise ValueError("expected text, found none")
@@ -102,13 +102,10 @@ def _private_key(value: SecretStr) -> SecretStr:
 def _web_address(value: str) -> str:
     """An https address that lists of packages and curl take: without blanks and what means something in them."""
     plain(value)
-    parts = urlsplit(value)
-    if parts.scheme == "http":
-        raise ValueError("expected https: without it, anyone on the way could change what is installed as root")
-    if not re.fullmatch(r"https://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~/%+=-]*)?", value) or not parts.hostname:
+    if not re.fullmatch(r"https://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~/%+=-]*)?", value):
         raise ValueError(
-            "expected an address such as https://mirror.lan/cuda, without a user and password: it is written to files "
-            "that everybody can read"
+            "expected https, such as https://mirror.lan/cuda (without it, anyone on the way could change what is "
+            "installed as root), and no user or password (it is written to files that everybody can read)"
         )
     return value.rstrip("/")
 
@@ -141,6 +138,7 @@ def network_address(value: str) -> str:
 CONFIG_ID = r"[A-Za-z][A-Za-z0-9_-]+"
 _STORAGE = r"[A-Za-z][A-Za-z0-9._-]*[A-Za-z0-9]"
 Plain = Annotated[str, AfterValidator(plain)]
+WrittenText = Annotated[str, BeforeValidator(written)]
 Secret = Annotated[SecretStr, InWords("secret"), AfterValidator(_secret)]
 PrivateKey = Annotated[SecretStr, InWords("secret"), AfterValidator(_private_key)]
 #: A file on the machine on which Pulumi runs.

@@ -1,34 +1,30 @@
-"""Guests' options as Proxmox VE's API takes them, by options.txt: their keys, types and formats. Whether a value is
+"""Guests' options as Proxmox VE's API takes them, by options.toml: their keys, types and formats. Whether a value is
 right, the host's own code says (remote_scripts/layers/judge_guests.py).
 """
 
 from __future__ import annotations
 
 import functools
-import re
+import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_FILE = Path(__file__).with_suffix(".txt")
-_PARAMETER = re.compile(
-    r"(?P<name>[\w-]+)(?:\*(?P<count>\d+))?(?P<optional>\?)? "
-    r"(?P<kind>boolean|integer|number|text|list|one of (?P<words>.+?))"
-    r"(?: (?P<low>[\d.]*?)\.\.(?P<high>[\d.]*))?"
-    r"(?: with (?P<requires>\S+))?(?: as (?P<format>\S+))?(?: like (?P<pattern>.+))?"
-)
+_FILE = Path(__file__).with_suffix(".toml")
 #: What the API takes for a boolean -> what it is.
 BOOLEANS = {"1": 1, "on": 1, "yes": 1, "true": 1, "0": 0, "off": 0, "no": 0, "false": 0}
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter. `low` and `high` bound a number's value or a text's length."""
+    """One parameter. `kind`: boolean, integer, number, text, list, or one of the `words`; `low` and `high` bound a
+    number's value or a text's length; `requires`: only together with that one."""
 
     name: str
     kind: str
-    optional: bool = False
-    words: tuple[str, ...] = ()
+    optional: bool = True
+    words: Sequence[str] = ()
     low: float | None = None
     high: float | None = None
     requires: str | None = None
@@ -48,59 +44,32 @@ class PropertyFormat:
     aliases: str | None = None
 
 
+@dataclass(frozen=True)
 class Tables:
-    """Formats and options by name. `text`: of a file such as options.txt."""
+    """Options and formats by name."""
 
-    def __init__(self, text: str) -> None:
-        self.options: dict[str, Parameters] = {}
-        self.formats: dict[str, PropertyFormat] = {}
-        # Blocks, each a line with what follows it indented.
-        into: Parameters = {}
-        for line in text.splitlines():
-            if line.startswith("  takes: "):
-                into.update(self.options[line.removeprefix("  takes: ")])
-            elif line.startswith("  "):
-                into.update(parameters(line.strip()))
-            elif line and not line.startswith("#"):
-                into = self.block(*line.split(" ", 1))
-
-    def block(self, verb: str, rest: str) -> Parameters:
-        """Begins a block: where its parameters go."""
-        into: Parameters = {}
-        if verb == "options":
-            self.options[rest] = into
-        else:
-            name, *words = rest.split()
-            keys = dict(zip(words[::2], words[1::2], strict=True))
-            self.formats[name] = PropertyFormat(into, keys.get("default"), keys.get("aliases"))
-        return into
+    options: dict[str, Parameters]
+    formats: dict[str, PropertyFormat]
 
 
-def parameters(line: str) -> Parameters:
-    """The parameters of a line such as `net*32? text as qemu-net`, by name.
-
-    :raises ValueError: it has another form.
-    """
-    match = _PARAMETER.fullmatch(line)
-    if match is None:
-        raise ValueError(f"wanted a name and its kind as the file's head describes, found {line!r}")
-    about: dict[str, Any] = match.groupdict()
-    count, words = about.pop("count"), tuple((about.pop("words") or "").split())
-    about |= {"optional": bool(about["optional"]), "words": words, "kind": "one of" if words else about["kind"]}
-    about |= {bound: float(about[bound]) if about[bound] else None for bound in ("low", "high")}
-    names = [f"{match['name']}{number}" for number in range(int(count))] if count else [match["name"]]
-    return {name: Parameter(**about | {"name": name}) for name in names}
-
-
-def text() -> str:
-    """The content of options.txt."""
-    return _FILE.read_text(encoding="utf-8")
+def parameters(block: Mapping[str, Any]) -> Parameters:
+    """The parameters of a block such as `"net*32" = { kind = "text", format = "qemu-net" }`, by name."""
+    found = {}
+    for key, about in block.items():
+        stem, star, count = key.partition("*")
+        for name in (f"{stem}{number}" for number in range(int(count))) if star else (stem,):
+            found[name] = Parameter(name, **about)
+    return found
 
 
 @functools.cache
 def tables() -> Tables:
     """The file, read once."""
-    return Tables(text())
+    read = tomllib.loads(_FILE.read_text(encoding="utf-8"))
+    formats = {
+        name: PropertyFormat(**{**about, "keys": parameters(about["keys"])}) for name, about in read["formats"].items()
+    }
+    return Tables({name: parameters(block) for name, block in read["options"].items()}, formats)
 
 
 @functools.cache

@@ -83,27 +83,32 @@ class Guest(Owned):
     instance: pulumi.Output[str]
 
     @classmethod
-    def of(cls, name: str, guest: Vm | Container, node: str, opts: pulumi.ResourceOptions) -> Guest | None:
+    def of(cls, guest: Vm | Container, *, node: str, opts: pulumi.ResourceOptions) -> Guest | None:
         """The guest of the settings; None: it is adopted.
 
-        :param name: its name in the settings.
         :param node: its host's name in Proxmox VE.
         """
         new = guest.create
         if new is None:
             return None
-        secret = new.secret_options
-        inputs = {
-            "host": guest.host,
-            "node": node,
-            "guest": name,
-            "guest_kind": new.kind,
-            "vmid": guest.guest_id,
-            "config": new.configuration(name),
-            "secret_config": pulumi.Output.secret(secret) if secret else {},
+        name, secret = guest.name, new.secret_options
+        return cls(
+            f"{name}-{'vm' if new.kind == 'qemu' else 'ct'}",
+            host=guest.host,
+            node=node,
+            guest=name,
+            guest_kind=new.kind,
+            vmid=guest.guest_id,
+            config=new.configuration(name),
+            secret_config=pulumi.Output.secret(secret) if secret else {},
             **new.model_dump(include={"clone", "size"}),
-            "protect": new.protect,
-            "mark": mark_of(f"{pulumi.get_project()}/{pulumi.get_stack()}", name),
-            "shutdown": guest.shutdown.model_dump(mode="json"),
-        }
-        return cls(f"{name}-{'vm' if new.kind == 'qemu' else 'ct'}", inputs, opts)
+            protect=new.protect,
+            mark=mark_of(f"{pulumi.get_project()}/{pulumi.get_stack()}", name),
+            shutdown=guest.shutdown.model_dump(mode="json"),
+            opts=opts,
+        )
+
+
+def goes_away(guest: Vm | Container) -> bool:
+    """Whether a `destroy` removes the guest itself."""
+    return guest.create is not None and not guest.create.protect

@@ -23,7 +23,6 @@ from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 from homelab.fields.model import Model
 from homelab.fields.types import DiskGiB, GuestId, visible
 from homelab.guest import options as guest_options
-from homelab.guest.options import Parameter
 from remote_scripts.pve.properties import parse
 
 #: Keys whose values are secrets.
@@ -63,17 +62,15 @@ class NewGuest(Model):
         if not isinstance(value, dict):
             return handler(value)
         own = {key: one for key, one in value.items() if key in cls.model_fields}
-        texts, errors = dict[str, str](), dict[str, str]()
-        for key in value.keys() - own.keys():
+        options, details = dict[str, str | SecretStr](), list[InitErrorDetails]()
+        for key in sorted(value.keys() - own.keys()):
             taken = isinstance(value[key], str if key in SECRETS else str | int | float)
             text = guest_options.as_text(cls.kind, key, value[key]) if taken else ""
             if reason := refusal(cls.kind, key, text):
-                errors[key] = reason
-            texts[key] = text
-        details: list[Any] = [_error((key,), text) for key, text in sorted(errors.items())]
+                details.append(_error((key,), reason))
+            options[key] = SecretStr(text) if key in SECRETS else text
         try:
-            secrets = {key: SecretStr(texts.pop(key)) for key in SECRETS & texts.keys()}
-            made = handler({**own, **texts, **secrets})
+            made = handler({**own, **options})
         except ValidationError as error:
             details += [_error(one["loc"], one["msg"], one["input"]) for one in error.errors()]
         if details:
@@ -84,16 +81,12 @@ class NewGuest(Model):
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """With Proxmox VE's keys; of numbered ones a pattern."""
         made = handler.resolve_ref_schema(handler(core))
-        options = guest_options.of_new(cls.kind)
-        known = {key: _in_schema(one) for key, one in options.items() if not refusal(cls.kind, key, "x")}
-        numbered = {key[:-1] for key in known if key.endswith("0") and f"{key[:-1]}1" in known}
-        first = {
-            key: one
-            for key, one in known.items()
-            if key.rstrip("0123456789") not in numbered or key[:-1] in numbered and key[-1] == "0"
-        }
-        made["properties"] |= first
-        made["patternProperties"] = {f"^{stem}[0-9]+$": known[f"{stem}0"] for stem in sorted(numbered)}
+        option = {"description": "As Proxmox VE takes it (man qm, man pct).", "type": ["string", "number", "boolean"]}
+        known = [key for key in guest_options.of_new(cls.kind) if not refusal(cls.kind, key, "x")]
+        stems = {key: key.rstrip("0123456789") for key in known}
+        numbered = sorted(stem for key, stem in stems.items() if key == f"{stem}1")
+        made["properties"] |= {f"{stem}0" if stem in numbered else key: option for key, stem in stems.items()}
+        made["patternProperties"] = {f"^{stem}[0-9]+$": option for stem in numbered}
         return {**made, "additionalProperties": False}
 
     @property
@@ -209,14 +202,6 @@ def refusal(kind: str, key: str, text: str) -> str | None:
         if _SYSTEM_FOLDER.fullmatch(folder) and not _DATA_BELOW_VAR.fullmatch(folder):
             return f"{folder} is of the host's own system: a container that changes it breaks the host"
     return None
-
-
-def _in_schema(parameter: Parameter) -> JsonSchemaValue:
-    """An option for editors."""
-    types = {"boolean": ["boolean", "integer"], "integer": ["integer"], "number": ["number"]}
-    texts = [{"type": "string"}, {"type": types.get(parameter.kind, ["number", "boolean"])}]
-    taken = [{"enum": [*parameter.words]}] if parameter.words else texts
-    return {"description": "As Proxmox VE takes it (man qm, man pct).", "anyOf": taken}
 
 
 def _error(place: tuple[int | str, ...], text: str, value: object = None) -> InitErrorDetails:

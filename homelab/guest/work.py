@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, NoReturn
 
 from homelab.errors import ElsewhereError, GoneError, HomelabError, NotThereError
@@ -46,7 +47,8 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
 
         :raises NotThereError: there is none.
         """
-        return strings(self.api(inputs).get(f"{inputs.path}/config", _reading(inputs)))
+        wanted = f"to read the configuration of {inputs.label} on {inputs.node}"
+        return strings(self.api(inputs).get(f"{inputs.path}/config", wanted))
 
     # -- made and changed ------------------------------------------------------------------------------------------
     def create(self, inputs: Guest.Inputs) -> Guest.Outputs:
@@ -199,15 +201,12 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
         # A storage may overwrite or discard a disk before it is removed, for as long as writing it took.
         seconds = timeouts.create if act != "shutdown" else inputs.shutdown.timeout + timeouts.api_task
 
-        def say(text: str) -> None:
-            _say(inputs, text)
-
-        api.carry_out(verb, path, f"{act} of {label}", seconds, say, **parameters)
+        api.carry_out(verb, path, f"{act} of {label}", seconds, partial(_say, inputs), **parameters)
 
     # -- read and removed ------------------------------------------------------------------------------------------
     def read(self, inputs: Guest.Inputs, outputs: Guest.Outputs) -> Guest.Outputs:
         try:
-            config = strings(self.api(inputs).get(f"{inputs.path}/config", _reading(inputs)))
+            config = self.config(inputs)
         except NotThereError:
             _say(inputs, f"drift: {inputs.label} is gone")
             raise GoneError from None
@@ -227,8 +226,7 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
         if (host := self.stack.host_at(node)) is None:
             return True
         try:
-            there = replace(inputs, host=host, node=node)
-            config = strings(self.api(there).get(f"{there.path}/config", f"{_reading(inputs)} on {node}"))
+            config = self.config(replace(inputs, host=host, node=node))
         except (NotThereError, ElsewhereError):  # a guest of the other kind
             return False
         return is_marked(inputs.mark, config) and not names_another_instance(inputs.mark, instance, config)
@@ -281,10 +279,6 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
 
 def _say(inputs: Guest.Inputs, text: str) -> None:
     tell(f"{inputs.guest}: {text}")
-
-
-def _reading(inputs: Guest.Inputs) -> str:
-    return f"to read the configuration of {inputs.label}"
 
 
 def _differing(inputs: Guest.Inputs, before: Guest.Inputs, drift: Iterable[str]) -> list[str]:

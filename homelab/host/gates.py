@@ -15,7 +15,7 @@ from homelab.cards.resolving import resolve
 from homelab.errors import HomelabError
 from homelab.facts import kernel_log
 from homelab.facts.host import HostFacts
-from homelab.host.holder_gates import bound_by_hand, out_of_vms
+from homelab.host.holder_gates import bound_by_hand, left_with_vm, out_of_vms
 from homelab.settings import Gpu, Host
 from remote_scripts.tools.words import missing_words
 
@@ -25,44 +25,41 @@ _OLDEST = (8, 2)
 
 def release(facts: HostFacts, _host: Host) -> Iterator[HomelabError]:
     """A gate: Proxmox VE is new enough. A host without Proxmox VE has no version, and no guests either."""
-    if not facts.pve or tuple(int(number) for number in re.findall(r"\d+", facts.pve)[:2]) >= _OLDEST:
-        return
-    yield HomelabError(
-        wanted="Proxmox VE 8.2 or later on the host",
-        found=f"Proxmox VE {facts.pve}",
-        why="older ones lack options by which guests get their cards; nothing was changed",
-        next="update the host (`apt full-upgrade`), reboot, then run `pulumi up` again",
-    )
+    if facts.pve and tuple(int(number) for number in re.findall(r"\d+", facts.pve)[:2]) < _OLDEST:
+        yield HomelabError(
+            wanted="Proxmox VE 8.2 or later on the host",
+            found=f"Proxmox VE {facts.pve}",
+            why="older ones lack options by which guests get their cards; nothing was changed",
+            next="update the host (`apt full-upgrade`), reboot, then run `pulumi up` again",
+        )
 
 
 def writable(facts: HostFacts, _host: Host) -> Iterator[HomelabError]:
     """A gate: the host's cluster, if any, has a quorum. Without it no guest and no mapping can be changed, and no guest
     starts after a reboot."""
-    if facts.cluster.quorate:
-        return
-    yield HomelabError(
-        wanted=f"the node {facts.cluster.node} in a cluster that takes changes",
-        found="it has no quorum by `pvecm status`: its corosync is off, or most of the cluster's votes are missing",
-        why="/etc/pve can only be read then: guests can't be changed or started, and a reboot would leave them "
-        "off; nothing was changed",
-        next="see `systemctl status corosync` on this node, and bring the missing nodes back, or wait until they are; "
-        "then run `pulumi up` again",
-    )
+    if not facts.cluster.quorate:
+        yield HomelabError(
+            wanted=f"the node {facts.cluster.node} in a cluster that takes changes",
+            found="it has no quorum by `pvecm status`: its corosync is off, or most of the cluster's votes are missing",
+            why="/etc/pve can only be read then: guests can't be changed or started, and a reboot would leave them "
+            "off; nothing was changed",
+            next="see `systemctl status corosync` on this node, and bring the missing nodes back, or wait until they "
+            "are; then run `pulumi up` again",
+        )
 
 
 def guests_listed(facts: HostFacts, _host: Host) -> Iterator[HomelabError]:
     """A gate: the lists of running guests were read. A guest that isn't known to run could lose its card, or be
     switched off."""
-    if not facts.guests.unlisted:
-        return
-    yield HomelabError(
-        wanted="to know which guests run",
-        found=f"Proxmox VE's API on the host gives no answer: {facts.guests.unlisted}",
-        why="without an answer every guest would look stopped, and its card unused; so nothing was done",
-        next="see whether pvedaemon runs (`systemctl status pvedaemon`; the service pve-cluster, a storage or a "
-        "guest may hang), and root@pam is enabled (`pveum user modify root@pam --enable 1`); when it answers, run "
-        "`pulumi up` again",
-    )
+    if facts.guests.unlisted:
+        yield HomelabError(
+            wanted="to know which guests run",
+            found=f"Proxmox VE's API on the host gives no answer: {facts.guests.unlisted}",
+            why="without an answer every guest would look stopped, and its card unused; so nothing was done",
+            next="see whether pvedaemon runs (`systemctl status pvedaemon`; the service pve-cluster, a storage or a "
+            "guest may hang), and root@pam is enabled (`pveum user modify root@pam --enable 1`); when it answers, run "
+            "`pulumi up` again",
+        )
 
 
 def undone(facts: HostFacts) -> list[HomelabError]:
@@ -77,55 +74,48 @@ def undone(facts: HostFacts) -> list[HomelabError]:
 def readable(facts: HostFacts) -> Iterator[HomelabError]:
     """A gate: every file that a decision needs was read. Cards count as unused if no line names them, so a file that
     can't be read would make cards free that a guest has."""
-    if not facts.unreadable:
-        return
-    yield HomelabError(
-        wanted="to read every file that tells who has a card, and what the host can't do without",
-        found="; ".join(facts.unreadable),
-        why="a card that a guest uses could look free; so nothing was done",
-        next="read it on the host yourself (what is below /etc/pve is served by the service pve-cluster); mend "
-        "what keeps it from being read, or remove it, and run `pulumi up` again",
-    )
+    if facts.unreadable:
+        yield HomelabError(
+            wanted="to read every file that tells who has a card, and what the host can't do without",
+            found="; ".join(facts.unreadable),
+            why="a card that a guest uses could look free; so nothing was done",
+            next="read it on the host yourself (what is below /etc/pve is served by the service pve-cluster); mend "
+            "what keeps it from being read, or remove it, and run `pulumi up` again",
+        )
 
 
 def loader(facts: HostFacts, _host: Host) -> Iterator[HomelabError]:
     """A gate: the host's boot loader is certain."""
-    if facts.loader:
-        return
-    yield HomelabError(
-        wanted="to know which boot loader makes the kernel command line",
-        found=facts.loader_clues,
-        why="the wrong one would be configured without effect",
-        next="see `proxmox-boot-tool status`; remove from /etc/kernel/proxmox-boot-uuids the UUID of each ESP "
-        "that the host no longer starts from, and run `pulumi up` again",
-    )
+    if not facts.loader:
+        yield HomelabError(
+            wanted="to know which boot loader makes the kernel command line",
+            found=facts.loader_clues,
+            why="the wrong one would be configured without effect",
+            next="see `proxmox-boot-tool status`; remove from /etc/kernel/proxmox-boot-uuids the UUID of each ESP "
+            "that the host no longer starts from, and run `pulumi up` again",
+        )
 
 
-def iommu(facts: HostFacts, host: Host) -> list[HomelabError]:
+def iommu(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
     """A gate: the IOMMU can be on. The firmware offers it, and no word on the command line switches it off for good."""
     if not (host.wants_iommu or host.gives_cards):
-        return []
-    errors = []
+        return
     intel = remapping.is_intel(facts)
     name = "Intel VT-d" if intel else "AMD-Vi (IOMMU)"
     if not facts.iommu.tables and facts.iommu.groups == 0:
-        errors.append(
-            HomelabError(
-                wanted=f"{name} switched on in the firmware",
-                found=f"no {'DMAR' if intel else 'IVRS'} table in /sys/firmware/acpi/tables, and no IOMMU group",
-                why="without it no PCI device can be given to a guest, whatever the kernel is told",
-                next=f"enter the firmware setup (BIOS/UEFI) of the host, switch on {name}, and run `pulumi up` again",
-            )
+        yield HomelabError(
+            wanted=f"{name} switched on in the firmware",
+            found=f"no {'DMAR' if intel else 'IVRS'} table in /sys/firmware/acpi/tables, and no IOMMU group",
+            why="without it no PCI device can be given to a guest, whatever the kernel is told",
+            next=f"enter the firmware setup (BIOS/UEFI) of the host, switch on {name}, and run `pulumi up` again",
         )
-    return errors + [
-        HomelabError(
+    for word in _switching_off(facts, intel):
+        yield HomelabError(
             wanted="an IOMMU that the kernel uses",
             found=f"{word} on the kernel command line, which this program didn't put there",
             why="that word switches the IOMMU off, and no later word switches it on again",
             next=f"remove {word} (/etc/default/grub, or /etc/kernel/cmdline), and run `pulumi up` again",
         )
-        for word in _switching_off(facts, intel)
-    ]
 
 
 def _switching_off(facts: HostFacts, intel: bool) -> list[str]:
@@ -150,8 +140,6 @@ def _switching_off(facts: HostFacts, intel: bool) -> list[str]:
 def named_functions(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: the functions that the settings name for the card exist, belong to its slot or its own switch, and its
     graphics function is among them."""
-    if not gpu.functions:
-        return
     around = [device.address for device in facts.around(slot)]
     display = [device.address for device in facts.around(slot) if device.is_display][:1]
     wrong = [
@@ -161,41 +149,40 @@ def named_functions(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterato
         if address not in around
     ]
     wrong += [f"the graphics function, {one}, is not among them" for one in display if one not in gpu.functions]
-    if not wrong:
-        return
-    yield HomelabError(
-        wanted=f"gpus.{name}.functions to be functions of the card at {slot}",
-        found="; ".join(wrong),
-        why="everything named there is bound to vfio-pci at boot, so it must belong to this card",
-        next="take the list out: a virtual function is a card of its own"
-        if not around
-        else f"name functions of {', '.join(around)}, the graphics function among them; what shares only the IOMMU "
-        f"group is named in gpus.{name}.allowGroupMembers",
-    )
+    if gpu.functions and wrong:
+        yield HomelabError(
+            wanted=f"gpus.{name}.functions to be functions of the card at {slot}",
+            found="; ".join(wrong),
+            why="everything named there is bound to vfio-pci at boot, so it must belong to this card",
+            next=f"name functions of {', '.join(around) or 'a card'}, the graphics function among them (a virtual "
+            "function is a card of its own, without a list); what shares only the IOMMU group is named in "
+            f"gpus.{name}.allowGroupMembers",
+        )
 
 
 def whole(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: the card isn't divided among guests: by virtual functions (SR-IOV), NVIDIA's vGPU, or mediated devices.
     vfio-pci refuses a card with SR-IOV on (drivers/vfio/pci/vfio_pci_core.c), and Proxmox VE a mapping of the others
     that isn't marked for mdev."""
-    mode_names = {"vgpu": "NVIDIA's vGPU driver", "mdev": "mediated devices (mdev_supported_types)"}
-    shared = {device.address: device for device in facts.functions(slot) if device.vfs}
+    shared = [device for device in facts.functions(slot) if device.vfs]
+    switches = [f"`echo 0 >/sys/bus/pci/devices/{device.address}/sriov_numvfs`" for device in shared]
+    found = [f"{facts.describe(device)} has {device.vfs} virtual functions (SR-IOV)" for device in shared]
     states = {device.address: facts.card_states.get(device.address) for device in facts.functions(slot)}
-    modes = {address: state.divided for address, state in states.items() if state is not None and state.divided}
-    if not shared and not modes:
-        return
-    found = [f"{facts.describe(device)} has {device.vfs} virtual functions (SR-IOV)" for device in shared.values()]
-    found += [f"{address} is set up for {mode_names.get(mode, mode)}" for address, mode in modes.items()]
-    switches = [f"`echo 0 >/sys/bus/pci/devices/{address}/sriov_numvfs`" for address in shared]
-    yield HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) as a whole",
-        found="; ".join(found),
-        why="it can serve several guests, which would lose it; and a card that is divided can't be given away as a "
-        "whole",
-        next=f"switch that off where it is switched on ({', '.join(switches) or 'the vGPU driver, i915.enable_gvt'}; a "
-        "module's option such as i915.max_vfs, sysfs.conf), reboot, and run `pulumi up` again; or give one part to a "
-        f"VM: a virtual function as gpus.{name}.address, else by hostpci with mdev= and without these settings",
-    )
+    found += [
+        f"{address} is set up for NVIDIA's vGPU driver, or mediated devices ({state.divided})"
+        for address, state in states.items()
+        if state is not None and state.divided
+    ]
+    if found:
+        yield HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) as a whole",
+            found="; ".join(found),
+            why="it can serve several guests, which would lose it; and a card that is divided can't be given away as a "
+            "whole",
+            next=f"switch that off where it is switched on ({', '.join([*switches, 'the vGPU driver'])}; a module's "
+            "option such as i915.max_vfs, sysfs.conf), reboot, and run `pulumi up` again; or give one part to a VM: a "
+            f"virtual function as gpus.{name}.address, else by hostpci with mdev= and without these settings",
+        )
 
 
 def usable(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
@@ -208,15 +195,14 @@ def vgpu_host(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
     """A gate: NVIDIA's driver isn't installed over NVIDIA's vGPU driver."""
     signs = ["the module nvidia_vgpu_vfio is loaded"] if "nvidia_vgpu_vfio" in facts.modules else []
     signs += ["/usr/bin/nvidia-vgpu-mgr is there"] if facts.vgpu_manager else []
-    if host.nvidia is None or not signs:
-        return
-    yield HomelabError(
-        wanted="NVIDIA's driver on the host (nvidia)",
-        found=f"NVIDIA's vGPU driver: {'; '.join(signs)}",
-        why="replacing that licensed driver would take the cards from the VMs that share them",
-        next="take nvidia of this host out of the settings; or remove the vGPU driver yourself (its installer "
-        "has --uninstall) and run `pulumi up` again",
-    )
+    if host.nvidia is not None and signs:
+        yield HomelabError(
+            wanted="NVIDIA's driver on the host (nvidia)",
+            found=f"NVIDIA's vGPU driver: {'; '.join(signs)}",
+            why="replacing that licensed driver would take the cards from the VMs that share them",
+            next="take nvidia of this host out of the settings; or remove the vGPU driver yourself (its installer "
+            "has --uninstall) and run `pulumi up` again",
+        )
 
 
 def loadable(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
@@ -242,25 +228,18 @@ def _kept_off(facts: HostFacts, name: str, modules: str, wanted: str, why: str) 
     """
     never_loaded = re.compile(rf": (?:install (?:{modules}) (?:\S*/)?(?:false|true|:)|alias (?:{modules}) off)(?:\s|$)")
     keeps_off = re.compile(rf"module_blacklist=(?:\S*,)?(?:{modules})(?:,\S*)?")
-    configured, running = (
-        [word for word in words.split() if keeps_off.fullmatch(word)]
-        for words in (facts.cmdline.others, facts.cmdline.running)
-    )
-    lines = [line for line in facts.module_lines if never_loaded.search(line)]
     # A word that was taken away counts until the next boot.
-    found = [*lines, *(f"{word} on the kernel command line" for word in configured)]
-    found += [f"{word} on the command line of the kernel that runs" for word in running if word not in configured]
-    if not found:
-        return
-    steps = [f"take {name} out there"] if configured or lines else []
-    steps += [group_gates.new_entries(facts)] if configured else []
-    steps += ["reboot"] if running else []
-    yield HomelabError(
-        wanted=wanted,
-        found="; ".join(found),
-        why=f"{why}; nothing was changed",
-        next=f"{', '.join(steps)}; then run `pulumi up` again",
-    )
+    words = dict.fromkeys(f"{facts.cmdline.others} {facts.cmdline.running}".split())
+    found = [line for line in facts.module_lines if never_loaded.search(line)]
+    found += [f"{word} on the kernel command line" for word in words if keeps_off.fullmatch(word)]
+    if found:
+        yield HomelabError(
+            wanted=wanted,
+            found="; ".join(found),
+            why=f"{why}; nothing was changed",
+            next=f"take {name} out there; a word also takes {group_gates.new_entries(facts)}, and a reboot; then run "
+            "`pulumi up` again",
+        )
 
 
 def console(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> Iterator[HomelabError]:
@@ -270,17 +249,12 @@ def console(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> It
         gpu, screens = gpus[name], consoles.screens(facts, group_gates.leaving_functions(facts, slot))
         if gpu.allow_console or not screens:
             continue
-        is_own = screens[0] in facts.functions(slot)
-        screen_text = (
-            "this card"
-            if is_own
-            else f"{facts.describe(screens[0])}, which is in its {group_gates.predicted(facts)}IOMMU group,"
-        )
         others = consoles.instead(facts, [*leaving.values(), screens[0].slot])
+        sign = "boot_vga" if screens[0].boot_vga else "the kernel draws into its memory"
         yield HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) not to be the host's console",
-            found=f"the firmware uses {screen_text} as its screen "
-            f"({'boot_vga' if screens[0].boot_vga else 'the kernel draws into its memory'})",
+            found=f"the host's screen is {facts.describe(screens[0])}, of the card or its "
+            f"{group_gates.predicted(facts)}IOMMU group ({sign})",
             why="once it is bound, the host shows nothing on its screen after the boot menu; it can be reached "
             "over the network only",
             next=(f"make {others} the primary one in the firmware, or " if others else "")
@@ -308,46 +282,42 @@ def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[Hom
         nodes[""] = [f"/dev/nvidia{minor}" for minor in minors]
     # All of /dev/dri is given for the sake of another card: NVIDIA's driver has nodes of its own.
     found = facts.containers_having(nodes, drm_nodes)
-    users = [config.id for config in found if config.id not in gpu.allow_containers]
-    if not users:
-        return
-    yield HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) free to be taken from the host",
-        found=f"containers that use it: {', '.join(map(str, users))}",
-        why="on vfio-pci the card has no node in /dev any more: these containers would not start, or run without it",
-        next=f"take the card out of them first, or accept it with gpus.{name}.allowContainers: {users}",
-    )
+    if users := [config.id for config in found if config.id not in gpu.allow_containers]:
+        yield HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) free to be taken from the host",
+            found=f"containers that use it: {', '.join(map(str, users))}",
+            why="on vfio-pci the card has no node in /dev any more: these containers would not start, or run without "
+            "it",
+            next=f"take the card out of them first, or accept it with gpus.{name}.allowContainers: {users}",
+        )
 
 
-def past_proxmox(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
+def past_proxmox(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: no VM has the card by options of QEMU itself (`args`), of which Proxmox VE knows nothing."""
     addresses = {device.address for device in facts.functions(slot)}
-    return [
-        HomelabError(
-            wanted=f"gpus.{name} ({facts.card(slot)}) given to VMs by Proxmox VE (hostpci)",
-            found=f"VM {guest.id} ({guest.values.get('name', '')}) has {', '.join(sorted(guest.by_args & addresses))} "
-            "by its option args (-device vfio-pci)",
-            why="Proxmox VE knows nothing of such a device: it would give the card to another VM, or to this one a "
-            "second time, and the start would fail",
-            next=f"take that device out of the option args (`qm config {guest.id}` shows all of it), then run "
-            "`pulumi up` again",
-        )
-        for guest in facts.guests.configs
-        if guest.by_args & addresses
-    ]
+    for guest in facts.guests.configs:
+        if given := sorted(guest.by_args & addresses):
+            yield HomelabError(
+                wanted=f"gpus.{name} ({facts.card(slot)}) given to VMs by Proxmox VE (hostpci)",
+                found=f"VM {guest.id} ({guest.values.get('name', '')}) has {', '.join(given)} by its option args "
+                "(-device vfio-pci)",
+                why="Proxmox VE knows nothing of such a device: it would give the card to another VM, or to this one a "
+                "second time, and the start would fail",
+                next=f"take that device out of the option args (`qm config {guest.id}` shows all of it), then run "
+                "`pulumi up` again",
+            )
 
 
 def handed_over(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: a card that containers and a VM have in turn is NVIDIA's, as a whole."""
     functions = facts.functions(slot)
-    if any(device.is_display and device.is_nvidia and not device.physfn for device in functions):
-        return
-    yield HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) in turn for containers and a VM (use: shared)",
-        found="it is not one of NVIDIA's, as a whole",
-        why="this program knows only for NVIDIA's driver when a card can be taken from it while the host runs",
-        next=f"set gpus.{name}.use: vm, or lxc",
-    )
+    if not any(device.is_display and device.is_nvidia and not device.physfn for device in functions):
+        yield HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) in turn for containers and a VM (use: shared)",
+            found="it is not one of NVIDIA's, as a whole",
+            why="this program knows only for NVIDIA's driver when a card can be taken from it while the host runs",
+            next=f"set gpus.{name}.use: vm, or lxc",
+        )
 
 
 def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabError]]:
@@ -376,7 +346,7 @@ def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabErr
         for gate in GATES[gpu.use]:
             errors += gate(facts, name, gpu, slot)
     errors += [*console(facts, host.gpus, slots), *group_gates.staying_cards_apart(facts, host.gpus, slots)]
-    return slots, [*errors, *remapping.split_groups(facts, host, slots)]
+    return slots, [*errors, *group_gates.split_groups(facts, host, slots), *left_with_vm(facts, host, slots)]
 
 
 # The gates of a card that leaves the host, at its boot (GIVEN) or in turn with containers (HANDED_OVER); of one that

@@ -33,16 +33,15 @@ def card(name: str, card: CardPlan, vmids: Sequence[int]) -> Card:
 
 def refused(facts: HostFacts) -> Iterator[HomelabError]:
     """The refusal while a shared card is away; notes/handover.py has the same words."""
-    if not facts.handover.away:
-        return
-    yield HomelabError(
-        wanted="this host's shared cards with the host",
-        found=facts.handover.away,
-        why="NVIDIA's driver and containers can't be changed, verified or given back while one of their cards "
-        "is away; nothing was changed",
-        next="shut that VM down, which gives the card back, then run the same again (STUCK or DEAD: homelab "
-        "doctor explains it)",
-    )
+    if facts.handover.away:
+        yield HomelabError(
+            wanted="this host's shared cards with the host",
+            found=facts.handover.away,
+            why="NVIDIA's driver and containers can't be changed, verified or given back while one of their cards "
+            "is away; nothing was changed",
+            next=f"shut down the VM that has it ({facts.handover.away}), which gives the card back, then run `pulumi "
+            "up` again (STUCK or DEAD: homelab doctor explains it)",
+        )
 
 
 def takers(host: Host, vms: Iterable[Vm]) -> dict[str, list[int]]:

@@ -14,57 +14,47 @@ from homelab.host import ha
 from homelab.settings import Gpu, Host
 
 
-def bound_by_hand(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> list[HomelabError]:
+def bound_by_hand(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> Iterator[HomelabError]:
     """A gate: a card that stays with the host isn't bound to vfio-pci by other configuration than this program's, or
     takeOver lets this program's word count instead."""
-    return [
-        error
-        for name, slot in slots.items()
-        if host.gpus[name].use != "vm"
-        for error in _card_bound_by_hand(facts, host, name, slot, slots)
-    ]
+    for name, slot in slots.items():
+        if host.gpus[name].use != "vm":
+            yield from _card_bound_by_hand(facts, host, name, slot)
 
 
-def _card_bound_by_hand(
-    facts: HostFacts, host: Host, name: str, slot: str, slots: Mapping[str, str]
-) -> Iterator[HomelabError]:
+def _card_bound_by_hand(facts: HostFacts, host: Host, name: str, slot: str) -> Iterator[HomelabError]:
     # Also those that homelab's word binds, too (takeOver): the other configuration binds them once that word is gone.
     bound = [device for device in facts.functions(slot) if facts.kept_by_hand(device)]
-    gpu, kept_reason = host.gpus[name], released.why_still_bound(facts, host, slots, bound)
+    gpu, kept_reason = host.gpus[name], released.why_still_bound(facts, bound)
     # Those that homelab's word has returned to the host's driver, and without takeOver won't any more.
     returned = [] if host.take_over or released.ids_in_effect(facts) is None else facts.functions(slot)
     returned = [device for device in returned if device not in bound and facts.named_at_next_boot(device)]
     bound += returned
-    if not bound or (host.take_over and not kept_reason):
-        return
-    sources = facts.who_binds(bound)
-    ids = sorted({device.id for device in bound if facts.named_by_ids(device)})
-    steps = [f"take {', '.join(ids)} out there"] if ids else []
-    if any("on the kernel command line" in source for source in sources):
-        steps.append(new_entries(facts))
-    # If no loaded driver of the host takes the card, driverctl fails and keeps its file, unless it is told not to look
-    # for a driver.
-    steps += [
-        f"`driverctl --noprobe unset-override {device.address}` while no VM runs with it"
-        for device in bound
-        if facts.has_override(device)
-    ]
-    if ids:
-        steps.append("`update-initramfs -u -k all`")
-    yield HomelabError(
-        wanted=f"gpus.{name} ({facts.card(slot)}) with the host's driver (use: {gpu.use})",
-        found=f"{', '.join(device.address for device in bound)} "
-        f"on vfio-pci{' from the next start on' if returned else ''}, by {', '.join(sources)}"
-        + (f"; {kept_reason}" if host.take_over else ""),
-        why="this program didn't write that and doesn't remove it, so the host's driver would not get the card",
-        next=(
-            ""
-            if kept_reason
-            else "set takeOver: true for the host: a word of this program's then counts instead, until "
-            "`pulumi destroy`; or "
+    if bound and (kept_reason or not host.take_over):
+        by_ids = ",".join(facts.ids_by_others(facts.cmdline.running).values())
+        ids = sorted({device.id for device in bound if device.is_named(by_ids)})
+        steps = [f"take {', '.join(ids)} out there, {new_entries(facts)}, `update-initramfs -u -k all`"] if ids else []
+        # If no loaded driver of the host takes the card, driverctl fails and keeps its file, unless it is told not to
+        # look for a driver.
+        steps += [
+            f"`driverctl --noprobe unset-override {device.address}` while no VM runs with it"
+            for device in bound
+            if facts.override_files(device)
+        ]
+        yield HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) with the host's driver (use: {gpu.use})",
+            found=f"{', '.join(device.address for device in bound)} "
+            f"on vfio-pci{' from the next start on' if returned else ''}, by {', '.join(facts.who_binds(bound))}"
+            + (f"; {kept_reason}" if host.take_over else ""),
+            why="this program didn't write that and doesn't remove it, so the host's driver would not get the card",
+            next=(
+                ""
+                if kept_reason
+                else "set takeOver: true for the host: a word of this program's then counts instead, until "
+                "`pulumi destroy`; or "
+            )
+            + f"{', '.join(steps)}, reboot, and run `pulumi up` again; or set gpus.{name}.use: vm",
         )
-        + f"{', '.join(steps)}, reboot, and run `pulumi up` again; or set gpus.{name}.use: vm",
-    )
 
 
 def out_of_vms(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
@@ -96,18 +86,17 @@ def without_hook(
 def _still_in_vm(facts: HostFacts, name: str, gpu: Gpu, slot: str, users: list[CardUser]) -> Iterator[HomelabError]:
     if users and (facts.bound_by_homelab(slot) or any(map(facts.kept_by_hand, facts.functions(slot)))):
         wanted = f"gpus.{name} ({facts.card(slot)}) with the host's driver from its next start on (use: {gpu.use})"
-        first = f"set gpus.{name}.use: vm again, without a container, and take {name}"
-        yield _release_first(facts, slot, users, wanted, first, f"set use: {gpu.use}")
+        yield _release_first(facts, slot, users, wanted)
 
 
-def left_with_vm(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[HomelabError]:
+def left_with_vm(facts: HostFacts, host: Host, slots: dict[str, str]) -> Iterator[HomelabError]:
     """A gate: a card that the settings no longer name, and that NVIDIA's driver is going to have, is in no VM's
     configuration.
 
     :param slots: of all cards that the settings name.
     """
     if len(slots) < len(host.gpus) or not (host.nvidia or facts.nvidia.version or facts.nvidia.installed):
-        return []
+        return
     leaving = {
         device.slot
         for device in facts.display_devices
@@ -116,31 +105,17 @@ def left_with_vm(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[Ho
         and facts.bound_by_homelab(device.address)
         and not facts.named_at_next_boot(device)  # that keeps it on vfio-pci
     }
-    users = {slot: facts.users_of(slot) for slot in sorted(leaving)}
-    first, afterwards = "put it back into gpus with use: vm, and take it", "take it out of gpus"
-    return [
-        _release_first(
-            facts,
-            slot,
-            holders,
-            f"{facts.card(slot)} with NVIDIA's driver from the host's next start on, since no card of gpus is it",
-            first,
-            afterwards,
-        )
-        for slot, holders in users.items()
-        if holders
-    ]
+    for slot in sorted(leaving):
+        if users := facts.users_of(slot):
+            wanted = (
+                f"{facts.card(slot)} with NVIDIA's driver from the host's next start on, since no card of gpus is it"
+            )
+            yield _release_first(facts, slot, users, wanted)
 
 
-def _release_first(
-    facts: HostFacts, slot: str, users: list[CardUser], wanted: str, first: str, afterwards: str
-) -> HomelabError:
+def _release_first(facts: HostFacts, slot: str, users: list[CardUser], wanted: str) -> HomelabError:
     """The refusal of a card that VMs have, with the steps by which the user takes it out of them before the host
-    restarts.
-
-    :param first: the change of the settings before that, if this program gave a VM the card.
-    :param afterwards: the change of the settings after that.
-    """
+    restarts."""
     options = {user: ", ".join(_option_lines(facts, slot, user)) for user in users}
     holders = "; ".join(f"{user} has it ({lines or 'it runs with it'})" for user, lines in options.items())
     by_hand = "; ".join(_release_by_hand(facts, slot, user) for user in users)
@@ -150,8 +125,9 @@ def _release_first(
         found=f"it is bound for VMs, and {holders}",
         why="the host restarts before a card is taken out of a VM: a VM that starts then would take the card from its "
         "new driver; nothing was changed",
-        next=f"first {first} out of the VM's gpus, and run `pulumi up`, which takes out what it gave. Of a VM that has "
-        f"the card still: {by_hand}. After that {afterwards}: a second `pulumi up` restarts the host"
+        next="first have it in gpus with use: vm, without a container, take it out of the VM's gpus, and run `pulumi "
+        f"up`, which takes out what it gave. Of a VM that has the card still: {by_hand}. After that set what you have "
+        "set now: a second `pulumi up` restarts the host"
         if is_given
         else f"{by_hand}; then run `pulumi up` again",
     )

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from homelab.cards import mapping, resolving
 from homelab.cards import remarks as card_remarks
+from homelab.cards import resolving
 from homelab.errors import HomelabError
 from homelab.facts import kernel_log
 from homelab.facts.host import HostFacts
-from homelab.findings import Finding, Judged, Turn
-from homelab.host import handover, plan, stack_folder
+from homelab.facts.kernel_log import Trouble
+from homelab.findings import Judged, Stage
+from homelab.host import gates, handover, holder_gates, plan, stack_folder
 from homelab.host.plan import Wanted
 from homelab.settings import Host, Vm
 from homelab.shapes import BOOT_LAYERS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class JudgedHost(Judged):
     """What a host is to be, and what isn't as it must be."""
 
+    why: str = "it was changed since the last `pulumi up`, or that has never run, or was cut short"
+    stage: Stage = Stage.HOST
     want: Wanted
-    """The plan; of a host that is refused, an empty one."""
+    """The plan."""
     drift: dict[str, list[str]]
     """Layer -> its differences from the plan: what the next `up` mends, a refresh's drift."""
 
@@ -38,37 +41,61 @@ def judge_host(
     :param agent: the version of the stack's agent there; empty: any.
     """
     slots, _ = resolving.resolve(facts, host.gpus)
-    cards = {f"gpus.{name}": [one.address for one in facts.functions(slot)] for name, slot in slots.items()}
-    # What the kernel says of the host's IOMMU as a whole is judged by what the host has.
-    troubles = kernel_log.troubles(facts, facts.cluster.node, cards, with_host=False)
-    next_boot = [HomelabError(**facts.next_boot)] if facts.next_boot else []
-    lasting = [one.error for one in troubles if not one.harmless]
-    lost = (_left_off(one.said) for one in facts.owed if one.is_lost)
-    met = Finding.of(*next_boot, *lost, *_sunk(facts, host), *_lost_partitions(facts), *lasting)
-    try:
-        want = had or plan.wanted(facts, host, vms)
-    except HomelabError as error:
-        return JudgedHost([*Finding.of(error, turn=Turn.REFUSED), *met], [], Wanted("", "", {}, []), {})
+    want = had or plan.wanted(facts, host, vms)
     want = replace(want, gpus={name: card for name, card in want.gpus.items() if name in host.gpus})
-    drift = plan.drift(facts, want)
-    # Without a folder of the stack's there may have been no `up`.
-    kept = facts.agents.get(stack_folder.owner(stack, host.name))
-    if (had or kept is not None) and facts.boot_lacks is None:  # whoever decides on a reboot notes it
+    # Of a card that isn't found that alone is said, and not where each function of it was.
+    lost_cards = [name for name in host.gpus if name not in slots]
+    of_lost = {one["address"] for name in lost_cards if name in want.gpus for one in want.gpus[name]["functions"]}
+    of_found = {address: ids for address, ids in want.functions.items() if address not in of_lost}
+    drift = plan.drift(facts, replace(want, functions=of_found))
+    drift["vfio"] += [f"gpus.{name} isn't found" for name in lost_cards]
+    owner = stack_folder.owner(stack, host.name)
+    if (had or stack) and facts.boot_lacks is None:  # whoever decides on a reboot notes it
         drift["iommu"].append("the host has no note of what its boot should have")
-    is_lost = kept != agent if agent else kept == ""
-    drift["agent"] = ["this program's agent is missing on the host, or changed"] if is_lost else []
-    lines = list(dict.fromkeys(line for lines in drift.values() for line in lines))
-    findings = Finding.of_steps(
-        f"the host {facts.cluster.node} configured as the settings have it",
-        lines,
-        "it was changed since the last `pulumi up`, or that has never run, or was cut short",
+    kept = facts.agents.get(owner, "") if stack else "not asked"
+    is_there = kept == agent if agent else bool(kept)
+    drift["agent"] = [] if is_there else ["this program's agent is missing on the host, or is another one"]
+    verification = [] if any(drift[layer] for layer in BOOT_LAYERS) else plan.verify(facts, host, want)
+    next_boot = [HomelabError(**facts.next_boot)] if facts.next_boot else []
+    lost = (_left_off(one.said) for one in facts.owed if one.is_lost)
+    of_log = troubles(facts, slots, for_vms=host.gives_cards)
+    return JudgedHost(
+        title=f"the host {facts.cluster.node} configured as the settings have it",
+        steps=list(dict.fromkeys(line for lines in drift.values() for line in lines)),
+        against=_against(facts, host, slots, vms) or [*(handover.refused(facts) if drift["handover"] else ())],
+        wrong=[
+            *verification,
+            *next_boot,
+            *lost,
+            *_sunk(facts, host),
+            *_lost_partitions(facts),
+            *(one.error for one in of_log if not (one.harmless or one.lasts)),  # what lasts is a gate
+            *(_other_stacks(facts, owner) if stack else ()),
+        ],
+        remarks=[*card_remarks.remarks(facts, host, slots), *(one.said for one in facts.owed if not one.is_lost)],
+        want=want,
+        drift=drift,
     )
-    if not any(drift[layer] for layer in BOOT_LAYERS):  # else the verification comes after the boot that ends it
-        findings += Finding.of(*plan.verify(facts, host, want))
-    # Also of a plan that was made earlier, and has passed its gates: anybody changes mappings.
-    findings += Finding.of(*mapping.refused(facts, host, slots), turn=Turn.REFUSED)
-    remarks = [*card_remarks.remarks(facts, host, slots), *(one.said for one in facts.owed if not one.is_lost)]
-    return JudgedHost([*findings, *met], remarks, want, drift)
+
+
+def _against(facts: HostFacts, host: Host, slots: dict[str, str], vms: Collection[Vm]) -> list[HomelabError]:
+    """The gates that stand against any change of a host."""
+    # Before the restart, adopted VMs get the hookscript (CardHandover); a created one gets it afterwards (GpuVm).
+    with_hook = handover.takers(host, [vm for vm in vms if vm.create is None])
+    return [*gates.check(facts, host)[1], *holder_gates.without_hook(facts, host, slots, with_hook)]
+
+
+def troubles(
+    facts: HostFacts, slots: Mapping[str, str], prefix: str = "gpus.", *, for_vms: bool = True
+) -> list[Trouble]:
+    """What the kernel says of cards, and of what keeps the host from giving any to a VM.
+
+    :param slots: of the cards, by their names.
+    :param prefix: of the names, for messages.
+    :param for_vms: whether VMs have them, or are to have them.
+    """
+    cards = {f"{prefix}{name}": [one.address for one in facts.functions(slot)] for name, slot in slots.items()}
+    return kernel_log.troubles(facts, facts.cluster.node, cards, with_host=for_vms)
 
 
 def verified(facts: HostFacts, host: Host, name: str, want: Wanted) -> tuple[list[HomelabError], list[str]]:
@@ -76,10 +103,25 @@ def verified(facts: HostFacts, host: Host, name: str, want: Wanted) -> tuple[lis
 
     :param name: the host's, for messages.
     """
-    cards = {f"{name}, gpus.{gpu}": [one["address"] for one in card["functions"]] for gpu, card in want.gpus.items()}
-    troubles = kernel_log.troubles(facts, name, cards, with_host=bool(want.functions))
-    errors = [*plan.verify(facts, host, want), *(one.error for one in troubles if one.stops)]
-    return errors, [one.remark for one in troubles if not one.stops]
+    slots = {gpu: card["slot"] for gpu, card in want.gpus.items()}
+    found = troubles(facts, slots, f"{name}, gpus.", for_vms=host.gives_cards)
+    errors = [*plan.verify(facts, host, want), *(one.error for one in found if one.stops)]
+    return errors, [one.remark for one in found if not one.stops]
+
+
+def _other_stacks(facts: HostFacts, owner: str) -> Iterator[HomelabError]:
+    """The error for a host that several stacks set up."""
+    others = sorted(other for other, version in facts.agents.items() if other != owner and version)
+    if not others:
+        return
+    yield HomelabError(
+        wanted=f"the host {facts.cluster.node} set up by one stack",
+        found=f"another one has set it up as well: {', '.join(others)} (in /var/lib/homelab/agents)",
+        why="a host's boot configuration, its cards' mappings and its guests are one stack's: each `pulumi up` writes "
+        "them as its own settings have it, and `pulumi destroy` takes them away",
+        next="keep the host in one stack, and run `pulumi destroy` for the other one; if that one is gone, remove its "
+        "folder there",
+    )
 
 
 def _left_off(said: str) -> HomelabError:

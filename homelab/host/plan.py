@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from homelab.cards import consoles, options, released, remapping, resets
-from homelab.errors import HomelabError, raise_all
+from homelab.cards import consoles, options, released, remapping, resets, resolving
+from homelab.errors import HomelabError
 from homelab.facts import kernel_log
-from homelab.facts.classes import DRIVERS, NVIDIA
+from homelab.facts.classes import NVIDIA_DRIVERS
 from homelab.facts.devices import Device
 from homelab.facts.host import HostFacts, bound_by_word
-from homelab.host import gates, holder_gates
+from homelab.host import gates
 from homelab.host.reboot import drivers_after, in_short, stopping
 from homelab.settings import Host, Vm
 from homelab.shapes import CardPlan, HostPlan
@@ -20,8 +20,8 @@ from remote_scripts.both.reboot import Planned
 from remote_scripts.tools.words import missing_words
 
 # Drivers that would claim an NVIDIA card. Blacklisted only where one goes to a VM and none stays with the host, as belt
-# and braces: the binding doesn't need it. Other makers' drivers never are (DRIVERS).
-NVIDIA_BLACKLIST = f"modprobe.blacklist={','.join(DRIVERS[NVIDIA])}"
+# and braces: the binding doesn't need it. Other makers' drivers never are (NVIDIA_DRIVERS).
+NVIDIA_BLACKLIST = f"modprobe.blacklist={','.join(NVIDIA_DRIVERS)}"
 
 # What gives a device to a guest.
 VFIO_MODULES = ("vfio", "vfio_iommu_type1", "vfio_pci")
@@ -31,13 +31,12 @@ Wanted = HostPlan
 
 
 def wanted(facts: HostFacts, host: Host, vms: Collection[Vm] = ()) -> Wanted:
-    """The plan of a host with these facts and settings.
+    """The plan of a host with these facts and settings, for the cards that are found. Whether it may be carried out,
+    the gates say (gates.py).
 
     :param vms: of this host.
-    :raises HomelabError: a gate is closed; the text has every refusal.
     """
-    slots, errors = gates.check(facts, host)
-    raise_all([*errors, *holder_gates.left_with_vm(facts, host, slots)])
+    slots, _ = resolving.resolve(facts, host.gpus)
     gpus = {name: card_plan(facts, host, name, slot, vms) for name, slot in slots.items()}
     functions = {
         function["address"]: function["id"]
@@ -53,29 +52,26 @@ def wanted(facts: HostFacts, host: Host, vms: Collection[Vm] = ()) -> Wanted:
     by_homelab = {address: ids for address, ids in functions.items() if address not in by_hand}
     return Wanted(
         iommu_words=remapping.words(facts, host),
-        vfio_words=" ".join(
-            [
-                _vfio_words(facts, host, by_homelab, released.kept(facts, host, slots), set(functions)),
-                released.word(facts, host, slots),
-            ]
-        ).strip(),
+        vfio_words=" ".join(_vfio_words(facts, host, slots, by_homelab, set(functions))),
         functions=functions,
         by_hand=by_hand,
         gpus=gpus,
     )
 
 
-def _vfio_words(facts: HostFacts, host: Host, by_homelab: dict[str, str], kept: dict[str, str], bound: set[str]) -> str:
-    named = by_homelab | kept
-    words = ["homelab.vfio=" + ",".join(f"{address}={ids}" for address, ids in sorted(named.items()))] if named else []
-    if not by_homelab:
-        return " ".join(words)
+def _vfio_words(
+    facts: HostFacts, host: Host, slots: Mapping[str, str], by_homelab: dict[str, str], bound: set[str]
+) -> Iterator[str]:
+    if named := by_homelab | released.kept(facts, host, slots):
+        yield "homelab.vfio=" + ",".join(f"{address}={ids}" for address, ids in sorted(named.items()))
     # If homelab has configured it already, it stays: taking it away would need a reboot.
     applies = NVIDIA_BLACKLIST in facts.own_words or any(facts.by_address[address].is_nvidia for address in bound)
     one_stays = any(device.is_nvidia and device.address not in bound for device in facts.display_devices)
-    if applies and not one_stays:
-        words.append(NVIDIA_BLACKLIST)
-    return " ".join([*words, *consoles.words(facts, host, sorted(by_homelab))])
+    if by_homelab and applies and not one_stays:
+        yield NVIDIA_BLACKLIST
+    yield from consoles.words(facts, host, sorted(by_homelab))
+    if releasing := released.word(facts, host, slots):
+        yield releasing
 
 
 def card_plan(facts: HostFacts, host: Host, name: str, slot: str, vms: Collection[Vm] = ()) -> CardPlan:
@@ -91,7 +87,7 @@ def card_plan(facts: HostFacts, host: Host, name: str, slot: str, vms: Collectio
         "iommuGroup": next((device.group for device in facts.functions(slot)), None),
         # Proxmox VE is told to leave the driver of a card alone that is handed over, if it knows that option: then only
         # the handover unbinds it.
-        "keep": host.gpus[name].use == "shared" and not options.keep_refused(facts, name),
+        "keep": host.gpus[name].use == "shared" and not [*options.keep_refused(facts, name)],
     }
 
 
@@ -147,42 +143,31 @@ def drift(facts: HostFacts, want: Wanted) -> dict[str, list[str]]:
             *_unfinished(facts, "initramfs", "the initramfs"),
         ],
         "boot": [*(facts.boot_lacks or ()), *ended],
-        "nodes": _lost_nodes(facts),
+        "nodes": _lost_service(
+            facts, "nodes", "homelab-nvidia-nodes.service", facts.nvidia.nodes_enabled, facts.nvidia.missing_nodes
+        ),
         "cards": _lost_service(facts, "cards", "homelab-card-nodes.service", facts.cards_enabled),
-        "handover": _lost_handover(facts),
+        "handover": [
+            *_lost_service(facts, "handover", "homelab-handover.service or its timer", facts.handover.enabled),
+            *(
+                f"VM {vmid} has lost the hookscript that hands it its card: leave it off until it has that again, or "
+                "containers that use the card hang"
+                for vmid in facts.handover.lost_hooks
+            ),
+        ],
         "values": [*_changed_files(facts, "values"), *facts.lost_values],
     }
 
 
-def _lost_nodes(facts: HostFacts) -> list[str]:
-    """The drift of NVIDIA's device nodes, if homelab's service makes them."""
-    missing = [f"{path} is not there" for path in facts.nvidia.missing_nodes]
-    return _lost_service(facts, "nodes", "homelab-nvidia-nodes.service", facts.nvidia.nodes_enabled, missing)
-
-
-def _lost_handover(facts: HostFacts) -> list[str]:
-    """The drift of the handover of cards, if it is installed."""
-    lost = [lost_hook(vmid) for vmid in facts.handover.lost_hooks]
-    units = "homelab-handover.service or its timer"
-    return _lost_service(facts, "handover", units, facts.handover.enabled, lost)
-
-
-def lost_hook(vmid: str) -> str:
-    """What is said of a VM that takes a shared card without asking for it."""
-    return (
-        f"VM {vmid} has lost the hookscript that hands it its card: leave it off until it has that again, "
-        "or containers that use the card hang"
-    )
-
-
-def _lost_service(facts: HostFacts, layer: str, units: str, is_enabled: bool, further: Sequence[str] = ()) -> list[str]:
+def _lost_service(facts: HostFacts, layer: str, units: str, is_enabled: bool, missing: Sequence[str] = ()) -> list[str]:
     """The drift of a layer that has a service, if it is installed.
 
-    :param further: its other drift.
+    :param missing: paths that the service makes, and that aren't there.
     """
     if not any(file.layer == layer for file in facts.managed):
         return []
-    return [*_changed_files(facts, layer), *([] if is_enabled else [f"{units} is not enabled"]), *further]
+    lost = [f"{units} is not enabled"] * (not is_enabled) + [f"{path} is not there" for path in missing]
+    return _changed_files(facts, layer) + lost
 
 
 def _changed_files(facts: HostFacts, layer: str) -> list[str]:
@@ -195,8 +180,7 @@ def _changed_files(facts: HostFacts, layer: str) -> list[str]:
 
 
 def _lost_words(facts: HostFacts, words: str) -> list[str]:
-    lost = missing_words(words, facts.cmdline.configured)
-    if lost:
+    if lost := missing_words(words, facts.cmdline.configured):
         return [f"{' '.join(lost)} is not on the configured kernel command line"]
     lost = missing_words(words, facts.cmdline.generated) if facts.cmdline.generated else []
     return [f"{' '.join(lost)} is not in the generated boot configuration (grub.cfg)"] if lost else []
@@ -243,8 +227,7 @@ def verify(facts: HostFacts, host: Host, want: Wanted) -> Iterator[HomelabError]
             "before",
             next="make room or mend what `homelab doctor log` shows, then run `pulumi up --refresh`",
         )
-    lost = missing_words(want.words, facts.cmdline.running)
-    if lost:
+    if lost := missing_words(want.words, facts.cmdline.running):
         yield HomelabError(
             wanted=f"{' '.join(lost)} on the running kernel's command line",
             found=facts.cmdline.running,
@@ -283,20 +266,18 @@ def without_groups(facts: HostFacts) -> Iterator[HomelabError]:
 
 
 def _verify_drivers(facts: HostFacts, want: Wanted) -> Iterator[HomelabError]:
-    devices = [facts.by_address[address] for address in want.functions if address in facts.by_address]
     wrong = misplaced(facts, want) + [
         f"{device.address} is on {device.driver or 'no driver'}, not on vfio-pci"
-        for device in devices
-        if device.driver != "vfio-pci"
+        for device in facts.devices
+        if device.address in want.functions and device.driver != "vfio-pci"
     ]
-    if not wrong:
-        return
-    yield HomelabError(
-        wanted=f"every function on vfio-pci: {', '.join(want.functions)}",
-        found="; ".join(wrong),
-        why="a card with a function on a host driver can't be given to a guest",
-        next="read `dmesg | grep homelab-vfio` on the host; then `pulumi up --refresh`",
-    )
+    if wrong:
+        yield HomelabError(
+            wanted=f"every function on vfio-pci: {', '.join(want.functions)}",
+            found="; ".join(wrong),
+            why="a card with a function on a host driver can't be given to a guest",
+            next="read `dmesg | grep homelab-vfio` on the host; then `pulumi up --refresh`",
+        )
 
 
 @dataclass(frozen=True)
@@ -310,7 +291,7 @@ class PlannedReboot(Planned):
         """
         if self.reboot == "no":
             return "not needed"
-        stops = stopping(self.guests, again=self.reboot != "manual")
+        stops = stopping(self, again=self.reboot != "manual")
         by = "by you (reboot: manual)" if self.reboot == "manual" else "one"
         waits = f"; it waits: {self.cluster}" if self.cluster else ""
         starts = f"; it starts kernel {self.kernel}" if self.kernel else ""
@@ -326,12 +307,17 @@ class PlannedFile:
     what: str
     diff: str = ""
 
+    @property
+    def named(self) -> str:
+        """The file and its change."""
+        return f"{FILES[self.how]} {self.what}"
+
     def __str__(self) -> str:
-        """The file and its change, then the diff without its head, cut to DIFF_LINES."""
+        """The same, then the diff without its head, cut to DIFF_LINES."""
         changed = [line for line in self.diff.splitlines() if not line.startswith(("--- ", "+++ "))]
         if len(changed) > DIFF_LINES:
             changed = [*changed[:DIFF_LINES], f"… {len(changed) - DIFF_LINES} more lines"]
-        return "\n      ".join([f"  {FILES[self.how]} {self.what}", *changed])
+        return "\n      ".join([f"  {self.named}", *changed])
 
 
 # How many lines of a file's diff a plan shows.
@@ -345,7 +331,7 @@ def describe(
     facts: HostFacts,
     host: Host,
     want: Wanted,
-    reboot: PlannedReboot,
+    reboot: PlannedReboot | None,
     files: Sequence[PlannedFile] = (),
     follows: str = "",
     remarks: Sequence[str] = (),
@@ -353,6 +339,7 @@ def describe(
     """The plan as text: command line before -> after, files, each function with its driver before -> after, the reboot.
 
     :param remarks: on the host and its cards, a sentence each.
+    :param reboot: None: the host wasn't asked.
     :param follows: the node of the cluster that is restarted before this one; empty: none.
     """
     before = facts.cmdline.configured
@@ -364,7 +351,7 @@ def describe(
         + ("  (stays)" if set(before.split()) == set(after.split()) else f"\n             -> {after}"),
     ]
     lines += dict.fromkeys(map(str, files))  # of two layers that touch the same file, once
-    moved = drivers_after(reboot.reasons)
+    moved = drivers_after(reboot.reasons) if reboot else {}
     for gpu, card in want.gpus.items():
         lines.append(f"  {gpu}: {facts.card(str(card['slot']))}, for {card['use']}:")
         for device in facts.functions(card["slot"]):
@@ -377,7 +364,8 @@ def describe(
         lines += [f"    reset: {reset_methods}"] if reset_methods and card["use"] == "vm" else []
     lines += [f"  note: {remark}" for remark in remarks]
     order = f"; after {follows}, if that one is: one node of the cluster at a time" if follows else ""
-    lines.append(f"  reboot: {reboot.in_short(want.gpus)}{order if reboot.reboot == 'yes' else ''}")
+    if reboot:
+        lines.append(f"  reboot: {reboot.in_short(want.gpus)}{order if reboot.reboot == 'yes' else ''}")
     return "\n".join(lines)
 
 

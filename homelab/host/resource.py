@@ -63,19 +63,23 @@ class HostProbe(Probe):
     iommu_words: pulumi.Output[str]
     vfio_words: pulumi.Output[str]
     functions: pulumi.Output[dict[str, str]]
-    by_hand: pulumi.Output[list[str]]
     if TYPE_CHECKING:
         gpus: pulumi.Output[dict[str, CardPlan]]
     generation: pulumi.Output[dict[str, int]]
-    stale: pulumi.Output[bool]
 
     @classmethod
-    def of(cls, host: Host, opts: pulumi.ResourceOptions | None = None) -> HostProbe:
+    def of(cls, host: Host, *, opts: pulumi.ResourceOptions | None = None) -> HostProbe:
         """The probe of a host of the settings."""
         guests = sorted(f"{guest.name}={digest(guest, _REACHED)}" for guest in (*host.vms, *host.containers))
-        settings = {"settings": cls.settings_of(host), "guests": " ".join(guests)}
-        inputs = {"host": host.name, **settings, "agent": agent.version()}
-        return cls(f"{host.name}-probe", {**inputs, "preview": pulumi.runtime.is_dry_run()}, opts)
+        return cls(
+            f"{host.name}-probe",
+            host=host.name,
+            settings=cls.settings_of(host),
+            guests=" ".join(guests),
+            agent=agent.version(),
+            preview=pulumi.runtime.is_dry_run(),
+            opts=opts,
+        )
 
     def once_all_fit(self, probes: Iterable[HostProbe]) -> pulumi.ResourceOptions:
         """Options of a resource that is made after this probe, once each of `probes` found its host fit for its plan.

@@ -4,18 +4,18 @@ confirms it and compares it with what is wanted."""
 from __future__ import annotations
 
 import dataclasses
-import re
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from homelab.cards import resolving
+from homelab.cards.mapping import judge_mapping
 from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.facts import kernel_log, names
 from homelab.facts.host import HostFacts
-from homelab.findings import Turn
 from homelab.host import plan, stack_folder
 from homelab.host.judge import judge_host, verified
-from homelab.host.reboot import in_short, stopping
+from homelab.host.reboot import answered, in_short, stopped, stopping
 from homelab.host.resource import BootVerification, HostProbe
 from homelab.later import later
 from homelab.properties import mark_of, strings
@@ -25,17 +25,20 @@ from homelab.resources.work.plain import Properties
 from homelab.settings import Host
 from homelab.shapes import BootSeen
 from homelab.text import tell, tell_meanwhile
-from remote_scripts.both import cluster_turn, nothing, start_guests
+from remote_scripts.both import cluster_turn, nothing, reboot, start_guests
 from remote_scripts.both.stack_folder import Wanted as StackFolder
 
 if TYPE_CHECKING:  # of no use to a refresh
     from homelab.cards import work as card_mapping
+    from homelab.judged import text as plan_text
+    from homelab.judged import tree
     from homelab.reading import planning
     from homelab.remote.proxmox import api
     from homelab.storage import work as storage_file
 else:
     card_mapping, storage_file = later("homelab.cards.work"), later("homelab.storage.work")
     api, planning = later("homelab.remote.proxmox.api"), later("homelab.reading.planning")
+    plan_text, tree = later("homelab.judged.text"), later("homelab.judged.tree")
 
 
 class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
@@ -52,34 +55,42 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         return self._plan(inputs, outputs.generation)
 
     def read(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> HostProbe.Outputs:
-        facts = self.facts_of_refresh(inputs)
+        facts, host = self.facts_of_refresh(inputs), self.host(inputs)
         # Another version's agent is no drift: this one's comes with the next `up`.
         version = inputs.agent if inputs.agent == agent.version() else ""
-        stack = ledger.stack_of(self.urn)
-        judged = judge_host(facts, self.host(inputs), had=outputs, stack=stack, agent=version)
+        stack, vms = ledger.stack_of(self.urn), self.stack.vms(inputs.host)
+        judged = judge_host(facts, host, vms.values(), had=outputs, stack=stack, agent=version)
         for layer, differences in judged.drift.items():
             for difference in differences:
                 tell(f"{inputs.host}: drift ({layer}): {difference}")
-        for finding in judged.findings:
-            if finding.turn is not Turn.UP:
-                tell(f"{inputs.host}: note: {finding.line}")
+        for line in judged.met:
+            tell(f"{inputs.host}: note: {line}")
         drifted = {layer for layer, differences in judged.drift.items() if differences}
         generation = raised(outputs.generation, drifted, judged.drift.keys())
-        # What is refused, or a shared card keeps from being mended, the plan refuses before anything is changed.
-        stale = plan.stale(facts, outputs) or bool(judged.refusals or (facts.handover.away and "handover" in drifted))
-        return dataclasses.replace(outputs, generation=generation, stale=stale)
+        # With its plan all is refused that stands against a change, before the host is rebooted for it. While a shared
+        # card is away, nothing else is planned: what isn't about it is mended all the same.
+        cards = (card for card in resolving.resolve(facts, host.gpus)[0].items() if host.gpus[card[0]].may_leave)
+        mappings = (judge_mapping(facts, host, *card) for card in cards)
+        replans = bool(judged.refusals if facts.handover.away else drifted) or any(one.against for one in mappings)
+        return dataclasses.replace(outputs, generation=generation, stale=replans or plan.stale(facts, outputs))
 
     def _plan(self, inputs: HostProbe.Inputs, generation: dict[str, int]) -> HostProbe.Outputs:
         self.hold_or_fail(inputs)
-        host, vms, containers = self.host(inputs), self.stack.vms(inputs.host), self.stack.containers(inputs.host)
-        planned = planning.planned(inputs.host, host, vms, containers, stack=ledger.stack_of(self.urn))
+        judged = planning.planned(self._wanted(inputs.host), is_changed=True)
+        raise_all(judged.refusals)
         # Also for those who skip the preview: what a reboot stops is said before anything is changed.
-        tell(f"{inputs.host}: reboot: {planned.reboot.in_short(planned.want.gpus)}")
-        host_session.of(inputs.host).is_reboot_told = True
-        for remark in planned.remarks:
+        if judged.reboot:
+            tell(f"{inputs.host}: reboot: {judged.reboot.in_short(judged.want.gpus)}")
+            host_session.of(inputs.host).is_reboot_told = True
+        for remark in (*judged.host.remarks, *judged.told_host.met):
             tell(f"{inputs.host}: note: {remark}")
-        generation = raised(generation, set(), [*plan.drift(planned.facts, planned.want), "agent"])
-        return HostProbe.Outputs(**dataclasses.asdict(planned.want), generation=generation, stale=False)
+        generation = raised(generation, set(), judged.host.drift)
+        return HostProbe.Outputs(**dataclasses.asdict(judged.want), generation=generation, stale=False)
+
+    def _wanted(self, name: str) -> tree.Settings:
+        """What the settings want of a host."""
+        vms, containers = self.stack.vms(name), self.stack.containers(name)
+        return tree.Settings(name, self.stack.host(name), vms, containers, ledger.stack_of(self.urn))
 
     def show_plan(self, name: str) -> Properties:
         """Shows the plan for people in a preview: reads the host, changes nothing, and refuses what an `up` would.
@@ -101,16 +112,15 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
             tell(f"{name}: previewing without the key to the host: {error.found}")
             return {}
         try:
-            vms, containers = self.stack.vms(name), self.stack.containers(name)
-            stack = ledger.stack_of(self.urn)
-            planned = planning.planned(name, host, vms, containers, planning.PATIENCE_SECONDS, stack)
+            judged = planning.planned(self._wanted(name), planning.PATIENCE_SECONDS, is_changed=True)
         except UnreachableError as error:
             if mode == "always":
                 raise
             tell(f"{name} can't be reached ({error.found}): previewed without reading it")
             return {}
-        tell(planned.text(name, host, self.stack.restarts_before(name)))
-        return dataclasses.asdict(planned.want)
+        raise_all(judged.refusals)
+        tell(plan_text.of_plan(judged, self.stack.restarts_before(name)))
+        return dataclasses.asdict(judged.want)
 
     def delete(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> None:
         try:
@@ -185,8 +195,6 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
 
 # For so long this run waits for the guests that the host starts, one after the other; the host goes on without it.
 STARTS_SECONDS = 900.0
-# A running guest in what the layer reboot answers: `VM 103 (Sandbox), container 901 (ai-lab)`. Names hold no brackets.
-_GUEST = re.compile(r"(?:VM|container) (\d+) \(")
 
 
 class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Outputs]):
@@ -195,28 +203,29 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
     resource = BootVerification
 
     def create(self, inputs: BootVerification.Inputs) -> BootVerification.Outputs:
-        return self._verified(inputs, scripts.answer(inputs.reboot))
+        return self._verified(inputs, answered(scripts.answer(inputs.reboot)))
 
     def update(
         self, inputs: BootVerification.Inputs, before: BootVerification.Inputs, outputs: BootVerification.Outputs
     ) -> BootVerification.Outputs:
         # The guests that an earlier reboot stopped were seen to then.
         is_over = inputs.reboot == before.reboot
-        verified = self._verified(inputs, scripts.answer(inputs.reboot) | ({"reboot": "no"} if is_over else {}))
+        answer = answered(scripts.answer(inputs.reboot) | ({"reboot": "no"} if is_over else {}))
+        verified = self._verified(inputs, answer)
         return replace(verified, boot=outputs.boot) if verified.boot_id == outputs.boot_id else verified
 
-    def _verified(self, inputs: BootVerification.Inputs, reboot: dict[str, Any]) -> BootVerification.Outputs:
-        """:param reboot: what the layer reboot answered."""
+    def _verified(self, inputs: BootVerification.Inputs, answer: reboot.Answer) -> BootVerification.Outputs:
+        """:param answer: of the layer reboot."""
         want = plan.Wanted(inputs.iommu_words, inputs.vfio_words, inputs.functions, [], inputs.gpus)
-        if reboot["reboot"] == "yes":
+        if answer.reboot == "yes":
             is_told = host_session.of(inputs.host).is_reboot_told
-            why = "" if is_told else f", because {in_short(reboot['reasons'], inputs.gpus)}"
-            tell(f"{inputs.host}: rebooting{why}; {stopping(reboot['guests'])}")
-        facts = _verify(self.host(inputs), inputs.host, reboot, want, self._managed_guests(inputs.host))
+            why = "" if is_told else f", because {in_short(answer.reasons, inputs.gpus)}"
+            tell(f"{inputs.host}: rebooting{why}; {stopping(answer)}")
+        facts = _verify(self.host(inputs), inputs.host, answer, want, self._managed_guests(inputs.host))
         groups = f", {facts.iommu.groups} IOMMU groups" if facts.iommu.groups else ""
         tell(f"{inputs.host}: verified: kernel {facts.kernel}{groups}{_bound(facts, inputs)}")
-        stopped = _GUEST.findall(reboot["guests"]) if reboot["reboot"] == "yes" else []
-        boot = BootSeen(id=facts.boot_id, stopped=[int(vmid) for vmid in stopped], at=int(time.time()))
+        ids = [guest.id for guest in answer.guests] if answer.reboot == "yes" else []
+        boot = BootSeen(id=facts.boot_id, stopped=ids, at=int(time.time()))
         return _outputs(facts, inputs, boot)
 
     def _managed_guests(self, name: str) -> start_guests.Wanted:
@@ -233,35 +242,33 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
         """Not now: a reboot ends whatever holds its host, which is taken again once the boot is confirmed."""
 
 
-def _verify(
-    host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted, managed: start_guests.Wanted
-) -> HostFacts:
+def _verify(host: Host, name: str, answer: reboot.Answer, want: plan.Wanted, managed: start_guests.Wanted) -> HostFacts:
     old_boot_id = None
-    if reboot["reboot"] == "yes":
-        old_boot_id = reboot["boot_id"]
-    elif reboot["reboot"] == "manual" and ssh.read(host).boot_id == reboot["boot_id"]:
+    if answer.reboot == "yes":
+        old_boot_id = answer.boot_id
+    elif answer.reboot == "manual" and ssh.read(host).boot_id == answer.boot_id:
         raise HomelabError(
-            wanted=f"{name} rebooted, because {in_short(reboot['reasons'], want.gpus)}",
-            found=f"it has not been since (reboot: manual); a reboot stops {reboot['guests'] or 'no running guest'}",
+            wanted=f"{name} rebooted, because {in_short(answer.reasons, want.gpus)}",
+            found=f"it has not been since (reboot: manual); a reboot stops {stopped(answer)}",
             why="only a reboot brings the boot configuration into effect; what depends on it waits",
             next=f"reboot {name} when it suits you, then run `pulumi up` again: it continues from here"
             + (
                 "; the next boot is a trial: another restart before it is confirmed leads back to what runs now"
-                if reboot["armed"]
+                if answer.armed
                 else ""
             ),
         )
     # Within reach, the boot on trial becomes the default, whatever the checks say: a person can act.
-    facts = boots.confirm(host, old_boot_id, lambda text: tell(f"{name}: {text}"), tell_meanwhile)
+    facts = boots.confirm(host, old_boot_id, lambda text: tell(f"{name}: {text}"))
     if not facts.rolled_back:
         try:  # before anything else: the host itself starts its guests only while no run holds it
             host_session.of(name).hold(host)  # the reboot has ended what held it
         except HomelabError as error:
             # The boot is confirmed all the same; what would change something is refused.
             tell(f"{name}: note: {error.found}")
-    if reboot["turn"] and not facts.rolling_back:
+    if answer.turn and not facts.rolling_back:
         _end_turn(host, name)
-    if reboot["reboot"] == "yes" and not facts.rolling_back:
+    if answer.reboot == "yes" and not facts.rolling_back:
         # Of a boot that was given back this run changes nothing more.
         _start_guests(host, name, start_guests.Wanted() if facts.rolled_back else managed)
     if facts.rolled_back:

@@ -1,26 +1,20 @@
-"""A host's cards, and who may get them: names, present users, the answer to "who gets it", the gates' refusals."""
+"""A host's cards, and who has them: names, present users, the preselected answer to "who gets it"."""
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from homelab.cards import consoles
-from homelab.errors import HomelabError, Mistake
+from homelab.errors import HomelabError
 from homelab.facts.classes import NVIDIA
 from homelab.facts.guests import GuestConfig
 from homelab.facts.host import HostFacts
-from homelab.findings import JudgedGuest
-from homelab.host import gates
-from homelab.host.named import Named, meant
-from homelab.init.ask import to_type
 from homelab.properties import same
-from homelab.settings import Gpu, Host
-from homelab.vm.cards import VmCard, Wish, lines_of
-from homelab.vm.plan import judge_vm, seen_of
+from homelab.vm.cards import VmCard, lines_of
+from homelab.vm.plan import seen_of
 
 
 @dataclass(frozen=True)
@@ -146,75 +140,6 @@ def suggested(facts: HostFacts, card: Card, taken: Collection[int] = ()) -> str:
     return str(able[0]) if len(able) == 1 and able[0] not in taken else "nobody"
 
 
-_WHOM = {"lxc": "containers", "shared": "a VM and containers in turn", "host": "the host itself"}
-_HELP = """Numbers or names of guests, or a word; such as
-    103: a VM
-    901,950: containers, together
-    103,901,950: in turn: the containers have it, and the VM while it runs
-    host: programs on the host itself
-    nobody: the card stays as it is"""
-
-
-def parse_use(
-    text: str, card: Card, facts: HostFacts, host: Host, own: Mapping[str, object], known: Iterable[Named] = ()
-) -> Use:
-    """The use that an answer means: guests by number or name, `host`, `nobody`.
-
-    :param own: what the settings have of the card already.
-    :param known: the host's guests by their names there.
-    :raises Mistake: there is no such guest, or `up` would refuse it, whatever the person accepts; or a `?` asks for
-        help.
-    """
-    words = text.lower().split()
-    if words in (["nobody"], ["none"]):
-        return Use()
-    if words == ["?"]:
-        raise Mistake(_HELP)
-    able = takers(facts)
-    guests = meant(text, [one for one in known if one.id in {config.id for config in able}], able)
-    if not guests and words != ["host"]:
-        there = "; ".join([*(guest(config, facts) for config in able), "host", "nobody"])
-        raise Mistake(f"{text or 'nothing'} can't have {card.key}; there are: {there}")
-    vms = tuple(one.id for one in guests if one.kind == "vm")
-    containers = tuple(one.id for one in guests if one.kind == "lxc")
-    if len(vms) > 1 and not containers:
-        raise Mistake("One VM at a time can have a card: give one number, or a VM's with containers', in turn.")
-    use = "shared" if vms and containers else "vm" if vms else "lxc" if containers else "host"
-    if "." in card.place and use != "vm":
-        raise Mistake(f"{card.key} is a virtual function: only a VM can have it.")
-    # What `up` refuses, and settings of the card would allow.
-    openers: dict[str, Any] = {
-        "allowConsole": True,
-        "allowContainers": [config.id for config in facts.containers_with(card.place)],
-    }
-    errors = _refused(facts, card, host, use, own)
-    for size in range(3 if use == "vm" else 1):
-        for keys in itertools.combinations(openers, size):
-            more = {key: openers[key] for key in keys}
-            if not (_refused(facts, card, host, use, {**own, **more}) if more else errors):
-                return Use(use, vms, containers, more, next(iter(errors), None), _notes(vms, card, facts))
-    is_able = vms and not _refused(facts, card, host, "lxc", own)
-    raise refused(card, Use(use, vms), errors[0], "; containers, or the host itself, can have it" if is_able else "")
-
-
-def _notes(vms: Iterable[int], card: Card, facts: HostFacts) -> list[str]:
-    windows = [one for one in takers(facts) if one.id in vms and one.is_windows]
-    return [line for vmid in vms for line in judged(vmid, card, facts).met] + [
-        f"VM {one.id} has Windows, in which homelab installs nothing; its driver, its display and xVga: docs/cards.md"
-        for one in windows
-    ]
-
-
-def refused(card: Card, use: Use, error: HomelabError, but: str = "") -> Mistake:
-    """Why a card can't go there: a sentence that says it, then the reason and what to type.
-
-    :param but: what is possible, as the sentence's end.
-    """
-    whom = f"VM {use.vms[0]}" if use.use == "vm" else _WHOM[use.use]
-    lines = f"{card.key} can't go to {whom}: {error.found}{but}.", f"why:  {error.why}", f"next: {to_type(error.next)}"
-    return Mistake("\n    ".join(lines))
-
-
 def mapping_of(card: Card, vms: Iterable[int], facts: HostFacts) -> str:
     """The mapping by which a person has given one of these VMs the card, as a second one would give it twice; else the
     card's own.
@@ -224,23 +149,8 @@ def mapping_of(card: Card, vms: Iterable[int], facts: HostFacts) -> str:
     return next((option["mapping"] for option in options if "mapping" in option), card.key)
 
 
-def in_vm(vmid: int, card: Card, mapping: str, facts: HostFacts) -> VmCard:
-    """A card as its VM's settings give it: taken over where the VM has it by a line of a person's own."""
-    plain = VmCard(card.key, mapping, facts.path_of(card.place))
-    lines = lines_of(seen_of(facts, vmid).base, plain).items()
-    return replace(plain, take_over=any(not same(*line, plain.in_place_of("")) for line in lines))
-
-
-def judged(vmid: int, card: Card, facts: HostFacts) -> JudgedGuest:
-    """A VM that gets a card, judged as by a preview."""
-    mapping = mapping_of(card, [vmid], facts)
-    return judge_vm(
-        seen_of(facts, vmid), Wish(guest_key(vmid, facts, (), "vm"), vmid, [in_vm(vmid, card, mapping, facts)]), facts
-    )
-
-
-def _refused(facts: HostFacts, card: Card, host: Host, use: str, more: Mapping[str, Any]) -> list[HomelabError]:
-    # Whether what the settings have of it fits another use, whoever reads them whole says.
-    gpu = Gpu.model_validate({**card.find, **more, "use": "vm"}).model_copy(update={"use": use})
-    alone = host.model_copy(update={"gpus": {card.key: gpu}, "take_over": host.take_over or use != "vm"})
-    return gates.check(facts, alone)[1]
+def is_taken_over(vmid: int, card: Card, mapping: str, facts: HostFacts) -> bool:
+    """Whether a VM has the card by a line of a person's own, which its option is to take the place of."""
+    own = VmCard(card.key, mapping, facts.path_of(card.place))
+    lines = lines_of(seen_of(facts, vmid).base, own).items()
+    return any(not same(*line, own.in_place_of("")) for line in lines)

@@ -3,33 +3,27 @@ stands ready to be switched on. In a file that exists, comments and order stay."
 
 from __future__ import annotations
 
-import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import CommentMark, YAMLError
-from ruamel.yaml.tokens import CommentToken
 
 from homelab.errors import Mistake
 from homelab.facts.host import HostFacts
 from homelab.fields.types import is_name
-from homelab.init.cards import Card, Use, guest_key, in_vm, mapping_of
+from homelab.init.cards import Card, Use, guest_key, is_taken_over, mapping_of
 from homelab.nvidia.checks import fitting_cudas, fitting_drivers
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.settings import Host, Nvidia, Settings, stack_file
-from homelab.settings.secrets import readable
 from homelab.text import clean
 
 HEAD = """# yaml-language-server: $schema=docs/config.schema.json
 # `homelab init` wrote this file; run it again to add a card. An editor that knows the schema above explains each key.
 """
 # Keys of a host that aren't keys of the whole configuration, too.
-_WORDS = ("true", "false", "null", "yes", "no", "on", "off", "y", "n", "~")
 _OF_A_HOST = {str(field.alias) for field in Host.model_fields.values()} - {
     str(field.alias) for field in Settings.model_fields.values()
 }
@@ -41,9 +35,8 @@ def values_in(text: str) -> dict[str, Any]:
     :raises Mistake: it isn't YAML.
     """
     try:
-        config = readable((stack_file.parsed(text) or {}).get("config")) or {}
-        return {key.removeprefix("homelab:"): value for key, value in config.items() if key.startswith("homelab:")}
-    except (yaml.YAMLError, AttributeError) as error:
+        return dict(stack_file.readable(stack_file.values_of(stack_file.parsed(text))))
+    except yaml.YAMLError as error:
         raise Mistake(f"The settings file isn't one of Pulumi's: {error}. Correct it, or take another stack.") from None
 
 
@@ -56,12 +49,8 @@ def without_example(text: str) -> str:
 
 def flow(value: Any) -> str:
     """A value on one line of YAML. Texts are in quotes where another reader might take them for something else."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {flow(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(flow, value)) + "]"
-    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z~][\w./~@ +=-]*|\d+(\.\d+){3}", value)
-    return value if plain and value.lower() not in _WORDS else json.dumps(value)
+    in_brackets = yaml.safe_dump([value], default_flow_style=True, sort_keys=False, allow_unicode=True, width=2**20)
+    return in_brackets[1:-2] if in_brackets.count("\n") == 1 else json.dumps(value, ensure_ascii=False)
 
 
 def place(facts: HostFacts, node: str, name: str) -> dict[str, str]:
@@ -118,7 +107,7 @@ def addition(
             cards = [card for card, use in given.items() if number in getattr(use, section)]
             kept = [use for use in entries.get(key, {}).get("gpus") or () if _card(use) not in keys]
             taken_over = [
-                card for card in cards if section == "vms" and in_vm(number, card, mappings[card.key], facts).take_over
+                card for card in cards if section == "vms" and is_taken_over(number, card, mappings[card.key], facts)
             ]
             new = [{"gpu": card.key, "takeOver": True} if card in taken_over else card.key for card in cards]
             lines.append(f"    {key}:")
@@ -143,14 +132,10 @@ def _driver(given: Mapping[Card, Use], facts: HostFacts) -> list[str]:
         lines.append("      takeOver: true # the host's driver gets what settings of your own keep from it")
     if ids := tuple(card.id for card in staying if card.is_nvidia):
         driver = next(iter(fitting_drivers(Request("host", Nvidia(), SystemFacts(cards=ids)))), "580")
-        loaded, in_turn = facts.nvidia.version, any(use.use == "shared" for use in staying.values())
-        needed = "NVIDIA's driver on the host: what stays there can't be used without it"
-        line = f"nvidia: {flow({'driver': driver})}"
-        lines += (
-            [f"      {line} # {needed}"]
-            if in_turn or not loaded
-            else [f"      # {line} # in place of {loaded}, which is loaded, and stays"]
-        )
+        off, why = "", "NVIDIA's driver on the host: what stays there can't be used without it"
+        if (loaded := facts.nvidia.version) and all(use.use != "shared" for use in staying.values()):
+            off, why = "# ", f"in place of {loaded}, which is loaded, and stays"
+        lines.append(f"      {off}nvidia: {flow({'driver': driver})} # {why}")
     return lines
 
 
@@ -181,95 +166,131 @@ def _software(
     ]
 
 
+class _Loader(stack_file.Loader):
+    """Takes each key for a text, as Pulumi does, and refuses one that is there twice."""
+
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        names = [key.value for key, _ in node.value]
+        for number, (key, _) in enumerate(node.value):
+            if key.value in names[:number]:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1} has the key {key.value} a second time")
+            if key.tag != "tag:yaml.org,2002:merge":
+                key.tag = self.DEFAULT_SCALAR_TAG
+        return node
+
+
 def merged(text: str, more: str, sets: Sequence[str], host: str) -> str:
-    """A file's text with the settings of another; what stands there already stays as it is written.
+    """A file's text with the settings of another; what stands there already stays as it is written, with its comments
+    but for those in a list of which something goes.
 
     :param sets: `PATH=VALUE` each (`--set`).
-    :raises Mistake: the file isn't YAML; or one of `sets` isn't of that form.
+    :raises Mistake: the file isn't YAML, or of another form; or one of `sets` isn't of that form.
     """
-    round_trip = YAML()
-    round_trip.preserve_quotes, round_trip.width = True, 2**20
-    round_trip.indent(mapping=2, sequence=4, offset=2)
+    changed = text.replace("\r\n", "\n")
+    if changed[-1:] not in ("", "\n"):
+        changed += "\n"
     try:
-        if not round_trip.load(text):  # a new file, or one with nothing but comments, or Pulumi's empty one
-            text = (re.sub(r"^{}\s*", "", text, flags=re.MULTILINE) or clean(HEAD)) + more
-        whole = round_trip.load(text.replace("\r\n", "\n"))
-        if isinstance(whole, CommentedMap) and whole.get("config") is None:
-            whole["config"] = CommentedMap()
-        _merge(whole, round_trip.load(more))
-        for each in sets:
-            _merge(whole, _setting(each, host))
-    except YAMLError as error:
+        for part in (more, *(_setting(each, host) for each in sets)):
+            changed = _with(changed, part)
+    except yaml.YAMLError as error:
         at = str(error).replace("\n", " ")
         raise Mistake(
             f"The settings file can't be added to: {at}. Correct it, or take another stack (--stack)."
         ) from None
-    if not sets and text.endswith(more):
-        return text
-    out = io.StringIO()
-    round_trip.dump(whole, out)
-    return out.getvalue().replace("\n", "\r\n" if "\r\n" in text else "\n")
+    return changed.replace("\n", "\r\n") if "\r\n" in text else changed
 
 
-def _merge(into: Any, more: CommentedMap) -> None:
-    if not isinstance(into, CommentedMap) or into.yaml_anchor():
-        raise YAMLError("something else than keys with values, or an anchor (&) whose aliases would change, too")
-    for key, value in more.items():
-        old = into.get(key)
-        if isinstance(value, CommentedMap) and old:
-            _merge(old, value)
-        elif isinstance(value, CommentedSeq) and value and old:
-            _update(into, key, value)
-        elif key not in into or old != value:
-            follows = _cut(into, key if key in into else next(reversed(list(into)), None))
-            into[key] = value
-            if into.fa.flow_style() and isinstance(value, CommentedMap):
-                value.ca.comment = None
-            elif old is None and key in more.ca.items:
-                into.ca.items[key] = more.ca.items[key]
-            _add(into, key, follows)
+def _with(text: str, more: str) -> str:
+    """A file's text with the settings of one other text.
+
+    :raises yaml.YAMLError: it isn't YAML, or has a form, such as an alias, in which it would say something else.
+    """
+    now = stack_file.parsed(text, _Loader) or {}
+    wanted = _together(now, stack_file.parsed(more, _Loader))
+    if not now:  # a new file, or one with nothing but comments, or Pulumi's empty one
+        changed = (re.sub(r"^{}\s*", "", text, flags=re.MULTILINE) or clean(HEAD)) + more
+    else:
+        changed = text
+        nodes = [yaml.compose(one, _Loader) for one in (text, more)]
+        edits = _edits(text, nodes[0], now, wanted, more, nodes[1])
+        for start, end, put in reversed(sorted(edits, key=lambda edit: edit[0])):
+            changed = f"{changed[:start]}{put}{changed[end:]}"
+    try:
+        if stack_file.parsed(changed, _Loader) == wanted:
+            return changed
+    except yaml.YAMLError:
+        pass  # its message would tell of a line that isn't in the file
+    shared = any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text))
+    form = "an alias (*), whose value two places share" if shared else "a form of YAML that isn't known here"
+    raise yaml.YAMLError(f"it has {form}")
 
 
-def _update(into: CommentedMap, key: str, items: CommentedSeq) -> None:
-    """Changes a list in its place: what stays keeps its comments."""
-    old, follows = into[key], _cut(into, key)
-    for index in reversed([index for index, item in enumerate(old) if item not in items]):
-        del old[index]
-    old.extend(item for item in items if item not in old)
-    _add(into, key, follows)
+def _together(now: Any, more: Any) -> Any:
+    if not isinstance(more, Mapping) or not now:
+        return more
+    if not isinstance(now, Mapping):
+        raise yaml.YAMLError(f"something else than keys with values, where {', '.join(more)} belongs")
+    return {**now, **{key: _together(now.get(key), value) for key, value in more.items()}}
 
 
-def _end(node: Any, key: Any) -> tuple[Any, Any]:
-    """The innermost collection whose last value ends where a value ends, and that one's key: it has the comments."""
-    while isinstance(node[key], CommentedMap | CommentedSeq) and node[key] and not node[key].fa.flow_style():
-        node = node[key]
-        key = list(node)[-1] if isinstance(node, CommentedMap) else len(node) - 1
-    return node, key
+def _edits(
+    text: str, node: Any, now: Mapping[str, Any], wanted: Mapping[str, Any], more: str, added: Any
+) -> Iterator[tuple[int, int, str]]:
+    """What is put into a file's text between which places.
+
+    :param node: a mapping in it, which has keys and says what is `now`.
+    :param wanted: what it is to say.
+    :param added: the mapping in `more` that says what is new.
+    """
+    here = {key.value: (key, value) for key, value in node.value}
+    # In front of a mapping may be a tag, and in front of its first key `?`.
+    column = min(node.start_mark.column, node.value[0][0].start_mark.column)
+    # What is further inside comes first, as both may come to one place.
+    for key, value in sorted(added.value, key=lambda pair: pair[0].value not in here):
+        name = key.value
+        old: Any = here[name][1] if name in here else None
+        if name not in here and node.flow_style:
+            at, item = node.end_mark.index - 1, f"{flow(name)}: {flow(wanted[name])}"
+            has_comma = "," in re.sub("#.*", "", text[_end(text, node.value[-1][1]) : at])
+            yield at, at, f" {item}," if has_comma else f", {item}"
+        elif name not in here:
+            block = more[key.start_mark.index - key.start_mark.column : _end_of_line(more, value)]
+            lines = f"{name}: {flow(wanted[name])}" if added.flow_style else block
+            at = _end_of_line(text, node)
+            yield at, at, "\n" + textwrap.indent(textwrap.dedent(lines), " " * column)
+        elif now[name] == wanted[name]:
+            continue
+        elif isinstance(value, yaml.MappingNode) and not (now[name] or node.flow_style or value.flow_style):
+            lines = more[_end_of_line(more, key) : _end_of_line(more, value)]
+            at = _end_of_line(text, old)
+            yield here[name][0].end_mark.index, _end(text, old), ":"
+            yield at, at, textwrap.indent(textwrap.dedent(lines), " " * (column + 2))
+        elif isinstance(old, yaml.MappingNode) and old.value and isinstance(value, yaml.MappingNode):
+            yield from _edits(text, old, now[name], wanted[name], more, value)
+        elif isinstance(old, yaml.SequenceNode) and not old.flow_style and wanted[name][: len(old.value)] == now[name]:
+            at, items = _end_of_line(text, old), wanted[name][len(old.value) :]
+            yield at, at, "".join(f"\n{' ' * old.start_mark.column}- {flow(item)}" for item in items)
+        else:
+            yield here[name][0].end_mark.index, _end(text, old), f": {flow(wanted[name])}"
 
 
-def _cut(node: CommentedMap, key: Any) -> str:
-    """Takes off the lines of comments behind a value, which belong to what follows it."""
-    node, key = _end(node, key) if key is not None else (node, key)
-    token = next((token for token in node.ca.items.get(key) or () if isinstance(token, CommentToken)), None)
-    if token is None:
-        return ""
-    own, _, follows = token.value.partition("\n")
-    token.value = f"{own}\n"
-    return str(follows)
+def _end(text: str, node: yaml.Node) -> int:
+    """Where a value ends in a text; what comes below it may be comments on what follows."""
+    while isinstance(node, yaml.CollectionNode) and node.value and not node.flow_style:
+        node = node.value[-1][1] if isinstance(node, yaml.MappingNode) else node.value[-1]
+    if re.match(r"[|>]\d?\+", text[node.start_mark.index :]):  # the empty lines behind it are its own
+        return int(node.end_mark.index) - 1
+    return len(text[: node.end_mark.index].rstrip())
 
 
-def _add(node: CommentedMap, key: Any, follows: str) -> None:
-    node, key = _end(node, key)
-    slots = node.ca.items.setdefault(key, [None] * 4)
-    place = 2 if isinstance(node, CommentedMap) else 0
-    if slots[place] is not None:
-        slots[place].value += follows
-    elif follows:
-        slots[place] = CommentToken(f"\n{follows}", CommentMark(0), None)
+def _end_of_line(text: str, node: yaml.Node) -> int:
+    end = text.find("\n", _end(text, node))
+    return len(text) if end < 0 else end
 
 
-def _setting(text: str, host: str) -> CommentedMap:
-    """`vms.sandbox.machine=q35` as a file's settings."""
+def _setting(text: str, host: str) -> str:
+    """`vms.sandbox.machine=q35` as a file's text."""
     path, equals, value = text.partition("=")
     parts = path.removeprefix("homelab:").split(".")
     if parts[0] in _OF_A_HOST:  # as refusals name it: gpus.rtx5090.allowConsole
@@ -278,7 +299,11 @@ def _setting(text: str, host: str) -> CommentedMap:
         raise Mistake(
             f"--set {text}: write PATH=VALUE, such as vms.sandbox.machine=q35; docs/settings.md has the paths"
         )
-    node: Any = YAML().load(value)
-    for part in ("config", f"homelab:{parts[0]}", *parts[1:])[::-1]:
-        node = CommentedMap({part: node})
-    return CommentedMap(node)
+    keys = ("config", f"homelab:{parts[0]}", *map(flow, parts[1:]))
+    try:
+        written = flow(stack_file.parsed(value, _Loader))
+    except yaml.YAMLError:  # its message may quote a secret
+        raise Mistake(
+            f"--set {path}: its value can't be read as YAML; write a text with such signs in quotes"
+        ) from None
+    return "\n".join(f"{'  ' * depth}{key}:" for depth, key in enumerate(keys)) + f" {written}\n"

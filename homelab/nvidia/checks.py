@@ -20,11 +20,6 @@ def refusals(request: Request) -> list[HomelabError]:
     return [error for check in CHECKS for error in check(request)]
 
 
-def refusal(request: Request, *, wanted: str, found: str, why: str, next: str) -> HomelabError:
-    """A refusal of a system's stack, which says its name."""
-    return HomelabError(wanted=f"{request.name}: {wanted}", found=found, why=why, next=next)
-
-
 def card_text(request: Request, *devices: str) -> str:
     """Cards for a message: their ids and generations.
 
@@ -43,32 +38,20 @@ def supported_system(request: Request) -> Iterator[HomelabError]:
     """The data has the system's distribution."""
     system = request.system
     rows = [row for row in request.data.distributions if request.target in row.targets]
-    supported = ", ".join(row.text for row in rows)
-    if system.distribution == "windows":
-        yield refusal(
-            request,
-            wanted=supported,
-            found="Windows (ostype in the VM's configuration)",
-            why="what this program installs is Linux's: packages of apt, by SSH and bash",
-            next=f"leave {request.name}.nvidia out: the VM gets its card all the same. Inside, Windows Update or "
-            "NVIDIA's own installer (https://www.nvidia.com/drivers) brings the driver, and NVIDIA's installer of "
-            "CUDA for Windows the toolkit",
-        )
-    elif system.distribution is not None and request.distribution not in rows:
-        yield refusal(
-            request,
-            wanted=supported,
-            found=f"{system.distribution} {system.version or ''}".strip(),
+    if system.distribution is not None and request.distribution not in rows:
+        yield request.refusal(
+            wanted=", ".join(row.text for row in rows),
+            found=f"{system.distribution.capitalize()} {system.version or ''}".strip(),
             why="each distribution has its own packages of NVIDIA's, with their own names and repository",
-            next="use one of those systems, or leave `nvidia` out and install the driver there in its own way",
+            next=f"use one of those systems; or leave {request.name}.nvidia out, and install the driver there in its "
+            "own way (Windows: https://www.nvidia.com/drivers): a guest gets its card all the same",
         )
 
 
 def has_a_card(request: Request) -> Iterator[HomelabError]:
     """Where the cards are known, one is NVIDIA's."""
     if request.devices == ():
-        yield refusal(
-            request,
+        yield request.refusal(
             wanted=f"an NVIDIA card ({NVIDIA}:…)",
             found=f"graphics cards: {', '.join(request.system.cards or ()) or 'none'}",
             why="without a card no driver can be loaded, and nothing can be verified",
@@ -80,22 +63,17 @@ def has_a_card(request: Request) -> Iterator[HomelabError]:
 def secure_boot(request: Request) -> Iterator[HomelabError]:
     """Under Secure Boot, the firmware has the key by which DKMS signs the modules that it builds."""
     system = request.system
-    off = "the VM's firmware (an efidisk0 without pre-enrolled-keys=1)" if request.target == "vm" else "its firmware"
-    # On Ubuntu, DKMS signs with the key of Ubuntu's own program (dkms.in, prepare_mok).
-    enrol = (
-        "`mokutil --import /var/lib/shim-signed/mok/MOK.der` (made by `update-secureboot-policy --new-key`)"
-        if system.distribution == "ubuntu"
-        else "`mokutil --import /var/lib/dkms/mok.pub` (made by `dkms generate_mok`)"
-    )
     if request.target != "lxc" and system.secure_boot and not system.mok_enrolled:
-        yield refusal(
-            request,
+        yield request.refusal(
             wanted="a system that loads modules which DKMS built",
             found="Secure Boot is on, and DKMS's key isn't enrolled",
             why="the kernel would refuse the driver: `Key was rejected by service`; the key is confirmed on the "
             "console, at a boot, by a person",
-            next=f"either turn Secure Boot off in {off}; or enrol the key: {enrol}, reboot, confirm in MokManager on "
-            "the console; then `pulumi up --refresh`",
+            # On Ubuntu, DKMS signs with the key of Ubuntu's own program (dkms.in, prepare_mok).
+            next="either turn Secure Boot off in its firmware (a VM's: an efidisk0 without pre-enrolled-keys=1); or "
+            "enrol the key: `mokutil --import /var/lib/dkms/mok.pub` (made by `dkms generate_mok`), on Ubuntu "
+            "`mokutil --import /var/lib/shim-signed/mok/MOK.der` (made by `update-secureboot-policy --new-key`), "
+            "reboot, confirm in MokManager on the console; then `pulumi up --refresh`",
         )
 
 
@@ -106,8 +84,7 @@ def runtime_installed(request: Request) -> Iterator[HomelabError]:
         return
     has_package = bool(request.data.toolkit.runtimes[wanted])
     if not has_package or request.settings.docker != "install":
-        yield refusal(
-            request,
+        yield request.refusal(
             wanted=f"{wanted}, for nvidia.containerToolkit",
             found=f"installed: {', '.join(sorted(installed)) or 'no container runtime'}",
             why="the toolkit is configured in the runtime; a runtime is installed only if the settings ask for it",
@@ -122,8 +99,7 @@ def known_branch(request: Request) -> Iterator[HomelabError]:
     """The branch is one of NVIDIA's for Linux; one that is newer than the data passes."""
     driver, branches = request.driver, request.data.branches
     if driver and driver.major not in branches and driver.major < max(branches):
-        yield refusal(
-            request,
+        yield request.refusal(
             wanted=f"a branch of the driver: {', '.join(map(str, sorted(branches)))}",
             found=driver_text(driver),
             why="no release of such a branch for Linux is known (581 and the like are Windows versions)",
@@ -137,25 +113,15 @@ def cards_known_to_driver(request: Request) -> Iterator[HomelabError]:
     for device, row in request.generations.items():
         if driver is None or row.known_to(driver):
             continue
-        requirement = ""
-        if driver.major > row.last:
-            why = f"branch {row.last} is the last one that knows {row.name} cards; later ones say that they will "
-            why += "ignore this GPU"
-            step = f"use a newer card: branch {row.last} is legacy and no supported distribution has it"
-            fitting = str(row.last) if row.last in request.data.branches else ""
-        else:
-            requirement = f": branch {row.first.major} or later"
-            requirement += ", with the open kernel modules" if row.modules == "open" else ""
-            # 565 is what many guides say of the RTX 50 series.
-            wrong = '; the often quoted "565+" is wrong' if row.name == "Blackwell" else ""
-            why = f"{row.name} cards are known from {row.first} on{wrong}; an older one finds no device"
-            fitting = next(iter(fitting_drivers(request)), str(row.first.major))
-        yield refusal(
-            request,
-            wanted=f"a driver that knows {card_text(request, device)}{requirement}",
+        known = f"branch {row.first.major} or later" if driver.major <= row.last else f"branch {row.last} or earlier"
+        fitting = fitting_drivers(request) or fitting_drivers(request.trial(cuda=None))
+        yield request.refusal(
+            wanted=f"a driver that knows {card_text(request, device)}: {known}",
             found=driver_text(driver),
-            why=why,
-            next=f'set nvidia.driver: "{fitting}"' if fitting else step,
+            why=f"another one doesn't know {row.name} cards, and finds no device",
+            next=f'set nvidia.driver: "{fitting[0]}"'
+            if fitting
+            else "use other cards: no driver for a supported distribution knows all of these",
         )
 
 
@@ -164,28 +130,18 @@ def flavour_possible(request: Request) -> Iterator[HomelabError]:
     driver, wanted, data = request.driver, request.settings.flavour, request.data
     if driver is None or request.target == "lxc" or request.flavour(driver):
         return
-    new, old = (
-        card_text(request, *(device for device, row in request.generations.items() if row.modules == flavour))
-        for flavour in ("open", "proprietary")
-    )
-    of_branch, step = data.flavours(driver.major), "leave nvidia.flavour at auto"
-    found = [
-        new and f"{new} works with the open ones alone",
-        old and f"{old} works with the proprietary ones alone",
-        f"{driver_text(driver)} has the {' and '.join(of_branch)} ones",
-        wanted != "auto" and f"nvidia.flavour is {wanted}",
-    ]
-    if new and old:
-        step = "give these cards to different systems: one of them to a VM of its own (`use: vm`)"
-    elif (new or old) and ("open" if new else "proprietary") not in of_branch:
-        step += f', and set nvidia.driver: "{data.recommended[0]}"'
-    yield refusal(
-        request,
+    found = [f"{driver_text(driver)} has the {' and '.join(data.flavours(driver.major))} ones"]
+    found += [f"nvidia.flavour is {wanted}"] if wanted != "auto" else []
+    for flavour in ("open", "proprietary"):
+        if devices := [device for device, row in request.generations.items() if row.modules == flavour]:
+            found.append(f"{card_text(request, *devices)} works with the {flavour} ones alone")
+    yield request.refusal(
         wanted="kernel modules that fit cards and driver",
-        found="; ".join(text for text in found if text),
+        found="; ".join(found),
         why="a running kernel has one nvidia module. The open ones need a GSP, which cards have from Turing on; where "
         "the proprietary ones don't know a card, `No devices were found`",
-        next=step,
+        next="leave nvidia.flavour at auto, with a branch that has these modules; cards that need different ones go "
+        "to different systems: one of them to a VM of its own (`use: vm`)",
     )
 
 
@@ -193,8 +149,7 @@ def installer_known(request: Request) -> Iterator[HomelabError]:
     """Where the settings want NVIDIA's installer, the SHA-256 of one is known."""
     driver = request.driver
     if request.settings.source == "run" and driver and not request.sha256(driver):
-        yield refusal(
-            request,
+        yield request.refusal(
             wanted=f"the SHA-256 of NVIDIA's installer of {driver_text(driver)}",
             found="neither this program's data nor nvidia.runSha256 has it",
             why="the installer runs as root, and a server, mirror or proxy that has another file must not decide what "
@@ -205,13 +160,13 @@ def installer_known(request: Request) -> Iterator[HomelabError]:
 
 def sha256_advice(request: Request, driver: Version) -> str:
     """What to do about an installer whose SHA-256 isn't known."""
-    other = "choose a version that is known here (docs/nvidia.md#nvidias-installer)"
     if driver.is_branch:
-        return other
+        return "choose a version that is known here (docs/nvidia.md#nvidias-installer)"
     url = request.data.run.url(request.data.repositories.run, str(driver))
     return (
         f"read the installer's SHA-256 at {url}.sha256sum, from another network than the one that it is installed "
-        f'over, and set nvidia.runSha256: {{"{driver}": "..."}}; or {other}'
+        f'over, and set nvidia.runSha256: {{"{driver}": "..."}}; or choose one that is known here '
+        "(docs/nvidia.md#nvidias-installer)"
     )
 
 
@@ -222,16 +177,13 @@ def host_version(request: Request) -> Iterator[HomelabError]:
     if request.target != "lxc" or host is None or request.devices == ():
         return
     if not host or (wanted and not fits(parse(host), parse(wanted))):
-        yield refusal(
-            request,
-            wanted=f"the host's driver, {host}" if host else "the version of the host's driver",
-            found=f'nvidia.driver: "{wanted}"' if host else "the host has loaded none",
+        yield request.refusal(
+            wanted="the version of the host's driver",
+            found=f'the host has {host}, and nvidia.driver is "{wanted}"' if host else "the host has loaded none",
             why="the container's libraries must be of exactly the host's version, or programs fail with "
             "`Driver/library version mismatch`",
-            next=f'leave nvidia.driver out for the container, or set "{wanted}" for the host, too: its containers '
-            "follow it"
-            if host
-            else "give the host its driver (`nvidia`), or load it there",
+            next="give the host that driver (`nvidia`), or load it there; leave nvidia.driver out for the container, "
+            "which follows its host",
         )
 
 
@@ -250,37 +202,28 @@ def cuda_fits(request: Request) -> Iterator[HomelabError]:
     if release is None:
         return
     if driver and not request.runs_cuda(driver):
-        yield _driver_too_old(request, driver, release)
+        of_host = " or later for the host, whose driver this is" if request.target == "lxc" else ""
+        steps = [f'set nvidia.driver: "{one}"{of_host}' for one in fitting_drivers(request)[:1]]
+        steps.append(cuda_advice(request))
+        if request.trial(allow_minor_version_compatibility=True).runs_cuda(driver):
+            steps.append("set nvidia.allowMinorVersionCompatibility: true, and do without PTX compiled at run time")
+        yield request.refusal(
+            wanted=f"a driver for CUDA {release}: {request.data.least_for(release)} or later",
+            found=driver_text(driver),
+            why="CUDA's programs would fail: `the provided PTX was compiled with an unsupported toolchain`, or `CUDA "
+            "driver version is insufficient for CUDA runtime version`",
+            next="; or ".join(steps),
+        )
     for device in request.unbuilt:
         row = request.generations[device]
         first, last = row.cuda
         is_old = first is not None and release < first
-        yield refusal(
-            request,
+        yield request.refusal(
             wanted=f"CUDA {f'{first} or later' if is_old else f'{last} or earlier'}, for {card_text(request, device)}",
             found=f'nvidia.cuda: "{release}"',
-            why=f"its nvcc can't build for {row.name}"
-            if is_old
-            else f"CUDA {release.major} no longer builds for {row.name}",
+            why=f"its nvcc can't build for {row.name} cards",
             next=cuda_advice(request),
         )
-
-
-def _driver_too_old(request: Request, driver: Version, release: Version) -> HomelabError:
-    step = cuda_advice(request)
-    if fitting := fitting_drivers(request)[:1]:
-        for_host = " or later for the host, whose driver this is; or here" if request.target == "lxc" else "; or"
-        step = f'set nvidia.driver: "{fitting[0]}"{for_host} {step}'
-    if request.trial(allow_minor_version_compatibility=True).runs_cuda(driver):
-        step += "; or set nvidia.allowMinorVersionCompatibility: true, and do without PTX compiled at run time"
-    return refusal(
-        request,
-        wanted=f"a driver for CUDA {release}: {request.data.least_for(release)} or later",
-        found=driver_text(driver),
-        why="CUDA's programs would fail: `the provided PTX was compiled with an unsupported toolchain`, or `CUDA "
-        "driver version is insufficient for CUDA runtime version`",
-        next=step,
-    )
 
 
 def fitting_cudas(request: Request) -> list[str]:

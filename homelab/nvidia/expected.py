@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from homelab.errors import HomelabError
 from homelab.facts.classes import NVIDIA
 from homelab.nvidia.plan import cdi
 from homelab.nvidia.request import Request
 from homelab.shapes import Runtime
 from remote_scripts.both.nvidia_packages import Answer
 from remote_scripts.both.symptoms import Context, Flavour, Target
+
+# What mends most of what differs.
+AGAIN = "run `pulumi up --refresh`: it installs, or makes again, what isn't as it is wanted"
 
 
 @dataclass(frozen=True)
@@ -73,3 +77,7 @@ class Expected:
         return Context(
             self.name, self.target, None, self.needs_open, self.secure_boot, self.driver, self.host_driver, self.kernel
         )
+
+    def error(self, what: str, found: str, why: str, next: str = AGAIN) -> HomelabError:
+        """The error for what isn't as expected, which says the system's name."""
+        return HomelabError(wanted=f"{self.name}: {what}", found=found, why=why, next=next)

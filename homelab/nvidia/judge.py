@@ -4,10 +4,11 @@ libraries are of one version. Pure: preview, refresh and doctor ask the same fun
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, cast
 
-from homelab.findings import Finding, Stage
+from homelab.errors import HomelabError
+from homelab.findings import Judged, Stage
 from homelab.settings import Container, Host, Nvidia
 
 if TYPE_CHECKING:  # NVIDIA's data is of no use where nothing of it is installed
@@ -22,9 +23,8 @@ def installing(host: Host, containers: Iterable[Container]) -> list[str]:
     ]
 
 
-def steps(reading: SystemReading, stack: Nvidia | None, *, libraries: bool = False) -> list[str]:
-    """What the next `up` mends on a system, a line each, which begins with the layer: a refresh's drift, the preview's
-    lines, and what the doctor finds.
+def drift(reading: SystemReading, stack: Nvidia | None, *, libraries: bool = False) -> list[tuple[str, str]]:
+    """What the next `up` mends on a system: each layer with what differs, in words.
 
     :param stack: the one that is wanted there.
     :param libraries: packages for cards of other makers are wanted there.
@@ -35,23 +35,43 @@ def steps(reading: SystemReading, stack: Nvidia | None, *, libraries: bool = Fal
         *(("libraries",) if libraries else ()),
     ]
     return [
-        *(line for line in reading.drift if line.partition(":")[0] in wanted),
-        *(f"{layer}: there is no record of it" for layer in wanted if layer not in {*reading.steps, "boot"}),
+        *((layer, differs) for layer, differs in reading.drift if layer in wanted),
+        *((layer, "there is no record of it") for layer in wanted if layer not in {*reading.steps, "boot"}),
     ]
 
 
-def judge_stack(what: str, differences: Sequence[str], stage: Stage) -> list[Finding]:
-    """What is judged of what the settings want on a system.
+def steps(reading: SystemReading, stack: Nvidia | None, *, libraries: bool = False) -> list[str]:
+    """The same, a line each, which begins with the layer: a refresh's drift, the preview's lines, and what the doctor
+    finds."""
+    return [f"{layer}: {differs}" for layer, differs in drift(reading, stack, libraries=libraries)]
+
+
+def judge_system(
+    what: str,
+    found: object,
+    stack: Nvidia | None,
+    against: Iterable[HomelabError] = (),
+    *,
+    libraries: bool = False,
+    stage: Stage = Stage.INSIDE,
+) -> Judged:
+    """What is judged of what the settings want installed on a system; others as of `steps`.
 
     :param what: it, and where, for messages.
-    :param differences: of `steps`; empty: it is as it is wanted.
+    :param found: the SystemReading of it; an error: it can't be read, and nothing is changed there; None: it isn't
+        known.
+    :param against: what refuses the stack.
     """
-    return Finding.of_steps(
-        f"{what} to be as the settings say",
-        differences,
-        "it was changed since the last `pulumi up`, or that has never run, or was cut short; programs find no card "
+    error, of_stack = found if isinstance(found, HomelabError) else None, [*against]
+    is_read = found is not None and error is None
+    differences = steps(cast("SystemReading", found), stack, libraries=libraries) if is_read else []
+    return Judged(
+        title=f"{what} to be as the settings say",
+        why="it was changed since the last `pulumi up`, or that has never run, or was cut short; programs find no card "
         "unless the loaded module and all of NVIDIA's libraries have the same version",
-        stage,
+        steps=differences or (["packages: they aren't what the settings say"] if of_stack and is_read else []),
+        against=[*([error] if error else ()), *of_stack],
+        stage=stage,
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from homelab.errors import HomelabError
-from homelab.nvidia.checks import card_text, cuda_advice, driver_text, refusal, refusals, sha256_advice
+from homelab.nvidia.checks import card_text, cuda_advice, driver_text, refusals, sha256_advice
 from homelab.nvidia.compatibility import Flavour, Key
 from homelab.nvidia.request import Request
 from homelab.nvidia.settings import Nvidia
@@ -244,8 +244,7 @@ def _by_apt(request: Request, said: Said) -> Iterator[HomelabError]:
         drivers = dict.fromkeys(driver_text(parse(way.driver)) for way in tries(request))
         beside = ", and what comes beside it" if any(_beside(request)) else ""
         offered = [f"offered: {', '.join(said.offered)}"] if said.offered else []
-        yield refusal(
-            request,
+        yield request.refusal(
             wanted=f"{' or '.join(drivers) or 'a driver'}{beside}",
             found="\n        ".join([*(_passed_over(said) or ["no way to it is known"]), *offered]),
             why="apt was asked, with NVIDIA's repositories; nothing was changed",
@@ -253,8 +252,7 @@ def _by_apt(request: Request, said: Said) -> Iterator[HomelabError]:
         )
     if said.removes:
         names = " ".join(said.removes)
-        yield refusal(
-            request,
+        yield request.refusal(
             wanted="NVIDIA's stack beside what is installed",
             found=f"apt would remove {names}",
             why="they aren't this program's to remove",
@@ -263,8 +261,7 @@ def _by_apt(request: Request, said: Said) -> Iterator[HomelabError]:
     if said.lacking:
         yield HomelabError(**vars(lacking_headers(request.name, said.lacking, request.target)))
     if said.room is not None and said.room < said.needs:
-        yield refusal(
-            request,
+        yield request.refusal(
             wanted=f"room below /usr: {said.needs // 10**6} MB, as apt has it",
             found=f"{said.room // 10**6} MB are free",
             why="apt, or the installer, would fail half-way, with no space left on the device",
@@ -283,21 +280,15 @@ def _way_out(request: Request, said: Said) -> str:
     name, others = next((match.groups("") for match in absent), ("", ""))
     if name.startswith("cuda-toolkit-"):
         return cuda_advice(request, others.replace("cuda-toolkit-", "").replace("-", ".").split(", "))
-    if name.startswith(("libcudnn", "libnccl")):
-        return "leave nvidia.cudnn and nvidia.nccl out there, or set nvidia.cuda to a release of another major version"
-    if name in request.data.toolkit.packages:
-        return "check nvidia.mirror.containerToolkit, and the system's network"
     if name:
-        return f"see why apt there has no {name}, or install it yourself; an engine: leave nvidia.docker out then"
+        return (
+            f"see why apt there has no {name} (nvidia.mirror, the system's network), or leave out what brings it "
+            "(nvidia.cudnn and nvidia.nccl, which aren't there for each major release of CUDA; nvidia.docker)"
+        )
     step = f"set nvidia.driver{' of the host' if request.target == 'lxc' else ''} to one that is offered"
     if request.settings.source == "packages":
         return f"leave nvidia.source out, or set nvidia.source: run for NVIDIA's installer; or {step}"
-    if driver is None or request.sha256(driver):
-        return step
-    # A container's packages may bring modules, of whichever version is offered.
-    known = request.sha256(parse(str(driver.major))) if request.target == "lxc" else None
-    step = f'set nvidia.driver of the host: "{known[0]}", whose installer is known here' if known else step
-    return f"{step}; or {sha256_advice(request, driver)}"
+    return step if driver is None or request.sha256(driver) else f"{step}; or {sha256_advice(request, driver)}"
 
 
 # -- what a person reads ---------------------------------------------------------------------------------------
@@ -332,7 +323,7 @@ def notes(request: Request, said: Said | None = None) -> list[str]:
     driver = parse(to_be["driver"]) if to_be else request.driver
     found = [*_cards_notes(request), *_libraries_notes(request, said)]
     if driver:
-        found += [*_branch_notes(request, driver), *_cuda_notes(request, driver)]
+        found += _driver_notes(request, driver)
     if said:
         found += [f"passed over: {text}" for text in _passed_over(said)]
         loaded = "nouveau" if request.system.nouveau else request.system.loaded
@@ -354,26 +345,14 @@ def _cards_notes(request: Request) -> Iterator[str]:
         yield "the cards aren't known yet: whether driver and cards fit is checked before anything is installed"
 
 
-def _branch_notes(request: Request, driver: Version) -> Iterator[str]:
-    data, branch = request.data, driver.major
-    if branch > max(data.branches):
-        yield f"branch {branch} is newer than this program's data (up to {max(data.branches)})"
+def _driver_notes(request: Request, driver: Version) -> Iterator[str]:
+    data, branch, release = request.data, driver.major, request.cuda
     if data.ended(branch, request.today):
         yield (
             f"branch {branch} has reached its end of life ({data.branches[branch]}): no more fixes, also of security; "
             f"{data.recommended[0]} is maintained"
         )
-
-
-def _cuda_notes(request: Request, driver: Version) -> Iterator[str]:
-    release, data = request.cuda, request.data
-    if release is None:
-        return
-    if release.short not in data.cuda:
-        yield (
-            f"CUDA {release} isn't in this program's data: that it takes {data.least_for(release)} or later is assumed"
-        )
-    if not request.trial(allow_minor_version_compatibility=False).runs_cuda(driver):
+    if release and not request.trial(allow_minor_version_compatibility=False).runs_cuda(driver):
         yield (
             f"CUDA {release} came with {data.least_for(release)}; with {driver_text(driver)} its programs run within "
             "the major release, without PTX compiled at run time"

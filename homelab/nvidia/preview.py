@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from homelab.container import plan as container_plan
 from homelab.errors import HomelabError
@@ -17,11 +17,12 @@ from homelab.nvidia.versions import fits, parse
 from remote_scripts.both.nvidia_packages import Said
 
 if TYPE_CHECKING:
+    from homelab.facts.guests import GuestConfig
     from homelab.facts.host import HostFacts
     from homelab.host.plan import Wanted as HostPlan
     from homelab.nvidia.reading import SystemReading
-    from homelab.nvidia.settings import Nvidia
     from homelab.settings import Container, Host, Settings, Vm
+    from remote_scripts.both.symptoms import Target
 
 
 def from_settings(settings: Settings) -> list[HomelabError]:
@@ -29,38 +30,38 @@ def from_settings(settings: Settings) -> list[HomelabError]:
     wants another driver than its host gets."""
     requests = []
     for host in settings.hosts.values():
-        if host.nvidia:
-            # The host may have more cards than those that the settings name.
-            named = [gpu.match for gpu in host.gpus.values() if gpu.use in ("lxc", "host", "shared") and gpu.match]
-            system = SystemFacts(cards=tuple(named) or None)
-            requests.append(Request("host", host.nvidia, system, f"hosts.{host.name}"))
+        # The host may have more cards than those that the settings name.
+        named = tuple(gpu.match for gpu in host.gpus.values() if gpu.use != "vm" and gpu.match)
+        requests.append(_request("host", host, f"hosts.{host.name}", cards=named or None))
         for vm in host.vms:
-            if vm.nvidia:
-                system = SystemFacts(cards=_card_ids(host, vm.cards))
-                requests.append(Request("vm", vm.nvidia, system, f"vms.{vm.name}"))
-        for container in host.containers:
-            if container.nvidia:
-                driver = _driver_to_follow(container.nvidia, host.nvidia.driver if host.nvidia else None)
-                system = SystemFacts(host_driver=driver, cards=_card_ids(host, container.cards))
-                requests.append(Request("lxc", container.nvidia, system, f"containers.{container.name}"))
-    return [error for request in requests for error in plan.refused(request)]
+            requests.append(_request("vm", vm, f"vms.{vm.name}", cards=_card_ids(host, vm.cards)))
+        for one in host.containers:
+            driver, cards = host.nvidia.driver if host.nvidia else None, _card_ids(host, one.cards)
+            requests.append(_request("lxc", one, f"containers.{one.name}", cards=cards, host_driver=driver))
+    return [error for request in requests if request for error in plan.refused(request)]
+
+
+def _request(
+    target: Target, of: Host | Vm | Container, place: str, system: SystemFacts | None = None, **values: Any
+) -> Request | None:
+    """The request for the stack that the settings want on a host or in a guest; None: none.
+
+    :param system: its facts, as far as they were read.
+    :param values: those of its facts that are known otherwise. A container's settings that name a version of its
+        host's driver are more precise than that.
+    """
+    if of.nvidia is None:
+        return None
+    driver, own = values.get("host_driver"), of.nvidia.driver
+    if driver and own and fits(parse(own), parse(driver)):
+        values["host_driver"] = None
+    return Request(target, of.nvidia, dataclasses.replace(system or SystemFacts(), **values), place)
 
 
 def _card_ids(host: Host, names: Collection[str]) -> tuple[str, ...] | None:
     # A card that is set by its address alone has no id yet, so that a guest's cards aren't known.
     ids = [gpu.match for name in names if (gpu := host.gpus[name]).match]
     return tuple(ids) if 0 < len(ids) == len(names) else None
-
-
-def _driver_to_follow(container: Nvidia, host_driver: str | None) -> str | None:
-    """The host's driver for a container's request; None where the container's settings name a version of it, which is
-    more precise.
-
-    :param host_driver: branch or version that the host gets.
-    """
-    if host_driver and container.driver and fits(parse(container.driver), parse(host_driver)):
-        return None
-    return host_driver
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Stack:
         reading = self.reading
         if self.errors or reading is None or not reading.asked:
             return False
-        changed = any(line.startswith("packages:") for line in judge.steps(reading, self.request.settings))
+        changed = any(layer == "packages" for layer, _ in judge.drift(reading, self.request.settings))
         return reading.asked == plan.wanted(self.request).digest and not changed
 
     def answered(self, said: Said) -> Stack:
@@ -135,13 +136,11 @@ def of_host(
     :param want: the host's plan from the same reading.
     :param reading: of it as a system.
     """
-    if host.nvidia is None:
-        return None
     slots_of_vms = {gpu["slot"] for gpu in want.gpus.values() if gpu["use"] == "vm"}
     cards = tuple(device.id for device in facts.display_devices if device.slot not in slots_of_vms)
     # A card's current driver says nothing about the next boot.
-    system = dataclasses.replace(reading.system if reading else SystemFacts(), cards=cards)
-    return Stack.of("the host", Request("host", host.nvidia, system, f"hosts.{name}"), reading)
+    request = _request("host", host, f"hosts.{name}", reading.system if reading else None, cards=cards)
+    return Stack.of("the host", request, reading) if request else None
 
 
 def of_guests(
@@ -164,33 +163,36 @@ def of_guests(
     driver = on_host.driver_to_be.get("driver") if on_host else facts.nvidia.version or None
     driver_cards = container_plan.cards(facts, want, vms, driver_comes=on_host is not None)
     stacks = []
+
+    def add(target: Target, guest: Vm | Container, name: str, slots: Collection[str] | None, **values: Any) -> None:
+        config, reading = facts.guests.config(guest.guest_id), readings.get(str(guest.guest_id))
+        cards = None if slots is None else tuple(one.id for one in facts.display_devices if one.slot in slots)
+        label, section = ("VM", "vms") if target == "vm" else ("container", "containers")
+        system = _guest_system(guest, config, reading)
+        if request := _request(target, guest, f"{section}.{name}", system, cards=cards, **values):
+            ctid = guest.guest_id if target == "lxc" else 0
+            stack = Stack.of(f"{label} {guest.guest_id} ({name})", request, reading, ctid)
+            stacks.append(dataclasses.replace(stack, is_new=config is None))
+
     for name, vm in vms.items():
-        if vm.nvidia:
-            slots = [want.gpus[use.gpu]["slot"] for use in vm.gpus if use.gpu in want.gpus]
-            cards = tuple(device.id for device in facts.display_devices if device.slot in slots)
-            reading = readings.get(str(vm.vmid))
-            system = dataclasses.replace(_guest_system(vm, facts, reading), cards=cards)
-            stacks.append(Stack.of(f"VM {vm.vmid} ({name})", Request("vm", vm.nvidia, system, f"vms.{name}"), reading))
+        add("vm", vm, name, [want.gpus[gpu]["slot"] for gpu in vm.cards if gpu in want.gpus])
     for name, container in containers.items():
-        if container.nvidia:
-            reading = readings.get(str(container.ctid))
-            system = dataclasses.replace(
-                _guest_system(container, facts, reading),
-                host_driver=_driver_to_follow(container.nvidia, driver),
-                cards=_cards_of(name, container, facts, want, driver_cards),
-            )
-            request = Request("lxc", container.nvidia, system, f"containers.{name}")
-            stacks.append(Stack.of(f"container {container.ctid} ({name})", request, reading, container.ctid))
-    new = {f"vms.{name}" for name, vm in vms.items() if facts.guests.config(vm.vmid) is None}
-    new |= {f"containers.{name}" for name, one in containers.items() if facts.guests.config(one.ctid) is None}
-    return [dataclasses.replace(stack, is_new=stack.request.name in new) for stack in stacks]
+        # One that can't have one of its cards, container.plan refuses.
+        numbers, refused = container_plan.numbers(name, container, driver_cards, want)
+        slots = None if refused else [driver_cards.slots[number] for number in numbers]
+        add("lxc", container, name, slots, host_driver=driver)
+    return stacks
 
 
-def _guest_system(guest: Vm | Container, facts: HostFacts, reading: SystemReading | None) -> SystemFacts:
+# Names of Proxmox VE's container templates, and of cloud images: debian-13-standard_13.1-2_amd64.tar.zst.
+_TEMPLATE = re.compile(r"(?:.*/)?(debian|ubuntu)-(\d+(?:\.\d+)?)-.*\.(?:tar\.\w+|qcow2|raw|vmdk)")
+
+
+def _guest_system(guest: Vm | Container, config: GuestConfig | None, reading: SystemReading | None) -> SystemFacts:
     """The facts of a guest as a system: from a reading of it, else from its configuration, else from its template."""
-    config = facts.guests.config(guest.guest_id)
     if config is None:
-        return _system_of_template(guest.volumes)
+        known = next(filter(None, map(_TEMPLATE.fullmatch, guest.volumes)), None)
+        return SystemFacts(distribution=known[1], version=known[2]) if known else SystemFacts()
     if config.is_windows:
         return SystemFacts(distribution="windows", version="")
     if reading is not None:
@@ -199,47 +201,17 @@ def _guest_system(guest: Vm | Container, facts: HostFacts, reading: SystemReadin
     return SystemFacts() if kind in ("debian", "ubuntu", "unmanaged") else SystemFacts(distribution=kind, version="")
 
 
-# Names of Proxmox VE's container templates, and of cloud images: debian-13-standard_13.1-2_amd64.tar.zst.
-_TEMPLATE = re.compile(r"(?:.*/)?(debian|ubuntu)-(\d+(?:\.\d+)?)-.*\.(?:tar\.\w+|qcow2|raw|vmdk)")
-
-
-def _system_of_template(volumes: list[str]) -> SystemFacts:
-    """The distribution of a new guest, where the name of its image or template tells it.
-
-    :param volumes: those that the guest is made from.
-    """
-    for volume in volumes:
-        if match := _TEMPLATE.fullmatch(volume):
-            return SystemFacts(distribution=match[1], version=match[2])
-    return SystemFacts()
-
-
-def _cards_of(
-    name: str, container: Container, facts: HostFacts, want: HostPlan, driver_cards: container_plan.DriverCards
-) -> tuple[str, ...] | None:
-    """Ids (vendor:device) of the cards that a container gets; None where it can't have one of them, which
-    `container.plan` refuses.
-
-    :param name: the container's, in the settings.
-    """
-    numbers, refused = container_plan.numbers(name, container, driver_cards, want)
-    slots = [driver_cards.slots[number] for number in numbers]
-    return None if refused else tuple(device.id for device in facts.display_devices if device.slot in slots)
-
-
-def powered_off(facts: HostFacts, vms: Mapping[str, Vm], containers: Mapping[str, Container]) -> list[HomelabError]:
+def powered_off(facts: HostFacts, vms: Mapping[str, Vm], containers: Mapping[str, Container]) -> Iterator[HomelabError]:
     """Refusals of guests that are off and stay off (`power: keep`), as their stack is installed from inside."""
     guests: dict[str, Vm | Container] = {f"vms.{name}": vm for name, vm in vms.items()}
     guests |= {f"containers.{name}": container for name, container in containers.items()}
     staying = {place: one.guest_id for place, one in guests.items() if one.nvidia and one.wanted_power == "keep"}
-    return [
-        HomelabError(
-            wanted=f"{place} running",
-            found=f"{guest} is off, and {place}.power is keep",
-            why="NVIDIA's stack is installed from inside the guest",
-            next=f"start it, or set {place}.power: running",
-        )
-        for place, guest in staying.items()
+    for place, guest in staying.items():
         # A guest that doesn't exist is refused elsewhere.
-        if guest not in facts.guests.running and facts.guests.config(guest)
-    ]
+        if guest not in facts.guests.running and facts.guests.config(guest):
+            yield HomelabError(
+                wanted=f"{place} running",
+                found=f"{guest} is off, and {place}.power is keep",
+                why="NVIDIA's stack is installed from inside the guest",
+                next=f"start it, or set {place}.power: running",
+            )

@@ -14,7 +14,7 @@ from remote_scripts.tools.plain import FormError, of_plain
 @dataclass(frozen=True, kw_only=True)
 class SystemReading(Answer):
     """A reading of a system. `boot_id`: of the system's kernel, in a container of the host's; `steps`: those that were
-    applied there; `drift`: a line for each difference from what the steps left, after its step (`packages: ...`).
+    applied there; `drift`: each step that left something else than is there, with that.
     """
 
     @property

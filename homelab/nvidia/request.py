@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from homelab.errors import HomelabError
 from homelab.facts.classes import NVIDIA
 from homelab.nvidia.compatibility import Distribution, Facts, Flavour, Generation, Target, load
 from homelab.nvidia.settings import Nvidia
@@ -57,6 +58,10 @@ class Request:
         :param values: fields of the settings.
         """
         return replace(self, settings=self.settings.model_copy(update=values))
+
+    def refusal(self, *, wanted: str, found: str, why: str, next: str) -> HomelabError:
+        """A refusal of the stack, which says the system's name."""
+        return HomelabError(wanted=f"{self.name}: {wanted}", found=found, why=why, next=next)
 
     @property
     def devices(self) -> tuple[str, ...] | None:

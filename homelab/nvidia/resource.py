@@ -20,7 +20,7 @@ import pulumi
 
 from homelab.remote import scripts
 from homelab.resources.base import Act, HostInputs, Probe, Values
-from homelab.shapes import StackInUse, SystemState
+from homelab.shapes import NvidiaOutput, SystemState
 
 # What the steps leave on a system, in the order in which they do.
 LAYERS = ("packages", "boot", "toolkit")
@@ -126,9 +126,9 @@ class NvidiaVerification(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """`result`: as the stack puts it out (contract.NvidiaOutput)."""
+        """`result`: as the stack puts it out."""
 
-        result: StackInUse
+        result: NvidiaOutput
 
     if TYPE_CHECKING:
-        result: pulumi.Output[StackInUse]
+        result: pulumi.Output[NvidiaOutput]

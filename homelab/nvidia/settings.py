@@ -4,26 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, model_validator
+from pydantic import BeforeValidator, model_validator
 
 from homelab.fields.model import Model
-from homelab.fields.types import InWords, Proxy, Seconds, Sha256, Text, WebAddress, plain
+from homelab.fields.types import InWords, Proxy, Seconds, Sha256, Text, WebAddress, WrittenText, written
 from homelab.shapes import Capability, Runtime
 
 
-def _written_as_text(value: Any) -> Any:
-    # A number as the text that it was: Pulumi itself writes 13.0 as 13, and no release is called 12.10.
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
 def _release(value: Any) -> Any:
-    return f"{value}.0" if type(value) is int else _written_as_text(value)
+    return f"{value}.0" if type(value) is int else written(value)
 
 
 _WORDS = "version"
-VersionText = Annotated[str, InWords(_WORDS), BeforeValidator(_written_as_text), AfterValidator(plain)]
 BranchText = Annotated[
-    VersionText,
+    WrittenText,
     Text(
         _WORDS,
         r"[0-9]{3}(?:\.[0-9]{2,3}(?:\.[0-9]{2})?)?",
@@ -31,9 +25,9 @@ BranchText = Annotated[
     ),
 ]
 # The major versions that data/facts.yaml has.
-Cudnn = Annotated[Literal["9"], InWords(_WORDS), BeforeValidator(_written_as_text)]
+Cudnn = Annotated[Literal["9"], InWords(_WORDS), BeforeValidator(written)]
 CudaText = Annotated[
-    VersionText,
+    WrittenText,
     Text(_WORDS, r"[0-9]{1,2}\.[0-9]{1,2}(?:\.[0-9])?", 'a release ("12.8") or an update of one ("12.8.1")'),
     BeforeValidator(_release),
 ]

@@ -20,7 +20,7 @@ from homelab.reading import stacks
 from homelab.remote import ssh
 from homelab.resources import nvidia_steps as steps
 from homelab.resources.work.base import raised
-from homelab.resources.work.systems import Reached, SystemWork
+from homelab.resources.work.systems import Ask, SystemWork
 from homelab.text import tell
 from remote_scripts.both.nothing import Wanted
 from remote_scripts.both.nvidia_verification import Answer
@@ -58,14 +58,14 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
         if system is None:
             return outputs
         reading, has_agent = system
-        drift = judge.steps(reading, Nvidia.model_construct(**inputs.nvidia))
+        stack = Nvidia.model_construct(**inputs.nvidia)
         old, new = outputs.facts, facts_of(reading, inputs.target)
         changed = [key for key in new if old.get(key) != new.get(key)]
         told = [f"{key.replace('_', ' ')} is {new.get(key)} instead of {old.get(key)}" for key in changed]
         told += [] if has_agent else ["this program's agent there is missing, or another one"]
-        for difference in [*drift, *told]:
+        for difference in [*judge.steps(reading, stack), *told]:
             tell(f"{name}: drift: {difference}")
-        drifted = {line.partition(":")[0] for line in drift}
+        drifted = {layer for layer, _ in judge.drift(reading, stack)}
         # Mended, the packages' step may answer as it did before (another try after a way back); whether a boot is
         # needed is looked at anew.
         drifted |= {"boot"} if "packages" in drifted else set()
@@ -93,14 +93,7 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
     def _plan(self, inputs: NvidiaSystem.Inputs, generation: dict[str, int]) -> NvidiaSystem.Outputs:
         if inputs.target != "vm":
             self.hold_or_fail(inputs)
-        stack = self.wanted_stack(inputs)
-        if stack is None:
-            raise HomelabError(
-                wanted=f"homelab:{inputs.system_name}.nvidia in the stack's configuration",
-                found="it is missing",
-                why="it says what is to be installed there",
-                next="put it back, or run `pulumi up` to give NVIDIA's stack there up",
-            )
+        stack = _needed(self.wanted_stack(inputs), inputs.system_name)
         system = self.read_system_in_time(inputs, stack.timeouts.reboot)
         request = Request(inputs.target, stack, system.system, inputs.system_name)
         session = ssh.Session(self.reached(inputs))
@@ -115,6 +108,17 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
         return NvidiaSystem.Outputs(facts=facts_of(system, inputs.target), generation=generation, stale=False)
 
 
+def _needed(stack: Nvidia | None, name: str) -> Nvidia:
+    if stack is None:
+        raise HomelabError(
+            wanted=f"homelab:{name}.nvidia in the stack's configuration",
+            found="it is missing",
+            why="it says what is to be installed there",
+            next="put it back, or run `pulumi up` to give NVIDIA's stack there up",
+        )
+    return stack
+
+
 class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
     """Restarts a guest from inside if its running kernel can't use the installed driver."""
 
@@ -125,7 +129,7 @@ class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
         patience = float(inputs.timeout)
         old = ""
 
-        def restart(reached: Reached, current: SystemReading) -> None:
+        def restart(ask: Ask, current: SystemReading) -> None:
             nonlocal old
             # Asked for and gone down before it could answer, or because of an `up` that was killed: once is enough.
             reason = reboot_reason(current, version)
@@ -134,7 +138,7 @@ class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
             if not old:
                 tell(f"{name}: rebooting it, because {reason}")
             old = current.boot_id
-            reached.ask("apply", "reboot_guest", Wanted())
+            ask("apply", "reboot_guest", Wanted())
 
         # Over the same connection: a guest that is on its way down takes no new one.
         reading = self.read_system_in_time(inputs, patience, then=restart)
@@ -173,20 +177,17 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
     resource = NvidiaVerification
 
     def create(self, inputs: NvidiaVerification.Inputs) -> NvidiaVerification.Outputs:
-        stack = self.wanted_stack(inputs)
-        if inputs.target == "vm" and stack is not None:
+        # The state has no secret, and nothing that says only how.
+        stack = _needed(self.wanted_stack(inputs), inputs.system_name)
+        if inputs.target == "vm":
             # It may have been started a moment ago.
             self.read_system_in_time(inputs, stack.timeouts.reboot)
-        reached = self.session(inputs, float(inputs.timeout) + SLACK_SECONDS)
-        settings = Nvidia.model_validate(inputs.nvidia, by_name=True)
-        timeouts = settings.timeouts.model_copy(update={"verify": inputs.timeout})
-        # The state has no secret, and nothing that says only how.
-        settings = settings.model_copy(update={"timeouts": timeouts, "proxy": stack.proxy if stack else None})
+        ask = self.asking(inputs, float(stack.timeouts.verify) + SLACK_SECONDS)
         expected = Expected(**inputs.wanted)
-        wanted = steps.verification(settings, expected)
-        found = of_plain(Answer, reached.ask("apply", "nvidia_verification", wanted, proxy=settings.proxy_address))
+        wanted = steps.verification(stack, expected)
+        found = of_plain(Answer, ask("apply", "nvidia_verification", wanted, proxy=stack.proxy_address))
         result, errors = verification.judge(found, expected)
-        if found.update == "tried" and stack is not None:
+        if found.update == "tried":
             errors = self._end_update(inputs, stack, errors, works=found.nvidia_smi.status == 0)
         raise_all(errors)
         for what in result["unchecked"]:
@@ -202,8 +203,8 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
         """Ends an update of the driver that waited for a boot. If the new driver works, the update is done; otherwise
         the old driver is put back, and each error says so."""
         wanted = steps.driver_update(inputs.target, stack, inputs.system_name)
-        reached = self.session(inputs, float(stack.timeouts.install) + SLACK_SECONDS)
-        answer = reached.ask("apply" if works else "revert", "driver_update", wanted, proxy=stack.proxy_address)
+        ask = self.asking(inputs, float(stack.timeouts.install) + SLACK_SECONDS)
+        answer = ask("apply" if works else "revert", "driver_update", wanted, proxy=stack.proxy_address)
         if not answer["old"]:
             return errors
         back = f"the driver {answer['old']} is back: {answer['now']}"

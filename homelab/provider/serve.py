@@ -11,7 +11,6 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
-import json
 import os
 import re
 import signal
@@ -61,11 +60,6 @@ class Homelab:
 
     async def get_plugin_info(self, _: Empty) -> plugin_pb2.PluginInfo:
         return plugin_pb2.PluginInfo(version=VERSION)
-
-    async def get_schema(self, _: provider_pb2.GetSchemaRequest) -> provider_pb2.GetSchemaResponse:
-        resources: Properties = {resource.token(): {} for resource in declared().values()}
-        schema = json.dumps({"name": "homelab", "version": VERSION, "resources": resources})
-        return provider_pb2.GetSchemaResponse(schema=schema)
 
     async def check_config(self, request: provider_pb2.CheckRequest) -> provider_pb2.CheckResponse:
         # All of it stays: a refresh or a destroy that runs without the program gets it from here.

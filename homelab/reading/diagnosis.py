@@ -22,7 +22,7 @@ def read(host: Host, containers: Sequence[int] = (), inside: Collection[str] = (
     :raises HomelabError: the login is refused, the host shows another key, or a layer failed.
     """
     session = ssh.Session(host)
-    facts = session.read(guests=True, lspci=True, kernel_log=True)
+    facts = session.read(guests=True, kernel_log=True)
     extra = session.ask("read", "diagnose", Diagnose(containers=tuple(containers), vm=vm))
     # As a refresh, which compares nothing of it while a shared card is away.
     if not facts.handover.away:

@@ -1,37 +1,36 @@
-"""Reads a host, checks the settings against it and makes its plan: for a preview, and for the refusals of an `up`.
+"""Reads a host and judges it with its settings: for a preview, the refusals of an `up`, the doctor, show and init.
 
-The plan comes from facts and settings (`plan.wanted`). Whether the host must be rebooted, and which files change, its
-layers answer themselves, with the verb `plan`, which changes nothing.
+The plan comes from facts and settings (homelab/judged/tree.py). Whether the host must be rebooted, and which files
+change, its layers answer themselves, with the verb `plan`, which changes nothing; what packages there are, apt answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from homelab.cards import remapping
 from homelab.cards import values as card_values
 from homelab.container import makers
-from homelab.container import plan as container_plan
-from homelab.errors import HomelabError, NoPythonError, UnreachableError, raise_all
+from homelab.errors import HomelabError, NoPythonError, UnreachableError
 from homelab.facts.host import HostFacts
-from homelab.host import ha, handover, holder_gates, plan
-from homelab.host.judge import judge_host
+from homelab.host import handover, plan
 from homelab.host.reboot import wanted as wanted_reboot
-from homelab.nvidia import preview, reading
+from homelab.judged.tree import Settings, Tree, judged, judged_systems
+from homelab.nvidia import judge, preview, reading
 from homelab.nvidia.reading import SystemReading
 from homelab.reading import stacks, systems
 from homelab.remote import ssh
 from homelab.remote.proxmox import probe
 from homelab.remote.proxmox.api import OUTAGE_SECONDS
 from homelab.settings import Container, Host, Vm
-from homelab.vm import preview as vm_preview
 from remote_scripts.both import judge_guests, read_system
 from remote_scripts.both.card_values import Wanted as CardValues
 from remote_scripts.both.cmdline import Wanted as Cmdline
 from remote_scripts.both.handover import Wanted as Handover
 from remote_scripts.both.needed import Wanted as Needed
+from remote_scripts.tools.plain import of_plain
 
 # How long a host may be out of reach, or its API, while nothing is changed, in seconds.
 PATIENCE_SECONDS = 2.0
@@ -39,78 +38,58 @@ PATIENCE_SECONDS = 2.0
 VM_SECONDS = 5.0
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A host's plan. `facts`: the reading it is made from; `remarks`: on the host, a sentence each; `files`: those that
-    will be written, changed or given back; `reboot`: whether the host will be rebooted; `guests`: text about guests
-    and NVIDIA's stacks, several lines; `unread`: VMs that couldn't be looked into, a sentence each.
-    """
-
-    facts: HostFacts
-    want: plan.Wanted
-    remarks: list[str]
-    files: list[plan.PlannedFile]
-    reboot: plan.PlannedReboot
-    guests: str
-    unread: list[str]
-
-    def text(self, name: str, host: Host, follows: str = "") -> str:
-        """The whole plan for people; arguments as of `plan.describe`."""
-        described = plan.describe(name, self.facts, host, self.want, self.reboot, self.files, follows, self.remarks)
-        return "\n".join(part for part in (described, self.guests) if part)
-
-
 def planned(
-    name: str,
-    host: Host,
-    vms: dict[str, Vm],
-    containers: dict[str, Container],
-    timeout: float | None = None,
-    stack: str = "",
-    facts: HostFacts | None = None,
-) -> Planned:
-    """Reads `host` and plans it.
+    wanted: Settings, timeout: float | None = None, facts: HostFacts | None = None, *, is_changed: bool = False
+) -> Tree:
+    """Reads a host and judges it. One that is refused itself, or of which nothing is to be changed, isn't asked for
+    more.
 
-    :param name: the host's in the settings.
-    :param vms: its VMs, by their names in the settings.
-    :param containers: its containers, by their names in the settings.
     :param timeout: seconds until there is a connection; by default the host's `timeouts.connect`.
-    :param stack: PROJECT/STACK, whose guests may lose what they have from it.
     :param facts: a reading of the host with its guests and the kernel's log, if there is one already.
+    :param is_changed: `up` has a step that no reading shows, such as another setting.
     :raises UnreachableError: as of `ssh.Session.connect`.
-    :raises HomelabError: all refusals at once.
+    :raises HomelabError: the host can't be read.
     """
+    host, vms, containers = wanted.host, wanted.vms, wanted.containers
     session = ssh.Session(host, timeout)
     facts = remapping.to_be(facts or session.read(guests=True, kernel_log=True), host)
-    of_host = judge_host(facts, host, vms.values())
-    raise_all(of_host.refusals or handover.refused(facts))
-    want = of_host.want
-    # Refusals of VMs and containers come before the host is rebooted for them.
-    vm_lines, vm_errors = vm_preview.describe(facts, host, want, vms, stack)
-    container_lines, container_errors = container_plan.describe(facts, host, want, containers, vms, stack)
-    facts, nvidia, vm_remarks, stack_errors = _nvidia(session, name, host, facts, want, vms, containers, timeout)
+    tree = replace(judged(facts, wanted), is_changed=is_changed)
+    if tree.host.against or facts.handover.away:
+        # While a shared card is away nothing is planned; of the host itself is mended what isn't about it.
+        is_planned = is_changed or any(part.steps for part in tree.parts())
+        return replace(tree, others=[*handover.refused(facts)] if is_planned else [])
+    tree, sessions = _with_systems(session, tree, timeout)
+    if not tree.has_steps:
+        return tree
+    tree = _with_stacks(session, tree, sessions)
     patience = OUTAGE_SECONDS if timeout is None else timeout
-    api_errors = probe.check(name, host, facts, vms, containers, patience)
-    ha_errors = ha.refused_under_ha(facts, host, vms.values(), containers.values())
-    # Before the restart, adopted VMs get the hookscript (CardHandover); a created one gets it afterwards (GpuVm).
-    vms_with_hook = handover.takers(host, [vm for vm in vms.values() if vm.create is None])
-    slots = {gpu: card["slot"] for gpu, card in want.gpus.items()}
-    handover_errors = holder_gates.without_hook(facts, host, slots, vms_with_hook)
-    made_errors, made_remarks = _of_new_guests(session, facts, {**vms, **containers})
-    raise_all([*handover_errors, *ha_errors, *vm_errors, *container_errors, *stack_errors, *api_errors, *made_errors])
+    of_api = probe.check(wanted.name, host, facts, vms, containers, patience)
+    of_new, remarks = _of_new_guests(session, facts, {**vms, **containers})
+    off = preview.powered_off(facts, vms, containers)
+    tree = replace(tree, others=[*tree.others, *of_api, *of_new, *off], unread=[*tree.unread, *remarks])
+    try:
+        return tree if tree.refusals else _with_files(session, tree)
+    except UnreachableError:
+        raise
+    except HomelabError as error:  # such as a /boot that is too full
+        return replace(tree, others=[*tree.others, error])
+
+
+def _with_files(session: ssh.Session, tree: Tree) -> Tree:
+    """What the host's layers say: the files that change, and whether the host must be rebooted.
+
+    :raises HomelabError: one refuses.
+    """
+    host, want = tree.wanted.host, tree.want
     values: CardValues | None = card_values.wanted(want.gpus, host.gpus)
-    if values and not values.values and not any(file.layer == "values" for file in facts.managed):
+    if values and not values.values and not any(file.layer == "values" for file in tree.facts.managed):
         values = None
-    driver = next((stack.driver_to_be for stack in nvidia if stack.request.target == "host"), {})
+    driver = next((stack.driver_to_be for stack in tree.stacks if stack.request.target == "host"), {})
     to_be = wanted_reboot(host, want.words, want.functions, driver.get("driver", ""), driver.get("flavour", ""))
-    writing = _writing(host, want, containers.values(), values, facts, vms)
+    writing = _writing(host, want, tree.wanted.containers.values(), values, tree.facts, tree.wanted.vms)
     *written, restart = session.plan([*writing, ("reboot", to_be)])
     files = [plan.PlannedFile(**file) for answer in written for file in answer["files"]]
-    reboot = plan.PlannedReboot(**restart)
-    remark_lines = "\n".join(f"  note: {remark}" for remark in (*vm_remarks, *made_remarks))
-    stack_lines = [stack.text for stack in nvidia]
-    guests = "\n".join(part for part in (vm_lines, container_lines, *stack_lines, remark_lines) if part)
-    return Planned(facts, want, [*of_host.remarks, *of_host.met], files, reboot, guests, vm_remarks)
+    return replace(tree, files=files, reboot=of_plain(plan.PlannedReboot, restart))
 
 
 def _of_new_guests(
@@ -141,21 +120,6 @@ def _of_new_guests(
         for name, of_guest in answer.mistakes.items()
         if of_guest
     ], remarks if answer.unjudged else []
-
-
-def judged(
-    name: str, host: Host, vms: dict[str, Vm], containers: dict[str, Container], stack: str, facts: HostFacts
-) -> tuple[Planned | None, list[HomelabError]]:
-    """The plan of a host, or what it refuses; arguments as of `planned`.
-
-    :raises UnreachableError: the connection was lost.
-    """
-    try:
-        return planned(name, host, vms, containers, PATIENCE_SECONDS, stack, facts), []
-    except UnreachableError:
-        raise
-    except HomelabError as error:
-        return None, [error]
 
 
 def _writing(
@@ -191,51 +155,48 @@ def _writing(
     return layers
 
 
-def _nvidia(
-    session: ssh.Session,
-    name: str,
-    host: Host,
-    facts: HostFacts,
-    want: plan.Wanted,
-    vms: dict[str, Vm],
-    containers: dict[str, Container],
-    timeout: float | None,
-) -> tuple[HostFacts, list[preview.Stack], list[str], list[HomelabError]]:
-    """The NVIDIA stacks of a host and its guests, with what apt says on each system; arguments as of `planned`.
+def _with_systems(session: ssh.Session, tree: Tree, timeout: float | None) -> tuple[Tree, dict[str, ssh.Session]]:
+    """The tree with what is installed for cards on the host and in its guests; and the sessions of VMs, by place."""
+    facts, containers = tree.facts, tree.wanted.containers.values()
+    if unread := [one for one in judge.installing(tree.wanted.host, containers) if one not in facts.systems]:
+        facts = systems.read(session, facts, unread)
+    sessions, of_vms, remarks, refused = _read_vms(tree.wanted.host, facts, tree.wanted.vms, timeout)
+    tree = replace(tree, facts=replace(facts, systems={**facts.systems, **of_vms}), unread=remarks, others=refused)
+    return replace(tree, systems=judged_systems(tree.wanted, tree.facts)), sessions
 
-    :param want: the host's plan from the same reading.
-    :returns: the facts, with what was read of the systems; the stacks, the host's first; remarks on VMs; all refusals.
+
+def _with_stacks(session: ssh.Session, tree: Tree, sessions: Mapping[str, ssh.Session]) -> Tree:
+    """The tree with what apt says of NVIDIA's stacks, the host's first.
+
+    :param sessions: of VMs, by place.
+    :raises UnreachableError: the connection was lost.
     """
-    inside = [str(container.ctid) for container in containers.values() if container.nvidia]
-    if ids := [*(["host"] if host.nvidia else []), *inside]:
-        facts = systems.read(session, facts, ids)
-    elif not any(vm.nvidia for vm in vms.values()):
-        return facts, [], [], []
-    errors = [one for one in facts.systems.values() if isinstance(one, HomelabError)]
+    wanted, facts, want = tree.wanted, tree.facts, tree.want
     readings = {system: one for system, one in facts.systems.items() if isinstance(one, SystemReading)}
-    vm_sessions, of_vms, remarks, refused = _read_vms(host, facts, vms, timeout)
-    of_host = preview.of_host(name, host, facts, want, readings.get("host"))
+    of_host = preview.of_host(wanted.name, wanted.host, facts, want, readings.get("host"))
     of_host = stacks.asked(session, of_host) if of_host else None
-    of_guests = preview.of_guests(of_host, facts, want, vms, containers, readings | of_vms)
-    guests = [(vm_sessions.get(stack.request.name, session), stack) for stack in of_guests]
+    of_guests = preview.of_guests(of_host, facts, want, wanted.vms, wanted.containers, readings)
+    guests = [(sessions.get(stack.request.name, session), stack) for stack in of_guests]
     found = [*([of_host] if of_host else []), *stacks.asked_after(of_host, guests)]
-    errors += [*(error for stack in found for error in stack.errors), *preview.powered_off(facts, vms, containers)]
-    return facts, found, remarks, [*errors, *refused]
+    return replace(tree, stacks=found, systems=judged_systems(wanted, facts, found))
 
 
 def _read_vms(
     host: Host, facts: HostFacts, vms: Mapping[str, Vm], timeout: float | None
 ) -> tuple[dict[str, ssh.Session], dict[str, SystemReading], list[str], list[HomelabError]]:
     """Reads the VMs that run and accept a login: sessions by their place in the settings; readings by id; a remark
-    about each that doesn't accept it; the refusal of one without Python. A VM that is off, or whose address its guest
-    agent names, is read once it has its card.
+    about each that isn't read; the refusal of one without Python. A VM that is off, or whose address its guest agent
+    names, is read once it has its card.
     """
     sessions, found = dict[str, ssh.Session](), dict[str, SystemReading]()
     remarks, refused = list[str](), list[HomelabError]()
     for name, vm in vms.items():
         config = facts.guests.config(vm.vmid)
-        runs = config is not None and not config.is_windows and vm.vmid in facts.guests.running
-        if not runs or vm.nvidia is None or vm.ssh is None or vm.static_address == "agent":
+        if vm.nvidia is None or vm.ssh is None or config is None or config.is_windows:
+            continue
+        runs = vm.vmid in facts.guests.running
+        if not runs or vm.static_address == "agent":
+            remarks.append(_unread(name, "its address is its guest agent's" if runs else "it is off"))
             continue
         try:
             vm_host = host.model_copy(update={"ssh": vm.ssh, "address": vm.static_address})
@@ -245,8 +206,11 @@ def _read_vms(
         except NoPythonError as error:
             refused.append(error.retold(wanted=f"Python in vms.{name}"))
         except HomelabError as error:
-            remarks.append(
-                f"vms.{name} was not looked into ({error.found}): whether NVIDIA's stack fits what is in it shows "
-                "once it has its card"
-            )
+            remarks.append(_unread(name, error.found))
     return sessions, found, remarks, refused
+
+
+def _unread(name: str, why: str) -> str:
+    return (
+        f"vms.{name} was not looked into ({why}): whether NVIDIA's stack fits what is in it shows once it has its card"
+    )

@@ -33,7 +33,7 @@ def read(session: ssh.Session, facts: HostFacts, systems: Iterable[str]) -> Host
             # It may have stopped since the host was read.
             if not ctid or _is_read(session.read(guests=True), ctid):
                 found[system] = error
-    return replace(facts, systems=found)
+    return replace(facts, systems={**facts.systems, **found})
 
 
 def _is_read(facts: HostFacts, ctid: int) -> bool:

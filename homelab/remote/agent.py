@@ -127,10 +127,6 @@ def put(owner: str) -> str:
     return f"{_source(f'{PACKAGE}.put_agent')}\nput({place(owner)!r}, {_archive_text()!r})\n"
 
 
-# The command line that fails in a login shell that doesn't understand root's of `command`, such as fish.
-TO_TRY = '[ -n "$HOMELAB_ROOT" ] || { :; }'
-
-
 def command_to_put(user: str) -> str:
     """The command line that takes the program of `put` from standard input."""
     return _as_root(f"{PYTHON} -", user)
@@ -156,15 +152,9 @@ def request(
     :param ctid: of a container in which it is done; 0: on the system itself.
     :param proxy: for downloads; one with a password makes the text a secret.
     """
-    parts: dict[str, Any] = {"layer": layer, **({"ctid": ctid} if ctid else {}), "input": to_plain(wanted)}
-    if seconds:
-        parts["seconds"] = seconds
-    if not is_act:
-        parts["code"] = code_of(layer)
-    if proxy:
-        parts["proxy"] = proxy
-    if generation:
-        parts["generation"] = generation
+    more = {"seconds": seconds, "code": "" if is_act else code_of(layer), "proxy": proxy, "generation": generation}
+    parts = {"layer": layer, **({"ctid": ctid} if ctid else {}), "input": to_plain(wanted)}
+    parts |= {key: value for key, value in more.items() if value}
     return json.dumps(parts, indent=1, ensure_ascii=False) + "\n"
 
 

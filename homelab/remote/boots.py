@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from homelab.errors import HomelabError, UnreachableError
+from homelab.errors import HomelabError, NotConfirmedError, UnreachableError
 from homelab.remote.logins import RETRY_SECONDS
 from homelab.remote.ssh import Session
 from homelab.settings import Host
+from homelab.text import tell_meanwhile
 from remote_scripts.both import confirm_boot
 
 if TYPE_CHECKING:
@@ -20,10 +22,6 @@ if TYPE_CHECKING:
 SHORT_SECONDS = 15
 # For so long a boot is confirmed: another run is waited for, then grub-mkconfig takes 15 s and more for each menu.
 CONFIRM_SECONDS = 300.0
-# Attempts to read a host whose boot is confirmed.
-READ_TRIES = 3
-# The begin of the layer confirm_boot's error whose cause doesn't go away by itself.
-NOT_CONFIRMED = "this boot confirmed"
 # Between two lines for the user that the host is waited for.
 TELL_SECONDS = 5.0
 # How long an open connection is watched for its end, by which a host's shutdown shows, before the boot id is asked for
@@ -34,9 +32,7 @@ GOING_DOWN_SECONDS = 5.0
 REFUSED_SECONDS = 6.0
 
 
-def confirm(
-    host: Host, old_boot_id: str | None, say: Callable[[str], None], on_wait: Callable[[str], None] | None = None
-) -> facts.HostFacts:
+def confirm(host: Host, old_boot_id: str | None, say: Callable[[str], None]) -> facts.HostFacts:
     """Confirms the running boot, unless the host has rolled itself back, and reads the host in that boot.
 
     A host that is rolling back is waited for until it has restarted. Then `rolled_back` of the reading is set, and
@@ -44,70 +40,63 @@ def confirm(
 
     :param old_boot_id: the boot before a reboot that was begun, and that is waited for; None: no reboot was begun.
     :param say: shows a line to the user.
-    :param on_wait: shows a line every few seconds while waiting; by default, `say` does.
     :raises UnreachableError: it can't be reached.
     :raises HomelabError: as of `wait_for_boot`.
     """
     reading = None
-    confirmation = _Confirmation(say)
     if old_boot_id is None:
         session = Session(host)
         session.connect()
-        try:
-            reading = confirmation.read(session, None, 0)
-        except UnreachableError as error:  # it may have been going down from its trial just then
-            confirmation.failed(error)
+        with suppress(UnreachableError):  # it may be going down from its trial just now
+            reading = _Confirmation(say).read(session, None, 0)
     if reading is None:
-        reading = wait_for_boot(host, old_boot_id, say, on_wait, confirmation)
+        reading = wait_for_boot(host, old_boot_id, say)
     while reading.rolling_back:
         say(f"it ends its boot on trial ({reading.rolled_back}), and restarts: waiting for that")
         try:
-            reading = wait_for_boot(host, reading.boot_id, say, on_wait)
+            reading = wait_for_boot(host, reading.boot_id, say)
         except HomelabError as error:
             say(f"it has not restarted: {error.found}")
             return reading
     return reading
 
 
-def wait_for_boot(
-    host: Host,
-    old_boot_id: str | None,
-    say: Callable[[str], None],
-    on_wait: Callable[[str], None] | None = None,
-    confirmation: _Confirmation | None = None,
-) -> facts.HostFacts:
+def wait_for_boot(host: Host, old_boot_id: str | None, say: Callable[[str], None]) -> facts.HostFacts:
     """Waits for a boot with another id than `old_boot_id`, confirms it, and returns the first reading of it.
 
     Waits `timeouts.reboot` seconds, then as long again as the end of an unconfirmed trial and its restart may take.
 
     :param old_boot_id: None: any boot will do.
     :param say: shows a line to the user.
-    :param on_wait: shows a line every few seconds while waiting; by default, `say` does.
-    :param confirmation: the attempts so far.
     :raises UnreachableError: the host didn't come back in all that time.
     :raises HomelabError: in all that time it refused the login, showed another host key, or couldn't be read; or the
-        agent says why the boot can't be confirmed; or the boot is confirmed, but the host can't be read.
+        agent says why the boot can't be confirmed.
     """
     started = time.monotonic()
-    confirmation = confirmation or _Confirmation(say)
+    confirmation = _Confirmation(say)
     patience = host.timeouts.reboot
     # One reading that hangs, on a host that has just come up, must not take all the time in which it is waited for.
     seconds = min(host.timeouts.api, max(SHORT_SECONDS, host.timeouts.rollback / 3))
-    extended = False
     last_told = started
     last_problem = "it went down and nothing answers"
     last_refusal: HomelabError | None = None
     while True:
         try:
-            reading = _reading_of_another_boot(host, old_boot_id, seconds, confirmation)
-            if reading is not None:
-                return reading
+            session = Session(host)
+            session.connect(anew=True)  # the earlier connection may be to the old boot, and not show it
+            # A host that goes down isn't read, but asked for its boot id only; if it has none, the confirmation's
+            # answer has it.
+            if session.boot_id(seconds) != old_boot_id or old_boot_id is None:
+                reading = confirmation.read(session, old_boot_id, seconds)
+                if reading is not None:
+                    return reading
+            session.ended(GOING_DOWN_SECONDS)
             last_problem, last_refusal = "it answers, but has not rebooted", None
         except UnreachableError as error:
-            confirmation.failed(error)
             last_problem, last_refusal = error.found, None
+        except NotConfirmedError:
+            raise
         except HomelabError as error:
-            confirmation.failed(error)
             # The host is on its way down or up. Root's keys lie in /etc/pve, which may not be there yet. An initramfs
             # that asks for a disk's passphrase over SSH has its own host key. The shutdown may have ended a command of
             # the script.
@@ -116,11 +105,11 @@ def wait_for_boot(
             last_problem, last_refusal = error.found, error
         if time.monotonic() - last_told >= TELL_SECONDS:
             last_told = time.monotonic()
-            (on_wait or say)(f"waiting for the host: {last_told - started:.0f} s")
+            tell_meanwhile(f"waiting for the host: {last_told - started:.0f} s")
         if time.monotonic() - started > patience:
-            if extended or confirmation.boot:
-                raise last_refusal or _never_back(host, last_problem, time.monotonic() - started)
-            extended = True
+            if patience == host.timeouts.boot or confirmation.boot:
+                waited = time.monotonic() - started
+                raise last_refusal or _never_back(host, last_problem, waited, confirmation.boot)
             patience = host.timeouts.boot
             say(
                 f"{host.address} is not back after {host.timeouts.reboot} s ({last_problem}); if it only lacks its "
@@ -128,23 +117,6 @@ def wait_for_boot(
                 "what it had before: waiting for that"
             )
         time.sleep(RETRY_SECONDS if last_refusal is None else REFUSED_SECONDS)
-
-
-def _reading_of_another_boot(
-    host: Host, old_boot_id: str | None, seconds: float, confirmation: _Confirmation
-) -> facts.HostFacts | None:
-    """A reading, or None while the host runs the old boot, after having waited for the connection's end.
-
-    A host that goes down isn't read, but asked for its boot id only; if it has none, the confirmation's answer has it.
-    """
-    session = Session(host)
-    session.connect(anew=True)  # the earlier connection may be to the old boot, and not show it
-    if session.boot_id(seconds) != old_boot_id or old_boot_id is None:
-        reading = confirmation.read(session, old_boot_id, seconds)
-        if reading is not None:
-            return reading
-    session.ended(GOING_DOWN_SECONDS)
-    return None
 
 
 class _Confirmation:
@@ -157,8 +129,6 @@ class _Confirmation:
     def __init__(self, say: Callable[[str], None]) -> None:
         self.boot = ""
         self._say = say
-        self._reading = False
-        self._tries = 0
 
     def read(self, session: Session, old_boot_id: str | None, seconds: float) -> facts.HostFacts | None:
         """Confirms the boot and returns a reading; None: the host runs the old boot, or restarted between the
@@ -175,42 +145,22 @@ class _Confirmation:
         if answer["judged"]:
             self._say(answer["judged"])
             session.ask("apply", "confirm_boot", dataclasses.replace(wanted, told=answer["judged"]), CONFIRM_SECONDS)
-        if answer["confirmed"] != self.boot:
-            self.boot, self._tries = answer["confirmed"], 0
-        self._reading = True
-        reading = session.read(lspci=True, kernel_log=True, seconds=seconds)
-        self._reading = False
+        self.boot = answer["confirmed"]
+        reading = session.read(kernel_log=True, seconds=seconds)
         if reading.rolled_back or reading.rolling_back or reading.boot_id == self.boot:
             return reading
         return None
 
-    def failed(self, error: HomelabError) -> None:
-        """Counts an attempt that failed: the script did, or there was no connection, or it was lost.
 
-        :raises HomelabError: the boot can't be confirmed for a reason that stays, or READ_TRIES readings of a confirmed
-            boot failed.
-        """
-        if error.wanted.startswith(NOT_CONFIRMED):
-            raise error
-        if not self._reading:
-            return
-        self._reading = False
-        self._tries += 1
-        if self.boot and self._tries >= READ_TRIES:
-            raise HomelabError(
-                wanted="a host read whose boot is confirmed",
-                found=f"{self._tries} times: {error.found}",
-                why=f"so it isn't known whether it has what was configured. Boot {self.boot} is confirmed: the host "
-                "doesn't take it back",
-                next="log in, and see what hangs (`lspci`, `dmesg`, a disk); then run `pulumi up` again",
-            ) from None
-
-
-def _never_back(host: Host, last_problem: str, waited: float) -> UnreachableError:
+def _never_back(host: Host, last_problem: str, waited: float, confirmed: str) -> UnreachableError:
     return UnreachableError(
         wanted=f"{host.address} back after its reboot",
         found=f"after {waited:.0f} s: {last_problem}",
-        why="its kernel may hang. If its boot was on trial, the host's default is what it had before",
-        next="look at its screen or its remote console, then switch it off and on: it starts with its default; "
+        why=f"boot {confirmed} is confirmed, and the host doesn't take it back; something in it hangs"
+        if confirmed
+        else "its kernel may hang. If its boot was on trial, the host's default is what it had before",
+        next="log in, and see what hangs (`lspci`, `dmesg`, a disk); then run `pulumi up` again"
+        if confirmed
+        else "look at its screen or its remote console, then switch it off and on: it starts with its default; "
         "when it is back, run `pulumi up --refresh`",
     )

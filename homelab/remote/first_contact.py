@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shlex
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from typing import Literal
 
 import asyncssh
 
-from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
+from homelab.errors import LoginRefusedError
+from homelab.fields.paths import replace_whole
 from homelab.remote import logins, loop, ssh
 from homelab.settings import Host
 
@@ -44,34 +44,16 @@ class HostKey:
 def host_key(address: str, port: int) -> HostKey:
     """The key that a host shows; the user hasn't confirmed it.
 
-    :raises UnreachableError: the host doesn't answer in time.
-    :raises HomelabError: it has no key of these types.
+    :raises UnreachableError: the host doesn't answer in time, or has no key of these types.
     """
-
-    async def ask_for_key() -> asyncssh.SSHKey | None:
-        async with asyncio.timeout(CONNECT_SECONDS):
-            with suppress(asyncssh.KeyExchangeFailed):
-                return await asyncssh.get_server_host_key(address, port, server_host_key_algs=_KEY_TYPES, config=None)
-            return None
-
     try:
-        key = loop.run(ask_for_key(), awaited=address)
+        key = loop.run(logins.shown_key(address, port, CONNECT_SECONDS, _KEY_TYPES), awaited=address)
     except (OSError, TimeoutError, asyncssh.Error) as error:
-        raise UnreachableError(
-            wanted=f"an SSH server at {address}:{port}",
-            found=logins.in_words(error),
-            why="the host can be neither read nor changed",
+        raise logins.unreachable(address, port, error).retold(
+            wanted=f"an SSH server at {address}:{port}, with a host key of the kind {' or '.join(_KEY_TYPES)}",
             next="see whether it is switched on and connected to this network, and whether the address is right "
             "(HOST:PORT for another port than 22)",
         ) from error
-    if key is None:
-        raise HomelabError(
-            wanted=f"a host key of {address}:{port}",
-            found=f"none of the kinds {', '.join(_KEY_TYPES)}",
-            why="without it you can't tell whether the right host answers",
-            next="look on the host's console for /etc/ssh/ssh_host_ed25519_key.pub; ssh-keygen -A makes it where it "
-            "is missing",
-        )
     return of_line(key.export_public_key().decode("ascii"))
 
 
@@ -117,17 +99,15 @@ def _unreadable(path: Path) -> str:
     return ""
 
 
-def refusal(host: Host, *, is_first: bool = True) -> LoginRefusedError | None:
+def refusal(host: Host) -> LoginRefusedError | None:
     """The error by which the host refuses a login with these settings; None: it accepts it.
 
-    :param is_first: it has refused none before, and so has no reason to lock this machine out for a while.
     :raises HomelabError: the host can't be reached, or shows another key.
     """
 
     patient = host.timeouts.model_copy(update={"connect": LOCKED_OUT_SECONDS})
     try:
-        work = logins.log_in(host) if is_first else logins.reach(host.model_copy(update={"timeouts": patient}))
-        loop.run(work, awaited=host.address)
+        loop.run(logins.reach(host.model_copy(update={"timeouts": patient})), awaited=host.address)
     except LoginRefusedError as error:
         return error
     return None
@@ -141,12 +121,8 @@ def made(path: Path) -> str:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = asyncssh.generate_private_key("ssh-ed25519", comment="homelab")
         path.with_name(f"{path.name}.pub").write_bytes(key.export_public_key())
-        # Whole or not at all: half a key would stand in the way of the next run.
-        unfinished = path.with_name(f"{path.name}.new")
-        unfinished.unlink(missing_ok=True)
-        unfinished.touch(mode=0o600)
-        unfinished.write_bytes(key.export_private_key())
-        unfinished.replace(path)
+        # Half a key would stand in the way of the next run.
+        replace_whole(path, key.export_private_key())
     return logins.public_half(path.read_text(encoding="utf-8"))
 
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from homelab.errors import HomelabError, RefusedError, UnreachableError
+from homelab.errors import HomelabError, RefusedError
 from homelab.facts.host import HostFacts
 from homelab.remote import loop, ssh
 from homelab.settings import Host
@@ -77,15 +77,15 @@ class HostSession:
                 taken = Guard(self.name, host)
                 taken.begin()
                 taken.answered.wait()
-                if taken.error is None:
-                    break
+                is_refused = isinstance(taken.error, RefusedError)
                 # The lock is still this run's own: the host hasn't noticed yet that the earlier connection is gone.
-                refused_by_itself = isinstance(taken.error, RefusedError) and _this_run() in taken.error.found
-                if self.guard is None or not refused_by_itself or time.monotonic() > deadline:
-                    if isinstance(taken.error, RefusedError):
-                        self.guard = taken  # this run is to hold it, and doesn't: `hold_on` asks again
-                    raise taken.error
-            self.guard = taken
+                is_own = self.guard is not None and is_refused and _this_run() in str(taken.error)
+                if not is_own or time.monotonic() > deadline:
+                    break
+            if is_refused or taken.error is None:
+                self.guard = taken  # one that was refused is to hold it, and doesn't: `hold_on` asks again
+            if taken.error is not None:
+                raise taken.error
 
     def hold_on(self, host: Host) -> None:
         """Holds it again if this process held it and lost it since (its machine slept, the network was cut), or was
@@ -117,20 +117,16 @@ def cancel() -> None:
             session.guard.say("cancelled")
 
 
-def _who() -> str:
-    """This run's user, machine and start, for the error of another run."""
+@functools.cache
+def _this_run() -> str:
+    """This run's user, machine, start and process, for the error of another run: the same text as long as this process
+    lives, by which a run recognises itself."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError, ImportError):
         user = "an unknown user"  # an id without a name, as in a container; Windows without its variables
-    who = f"{user} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S %z')}"
-    return " ".join(who.encode("utf-8", "replace").decode().split())
-
-
-@functools.cache
-def _this_run() -> str:
-    # `_who` with the process's id: the same text as long as this process lives, by which a run recognises itself.
-    return f"{_who()} (process {os.getpid()})"  # several may begin in one second
+    since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    return f"{user} on {platform.node()}, since {since} (process {os.getpid()})"  # several may begin in one second
 
 
 class Guard:
@@ -155,7 +151,8 @@ class Guard:
 
     async def _run(self) -> None:
         try:
-            await self._hold()
+            session, wanted = ssh.Session(self._host), Wanted(who=_this_run())
+            await session.keep("run_guard", wanted, self.answered.set, BEAT_SECONDS, self._words, self._tell_note)
         except Exception as error:
             self.error = error  # before the answer: why there is none; after it: the connection has ended
         is_lost = self.answered.is_set()
@@ -163,16 +160,6 @@ class Guard:
         self.answered.set()
         for act in on_loss() if is_lost else ():
             act(self._host_name, self._host)
-
-    async def _hold(self) -> None:
-        session, wanted = ssh.Session(self._host), Wanted(who=_this_run())
-        await session.connected()
-        try:
-            await session.keep("run_guard", wanted, self.answered.set, BEAT_SECONDS, self._words, self._tell_note)
-        except UnreachableError:
-            raise
-        except HomelabError as error:
-            raise RefusedError(**error.parts()) from error
 
     def _tell_note(self, note: str) -> None:
         """Shows a note that a layer on the host has for the user."""

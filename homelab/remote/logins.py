@@ -10,7 +10,7 @@ import os
 import shlex
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import cast
 
@@ -35,22 +35,6 @@ AGENT_SECONDS = 10.0
 RETRY_SECONDS = 0.5
 
 
-def _pinned_host_key(host: Host) -> asyncssh.SSHKey:
-    """The host key that the settings name.
-
-    :raises HomelabError: it looks like a key, and is none.
-    """
-    try:
-        return asyncssh.import_public_key(host.ssh.pinned_host_key)
-    except (asyncssh.KeyImportError, ValueError) as error:
-        raise HomelabError(
-            wanted=f"the public key of {host.address}, pinned in ssh.hostKey or hostKeyFile",
-            found=f"{error}",
-            why="without it the program can't tell whether the right host answers",
-            next="take the whole line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address",
-        ) from error
-
-
 class _Connection:
     """An open connection. `turns`: for its commands; `changes`: for what Proxmox VE is asked to change; `commands`: how
     many commands and requests are at work, or wait; `is_left`: whoever asks next gets another one.
@@ -58,7 +42,7 @@ class _Connection:
 
     def __init__(self, ssh: asyncssh.SSHClientConnection) -> None:
         self.ssh = ssh
-        self.turns = asyncio.Semaphore(COMMANDS - 1)
+        self.turns = asyncio.Semaphore(COMMANDS)
         self.changes = asyncio.Semaphore(CHANGES)
         self.commands = 0
         self.is_left = False
@@ -92,10 +76,7 @@ class Login:
         """
         if self.opening is None or (self.opening.done() and (not self.connection or self.connection.ssh.is_closed())):
             self.opening = asyncio.create_task(_connected(host, timeout))
-        try:
-            return await asyncio.shield(self.opening)
-        except HomelabError as error:
-            raise error.retold() from error  # each gets one of its own
+        return await asyncio.shield(self.opening)
 
     def leave(self, full: _Connection | None = None) -> None:
         """Whoever asks next gets a new connection; this one ends with the last command on it.
@@ -126,26 +107,16 @@ def login_of(host: Host) -> Login:
     return of_process().setdefault(parts, Login())
 
 
-async def log_in(host: Host, timeout: float | None = None) -> None:
-    """Logs in once more, and ends that connection; on any loop, as `reach`.
+async def reach(host: Host) -> None:
+    """Checks that a login works, on any loop, within `timeouts.connect`; an unreachable host is tried again until then.
 
-    :param timeout: as of `Session`.
     :raises UnreachableError: the host doesn't answer in time.
     :raises HomelabError: it shows another host key, or refuses the login.
-    """
-    (await _connected(host, timeout or host.timeouts.connect)).ssh.abort()
-
-
-async def reach(host: Host) -> None:
-    """Checks that a login works, within `timeouts.connect`; an unreachable host is tried again until then.
-
-    :raises UnreachableError: the host doesn't answer in time.
-    :raises HomelabError: as of `log_in`.
     """
     deadline = time.monotonic() + host.timeouts.connect
     while True:
         try:
-            await log_in(host, max(deadline - time.monotonic(), 1.0))
+            (await _connected(host, max(deadline - time.monotonic(), 1.0))).ssh.abort()
             return
         except UnreachableError:
             if time.monotonic() + RETRY_SECONDS > deadline:
@@ -154,19 +125,30 @@ async def reach(host: Host) -> None:
 
 
 async def _connected(host: Host, timeout: float) -> _Connection:
-    """A new connection; only the pinned host key is accepted. Arguments and errors as of `log_in`."""
-    key, pinned = host.ssh.key, _pinned_host_key(host)
+    """A new connection; only the pinned host key is accepted. Errors as of `reach`."""
+    key = host.ssh.key
+    try:
+        pinned = asyncssh.import_public_key(host.ssh.pinned_host_key)
+        keys = None if key is None else [asyncssh.import_private_key(key)]
+    except ValueError as error:
+        raise HomelabError(
+            wanted=f"the public key of {host.address}, pinned in ssh.hostKey or hostKeyFile, and a private key without "
+            "a passphrase, in OpenSSH or PEM format",
+            found=str(error),
+            why="without them the program can't tell the right host, or can't log in to it",
+            next="take the whole line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address; keep the "
+            "private key as a Pulumi secret (ssh.privateKey), or in an agent (ssh.agent: true)",
+        ) from error
     async with AsyncExitStack() as exit_stack:
-        agent = await _Agent.of_this_machine(exit_stack, timeout) if host.ssh.agent else None
+        of_agent = await _keys_of_the_agent(exit_stack, timeout) if host.ssh.agent else ()
         try:
             async with asyncio.timeout(timeout):
-                keys = None if key is None else [asyncssh.import_private_key(key)]
                 connection = await asyncssh.connect(
                     host.address,
                     host.ssh.port,
                     username=host.ssh.user,
                     known_hosts=([pinned], [], []),
-                    client_keys=keys if agent is None else agent.keys,
+                    client_keys=of_agent or keys,
                     password=host.ssh.password and host.ssh.password.get_secret_value(),
                     agent_path=None,
                     config=None,
@@ -175,30 +157,17 @@ async def _connected(host: Host, timeout: float) -> _Connection:
                 return _Connection(connection)
         except (asyncssh.HostKeyNotVerifiable, asyncssh.KeyExchangeFailed) as error:
             if "host key" not in str(error).lower():
-                raise unreachable(host, error) from error
+                raise unreachable(host.address, host.ssh.port, error) from error
             raise await _wrong_host_key(host, pinned.get_fingerprint()) from error
-        except asyncssh.KeyImportError as error:
-            raise HomelabError(
-                wanted="a private key in OpenSSH or PEM format, without a passphrase",
-                found=str(error),
-                why="the host can't be logged in to without it",
-                next="use a key without a passphrase kept as a Pulumi secret (ssh.privateKey), or an agent (ssh.agent: "
-                "true)",
-            ) from error
         except asyncssh.PermissionDenied as error:
-            if agent is not None and agent.problem:
-                raise _no_key_of_the_agent(agent.problem) from error
             raise _login_refused(host, error) from error
         except (OSError, TimeoutError, asyncssh.Error) as error:
-            if agent is not None and agent.is_signing and isinstance(error, TimeoutError):
-                raise _no_key_of_the_agent(
-                    f"an agent that has not signed within {timeout:g} s; it may wait for a confirmation"
-                ) from error
             if isinstance(error, TimeoutError):
-                error = TimeoutError(f"no answer within {timeout:g} s")
+                waits = "; the SSH agent may wait for you to confirm the use of its key" if of_agent else ""
+                error = TimeoutError(f"no answer within {timeout:g} s{waits}")
             if isinstance(error, asyncssh.ProtocolError) and "authentication failures" in error.reason:
-                raise _login_refused(host, error, 0 if agent is None else len(agent.keys)) from error
-            raise unreachable(host, error) from error
+                raise _login_refused(host, error, len(of_agent)) from error
+            raise unreachable(host.address, host.ssh.port, error) from error
 
 
 def public_half(private_key: str | None) -> str:
@@ -229,58 +198,32 @@ def _way_in(login: Ssh, address: str) -> str:
     file = login.private_key_file  # without one, the keys of the agent are copied
     named = f"-i {shlex.quote(f'{resolved(file)}.pub')} " if file else ""
     command = f"`ssh-copy-id {named}-p {login.port} {login.user}@{address}`"
-    return f"put the key into {place}: {command} (on Windows: docs/windows.md)"
+    signs = "" if file else ", and see that the agent isn't locked (`ssh-add -X`) and you allow the key's use"
+    return f"put the key into {place}: {command} (on Windows: docs/windows.md){signs}"
 
 
-class _Agent:
-    """This machine's SSH agent: at SSH_AUTH_SOCK, or on Windows at the pipe of its OpenSSH. `is_signing`: it was asked
-    for a signature, and hasn't answered; `problem`: the reason that it gave none, for an error.
+async def _keys_of_the_agent(exit_stack: AsyncExitStack, timeout: float) -> Sequence[asyncssh.SSHKeyPair]:
+    """The keys of this machine's SSH agent: at SSH_AUTH_SOCK, or on Windows at the pipe of its OpenSSH.
+
+    :param exit_stack: gets the connection to it.
+    :raises LoginRefusedError: there is no agent, it has no key, or it doesn't answer.
     """
-
-    def __init__(self, keys: Sequence[asyncssh.SSHKeyPair]) -> None:
-        self.keys = list(keys)
-        self.is_signing = False
-        self.problem = ""
-        for key in self.keys:
-            # asyncssh takes whatever a signature fails with for an error of its own.
-            setattr(key, "sign_async", functools.partial(self._sign, cast(asyncssh.SSHAgentKeyPair, key).sign_async))  # noqa: B010
-
-    @classmethod
-    async def of_this_machine(cls, exit_stack: AsyncExitStack, timeout: float) -> _Agent:
-        """The agent, with its keys.
-
-        :param exit_stack: gets its connection.
-        :raises LoginRefusedError: there is no agent, it has no key, or it doesn't answer.
-        """
-        seconds = min(timeout, AGENT_SECONDS)
-        try:
-            async with asyncio.timeout(seconds):
-                agent = await exit_stack.enter_async_context(await asyncssh.connect_agent())
-                keys = await agent.get_keys()
-        except TimeoutError as error:
-            raise _no_key_of_the_agent(
-                f"an agent that has said nothing within {seconds:g} s; `ssh-add -l` would wait, too"
-            ) from error
-        except (OSError, ValueError) as error:
-            # An OSError's text has each backslash of a path twice.
-            reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else error
-            raise _no_key_of_the_agent(f"no agent that answers ({reason})") from error
-        if not keys:
-            raise _no_key_of_the_agent("an agent without a key")
-        return cls(keys)
-
-    async def _sign(self, sign: Callable[[bytes], Awaitable[bytes]], data: bytes) -> bytes:
-        self.is_signing = True
-        try:
-            signature = await sign(data)
-        except (OSError, ValueError) as error:
-            self.problem = (
-                "an agent that lists keys and signs with none: it is locked, the request was refused, or it has ended "
-                f"({error})"
-            )
-            raise asyncssh.PermissionDenied(self.problem) from error
-        self.is_signing = False
-        return signature
+    seconds = min(timeout, AGENT_SECONDS)
+    try:
+        async with asyncio.timeout(seconds):
+            agent = await exit_stack.enter_async_context(await asyncssh.connect_agent())
+            keys = await agent.get_keys()
+    except TimeoutError as error:
+        raise _no_key_of_the_agent(
+            f"an agent that has said nothing within {seconds:g} s; `ssh-add -l` would wait, too"
+        ) from error
+    except (OSError, ValueError) as error:
+        # An OSError's text has each backslash of a path twice.
+        reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else error
+        raise _no_key_of_the_agent(f"no agent that answers ({reason})") from error
+    if not keys:
+        raise _no_key_of_the_agent("an agent without a key")
+    return keys
 
 
 def ask_the_agent() -> None:
@@ -291,7 +234,7 @@ def ask_the_agent() -> None:
 
     async def ask() -> None:
         async with AsyncExitStack() as exit_stack:
-            await _Agent.of_this_machine(exit_stack, AGENT_SECONDS)
+            await _keys_of_the_agent(exit_stack, AGENT_SECONDS)
 
     loop.run(ask())
 
@@ -301,16 +244,20 @@ def _no_key_of_the_agent(problem: str) -> LoginRefusedError:
         wanted="to log in with a key of this machine's SSH agent (ssh.agent)",
         found=problem,
         why="only the agent has the key",
-        next="see `ssh-add -l`; restart the agent and give it the key with "
-        "`ssh-add`, unlock it (`ssh-add -X`), or set ssh.privateKeyFile",
+        next="see `ssh-add -l`; restart the agent and give it the key with `ssh-add`, or set ssh.privateKeyFile",
     )
+
+
+async def shown_key(address: str, port: int, seconds: float, kinds: Sequence[str] = ()) -> asyncssh.SSHKey:
+    """The key that a host shows, of one of these kinds; none: of any."""
+    async with asyncio.timeout(seconds):
+        key = await asyncssh.get_server_host_key(address, port, server_host_key_algs=kinds, config=None)
+        return cast(asyncssh.SSHKey, key)
 
 
 async def _wrong_host_key(host: Host, wanted: str) -> HomelabError:
     try:
-        async with asyncio.timeout(host.timeouts.connect):
-            key = await asyncssh.get_server_host_key(host.address, host.ssh.port, config=None)
-        shown = key.get_fingerprint() if key else "none"
+        shown = (await shown_key(host.address, host.ssh.port, host.timeouts.connect)).get_fingerprint()
     except (OSError, TimeoutError, asyncssh.Error) as error:
         shown = f"another one ({error})"
     return HomelabError(
@@ -322,12 +269,12 @@ async def _wrong_host_key(host: Host, wanted: str) -> HomelabError:
     )
 
 
-def unreachable(host: Host, error: Exception) -> UnreachableError:
+def unreachable(address: str, port: int, error: Exception) -> UnreachableError:
     return UnreachableError(
-        wanted=f"an SSH connection to {host.address}:{host.ssh.port}",
+        wanted=f"an SSH connection to {address}:{port}",
         found=in_words(error),
         why="the host can be neither read nor changed",
-        next="see whether it is switched on and connected to this network, and run `pulumi up` again",
+        next="see whether it is switched on and connected to this network, then run the same command again",
     )
 
 

@@ -57,19 +57,17 @@ def answer(output: str) -> dict[str, Any]:
     """
     line = output.strip().rpartition("\n")[2]
     try:
-        value = json.loads(line[max(line.find("{"), 0) :])
-        if isinstance(value, dict):
-            # Half a surrogate pair, which JSON can escape, can't be written anywhere.
-            return value if "\\ud" not in line.lower() else dict(_writable(value))
-        problem = "it is no object"
+        value: dict[str, Any] = json.loads("{" + line.partition("{")[2])
     except ValueError as error:
-        problem = str(error)
-    raise HomelabError(
-        wanted="one line of JSON as an answer",
-        found=f"{line[:200]!r} ({problem})",
-        why="without a readable answer nothing can be decided",
-        next="log in and see whether root's shell prints something of its own for non-interactive sessions (~/.bashrc)",
-    )
+        raise HomelabError(
+            wanted="one line of JSON as an answer",
+            found=f"{line[:200]!r} ({error})",
+            why="without a readable answer nothing can be decided",
+            next="log in and see whether root's shell prints something of its own for non-interactive sessions "
+            "(~/.bashrc)",
+        ) from error
+    # Half a surrogate pair, which JSON can escape, can't be written anywhere.
+    return value if "\\ud" not in line.lower() else dict(_writable(value))
 
 
 def _writable(value: Any) -> Any:

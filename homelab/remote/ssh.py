@@ -8,23 +8,31 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import ExitStack, asynccontextmanager, nullcontext, suppress
-from typing import Any, TypeVar
+from contextlib import asynccontextmanager, nullcontext, suppress
+from typing import Any
 
 import asyncssh
 
 from homelab.cards import resolving
-from homelab.errors import HomelabError, NoPythonError, UnreachableError
+from homelab.errors import (
+    HomelabError,
+    NoPythonError,
+    NotConfirmedError,
+    NotStartedError,
+    RefusedError,
+    UnreachableError,
+)
 from homelab.facts import host as facts
 from homelab.facts.kernel_log import filter_of_lines
 from homelab.remote import agent, loop, scripts
 from homelab.remote.logins import COMMANDS, login_of, unreachable
 from homelab.settings import Host
 from remote_scripts.both import read_host
+from remote_scripts.tools.errors import NotConfirmed, NotStarted
 from remote_scripts.tools.places import PYTHON
 from remote_scripts.tools.state import limit_of
 
-T = TypeVar("T")
+Say = Callable[[str], None]
 
 # The message of a step that failed (remote_scripts/tools/errors.py).
 _MESSAGE = re.compile(
@@ -32,11 +40,6 @@ _MESSAGE = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 
-# Limits of an answer and of the end of its log that is kept, in bytes: the reading of a host with hundreds of
-# devices and guests has a quarter of a megabyte.
-OUTPUT_BYTES = 16 * 1024**2
-LOG_BYTES = 64 * 1024
-_CHUNK = 64 * 1024
 # What connects standard input and output to a port of the host, on which it also runs for who isn't root.
 _BY_BASH = "bash -c 'exec 3<>/dev/tcp/127.0.0.1/{} && cat >&3 && cat <&3'"
 # The begin of the line of layers/run_guard.py that names the run it waits for.
@@ -55,8 +58,8 @@ class Session:
         """Runs commands in a shell and returns their output; bytes that aren't UTF-8 are U+FFFD in it.
 
         :param seconds: how long it may take; 0, here and in what follows: as long as the host's `timeouts.api` says.
-        :raises HomelabError: the script failed (its own message), or sudo did; or it printed more than OUTPUT_BYTES; or
-            the host shows another host key, or refuses the login.
+        :raises HomelabError: the script failed (its own message), or sudo did; or the host shows another host key, or
+            refuses the login.
         :raises UnreachableError: the host doesn't answer, or the connection was lost meanwhile.
         """
         return self._run(scripts.command(verb, self._host.ssh.user), verb, script, seconds)
@@ -67,7 +70,7 @@ class Session:
         layer: str,
         wanted: Any,
         seconds: float = 0,
-        on_line: Callable[[str], None] | None = None,
+        on_line: Say | None = None,
         *,
         ctid: int = 0,
         proxy: str = "",
@@ -89,8 +92,8 @@ class Session:
         # What changes something ends by itself where this connection is lost.
         seconds = seconds or self._host.timeouts.api
         limit = limit_of(seconds) if verb in ("apply", "revert") and not goes_on else 0
-        request = agent.request(layer, wanted, seconds=limit, ctid=ctid, proxy=proxy)
-        return scripts.answer(self._ask(verb, layer, [request], limit or seconds, on_line))
+        text = agent.asked(verb, agent.request(layer, wanted, seconds=limit, ctid=ctid, proxy=proxy))
+        return scripts.answer(self._run(None, f"{verb} {layer}", text, limit or seconds, on_line))
 
     def plan(self, questions: Sequence[tuple[str, Any]]) -> list[dict[str, Any]]:
         """What layers would change, in the order of the questions: one after the other by one agent, whose way to the
@@ -99,146 +102,83 @@ class Session:
         :param questions: each layer's name with its `Wanted`.
         :raises HomelabError: as `run`; of the first that refuses.
         """
-        requests = [agent.request(layer, wanted) for layer, wanted in questions]
-        layers = ", ".join(layer for layer, _ in questions)
-        lines = self._ask("plan", layers, requests, self._host.timeouts.api * len(questions)).strip().split("\n")
+        text = agent.asked("plan", *(agent.request(layer, wanted) for layer, wanted in questions))
+        layers, seconds = ", ".join(layer for layer, _ in questions), self._host.timeouts.api * len(questions)
+        lines = self._run(None, f"plan {layers}", text, seconds).strip().split("\n")
         return [scripts.answer(line) for line in lines[-len(questions) :]]
-
-    def _ask(
-        self,
-        verb: str,
-        layers: str,
-        requests: Sequence[str],
-        seconds: float,
-        on_line: Callable[[str], None] | None = None,
-    ) -> str:
-        """The lines of the agent's answers; other arguments and errors as of `ask`.
-
-        :param layers: their names, for an error.
-        """
-        command, text = agent.command_in_memory(self._host.ssh.user), agent.asked(verb, *requests)
-        return self._run(command, f"{verb} {layers}", text, seconds, on_line, is_for_agent=True)
 
     def put_agent(self, owner: str, seconds: float) -> None:
         """Puts this program's agent on the host.
 
         :param owner: the stack's folder there.
-        :raises HomelabError: as `run`; or the host has no Python that will do, or a login shell of another kind.
+        :raises HomelabError: as `run`; or the host has no Python that will do.
         """
-        user = self._host.ssh.user
-        if user == "root":  # any other's commands are sudo's, and so bash's
-            self._try_shell(seconds)
-        command = agent.command_to_put(user)
-        self._run(command, "put the agent", agent.put(owner), seconds)
+        self._run(agent.command_to_put(self._host.ssh.user), "put the agent", agent.put(owner), seconds)
 
-    def _try_shell(self, seconds: float) -> None:
-        try:
-            self._run(agent.TO_TRY, "try the login shell", "", seconds)
-        except UnreachableError:
-            raise
-        except HomelabError as error:
-            raise error.retold(
-                wanted=f"a login shell of root on {self._host.address} that understands sh, as bash does",
-                why="sshd hands each command of this program to that shell; nothing was changed",
-                next="give the user one on the host (`chsh -s /bin/bash root`), then run `pulumi up` again",
-            ) from error
-
-    def _run(
-        self,
-        command: str,
-        verb: str,
-        script: str,
-        seconds: float,
-        on_line: Callable[[str], None] | None = None,
-        *,
-        is_for_agent: bool = False,
-    ) -> str:
+    def _run(self, command: str | None, verb: str, script: str, seconds: float, on_line: Say | None = None) -> str:
         """What a command prints that takes `script` from standard input; other arguments and errors as of `ask`.
 
-        :param is_for_agent: the command may ask for the agent.
+        :param command: None: the agent's, which may ask for the agent itself.
         """
         seconds = seconds or self._host.timeouts.api
         try:
-            work = self._exchange(command, script, seconds, on_line, is_for_agent)
+            work = self._exchange(command, script, seconds, on_line)
             status, output, log = loop.run(work, f"{self._host.address}, for up to {seconds:.0f} s")
         except (OSError, asyncssh.Error) as error:
             raise _connection_lost(self._host, error, verb, seconds) from error
-        if len(output) > OUTPUT_BYTES:
-            raise _too_long(verb, output)
-        if status is None:
-            ended = ConnectionError("the connection ended before the script did")
-            raise _connection_lost(self._host, ended, verb, seconds)
         if status != 0:
-            raise _failed(verb, _decoded(output), _decoded(log), status)
+            raise _failed(verb, _decoded(output), log, status)
         return _decoded(output)
 
     async def _exchange(
-        self, command: str, script: str, seconds: float, on_line: Callable[[str], None] | None, is_for_agent: bool
-    ) -> tuple[int | None, bytes, bytes]:
-        """Exit status (None: there was none), answer, end of the log; doesn't wait for the end of an answer that is too
-        long.
+        self, command: str | None, script: str, seconds: float, on_line: Say | None = None
+    ) -> tuple[int, bytes, str]:
+        """Exit status, answer, log.
+
+        :raises ConnectionResetError: the connection ended before the command did.
         """
-        log = None
-        try:
-            # A host that goes down may keep a connection open and answer its keepalives without ever running the
-            # script.
-            async with asyncio.timeout(None) as limit, self._process(command, limit, seconds) as process:
-                with suppress(OSError):  # it reads no more: its output and its status say why
-                    process.stdin.write(script.encode())
-                    if not is_for_agent:
-                        process.stdin.write_eof()
-                log = asyncio.create_task(_last_bytes(process.stderr, on_line))
-                output = bytearray()
-                while len(output) <= OUTPUT_BYTES and (data := await process.stdout.read(_CHUNK)):
-                    output += data
-                    if is_for_agent and agent.WANTS_AGENT in output:
-                        is_for_agent = False
-                        with suppress(OSError):
-                            process.stdin.write(agent.itself().encode())
-                            process.stdin.write_eof()
-                if len(output) > OUTPUT_BYTES:
-                    return None, bytes(output), b""
-                log_end = await log
-                await process.wait_closed()
-                return process.exit_status, bytes(output), log_end
-        except TimeoutError:
-            login_of(self._host).leave()
-            raise
-        finally:
-            if log is not None:
-                log.cancel()
+        async with self._process(command, script, seconds, on_line) as (process, log, _):
+            output = b"".join([line async for line in _output(process)])
+            log_text = await log
+            await process.wait_closed()
+            if process.exit_status is None:
+                raise ConnectionResetError
+            return process.exit_status, output, log_text
 
     @asynccontextmanager
     async def _process(
-        self, command: str, limit: asyncio.Timeout, seconds: float, *, waits: bool = True
-    ) -> AsyncIterator[asyncssh.SSHClientProcess[bytes]]:
-        """A command, as soon as it is its turn. What it does is sent to it: so where a connection turns out to have
-        ended, or to take no more commands (sshd's MaxSessions), one more is opened for it.
+        self, command: str | None, script: str, seconds: float, on_line: Say | None
+    ) -> AsyncIterator[tuple[asyncssh.SSHClientProcess[bytes], asyncio.Task[str], asyncio.Timeout]]:
+        """A command, as soon as it is its turn, with its log and the end of its time. What it does is sent to it: so
+        where a connection turns out to have ended, or to take no more commands (sshd's MaxSessions), one more is opened
+        for it. Other arguments as of `_run`.
 
-        :param limit: ends it so many seconds after that.
-        :param waits: for its turn.
+        :param seconds: after that it is ended: a host that goes down may keep a connection open, and answer its
+            keepalives, without ever running the script.
         """
         for tries_left in reversed(range(COMMANDS + 2)):
-            limit.reschedule(None)
             connection = await login_of(self._host).opened(self._host, self._timeout)
-            has_waited = waits and connection.turns.locked()
+            has_waited = connection.turns.locked()
             connection.commands += 1
             process = None
             try:
-                async with connection.turns if waits else nullcontext():
-                    limit.reschedule(asyncio.get_running_loop().time() + seconds)
-                    process = await connection.ssh.create_process(command, encoding=None)
-                    yield process
+                async with connection.turns, asyncio.timeout(seconds) as limit:
+                    started = command or agent.command_in_memory(self._host.ssh.user)
+                    process = await connection.ssh.create_process(started, encoding=None)
+                    _send(process, script, ends=command is not None)
+                    log = _begun(_heard(process.stderr, on_line))
+                    yield process, log, limit
                     return
             except (OSError, asyncssh.Error) as error:
-                await asyncio.sleep(0)  # asyncssh says of a connection that it has ended a moment after what ends it
-                is_full = isinstance(error, asyncssh.ChannelOpenError) and not connection.ssh.is_closed()
-                # Where this command has waited, the host may be another run's by now.
-                has_ended = connection.ssh.is_closed() and not has_waited and tries_left > COMMANDS
-                if process is not None or not tries_left or not (is_full or has_ended):
+                login_of(self._host).leave(connection)  # also one that didn't answer in time: it may be going down
+                if process is not None:
                     raise
-                if is_full:
-                    login_of(self._host).leave(connection)
+                if await _has_ended(connection.ssh):
+                    # Where this command has waited, the host may be another run's by now.
+                    if has_waited or tries_left <= COMMANDS:
+                        raise ConnectionResetError from error
+                elif not tries_left or not isinstance(error, asyncssh.ChannelOpenError):
+                    raise
             finally:
                 if process is not None:
                     process.channel.abort()  # what it still prints is of no use; others' commands go on
@@ -256,12 +196,9 @@ class Session:
         """
         seconds = self._host.timeouts.api
         try:
-            answer = loop.run(self._answer(port, request, seconds, changes=changes))
+            return loop.run(self._answer(port, request, seconds, changes=changes))
         except (OSError, asyncssh.Error) as error:
             raise _connection_lost(self._host, error, f"127.0.0.1:{port}", seconds) from error
-        if answer is not None and len(answer) > OUTPUT_BYTES:
-            raise _too_long(f"ask 127.0.0.1:{port}", answer)
-        return answer
 
     async def _answer(self, port: int, request: str, seconds: float, *, changes: bool) -> bytes | None:
         connection = await login_of(self._host).opened(self._host, self._timeout)
@@ -272,31 +209,26 @@ class Session:
                     reader, writer = await connection.ssh.open_connection("127.0.0.1", port, encoding=None)
                     try:
                         writer.write(request.encode("ascii"))
-                        answer = bytearray()
-                        while len(answer) <= OUTPUT_BYTES and (data := await reader.read(_CHUNK)):
-                            answer += data
-                        return bytes(answer)
+                        answer: bytes = await reader.read()
+                        return answer
                     finally:
                         writer.channel.abort()
+            except TimeoutError:
+                login_of(self._host).leave(connection)  # as in `_process`
+                raise
             except asyncssh.ChannelOpenError as error:
-                await asyncio.sleep(0)  # as in `_process`
-                if connection.ssh.is_closed():
+                if await _has_ended(connection.ssh):
                     raise ConnectionResetError from error
                 if error.code == asyncssh.OPEN_CONNECT_FAILED:
                     return None
                 if error.code != asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED:
                     raise
-            except TimeoutError:
-                login_of(self._host).leave()
-                raise
             finally:
                 connection.commands -= 1
                 connection.end_if_left()
             # sshd forbids forwarding (AllowTcpForwarding, PermitOpen): a command can connect.
-            status, output, log = await self._exchange(_BY_BASH.format(port), request, seconds, None, False)
-        if status is None:
-            raise ConnectionError("the connection ended before the command did")
-        return None if b"Connection refused" in log else output
+            _, output, log = await self._exchange(_BY_BASH.format(port), request, seconds)
+        return None if "Connection refused" in log else output
 
     def boot_id(self, seconds: float) -> str:
         """The running boot's id; empty where the kernel's file can't be read.
@@ -324,13 +256,14 @@ class Session:
         :raises UnreachableError: the host doesn't answer in time.
         :raises HomelabError: it shows another host key, or refuses the login.
         """
-        loop.run(self.connected(anew=anew))
 
-    async def connected(self, *, anew: bool = False) -> None:
-        """`connect`, for what runs on this process's loop."""
-        if anew:
-            login_of(self._host).leave()
-        await login_of(self._host).opened(self._host, self._timeout)
+        async def connected() -> None:
+            login = login_of(self._host)
+            if anew:
+                login.leave()
+            await login.opened(self._host, self._timeout)
+
+        loop.run(connected())
 
     async def keep(
         self,
@@ -339,7 +272,7 @@ class Session:
         on_answer: Callable[[], None],
         beat: float,
         words: asyncio.Queue[str] | None = None,
-        on_line: Callable[[str], None] | None = None,
+        on_line: Say | None = None,
     ) -> None:
         """Asks the agent, as `ask` does, for something that goes on after the answer as long as it gets signs
         of life; returns when it or the connection has ended.
@@ -348,69 +281,52 @@ class Session:
         :param beat: seconds between two signs of life.
         :param words: words that are sent to it meanwhile, a line each.
         :param on_line: called with each line that comes after the answer.
-        :raises HomelabError: it failed instead of answering.
-        :raises UnreachableError: the connection was lost before that.
+        :raises RefusedError: it failed instead of answering, or waited for another run until the connection was lost.
+        :raises HomelabError: as `connect`; UnreachableError: the connection was lost before that.
         """
-        command = agent.command_in_memory(self._host.ssh.user)
-        text = agent.asked("hold", agent.request(layer, wanted))
         log_lines: list[str] = []
         seconds = self._host.timeouts.api
-        ends = ExitStack()
+        words = words or asyncio.Queue()
+        script, meanwhile = agent.asked("hold", agent.request(layer, wanted)), list[asyncio.Task[Any]]()
 
-        def begun(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-            task = asyncio.create_task(work)
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # it ends with the connection
-            ends.callback(task.cancel)
-            return task
+        async def live(process: asyncssh.SSHClientProcess[bytes]) -> None:
+            while True:
+                word = ""
+                with suppress(TimeoutError):
+                    word = await asyncio.wait_for(words.get(), beat)
+                _send(process, f"{word}\n")
 
         try:
-            async with asyncio.timeout(None) as limit, self._process(command, limit, seconds, waits=False) as process:
-                with suppress(OSError):  # it reads no more: what it says is why
-                    process.stdin.write(text.encode())
-                log = begun(_last_bytes(process.stderr, log_lines.append))
+            async with self._process(None, script, seconds, log_lines.append) as (process, log, limit):
                 output = b""  # a login may print something of its own before
-                while (line := await process.stdout.readline()) and not _is_answer(line):
-                    output = (output + line)[-LOG_BYTES:]
-                    if line.endswith(agent.WANTS_AGENT):
-                        with suppress(OSError):
-                            process.stdin.write(agent.itself().encode())
-                if not line:
-                    await asyncio.wait([log])
+                async for line in _output(process):
+                    if _is_answer(line):
+                        break
+                    output += line
+                else:
+                    log_text = await log
                     await process.wait_closed()
-                    raise _failed(f"hold {layer}", _decoded(output), "\n".join(log_lines), process.exit_status or 1)
+                    failed = _failed(f"hold {layer}", _decoded(output), log_text, process.exit_status or 1)
+                    raise RefusedError(**failed.parts())
                 limit.reschedule(None)
                 on_answer()
+                meanwhile = [_begun(_heard(process.stdout, on_line)), _begun(live(process))]
                 # Not the end of its output, which never comes where the connection was lost.
-                closed = begun(process.wait_closed())
-                begun(_last_bytes(process.stdout, on_line))
-                words = words or asyncio.Queue()
-                word = begun(words.get())
-                while not closed.done():
-                    await asyncio.wait({closed, word}, timeout=beat, return_when=asyncio.FIRST_COMPLETED)
-                    sent = b""
-                    if word.done():
-                        sent, word = word.result().encode(), begun(words.get())
-                    with suppress(OSError):  # it has just ended
-                        process.stdin.write(sent + b"\n")
+                await process.wait_closed()
         except (OSError, TimeoutError, asyncssh.Error) as error:
+            lost = _connection_lost(self._host, error, f"hold {layer}", seconds)
             other_run = next((line for line in log_lines if line.startswith(ANOTHER_RUN)), None)
             if other_run is not None:
-                raise HomelabError(
-                    wanted="to be the only run at work on this host",
-                    found=f"{other_run}; while it was waited for, the connection was lost: it may be restarting the "
-                    "host",
-                    why="two at once would undo each other's changes, and could reboot the host twice",
-                    next="this run changes nothing more: wait until the other one has ended, then run the same again",
-                ) from error
-            raise _connection_lost(self._host, error, f"hold {layer}", seconds) from error
+                raise RefusedError(**{**lost.parts(), "found": f"{other_run}; {lost.found}"}) from error
+            raise lost from error
         finally:
-            ends.close()
+            for task in meanwhile:
+                task.cancel()
 
     def read(
         self,
         *,
         guests: bool = False,
-        lspci: bool = False,
         kernel_log: bool = False,
         seconds: float = 0,
     ) -> facts.HostFacts:
@@ -421,7 +337,6 @@ class Session:
         """
         wanted = read_host.Wanted(
             guests=guests,
-            lspci=lspci,
             acs=self._host.iommu.acs_override is not None,
             signs=filter_of_lines() if kernel_log else "",
         )
@@ -429,34 +344,48 @@ class Session:
         return resolving.choosing(reading, self._host.gpus)
 
 
-async def _last_bytes(stream: asyncssh.SSHReader[bytes], on_line: Callable[[str], None] | None = None) -> bytes:
-    """Reads a stream to its end and returns its last LOG_BYTES.
+async def _has_ended(connection: asyncssh.SSHClientConnection) -> bool:
+    """Tells a connection that has ended from one that takes no more channels."""
+    await asyncio.sleep(0)  # asyncssh says that it has ended a moment after what ends it
+    return connection.is_closed()
 
-    :param on_line: called with each line, or with the last LOG_BYTES of a longer one.
+
+def _begun(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    task = asyncio.create_task(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # it ends with the connection
+    return task
+
+
+def _send(process: asyncssh.SSHClientProcess[bytes], text: str, *, ends: bool = False) -> None:
+    with suppress(OSError):  # it reads no more: its output and its status say why
+        process.stdin.write(text.encode())
+        if ends:
+            process.stdin.write_eof()
+
+
+async def _output(process: asyncssh.SSHClientProcess[bytes]) -> AsyncIterator[bytes]:
+    """The lines that a command prints; where it asks for the agent, it gets it."""
+    while line := await process.stdout.readline():
+        if line.endswith(agent.WANTS_AGENT):
+            _send(process, agent.itself())
+        yield line
+
+
+async def _heard(stream: asyncssh.SSHReader[bytes], on_line: Say | None) -> str:
+    """Reads a stream to its end, and returns it.
+
+    :param on_line: called with each line.
     """
-    end = line = b""
-    while data := await stream.read(_CHUNK):
-        end = (end + data)[-LOG_BYTES:]
-        *lines, line = (line + data).split(b"\n")
-        line = line[-LOG_BYTES:]
+    lines: list[str] = []
+    while line := await stream.readline():
+        lines.append(_decoded(line).removesuffix("\n"))
         if on_line:
-            for text_line in lines:
-                on_line(_decoded(text_line))
-    return end
+            on_line(lines[-1])
+    return "\n".join(lines)
 
 
 def _decoded(output: bytes) -> str:
     return output.decode("utf-8", errors="replace")
-
-
-def _too_long(verb: str, output: bytes) -> HomelabError:
-    return HomelabError(
-        wanted=f"an answer of at most {OUTPUT_BYTES // 1024**2} MiB from the command to {verb.replace('_', ' ')}",
-        found=f"more, and no end; it begins: {_decoded(output[:200])!r}",
-        why="taking all of it in could use up this machine's memory; nothing was decided",
-        next="log in as this program does and see what prints so much: `ssh HOST bash -s </dev/null`, root's "
-        "~/.bashrc, a file that has grown",
-    )
 
 
 def _is_answer(line: bytes) -> bool:
@@ -470,12 +399,14 @@ def _is_answer(line: bytes) -> bool:
 # A shell's exit status for a program that isn't there, which it names.
 _NOT_FOUND = 127
 _PYTHON = PYTHON.split()[0]
+# The exit status of this program's part on a host -> the error.
+_BY_STATUS = {1: HomelabError, NotConfirmed.status: NotConfirmedError, NotStarted.status: NotStartedError}
 
 
 def _failed(verb: str, output: str, log: str, status: int) -> HomelabError:
     message = _MESSAGE.search(output)
     if message:
-        return HomelabError(**message.groupdict())
+        return _BY_STATUS.get(status, HomelabError)(**message.groupdict())
     if status == _NOT_FOUND and _PYTHON in log:
         return NoPythonError(
             wanted="Python on that system",
@@ -508,14 +439,7 @@ def _connection_lost(host: Host, error: Exception, verb: str, seconds: float) ->
             "machine) restarts a host that needs it",
             next="when the host answers again and no other run is at work there, run the same again",
         )
-    if isinstance(error, asyncssh.ChannelOpenError):
-        return UnreachableError(
-            wanted=f"sshd on {host.address} to let this login run a command",
-            found=f"the SSH connection works, and its sshd refuses: {error.reason}",
-            why="the host can be neither read nor changed",
-            next="see MaxSessions in the host's /etc/ssh/sshd_config: 1 is enough, and 0 allows no command",
-        )
-    return unreachable(host, error)
+    return unreachable(host.address, host.ssh.port, error)
 
 
 def read(host: Host, timeout: float | None = None, **options: Any) -> facts.HostFacts:

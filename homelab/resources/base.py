@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pulumi
 
 from homelab.remote import scripts
-from homelab.shapes import ShutdownInputs
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -41,22 +40,13 @@ class NodeInputs(HostInputs):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VmInputs(NodeInputs):
-    """A VM: its name in the settings, its id."""
-
-    vm: str
-    vmid: int
-    shutdown: ShutdownInputs
-
-
-@dataclass(frozen=True, kw_only=True)
 class NoOutputs:
     """The outputs of a resource that puts nothing out but its inputs."""
 
 
 class Resource(pulumi.CustomResource):
-    """A resource of homelab's provider. `args`: the inputs, by the names that the class's `Inputs` has; one that is
-    None may be left out.
+    """A resource of homelab's provider. `inputs`: by the names that the class's `Inputs` has; one that is None may be
+    left out.
 
     `replaced_by`: inputs whose change makes another one; `ignored`: inputs whose change is no reason to do anything,
     since they only say how; `asks_for_update`: outputs that ask for an update when there is something in them, such as
@@ -78,14 +68,12 @@ class Resource(pulumi.CustomResource):
     asks_for_update: ClassVar[tuple[str, ...]] = ()
     delete_before_replace: ClassVar[bool] = False
 
-    def __init__(
-        self, name: str, args: Mapping[str, pulumi.Input[Any]], opts: pulumi.ResourceOptions | None = None
-    ) -> None:
+    def __init__(self, name: str, *, opts: pulumi.ResourceOptions | None = None, **inputs: pulumi.Input[Any]) -> None:
         fields = {field.name: field for field in dataclasses.fields(self.Inputs)}
         needed = {key for key, field in fields.items() if field.default is dataclasses.MISSING}
-        if wrong := (args.keys() - fields.keys()) | (needed - args.keys()):
+        if wrong := (inputs.keys() - fields.keys()) | (needed - inputs.keys()):
             raise TypeError(f"{type(self).__name__} {name}: inputs that are missing or not known: {sorted(wrong)}")
-        super().__init__(self.token(), name, {**args, **dict.fromkeys(self.output_names())}, opts)
+        super().__init__(self.token(), name, {**inputs, **dict.fromkeys(self.output_names())}, opts)
 
     @classmethod
     def token(cls) -> str:

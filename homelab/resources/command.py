@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pulumi
@@ -62,17 +63,13 @@ def _need_no_agent() -> None:
             agent.settimeout(AGENT_SECONDS)
             agent.connect(path)
     except OSError as error:
-        raise _refusal(
+        raise Refusal.of(
             wanted=f"no SSH agent named by SSH_AUTH_SOCK, or one that is there: {path}",
             found=str(error),
             why="pulumi-command connects to it before each step, though the settings have another way to log in; "
             "without it every step fails",
             next="unset SSH_AUTH_SOCK in this shell, or start the agent again, then run the same again",
         ) from None
-
-
-def _refusal(**parts: str) -> Refusal:
-    return Refusal(HomelabError(**parts))
 
 
 #: What the program asks the provider for.
@@ -187,7 +184,7 @@ def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[re
     if host_key.startswith("ssh-rsa "):
         # It takes the key's type for the only algorithm (ssh.ClientConfig.HostKeyAlgorithms), which for RSA is the one
         # with SHA-1.
-        raise _refusal(
+        raise Refusal.of(
             wanted=f"a host key of {host.address} by which pulumi-command recognises it: ed25519 or ECDSA",
             found="an RSA key (ssh.hostKey or hostKeyFile)",
             why="pulumi-command asks for such a key by SHA-1 alone, which OpenSSH has refused since 8.8: every step "
@@ -196,7 +193,7 @@ def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[re
             "the host's console",
         )
     if host.ssh.agent and os.name == "nt":
-        raise _refusal(
+        raise Refusal.of(
             wanted=f"a login to {host.address} that pulumi-command can use on Windows",
             found="ssh.agent: true",
             why="pulumi-command knows agents that listen on a Unix socket alone, and the one of Windows' OpenSSH has a "
@@ -224,82 +221,101 @@ def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[re
     )
 
 
-def layer(
+@dataclass(frozen=True)
+class Place:
+    """Where a step runs. By default that is the host itself."""
+
+    host: Host
+    """Its SSH settings lead there."""
+    address: pulumi.Input[str] | None = None
+    """As of `connection`."""
+    folder: KeptFolder | None = None
+    """Where the agent is kept; by default where the host keeps it."""
+
+    @property
+    def kept(self) -> KeptFolder:
+        """Where the agent is kept.
+
+        :raises ValueError: the host's agent isn't declared (components/host_agent.py).
+        """
+        kept = self.folder or of_program(self.host).kept
+        if kept is None:
+            raise ValueError(f"no agent was put on {self.host.address}")
+        return kept
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the agent is asked (`agent.request`)."""
+
+    layer: str
+    wanted: pulumi.Input[Any]
+    """The layer's `Wanted`."""
+    generation: pulumi.Input[int | str] = 0
+    seconds: int | None = None
+    """How long it may take; by default the host's `timeouts.step`."""
+    is_act: bool = False
+    """A test, or a restart."""
+    ctid: int = 0
+    proxy: str = ""
+    """For downloads; with one the input is a secret."""
+
+    def text(self, seconds: int) -> pulumi.Output[str]:
+        """The request, once all of it is known.
+
+        :param seconds: how long it may take.
+        """
+
+        asked = functools.partial(agent.request, seconds=seconds, is_act=self.is_act, ctid=self.ctid, proxy=self.proxy)
+        known = pulumi.Output.all(wanted=self.wanted, generation=self.generation)
+        text = known.apply(lambda values: asked(self.layer, **values))
+        return pulumi.Output.secret(text) if self.proxy else text
+
+
+def step(
     name: str,
-    host: Host,
-    layer: str,
-    wanted: pulumi.Input[Any],
-    opts: pulumi.ResourceOptions,
     *,
-    generation: pulumi.Input[int | str] = 0,
+    place: Place,
+    request: Request,
     undone: bool = True,
     triggers: Sequence[pulumi.Input[object]] = (),
     identity: Sequence[str] = (),
-    seconds: int | None = None,
-    is_act: bool = False,
-    ctid: int = 0,
     is_last: bool = False,
-    hooks: pulumi.ResourceHookBinding | None = None,
-    address: pulumi.Input[str] | None = None,
-    folder: KeptFolder | None = None,
-    proxy: str = "",
+    opts: pulumi.ResourceOptions,
 ) -> remote.Command:
     """A layer of the host's agent (homelab/remote/agent.py): `apply` on create and update, and, when `undone`, `revert`
     on destroy.
 
-    :param layer: its name.
-    :param wanted: its `Wanted`.
-    :param generation: a new one makes Pulumi run it again.
-    :param triggers: their change replaces the resource: Pulumi creates the new one first, and deletes the old one when
-        nothing needs it any more. Never of what is applied and undone: the undo would run after the redo.
-    :param identity: what the layer is about, such as a container's id: if it changes, the old one is undone first, then
-        the new one is made.
-    :param seconds: how long it may take; by default the host's `timeouts.step`.
-    :param address: as of `connection`.
-    :param is_act: as of `agent.request`, such as a test, or a restart.
-    :param ctid: as of `agent.request`.
-    :param is_last: as of `agent.command`; there is nothing to apply.
-    :param hooks: around what is last; of another one, those of its host.
-    :param folder: where the agent is kept; by default where the host keeps it.
-    :param proxy: for downloads; with one the input is a secret.
-    :raises ValueError: the host's agent isn't declared (components/host_agent.py).
+    :param triggers: their change replaces the resource: Pulumi creates the new one first, and deletes the old
+        one when nothing needs it any more. Never of what is applied and undone: the undo would run after the redo.
+    :param identity: what is applied and undone is about, such as a container's id: if it changes, the old one is
+        undone first, then the new one is made. What isn't undone has none.
+    :param is_last: as of `agent.command`; there is nothing to apply, and only `opts` has hooks.
     """
-    kept = folder or of_program(host).kept
-    if kept is None:
-        raise ValueError(f"{name}: no agent was put on {host.address}")
-    limit = seconds or limits.of_step(host)
-
-    def request(values: Sequence[Any]) -> str:
-        return agent.request(
-            layer, values[0], seconds=limit, generation=values[1], is_act=is_act, ctid=ctid, proxy=proxy
-        )
-
     if triggers and undone and not is_last:
         raise ValueError(f"{name}: what is applied and undone can't have triggers")
-    text: pulumi.Input[str] = pulumi.Output.all(wanted, generation).apply(request)
-    if proxy:
-        text = pulumi.Output.secret(text)
-    arguments, ignored = connection(host, address)
+    host, kept = place.host, place.kept
+    limit = request.seconds or limits.of_step(host)
+    arguments, ignored = connection(host, place.address)
+    of_this = identity if undone else ()
+    options = pulumi.ResourceOptions(
+        depends_on=[kept.after],
+        # A state may have steps without a log: no reason to run them again.
+        ignore_changes=[*ignored, "logging"],
+        hooks=None if is_last else _around_each(host),
+        delete_before_replace=bool(of_this) or None,
+        custom_timeouts=limits.timeouts(limit),
+    )
     return remote.Command(
         name,
         connection=arguments,
         create=None if is_last else agent.command("apply", host.ssh.user, kept.owner),
         delete=agent.command("revert", host.ssh.user, kept.owner, is_last) if undone else None,
-        stdin=text,
-        triggers=[*triggers, *identity] or None,
+        stdin=request.text(limit),
+        triggers=[*triggers, *of_this] or None,
         # sshd accepts no variables by default, and an error shows what went to stdout and stderr anyway.
         add_previous_output_in_env=False,
         # The display shows what it says there beside its name, while it runs.
         logging=remote.Logging.STDERR,
-        opts=pulumi.ResourceOptions.merge(
-            opts,
-            pulumi.ResourceOptions(
-                depends_on=[kept.after],
-                # A state may have steps without a log: no reason to run them again.
-                ignore_changes=[*ignored, "logging"],
-                hooks=hooks if is_last else _around_each(host),
-                delete_before_replace=bool(identity) or None,
-                custom_timeouts=limits.timeouts(limit),
-            ),
-        ),
+        opts=pulumi.ResourceOptions.merge(opts, options),
     )

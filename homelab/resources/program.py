@@ -46,6 +46,7 @@ class HomelabProvider(pulumi.ProviderResource):
     def __init__(
         self,
         name: str,
+        *,
         hosts: Mapping[str, Mapping[str, Any]],
         vms: Mapping[str, Mapping[str, Any]] | None = None,
         containers: Mapping[str, Mapping[str, Any]] | None = None,

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pulumi
 
-from homelab.errors import HomelabError
-from homelab.resources import command as commands
+from homelab.resources.command import Place, Request, step
 from homelab.resources.kept_agent import KeptFolder, owner
-from homelab.settings import Host, Nvidia
-from homelab.shapes import VmSeen
+from homelab.settings import Nvidia
+from homelab.shapes import VmOutput
 from homelab.stack import Refusal
 from remote_scripts.both.stack_folder import Wanted as StackFolder
 from remote_scripts.both.symptoms import Target
@@ -28,41 +27,41 @@ class InstalledDriver:
     generation: pulumi.Input[int] = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class System:
-    """Where steps run.
-
-    `name`: its place in the settings, such as `vms.sandbox`; `host`: its host's name there; `ctid`: of a container;
-    `reached`: the SSH settings; `address`: where they lead (a VM's may be known only once it runs); `stays`: is it
-    there after a `destroy`?; `after`: with its change all steps look again: another VM, a restart with other cards, the
-    host's driver; `passed`: of a host: slots of cards that VMs get; `staying`: where it hands cards over, slots of
-    those that its driver has after its start; `started`: with its change what is installed is verified again: the
-    system, or the host below it, was started anew by this program.
-    """
+    """Where NVIDIA's stack is installed."""
 
     target: Target
     name: str
-    host: str
-    reached: Host
-    address: pulumi.Input[str]
+    """Its place in the settings, such as `vms.sandbox`."""
+    place: Place
+    """On a host of the settings. A VM's address may be known only once it runs."""
     nvidia: Nvidia
     depends_on: tuple[pulumi.Resource, ...]
     after: pulumi.Input[str] = ""
+    """With its change all steps look again: another VM, a restart with other cards, the host's driver."""
     ctid: int | None = None
+    """Of a container."""
     stays: bool = True
+    """Is it there after a `destroy`?"""
     passed: pulumi.Input[list[str]] = field(default_factory=list)
+    """Of a host: slots of cards that VMs get."""
     staying: pulumi.Input[list[str]] | None = None
+    """Where a host hands cards over, slots of those that its driver has after its start."""
     started: pulumi.Input[str] = ""
+    """With its change what is installed is verified again: the system, or the host below it, was started anew by this
+    program."""
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """The inputs that each resource of this system has (resources.nvidia.SystemInputs)."""
-        stack = self.nvidia.model_dump(mode="json", exclude={"proxy", "timeouts"})
-        identity = {"target": self.target, "system_name": self.name, "host": self.host, "ctid": self.ctid}
+        """The inputs that each resource of this system has (homelab.nvidia.resource.SystemInputs)."""
         return {
-            **identity,
-            "address": self.address,
-            "nvidia": stack,
+            "target": self.target,
+            "system_name": self.name,
+            "host": self.place.host.name,
+            "ctid": self.ctid,
+            "address": self.place.address or self.place.host.address,
+            "nvidia": self.nvidia.model_dump(mode="json", exclude={"proxy", "timeouts"}),
             "after": self.after,
             "passed": self.passed,
             "stays": self.stays,
@@ -79,29 +78,27 @@ class System:
         """The stack's folder in a VM, where the agent is kept."""
         return owner(self.name)
 
-    def keep_agent(self, name: str, system: pulumi.Resource, opts: pulumi.ResourceOptions) -> KeptFolder | None:
-        """A VM's agent, which NvidiaSystem has put there, and which goes after all steps; None: the host keeps it.
+    def keep_agent(self, name: str, system: pulumi.Resource, opts: pulumi.ResourceOptions) -> Place:
+        """Where its steps run. A VM keeps an agent, which NvidiaSystem has put there, and which goes after all steps;
+        others find their host's.
 
         :param system: that NvidiaSystem.
         """
         if self.target != "vm":
-            return None
-        last = commands.layer(
+            return self.place
+        last = step(
             name,
-            self.reached,
-            "stack_folder",
-            StackFolder(owner=self.agent_owner),
-            opts,
+            place=replace(self.place, folder=KeptFolder(self.agent_owner, system)),
+            request=Request("stack_folder", StackFolder(owner=self.agent_owner)),
             undone=self.purged,
-            identity=[self.host, self.name] if self.purged else (),
+            identity=[self.place.host.name, self.name],
             is_last=True,
-            address=self.address,
-            folder=KeptFolder(self.agent_owner, system),
+            opts=opts,
         )
-        return KeptFolder(self.agent_owner, last)
+        return replace(self.place, folder=KeptFolder(self.agent_owner, last))
 
 
-def address_of(name: str, vm: VmSeen) -> str:
+def address_of(name: str, vm: VmOutput) -> str:
     """Where a VM is reached.
 
     :raises Refusal: it is off, or its address isn't known.
@@ -109,13 +106,11 @@ def address_of(name: str, vm: VmSeen) -> str:
     if vm["state"] == "running" and (address := vm.get("address")):
         return address
     found = f"VM {int(vm['vmid'])} is {vm['state']}" if vm["state"] != "running" else "its guest agent named none"
-    raise Refusal(
-        HomelabError(
-            wanted=f"vms.{name} running, and its address",
-            found=found,
-            why="NVIDIA's stack is installed from inside the guest",
-            next=f"start it, or set vms.{name}.power: running"
-            if vm["state"] != "running"
-            else f"install qemu-guest-agent in it, or set vms.{name}.address",
-        )
+    raise Refusal.of(
+        wanted=f"vms.{name} running, and its address",
+        found=found,
+        why="NVIDIA's stack is installed from inside the guest",
+        next=f"start it, or set vms.{name}.power: running"
+        if vm["state"] != "running"
+        else f"install qemu-guest-agent in it, or set vms.{name}.address",
     )

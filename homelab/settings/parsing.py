@@ -119,6 +119,4 @@ def _suggestion(location: tuple[int | str, ...]) -> str:
 def _without_none(annotation: Any) -> Any:
     """`X` for `X | None`."""
     arguments = get_args(annotation)
-    if type(None) not in arguments:
-        return annotation
-    return next((argument for argument in arguments if argument is not type(None)), None)
+    return arguments[0] if type(None) in arguments else annotation

@@ -22,27 +22,12 @@ from homelab.errors import HomelabError
 from homelab.fields.paths import text_of
 from homelab.fields.types import ENCRYPTED
 from homelab.settings.parsing import decoded
-from homelab.settings.stack_file import parsed
+from homelab.settings.stack_file import config_of, is_encrypted, parsed, readable
 
 Place = tuple[str | int, ...]
 
 # Placeholders in Pulumi.homelab.yaml for values that the user has to fill in.
 _PLACEHOLDER = re.compile(r"FILL[-+]IN")
-
-
-def is_encrypted(value: Any) -> bool:
-    """Whether a value of a stack's file is one that Pulumi has encrypted."""
-    return isinstance(value, dict) and list(value) == ["secure"]
-
-
-def readable(value: Any) -> Any:
-    """A value of a stack's file with ENCRYPTED in place of each encrypted value, for use without the passphrase."""
-    if is_encrypted(value):
-        return ENCRYPTED
-    if isinstance(value, dict):
-        # A key that YAML takes for a number or a truth value is a text for Pulumi.
-        return {json.dumps(key) if isinstance(key, bool) else str(key): readable(item) for key, item in value.items()}
-    return [readable(item) for item in value] if isinstance(value, list) else value
 
 
 def texts(value: Any, place: Place = ()) -> Iterator[tuple[Place, str | SecretStr]]:
@@ -90,16 +75,17 @@ def in_plain_text(settings: BaseModel, environ: Mapping[str, str], stack_file: P
     encrypted_keys = json.loads(environ.get("PULUMI_CONFIG_SECRET_KEYS") or "[]")
     configuration = json.loads(environ.get("PULUMI_CONFIG") or "{}")
     content, places = file_of_configuration(configuration, stack_file), secrets(settings)
-    written = (content or {}).get("config") or {}
+    # A key of the project's own may stand without the project's name.
+    written = {str(key).removeprefix("homelab:"): readable(value) for key, value in config_of(content).items()}
     plain: list[Place] = []
     uncertain: list[Place] = []
     for key in dict.fromkeys(place[0] for place in places):
         secrets_of_key = [place for place in places if place[0] == key]
         if f"homelab:{key}" not in encrypted_keys:
             plain += secrets_of_key
-        # A key of the project's own may stand without the project's name.
-        elif (value := written.get(f"homelab:{key}", written.get(key))) is not None:
-            plain += [place for place in secrets_of_key if not _is_encrypted_at(value, place[1:])]
+        elif key in written:
+            encrypted = [place for place, text in texts(written[key], (key,)) if text == ENCRYPTED]
+            plain += [place for place in secrets_of_key if not any(place[: len(one)] == one for one in encrypted)]
         elif len(secrets_of_key) > 1:
             uncertain += secrets_of_key
     return plain, uncertain
@@ -115,10 +101,7 @@ def file_of_configuration(whole: Mapping[str, str], stack_file: Path) -> Any:
         content = parsed(text_of(stack_file))
     except (OSError, ValueError, yaml.YAMLError):
         return None
-    config = (content.get("config") or {}) if isinstance(content, dict) else None
-    if not isinstance(config, dict):
-        return None
-    for key, value in config.items():
+    for key, value in config_of(content).items():
         text = whole.get(str(key), whole.get(f"homelab:{key}"))
         if text is None or not _same(value, text if isinstance(value, str) else decoded(text)):
             return None
@@ -133,14 +116,6 @@ def _same(written: Any, loaded: Any) -> bool:
     if isinstance(written, list) and isinstance(loaded, list):
         return len(written) == len(loaded) and all(map(_same, written, loaded))
     return bool(written == loaded)
-
-
-def _is_encrypted_at(written: Any, place: Place) -> bool:
-    for part in place:
-        if is_encrypted(written):
-            return True
-        written = written[part]
-    return is_encrypted(written)
 
 
 def path_of(place: Place) -> str:

@@ -1,4 +1,5 @@
-"""The keys of a whole `Pulumi.<stack>.yaml`: those that Pulumi and the program read, and the others, which are refused.
+"""A whole `Pulumi.<stack>.yaml`, read without Pulumi; and its keys: those that Pulumi and the program read, and the
+others, which are refused.
 
 Pulumi passes over a key that it doesn't know. So settings in a wrong place, such as below `encryptionsalt` instead of
 `config`, would be without effect and without a message.
@@ -10,13 +11,20 @@ minute, and `off` is false.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import Any
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
 import yaml
 from pydantic.alias_generators import to_camel
 
 from homelab.errors import HomelabError
+from homelab.fields.paths import project, text_of
+from homelab.fields.types import ENCRYPTED
+from homelab.host.settings import Host
+from homelab.settings.parsing import parse
 from homelab.settings.whole import Settings
 
 # The keys that Pulumi reads (sdk/go/common/workspace/project.go, ProjectStack), and their descriptions.
@@ -44,31 +52,134 @@ class Loader(yaml.SafeLoader):
         return self.DEFAULT_SCALAR_TAG if is_time or is_word else tag
 
 
-def parsed(text: str) -> Any:
+def parsed(text: str, loader: type[Loader] = Loader) -> Any:
     """What a stack's file says, as Pulumi reads it.
 
+    :param loader: a stricter one, where a file is to be changed.
     :raises yaml.YAMLError: it isn't YAML.
     """
-    return yaml.load(text, Loader=Loader)  # noqa: S506 (derived from the safe one)
+    return yaml.load(text, Loader=loader)  # noqa: S506 (derived from the safe one)
+
+
+def is_encrypted(value: Any) -> bool:
+    """Whether a value of a stack's file is one that Pulumi has encrypted."""
+    return isinstance(value, dict) and list(value) == ["secure"]
+
+
+def readable(value: Any) -> Any:
+    """A value of a stack's file with ENCRYPTED in place of each encrypted value, for use without the passphrase."""
+    if is_encrypted(value):
+        return ENCRYPTED
+    if isinstance(value, dict):
+        # A key that YAML takes for a number or a truth value is a text for Pulumi.
+        return {json.dumps(key) if isinstance(key, bool) else str(key): readable(item) for key, item in value.items()}
+    return [readable(item) for item in value] if isinstance(value, list) else value
+
+
+def config_of(content: Any) -> dict[Any, Any]:
+    """What a whole file has below `config:`; empty where that is no mapping."""
+    config = content.get("config") if isinstance(content, dict) else None
+    return config if isinstance(config, dict) else {}
+
+
+def values_of(content: Any) -> dict[str, Any]:
+    """What a whole file has under `homelab:`, by key without that."""
+    config = {str(key): value for key, value in config_of(content).items()}
+    return {key.removeprefix("homelab:"): value for key, value in config.items() if key.startswith("homelab:")}
+
+
+def path_of(stack: str) -> Path:
+    """Where Pulumi keeps a stack's configuration; of `organization/project/stack` the last part counts."""
+    return project() / f"Pulumi.{stack.rpartition('/')[2]}.yaml"
+
+
+@dataclass(frozen=True)
+class StackFile:
+    """`path`: the file; `values`: what it has under `homelab:`, by key without that, with a host in `hosts`."""
+
+    path: Path
+    values: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """A stack's configuration file.
+
+        :raises HomelabError: it isn't there, isn't YAML, or has no hosts.
+        """
+        try:
+            content = parsed(text_of(path))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            # A parser's message may quote the line, and that a secret.
+            problem = error.strerror if isinstance(error, OSError) else "it isn't valid YAML"
+            others = ", ".join(sorted(file.name for file in project().glob("Pulumi.*.yaml")))
+            raise HomelabError(
+                wanted=f"a stack's configuration in {path}",
+                found=str(problem),
+                why="it says how the host is reached",
+                next=f"give a stack with --stack NAME, or a file with --config-file (here: {others or 'none'})",
+            ) from None
+        check(content, str(path))
+        values = values_of(content)
+        hosts = values.get("hosts")
+        if not isinstance(hosts, dict) or not hosts or is_encrypted(hosts):
+            raise HomelabError(
+                wanted=f"hosts under homelab:hosts in {path}",
+                found="they are encrypted as a whole" if is_encrypted(hosts) else "none",
+                why="they say how a host is reached",
+                next="see Pulumi.homelab.yaml for an example; only single values in it are secrets. A program that "
+                "describes its hosts itself has none there: write the same into a file, and give it with --config-file",
+            )
+        return cls(path, values)
+
+    @property
+    def stack(self) -> str:
+        """The stack's name, by the file's."""
+        return self.path.stem.removeprefix("Pulumi.")
+
+    def host(self, name: str | None, identity: str | None = None) -> tuple[str, Host]:
+        """A host by its name, or the only one there is.
+
+        :param identity: a private key's file, in place of what the settings log in with.
+        :raises HomelabError: it is missing or mistaken.
+        """
+        hosts = self.values["hosts"]
+        chosen = name or next(iter(hosts))
+        if chosen not in hosts or (name is None and len(hosts) > 1):
+            raise HomelabError(
+                wanted=f"one host of {self.path}" if name is None else f"the host {name} in {self.path}",
+                found=f"hosts there: {', '.join(map(str, hosts))}",
+                why="one host is looked at at a time",
+                next=f"say which: --host {next(iter(hosts))}",
+            )
+        host = parse({"hosts": readable({chosen: hosts[chosen]})}).hosts[chosen]
+        return chosen, host.model_copy(update={"ssh": host.ssh.by_key(identity)})
+
+    def host_names(self) -> list[str]:
+        """All hosts, in the file's order."""
+        return list(self.values["hosts"])
+
+    def asked(self, name: str | None) -> list[str]:
+        """The hosts to look at: the named one, or all."""
+        return [name] if name else self.host_names()
+
+    def guests(self) -> Settings:
+        """The settings of hosts, VMs and containers, with a word in place of what is encrypted: who has which card, and
+        where it is reached.
+
+        :raises HomelabError: they are mistaken.
+        """
+        kinds = ("hosts", "vms", "containers")
+        return parse({kind: readable(self.values[kind]) for kind in kinds if self.values.get(kind)})
 
 
 def unread(keys: Iterable[Any]) -> list[str]:
     """A line for each key of a whole file that Pulumi doesn't read."""
-    return [f"{key}: {_suggestion_beside(str(key))}" for key in keys if key not in KEYS_OF_PULUMI]
-
-
-def _suggestion_beside(key: str) -> str:
-    name = key.removeprefix("homelab:")
-    if name in _SETTINGS:
-        return f"it is beside `config:`, where nothing reads it; put it under `config:`, as `homelab:{name}`"
-    matches = difflib.get_close_matches(key, KEYS_OF_PULUMI, n=1) or [
-        f"homelab:{setting}" for setting in difflib.get_close_matches(name, _SETTINGS, n=1)
+    return [
+        f"{key}: it is beside `config:`, where Pulumi reads {', '.join(KEYS_OF_PULUMI)} alone; a setting goes under "
+        "`config:`, such as homelab:hosts"
+        for key in keys
+        if key not in KEYS_OF_PULUMI
     ]
-    return "unknown key" + (
-        f", did you mean `{matches[0]}`{' under `config:`' if ':' in matches[0] else ''}?"
-        if matches
-        else f"; known are {', '.join(KEYS_OF_PULUMI)}"
-    )
 
 
 def misspelt(keys: Iterable[str]) -> list[str]:
@@ -82,14 +193,10 @@ def misspelt(keys: Iterable[str]) -> list[str]:
     for key in keys:
         # Without the project's name, Pulumi takes a key for the project's own.
         namespace, _, name = key.rpartition(":")
-        of_others = namespace and not difflib.get_close_matches(namespace, ["homelab"], n=1, cutoff=_ALIKE)
-        if namespace == "homelab" or of_others or key in _SETTINGS:
-            continue
-        suggestion = next(
-            iter(difflib.get_close_matches(name, _SETTINGS, n=1, cutoff=_ALIKE)), name if namespace else None
-        )
-        if suggestion:
-            lines.append(f"{key}: unknown key, did you mean `homelab:{suggestion}`?")
+        known, text = (["homelab"], namespace) if namespace else (_SETTINGS, name)
+        meant = difflib.get_close_matches(text, known, n=1, cutoff=_ALIKE)
+        if meant and text not in known:
+            lines.append(f"{key}: unknown key, did you mean `homelab:{name if namespace else meant[0]}`?")
     return lines
 
 
@@ -100,10 +207,7 @@ def check(whole: Any, file: str) -> None:
     :param file: its name, for the message.
     :raises HomelabError: it has other keys.
     """
-    if not isinstance(whole, Mapping):
-        return
-    config = whole.get("config")
-    lines = unread(whole) + misspelt(map(str, config) if isinstance(config, Mapping) else ())
+    lines = unread(whole if isinstance(whole, dict) else ()) + misspelt(map(str, config_of(whole)))
     if lines:
         raise not_read(lines, file)
 

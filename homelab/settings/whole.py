@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, model_validator
 
 from homelab.container.settings import Container
 from homelab.fields.model import Model
@@ -17,7 +17,7 @@ from homelab.vm.settings import Vm
 class Settings(Model):
     """The whole configuration."""
 
-    hosts: dict[Name, Host]
+    hosts: Annotated[dict[Name, Host], Field(min_length=1)]
     """The Proxmox VE nodes, each under a name of your choice; at least one."""
     vms: dict[Name, Vm] = {}
     """The VMs that get cards, each under a name of your choice."""
@@ -94,36 +94,19 @@ class Settings(Model):
         return self
 
     @model_validator(mode="after")
-    def _names_of_resources_differ(self) -> Self:
-        """Pulumi has one resource of a type and name: stacks of NVIDIA's are named NAME, cards and files HOST-NAME."""
-        named = {
-            "stack of NVIDIA's": [(place.partition(".")[2], place) for place in self.stacks],
-            "card": [
-                (f"{host}-{name}", f"hosts.{host}.gpus.{name}") for host in self.hosts for name in self.hosts[host].gpus
-            ],
-            "file": [
-                (f"{host}-{name}", f"hosts.{host}.downloads.{name}")
-                for host in self.hosts
-                for name in self.hosts[host].downloads
-            ],
-        }
-        for what, places in named.items():
-            by_name: dict[str, str] = {}
-            for name, place in places:
-                if (other := by_name.setdefault(name, place)) != place:
-                    raise ValueError(
-                        f"{other} and {place}: Pulumi would know the {what} of both as {name}; give one of them "
-                        "another name"
-                    )
+    def _things_differ(self) -> Self:
+        """Hosts at one address are one node. Pulumi has one resource of a type and name: stacks of NVIDIA's are named
+        NAME, cards and files HOST-NAME."""
+        as_resource = "Pulumi would know the {} of both as {}; give one of them another name".format
+        things = [(place, as_resource("stack of NVIDIA's", place.partition(".")[2])) for place in self.stacks]
+        for name, host in self.hosts.items():
+            things.append((f"hosts.{name}", f"two hosts with the address {host.address}:{host.ssh.port}"))
+            things += [(f"hosts.{name}.gpus.{gpu}", as_resource("card", f"{name}-{gpu}")) for gpu in host.gpus]
+            things += [
+                (f"hosts.{name}.downloads.{file}", as_resource("file", f"{name}-{file}")) for file in host.downloads
+            ]
+        places: dict[str, str] = {}
+        for place, problem in things:
+            if (other := places.setdefault(problem, place)) != place:
+                raise ValueError(f"{other} and {place}: {problem}")
         return self
-
-    @field_validator("hosts")
-    @classmethod
-    def _distinct_hosts(cls, value: dict[str, Host]) -> dict[str, Host]:
-        if not value:
-            raise ValueError("expected at least one host")
-        addresses = [f"{host.address}:{host.ssh.port}" for host in value.values()]
-        for address in addresses:
-            if addresses.count(address) > 1:
-                raise ValueError(f"two hosts with the address {address}")
-        return value

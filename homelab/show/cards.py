@@ -18,13 +18,14 @@ Traits = tuple[tuple[str, str], ...]
 @dataclass(frozen=True, order=True)
 class ShownGuest:
     """A guest, or the host, that has a card. `kind`: VM, container or host; `id`: the guest's, 0 for the host;
-    `traits`: its options of the card.
+    `traits`: its options of the card; `steps`: what the next `up` does with it.
     """
 
     kind: str
     id: int
     name: str = dataclasses.field(default="", compare=False)
     traits: Traits | None = dataclasses.field(default=None, compare=False)
+    steps: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
     def __str__(self) -> str:
         if self.kind == "host":
@@ -36,7 +37,8 @@ class ShownGuest:
 class ShownCard:
     """A card in the tree. `place`: its slot, or what the settings find it by; `name`: as of homelab/facts/names.py;
     `group`: the title of its IOMMU group; `others_in_group`: other functions there; `driver`: of its first function;
-    `guests`: those whose configuration has it; `traits`: its options.
+    `guests`: those whose configuration has it; `traits`: its options; `steps`: what the next `up` does with its
+    mapping.
     """
 
     place: str
@@ -46,6 +48,7 @@ class ShownCard:
     driver: str = ""
     guests: tuple[ShownGuest, ...] = ()
     traits: Traits | None = None
+    steps: tuple[str, ...] = ()
 
 
 def group_title(number: int | None, groups_exist: bool) -> str:

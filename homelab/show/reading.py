@@ -1,29 +1,24 @@
-"""A host's cards from a reading, and as the steps of the next `up` leave them; without a reading, as the settings want
-them. Pure.
+"""A host's cards from a reading, and with the steps of the next `up`; without a reading, as the settings want them.
+Pure.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from homelab.cards import resolving
-from homelab.cards import values as card_values
 from homelab.container import makers
-from homelab.container import plan as container_plan
-from homelab.facts.guests import GuestConfig
 from homelab.facts.host import HostFacts
+from homelab.findings import JudgedGuest
 from homelab.host import plan
+from homelab.judged.tree import Tree
 from homelab.properties import slot_of
 from homelab.settings import Container, Host, Vm
 from homelab.show import traits
 from homelab.show.cards import ShownCard, ShownGuest, group_title, of_outputs
-from homelab.vm import preview
-from homelab.vm.plan import judge_vm, seen_of
 from remote_scripts.notes.container_note import Cards
-from remote_scripts.pve import vm_conf
-from remote_scripts.pve.guest_kinds import CONTAINER, VM
 
 
 def of_reading(facts: HostFacts, host: Host) -> list[ShownCard]:
@@ -46,7 +41,7 @@ def _current(facts: HostFacts, slot: str, host: Host, name: str) -> ShownCard:
         for container in facts.containers_with(slot)
     ]
     by_host = name in host.gpus and host.gpus[name].use == "host" and display.driver not in ("", "vfio-pci")
-    users += [ShownGuest("host", 0)] * by_host
+    users += [_HOST] * by_host
     return ShownCard(
         slot,
         facts.card(slot),
@@ -58,83 +53,74 @@ def _current(facts: HostFacts, slot: str, host: Host, name: str) -> ShownCard:
     )
 
 
-def after(
-    current: list[ShownCard],
-    facts: HostFacts,
-    host: Host,
-    want: plan.Wanted,
-    vms: dict[str, Vm],
-    containers: dict[str, Container],
-    stack: str = "",
-) -> tuple[list[ShownCard], HostFacts]:
-    """The cards once the steps of the next `up` are done, and the reading as it is then, for what the host itself is
-    told. The preview's judges say which steps there are: here they are done in a reading.
+def planned(current: list[ShownCard], tree: Tree) -> list[ShownCard]:
+    """The cards with what the next `up` does: who gets and loses them, their drivers, and each step.
 
     :param current: of `of_reading`.
-    :param want: the host's plan.
-    :param vms: those of this host, by name.
-    :param containers: those of this host, by name.
-    :param stack: PROJECT/STACK, whose guests may lose what they have from it.
     """
-    configs = {config.id: config for config in facts.guests.configs}
-    leaving = preview.leaving(facts, VM, [vm.vmid for vm in vms.values()], stack)
-    leaving += preview.leaving(facts, CONTAINER, [container.ctid for container in containers.values()], stack)
-    changes = {config.id: change for _, config, change in leaving}
-    for name, vm in vms.items():
-        wish = preview.wish_of(name, vm, host, want.gpus)
-        seen = seen_of(facts, vm.vmid, wish.takes(host.hands_over), stack)
-        changes[vm.vmid] = judge_vm(seen, wish, facts).change
-        configs.setdefault(vm.vmid, GuestConfig(kind="vm", id=vm.vmid, lines=f"name: {name}"))
-    changed = {guest: _with(change, configs[guest]) for guest, change in changes.items() if change}
-    later = dataclasses.replace(
-        facts,
-        guests=dataclasses.replace(
-            facts.guests,
-            configs=[*{**configs, **changed}.values()],
-            running=facts.guests.running - {*changed},  # what it runs with counts no more
-            mappings="\n\n".join([facts.guests.mappings, *_mappings(facts, host, want)]),
-        ),
-        devices=[dataclasses.replace(one, driver=plan.driver_after(one, facts, want)) for one in facts.devices],
-        cmdline=dataclasses.replace(facts.cmdline, running=f"{facts.cmdline.others} {want.words}"),
-        card_states=traits.states_with(card_values.wanted(want.gpus, host.gpus), facts),
-    )
-    moves, cards = [*_of_containers(facts, host, want, vms, containers)], list[ShownCard]()
-    for now, then in zip(current, of_reading(later, host), strict=True):
-        comes = {guest for guest, gets, _ in moves if now.place in gets and guest not in now.guests}
-        goes = {guest for guest, _, loses in moves if now.place in loses}
-        have_it = tuple(sorted({*then.guests} - goes | comes))
-        cards.append(dataclasses.replace(now, driver=then.driver, guests=have_it, traits=then.traits))
-    return cards, later
+    facts, cards = tree.facts, list[ShownCard]()
+    names_of = {card["slot"]: name for name, card in tree.want.gpus.items()}
+    changed = _changed(tree, [card.place for card in current])
+    for now in current:
+        name = names_of.get(now.place, "")
+        has = {guest: guest for guest in now.guests}
+        for guest, slots in changed:
+            was = has.pop(guest, None)
+            if now.place in slots:
+                has[guest] = dataclasses.replace(guest, traits=was.traits if was else None)
+        functions = facts.functions(now.place)
+        display = next((one for one in functions if one.is_display), functions[0])
+        driver = plan.driver_after(display, facts, tree.want) or "no driver"
+        if name and tree.wanted.host.gpus[name].use == "host":
+            has.setdefault(_HOST, _HOST)
+        steps = tree.mappings[name].steps if name in tree.mappings else []
+        guests = tuple(has[guest] for guest in sorted(has))
+        cards.append(dataclasses.replace(now, driver=driver, guests=guests, steps=tuple(steps)))
+    return cards
 
 
-def _with(change: Mapping[str, str | None], config: GuestConfig) -> GuestConfig:
-    options = {key: value for key, value in {**config.options, **change}.items() if value is not None}
-    lines = (key if key.startswith("lxc.") else f"{key}: {value}" for key, value in options.items())
-    return dataclasses.replace(config, lines="\n".join(lines))
+_HOST = ShownGuest("host", 0)
 
 
-def _mappings(facts: HostFacts, host: Host, want: plan.Wanted) -> Iterator[str]:
-    """The mappings of cards that leave the host, as far as they count here."""
-    flagged = vm_conf.migrating(facts.guests.mappings)
-    for name, card in want.gpus.items():
-        mapping, gpu = host.mapping_of(name), host.gpus[name]
-        if gpu.may_leave:
-            flag = "\tlive-migration-capable 1" * (gpu.live_migration or mapping in flagged)
-            yield f"{mapping}\n\tmap node={facts.cluster.node},path={card['path'].partition(';')[0]}\n{flag}"
+def beside(cards: list[ShownCard], tree: Tree) -> list[ShownGuest]:
+    """The guests with steps that have none of these cards.
 
-
-def _of_containers(
-    facts: HostFacts, host: Host, want: plan.Wanted, vms: dict[str, Vm], containers: dict[str, Container]
-) -> Iterator[tuple[ShownGuest, set[str], set[str]]]:
-    """Each container that is changed, with the slots of the cards that it then has from this program, and of those that
-    it loses; arguments as of `after`.
+    :param cards: before and after.
     """
-    for name, container in containers.items():
-        wish = container_plan.wish_of(name, container, facts, want, vms, host)
-        given = facts.container_note(container.ctid).given.cards
-        if given != wish.cards or container_plan.judge_container(wish, facts).change:
-            had, has = ({*map(slot_of, makers.addresses(one))} for one in (given or Cards(), wish.cards))
-            yield ShownGuest("container", container.ctid, name), has, had - has
+    shown = {guest for card in cards for guest in card.guests}
+    return [guest for guest, _ in _changed(tree, []) if guest not in shown]
+
+
+def _changed(tree: Tree, slots: Collection[str]) -> list[tuple[ShownGuest, set[str]]]:
+    """Each guest with steps, and in which of these slots the cards are that it then has."""
+    facts, found = tree.facts, list[tuple[ShownGuest, set[str]]]()
+    vms = [(wish.vmid, name, wish.cards, judged) for name, (wish, judged) in tree.vms.items()]
+    vms += [(one.guest, place, [], one) for place, one in tree.leaving.items() if place.startswith("vms.")]
+    for vmid, name, cards, judged in vms:
+        config = facts.guests.config(vmid)
+        then = {**(config.values if config else {}), **judged.change}
+        lines = {key: value for key, value in then.items() if key.startswith("hostpci") and value is not None}
+        has = {
+            facts.place_of(card.slot.partition(";")[0])
+            for card in cards
+            if config is None or any(map(card.is_in, lines.values()))
+        }
+        node = facts.cluster.node
+        has |= {slot for slot in slots if facts.guests.options_in(lines.items(), facts.path_of(slot), node)}
+        found += _shown("VM", vmid, name, judged, has, facts)
+    containers = [(wish.ctid, name, wish.cards, judged) for name, (wish, judged) in tree.containers.items()]
+    containers += [(one.guest, place, Cards(), one) for place, one in tree.leaving.items() if place.startswith("co")]
+    for ctid, name, given, judged in containers:
+        found += _shown("container", ctid, name, judged, {*map(slot_of, makers.addresses(given))}, facts)
+    return found
+
+
+def _shown(
+    kind: str, number: int, name: str, judged: JudgedGuest, slots: set[str], facts: HostFacts
+) -> list[tuple[ShownGuest, set[str]]]:
+    config = facts.guests.config(number)
+    label = config.name if config and config.name else name
+    return [(ShownGuest(kind, number, label, steps=tuple(judged.steps)), slots)] if judged.steps else []
 
 
 def wanted_of_outputs(

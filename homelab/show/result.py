@@ -29,14 +29,13 @@ def lines(outputs: Mapping[str, Any], words: Mapping[str, str], kept: Collection
         for gpu in sorted(models, key=lambda gpu: str(host["gpus"][gpu]["slot"])):
             if host["gpus"][gpu].get("test"):
                 summary.append(f"  {models[gpu]}: a test VM has seen it, with its memory ranges")
-        for kind, guests in (("VM", outputs["vms"]), ("container", outputs.get("containers", {}))):
-            for guest in guests.values():
-                if guest["host"] == name and guest.get("nvidia"):
-                    number = int(guest["vmid" if kind == "VM" else "ctid"])
-                    summary += _stack(f"{kind} {number} ({guest['name']})", guest["nvidia"])
-                elif guest["host"] == name and guest.get("nodes"):
-                    container = f"container {int(guest['ctid'])} ({guest['name']})"
-                    summary.append(f"  {container}: {len(guest['nodes'])} devices were opened from inside")
+        guests = [(f"VM {int(vm['vmid'])}", vm) for vm in outputs["vms"].values()]
+        guests += [(f"container {int(one['ctid'])}", one) for one in outputs.get("containers", {}).values()]
+        for title, guest in guests:
+            if guest["host"] == name and guest.get("nvidia"):
+                summary += _stack(f"{title} ({guest['name']})", guest["nvidia"])
+            elif guest["host"] == name and guest.get("nodes"):
+                summary.append(f"  {title} ({guest['name']}): {len(guest['nodes'])} devices were opened from inside")
         if host.get("nvidia"):
             summary += _stack(f"host {name}", host["nvidia"])
         summary += _changed(name, host, words.get(name, "").strip())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from homelab.cards import consoles, remapping, resets
 from homelab.facts import acs
@@ -12,9 +11,7 @@ from homelab.facts.host import HostFacts
 from homelab.host import handover
 from homelab.settings import Gpu, Host
 from homelab.show.cards import Traits
-from remote_scripts.both.card_values import Wanted
 from remote_scripts.pve import vm_conf
-from remote_scripts.reading.answer import CardState
 
 AWAKE = ("sleep", "kept awake (no D3cold)")
 MIGRATION = ("live migration", "allowed by its mapping")
@@ -72,37 +69,17 @@ def _is_awake(facts: HostFacts, functions: Sequence[Device], gpu: Gpu | None) ->
     return gpu is None or not gpu.keep_awake or all(state.control in (None, "on") for state in states)
 
 
-def states_with(values: Wanted, facts: HostFacts) -> dict[str, CardState]:
-    """The functions' states once the layer card_values has set these values, by address: what it had set otherwise is
-    as it was before. One that the kernel doesn't offer for a function isn't set.
-    """
-    states = {}
-    for address, state in facts.card_states.items():
-        then = state.had | {
-            value.attribute.rpartition("/")[2]: value.value
-            for value in values.values
-            if value.address == address
-            if value.attribute != "reset_method"
-            or value.value in f"{state.reset_method} {state.had.get('reset_method')}".split()
-        }
-        states[address] = replace(
-            state,
-            reset_method=then.get("reset_method", state.reset_method),
-            d3cold_allowed=state.d3cold_allowed and then.get("d3cold_allowed", state.d3cold_allowed),
-            control=state.control and then.get("control", state.control),
-        )
-    return states
-
-
 # -- a guest -------------------------------------------------------------------------------------------------------
 def of_guest(options: Sequence[Mapping[str, str]]) -> Traits:
     """A VM's options of a card.
 
     :param options: its hostpci options, by key.
     """
-    traits = {}
-    for option in options:
-        for key, default in _OPTIONS.items():
-            if (value := option.get(key, default)) != default:
-                traits[key] = value
-    return tuple(traits.items())
+    # Of several options each counts.
+    found = [
+        (key, value)
+        for option in options
+        for key, default in _OPTIONS.items()
+        if (value := option.get(key, default)) != default
+    ]
+    return tuple(dict.fromkeys(found))

@@ -6,9 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from homelab.errors import HomelabError
-from homelab.findings import Finding
-from homelab.show.cards import ShownCard, Traits
+from homelab.show.cards import ShownCard, ShownGuest, Traits
 
 Mark = Literal["stays", "new", "gone", "changes"]
 NodeKind = Literal["host", "group", "card", "guest", "setting", "other"]
@@ -42,70 +40,61 @@ def of_host(
     title: str,
     current: Sequence[ShownCard],
     planned: Sequence[ShownCard],
-    traits: tuple[Traits | None, Traits | None] = (None, None),
-    refused: Sequence[HomelabError] = (),
-    remarks: Sequence[str] = (),
+    traits: Traits = (),
+    steps: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    beside: Sequence[ShownGuest] = (),
 ) -> TreeNode:
     """A host's tree.
 
     :param title: what the host is, such as `pve (192.168.0.202)`.
     :param current: its cards as they are.
-    :param planned: its cards as they are to be.
-    :param traits: the host's options: current, and as they are to be.
-    :param refused: why `pulumi up` does nothing on it.
-    :param remarks: a sentence each.
+    :param planned: its cards with what is done.
+    :param traits: the host's options.
+    :param steps: what is done with the host itself.
+    :param notes: refusals, and what else its owner is told, a sentence each.
+    :param beside: guests with steps that have none of the cards.
     """
-    before = {card.place: card for card in current}
-    after = {card.place: card for card in planned}
-    places = sorted({*before, *after})
-    groups: dict[str, list[TreeNode]] = {}
-    others: dict[str, list[str]] = {}
-    for place in places:
-        card = after.get(place) or before[place]
-        groups.setdefault(card.group, []).append(_card(before.get(place), after.get(place)))
-        for other in card.others_in_group:
-            is_card = any(other.startswith(card_place) for card_place in places)
-            if not is_card and other not in others.setdefault(card.group, []):
-                others[card.group].append(other)
-    group_nodes = [
-        TreeNode("group", group, children=(*cards, *(TreeNode("other", other) for other in others.get(group, ()))))
-        for group, cards in groups.items()
-    ]
-    no_card = (TreeNode("other", "no card of NVIDIA's, and none in the settings"),)
-    refusals = (f"`pulumi up` refuses: wanted: {one.wanted}; found: {one.found}" for one in Finding.of(*refused))
-    texts = [TreeNode("other", text) for text in (*refusals, *remarks)]
-    return TreeNode("host", title, children=(*_settings(*traits), *texts, *(tuple(group_nodes) or no_card)))
+    before, after = ({card.place: card for card in cards} for cards in (current, planned))
+    shown = {**before, **after}
+    groups: dict[str, list[ShownCard]] = {}
+    for place in sorted(shown):
+        groups.setdefault(shown[place].group, []).append(shown[place])
+    group_nodes = []
+    for group, cards in groups.items():
+        nodes = [_card(card, before.get(card.place), after.get(card.place)) for card in cards]
+        others = dict.fromkeys(other for card in cards for other in card.others_in_group)
+        nodes += [TreeNode("other", other) for other in others if not other.startswith(tuple(shown))]
+        group_nodes.append(TreeNode("group", group, children=tuple(nodes)))
+    no_card = [TreeNode("other", "no card of NVIDIA's or of the settings is there")]
+    texts = [TreeNode("other", text) for text in notes]
+    guests = [_node("guest", str(guest), True, True, _steps(guest.steps)) for guest in beside]
+    return TreeNode(
+        "host", title, children=(*_settings(traits), *_steps(steps), *texts, *(group_nodes or no_card), *guests)
+    )
 
 
-def _settings(before: Traits | None, after: Traits | None) -> tuple[TreeNode, ...]:
-    """Nodes of options; without marks where there is nothing to compare them with."""
-    old, new = dict((after if before is None else before) or ()), dict((before if after is None else after) or ())
-    nodes = []
-    for name in {**new, **old}:
-        mark: Mark = "stays" if old.get(name) == new.get(name) else "changes"
-        text = f"{name}: {new.get(name, old.get(name))}"
-        if mark == "changes" and name in old and name in new:
-            text = f"{name}: {old[name]} → {new[name]}"
-        elif mark == "changes":
-            mark = "new" if name in new else "gone"
-        nodes.append(TreeNode("setting", text, mark))
-    return tuple(nodes)
+def _settings(traits: Traits | None) -> tuple[TreeNode, ...]:
+    """Nodes of options."""
+    return tuple(TreeNode("setting", f"{name}: {value}") for name, value in traits or ())
 
 
-def _card(before: ShownCard | None, after: ShownCard | None) -> TreeNode:
-    card = after or before
-    assert card is not None
-    settings = _settings(before.traits if before else None, after.traits if after else None)
-    old, new = ({guest: guest.traits for guest in (one.guests if one else ())} for one in (before, after))
+def _steps(steps: Sequence[str]) -> tuple[TreeNode, ...]:
+    return tuple(TreeNode("setting", step, "changes") for step in steps)
+
+
+def _card(card: ShownCard, before: ShownCard | None, after: ShownCard | None) -> TreeNode:
+    old, new = ({guest: guest for guest in (one.guests if one else ())} for one in (before, after))
     guests = [
-        _node("guest", str(guest), guest in old, guest in new, _settings(old.get(guest), new.get(guest)))
+        _node("guest", str(guest), guest in old, guest in new, (*_settings(has.traits), *_steps(has.steps)))
         for guest in sorted({*old, *new})
+        for has in [new.get(guest) or old[guest]]
     ]
     driver, is_other = card.driver, bool(before and after and before.driver != after.driver)
     if before and after and is_other:
         driver = f"{before.driver or 'not read'} → {after.driver}"
     text = f"{card.name}{f', {driver}' if driver else ''}"
-    children = (*settings, *(guests or [TreeNode("other", "nobody has it")]))
+    children = (*_settings(card.traits), *_steps(card.steps), *(guests or [TreeNode("other", "nobody has it")]))
     return _node("card", text, before is not None, after is not None, children, changes=is_other)
 
 

@@ -14,7 +14,6 @@ _CONTENTS = {
     "vztmpl": ("container template", "CT Templates"),
     "import": ("disk image", "Import"),
 }
-_NO_STORAGE = "the node has no such storage, or it is switched off"
 
 
 def parts(volume: str) -> tuple[str, str, str]:
@@ -38,13 +37,12 @@ def users(volume: str, lines: str) -> list[str]:
     return list(dict.fromkeys(guests))
 
 
-def wanted_volumes(vms: Mapping[str, Vm], containers: Mapping[str, Container]) -> dict[str, str]:
-    """Volumes that guests are created from -> the setting that names each."""
+def wanted_volumes(guests: Mapping[str, Vm | Container]) -> dict[str, str]:
+    """Volumes that guests, by their places in the settings, are created from -> the setting that names each."""
     places: dict[str, str] = {}
-    for section, guests in (("vms", vms), ("containers", containers)):
-        for name, guest in guests.items():
-            for volume in guest.volumes:
-                places.setdefault(volume, f"{section}.{name}.create")
+    for place, guest in guests.items():
+        for volume in guest.volumes:
+            places.setdefault(volume, f"{place}.create")
     return {volume: place for volume, place in places.items() if parts(volume)[1] in _CONTENTS}
 
 
@@ -72,13 +70,13 @@ def storage_refusal(name: str, volume: str, storages: Iterable[Mapping[str, obje
     """
     storage, content, file = parts(volume)
     kind, _ = _CONTENTS[content]
-    rows = {str(row["storage"]): row for row in storages}
-    row = rows.get(storage, {"enabled": 0})
-    takes = _contents(row) if row.get("enabled", 1) else set()
+    contents = {str(row["storage"]): _contents(row) for row in storages if row.get("enabled", 1)}
+    takes = contents.get(storage, set())
     if content in takes:
         return None
-    others = ", ".join(sorted(key for key, row in rows.items() if content in _contents(row))) or "none"
-    found = f"it takes {', '.join(sorted(takes))}, and not `{content}`" if takes else _NO_STORAGE
+    others = ", ".join(sorted(key for key in contents if content in contents[key])) or "none"
+    unfit = f"it takes {', '.join(sorted(takes))}, and not `{content}`"
+    found = unfit if takes else "the node has no such storage, or it is switched off"
     allowed = ",".join(sorted({*takes, content}))
     old = " (from Proxmox VE 8.4 on)" if content == "import" else ""
     return HomelabError(

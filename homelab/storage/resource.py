@@ -42,8 +42,6 @@ class StorageFile(Owned):
         made: bool
         drift: list[str] = field(default_factory=list)
 
-    made: pulumi.Output[bool]
-
     @classmethod
     def inputs_of(cls, host_name: str, node: str, name: str, download: Download) -> StorageFile.Inputs:
         """The inputs for a download of the settings."""
@@ -60,11 +58,12 @@ class StorageFile(Owned):
 class Downloads:
     """The downloads of a host, as StorageFiles."""
 
-    def __init__(self, host: Host, opts: pulumi.ResourceOptions) -> None:
+    def __init__(self, host: Host, *, opts: pulumi.ResourceOptions) -> None:
         self._by_volume: dict[str, StorageFile] = {}
         for name, download in host.downloads.items():
             inputs = StorageFile.inputs_of(host.name, host.node_name, name, download)
-            self._by_volume[inputs.volume] = StorageFile(f"{host.name}-{name}", dataclasses.asdict(inputs), opts)
+            file = StorageFile(f"{host.name}-{name}", **dataclasses.asdict(inputs), opts=opts)
+            self._by_volume[inputs.volume] = file
 
     def of(self, guest: Vm | Container) -> list[StorageFile]:
         """Those of which a guest is created."""

@@ -28,18 +28,16 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
 
     def create(self, inputs: StorageFile.Inputs) -> StorageFile.Outputs:
         files = self._files(inputs)
-        noted = _noted(self.host(inputs), inputs)
+        noted = ledger.noted(*self._note(inputs))
         if files.exists(inputs.volume):
             if noted is not None and _identity(inputs).items() <= noted.items():
-                tell(
-                    f"{inputs.download}: {inputs.volume} was downloaded by this program before: it is this stack's now"
-                )
+                _say(inputs, "was downloaded by this program before: it is this stack's now")
                 return StorageFile.Outputs(made=True)
             if noted is None:
                 return self._adopted(inputs, files)
             # Downloaded by this program, and from another place than it is to be.
             self._give_up(inputs, files)
-        elif noted is None and files.is_coming(inputs.volume):  # by somebody else
+        elif noted is None and files.downloads(inputs.volume):  # by somebody else
             self._fetch(inputs, files)
             return self._adopted(inputs, files)
         return self._download(inputs, files)
@@ -52,28 +50,21 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
         """A file that was there before: used, not removed. With a checksum of the settings, Proxmox VE compares it."""
         if inputs.checksum:
             self._fetch(inputs, files)
-        tell(
-            f"{inputs.download}: {inputs.volume} was there already: it is used as it is, and stays when the stack "
-            "is destroyed"
-        )
+        _say(inputs, "was there already: it is used as it is, and stays when the stack is destroyed")
         return StorageFile.Outputs(made=False)
 
     def _download(self, inputs: StorageFile.Inputs, files: Files) -> StorageFile.Outputs:
-        host = self.host(inputs)
-        ledger.note(ssh.Session(host), ledger.of_file(inputs.node, inputs.volume), _identity(inputs))
+        ledger.note(*self._note(inputs), _identity(inputs))
         try:
             self._fetch(inputs, files)
         except UnansweredError:
             raise  # it may come yet: it stays noted as this program's
         except HomelabError:
             if not files.exists(inputs.volume):
-                ledger.forget(ssh.Session(host), ledger.of_file(inputs.node, inputs.volume))
+                ledger.forget(*self._note(inputs))
             raise
         if not inputs.checksum:
-            tell(
-                f"{inputs.download}: {inputs.volume} was compared with no checksum: the program trusts what "
-                f"{inputs.url} sent"
-            )
+            _say(inputs, f"was compared with no checksum: the program trusts what {inputs.url} sent")
         return StorageFile.Outputs(made=True)
 
     def read(self, inputs: StorageFile.Inputs, outputs: StorageFile.Outputs) -> StorageFile.Outputs:
@@ -96,8 +87,7 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
 
         :raises HomelabError: a guest uses it.
         """
-        host = self.host(inputs)
-        if users := _users(host, inputs.volume):
+        if users := _users(self.host(inputs), inputs.volume):
             raise HomelabError(
                 wanted=f"{inputs.volume} replaced, as hosts.{inputs.host}.downloads.{inputs.download} has changed",
                 found=f"{', '.join(users)} uses it",
@@ -105,21 +95,19 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
                 next="take it out of there, or give the download another file name",
             )
         files.remove(inputs.volume)
-        ledger.forget(ssh.Session(host), ledger.of_file(inputs.node, inputs.volume))
+        ledger.forget(*self._note(inputs))
 
     def delete(self, inputs: StorageFile.Inputs, outputs: StorageFile.Outputs) -> None:
-        host = self.host(inputs)
         if not outputs.made:
-            tell(f"{inputs.download}: {inputs.volume} stays: it was there before")
+            _say(inputs, "stays: it was there before")
             return
-        if users := _users(host, inputs.volume):
-            why = f"{', '.join(users)} uses it; to remove it later: `pvesm free {inputs.volume}` on the host"
-            tell(f"{inputs.download}: {inputs.volume} stays: {why}")
+        if users := _users(self.host(inputs), inputs.volume):
+            _say(inputs, f"stays: {', '.join(users)} uses it; to remove it later: `pvesm free {inputs.volume}` there")
         else:
             files = self._files(inputs)
             files.end(inputs.volume)
             files.remove(inputs.volume)
-        ledger.forget(ssh.Session(host), ledger.of_file(inputs.node, inputs.volume))
+        ledger.forget(*self._note(inputs))
 
     def remove_unfinished(self, node: str, host_name: str, ledger_of_host: Mapping[str, str]) -> None:
         """Gives back what a run that was killed during a download has left: noted on the host, in no state. To be
@@ -132,21 +120,24 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
             inputs = StorageFile.inputs_of(host_name, node, name, download)
             noted = ledger_entry(ledger_of_host, ledger.of_file(node, inputs.volume))
             if noted is not None and _identity(inputs).items() <= noted.items():
-                tell(f"{name}: {inputs.volume} was begun by a run that was interrupted")
+                _say(inputs, "was begun by a run that was interrupted")
                 self.delete(inputs, StorageFile.Outputs(made=True))
+
+    def _note(self, inputs: StorageFile.Inputs) -> tuple[ssh.Session, str]:
+        """The host, and the name of the file's note there."""
+        return ssh.Session(self.host(inputs)), ledger.of_file(inputs.node, inputs.volume)
 
     def _files(self, inputs: StorageFile.Inputs) -> Files:
         return Files(self.api(inputs), lambda text: tell(f"{inputs.download}: {text}"))
 
 
+def _say(inputs: StorageFile.Inputs, text: str) -> None:
+    tell(f"{inputs.download}: {inputs.volume} {text}")
+
+
 def _identity(inputs: StorageFile.Inputs) -> dict[str, object]:
     # What tells the file from another one of the same name.
     return {"url": inputs.url, "checksum": inputs.checksum}
-
-
-def _noted(host: Host, inputs: StorageFile.Inputs) -> dict[str, object] | None:
-    facts = ssh.Session(host).read()
-    return ledger_entry(facts.ledger, ledger.of_file(inputs.node, inputs.volume))
 
 
 def _users(host: Host, volume: str) -> list[str]:

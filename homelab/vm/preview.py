@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 
 from homelab.cards import graphics, group_gates, options
 from homelab.errors import HomelabError
@@ -15,11 +16,10 @@ from homelab.host import ha
 from homelab.host.plan import Wanted
 from homelab.settings import Container, Host, Vm
 from homelab.shapes import CardPlan
-from homelab.storage import files
 from homelab.vm import refusals
-from homelab.vm.cards import VmCard, Wish, is_to_run, offered
+from homelab.vm.cards import VmCard, Wish, offered
 from homelab.vm.plan import SeenVm, change_to, changes, judge_vm, seen_of, users_of
-from remote_scripts.pve.guest_kinds import VM, Kind
+from remote_scripts.pve.guest_kinds import VM
 
 
 def wish_of(name: str, vm: Vm, host: Host, cards: Mapping[str, CardPlan]) -> Wish:
@@ -36,102 +36,108 @@ def wish_of(name: str, vm: Vm, host: Host, cards: Mapping[str, CardPlan]) -> Wis
     return Wish(name, vm.vmid, vm_cards, vm.machine, vm.display, vm.wanted_power)
 
 
-def describe(
-    facts: HostFacts, host: Host, want: Wanted, vms: dict[str, Vm], stack: str = ""
-) -> tuple[str, list[HomelabError]]:
-    """The plan's lines, and refusals.
+def judge(name: str, vm: Vm, wish: Wish, seen: SeenVm, facts: HostFacts, stack: str = "") -> JudgedGuest:
+    """A VM of the settings, as `judge_vm` has one that is there. One whose cards aren't all found isn't judged: its
+    host says which.
 
-    :param want: the host's plan.
-    :param vms: those of this host, by name.
+    :param name: its, in the settings.
     :param stack: PROJECT/STACK: a card is taken from VMs that have it from this stack, and from no others.
     """
-    lines = [files.describe(host)] if host.downloads else []
-    keeping = [f"vms.{guest}.gpus ({use.gpu})" for guest, vm in vms.items() for use in vm.gpus if use.driver == "keep"]
-    errors = [error for place in keeping for error in options.keep_refused(facts, place)]
-    errors += _split_groups(facts, want, vms)
-    for guest, vm in vms.items():
-        wish = wish_of(guest, vm, host, want.gpus)
-        seen = seen_of(facts, vm.vmid, wish.takes(host.hands_over), stack)
-        if refused := refusals.absent(VM, vm.vmid, f"vms.{guest}", facts, is_made=vm.create is not None):
-            errors += refused
-        elif config := facts.guests.config(vm.vmid):
-            judged = judge_vm(seen, wish, facts)
-            lines += _of_existing(vm, wish, seen, config, judged)
-            errors += judged.refusals
-        else:
-            its_cards = ", ".join(card.in_place_of("") for card in wish.cards) or "no card"
-            lines.append(f"  VM {vm.vmid} ({guest}): created with {its_cards}")
-            errors += refusals.of_users({}, wish, users_of(seen, wish.cards, facts), facts)
-        for use in vm.gpus:
-            if use.gpu in want.gpus:
-                slot = want.gpus[use.gpu]["slot"]
-                # Its owner's option may name one, which it keeps.
-                its_options = facts.options_of(slot, vm.vmid).values()
-                has_file = bool(use.romfile) or any({"romfile", "legacy-igd"} & option.keys() for option in its_options)
-                remarks = graphics.rom_remarks(facts, use.gpu, slot, has_file=has_file)
-                lines += [f"    {remark}" for remark in remarks]
-    leaving_lines, leaving_errors = of_leaving(facts, VM, [vm.vmid for vm in vms.values()], stack)
-    return "\n".join([*lines, *leaving_lines]), [*errors, *leaving_errors]
+    title = f"VM {vm.vmid} to be as vms.{name} says"
+    if absent := [*refusals.absent(VM, vm.vmid, f"vms.{name}", facts, is_made=vm.create is not None)]:
+        return JudgedGuest(title=title, steps=[f"VM {vm.vmid} isn't there"], against=absent)
+    if len(wish.cards) < len(vm.gpus):
+        return JudgedGuest(title=title, runs=seen.runs, will_run=seen.runs)
+    kept = (f"vms.{name}.gpus ({use.gpu})" for use in vm.gpus if use.driver == "keep")
+    keep = [error for place in kept for error in options.keep_refused(facts, place)]
+    if facts.guests.config(vm.vmid) is None:
+        taken = refusals.of_users({}, wish, users_of(seen, wish.cards, facts), facts)
+        return JudgedGuest(title=title, steps=[f"VM {vm.vmid}: not there -> created"], against=[*keep, *taken])
+    judged = judge_vm(seen, wish, facts, stack)
+    return replace(judged, against=[*keep, *judged.against])
 
 
-def _of_existing(vm: Vm, wish: Wish, seen: SeenVm, config: GuestConfig, judged: JudgedGuest) -> list[str]:
-    """The plan's lines for a VM that is there."""
-    will_run, renewed = is_to_run(seen.runs, wish.power), bool(judged.steps)
-    # What changes of the rest of one that was made here, its own resource says.
-    same = "no change" if vm.create is None else "no change for its cards"
-    same = "what is noted of it is renewed" if renewed else same
-    return [
-        _head(wish.vm, config, changed=bool(judged.change), running=seen.runs, will_run=will_run, same=same),
-        *(f"    {step}" for step in judged.steps),
-        *(copy_first(vm) if judged.change else []),
-        *(f"    {line}" for line in (*judged.remarks, *judged.met)),
-    ]
+def lines(
+    name: str, vm: Vm, wish: Wish, judged: JudgedGuest, facts: HostFacts, restarted: Collection[int] = ()
+) -> list[str]:
+    """A VM's lines of a host's plan; others as of `judge`.
+
+    :param restarted: ids of the guests that the host's restart stops, and starts again.
+    """
+    its_cards = ", ".join(card.in_place_of("") for card in wish.cards) or "no card"
+    found = [f"  VM {vm.vmid} ({name}): created with {its_cards}"]
+    if config := facts.guests.config(vm.vmid):
+        # What changes of the rest of one that was made here, its own resource says.
+        same = "no change" if vm.create is None else "no change for its cards"
+        same += "; the host's restart stops it, and starts it again" if vm.vmid in restarted else ""
+        found = [
+            _head(name, config, judged, same="what is noted of it is renewed" if judged.steps else same),
+            *(f"    {step}" for step in judged.steps),
+            *(copy_first(vm) if judged.change else []),
+            *(f"    {line}" for line in (*judged.remarks, *judged.met)),
+        ]
+    for card in wish.cards:
+        # Its owner's option may name one, which it keeps.
+        its_options = facts.options_of(card.slot, vm.vmid).values()
+        has_file = bool(card.romfile) or any({"romfile", "legacy-igd"} & option.keys() for option in its_options)
+        slot = facts.place_of(card.slot.partition(";")[0])
+        found += [f"    {remark}" for remark in graphics.rom_remarks(facts, card.gpu, slot, has_file=has_file)]
+    return found
 
 
-def of_leaving(
-    facts: HostFacts, kind: Kind, wanted: Collection[int], stack: str
-) -> tuple[list[str], list[HomelabError]]:
-    """The plan's lines for guests of this stack that the settings don't have any more, and refusals.
+def leaving(facts: HostFacts, wanted: Collection[int], stack: str) -> dict[str, JudgedGuest]:
+    """The guests of this stack that the settings don't have any more, by their places there.
 
     :param wanted: ids of those that the settings have.
+    :param stack: PROJECT/STACK.
     """
-    lines, errors = list[str](), list[HomelabError]()
-    for name, config, change in leaving(facts, kind, wanted, stack):
-        running = config.id in facts.guests.running
-        lines += [_head(name, config, changed=bool(change), running=running, will_run=running)]
-        lines += [f"    {step}" for step in changes(change, config.options)]
-        lines.append(
-            f"    {'vms' if kind is VM else 'containers'}.{name} isn't in the settings any more: the {kind.label} "
-            "has back what it was before; one that was made here is removed, unless it is protected"
+    found = {}
+    for config in sorted(facts.guests.configs, key=lambda one: one.id):
+        owners_stack, _, name = facts.note_of(config.id).owner.rpartition("/")
+        if not stack or owners_stack != stack or config.id in wanted:
+            continue
+        kind, runs = config.guest_kind, config.id in facts.guests.running
+        change = change_to(seen_of(facts, config.id), Wish(name, config.id, []))
+        found[f"{'vms' if kind is VM else 'containers'}.{name}"] = JudgedGuest(
+            title=f"{kind.label} {config.id} ({config.name or name}) as it was before",
+            steps=changes(change, config.options),
+            against=ha.refused_to_change(facts, kind, config.id) if change else [],
+            held=[*refusals.locked(kind, config.id, config.name or name, config.values.get("lock"))],
+            runs=runs,
+            will_run=runs,
+            change=change,
+            guest=config.id,
         )
-        errors += ha.refused_to_change(facts, kind, config.id) if change else []
-    return lines, errors
+    return found
 
 
-def leaving(
-    facts: HostFacts, kind: Kind, wanted: Collection[int], stack: str
-) -> list[tuple[str, GuestConfig, dict[str, str | None]]]:
-    """These guests by their ids: each one's name in the settings that had it, and what is changed in it; the arguments
-    as of `of_leaving`.
-    """
-    noted = [(config, facts.note_of(config.id).owner.rpartition("/")) for config in facts.guests.configs]
+def leaving_lines(place: str, judged: JudgedGuest, facts: HostFacts) -> list[str]:
+    """Such a guest's lines of a host's plan."""
+    config = facts.guests.config(judged.guest)
+    assert config is not None
     return [
-        (name, config, change_to(seen_of(facts, config.id), Wish(name, config.id, [])))
-        for config, (owners_stack, _, name) in sorted(noted, key=lambda one: one[0].id)
-        if config.guest_kind is kind and config.id not in wanted and stack and owners_stack == stack
+        _head(place.partition(".")[2], config, judged),
+        *(f"    {step}" for step in judged.steps),
+        f"    {place} isn't in the settings any more: the {config.guest_kind.label} has back what it was before; one "
+        "that was made here is removed, unless it is protected",
     ]
 
 
-def _split_groups(facts: HostFacts, want: Wanted, vms: dict[str, Vm]) -> Iterator[HomelabError]:
-    """Refusals of two cards of one IOMMU group for two VMs: the first VM that starts takes the whole group."""
-    uses = [(name, vm.vmid, use.gpu) for name, vm in vms.items() for use in vm.gpus if use.gpu in want.gpus]
-    for (name, vmid, gpu), (other, other_vmid, card) in itertools.combinations(uses, 2):
-        slot, place = want.gpus[gpu]["slot"], want.gpus[card]["slot"]
+def split_groups(facts: HostFacts, want: Wanted, name: str, vms: Mapping[str, Vm]) -> Iterator[HomelabError]:
+    """Refusals of a card for a VM while another VM has one of the same IOMMU group: the first VM that starts takes the
+    whole group.
+
+    :param vms: of the host, by name.
+    """
+    uses = [(place, vm.vmid, use.gpu) for place, vm in vms.items() for use in vm.gpus if use.gpu in want.gpus]
+    for (place, vmid, gpu), (other, other_vmid, card) in itertools.combinations(uses, 2):
+        slot, others_slot = want.gpus[gpu]["slot"], want.gpus[card]["slot"]
         group = {device.address for device in facts.others_in_group(slot)}
-        if vmid != other_vmid and group & {device.address for device in facts.functions(place)}:
+        is_one = group & {device.address for device in facts.functions(others_slot)}
+        if name in (place, other) and vmid != other_vmid and is_one:
             yield HomelabError(
-                wanted=f"{gpu} ({facts.card(slot)}) for VM {vmid} (vms.{name}) while VM {other_vmid} (vms.{other}) has "
-                f"{card}",
+                wanted=f"{gpu} ({facts.card(slot)}) for VM {vmid} (vms.{place}) while VM {other_vmid} (vms.{other}) "
+                f"has {card}",
                 found=f"both cards are in one {group_gates.predicted(facts)}IOMMU group",
                 why="the VM that starts first takes the whole group; the other one can't start as long as it runs",
                 next="give both cards to the same VM, or put one of them into a slot with a group of its own",
@@ -153,13 +159,11 @@ POWER = {
 }
 
 
-def _head(
-    guest: str, config: GuestConfig, *, changed: bool, running: bool, will_run: bool, same: str = "no change"
-) -> str:
+def _head(guest: str, config: GuestConfig, judged: JudgedGuest, same: str = "no change") -> str:
     """What is done with a guest.
 
     :param same: said where nothing is changed in it, and it goes on running or not.
     """
-    power = POWER[running, will_run] if changed or running != will_run else same
-    state = "running" if running else "off"
+    power = POWER[judged.runs, judged.will_run] if judged.change or judged.runs != judged.will_run else same
+    state = "running" if judged.runs else "off"
     return f"  {config.guest_kind.label} {config.id} ({config.name or guest}), {state}: {power}"

@@ -14,8 +14,8 @@ from typing import Literal
 
 import pulumi
 
-from homelab.resources.base import Owned, VmInputs
-from homelab.shapes import BootSeen
+from homelab.resources.base import NodeInputs, Owned
+from homelab.shapes import BootSeen, ShutdownInputs
 from homelab.vm.cards import VmCard
 
 
@@ -28,10 +28,13 @@ class VmCards(Owned):
     delete_before_replace = True
 
     @dataclass(frozen=True, kw_only=True)
-    class Inputs(VmInputs):
-        """`instance`: of a VM that was made here; `goes_away`: is the VM itself deleted next?; `address`: the guest's;
-        `agent`: it is asked."""
+    class Inputs(NodeInputs):
+        """`vm`: its name in the settings; `instance`: of a VM that was made here; `goes_away`: is the VM itself deleted
+        next?; `address`: the guest's; `agent`: it is asked."""
 
+        vm: str
+        vmid: int
+        shutdown: ShutdownInputs
         cards: list[VmCard]
         machine: str | None = None
         display: str

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from homelab.errors import HomelabError, elsewhere, raise_all
+from homelab.errors import HomelabError, NotStartedError, elsewhere, raise_all
 from homelab.host import gates, ha
+from homelab.remote.ledger import stack_of
 from homelab.remote.proxmox import guest_address
 from homelab.resources.work import started
 from homelab.resources.work.api import ApiWork
@@ -41,9 +42,9 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
             nonlocal begun
             if seen.node != inputs.node:
                 raise elsewhere(f"VM {vmid} given its cards", "qemu", vmid, inputs.node, seen.node)
-            judged = judge_vm(_seen(seen), _wish(inputs), facts)
+            judged = judge_vm(_seen(seen), _wish(inputs), facts, self._stack)
             refused = [*gates.readable(facts), *gates.guests_listed(facts, host), *judged.refusals]
-            raise_all([*refused, *ha.refused_under_ha(facts, host, same_id)])
+            raise_all([*refused, *(ha.refused_under_ha(facts, host, same_id) if judged.steps else ())])
             begun = replace(outputs, guest_name=seen.config.get("name", inputs.vm), state="", drift=[UNFINISHED])
             for remark in judged.remarks if judged.change else ():
                 tell(f"{inputs.vm}: {remark}")
@@ -60,7 +61,7 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
                 address = guest_address.by_agent(self.api(inputs), vmid, inputs.vm) if done.runs else ""
         except HomelabError as error:
             error.outputs = begun
-            if error.wanted.startswith(f"VM {vmid} started"):
+            if isinstance(error, NotStartedError):
                 raise started.explained(error, host, vmid, places) from error
             raise
         return VmCards.Outputs(
@@ -71,20 +72,26 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
         )
 
     def read(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs) -> VmCards.Outputs:
-        drift = self._drift(inputs, outputs)
+        vmid, facts = inputs.vmid, self.facts_of_refresh(inputs)
+        seen = self._transaction(inputs).read(self._wanted(inputs))
+        notes = list[str]()
+        if not seen.node:
+            drift = [f"VM {vmid} isn't there"]
+        elif not seen.is_here or seen.node != inputs.node:
+            drift = [elsewhere("", "qemu", vmid, inputs.node, seen.node).found]
+        else:
+            judged = judge_vm(_seen(seen, outputs.state), _wish(inputs), facts, self._stack)
+            drift, notes = judged.steps, judged.met
         for line in drift:
             tell(f"{inputs.vm}: drift: {line}")
+        for line in notes:
+            tell(f"{inputs.vm}: note: {line}")
         return replace(outputs, drift=drift)
 
-    def _drift(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs) -> list[str]:
-        vmid = inputs.vmid
-        facts = self.facts_of_refresh(inputs)
-        seen = self._transaction(inputs).read(self._wanted(inputs))
-        if not seen.node:
-            return [f"VM {vmid} is gone"]
-        if not seen.is_here or seen.node != inputs.node:
-            return [elsewhere("", "qemu", vmid, inputs.node, seen.node).found]
-        return judge_vm(_seen(seen, outputs.state), _wish(inputs), facts).steps
+    @property
+    def _stack(self) -> str:
+        """PROJECT/STACK."""
+        return stack_of(self.urn)
 
     def delete(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs) -> None:
         left = self._transaction(inputs).revert(replace(self._wanted(inputs), goes_away=inputs.goes_away))

@@ -3,7 +3,7 @@
 How it is laid out, after a request's way through it:
 
 - `server`: pvedaemon (HTTP), and the daemon's side of tasks;
-- `responses`: who asks (`auth`), what for (`reference`, read from reference.txt) and whether its parameters
+- `responses`: who asks (`auth`), what for (`reference`, read from reference.toml) and whether its parameters
   are right (`checks`, `formats`), then the operation; errors (`errors`) become status lines;
 - the operations, on files below the host's /etc/pve, /run and /var/log/pve, as a real node has them: `cluster`,
   `node`, `mapping`, `storage`, `qemu`, `qemu_power`, `lxc`, `snapshots`, `agent`, `tasks`, `quorum`; what the guests' two kinds share is in

@@ -131,7 +131,7 @@ def parse_properties(name: str, text: str, path: str = "") -> dict[str, str]:
     """A property string's keys and values; booleans as `0` and `1`.
 
     Args:
-        name: a format of options.txt.
+        name: a format of options.toml.
         path: the parameter's name, for errors.
 
     Raises:

@@ -1,15 +1,15 @@
-"""Which operations there are and what they take: reference.txt, read."""
+"""Which operations there are and what they take: reference.toml, read."""
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 
-from homelab.guest import options as guest_options
-from homelab.guest.options import Parameters, Tables
+from homelab.guest.options import Parameters, parameters, tables
 
-_FILE = Path(__file__).with_name("reference.txt")
+_FILE = Path(__file__).with_name("reference.toml")
 
 
 @dataclass
@@ -18,7 +18,7 @@ class Operation:
 
     method: str
     path: str
-    parameters: Parameters = field(default_factory=dict)
+    parameters: Parameters
 
     @property
     def of_node(self) -> bool:
@@ -26,17 +26,19 @@ class Operation:
         return self.path.startswith("/nodes/{node}/")
 
 
-class Reference(Tables):
-    """All operations, found by method and path.
+class Reference:
+    """All operations, found by method and path."""
 
-    Args:
-        text: the content of options.txt and reference.txt.
-    """
-
-    def __init__(self, text: str) -> None:
+    def __init__(self) -> None:
+        read = tomllib.loads(_FILE.read_text(encoding="utf-8"))
+        self.options, paths = tables().options, parameters(read["paths"])
         self.operations: dict[tuple[str, str], Operation] = {}
-        self._of_paths: Parameters = {}
-        super().__init__(text)
+        for name, block in read["operations"].items():
+            method, path = name.split(" ")
+            known = {key: one for key, one in paths.items() if f"{{{key}}}" in path}
+            for taken in block.pop("takes", ()):
+                known |= self.options[taken]
+            self.operations[method, path] = Operation(method, path, known | parameters(block))
 
     def find(self, method: str, path: str) -> tuple[Operation, dict[str, str]] | None:
         """Return the operation and the parameters in the path; None when there is none."""
@@ -58,19 +60,8 @@ class Reference(Tables):
             found.setdefault(operation.method, []).append((operation.path.split("/"), operation))
         return found
 
-    def block(self, verb: str, rest: str) -> Parameters:
-        """Begin a block: also that of an operation, or a parameter of paths."""
-        if verb in ("options", "format"):
-            return super().block(verb, rest)
-        if verb == "parameter":
-            self._of_paths.update(guest_options.parameters(rest))
-            return {}
-        self.operations[verb, rest] = operation = Operation(verb, rest)
-        operation.parameters.update((n, p) for n, p in self._of_paths.items() if f"{{{n}}}" in rest)
-        return operation.parameters
-
 
 @functools.cache
 def reference() -> Reference:
     """The reference, read once."""
-    return Reference(guest_options.text() + _FILE.read_text(encoding="utf-8"))
+    return Reference()

@@ -23,7 +23,7 @@ from remote_scripts.boot.loaders import found as loaders
 from remote_scripts.boot.loaders.loader import Loader
 from remote_scripts.notes import owed
 from remote_scripts.tools import notes
-from remote_scripts.tools.errors import Failure, in_words
+from remote_scripts.tools.errors import Failure, NotConfirmed, in_words
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.kernel import need_boot_id
 from remote_scripts.tools.system import System
@@ -263,7 +263,7 @@ def confirm(system: System) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise Failure(
+        raise NotConfirmed(
             f"this boot confirmed: {NOTE} renamed",
             str(error),
             "else this host restarts in a few minutes, with what it had before",

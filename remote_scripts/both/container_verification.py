@@ -16,11 +16,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Answer:
-    """`state`: running, stopped or unknown; `nodes`: paths that were opened; `tried`: in words, what vainfo says, and
-    what couldn't be tried; `by`: who opened them, in words.
+    """`state`: running, stopped or unknown; `nodes`: paths that were opened -> by whom, in words; `tried`: in words,
+    what vainfo says, and what couldn't be tried.
     """
 
     state: str
-    nodes: list[str]
+    nodes: dict[str, str]
     tried: list[str]
-    by: str = "root and by an ordinary user"

@@ -21,8 +21,8 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """As of homelab.nvidia.request.SystemFacts. `drift`: a line for each thing that isn't as the steps left it, which
-    begins with the step: packages, boot, toolkit, libraries. `asked`: the digest of what the step `packages` last
+    """As of homelab.nvidia.request.SystemFacts. `drift`: a step (packages, boot, toolkit, libraries), and a
+    thing that isn't as it was left by it, each in a line. `asked`: the digest of what the step `packages` last
     carried out, empty: nothing. `libraries`: the version of NVIDIA's libraries there, whoever installed them, empty:
     none. `agents`: those that stacks keep on a host or a VM, their versions by owner, empty: none is whole.
     """
@@ -40,7 +40,7 @@ class Answer:
     host_driver: str | None
     runtimes: tuple[Runtime, ...]
     steps: tuple[str, ...]
-    drift: tuple[str, ...]
+    drift: tuple[tuple[str, str], ...]
     libraries: str = ""
     asked: str = ""
     agents: dict[str, str] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from remote_scripts.boot.wanted_boot import Boot
+from remote_scripts.pve.guest_kinds import Running
 
 #: For so long the cluster is waited for, each time, in seconds: a node that was verified a moment ago has its vote back
 #: within a minute.
@@ -25,15 +26,30 @@ class Wanted:
 
 
 @dataclass(frozen=True)
+class Reason:
+    """What the running kernel lacks, `said` in a sentence. `gets`, `loses`: words of its command line; `function`: one
+    that comes to `driver`.
+    """
+
+    said: str
+    gets: str = ""
+    loses: str = ""
+    function: str = ""
+    driver: str = ""
+
+
+@dataclass(frozen=True)
 class Planned:
-    """`reasons`: why; `guests`: what a reboot stops; `cluster`: why it waits: what runs here, or why the cluster can't
-    do without this node now; `kernel`: that it starts, where another one runs now.
+    """`guests`: what a reboot stops, `unlisted`: the same in words, where they can't be listed; `cluster`: why it
+    waits: what runs here, or why the cluster can't do without this node now; `kernel`: that it starts, where another
+    one runs now.
     """
 
     reboot: Literal["yes", "no", "manual"]
     boot_id: str
-    reasons: list[str]
-    guests: str
+    reasons: tuple[Reason, ...] = ()
+    guests: tuple[Running, ...] = ()
+    unlisted: str = ""
     cluster: str = ""
     kernel: str = ""
 

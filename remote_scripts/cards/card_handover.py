@@ -201,8 +201,7 @@ class CardHandover:
 
     def _has_vm_let_go(self) -> bool:
         """QEMU must have let go: to take a device from vfio-pci while it has it waits for its end."""
-        nodes = self.card.group_nodes()
-        if not nodes:
+        if not (nodes := self.card.group_nodes()):
             return True
         try:
             devices = [self._system.files.at(node).stat().st_rdev for node in nodes]

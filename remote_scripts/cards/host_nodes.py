@@ -38,11 +38,10 @@ def drm(system: System, address: str) -> tuple[str, str]:
 def of(system: System, cards: Cards) -> HostNodes:
     """What is there of these cards, and all other nodes."""
     addresses = [*cards.functions, *(word.partition("=")[0] for word in cards.cards)]
-    minors = {address: nvidia.minor_of(system, address) for address in cards.functions}
     return HostNodes(
         devices(system),
         {address: DrmNodes(*drm(system, address)) for address in addresses},
-        {address: minor for address, minor in minors.items() if minor is not None},
+        nvidia.minors(system),
     )
 
 

@@ -25,10 +25,13 @@ class Lines:
     provided: dict[str, str]
 
 
-def lines_for(host: HostNodes, others: ContainerConf, cards: Cards, groups: Mapping[str, int]) -> Lines:
+def lines_for(
+    host: HostNodes, conf: ContainerConf, others: ContainerConf, cards: Cards, groups: Mapping[str, int]
+) -> Lines:
     """Homelab's lines by which a container has its cards, by the nodes that are there now.
 
-    :param others: what the configuration says without homelab's lines.
+    :param conf: what the configuration says.
+    :param others: the same without homelab's lines.
     :param groups: render, video -> the group's number inside; one that isn't there has none.
     """
     nodes = card_nodes.nodes_of(host, cards).nodes
@@ -43,7 +46,7 @@ def lines_for(host: HostNodes, others: ContainerConf, cards: Cards, groups: Mapp
             continue
         given_by = provider(others, node.path)
         # The user has given it what it needs: that is left as it is, and nothing that goes along is added.
-        if is_complete and not given_by and not node.group:
+        if is_complete and not provider(conf, node.path) and not node.group:
             continue
         if given_by and _is_allowed(others, given_by, device):
             provided[node.path] = given_by

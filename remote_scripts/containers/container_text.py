@@ -32,7 +32,7 @@ def decided(host: HostNodes, conf: ConfText, note: ContainerNote, cards: Cards, 
     """
     config = options_of(conf)
     own, base = own_options(config, note), note.base(config, {})
-    lines = lines_for(host, conf.without(own), cards, groups)
+    lines = lines_for(host, conf.conf, conf.without(own), cards, groups)
     options = as_options(conf.text, own, lines.want)
     return Decided(lines, options, {**{key: base.get(key) for key in note.values}, **options})
 

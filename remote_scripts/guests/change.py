@@ -27,7 +27,7 @@ from remote_scripts.notes import guest_notes, owed
 from remote_scripts.notes.guest_note import Note, Options, identity, is_another
 from remote_scripts.pve.api import NodeApi
 from remote_scripts.pve.properties import differing, same
-from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.errors import Failure, NotStarted
 from remote_scripts.tools.state import STEP
 from remote_scripts.tools.system import System
 
@@ -174,6 +174,7 @@ def _taken_back(guest: Guest, note: Note, failure: Failure, *, ran: bool) -> Fai
     """Gives a guest whose change has failed what it had, also what waited for its next start. What others have set
     meanwhile stays. The failure, with the outcome, which comes first if the guest is left off.
     """
+    kind = NotStarted if guest.begun else Failure
     outcome, found = f"{guest.label} has back what it had", failure.found
     try:
         _set_back(guest)
@@ -190,7 +191,7 @@ def _taken_back(guest: Guest, note: Note, failure: Failure, *, ran: bool) -> Fai
     except Failure as second:  # the note still has all of it
         outcome += f", or a part of it ({second.found}): run `pulumi up` again, which goes on from there"
         found = f"{guest.label} is off now, as far as is known: {found}" if ran and guest.is_off else found
-    return failure.but(found=f"{found}\n        {outcome}")
+    return kind(failure.wanted, f"{found}\n        {outcome}", failure.why, failure.next)
 
 
 def _set_back(guest: Guest) -> None:

@@ -56,10 +56,9 @@ def apply(system: System, wanted: Wanted) -> str:
 
 def _note_running(system: System) -> None:
     """Guests that come back are started again by the next boot, where its program is."""
-    if not system.files.exists(owed.PROGRAM):
-        return
     try:
-        owed.note_running(system)
+        if system.files.exists(owed.PROGRAM):
+            owed.note_running(system)
     except (Failure, OSError) as error:
         system.log.say(f"guests that run now are not noted: {in_words(error)}")
 
@@ -92,8 +91,7 @@ def _reached(system: System, before: Mapping[str, str]) -> tuple[bool, str]:
     address, port, gateway = (before.get(key, "") for key in ("address", "port", "gateway"))
     if not address:
         return False, "it is not known over which address this host is reached"
-    interface = route.interface_of(system, address)
-    if not interface:
+    if not (interface := route.interface_of(system, address)):
         return False, f"no interface that is up has {address}, over which it was configured"
     if port and not route.listens(system, port):
         return False, f"nothing listens on port {port}, on which sshd did when it was configured"

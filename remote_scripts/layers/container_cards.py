@@ -19,8 +19,10 @@ from remote_scripts.containers.container_text import decided
 from remote_scripts.guests.change import bring, give_back, in_turns
 from remote_scripts.guests.container import Container
 from remote_scripts.notes import handover
-from remote_scripts.notes.container_note import Cards, Given, refused_to_stack
+from remote_scripts.notes.container_note import Cards, Given
+from remote_scripts.notes.guest_note import refused_to_stack
 from remote_scripts.pve.container_conf import conf_text
+from remote_scripts.pve.guest_kinds import CONTAINER
 from remote_scripts.tools.system import System, changes
 
 
@@ -36,7 +38,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
     def change(guest: Container) -> Answer:
         if not guest.is_here:
             need_container(system, wanted.ctid)
-        if refused := refused_to_stack(guest.note, guest.vmid, wanted.terms.owner.rpartition("/")[0]):
+        if refused := refused_to_stack(guest.note, CONTAINER, guest.vmid, wanted.terms.owner.rpartition("/")[0]):
             raise refused
         was_off = not guest.runs()
         lines = _brought(guest, wanted)

@@ -4,7 +4,7 @@ and, where a node is for a group, by a member of it. Changes nothing. In a conta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from remote_scripts.both.container_verification import Answer, Wanted
 from remote_scripts.cards import host_nodes
@@ -51,35 +51,40 @@ def apply(system: System, wanted: Wanted) -> Answer:
     provided = decided(there, conf, note, cards, note.given.groups).lines.provided
     power = power_of(system, "pct", str(ctid))
     if power == "unknown":  # which says nothing of a card
-        return Answer("unknown", [], ["whether it runs isn't known (pct status gave no answer): nothing was opened"])
+        return Answer("unknown", {}, ["whether it runs isn't known (pct status gave no answer): nothing was opened"])
     if power != "on":
         system.log.say(f"container {ctid} is off: nothing was opened")
-        return Answer("stopped", [], [])
+        return Answer("stopped", {}, [])
     given = [node for node in nodes.nodes if node.path in provided]
     if not given:
-        return Answer("running", [], [])
+        return Answer("running", {}, [])
     inside = need_running(system, ctid)
     # BusyBox has no setpriv that takes a user.
     has_user = _ask(inside, *as_nobody(), "true").status == 0
+    tried = [] if has_user else ["it has no setpriv: whether an ordinary user can open them was not tried"]
+    opened: dict[str, str] = {}
     for node in given:
-        if problems := [*_problems(system, inside, node, provided[node.path], has_user=has_user)]:
+        by, problem = _opened(system, inside, node, provided[node.path], has_user=has_user)
+        if problem:
             raise Failure(
                 f"devices that can be opened in container {ctid}, by root and by an ordinary user",
-                "\n".join(problems),
+                f"{node.path}: {problem}",
                 "what uses the card inside would fail",
                 f"compare with `pct config {ctid}`; was it changed by hand since its last start? then: `pct reboot "
                 f"{ctid}`",
             )
-    for_all = "an ordinary user" if not cards.cards else "whom each is for (an ordinary user, or a member of its group)"
-    tried = [] if has_user else ["it has no setpriv: whether an ordinary user can open them was not tried"]
+        if by:
+            opened[node.path] = " and by ".join(by)
+        else:
+            tried.append(f"{node.path}: not opened: its mode keeps root out, and whom it is for wasn't tried")
     if "video" in wanted.uses:
         tried += [_need_video(inside, ctid, node.path) for node in given if "/renderD" in node.path and node.group]
-    return Answer("running", [node.path for node in given], tried, f"root and by {for_all}" if has_user else "root")
+    return Answer("running", opened, tried)
 
 
-def _problems(system: System, inside: System, node: Node, given_by: str, *, has_user: bool) -> Iterator[str]:
-    """What keeps those for whom a node is from opening it. One that isn't for all, on the host or by its entry, has to
-    be there.
+def _opened(system: System, inside: System, node: Node, given_by: str, *, has_user: bool) -> tuple[list[str], str]:
+    """Who has opened a node, of those whom it is for, and what kept one of them from it. One that isn't for all, on the
+    host or by its entry, has to be there.
 
     :param has_user: whether another one than root can be had in there.
     """
@@ -91,17 +96,22 @@ def _problems(system: System, inside: System, node: Node, given_by: str, *, has_
     if given_by.startswith("dev "):
         # The settings say who is to have it: a user or a group.
         is_for_all = not uid and not gid and int(mode or "666", 8) & 6 == 6
-    # Root is not above the mode where the node isn't its own: a bind mount in an unprivileged container.
-    if (error := _error(inside, (), path)) and (is_for_all or "Permission denied" not in error):
-        yield f"{path}: root: {_explained(error)}"
-    elif is_for_all and has_user and (error := _error(inside, as_nobody(), path)):
-        yield f"{path}: an ordinary user: {_explained(error)}"
-    elif node.group and gid and has_user and (error := _error(inside, as_nobody(int(gid)), path)):
-        yield f"{path}: a member of the group {gid}: {_explained(error)}"
-    elif node.group:
-        numbers, there = f"{device.major:x}:{device.minor:x}", _ask(inside, "stat", "-c", "%t:%T", path).text
-        if there not in ("", numbers):
-            yield f"{path}: it is the device {there} inside, and {numbers} on the host (in hexadecimal)"
+    who: dict[str, Sequence[str]] = {"root": ()}
+    if has_user and is_for_all:
+        who["an ordinary user"] = as_nobody()
+    elif has_user and node.group and gid:
+        who[f"a member of the group {gid}"] = as_nobody(int(gid))
+    opened = []
+    for name, words in who.items():
+        if not (error := _error(inside, words, path)):
+            opened.append(name)
+        # Root is not above the mode where the node isn't its own: a bind mount in an unprivileged container.
+        elif words or is_for_all or "Permission denied" not in error:
+            return [], f"{name}: {_explained(error)}"
+    numbers = f"{device.major:x}:{device.minor:x}"
+    there = _ask(inside, "stat", "-c", "%t:%T", path).text if node.group else numbers
+    another = f"it is the device {there} inside, and {numbers} on the host (in hexadecimal)"
+    return opened, "" if there in ("", numbers) else another
 
 
 def _ask(inside: System, *words: str) -> Done:
@@ -130,8 +140,7 @@ def _need_video(inside: System, ctid: int, path: str) -> str:
 
     :raises Failure: VA-API doesn't work on it.
     """
-    words = ("vainfo", "--display", "drm", "--device", path)
-    done = _ask(inside, *words)
+    done = _ask(inside, "vainfo", "--display", "drm", "--device", path)
     if done.status == TIMED_OUT:
         return f"{path}: vainfo gave no answer within {_OPEN_SECONDS:g} s: whether video works isn't known"
     lines = inside.log.clean(done.all_text).split("\n")

@@ -14,6 +14,7 @@ from remote_scripts.both.diagnose import Answer, ContainerInside, Wanted
 from remote_scripts.cards import card_start
 from remote_scripts.pve import api, guest_tasks, guests
 from remote_scripts.pve.container_conf import passed_on
+from remote_scripts.pve.guest_kinds import CONTAINER, VM
 from remote_scripts.pve.pmxcfs import PVE_LXC
 from remote_scripts.tools.container import ContainerSystem
 from remote_scripts.tools.errors import Failure
@@ -25,13 +26,13 @@ from remote_scripts.tools.text import as_text, without_secrets
 _INSIDE_SECONDS = 25.0
 _INSIDE_BYTES = 1 << 20
 _DMI = "/sys/class/dmi/id"
-_MACHINE = ("sys_vendor", "product_name", "board_vendor", "board_name")
+_MACHINE = (("sys_vendor", "product_name"), ("board_vendor", "board_name"))
 _MODEL = re.compile(r"^model name\s*:(.*)$", re.MULTILINE)
 _LOG_BYTES, _LOG_LINES = 1 << 20, 20
 _COMMAND = re.compile(r"(command '\S+) (?:.*(?=' failed)|.*)")
-# Types of the tasks that start a guest, and of those that begin or end one.
-_STARTS = ("vzstart", "qmstart")
-_BEGINS = tuple(f"{kind}{work}" for kind in ("vz", "qm") for work in ("create", "restore", "destroy"))
+# Types of the tasks that start a guest, and of those that leave it off, or put another in its place.
+_STARTS = (*VM.starts, *CONTAINER.starts)
+_ENDS = (*VM.stops, *VM.replaces, *CONTAINER.stops, *CONTAINER.replaces)
 
 
 def read(system: System, wanted: Wanted) -> Answer:
@@ -51,10 +52,8 @@ def read(system: System, wanted: Wanted) -> Answer:
 
 def _machine(system: System) -> str:
     """No serial number: the files with these have other names."""
-    parts = {name: system.files.text(f"{_DMI}/{name}").strip() for name in _MACHINE}
-    machine = " ".join(filter(None, (parts["sys_vendor"], parts["product_name"])))
-    board = " ".join(filter(None, (parts["board_vendor"], parts["board_name"])))
-    return "; board: ".join(filter(None, dict.fromkeys((machine, board))))
+    pairs = ([system.files.text(f"{_DMI}/{name}").strip() for name in names] for names in _MACHINE)
+    return "; board: ".join(filter(None, dict.fromkeys(" ".join(filter(None, pair)) for pair in pairs)))
 
 
 def _processor(system: System) -> str:
@@ -63,15 +62,17 @@ def _processor(system: System) -> str:
 
 
 def _failed_starts(system: System) -> dict[str, str]:
-    """None from before another guest got the id: what begins one with a start of its own may end after that."""
+    """Of a guest whose last task that switched it, or replaced it, is that start."""
     try:
         tasks: list[dict[str, Any]] = api.of(system).get("/tasks", source="archive", limit=guest_tasks.MOST)
     except Failure:  # all else is said without them
         return {}
     last: dict[str, dict[str, Any]] = {}
-    for task in sorted(tasks, key=lambda task: (task["starttime"], task["type"] in _STARTS, task["pstart"])):
-        is_well = guest_tasks.is_well(task.get("status", ""))
-        if "status" in task and (task["type"] in _STARTS or (task["type"] in _BEGINS and is_well)):
+    for task in sorted(tasks, key=lambda task: (task["starttime"], task["pstart"])):
+        status = task.get("status", "")
+        types = _STARTS + _ENDS if guest_tasks.is_well(status) else _STARTS
+        # A start of one that runs says nothing of one that is off.
+        if task["type"] in types and status and not status.endswith("already running"):
             last[task["id"]] = task
     return {guest: _log_of(system, task) for guest, task in last.items() if not guest_tasks.is_well(task["status"])}
 
@@ -89,7 +90,6 @@ def _containers(system: System, ids: tuple[int, ...]) -> Iterator[ContainerInsid
         content = system.files.need(f"{PVE_LXC}/{id}.conf")
         if content is None:
             continue
-        text = as_text(content)
         power = guests.power_of(system, "pct", str(id))
         inside = problem = ""
         if power == "on":
@@ -102,4 +102,4 @@ def _containers(system: System, ids: tuple[int, ...]) -> Iterator[ContainerInsid
             except Failure as failure:
                 problem = failure.found
         running = None if power == "unknown" else power == "on"
-        yield ContainerInside(id, passed_on(text), running, inside, problem)
+        yield ContainerInside(id, passed_on(as_text(content)), running, inside, problem)

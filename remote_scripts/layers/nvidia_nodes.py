@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from remote_scripts.both.needed import Wanted
 from remote_scripts.both.nvidia_nodes import Answer
-from remote_scripts.containers.card_nodes import UVM
 from remote_scripts.nvidia import nvidia
 from remote_scripts.tools import boot_service
 from remote_scripts.tools.errors import Failure
@@ -77,16 +76,14 @@ def _change(system: System, needed: bool) -> Answer:
 
 
 def _need_driver(system: System) -> None:
-    trouble = nvidia.trouble(system)
-    if trouble:
+    if trouble := nvidia.trouble(system):
         wanted, why = "NVIDIA's driver loaded on the host", "containers share the cards with the host's driver"
         raise Failure(wanted, trouble.found, why, trouble.next)
 
 
 def _make(system: System) -> None:
     trouble = nvidia.make_nodes(system)
-    missing = nvidia.missing_nodes(system) if system.files.device(UVM) else [UVM]
-    if missing:
+    if missing := nvidia.missing_nodes(system):
         raise Failure(
             "NVIDIA's device nodes in /dev",
             "; ".join(filter(None, (f"missing: {' '.join(missing)}", trouble))),

@@ -32,8 +32,6 @@ from remote_scripts.tools.system import System
 
 # Of the kernel's log so many lines are passed on.
 _SIGNS = 1000
-# Lines of lspci about what makes a card, with the names that this host's pci.ids has.
-_CARD = re.compile(r"[^\[]*\[(03|12)[0-9a-f]{2}\]: ")
 # Whether VFIO gives cards away without interrupt remapping, as its module has it once it is loaded.
 _UNSAFE = "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
 _CARDS_ENABLED = "/etc/systemd/system/multi-user.target.wants/homelab-card-nodes.service"
@@ -46,9 +44,7 @@ def read(system: System, wanted: Wanted) -> Answer:
     cmdline = boot.command_lines(source, found.loader)
     # Where a user overrides what devices say of Access Control Services, the groups of the next boot depend on it.
     acs = wanted.acs or "pcie_acs_override=" in f"{cmdline.running} {cmdline.configured}"
-    files = devices.vfio_files(source)
     set_values = cards.records(source)
-    lspci = source.ask("lspci", "-Dnn").text
     minors, drm_nodes = nvidia.minors(source), drm.drm(source)
     packages = boot.packages(source)
     return Answer(
@@ -61,8 +57,7 @@ def read(system: System, wanted: Wanted) -> Answer:
         loader_clues=found.clues,
         cmdline=cmdline,
         iommu=iommu.iommu(source),
-        vfio_files=files,
-        vfio_ids=",".join(files.values()),
+        vfio_files=devices.vfio_files(source),
         vfio_mentions=devices.vfio_mentions(source),
         module_lines=devices.module_lines(source),
         modules=devices.modules(source),
@@ -72,10 +67,9 @@ def read(system: System, wanted: Wanted) -> Answer:
         # The program of NVIDIA's licensed vGPU driver that looks after its guests.
         vgpu_manager=source.files.exists("/usr/bin/nvidia-vgpu-mgr"),
         framebuffers=cards.framebuffers(source),
-        lspci=lspci if wanted.lspci else "",
+        lspci=source.ask("lspci", "-Dnn").text,
         disks=source.ask("lsblk", "-nro", "NAME,PKNAME,FSTYPE,MOUNTPOINT").text,
         vital=vital.vital(source),
-        named="\n".join(line for line in lines_of(lspci) if _CARD.match(line)),
         holders=holders.holders(source, minors, drm_nodes),
         kernel_log=_signs(source, wanted.signs),
         lost=cards.lost(source),
@@ -119,6 +113,6 @@ def _boot_lacks(source: Source, loader: Loader | None) -> list[str] | None:
 
     def reasons() -> list[str] | None:
         wanted = reboot_required.noted(system)
-        return None if wanted is None else reboot_required.check(system, wanted, loader)
+        return None if wanted is None else [one.said for one in reboot_required.check(system, wanted, loader)]
 
     return source.noting(reboot_required.NOTE.path, reasons, None)

@@ -110,44 +110,44 @@ def _runtimes(system: System, packages: Installed) -> tuple[Runtime, ...]:
 # How far what was put there is still so.
 
 
-def _of_files(system: System) -> Iterator[str]:
+def _of_files(system: System) -> Iterator[tuple[str, str]]:
     for layer in (driver.LAYER, engine_conf.LAYER):
         for path, state in system.files.of_layer(layer).items():
             if state != "ok":
-                yield f"{layer.removeprefix('nvidia-')}: {path} is {state}"
+                yield layer.removeprefix("nvidia-"), f"{path} is {state}"
 
 
-def _of_packages(system: System, packages: Installed) -> Iterator[str]:
+def _of_packages(system: System, packages: Installed) -> Iterator[tuple[str, str]]:
     for layer in (driver.LAYER, LIBRARIES):
         for name, record in recorded(system, layer).items():
             version = packages.present.get(name, "")
             if (version or "-") != record.now:
-                yield f"{layer.removeprefix('nvidia-')}: package {name} is {version or 'gone'}, it was {record.now}"
+                yield layer.removeprefix("nvidia-"), f"package {name} is {version or 'gone'}, it was {record.now}"
 
 
-def _of_driver(system: System, loaded: nvidia.Module) -> Iterator[str]:
+def _of_driver(system: System, loaded: nvidia.Module) -> Iterator[tuple[str, str]]:
     noted = driver.left(system)
     if not noted.version:
         return
     if given_up := system.files.need_text(f"{HOME}/given-up").strip():
-        yield f"packages: the update to {given_up} was given up, {noted.version} is back"
+        yield "packages", f"the update to {given_up} was given up, {noted.version} is back"
     if driver_update.noted(system).phase in ("trying", "back"):
-        yield "packages: an update was cut short"
+        yield "packages", "an update was cut short"
     version = driver.library_version(system)
     if version != noted.version:
-        yield f"packages: its libraries are {version or 'gone'}, they were {noted.version}"
+        yield "packages", f"its libraries are {version or 'gone'}, they were {noted.version}"
     if system.is_container:
         if loaded.version not in ("", noted.version):
-            yield f"packages: its libraries are {version or 'gone'}, the host's driver is {loaded.version}"
+            yield "packages", f"its libraries are {version or 'gone'}, the host's driver is {loaded.version}"
         return
     for release in driver.kernels_of(system, noted.target):
         module = driver.module(system, release).version
         if module != noted.version:
             what = f"{module} as module" if module else "no module"
-            yield f"packages: the kernel {release} has {what}, the driver is {noted.version}"
+            yield "packages", f"the kernel {release} has {what}, the driver is {noted.version}"
     if not loaded.version:
-        yield f"boot: no module is loaded, the driver is {noted.version}"
+        yield "boot", f"no module is loaded, the driver is {noted.version}"
     elif loaded.version != noted.version:
-        yield f"boot: {loaded.version} is loaded, the driver is {noted.version}"
+        yield "boot", f"{loaded.version} is loaded, the driver is {noted.version}"
     elif noted.flavour and loaded.flavour != noted.flavour:
-        yield f"boot: the {loaded.flavour} modules are loaded, the {noted.flavour} ones are installed"
+        yield "boot", f"the {loaded.flavour} modules are loaded, the {noted.flavour} ones are installed"

@@ -49,22 +49,15 @@ def apply(system: System, wanted: Wanted) -> Answer:
 
 def _decide(system: System, wanted: Wanted, loader: Loader) -> Planned:
     reasons = reboot_required.check(system, wanted.boot, loader)
+    running, why = guests.listed(system)
     return Planned(
         reboot="no" if not reasons else "manual" if wanted.policy == "manual" else "yes",
         boot_id=need_boot_id(system),
-        reasons=reasons,
-        guests=_name_guests(system),
+        reasons=tuple(reasons),
+        guests=tuple(running),
+        unlisted=why and f"whatever guests run (Proxmox VE's API gives no answer: {why})",
         kernel=loaders.other_kernel(system, loader),
     )
-
-
-def _name_guests(system: System) -> str:
-    """What a reboot stops: `VM 103 (Sandbox), container 901 (ai-lab)`."""
-    words = {"qm": "VM", "pct": "container"}
-    try:
-        return ", ".join(f"{words[guest.program]} {guest.id} ({guest.name})" for guest in guests.running(system))
-    except Failure as failure:
-        return f"whatever guests run (Proxmox VE's API gives no answer: {failure.found})"
 
 
 def _apply(system: System, wanted: Wanted) -> Answer:
@@ -78,7 +71,7 @@ def _apply(system: System, wanted: Wanted) -> Answer:
         turn.end(system, 0)  # of an earlier run; what verifies this boot waits for the cluster
         owed.drop_restart(system)
     elif decided.reboot == "manual":
-        system.log.say(f"a reboot is needed ({' '.join(decided.reasons)}) and left to you")
+        system.log.say(f"a reboot is needed ({' '.join(one.said for one in decided.reasons)}) and left to you")
     else:
         return _reboot(system, wanted, decided)
     return _answer(system, decided)
@@ -100,7 +93,8 @@ def _reboot(system: System, wanted: Wanted, decided: Planned) -> Answer:
     await_cluster = partial(cluster.await_cluster, system, TURN_SECONDS, keep_quorum=wanted.keep_quorum)
     if why := await_cluster():
         raise cluster.refused(why)
-    system.log.say(f"rebooting ({' '.join(decided.reasons)}); this stops: {decided.guests or 'no guest'}")
+    stops = ", ".join(map(str, decided.guests)) or decided.unlisted or "no guest"
+    system.log.say(f"rebooting ({' '.join(one.said for one in decided.reasons)}); this stops: {stops}")
     if trial.state(system) == "running":  # unconfirmed: it is to be started once more
         trial.arm(system, wanted.rollback_after, {})
     is_trial = trial.state(system) == "armed"

@@ -75,9 +75,7 @@ def _is_boot_decided(system: System) -> bool:
 
     :raises Failure: what is noted of it can't be read.
     """
-    if _is_ending(system):
-        return False
-    if trial.state(system) == "running":
+    if _is_ending(system) or trial.state(system) == "running":
         return False
     state = system.run.ask("systemctl", "is-active", "pve-guests.service").text
     # Where it has failed, or is disabled, it starts nothing any more in this boot.

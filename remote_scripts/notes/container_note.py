@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 from remote_scripts.notes.guest_note import Note
 from remote_scripts.pve.container_conf import Method
-from remote_scripts.tools.errors import Failure
 
 
 def mount_lines(path: str, numbers: str) -> tuple[str, str]:
@@ -59,21 +58,3 @@ class ContainerNote(Note):
 
     def __bool__(self) -> bool:
         return super().__bool__() or self.given != Given()
-
-
-def refused_to_stack(note: Note, ctid: int, stack: str) -> Failure | None:
-    """The refusal of a container that another stack has given its cards: each of the two would take out what the other
-    one gives. None: it is free, or this stack's.
-
-    :param stack: PROJECT/STACK.
-    """
-    others, _, name = note.owner.rpartition("/")
-    if others in ("", stack):
-        return None
-    return Failure(
-        f"container {ctid} given its cards",
-        f"it has its cards from the stack {others}, as containers.{name}",
-        "a container is one stack's; nothing was changed",
-        f"take it out of the settings of one of the two, and run `pulumi up` there; if {others} is gone or renamed, "
-        f'correct "owner" in /etc/pve/homelab/lxc-{ctid}',
-    )

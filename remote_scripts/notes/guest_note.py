@@ -12,7 +12,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, TypeVar
 
+from remote_scripts.pve.guest_kinds import VM, Kind
 from remote_scripts.pve.properties import functions_of, overlap, parse, same, slot_of
+from remote_scripts.tools.errors import Failure
 
 #: A guest's options by their keys; None: it hasn't, or isn't to have, that key. A container's lxc.* line, `KEY: VALUE`,
 #: is a key of its own, whose value is nothing.
@@ -113,7 +115,8 @@ class Note:
         owner: str,
     ) -> N:
         """The note from before a change to its end. Until then both values count, also of what is given back. A key
-        that its owner has set since, and that isn't asked for, is noted no more.
+        that its owner has set since, and that isn't asked for, is noted no more. What he has set becomes its original,
+        but for a line of this program's that he has edited.
 
         :param config: the guest's, with what waits for its next start.
         :param options: all that the guest is to have from homelab.
@@ -122,7 +125,8 @@ class Note:
         base = self.base(config, devices)
         own = [key for key in self.values if config.get(key) is None or self.has_set(key, config[key])]
         keys = [*options, *(key for key in own if key not in options)]
-        originals = {key: self.originals[key] if key in own else config.get(key) for key in keys}
+        kept = {*own, *(key for key in self.values if self._has_mapping(key, config.get(key)))}
+        originals = {key: self.originals[key] if key in kept else config.get(key) for key in keys}
         before = {key: value for key, value in self.before.items() if self.has_set(key, config.get(key))}
         found = {one: devices.get(one, "") for key in keys for one in _functions(key, originals[key])}
         wanted = {key: options[key] if key in options else base.get(key) for key in keys}
@@ -136,17 +140,39 @@ class Note:
             before={**{key: config.get(key) for key in change}, **before},
         )
 
+    def _has_mapping(self, key: str, value: str | None) -> bool:
+        """Whether an option names a mapping that this program has set there, whatever else somebody has edited."""
+        named, *own = (parse(key, one or "").get("mapping") for one in (value, *self.values[key]))
+        return named is not None and named in own
+
     def after_change(self: N, options: Options) -> N:
         """The note once all of it is in force. Proxmox VE stores each of these values as it was sent."""
         values: dict[str, tuple[str | None, ...]] = {key: (value,) for key, value in options.items()}
         originals = {key: self.originals[key] for key in values}
-        own = {one for key in originals for one in _functions(key, originals[key])}
-        devices = {one: device for one, device in self.devices.items() if one in own}
+        devices = {one: self.devices.get(one, "") for key in originals for one in _functions(key, originals[key])}
         return replace(self.settled(), values=values, originals=originals, devices=devices)
 
     def settled(self: N) -> N:
         """The note where nothing is under way."""
         return replace(self, before={})
+
+
+def refused_to_stack(note: Note, kind: Kind, guest: int, stack: str) -> Failure | None:
+    """The refusal of a guest that another stack has given its cards: each of the two would take out what the other one
+    gives. None: it is free, or this stack's.
+
+    :param stack: PROJECT/STACK.
+    """
+    others, _, name = note.owner.rpartition("/")
+    if others in ("", stack):
+        return None
+    return Failure(
+        f"{kind.label} {guest} given its cards",
+        f"it has its cards from the stack {others}, as {'vms' if kind is VM else 'containers'}.{name}",
+        f"a {kind.label} is one stack's; nothing was changed",
+        f"take it out of the settings of one of the two, and run `pulumi up` there; if {others} is gone or renamed, "
+        f'correct "owner" in /etc/pve/homelab/{kind.name}-{guest}',
+    )
 
 
 def gives(key: str, value: str | None, cards: Iterable[str]) -> bool:

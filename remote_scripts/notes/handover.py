@@ -140,8 +140,8 @@ def need_rest(system: System, vmids: Collection[str] = ()) -> None:
             cards_away,
             "NVIDIA's driver and containers can't be changed, verified or given back while one of their cards is away; "
             "nothing was changed",
-            "shut that VM down, which gives the card back, then run the same again (STUCK or DEAD: homelab doctor "
-            "explains it)",
+            f"shut down the VM that has it ({cards_away}), which gives the card back, then run `pulumi up` again "
+            "(STUCK or DEAD: homelab doctor explains it)",
         )
 
 

@@ -216,7 +216,7 @@ def note_running(system: System) -> None:
         running[guest.program, guest.id] = Debt(
             program=guest.program,
             guest=guest.id,
-            name=f"{kind.label} {guest.id} ({guest.name})",
+            name=str(guest),
             identity=identity(guest_conf.options_of(system, kind, node, guest.id)),
             why="restart",
             boot=boot,

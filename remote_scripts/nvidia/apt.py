@@ -250,8 +250,7 @@ class Apt(AskedApt):
 
     def mark(self, mark: Literal["auto", "manual"], names: Collection[str]) -> bool:
         """Packages count as installed for others alone, or by hand; returns whether that could be done."""
-        others = sorted({*names} - self.marked(mark))
-        if not others:
+        if not (others := sorted({*names} - self.marked(mark))):
             return True
         self._note()
         return self._retry_while_locked("apt-mark", mark, *others).status == 0

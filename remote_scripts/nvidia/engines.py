@@ -100,8 +100,7 @@ class Engines:
             self._apt.explain(done.failure("docker"), wanted, "those that it stops are started again")
         running = done.text.split() if done.status == 0 else []
         system.log.say(f"restarting docker; its containers run again afterwards: {' '.join(running) or 'none'}")
-        names = dict.fromkeys([*self._stopped(), *running])
-        if names:
+        if names := dict.fromkeys([*self._stopped(), *running]):
             system.files.note(_STOPPED, "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape"))
 
     def _stopped(self) -> list[str]:

@@ -55,11 +55,9 @@ def loaded(system: System) -> Module:
 
 def major_of(system: System, driver: str) -> int | None:
     """A character device's major number; None while its module isn't loaded."""
-    for line in _read(system, "/proc/devices").partition("Block devices:")[0].splitlines():
-        number, _, name = line.strip().partition(" ")
-        if name == driver:
-            return int(number)
-    return None
+    characters = _read(system, "/proc/devices").partition("Block devices:")[0]
+    match = re.search(rf"^ *([0-9]+) {driver}$", characters, re.MULTILINE)
+    return int(match[1]) if match else None
 
 
 def minor_of(system: System, address: str) -> int | None:
@@ -68,6 +66,11 @@ def minor_of(system: System, address: str) -> int | None:
     :param address: the card's on the PCI bus.
     """
     return _number(_read(system, f"{GPUS}/{address}/information"), "Device Minor")
+
+
+def minors(system: System) -> dict[str, int]:
+    """These numbers of all cards that the driver has, by address."""
+    return {address: minor for address in system.files.names(GPUS) if (minor := minor_of(system, address)) is not None}
 
 
 def trouble(system: System) -> Trouble | None:
@@ -108,10 +111,7 @@ def served(system: System) -> dict[str, Device]:
     own_mode = _number(_read(system, f"{PROC}/params"), "DeviceFileMode")
     mode_of_all = 0o666 if own_mode is None else own_mode
     nodes = {"/dev/nvidiactl": Device(_MAJOR, 255, mode_of_all)}
-    for address in system.files.names(GPUS):
-        minor = minor_of(system, address)
-        if minor is not None:
-            nodes[f"/dev/nvidia{minor}"] = Device(_MAJOR, minor, mode_of_all)
+    nodes |= {f"/dev/nvidia{minor}": Device(_MAJOR, minor, mode_of_all) for minor in minors(system).values()}
     if major_of(system, "nvidia-modeset") is not None:
         nodes["/dev/nvidia-modeset"] = Device(_MAJOR, 254, mode_of_all)
     if (uvm := major_of(system, "nvidia-uvm")) is not None:
@@ -126,9 +126,13 @@ def served(system: System) -> dict[str, Device]:
     return nodes
 
 
-def missing_nodes(system: System) -> dict[str, Device]:
-    """Of the nodes that the modules serve those that aren't there, or have other numbers."""
-    return {path: node for path, node in served(system).items() if not _has(system, path, node)}
+def missing_nodes(system: System) -> list[str]:
+    """Of the nodes that the modules serve those that aren't there, or have other numbers; and nvidia-uvm's, where the
+    driver is loaded without that module.
+    """
+    nodes = served(system)
+    missing = [path for path, node in nodes.items() if not _has(system, path, node)]
+    return missing if not nodes or UVM in nodes else [*missing, UVM]
 
 
 def make_nodes(system: System) -> str:
@@ -141,12 +145,12 @@ def make_nodes(system: System) -> str:
     message = ""
     done = system.run.do("modprobe", "nvidia-uvm", seconds=60)
     if done.status != 0:
-        message = "nvidia-uvm could not be loaded"
-        system.log.say(message)
-        message += f": {done.said_text.strip() or f'modprobe ended with {done.status}'}"
-    for path, node in missing_nodes(system).items():
-        system.files.make_device(path, node)
-        system.log.say(f"made {path} ({node.numbers})")
+        system.log.say(lacks := "nvidia-uvm could not be loaded")
+        message = f"{lacks}: {done.said_text.strip() or f'modprobe ended with {done.status}'}"
+    for path, node in served(system).items():
+        if not _has(system, path, node):
+            system.files.make_device(path, node)
+            system.log.say(f"made {path} ({node.numbers})")
     return message
 
 

@@ -57,3 +57,16 @@ CONTAINER = Kind(
 )
 #: By the program.
 KINDS: dict[str, Kind] = {kind.program: kind for kind in (VM, CONTAINER)}
+
+
+@dataclass(frozen=True)
+class Running:
+    """A guest that runs. `program`: qm or pct."""
+
+    program: Literal["qm", "pct"]
+    id: int
+    name: str
+
+    def __str__(self) -> str:
+        """`VM 103 (Sandbox)`."""
+        return f"{KINDS[self.program].label} {self.id} ({self.name})"

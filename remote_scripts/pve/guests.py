@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import Literal
 
 from remote_scripts.pve import api, pmxcfs
-from remote_scripts.pve.guest_kinds import KINDS, Kind
+from remote_scripts.pve.guest_kinds import KINDS, Kind, Running
 from remote_scripts.tools.done import ASK_SECONDS
+from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
 Power = Literal["on", "off", "gone", "unknown"]
@@ -16,16 +16,7 @@ _LAST_LINES: dict[str, Power] = {"status: stopped": "off", "status: unknown": "u
 _LOOK_SECONDS = 1.0
 
 
-@dataclass(frozen=True)
-class Guest:
-    """A guest that runs. `program`: qm or pct."""
-
-    program: Literal["qm", "pct"]
-    id: int
-    name: str
-
-
-def running(system: System) -> list[Guest]:
+def running(system: System) -> list[Running]:
     """The guests that run, also those that are paused: VMs first, by their ids.
 
     :raises Failure: there is no answer, which is no empty list.
@@ -33,11 +24,19 @@ def running(system: System) -> list[Guest]:
     if not system.run.has("qm"):
         return []
     return [
-        Guest(kind.program, int(guest["vmid"]), guest["name"])
+        Running(kind.program, int(guest["vmid"]), guest["name"])
         for kind in KINDS.values()
         for guest in sorted(api.of(system).get(f"/{kind.name}"), key=lambda guest: int(guest["vmid"]))
         if guest["status"] == "running"
     ]
+
+
+def listed(system: System) -> tuple[list[Running], str]:
+    """The same, and why there is no answer; empty: there is one."""
+    try:
+        return running(system), ""
+    except Failure as failure:
+        return [], failure.found
 
 
 def is_gone(system: System, program: str, guest: str) -> bool:

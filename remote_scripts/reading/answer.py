@@ -136,8 +136,8 @@ class Nvidia:
     """NVIDIA's driver on the host.
 
     `version`: of the loaded one, empty: none. `installed`: whether there is one for the running kernel, loaded or not.
-    `trouble`: why the driver isn't loaded, and what to do; empty: it is loaded. `missing_nodes`: device nodes that it
-    serves and that aren't in /dev. `nodes_enabled`: whether homelab's service that makes them at boot is enabled.
+    `trouble`: why the driver isn't loaded, and what to do; empty: it is loaded. `missing_nodes`: device nodes that
+    should be in /dev and aren't. `nodes_enabled`: whether homelab's service that makes them at boot is enabled.
     """
 
     version: str = ""
@@ -215,12 +215,12 @@ class Answer:
 
     `pve`: the version of Proxmox VE, empty: it isn't, or `unknown`; `packages`: versions that decide which options of
     cards it knows, and what runs in containers. `loader_clues`: what was found where the boot loader can't be told.
-    `vfio_files`: file -> the ids in it that others give to vfio-pci, `vfio_ids`: all of them; `vfio_mentions`: files
+    `vfio_files`: file -> the ids in it that others give to vfio-pci; `vfio_mentions`: files
     that speak of vfio-pci in any other way. `module_lines`: lines of modprobe.d, `PATH: LINE`, that may keep modules
     from being loaded by their names. `card_states`: by address; `lost_values`: attributes of cards that have
     another value than the one that was set (layers/card_values.py), a sentence each; `framebuffers`: a card's address
-    -> the kernel's in its memory (/proc/iomem), such as BOOTFB. `disks`: of lsblk; `named`: lines of lspci about cards;
-    `lspci`: all of them. `unsafe_interrupts`: whether VFIO gives cards away without interrupt remapping
+    -> the kernel's in its memory (/proc/iomem), such as BOOTFB. `disks`: of lsblk; `lspci`: what it
+    says. `unsafe_interrupts`: whether VFIO gives cards away without interrupt remapping
     (allow_unsafe_interrupts); `boot_warnings`: proxmox-boot-tool's. `stale_initramfs`: kernels whose initramfs is older
     than this program's part; `rolled_back`: the boot that wasn't confirmed and was undone, in words, `rolling_back`:
     whether the host still has to restart for that; `pending`: steps that have to follow what was written (boot,
@@ -244,7 +244,6 @@ class Answer:
     cmdline: CommandLines
     iommu: Iommu
     vfio_files: dict[str, str]
-    vfio_ids: str
     vfio_mentions: list[str]
     module_lines: list[str]
     modules: list[str]
@@ -256,7 +255,6 @@ class Answer:
     lspci: str
     disks: str
     vital: list[Vital]
-    named: str
     holders: list[Holder]
     kernel_log: str
     lost: list[str]

@@ -11,7 +11,6 @@ from remote_scripts.pve.guest_conf import MAPPINGS
 from remote_scripts.pve.properties import address
 from remote_scripts.reading.answer import Cluster, GuestConfig, Guests, HaFiles
 from remote_scripts.reading.source import Source
-from remote_scripts.tools.errors import Failure
 
 _PVE = "/etc/pve"
 _FOLDERS = {"vm": f"{_PVE}/qemu-server", "lxc": f"{_PVE}/lxc"}
@@ -32,11 +31,7 @@ def guests(source: Source, *, running: bool) -> Guests:
 
     :param running: also which run.
     """
-    ids, unlisted = list[int](), ""
-    try:
-        ids = [guest.id for guest in running_guests.running(source.system)] if running else []
-    except Failure as failure:
-        unlisted = failure.found
+    found, unlisted = running_guests.listed(source.system) if running else ([], "")
     configs = []
     for kind, folder in _FOLDERS.items():
         for name in filter(_CONF.fullmatch, source.names(folder)):
@@ -46,7 +41,7 @@ def guests(source: Source, *, running: bool) -> Guests:
             lines = passed_on(text) if kind == "lxc" else _lines_of_vm(sections_of(text))
             configs.append(GuestConfig(kind, int(name.removesuffix(".conf")), lines))
     return Guests(
-        running=ids,
+        running=[guest.id for guest in found],
         unlisted=unlisted,
         configs=configs,
         mappings=source.passed_on(MAPPINGS),
@@ -77,14 +72,12 @@ def _lines_of_vm(by_section: dict[str, list[str]]) -> str:
     """Above the first section is the VM as it is; [PENDING] is what it gets at its next start, each other section a
     snapshot.
     """
-    lines, pending = (
-        [
-            shown
-            for line in by_section.get(section, ())
-            if _OPTION.match(shown := _of_qemu(line) if line.startswith("args:") else line)
-        ]
-        for section in ("", "pending")
-    )
+
+    def read(section: str) -> list[str]:
+        lines = (_of_qemu(line) if line.startswith("args:") else line for line in by_section.get(section, ()))
+        return [line for line in lines if _OPTION.match(line)]
+
+    lines, pending = read(""), read("pending")
     # Of all that waits the key counts; the value may be a secret.
     keys = [match[0] for line in by_section.get("pending", ()) if (match := _KEY.match(line))]
     pending += [f"{key} *" for key in keys if not any(line.startswith(key) for line in pending)]
@@ -109,5 +102,4 @@ def _ha_files(source: Source) -> HaFiles:
     """What the HA manager goes by. Nothing where it has no service."""
     if not source.needed(f"{_PVE}/ha/resources.cfg"):
         return HaFiles()
-    names = ("resources.cfg", "manager_status")
-    return HaFiles(*(source.passed_on(f"{_PVE}/ha/{name}") for name in names))
+    return HaFiles(source.passed_on(f"{_PVE}/ha/resources.cfg"), source.passed_on(f"{_PVE}/ha/manager_status"))

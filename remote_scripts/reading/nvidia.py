@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 from remote_scripts.nvidia import nvidia as driver
 from remote_scripts.reading.answer import Nvidia
 from remote_scripts.reading.source import Source
 from remote_scripts.tools.pci import DEVICES
 
-_MINOR = re.compile(r"^Device Minor:\s*([0-9]+)", re.MULTILINE)
 _ENABLED = "/etc/systemd/system/multi-user.target.wants/homelab-nvidia-nodes.service"
 _VENDOR = "0x10de"
 
@@ -18,9 +15,7 @@ def minors(source: Source) -> dict[str, int]:
     """The numbers N of /dev/nvidiaN that the host's driver gave to its cards, by address; they need not be in PCI
     order.
     """
-    texts = {address: source.needed(f"{driver.GPUS}/{address}/information") for address in source.names(driver.GPUS)}
-    matches = {address: _MINOR.search(text or "") for address, text in texts.items()}
-    return {address: int(minor[1]) for address, minor in matches.items() if minor}
+    return source.noting(driver.GPUS, lambda: driver.minors(source.system), {})
 
 
 def nvidia(source: Source) -> Nvidia:
@@ -34,6 +29,6 @@ def nvidia(source: Source) -> Nvidia:
         version=version,
         installed=trouble is None or trouble.has_module,
         trouble=[trouble.found, trouble.next] if trouble else ["", ""],
-        missing_nodes=source.noting("/proc/driver/nvidia", lambda: [*driver.missing_nodes(source.system)], []),
+        missing_nodes=source.noting("/proc/driver/nvidia", lambda: driver.missing_nodes(source.system), []),
         nodes_enabled=enabled,
     )

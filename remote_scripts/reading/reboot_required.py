@@ -8,10 +8,12 @@ going to have.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from remote_scripts.boot.loaders.loader import Loader
 from remote_scripts.boot.wanted_boot import Boot
+from remote_scripts.both.reboot import Reason
 from remote_scripts.nvidia import driver, nvidia
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.notes import Note
@@ -38,8 +40,8 @@ class _Noted:
 NOTE = Note(f"{HOME}/wanted-boot", _Noted)
 
 
-def check(system: System, wanted: Boot, loader: Loader) -> list[str]:
-    """What the running kernel lacks: a sentence for each thing that only a reboot brings.
+def check(system: System, wanted: Boot, loader: Loader) -> list[Reason]:
+    """What the running kernel lacks, and only a reboot brings.
 
     :raises Failure: what is configured, or was noted, can't be read.
     """
@@ -76,42 +78,38 @@ def note(system: System, wanted: Boot) -> None:
     NOTE.write(system.files, _Noted(wanted, tuple(still)))
 
 
-def _words_lack(system: System, words: tuple[str, ...], loader: Loader) -> list[str]:
+def _words_lack(system: System, words: tuple[str, ...], loader: Loader) -> Iterator[Reason]:
     running = system.files.need_text("/proc/cmdline")
-    missing = missing_words(" ".join(words), running)
-    reasons = [f"{' '.join(missing)} is not on the running kernel's command line"] if missing else []
+    if missing := " ".join(missing_words(" ".join(words), running)):
+        yield Reason(f"{missing} is not on the running kernel's command line", gets=missing)
     # Words of homelab's that run, and are neither wanted nor another file's.
     coming = f"{loader.configured(system, {})} {' '.join(words)}"
     own = " ".join(noted_words(system))
     for word in running.split():
         is_ours = _OURS.match(word) or (OVERRIDE.fullmatch(word) and not missing_words(word, own))
         if is_ours and missing_words(word, coming):
-            reasons.append(f"{word} is no longer wanted")
-    return reasons
+            yield Reason(f"{word} is no longer wanted", loses=word)
 
 
-def _functions_lack(system: System, functions: tuple[str, ...]) -> list[str]:
+def _functions_lack(system: System, functions: tuple[str, ...]) -> Iterator[Reason]:
     """A card that isn't there is nothing that a boot brings; the gates and the verification name it."""
-    there = [address for address in functions if system.files.exists(f"{DEVICES}/{address}")]
-    drivers = {address: driver_of(system, address) for address in there}
-    return [
-        f"{address} is on {bound_to or 'no driver'}, not on vfio-pci"
-        for address, bound_to in drivers.items()
-        if bound_to != "vfio-pci"
-    ]
+    for address in functions:
+        bound_to = driver_of(system, address)
+        if bound_to != "vfio-pci" and system.files.exists(f"{DEVICES}/{address}"):
+            yield Reason(
+                f"{address} is on {bound_to or 'no driver'}, not on vfio-pci", function=address, driver="vfio-pci"
+            )
 
 
-def _driver_lacks(system: System, wanted: Boot) -> list[str]:
+def _driver_lacks(system: System, wanted: Boot) -> Iterator[Reason]:
     """Another module of NVIDIA's, or nouveau, lets go of a card at a boot alone. One that nothing has is taken
     without.
     """
-    loaded, reasons = nvidia.loaded(system), []
+    loaded = nvidia.loaded(system)
     if loaded.version and wanted.flavour and loaded.flavour != wanted.flavour:
-        reasons.append(f"NVIDIA's {loaded.flavour} modules are loaded, not the {wanted.flavour} ones")
+        yield Reason(f"NVIDIA's {loaded.flavour} modules are loaded, not the {wanted.flavour} ones")
     elif loaded.version not in ("", wanted.driver):
-        reasons.append(f"NVIDIA's driver {loaded.version} is loaded, not {wanted.driver}")
-    return reasons + [
-        f"{address} is on {name}, not on NVIDIA's driver"
-        for address, name in driver.held(system).items()
-        if address not in wanted.functions
-    ]
+        yield Reason(f"NVIDIA's driver {loaded.version} is loaded, not {wanted.driver}")
+    for address, name in driver.held(system).items():
+        if address not in wanted.functions:
+            yield Reason(f"{address} is on {name}, not on NVIDIA's driver", function=address, driver="NVIDIA's driver")

@@ -30,8 +30,7 @@ class Client:
             if not select.select([0], [], [], min(step, silence))[0]:
                 yield None
                 continue
-            data = os.read(0, 4096)
-            if not data:
+            if not (data := os.read(0, 4096)):
                 return
             heard = time.monotonic()
             *lines, rest = (rest + data).split(b"\n")

@@ -19,6 +19,9 @@ class Failure(Exception):
     :param next: what to do.
     """
 
+    #: The exit status of a run that ends with it, by which the program knows those that it answers otherwise.
+    status = 1
+
     def __init__(self, wanted: str, found: str, why: str, next: str) -> None:
         super().__init__(wanted, found, why, next)
         self.wanted, self.found, self.why, self.next = wanted, found, why, next
@@ -34,6 +37,18 @@ class Failure(Exception):
         """
         parts = {"wanted: ": self.wanted, "found:  ": self.found, "why:    ": self.why, "next:   ": self.next}
         return "\n".join(name + _NAMES.sub("\n ", clean(part)) for name, part in parts.items())
+
+
+class NotConfirmed(Failure):
+    """A boot that can't be confirmed, for a reason that doesn't go away by itself."""
+
+    status = 3
+
+
+class NotStarted(Failure):
+    """A guest whose start was begun, and has failed."""
+
+    status = 4
 
 
 class UnreadableError(Failure, OSError):

@@ -34,7 +34,11 @@ LASTING = ("boot", "etc", "usr", "var")
 
 
 class Refused(Exception):
-    """What a person reads of a layer that ended with an error."""
+    """What a person reads of a layer that ended with an error, and its exit status."""
+
+    def __init__(self, text: str, status: int = 1) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 class Killed(BaseException):
@@ -92,7 +96,7 @@ class Host:
         module = importlib.import_module(f"remote_scripts.layers.{layer}")
         status, text = agent.answered(self.system(), verb, request, module)
         if status:
-            raise Refused(text)
+            raise Refused(text, status)
         return json.loads(text)
 
     def tree(self, *places: str) -> dict[str, tuple[int, bytes | str | None]]:

@@ -45,7 +45,7 @@ def head(arguments: Sequence[str], _stdin: bytes) -> Done:
 
 
 def read(host: Host, **wanted: Any) -> HostFacts:
-    return parse(host.ask("read", "read_host", Wanted(**{"guests": True, "lspci": True, **wanted})))
+    return parse(host.ask("read", "read_host", Wanted(**{"guests": True, **wanted})))
 
 
 def link(host: Host, path: str, target: str) -> None:

@@ -91,6 +91,8 @@ def read(host: Host, *containers: int) -> Extra:
         (["x"], "kvm: -drive file=https://me:secret-0@nas/x.img: Could not open\n", "kvm: -drive file=https://(secret)@nas/x.img: Could not open"),
         (["no log of it"], "", "no log of it"),
         (["it failed", "OK"], "TASK ERROR: x\n", ""),
+        (["it failed", "VM 103 already running"], "TASK ERROR: x\n", "TASK ERROR: x"),
+        (["VM 103 already running"], "TASK ERROR: VM 103 already running\n", ""),  # it went off from inside since
         ([], "", ""),
     ],
 )  # fmt: skip
@@ -114,15 +116,20 @@ def test_why_a_guests_last_start_failed_is_passed_on(host: Host, ends: list[str]
         ("qmcreate", "00", "OK", "it failed"),  # which started it
         ("qmdestroy", "01", "no", "it failed"),
         ("vzdestroy", "01", "OK", ""),
+        ("qmshutdown", "01", "OK", ""),
+        ("qmshutdown", "01", "VM 103 not running", "it failed"),
+        ("vzstop", "01", "OK", ""),
+        ("qmreboot", "01", "OK", "it failed"),  # which does nothing with one that is off
+        ("qmclone", "01", "OK", "it failed"),
     ],
 )
-def test_a_start_before_another_guest_got_the_id_is_none_of_this_one(
+def test_a_start_before_the_guest_was_shut_down_or_another_got_the_id_isnt_its_last(
     host: Host, kind: str, second: str, status: str, told: str
 ) -> None:
     api_kit.runs(host, {}, {})
     host.write(
         "/var/log/pve/tasks/index",
-        "UPID:pve:00000000:00000000:6B010C00:qmstart:103:root@pam: 6B010CF0 it failed\n"
+        "UPID:pve:00000000:00000001:6B010C00:qmstart:103:root@pam: 6B010CF0 it failed\n"
         f"UPID:pve:00000000:00000000:6B010C{second}:{kind}:103:root@pam: 6B010DF0 {status}\n",
     )
     assert read(host).failed_starts == ({"103": told} if told else {})

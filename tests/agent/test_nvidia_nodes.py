@@ -11,6 +11,8 @@ import pytest
 
 from remote_scripts.layers.nvidia_nodes import SERVICE
 from remote_scripts.nvidia import nvidia
+from remote_scripts.reading.nvidia import nvidia as nvidia_of
+from remote_scripts.reading.source import Source
 from remote_scripts.tools import boot_service
 from remote_scripts.tools.done import Done
 from tests.agent.kit import Host, Refused, bash, command, with_files_as_devices
@@ -98,6 +100,20 @@ def test_a_node_of_an_earlier_boot_gets_todays_numbers_and_one_that_is_right_sta
     ask(host)
     assert nodes(host)["/dev/nvidia-uvm"] == (507, 0, 0o666)
     assert nodes(host)["/dev/nvidiactl"] == (195, 255, 0o600)
+
+
+def test_a_reading_tells_what_is_missing_also_where_uvms_module_is_gone(host: Host) -> None:
+    def missing() -> list[str]:
+        return nvidia_of(Source(host.system())).missing_nodes
+
+    host.write("/sys/bus/pci/devices/0000:01:00.0/vendor", "0x10de\n")
+    ask(host)
+    assert missing() == []
+    (host.root / "dev/nvidiactl").unlink()
+    host.write("/proc/devices", DEVICES.replace("511 nvidia-uvm\n", ""))
+    assert missing() == ["/dev/nvidiactl", "/dev/nvidia-uvm"]
+    (host.root / "proc/driver/nvidia/version").unlink()
+    assert missing() == [], "the driver itself is what lacks"
 
 
 def test_nodes_that_the_drivers_options_close_to_all_are_made_so(host: Host) -> None:

@@ -131,7 +131,7 @@ def test_what_is_as_the_steps_left_it_has_no_drift(installed: Host) -> None:
 ])  # fmt: skip
 def test_each_difference_is_a_line_after_its_step(installed: Host, change: Callable[[Host], object], line: str) -> None:
     change(installed)
-    assert read(installed)["drift"] == [line]
+    assert read(installed)["drift"] == [line.split(": ", 1)]
 
 
 # -- what can't be read ------------------------------------------------------------------------------------------------

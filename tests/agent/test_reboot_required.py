@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from homelab.host.reboot import in_short
+from homelab.host.reboot import answered, in_short, stopped
 from remote_scripts.boot.loaders.found import GRUB
 from remote_scripts.boot.wanted_boot import Boot
 from remote_scripts.both import cmdline
@@ -179,13 +179,12 @@ def test_what_only_a_reboot_brings_is_planned_and_done(host: Host, clock: Clock,
     )  # the layer cmdline's
     before = host.tree()
     found = reboot_required.check(host.system(), wanted_boot(case), GRUB)
-    assert tuple(found) == case.reasons
-    short = in_short(case.reasons, {})
+    assert tuple(one.said for one in found) == case.reasons
+    short = in_short(found, {})
     assert bool(short) is bool(case.reasons) and "homelab.vfio" not in short and "command line;" not in short
     said = ask(host, case, "plan")
-    assert tuple(said["reasons"]) == case.reasons
+    assert tuple(one["said"] for one in said["reasons"]) == case.reasons
     assert said["reboot"] == ("yes" if case.reasons else "no")
-    assert said["guests"] == "VM 103 (Sandbox), VM 105 (VM 105), container 901 (ai-lab)"
     assert host.tree() == before
     did = ask(host, case, "apply")
     assert did.pop("armed") == "", "what is to be tried, the layer cmdline has armed"
@@ -198,8 +197,11 @@ def test_a_manual_reboot_is_planned_as_one(host: Host) -> None:
     case = STOCK
     make(host, case)
     for verb in ("plan", "apply"):
-        said = ask(host, case, verb, "manual")
-        assert (said["reboot"], tuple(said["reasons"])) == ("manual", case.reasons)
+        said = answered({"turn": False, "armed": ""} | ask(host, case, verb, "manual"))
+        assert (said.reboot, tuple(one.said for one in said.reasons)) == ("manual", case.reasons)
+        gets = f"the kernel command line gets {IOMMU}, and {' and '.join(CARD)} go to vfio-pci"
+        assert in_short(said.reasons, {}) == gets
+        assert stopped(said) == "VM 103 (Sandbox), VM 105 (VM 105), container 901 (ai-lab)"
     assert not host.read("/called")
 
 
@@ -208,7 +210,7 @@ def test_a_list_of_guests_that_doesnt_come_is_no_empty_one(host: Host) -> None:
     make(host, case)
     api_kit.says_nothing(host)
     said = ask(host, case, "plan")
-    assert "whatever guests run (Proxmox VE's API gives no answer: no ticket" in said["guests"]
+    assert "whatever guests run (Proxmox VE's API gives no answer: no ticket" in said["unlisted"] and not said["guests"]
 
 
 def test_what_a_boot_is_to_have_is_noted_with_the_overrides_that_still_run(host: Host) -> None:
@@ -218,7 +220,9 @@ def test_what_a_boot_is_to_have_is_noted_with_the_overrides_that_still_run(host:
     found = reboot_required.noted(host.system())
     assert found == Boot(words=tuple(case.words.split()), functions=CARD)
     assert reboot_required.noted_words(host.system()) == [*case.words.split(), *OPTED.split()]
-    assert reboot_required.check(host.system(), found, GRUB) == list(case.reasons)
+    assert reboot_required.check(host.system(), found, GRUB) == reboot_required.check(
+        host.system(), wanted_boot(case), GRUB
+    )
 
 
 def test_what_was_noted_is_read_back(host: Host) -> None:

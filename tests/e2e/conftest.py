@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from homelab import settings
-from homelab.errors import HomelabError
+from homelab.errors import HomelabError, raise_all
+from homelab.judged.tree import Settings
 from homelab.reading import planning
 from lab import Lab
 from lab.client import SnapshotEntry
@@ -103,8 +104,9 @@ def refusal(stack: Stack) -> str:
         name: settings.Container.model_validate(one) for name, one in stack.config.get("homelab:containers", {}).items()
     }
     try:
+        wanted = Settings("pve", settings.Host.model_validate(stack.host), vms, containers)
         with pytest.raises(HomelabError) as refused:
-            planning.planned("pve", settings.Host.model_validate(stack.host), vms, containers, timeout=5)
+            raise_all(planning.planned(wanted, timeout=5, is_changed=True).refusals)
         return str(refused.value)
     finally:
         connections.end_all()  # as a process that has done this

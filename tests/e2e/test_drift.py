@@ -38,7 +38,7 @@ def test_what_changed_is_named_and_mended_without_a_needless_reboot_and_a_host_t
         "zz-homelab-iommu.cfg was changed by hand",
         "zz-homelab-vfio.cfg is gone",
         "init-top/homelab-vfio is gone",
-        "this program's agent is missing on the host, or changed",
+        "this program's agent is missing on the host, or is another one",
         "the host has no note of what its boot should have",
     ]
     # A preview reads and compares as an `up` does. Where nothing has changed: tests/unit/test_workflow_steps.py.
@@ -49,7 +49,7 @@ def test_what_changed_is_named_and_mended_without_a_needless_reboot_and_a_host_t
     # Without a reboot, for the running kernel has all of it. Which layers each drift by itself concerns: tests/unit/test_plan.py.
     boots, up = len(stack.lab.boots()), stack.up("--refresh")
     assert [one for one in named if one not in up.output] == [], up.output
-    layers = {"pve-agent", "pve-cmdline", "pve-initrd", "pve-bind"}
+    layers = {"pve-probe", "pve-agent", "pve-cmdline", "pve-initrd", "pve-bind"}
     assert {name for operation, name in up.steps if operation == "update"} == layers | REBOOT
     assert not [name for operation, name in up.steps if operation == "create-replacement"], "no reboot is shown"
     assert len(stack.lab.boots()) == boots
@@ -78,5 +78,5 @@ def test_what_changed_is_named_and_mended_without_a_needless_reboot_and_a_host_t
     outputs = stack.output()
     out_of_reach(stack.lab)
     failed = stack.up("--refresh", ok=False)
-    assert "to read pve, and to compare it" in failed.message and failed.message.count("wanted:") == 1
+    assert "an SSH connection to" in failed.message and failed.message.count("wanted:") == 1
     assert failed.changed == set() and stack.output() == outputs and failed.code != 7, "to the workflow, 7 is drift"

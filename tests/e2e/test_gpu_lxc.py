@@ -109,7 +109,7 @@ def test_901_goes_from_broken_to_working_to_another_assignment_past_what_stands_
     up = stack.up("--refresh")
     assert f"drift: {line.strip()}: not there -> there" in up.output
     assert "homelab-nvidia-nodes.service is gone" in up.output
-    assert up.changed - {"phoenix-probe"} == {"phoenix-cards", "phoenix-opened", "pve-nodes"}
+    assert up.changed == {"pve-probe", "phoenix-probe", "phoenix-cards", "phoenix-opened", "pve-nodes"}
     assert line in conf(stack, 901)
     assert all(opens(stack, 901, f"/dev/{name}", NOBODY) for name in ("nvidia0", "nvidia1", "nvidia-uvm"))
     assert (stack.lab.root / "etc/systemd/system/homelab-nvidia-nodes.service").exists()

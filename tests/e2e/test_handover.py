@@ -91,7 +91,7 @@ def test_a_vm_takes_the_card_from_containers_and_gives_it_back(converged: Callab
     assert (
         "drift (handover): VM 103 has lost the hookscript" in mended.output and "timer is not enabled" in mended.output
     )
-    assert mended.changed == {"pve-handover", "sandbox-hook"}, (
+    assert mended.changed == {"pve-probe", "pve-handover", "sandbox-hook"}, (
         "nothing else is found after the card's way there and back"
     )
     assert "hookscript" in stack.lab.run("qm config 103").stdout

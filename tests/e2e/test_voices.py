@@ -1,5 +1,5 @@
 """The voices about one host, held to each other with the engine: a refresh, its preview, doctor and show, after something was done to the host since the
-last `up`; and the `up` that mends it. What was done is drawn. Without an engine, and of far more states: tests/unit/test_voices.py.
+last `up`; and the `up` that mends it. What was done is drawn. Without an engine, and of far more states: tests/lab/test_voices.py.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def test_what_was_done_to_a_host_is_told_alike_and_mended(converged: Callable[..
             "its agent gone": "rm $HOMELAB_ROOT/var/lib/homelab/agents/*/agent.pyz",
             "the mapping gone": "pvesh delete /cluster/mapping/pci/rtx5090",
             "the mapping changed": f"pvesh set /cluster/mapping/pci/rtx5090 --map {entry}",
+            "the mapping moved": f"pvesh set /cluster/mapping/pci/rtx5090 --map {entry.replace('01:00', '41:00')}",
             "the card taken out": "qm shutdown 103; qm set 103 --delete hostpci0",
             "its option changed": "qm shutdown 103; qm set 103 --hostpci0 mapping=rtx5090,pcie=1,x-vga=1",
             "the VM off": "qm shutdown 103",
@@ -55,6 +56,7 @@ def test_what_was_done_to_a_host_is_told_alike_and_mended(converged: Callable[..
             "a line gone": "pct stop 901; pct set 901 --delete dev0; pct start 901",
             "the service gone": "rm $HOMELAB_ROOT/etc/systemd/system/homelab-nvidia-nodes.service",
             "the service off": "systemctl disable homelab-nvidia-nodes.service",
+            "a module gone": "pct stop 901; pct stop 950; rmmod nvidia_uvm",
             "the container off": "pct stop 901",
             "the container locked": "pct set 901 --delete dev1; pct set 901 --lock backup",
         },

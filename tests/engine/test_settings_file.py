@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from homelab.settings.secrets import readable
-from homelab.settings.stack_file import parsed
+from homelab.settings.stack_file import parsed, readable
 from lab.engine import install
 from tests import key_service
 from tests.conftest import PROJECT

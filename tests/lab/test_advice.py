@@ -18,7 +18,6 @@ import yaml
 
 from homelab import settings, tables
 from homelab.cli.doctor import main as run_doctor
-from homelab.container import plan as container_plan
 from homelab.errors import HomelabError
 from homelab.host import gates, plan
 from homelab.remote import ssh
@@ -37,6 +36,7 @@ from tests.lab.stack_kit import client, host_of
 from tests.lab.stack_kit import host_settings as reached
 from tests.lab.test_proxmox_api import without_quorum
 from tests.unit.hosts import settings as host_settings
+from tests.unit.hosts import told
 
 KNOWN: dict[str, Any] = tables.read(advice.REGISTER)
 CURES = [
@@ -85,7 +85,7 @@ def of_vms(**vm: Any) -> Callable[[Lab], list[str]]:
     def said(lab: Lab) -> list[str]:
         facts, host = ssh.read(host_of(lab), guests=True), host_of(lab)
         wanted = settings.Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["rtx5090"], **vm})
-        found = vm_preview.describe(facts, host, plan.wanted(facts, host), {"sandbox": wanted})[1]
+        found = told(facts, host, {"sandbox": wanted})[1]
         return [error.next for error in found]
 
     return said
@@ -94,7 +94,7 @@ def of_vms(**vm: Any) -> Callable[[Lab], list[str]]:
 def of_containers(lab: Lab) -> list[str]:
     facts, host = ssh.read(host_of(lab), guests=True), host_settings({})
     wanted = {"ai": settings.Container.model_validate({"host": "pve", "ctid": 901, "gpuAssignment": "0"})}
-    errors = container_plan.describe(facts, host, plan.wanted(facts, host), wanted, {})[1]
+    errors = told(facts, host, {}, wanted)[1]
     return [error.next for error in errors]
 
 

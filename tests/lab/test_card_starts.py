@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from homelab.errors import HomelabError
+from homelab.errors import HomelabError, NotStartedError
 from homelab.resources.work import started
 from homelab.shapes import ShutdownInputs
 from homelab.vm.resource import VmCards
@@ -99,7 +99,7 @@ def test_a_card_that_its_restart_has_lost_is_an_error_until_it_is_back(lab: Lab)
 @pytest.mark.parametrize("lab", [FLR], indirect=True, ids=["FLR"])
 def test_a_start_that_fails_is_told_with_what_there_is_and_is_taken_back(lab: Lab) -> None:
     lab.fault("task-fails", "qmstart=out of luck")
-    with pytest.raises(HomelabError, match="out of luck") as raised:
+    with pytest.raises(NotStartedError, match="out of luck") as raised:
         start(lab)
     assert "VM 103 has back what it had" in raised.value.found and isinstance(raised.value.outputs, VmCards.Outputs)
     assert "hostpci" not in lab.run(f"qm config {VM}").stdout

@@ -229,7 +229,7 @@ def test_what_is_proposed_for_old_cards_in_new_containers_works(desk: Desk, caps
     before = desk.file.read_text()
     offered = "cuda-toolkit-12-9 isn't offered; there is cuda-toolkit-13-1"
     refused = [
-        ("13.1", "CUDA 13 no longer builds for Pascal", 'set nvidia.cuda: "12.9"'),
+        ("13.1", "nvcc can't build for Pascal", 'set nvidia.cuda: "12.9"'),
         ("12.9", offered, "leave nvidia.cuda out: no"),
     ]
     for cuda, found, next in sampling.sample(refused, 1, "CUDA for old cards"):
@@ -342,7 +342,7 @@ def test_a_key_of_ones_own_needs_no_password(
     monkeypatch.delenv("HOMELAB_PASSWORD")
     key = desk.lab.connection["privateKeyFile"]
     assert run(desk, capsys, *desk.where, *desk.key, *CARD, "--identity", key, "--dry-run") == 0, desk.out
-    assert f'privateKeyFile: "{key}"' in desk.out
+    assert f"privateKeyFile: {key}\n" in desk.out
     (desk.folder / "home/.ssh").mkdir()
     locked = asyncssh.generate_private_key("ssh-ed25519").export_private_key(passphrase="x")
     (desk.folder / "home/.ssh/id_ed25519").write_bytes(locked)

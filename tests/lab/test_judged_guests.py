@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from homelab.errors import HomelabError
+from homelab.judged.tree import Settings
 from homelab.reading import planning
 from homelab.remote import ssh
 from homelab.settings import Container, Vm
@@ -32,9 +32,7 @@ def test_the_hosts_own_code_names_all_mistakes_of_all_new_guests_at_once(
             "net1": "bridge=vmbr0",
         }
         container = Container.model_validate({"host": "pve", "ctid": 301, "gpuAssignment": "none", "create": new})
-        with pytest.raises(HomelabError) as raised:
-            planning.planned("pve", host, {"dev": vm}, {"ai": container})
-        message = str(raised.value)
+        message = "\n".join(map(str, planning.planned(Settings("pve", host, {"dev": vm}, {"ai": container})).refusals))
         for mistake in (
             "dev, made as its settings say", "efidisk0: storage 'nowhere' does not exist", "net0: bridge 'vmbr9' does not exist",
             "scsi0: storage 'fast' does not exist", "cores: type check ('integer') failed - got 'eight'",
@@ -47,7 +45,7 @@ def test_the_hosts_own_code_names_all_mistakes_of_all_new_guests_at_once(
 
         good = {"scsi0": "local-lvm:32", "net0": "virtio,bridge=vmbr0", "sata0": "none,media=cdrom"}
         vm = Vm.model_validate({"host": "pve", "vmid": 300, "create": good})
-        assert "new guests" not in planning.planned("pve", host, {"dev": vm}, {}).guests
+        assert planning.planned(Settings("pve", host, {"dev": vm})).unread == []
         asked = ssh.Session.ask
 
         def without_modules(session: ssh.Session, verb: Any, layer: str, *rest: Any, **options: Any) -> dict[str, Any]:
@@ -56,5 +54,7 @@ def test_the_hosts_own_code_names_all_mistakes_of_all_new_guests_at_once(
             return asked(session, verb, layer, *rest, **options)
 
         monkeypatch.setattr(ssh.Session, "ask", without_modules)
-        said = planning.planned("pve", host, {"dev": vm}, {}).guests
-        assert "Proxmox VE's own code couldn't be asked about new guests: Can't locate PVE; their making" in said
+        (said,) = planning.planned(Settings("pve", host, {"dev": vm})).unread
+        assert said.startswith(
+            "Proxmox VE's own code couldn't be asked about new guests: Can't locate PVE; their making"
+        )

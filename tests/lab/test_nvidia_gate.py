@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from homelab.errors import HomelabError
+from homelab.judged import text
+from homelab.judged.tree import Settings, Tree
 from homelab.nvidia import reading
 from homelab.reading import planning
 from homelab.remote.ssh import _failed
@@ -45,17 +47,17 @@ def host(lab: Lab, **nvidia: Any) -> Host:
     return Host.model_validate({**about, "gpus": CARDS, "nvidia": {"driver": "580", **nvidia}})
 
 
+def planned(lab: Lab, vms: dict[str, Vm] | None = None, containers: dict[str, Container] | None = None) -> Tree:
+    return planning.planned(Settings("pve", host(lab), vms or {}, containers or {}), is_changed=True)
+
+
 def against(lab: Lab, vms: dict[str, Vm] | None = None, **containers: dict[str, Any]) -> list[HomelabError]:
     """What an `up` and a preview refuse."""
     asked = {
         name: Container.model_validate({"host": "pve", "ctid": 301 + number, "gpus": ["p4a"], "nvidia": nvidia})
         for number, (name, nvidia) in enumerate(containers.items())
     }
-    try:
-        planning.planned("pve", host(lab), vms or {}, asked)
-    except HomelabError as error:
-        return list(getattr(error, "errors", [error]))
-    return []
+    return planned(lab, vms, asked).refusals
 
 
 def test_each_container_that_cannot_have_its_cuda_is_named_at_once(lab: Lab) -> None:
@@ -70,19 +72,19 @@ def test_each_container_that_cannot_have_its_cuda_is_named_at_once(lab: Lab) -> 
 def test_what_all_layers_would_change_is_asked_at_once(lab: Lab) -> None:
     """Each way to the host, with the agent sent along, takes longer than a plan."""
     mark = lab.mark()
-    planned = planning.planned("pve", host(lab), {}, {})
+    found = planned(lab)
     lab.wait_idle()
     # A process that has asked Proxmox VE before has a ticket.
     commands = [one for one in lab.commands(mark) if "make_ticket" not in one["command"]]
     assert len(lab.connections(mark)) == 1 and len(commands) == 4, "the host, its stack, its apt, the plans"
-    paths = " ".join(file.what for file in planned.files)
-    assert "iommu.cfg" in paths and "initramfs" in paths and planned.reboot.reboot == "yes"
+    paths = " ".join(file.what for file in found.files)
+    assert "iommu.cfg" in paths and "initramfs" in paths and found.reboot and found.reboot.reboot == "yes"
 
 
 def test_a_plan_is_made_with_what_the_kernel_says_of_cards(lab: Lab) -> None:
     line = "pcieport 0000:01:00.0: AER: device recovery failed"
     (lab.state / "root/dev/kmsg").write_text(f"{line}\n", encoding="utf-8")
-    assert line in planning.planned("pve", host(lab), {}, {}).facts.kernel_log
+    assert line in planned(lab).facts.kernel_log
 
 
 def vm(lab: Lab, vmid: int, **nvidia: Any) -> dict[str, Vm]:
@@ -109,10 +111,10 @@ def test_a_vm_with_windows_is_not_asked_for_and_its_owner_is_told(lab: Lab) -> N
 def test_a_vm_that_does_not_answer_is_no_reason_to_refuse_and_is_said(lab: Lab) -> None:
     lab.fault("guest-unreachable", 110)
     try:
-        found = planning.planned("pve", host(lab), vm(lab, 110, driver="580"), {})
+        found = planned(lab, vm(lab, 110, driver="580"))
     finally:
         lab.fault("guest-unreachable", None)
-    assert "vms.box was not looked into" in found.guests
+    assert any("vms.box was not looked into" in line for line in found.unread)
 
 
 def test_a_vm_without_python_is_refused_with_what_installs_it(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,6 +132,6 @@ def test_a_vm_without_python_is_refused_with_what_installs_it(lab: Lab, monkeypa
 def test_a_preview_says_where_each_driver_comes_from(lab: Lab) -> None:
     """NVIDIA's repository for Debian 13, which host and containers have, begins with 590."""
     container = Container.model_validate({"host": "pve", "ctid": 301, "gpus": ["p4a"], "nvidia": {}})
-    found = planning.planned("pve", host(lab), {}, {"one": container})
-    lines = [line for line in found.guests.splitlines() if "NVIDIA's stack" in line]
+    found = planned(lab, {}, {"one": container})
+    lines = [line for line in text.of_guests(found) if "NVIDIA's stack" in line]
     assert ["driver 580.178.04" in line and ", by NVIDIA's installer, " in line for line in lines] == [True, True]

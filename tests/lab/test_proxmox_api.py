@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import IO, Any
 
 import pytest
@@ -165,12 +164,3 @@ def test_no_message_shows_a_secret_or_a_control_character(lab: Lab) -> None:
 def test_no_name_leads_to_another_path_of_the_api(lab: Lab, name: str) -> None:
     with pytest.raises(ValueError, match="no path of the API"):
         client(lab).get(f"cluster/mapping/pci/{name}", "")
-
-
-def test_a_task_that_says_much_is_shown_in_part(lab: Lab, tmp_path: Path) -> None:
-    said: list[str] = []
-    log = api_module._Log(said.append, "UPID")
-    log.add([f"{number} {'x' * 1000}" for number in range(5000)])
-    assert len(said) == api_module.SHOWN_LINES + 1 and max(map(len, said)) < 500
-    assert len(log.lines) == api_module.SHOWN_LINES + api_module.TAIL_LINES
-    assert log.lines[-1].startswith("4999 ")

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from homelab.cards import group_gates
-from homelab.errors import HomelabError
+from homelab.errors import HomelabError, raise_all
 from homelab.facts import host as facts
 from homelab.facts import kernel_log
 from homelab.host import gates, plan
+from homelab.judged.tree import Settings, judged
 from homelab.settings import Vm
 from homelab.show import reading, tree
 from homelab.vm import preview
@@ -26,7 +27,7 @@ from remote_scripts.both.read_host import Wanted
 from tests.conftest import shared
 from tests.lab.host_kit import run_layer
 from tests.lab.listings import scenario_of
-from tests.unit.hosts import settings
+from tests.unit.hosts import settings, told
 
 # Listing -> slot of each graphics card -> what refuses it: group members that are neither the card nor bridges. None: nothing.
 VERDICTS: dict[str, dict[str, set[str] | None]] = {
@@ -148,7 +149,7 @@ def test_a_card_with_a_forgotten_audio_function_is_half_bound(tmp_path: Path) ->
     machine.shutdown()
     machine.boot("reboot")
     found = read(machine)
-    assert found.vfio_ids == "10de:2d04"
+    assert ",".join(found.vfio_files.values()) == "10de:2d04"
     want = plan.wanted(found, settings({"rtx5060ti": {"match": "10de:2d04"}}))
     assert want.by_hand == ["0000:01:00.0"]
     assert want.vfio_words.startswith("homelab.vfio=0000:01:00.1=10de:22eb")
@@ -190,7 +191,7 @@ def test_a_second_option_whose_mapping_was_removed_is_told_before_anything_is_do
     assert machine.boot("start").comes_up
     found, host = read(machine), settings({"gpu": {"address": "01:00", "mapping": "gpu-1"}})
     guest = Vm.model_validate({"host": "pve", "vmid": 100, "gpus": ["gpu"]})
-    text, errors = preview.describe(found, host, plan.wanted(found, host, [guest]), {"worker": guest})
+    text, errors = told(found, host, {"worker": guest})
     assert errors == [] and "there is no mapping gpu-2 for this node (mappings: gpu-1); make the mapping again" in text
     assert "or take the option out: `qm set 100 --delete hostpci1`" in text
 
@@ -219,9 +220,8 @@ def test_a_card_whose_memory_has_no_room_is_refused_before_a_driver_gets_it(
     line = "pci 0000:2c:00.0: BAR 1 [mem size 0x800000000 64bit pref]: can't assign; no space"
     (machine.state / "root/dev/kmsg").write_text(f"{line}\n", encoding="utf-8")
     found = facts.parse(answered(machine, guests=True, signs=kernel_log.filter_of_lines()))
-    with pytest.raises(HomelabError, match="Above 4G Decoding") as refused:
-        plan.wanted(found, settings({"egpu": {"address": "2c:00", "use": "lxc"}}, **nvidia))
-    assert line in refused.value.found
+    (refused,) = gates.check(found, settings({"egpu": {"address": "2c:00", "use": "lxc"}}, **nvidia))[1]
+    assert line in refused.found and "Above 4G Decoding" in refused.next
 
 
 def test_vt_d_off_in_the_firmware_is_seen_through_the_kernels_enabled(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_vt_d_off_in_the_firmware_is_seen_through_the_kernels_enabled(tmp_path: 
     found = read(machine)
     assert "DMAR: IOMMU enabled" in found.iommu.kernel_log
     with pytest.raises(HomelabError, match="switched on in the firmware"):
-        plan.wanted(found, settings({"gpu": {"address": "01:00"}}))
+        raise_all(gates.check(found, settings({"gpu": {"address": "01:00"}}))[1])
 
 
 @pytest.mark.parametrize(("capture", "uses"), [("pve-lxc-rtx3060", True), ("pve-lxc-wrong-majors", True)])
@@ -264,7 +264,7 @@ def test_a_card_that_two_vms_have_in_turn_by_hand_stays_with_both(tmp_path: Path
     found = read(machine)
     host = settings({"gpu": {"match": "1002:744c", "mapping": "rx7900xt", "allowConsole": True}})
     guest = Vm.model_validate({"host": "forge", "vmid": 101, "gpus": [{"gpu": "gpu", "takeOver": True}]})
-    now, want = reading.of_reading(found, host), plan.wanted(found, host, [guest])
-    then, _ = reading.after(now, found, host, want, {"ai": guest}, {}, "p/s")
+    now = reading.of_reading(found, host)
+    then = reading.planned(now, judged(found, Settings("forge", host, {"ai": guest}, stack="p/s")))
     guests = [one.line for one in tree.of_host("forge", now, then).walk() if one.kind == "guest"]
-    assert guests == ["VM 101 (ai)", "VM 105 (arcade)"]
+    assert guests == ["~ VM 101 (ai)", "VM 105 (arcade)"]

@@ -265,12 +265,15 @@ def checked(
     host = host_of(lab).model_copy(
         update={"downloads": {key: Download.model_validate(one) for key, one in downloads.items()}}
     )
-    vms = {"dev": Vm.model_validate({"host": NODE, "vmid": 200, "create": vm})} if vm else {}
-    found: dict[str, Container] = {}
+    found: dict[str, Vm | Container] = {}
+    if vm:
+        found["vms.dev"] = Vm.model_validate({"host": NODE, "vmid": 200, "create": vm})
     if container:
-        found["ai"] = Container.model_validate({"host": NODE, "ctid": 300, "gpuAssignment": "0", "create": container})
+        found["containers.ai"] = Container.model_validate(
+            {"host": NODE, "ctid": 300, "gpuAssignment": "0", "create": container}
+        )
     client = api_module.Api(host, NODE)
-    return api_files.check(client, NODE, host, vms, found)
+    return api_files.check(client, NODE, host, found)
 
 
 def test_a_storage_without_the_content_is_refused_by_a_preview(lab: Lab) -> None:

@@ -124,7 +124,7 @@ def disable_root(lab: Lab) -> None:
 
 
 TROUBLES: dict[str, tuple[Callable[[Lab], object], str, str]] = {
-    "root@pam is disabled": (disable_root, "user 'root@pam' is disabled", "pveum user modify root@pam --enable 1"),
+    "root@pam is disabled": (disable_root, "user 'root@pam' is disabled", "a user that is disabled"),
     "pve-cluster is stopped": (
         lambda lab: lab.run("systemctl stop pve-cluster"),
         "Connection refused",

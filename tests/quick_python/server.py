@@ -33,7 +33,7 @@ IMPORTED = (
 #: And all modules of these.
 PACKAGES = (
     "components",
-    *(f"homelab.{name}" for name in ("doctor", "provider", "remote", "resources", "show", "work")),
+    *(f"homelab.{name}" for name in ("doctor", "provider", "reading", "remote", "resources", "resources.work", "show")),
 )
 
 
@@ -61,7 +61,7 @@ def warm() -> None:
     from homelab.provider import registry  # which declares all resources
     from homelab.remote import agent
     from homelab.resources.base import declared
-    from homelab.resources.work.typed import adapter_of
+    from homelab.resources.work.base import adapter_of
     from remote_scripts.both.read_host import Wanted
     from tests import put_agent
 
@@ -76,7 +76,7 @@ def warm() -> None:
     agent.put("warm")
     agent.asked("read", agent.request("read_host", Wanted()))
     agent.itself()
-    for table in (resets.rows, kernel_log.signs, kernel_log.start_signs, libraries.data):
+    for table in (resets.rows, kernel_log.signs, kernel_log.start_signs, libraries.rows):
         table()
     compatibility.load()
     symptoms.symptoms()
@@ -87,7 +87,6 @@ def warm() -> None:
 
 def warm_commands() -> None:
     """What `python -m homelab` imports besides."""
-    importlib.import_module("ruamel.yaml")
     load("homelab.cli")
 
 

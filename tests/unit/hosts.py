@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from homelab.errors import HomelabError
 from homelab.facts.host import HostFacts, parse
 from homelab.host import gates
+from homelab.judged import text
+from homelab.judged.tree import Settings, Tree, judged
 from homelab.nvidia.reading import SystemReading
-from homelab.settings import Host
+from homelab.settings import Container, Host, Vm
 from remote_scripts.notes.container_note import Cards, ContainerNote, Given
 from remote_scripts.notes.guest_note import Note, identity
 from remote_scripts.pve.vm_conf import options
@@ -20,7 +23,7 @@ KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh
 
 # What a stock host has nothing of.
 _NOTHING: dict[str, Any] = {
-    "packages": {}, "vfio_files": {}, "vfio_mentions": [], "module_lines": [], "named": "", "vital": [],
+    "packages": {}, "vfio_files": {}, "vfio_mentions": [], "module_lines": [], "vital": [],
     "holders": [], "rolling_back": False, "pending": [], "boot_lacks": None, "next_boot": {}, "cards_enabled": False, "drm": {},
     "nvidia": {}, "nodes": {}, "handover": {}, "owed": [], "ledger": {}, "agents": {},
     "edits": [], "kernel_log": "", "lost": [], "card_states": {}, "vgpu_manager": False, "lost_values": [],
@@ -63,7 +66,7 @@ def desktop(*more: dict[str, Any], **changes: Any) -> HostFacts:
         "cmdline": {"running": "BOOT_IMAGE=/boot/vmlinuz root=/dev/mapper/pve-root ro quiet", "configured": "quiet",
                     "others": "quiet", "generated": "root=/dev/mapper/pve-root ro quiet"},
         "iommu": {"tables": ["IVRS"], "groups": 21, "kernel_log": "", "interrupts": "remapped"},
-        "vfio_ids": "", "modules": [], "devices": [*devices, *more], "managed": [], "stale_initramfs": [], "rolled_back": "",
+        "modules": [], "devices": [*devices, *more], "managed": [], "stale_initramfs": [], "rolled_back": "",
         "lspci": "",
         "disks": "nvme0n1   \nnvme0n1p3 nvme0n1 LVM2_member \npve-root nvme0n1p3 ext4 /", "nvidia_minors": {},
         "guests": {"running": [103], "configs": [], "mappings": "", "reservations": ""},
@@ -150,3 +153,27 @@ def values(gpus: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]
 
 def settings(gpus: dict[str, Any] | None = None, **changes: Any) -> Host:
     return Host.model_validate(values(gpus, **changes))
+
+
+def tree(
+    facts: HostFacts,
+    host: Host,
+    vms: dict[str, Vm] | None = None,
+    containers: dict[str, Container] | None = None,
+    stack: str = "",
+) -> Tree:
+    """What is judged of a host and these guests."""
+    return judged(facts, Settings("pve", host, vms or {}, containers or {}, stack))
+
+
+def told(
+    facts: HostFacts,
+    host: Host,
+    vms: dict[str, Vm],
+    containers: dict[str, Container] | None = None,
+    stack: str = "",
+) -> tuple[str, list[HomelabError]]:
+    """A plan's lines of VMs and containers, and what is refused of them."""
+    found = tree(facts, host, vms, containers, stack)
+    errors = {str(error): error for part in found.parts() for error in part.refusals}
+    return "\n".join(text.of_guests(found)), [*errors.values()]

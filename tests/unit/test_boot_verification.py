@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 
@@ -13,9 +14,10 @@ from homelab.host import work as boot_verification
 from homelab.remote import boots, ssh
 from homelab.remote.host_session import HostSession
 from remote_scripts.both import start_guests
+from remote_scripts.both.reboot import Answer
 from tests.unit.hosts import desktop, settings
 
-REBOOT = {"reboot": "no", "reasons": "", "guests": "", "boot_id": "1", "turn": False, "armed": "1.0"}
+REBOOT = Answer("no", "1", turn=False, armed="1.0")
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def verified(monkeypatch: pytest.MonkeyPatch, seen: HostFacts, wanted: HostFacts
 
     monkeypatch.setattr(boots, "confirm", confirm)
     host = settings()
-    return boot_verification._verify(host, "pve", dict(REBOOT), plan.wanted(wanted, host), start_guests.Wanted())
+    return boot_verification._verify(host, "pve", REBOOT, plan.wanted(wanted, host), start_guests.Wanted())
 
 
 @pytest.mark.usefixtures("held")
@@ -60,7 +62,7 @@ def test_a_boot_that_was_given_back_is_no_success(monkeypatch: pytest.MonkeyPatc
     ("reboot", "old", "starts"), [("yes", "1", ["pve"]), ("no", None, []), ("manual", None, [])], ids=str
 )
 def test_a_reboot_is_confirmed_by_another_boot_alone_and_what_ran_is_started(
-    monkeypatch: pytest.MonkeyPatch, reboot: str, old: str | None, starts: list[str]
+    monkeypatch: pytest.MonkeyPatch, reboot: Literal["yes", "no", "manual"], old: str | None, starts: list[str]
 ) -> None:
     awaited, started = list[str | None](), list[str]()
     back = desktop(boot_id="2")
@@ -80,7 +82,7 @@ def test_a_reboot_is_confirmed_by_another_boot_alone_and_what_ran_is_started(
     monkeypatch.setattr(boot_verification, "_start_guests", start)
 
     def verify(before: str) -> HostFacts:
-        answer = {**REBOOT, "reboot": reboot, "boot_id": before}
+        answer = replace(REBOOT, reboot=reboot, boot_id=before)
         nothing = plan.Wanted("", "", {}, [], {})
         managed = start_guests.Wanted()
         return boot_verification._verify(settings(), "pve", answer, nothing, managed)

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from homelab.cards import work as card_mapping
+from homelab.cards.mapping import FLAG
 from homelab.cards.resource import CardMapping
-from homelab.cards.work import FLAG, CardMappingWork
+from homelab.cards.work import CardMappingWork
 from homelab.errors import ApiError, ChangedMeanwhileError, GoneError, HomelabError, NotThereError, UnansweredError
 from homelab.facts.guests import GuestConfig
 from homelab.host import plan
-from homelab.host.judge import judge_host
+from homelab.host.judge import JudgedHost
 from homelab.host.resource import HostProbe
 from homelab.host.work import HostProbeWork
 from homelab.remote import ledger, ssh
@@ -23,7 +24,7 @@ from remote_scripts.both.free_card import Wanted as FreeCard
 from remote_scripts.notes.guest_note import Note
 from remote_scripts.tools.plain import to_plain
 from tests.rows import rows
-from tests.unit.hosts import desktop, settings
+from tests.unit.hosts import KEY, desktop, settings, tree
 from tests.unit.test_created_vms import texts
 from tests.unit.test_new_guests import error_of
 
@@ -136,11 +137,11 @@ def test_it_comes_beside_those_of_other_nodes(mapping: Any, inputs: Any, old_pat
     ("mapping", "inputs", "drift"),
     [
         (of(OTHER, OURS), INPUTS, []),
-        (of(OLD), INPUTS, [OLD]),
-        (of(OURS), LIVE, [FLAG]),
+        (of(OLD), INPUTS, [f"the PCI mapping card: {OLD} -> {OURS}"]),
+        (of(OURS), LIVE, [f"the PCI mapping card is not for live migration any more ({FLAG})"]),
         (of(OURS, **FLAGGED), LIVE, []),
         (of(OURS, **FLAGGED), INPUTS, []),
-        (of(OTHER, HERE), INPUTS, [HERE]),
+        (of(OTHER, HERE), INPUTS, [f"the PCI mapping card: {HERE} -> {OURS}"]),
         (of(HERE, HERE.replace("07:00", "08:00")), INPUTS, None),
         (of(OTHER), INPUTS, None),
         (None, INPUTS, None),
@@ -211,7 +212,9 @@ def test_the_flag_goes_that_came_for_its_sake(
     work._take_flag_back(had, outputs)
     assert api.mapping == of(*entries, **(FLAGGED if flagged else {}))
     needed: Any = Api(of(*entries, **FLAGGED))
-    card_mapping._take_flag(needed, had, {"pve2"})
+    monkeypatch.setattr(work, "api", lambda _: needed)
+    monkeypatch.setattr(work, "_needing_flag", lambda _: {"pve2"})
+    work._take_flag_back(had, outputs)
     assert FLAG in needed.mapping
 
 
@@ -426,9 +429,11 @@ def test_a_mapping_of_another_device_is_refused_with_the_host_as_its_own_work_re
     ledger_of = {"mapping/pve1/card": json.dumps(note)} if note else {}
     guests = {"running": [], "configs": [], "reservations": ""}
     guests |= {"mappings": "\n".join(["card", *(f"\tmap {entry}" for entry in entries)])}
-    facts, had = desktop(guests=guests, ledger=ledger_of), plan.wanted(desktop(), host)
-    of_plan, of_refresh = judge_host(facts, host).refusals, judge_host(facts, host, had=had).refusals
-    assert [*map(str, of_plan)] == [*map(str, of_refresh)] and bool(of_plan) is is_refused
+    had = plan.wanted(desktop(), host)
+    words = dict.fromkeys(("running", "configured", "generated"), had.words) | {"others": ""}
+    facts = desktop(guests=guests, ledger=ledger_of, cmdline=words)
+    of_plan = tree(facts, host).mappings["card"].refusals
+    assert bool(of_plan) is is_refused
 
     work, api = (
         CardMappingWork(texts({}, {"pve1": {"gpus": {"card": GPU}}}).texts),
@@ -447,8 +452,14 @@ def test_a_mapping_of_another_device_is_refused_with_the_host_as_its_own_work_re
 
     monkeypatch.setattr(HostProbeWork, "facts_of_refresh", lambda *_: facts)
     monkeypatch.setattr(HostProbeWork, "host", lambda *_: host)
+    of_stack = json.dumps(
+        {"pve1": {"address": "192.0.2.1", "ssh": {"hostKey": KEY, "agent": True}, "gpus": {"card": GPU}}}
+    )
     before = HostProbe.Outputs(**dataclasses.asdict(had), generation={}, stale=False)
-    assert HostProbeWork({}).read(HostProbe.Inputs(host="pve1", settings=""), before).stale is is_refused
+    monkeypatch.setattr("homelab.host.work.judge_host", lambda *_, **__: JudgedHost(title="", want=had, drift={}))
+    assert (
+        HostProbeWork({"hosts": of_stack}).read(HostProbe.Inputs(host="pve1", settings=""), before).stale is is_refused
+    )
 
 
 def api_error(reason: str = "") -> ApiError:

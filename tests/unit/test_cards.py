@@ -8,20 +8,19 @@ from typing import Any
 
 import pytest
 
-from components.host_reboot import _stack_output
+from components.host_reboot import cards_seen
 from homelab.cards import group_gates, resolving
 from homelab.cards import remarks as card_remarks
 from homelab.cards.resource import entry_of
-from homelab.errors import HomelabError
+from homelab.errors import HomelabError, raise_all
 from homelab.facts.host import HostFacts
 from homelab.host import gates, judge, plan
 from homelab.settings import Host, NewVm, Vm
 from homelab.shapes import BootedHost, DeviceSeen
-from homelab.vm import preview as vm_preview
 from homelab.vm.cards import VmCard
 from remote_scripts.pve.properties import overlap
 from tests.rows import rows
-from tests.unit.hosts import desktop, device, gpu, reasons, settings, vm_note
+from tests.unit.hosts import desktop, device, gpu, reasons, settings, told, vm_note
 
 
 def apu(*, together: bool = False, **changes: Any) -> HostFacts:
@@ -383,7 +382,7 @@ def test_a_virtual_function_that_cant_be_given_is_refused(facts: HostFacts, chos
     host = settings({"gpu": chosen})
     errors = gates.check(resolving.choosing(facts, host.gpus), host)[1]
     (error,) = (error for error in errors if found in error.found)
-    assert error.next.startswith("take the list out") is ("functions" in chosen)
+    assert ("name functions of a card" in error.next) is ("functions" in chosen)
 
 
 # -- cards that are divided -------------------------------------------------------------------------------------------
@@ -391,7 +390,7 @@ def test_a_virtual_function_that_cant_be_given_is_refused(facts: HostFacts, chos
 def test_a_card_that_is_divided_among_guests_is_left_as_it_is(way: str, said: str) -> None:
     facts = desktop(card_states={"0000:01:00.0": {"divided": way}})
     (found,) = reasons(facts, settings())
-    assert found.startswith(f"0000:01:00.0 is set up for {said}")
+    assert found.startswith("0000:01:00.0 is set up for") and said in found
     assert reasons(facts, settings({"gpu": {"match": "10de:2b85", "use": "host"}})) == []
 
 
@@ -442,7 +441,7 @@ def test_a_card_that_the_iommu_leaves_out_is_refused() -> None:
 
 def lines_of(facts: HostFacts, host: Host) -> str:
     want, told = plan.wanted(facts, host), judge.judge_host(facts, host).remarks
-    return plan.describe("pve", facts, host, want, plan.PlannedReboot("no", "1", [], ""), remarks=told)
+    return plan.describe("pve", facts, host, want, plan.PlannedReboot("no", "1"), remarks=told)
 
 
 def test_a_group_is_said_of_each_function() -> None:
@@ -533,7 +532,7 @@ def vm(vmid: int, *gpus: str) -> Vm:
 
 
 def vm_errors(facts: HostFacts, host: Host, vms: dict[str, Vm]) -> list[str]:
-    return [str(error) for error in vm_preview.describe(facts, host, plan.wanted(facts, host), vms)[1]]
+    return [str(error) for error in told(facts, host, vms)[1]]
 
 
 def test_two_cards_of_one_group_go_to_one_vm_or_none() -> None:
@@ -568,7 +567,7 @@ def moved(ledger: dict[str, str], *more: str, runs: bool = True, **changes: Any)
     guests = replace(facts.guests, running=frozenset([104] * runs), configs=configs, mappings=mappings)
     facts = replace(facts, guests=guests, ledger=ledger)
     wanted = {"one": vm(103, "one").model_copy(update=changes)}
-    text, errors = vm_preview.describe(facts, host, plan.wanted(facts, host), wanted, "p/s")
+    text, errors = told(facts, host, wanted, stack="p/s")
     return text, [error.found for error in errors]
 
 
@@ -605,7 +604,7 @@ def test_a_vm_that_stays_as_it_is_may_be_off_while_another_one_runs_with_its_car
 
 def test_a_vm_that_leaves_the_settings_is_told_what_becomes_of_it() -> None:
     text, _ = moved(vm_note(104, GIVEN, "hostpci0", "machine", originals={"hostpci0": None, "machine": "pc"}))
-    assert text.splitlines()[-4:-1] == [
+    assert text.splitlines()[-6:-3] == [
         "  VM 104 (two), running: it is shut down and started again",
         "    hostpci0: mapping=one,pcie=1 -> not there",
         "    machine: q35 -> pc",
@@ -635,7 +634,7 @@ def test_what_others_left_waiting_is_carried_out_by_a_change_and_is_told(waits: 
     for running in (True, False):
         guests = replace(facts.guests, configs=[facts_config(103, text)], running=frozenset([103] if running else []))
         seen = replace(facts, guests=guests, ledger=ledger)
-        said, errors = vm_preview.describe(seen, host, plan.wanted(seen, host), wanted, "p/s")
+        said, errors = told(seen, host, wanted, stack="p/s")
         assert (f"left waiting for its next start: {others}\n" in said) is bool(others)
         assert errors == []
 
@@ -647,7 +646,7 @@ def test_a_run_that_was_cut_short_is_gone_on_with() -> None:
     for more, is_said in ((left, True), ({}, False)):
         facts = replace(facts, guests=replace(facts.guests, configs=[facts_config(103, lines)]))
         facts = replace(facts, ledger=vm_note(103, lines, "hostpci0", **more))
-        text, _ = vm_preview.describe(facts, host, plan.wanted(facts, host), {"one": vm(103, "one")})
+        text, _ = told(facts, host, {"one": vm(103, "one")})
         assert ("    the last run didn't finish with it" in text) is is_said
 
 
@@ -674,7 +673,7 @@ def test_the_plan_shows_a_vms_configuration_before_and_after() -> None:
     facts, host = two_in_one_group()
     guests = replace(facts.guests, configs=[facts_config(103, "machine: q35\nname: one\nballoon: 1024\nmemory: 4096")])
     facts = replace(facts, guests=guests)
-    lines = vm_preview.describe(facts, host, plan.wanted(facts, host), {"one": vm(103, "one", "two")})[0].splitlines()
+    lines = told(facts, host, {"one": vm(103, "one", "two")})[0].splitlines()
     assert lines[1:5] == [
         "    balloon: 1024 -> 0",
         "    hostpci0: not there -> mapping=one,pcie=1",
@@ -700,7 +699,7 @@ def test_the_plan_says_what_becomes_of_a_vm_that_has_a_card(gpus: list[str], pow
     guests = replace(facts.guests, configs=[facts_config(103, lines)], running=frozenset([103] * runs))
     facts = replace(facts, guests=guests, ledger=vm_note(103, lines, "hostpci0"))
     wanted = vm(103, *gpus).model_copy(update={"power": power})
-    text = vm_preview.describe(facts, host, plan.wanted(facts, host), {"one": wanted})[0]
+    text = told(facts, host, {"one": wanted})[0]
     assert text.splitlines()[0] == f"  VM 103 (one), {said}"
     assert ("    hostpci0: mapping=one,pcie=1 -> not there" in text) == (not gpus)
 
@@ -725,7 +724,7 @@ def test_a_vm_under_ha_that_would_change_is_refused(
     cluster = replace(facts.cluster, ha=replace(facts.cluster.ha, resources=f"vm: 103\n\tstate {state}\n"))
     facts = replace(facts, guests=guests, cluster=cluster, ledger=vm_note(103, lines, "hostpci0"))
     wanted = {} if gpus is None else {"one": vm(103, *gpus).model_copy(update={"power": power})}
-    errors = vm_preview.describe(facts, host, plan.wanted(facts, host), wanted, "p/s")[1]
+    errors = told(facts, host, wanted, stack="p/s")[1]
     assert [error.found for error in errors] == [f"HA manages it ({state})"] * refused
 
 
@@ -752,7 +751,7 @@ def test_a_member_of_the_group_is_neither_the_console_nor_a_containers_card() ->
     host = settings({"aa": {"address": "01:00", "allowGroupMembers": ["0000:02:00.0", "0000:02:00.1"]}})
     assert reasons(facts, host) == [
         "containers that use it: 950",
-        "the firmware uses 0000:02:00.0 graphics card [RTX 5090, 10de:2b85], which is in its IOMMU group, as its screen (boot_vga)",
+        "the host's screen is 0000:02:00.0 graphics card [RTX 5090, 10de:2b85], of the card or its IOMMU group (boot_vga)",
     ]
 
 
@@ -775,7 +774,7 @@ ROOT = "/ (ext4 on /dev/mapper/pve-root)"
 def test_no_setting_lets_the_root_disk_behind_a_group_member_go() -> None:
     facts = apu(together=True, vital=[vital("storage", ROOT, "0000:00:08.1", "0000:c6:00.3")])
     (found,) = reasons(facts, ALL_ALLOWED)
-    assert found == f"0000:c6:00.3 USB controller [1022:15b9], which is in the card's IOMMU group, carries {ROOT}"
+    assert found == f"of the card, or in its IOMMU group: 0000:c6:00.3 USB controller [1022:15b9] carries {ROOT}"
     # In a group of its own it is left alone: nothing to refuse.
     assert reasons(apu(vital=asdict(facts)["vital"]), APU) == []
 
@@ -785,7 +784,7 @@ def test_where_the_group_is_only_predicted_there_is_a_way_to_know_it() -> None:
     host = settings({"gpu": {"match": "10de:2b85", "allowGroupMembers": ["0000:01:00.2"]}})
     facts = replace(without_groups(nvme), vital=desktop(vital=[vital("storage", ROOT, "0000:01:00.2")]).vital)
     (error,) = gates.check(facts, host)[1]
-    assert "is in the card's predicted IOMMU group, carries" in error.found
+    assert "in its predicted IOMMU group: 0000:01:00.2" in error.found
     assert "iommu.enable: true and without the card first" in error.next
     # With the real group, or for a function of the card itself, there is none.
     nvme = device("0000:01:00.2", "144d:a80c", "010802", 16)
@@ -793,15 +792,13 @@ def test_where_the_group_is_only_predicted_there_is_a_way_to_know_it() -> None:
     assert "iommu.enable" not in error.next
     usb = device("0000:01:00.2", "10de:1ada", "0c0330", parent="0000:00:01.0")
     (error,) = gates.check(replace(without_groups(usb), vital=facts.vital), settings())[1]
-    assert "is a function of the card" in error.found and "iommu.enable" not in error.next
+    assert "0000:01:00.2" in error.found and "iommu.enable" not in error.next
 
 
 def test_nor_one_behind_the_cards_own_usb_socket() -> None:
     usb = device("0000:01:00.2", "10de:1ada", "0c0330", 16, driver="xhci_hcd")
     (found,) = reasons(desktop(usb, vital=[vital("storage", "swap on /dev/sdb2", "0000:01:00.2")]), settings())
-    assert (
-        found == "0000:01:00.2 USB controller [10de:1ada], which is a function of the card, carries swap on /dev/sdb2"
-    )
+    assert found.endswith("0000:01:00.2 USB controller [10de:1ada] carries swap on /dev/sdb2")
 
 
 def test_nor_the_network_over_which_the_host_is_reached() -> None:
@@ -826,7 +823,7 @@ def test_what_may_carry_a_root_that_nobody_can_find_isnt_taken(code: str, kind: 
     other = device("0000:06:00.0", "1022:43f4", code, 16)
     host = settings({"gpu": {"match": "10de:2b85", "allowGroupMembers": ["0000:06:00.0"]}})
     (found,) = reasons(desktop(other, vital=unknown), host)
-    assert found == f"no block device behind overlay; with the card go 0000:06:00.0 {kind} [1022:43f4]"
+    assert found.endswith(f"isn't known: no block device behind overlay; 0000:06:00.0 {kind} [1022:43f4]")
     assert reasons(desktop(other, vital=[vital("storage", ROOT, "0000:02:00.0")]), host) == []
 
 
@@ -871,9 +868,9 @@ def test_a_card_on_an_external_port_gets_a_remark_and_leaves_the_ids() -> None:
         device(f"0000:01:00.{number}", ids, code, 16, driver="vfio-pci", parent="0000:00:01.1")
         for number, ids, code in (("0", "10de:2b85", "030000"), ("1", "10de:22e8", "040300"))
     ]
-    facts = desktop(devices=[parent, *cards], vfio_ids="10de:2b85,10de:22e8")
+    facts = desktop(devices=[parent, *cards], vfio_files={"/etc/modprobe.d/vfio.conf": "10de:2b85,10de:22e8"})
     (remark,) = said(facts, settings(takeOver=True))
-    assert remark.startswith("gpus.rtx5090 hangs on an external port") and "so takeOver leaves them" in remark
+    assert remark.startswith("gpus.rtx5090 hangs on an external port") and "leaves ids for vfio-pci" in remark
     assert plan.wanted(facts, settings(takeOver=True)).by_hand == ["0000:01:00.0", "0000:01:00.1"]
 
 
@@ -906,7 +903,7 @@ def test_an_iommu_that_is_on_stays_on_until_somebody_says_otherwise(gpus: dict[s
     ("changes", "by"),
     [
         (
-            {"vfio_ids": "10de:2b85", "vfio_files": {"/etc/modprobe.d/vfio.conf": "10de:2b85"}},
+            {"vfio_files": {"/etc/modprobe.d/vfio.conf": "10de:2b85"}},
             "/etc/modprobe.d/vfio.conf",
         ),
         (
@@ -916,7 +913,6 @@ def test_an_iommu_that_is_on_stays_on_until_somebody_says_otherwise(gpus: dict[s
         # Each graphics card of NVIDIA's.
         (
             {
-                "vfio_ids": "10de:ffffffff:ffffffff:ffffffff:00030000:ffff00ff",
                 "vfio_files": {"/etc/modprobe.d/v.conf": "10de:ffffffff:ffffffff:ffffffff:00030000:ffff00ff"},
             },
             "/etc/modprobe.d/v.conf",
@@ -970,7 +966,7 @@ def found_of(facts: HostFacts, host: Host) -> BootedHost:
         one.address: {"id": one.id, "driver": one.driver, "iommuGroup": one.group} for one in facts.devices
     }
     gpus = plan.wanted(facts, host).gpus
-    return _stack_output(devices=seen, gpus=gpus, iommu={"groups": 1, "kernelLog": []}, kernel="", boot_id="")
+    return {"kernel": "", "bootId": "", "iommu": {"groups": 1, "kernelLog": []}, "gpus": cards_seen(gpus, seen)}
 
 
 def test_a_card_that_is_its_slot_is_mapped_by_it_and_another_by_its_graphics_function() -> None:
@@ -1081,4 +1077,4 @@ def test_a_vms_values_are_those_of_its_next_start() -> None:
 def test_a_closed_gate_is_one_message() -> None:
     facts = apu(together=True, vital=[vital("storage", ROOT, "0000:c6:00.3")])
     with pytest.raises(HomelabError, match=r"(?s)can't do without.*alone in its IOMMU group"):
-        plan.wanted(facts, APU)
+        raise_all(gates.check(facts, APU)[1])

@@ -14,7 +14,7 @@ import yaml
 from docs.tables import schema as config_schema
 from homelab import tables
 from homelab.settings import Settings, parse
-from homelab.settings.secrets import readable
+from homelab.settings.stack_file import readable
 from tests.conftest import PROJECT
 from tests.rows import rows
 from tests.unit.test_setting_types import WHOLE

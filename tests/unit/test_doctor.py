@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from homelab.doctor import host as host_doctor
 from homelab.doctor import vm as vm_doctor
 from homelab.doctor.container import diagnose
 from homelab.doctor.devices import WantedCards
-from homelab.doctor.host import diagnose as diagnose_host
 from homelab.doctor.reading import Extra, Reading
 from homelab.doctor.report import Report, Table, in_order
 from homelab.errors import HomelabError
 from homelab.facts.guests import GuestConfig
 from homelab.findings import Finding, Stage, Turn
 from homelab.host import plan
+from homelab.judged.tree import judged_systems
 from homelab.nvidia import preview, state
 from homelab.nvidia.work import NvidiaSystemWork
-from homelab.settings import Host, Vm
+from homelab.settings import Container, Host, Nvidia, Vm
 from remote_scripts.tools.plain import of_plain
 from tests.conftest import shared
 from tests.rows import rows
-from tests.unit.hosts import NODES, desktop, device, device_nodes, gpu, seen, settings, vm_note
+from tests.unit.hosts import KEY, NODES, desktop, device, device_nodes, gpu, seen, settings, tree, vm_note
 
 DEVICES = "Character devices:\n  1 mem\n195 nvidia\n195 nvidiactl\n226 drm\n508 nvidia-uvm\n511 nvidia-caps\n\nBlock devices:\n259 blkext\n"
 DEVICE_LINES = "".join(
@@ -68,6 +70,23 @@ def reading(conf: str = "", seen: str | None = None, *, nodes: dict[str, str] | 
     changes["containers"] = [looked_into(901, conf, seen), *changes.get("containers", [])]
     extra = {"char_devices": DEVICES, "failed_starts": {}, "machine": "", "processor": "", **changes}
     return Reading(facts=facts, extra=of_plain(Extra, extra))
+
+
+def diagnose_host(seen: Reading, host: Host, vms: dict[str, Vm] | None = None, stack: str = "") -> Report:
+    return host_doctor.diagnose(seen, tree(seen.facts, host, vms, stack=stack))
+
+
+def diagnose_vm(seen: Reading, host: Host | None = None, vms: dict[str, Vm] | None = None) -> Report:
+    return vm_doctor.diagnose(seen, 103, tree(seen.facts, host or settings({}), vms))
+
+
+LXC = settings({"rtx5090": {"match": "10de:2b85", "use": "lxc"}})
+
+
+def diagnose_container(seen: Reading, host: Host = LXC, **of_settings: Any) -> Report:
+    """Container 901 as the settings have it."""
+    one = Container.model_validate({"host": "pve", "ctid": 901, "gpus": ["rtx5090"], **of_settings})
+    return diagnose(seen, 901, tree=tree(seen.facts, host, {}, {"ai": one}))
 
 
 def found(report: Report) -> dict[str, str]:
@@ -179,7 +198,7 @@ def test_a_device_that_root_cant_open_inside_is_told_with_the_reason(reason: str
 
 def test_a_change_comes_before_the_restart_and_that_before_the_libraries() -> None:
     report = diagnose(reading("", inside({}).replace(LIBRARY, "")), 901)
-    assert [step.split(":")[0].split()[0].strip("`") for step in report.next] == ["pct", "restart", "set"]
+    assert [step.split(":")[0].split()[0].strip("`") for step in report.next] == ["pct", "restart", "with"]
 
 
 def test_no_restart_is_asked_of_a_container_that_is_off() -> None:
@@ -203,12 +222,18 @@ def test_a_container_with_raw_lines_is_offered_raw_lines() -> None:
         ("lxc.mount.entry: /dev/nvidia-modeset dev/nvidia-modeset none bind,optional", "mount entries below /dev with create=file"),
         ("lxc.mount.entry: /dev/nvidia0 /dev/nvidia0 none bind,create=file", "device lines that lxc and Proxmox VE"),
         ("dev9: /dev/dri/renderD200,mode=0666", "the devices that the configuration names"),
-        ("lock: snapshot-delete", "container 901 free to be changed"),
     ],
 )  # fmt: skip
 def test_lines_that_do_not_do_what_they_say(line: str, wanted: str) -> None:
     report = diagnose(reading(f"{DEVICE_LINES}{line}\n"), 901)
     assert any(one.startswith(wanted) for one in found(report)), found(report)
+
+
+def test_a_lock_is_nothing_to_a_container_that_nobody_changes() -> None:
+    report = diagnose(reading(f"{DEVICE_LINES}lock: snapshot-delete\n", inside(NODES)), 901)
+    assert report.well and "locked (snapshot-delete)" in report.head[0]
+    changed = diagnose(reading("lock: snapshot-delete\n"), 901)
+    assert "pct unlock 901" in changed.next[0] and changed.next[1].startswith("`pct set 901 ")
 
 
 def test_a_missing_device_that_may_be_missing_is_none() -> None:
@@ -249,12 +274,11 @@ def test_without_a_driver_its_cause_is_told_once() -> None:
     assert finding.found == f"no /proc/driver/nvidia/version; {has}"
     assert "use: lxc" in finding.next
     unloaded = desktop(nvidia={"trouble": ["the driver is installed and not loaded", "`modprobe nvidia`"]})
-    for facts, comes, step in (
-        (unloaded, False, "`modprobe nvidia`"),  # as the preview says it
-        (unloaded, True, "`pulumi up --refresh`, whose preview shows what it does"),
-        (desktop(), False, "load NVIDIA's driver on the host"),  # why not could not be read
+    for facts, step in (
+        (unloaded, "`modprobe nvidia`"),  # as the preview says it
+        (desktop(), "load NVIDIA's driver on the host"),  # why not could not be read
     ):
-        cards = WantedCards([0], "x", driver_comes=comes)
+        cards = WantedCards([0], "x")
         off = diagnose(reading(DEVICE_LINES, nodes={}, driver="", facts=facts, char_devices=""), 901, cards=cards)
         (finding,) = off.findings
         assert finding.found.endswith("at 0000:01:00 is on nouveau") and finding.next == step
@@ -368,10 +392,6 @@ def with_vm(entry: str = ENTRY, hostpci: str = "mapping=gpu,pcie=1", **changes: 
     return reading(facts=desktop(guests=guests, **changes))
 
 
-def diagnose_vm(seen: Reading, host: Host | None = None, vms: dict[str, Vm] | None = None) -> Report:
-    return vm_doctor.diagnose(seen, 103, host or settings({}), vms or {})
-
-
 def test_a_vm_whose_mapping_is_what_is_in_the_slot_is_well() -> None:
     assert diagnose_vm(with_vm()).well
 
@@ -469,16 +489,74 @@ LINES = "bios: ovmf\nmachine: q35\nname: Sandbox\nhostpci0: mapping=gpu,pcie=1"
 TAKEN_OUT = LINES.replace("\nhostpci0: mapping=gpu,pcie=1", "")
 
 
-def of_settings(lines: str, ledger: dict[str, str], *, gpus: Any = ("gpu",), **vm: Any) -> Report:
-    """VM 103 as the settings have it."""
-    seen = with_vm(ledger=ledger)
-    guests = replace(seen.facts.guests, configs=[GuestConfig(kind="vm", id=103, lines=lines)])
-    wanted = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": [*gpus], **vm})
+MAPPED = settings({"gpu": {"match": "10de:2b85"}}, node="pve")
+
+
+def of_settings(
+    lines: str,
+    ledger: dict[str, str],
+    host: Host = MAPPED,
+    *,
+    other: str = "",
+    runs: Collection[int] = (),
+    ha: str = "",
+    **vm: Any,
+) -> Report:
+    """VM 103 as the settings have it. ``other``: lines of VM 104; ``ha``: of HA's resources."""
+    seen = with_vm(ledger=ledger, cluster={"ha": {"resources": ha}})
+    configs = [GuestConfig(kind="vm", id=103, lines=lines)]
+    configs += [GuestConfig(kind="vm", id=104, lines=other)] if other else []
+    guests = replace(seen.facts.guests, configs=configs, running=frozenset(runs))
+    wanted = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["gpu"], **vm})
     seen = replace(seen, facts=replace(seen.facts, guests=guests))
-    return diagnose_vm(seen, settings({"gpu": {"match": "10de:2b85"}}), {"sandbox": wanted})
+    return vm_doctor.diagnose(seen, 103, tree(seen.facts, host, {"sandbox": wanted}, stack="p/s"))
 
 
 NOTED = vm_note(103, LINES, "hostpci0")
+UP, OTHER = "`pulumi up --refresh`", "machine: q35\nname: Other\nhostpci0: mapping=gpu,pcie=1"
+GONE = "there is no mapping old for this node (mappings: gpu)"
+
+
+@rows(
+    ("about", "found", "step"),
+    [
+        (
+            {"ledger": vm_note(103, LINES, "hostpci0", before={"hostpci0": None})},
+            "the last run didn't finish with it",
+            UP,
+        ),
+        ({"ledger": vm_note(103, LINES, "hostpci0", identity="2")}, "VM 103 isn't the VM that was given its cards", UP),
+        ({"power": "running"}, "power: stopped -> running", UP),
+        ({"power": "stopped", "runs": [103]}, "power: running -> stopped", UP),
+        (
+            {"lines": TAKEN_OUT, "ledger": vm_note(104, OTHER, "hostpci0"), "other": OTHER, "runs": [104]},
+            "hostpci0: not there -> mapping=gpu,pcie=1",
+            UP,
+        ),
+        (
+            {"lines": TAKEN_OUT, "ledger": {}, "other": OTHER, "runs": [104]},
+            "VM 104 (Other) runs with it",
+            "shut VM 104 (Other) down",
+        ),
+        (
+            {"lines": TAKEN_OUT, "ledger": {}, "ha": "vm: 103\n\tstate started\n"},
+            "HA manages it (started)",
+            "`ha-manager set vm:103 --state ignored`",
+        ),
+        ({"lines": f"{LINES}\nhostpci1: mapping=old"}, GONE, "make the mapping again"),
+        ({"lines": f"{LINES}\nhostpci1: mapping=old", "power": "running"}, GONE, "make the mapping again"),
+    ],
+)
+def test_a_vm_is_told_with_what_cures_it(about: dict[str, Any], found: str, step: str) -> None:
+    told = of_settings(**{"lines": LINES, "ledger": NOTED, **about})
+    (finding, *_) = [one for one in told.findings if found in one.found]
+    (cure,) = [one for one in told.next if "shut it down and start it" not in one]
+    assert cure.startswith(step) and finding.next == cure
+
+
+@rows("about", [{}, {"other": OTHER, "runs": [104]}, {"ha": "vm: 103\n\tstate started\n"}])
+def test_of_a_vm_that_stays_as_it_is_nothing_is_wrong(about: dict[str, Any]) -> None:
+    assert of_settings(LINES, NOTED, **about).well
 
 
 @rows(
@@ -486,6 +564,7 @@ NOTED = vm_note(103, LINES, "hostpci0")
     [
         (LINES, NOTED, ""),
         (LINES, {}, ""),  # its owner has given it the same
+        (f"{LINES}\nlock: backup", NOTED, ""),  # nobody changes it
         (TAKEN_OUT, NOTED, "hostpci0: not there -> mapping=gpu,pcie=1"),
         (f"{LINES}\n[PENDING]\ndelete: hostpci0", NOTED, "hostpci0: not there -> mapping=gpu,pcie=1"),
         (TAKEN_OUT, {}, "hostpci0: not there -> mapping=gpu,pcie=1"),
@@ -496,7 +575,16 @@ NOTED = vm_note(103, LINES, "hostpci0")
             "vga: none -> not there",
         ),
     ],
-    ids=["well", "by its owner", "taken out", "waits to be taken out", "never given", "changed", "no longer wanted"],
+    ids=[
+        "well",
+        "by its owner",
+        "locked",
+        "taken out",
+        "waits to be taken out",
+        "never given",
+        "changed",
+        "no longer wanted",
+    ],
 )
 def test_a_vm_that_has_not_what_the_settings_say_is_told(lines: str, ledger: dict[str, str], differs: str) -> None:
     report = of_settings(lines, ledger)
@@ -524,9 +612,51 @@ def test_what_up_would_refuse_is_told_with_what_differs() -> None:
     ]
 
 
-def test_of_a_card_that_isnt_found_its_host_tells_and_not_the_vm() -> None:
-    report = of_settings(LINES, NOTED, gpus=["other"])
-    assert report.findings == []
+def test_a_vm_that_has_its_cards_from_another_stack_is_refused() -> None:
+    for lines in (LINES, LINES.replace(",pcie=1", "")):
+        (refused, differs) = of_settings(lines, vm_note(103, lines, "hostpci0", owner="p/other/box")).findings
+        assert (refused.found, refused.turn) == ("it has its cards from the stack p/other, as vms.box", Turn.REFUSED)
+        assert "another stack has given it its cards" in differs.found and differs.next == refused.next
+
+
+def test_of_a_card_that_isnt_found_a_vm_is_told_what_its_host_is() -> None:
+    gone = settings({"gpu": {"match": "10de:1234"}}, node="pve")
+    vms = {"sandbox": Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["gpu"]})}
+    of_another = with_vm(ENTRY.replace("id=10de:2b85", "id=10de:1234"))  # another card is in the slot by now
+    refused, differs = diagnose_host(with_vm(), gone).findings
+    assert diagnose_vm(of_another, gone, vms).findings == [refused, differs]
+    assert refused.turn is Turn.REFUSED and refused.next.startswith("correct `match` or `address`")
+    assert "gpus.gpu isn't found" in differs.found and differs.next == refused.next
+
+
+@rows(
+    ("entry", "step"),
+    [
+        (ENTRY, ""),
+        (ENTRY.replace("id=10de:2b85", "id=10de:2684"), "id=10de:2684"),
+        (ENTRY.replace("node=pve", "node=other"), "the PCI mapping gpu: not there -> "),
+    ],
+)
+def test_a_mapping_of_the_settings_that_up_puts_right_is_told_of_its_host_and_of_its_vm(entry: str, step: str) -> None:
+    vms = {"sandbox": Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["gpu"]})}
+    for report in (diagnose_host(with_vm(entry), MAPPED, vms), diagnose_vm(with_vm(entry), MAPPED, vms)):
+        told = [one for one in report.findings if "the PCI mapping gpu" in one.wanted]
+        assert [(one.turn, step in one.found) for one in told] == [(Turn.UP, True)] * bool(step)
+
+
+def test_what_becomes_of_a_guest_that_has_left_the_settings_is_told_of_its_host() -> None:
+    for of_stack, told in (("p/s", ["hostpci0: mapping=gpu,pcie=1 -> not there"]), ("p/other", []), ("", [])):
+        findings = diagnose_host(with_vm(ledger=NOTED), settings({}), stack=of_stack).findings
+        assert [one.found for one in findings if one.wanted == "VM 103 (Sandbox) as it was before"] == told
+        assert all(one.turn is Turn.UP for one in findings)
+
+
+def test_a_vm_that_no_settings_have_is_told_nothing_of_up() -> None:
+    lines = "name: Other\nmachine: q35\nhostpci0: 01:00,pcie=1"
+    configs = [{"kind": "vm", "id": vmid, "lines": lines} for vmid in (103, 104)]
+    guests = {"running": [104], "configs": configs, "mappings": "", "reservations": ""}
+    (finding,) = diagnose_vm(reading(facts=desktop(guests=guests))).findings
+    assert finding.found == "VM 104 (Other) runs with it" and finding.next.endswith("then start VM 103")
 
 
 def test_a_vm_that_runs_has_its_card_until_it_is_off() -> None:
@@ -552,8 +682,10 @@ def test_a_group_that_holds_more_than_the_card() -> None:
         "mappings": "",
         "reservations": "",
     }
-    report = diagnose_vm(reading(facts=desktop(more, guests=conf)))
-    assert any("0000:03:00.0 NVMe disk" in one.found for one in report.findings)
+    named = settings({"gpu": {"address": "01:00"}})
+    for host, turn in ((settings({}), Turn.PERSON), (named, Turn.REFUSED)):  # `up` refuses it of its own cards
+        findings = diagnose_vm(reading(facts=desktop(more, guests=conf)), host).findings
+        assert {one.turn for one in findings if "0000:03:00.0 NVMe disk" in one.found} == {turn}
 
 
 def test_a_host_beside_its_settings() -> None:
@@ -589,18 +721,17 @@ def test_failures_in_the_kernels_log_are_the_cards_own(line: str, seen: bool) ->
             "see `nvidia-smi",
         ),
         # What the settings install comes with `up`.
-        (["no module nvidia", "x"], {"driver": "580"}, {}, "0000:01:00.0 is on nouveau", "`pulumi up --refresh`"),
+        (["no module nvidia", "x"], {"driver": "580"}, {}, "dev0: not there -> /dev/nvidia0", "`pulumi up --refresh`"),
         # A plan that is refused installs nothing.
-        (["", ""], {}, {"gone": {"match": "10de:1234"}}, "0000:01:00.0 is on nouveau", "correct `match` or `address`"),
+        (["", ""], {}, {"gone": {"match": "10de:1234"}}, "dev0: not there -> /dev/nvidia0", "correct `match` or `add"),
     ],
 )
-def test_a_card_for_containers_that_the_driver_has_not_got(
+def test_a_containers_card_that_the_driver_has_not_got(
     trouble: list[str], stack: dict[str, str] | None, more: dict[str, Any], said: str, step: str
 ) -> None:
     lxc = settings({"rtx5090": {"match": "10de:2b85", "use": "lxc"}, **more}, nvidia=stack)
-    report = diagnose_host(reading(facts=desktop(nvidia={"trouble": trouble})), lxc)
-    (finding,) = (one for one in report.findings if "container" in one.wanted)
-    assert said in finding.found and finding.next.startswith(step)
+    report = diagnose_container(reading(facts=desktop(nvidia={"trouble": trouble})), lxc)
+    assert said in report.findings[0].found and [one.startswith(step) for one in report.next] == [True]
 
 
 # -- what is installed beside what is loaded ---------------------------------------------------------------------------
@@ -633,8 +764,9 @@ def test_refresh_preview_and_doctor_say_the_same_of_what_is_installed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    pairs = tuple((layer, differs) for layer, _, differs in (line.partition(": ") for line in drift))
     system, stack = (
-        replace(BARE, steps=tuple(steps.split()), drift=drift),
+        replace(BARE, steps=tuple(steps.split()), drift=pairs),
         {"driver": "580", "containerToolkit": "docker"},
     )
     seen = reading(installed=system)
@@ -658,10 +790,12 @@ def test_refresh_preview_and_doctor_say_the_same_of_what_is_installed(
 
 def test_where_the_preview_refuses_the_stack_its_next_step_is_the_cure() -> None:
     lxc = settings({"rtx5090": {"match": "10de:2b85", "use": "lxc"}}, nvidia={"driver": "565"})
-    seen = reading(installed=replace(BARE, drift=("packages: an update was cut short",)))
-    of_host = preview.of_host("pve", lxc, seen.facts, plan.wanted(seen.facts, lxc), BARE)
+    seen = reading(installed=replace(BARE, drift=(("packages", "an update was cut short"),)))
+    judged = tree(seen.facts, lxc)
+    of_host = preview.of_host("pve", lxc, seen.facts, judged.want, BARE)
     assert of_host is not None
-    refused, differs = diagnose_host(seen, lxc, refusals=of_host.errors).findings
+    refusing = replace(judged, systems=judged_systems(judged.wanted, seen.facts, [of_host]))
+    refused, differs = host_doctor.diagnose(seen, refusing).findings
     assert (refused.turn, differs.turn) == (Turn.REFUSED, Turn.UP) and "branch 570 or later" in refused.wanted
     assert differs.next == refused.next and "pulumi up" not in refused.next
 
@@ -675,21 +809,48 @@ def test_of_a_hosts_own_driver_module_and_libraries_are_compared(libraries: str,
 
 def test_a_system_that_can_not_be_read_is_a_finding_of_its_own() -> None:
     error = HomelabError(wanted="what is installed", found="dpkg-query: error", why="w", next="mend it")
-    seen = reading(DEVICE_LINES, inside(NODES), installed=error)
-    for report in (diagnose_host(seen, settings({})), diagnose(seen, 901)):
-        assert [(one.found, one.turn) for one in report.findings] == [("dpkg-query: error", Turn.REFUSED)]
+    seen, wanted = reading(DEVICE_LINES, inside(NODES), installed=error), LXC.model_copy(update={"nvidia": Nvidia()})
+    for report in (
+        diagnose_host(seen, settings({})),
+        diagnose_host(seen, wanted),
+        diagnose_container(seen, nvidia={}),
+    ):
+        assert [(one.found, one.turn) for one in report.findings] == [("dpkg-query: error", Turn.PERSON)]
 
 
-@pytest.mark.parametrize("differences", [["driver: its libraries are 580.95.05, the host's driver is 580.105.08"], []])
-def test_a_container_of_the_settings_is_told_what_a_refresh_tells(differences: list[str]) -> None:
+@pytest.mark.parametrize("drift", ["packages: the libraries are 580.95.05, they were 580.105.08", ""])
+def test_a_container_of_the_settings_is_told_what_a_refresh_tells(drift: str) -> None:
     torn = inside(NODES).replace(LIBRARY, LIBRARY.replace("580.105.08", "580.95.05"))
-    cards = WantedCards([0], "x", differences=differences)
-    (finding,) = diagnose(reading(DEVICE_LINES, torn, installed=BARE), 901, cards=cards).findings
-    assert finding.turn is (Turn.UP if differences else Turn.PERSON)
-    if differences:
-        assert finding.found == differences[0] and finding.next.startswith("`pulumi up --refresh`")
+    differs = (("packages", drift.removeprefix("packages: ")),)
+    installed = replace(BARE, steps=("packages",), drift=differs * bool(drift))
+    (finding,) = diagnose_container(reading(DEVICE_LINES, torn, installed=installed), nvidia={}).findings
+    assert finding.turn is (Turn.UP if drift else Turn.PERSON)
+    if drift:
+        assert finding.found == drift and finding.next.startswith("`pulumi up --refresh`")
     else:  # somebody else's are found first
         assert finding.found == "/usr/lib/libcuda.so.1: 580.95.05" and finding.next.startswith("remove those")
+
+
+def test_that_homelab_installs_no_libraries_in_a_container_of_the_settings_is_a_note() -> None:
+    without, torn = (inside(NODES).replace(LIBRARY, other) for other in ("", LIBRARY.replace("105", "95")))
+    report = diagnose_container(reading(DEVICE_LINES, without))
+    assert report.well and any("it has none of NVIDIA's libraries: with `nvidia: {}`" in note for note in report.notes)
+    # Those of another version are a finding, and none in a container that the settings don't have.
+    for other in (diagnose_container(reading(DEVICE_LINES, torn)), diagnose(reading(DEVICE_LINES, without), 901)):
+        (finding,) = other.findings
+        assert finding.wanted.startswith("NVIDIA's libraries of version 580.105.08") and "`nvidia: {}`" in finding.next
+
+
+def test_what_is_installed_in_a_vm_is_judged_with_it() -> None:
+    vm, cut_short = with_vm(), ("packages", "an update was cut short")
+    login = {"address": "192.0.2.9", "ssh": {"hostKey": KEY, "agent": True}}
+    wanted = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["gpu"], "nvidia": {}, **login})
+    for drift in ((), (cut_short,)):
+        systems = {"103": replace(BARE, steps=("packages",), drift=drift)}
+        seen = replace(vm, facts=replace(vm.facts, systems=systems))
+        report = diagnose_vm(seen, MAPPED, {"sandbox": wanted})
+        told = [(one.found, one.stage, one.turn) for one in report.findings]
+        assert told == [(": ".join(cut_short), Stage.INSIDE, Turn.UP)] * bool(drift)
 
 
 # -- reports -----------------------------------------------------------------------------------------------------------

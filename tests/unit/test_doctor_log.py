@@ -39,6 +39,8 @@ def test_a_vm_is_reached_by_its_own_address() -> None:
     file.settings.vms["games"] = vm
     host, of = log.of_guest(file, "games", None)
     assert (host.address, host.ssh, of) == ("192.0.2.9", vm.ssh, "")
+    login = log.of_guest(file, "games", "/my/key")[0].ssh  # --identity
+    assert (login.agent, login.private_key_file) == (False, "/my/key")
     for more in ({"address": "agent"}, {"ssh": None}):
         file.settings.vms["games"] = vm.model_copy(update=more)
         with pytest.raises(HomelabError, match="with a login: hosts.pve1, containers.ai"):

@@ -15,12 +15,17 @@ import yaml
 
 from homelab.cli import command_line, log, show, stack_options
 from homelab.cli.doctor import diagnose, everything, main, parser
-from homelab.doctor import container, stack
+from homelab.doctor import container
+from homelab.doctor.devices import of_settings
+from homelab.doctor.reading import Reading
 from homelab.doctor.report import Report
 from homelab.errors import HomelabError
-from homelab.host import plan
+from homelab.findings import Turn
+from homelab.judged.tree import Settings, Tree, judged
 from homelab.reading import diagnosis, planning
 from homelab.remote import ssh
+from homelab.settings import stack_file
+from homelab.settings.stack_file import StackFile
 from remote_scripts.notes.record import Record, State
 from tests.conftest import PROJECT
 from tests.unit.hosts import KEY, desktop
@@ -33,10 +38,16 @@ def host(**ssh: Any) -> dict[str, Any]:
     return {"address": "192.168.0.202", "ssh": {"hostKey": KEY, **(ssh or {"agent": True})}, "gpus": {"big": {"match": "10de:2b85", "use": "lxc"}}}  # fmt: skip
 
 
-def written(folder: Path, config: dict[str, Any]) -> stack.StackFile:
+def written(folder: Path, config: dict[str, Any]) -> StackFile:
     file = folder / "Pulumi.x.yaml"
     file.write_text(yaml.safe_dump({"config": {f"homelab:{key}": value for key, value in config.items()}}))
-    return stack.read(file)
+    return StackFile.read(file)
+
+
+def judged_by(file: StackFile, seen: Reading, host: str | None = None, of_stack: str = "") -> Tree:
+    """What is judged of a host by a stack's file."""
+    name, its = file.host(host)
+    return judged(seen.facts, Settings(name, its, *file.guests().guests_on(name), of_stack))
 
 
 def test_the_only_host_needs_no_name(tmp_path: Path) -> None:
@@ -69,10 +80,11 @@ def test_a_secret_that_pulumi_has_encrypted_is_sent_to_no_host_and_no_vm_and_is_
     assert "--identity" in raised.value.next and "agent" in raised.value.next
     assert SECURE["secure"] not in str(raised.value)
     monkeypatch.setattr(stack_options, "read", lambda _: found)
-    planned = planning.Planned(
-        desktop(), plan.Wanted("", "", {}, []), [], [], plan.PlannedReboot("no", "1", [], ""), "", [unread]
-    )
-    monkeypatch.setattr(planning, "judged", lambda *_: (planned, []))
+
+    def planned(wanted: Settings, *_: Any) -> Tree:
+        return replace(judged(desktop(guests=guests), wanted), unread=[unread])
+
+    monkeypatch.setattr(planning, "planned", planned)
     monkeypatch.setattr(diagnosis, "read", lambda *_: reading(facts=desktop(guests=guests)))
     monkeypatch.setattr(ssh, "read", lambda *_, **__: desktop(guests=guests))
     for kind, told in (["stack"], everything), (["host"], diagnose), (["vm", "103"], diagnose):
@@ -98,11 +110,11 @@ def test_a_file_without_hosts(tmp_path: Path, config: dict[str, Any]) -> None:
 
 def test_a_file_that_is_not_there_or_not_yaml(tmp_path: Path) -> None:
     with pytest.raises(HomelabError, match="Pulumi.homelab.yaml"):
-        stack.read(tmp_path / "Pulumi.none.yaml")
+        StackFile.read(tmp_path / "Pulumi.none.yaml")
     broken = tmp_path / "Pulumi.broken.yaml"
     broken.write_text("config: {password: hunter2")
     with pytest.raises(HomelabError) as raised:
-        stack.read(broken)
+        StackFile.read(broken)
     assert "hunter2" not in str(raised.value)
 
 
@@ -110,11 +122,11 @@ def test_what_is_no_text_and_no_list_is_a_mistake_in_words(tmp_path: Path) -> No
     file = tmp_path / "Pulumi.x.yaml"
     file.write_text(yaml.safe_dump({"config": {7: "x", "homelab:hosts": {"pve": host(), None: host()}}}))
     with pytest.raises(HomelabError, match="hosts there: pve, None"):
-        stack.read(file).host(None)
+        StackFile.read(file).host(None)
     ai = {"host": "pve", "ctid": 901, "gpus": "big"}
     mistaken = written(tmp_path, {"hosts": {"pve": host()}, "containers": {"ai": ai}})
     with pytest.raises(HomelabError, match=r"homelab:containers\.ai\.gpus: Input should be a valid list"):
-        mistaken.cards(*mistaken.host(None), 901, reading())
+        mistaken.guests()
 
 
 def test_a_mistake_in_the_settings_is_named(tmp_path: Path) -> None:
@@ -130,23 +142,21 @@ def test_the_settings_say_which_cards_a_container_is_to_have(tmp_path: Path) -> 
     }
     hosts = {"pve": host() | {"cluster": "home"}, "other": host() | {"address": "10.0.0.1"}}
     found = written(tmp_path, {"hosts": hosts, "containers": containers})
-    name, its = found.host("pve")
+    tree = judged_by(found, reading(), "pve")
     for ctid, by in ((901, "ai.gpus"), (950, "old.gpuAssignment")):
-        cards = found.cards(name, its, ctid, reading())
+        cards = of_settings(tree, ctid)
         assert cards is not None
         assert (cards.numbers, cards.by) == ([0], f"homelab:containers.{by}")
-    assert found.cards(name, its, 300, reading()) is None
+    assert of_settings(tree, 300) is None
 
 
 def test_a_card_of_the_settings_without_nvidias_driver_is_named(tmp_path: Path) -> None:
     containers = {"ai": {"host": "pve", "ctid": 901, "gpus": ["big"]}}
     found = written(tmp_path, {"hosts": {"pve": host()}, "containers": containers})
     seen = reading(facts=desktop())
-    report = container.diagnose(seen, 901, cards=found.cards(*found.host(None), 901, seen))
-    (one,) = report.findings
-    assert (
-        "gpus.big (RTX 5090 [10de:2b85] at 0000:01:00) isn't one of NVIDIA's, or its driver hasn't taken" in one.found
-    )
+    refused, differs = container.diagnose(seen, 901, tree=judged_by(found, seen)).findings
+    says = "gpus.big (RTX 5090 [10de:2b85] at 0000:01:00) isn't one of NVIDIA's, or its driver hasn't taken"
+    assert refused.turn is Turn.REFUSED and says in refused.found and differs.next == refused.next
 
 
 def of_shared_card(folder: Path, state: State, cards: dict[str, Any]) -> Report:
@@ -155,9 +165,9 @@ def of_shared_card(folder: Path, state: State, cards: dict[str, Any]) -> Report:
     found = written(folder, {"hosts": {"pve": shared}, "containers": {"ai": {"host": "pve", "ctid": 901, **cards}}})
     seen = reading("").facts
     noted = Record(state=state, vm="103", boot=seen.boot_id.strip(), since=1700000000, why="it hangs")
-    handover = dataclasses.replace(seen.handover, cards={"big": noted})
+    handover = dataclasses.replace(seen.handover, away=f"gpus.big is {state}", cards={"big": noted})
     away = reading("", facts=replace(seen, nvidia_minors={}, handover=handover))
-    return container.diagnose(away, 901, cards=found.cards(*found.host(None), 901, away))
+    return container.diagnose(away, 901, tree=judged_by(found, away))
 
 
 @pytest.mark.parametrize("cards", [{"gpus": ["big"]}, {"gpuAssignment": "0"}], ids=["named", "numbered"])
@@ -178,9 +188,8 @@ def test_a_shared_card_that_no_vm_gives_back_is_a_finding(tmp_path: Path, cards:
 def test_libraries_that_the_settings_install_come_by_up(tmp_path: Path) -> None:
     containers = {"ai": {"host": "pve", "ctid": 901, "gpus": ["big"], "nvidia": {}}}
     found = written(tmp_path, {"hosts": {"pve": host()}, "containers": containers})
-    name, its = found.host(None)
     seen = reading(DEVICE_LINES, inside({}).replace(LIBRARY, ""), installed=BARE)
-    report = container.diagnose(seen, 901, cards=found.cards(name, its, 901, seen))
+    report = container.diagnose(seen, 901, tree=judged_by(found, seen))
     (one,) = [one for one in report.findings if "what is installed in container 901" in one.wanted]
     assert one.found.endswith("packages: there is no record of it") and one.next.startswith("`pulumi up --refresh`")
 
@@ -203,8 +212,25 @@ def test_the_stack_is_the_one_that_pulumi_has_selected(
         stack_options.read(argparse.Namespace(stack=None, config_file=None))
 
 
+@pytest.mark.parametrize(
+    ("file", "chosen", "noted"),
+    [
+        ("Pulumi.lab.yaml", None, "mine/lab"),
+        ("other.yaml", None, ""),  # `--config-file`: it may be any stack's
+        ("other.yaml", "me/mine/prod", "mine/prod"),
+    ],
+)
+def test_whose_guests_a_files_are_is_known_by_its_name_or_by_the_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, chosen: str | None, noted: str
+) -> None:
+    (tmp_path / "Pulumi.yaml").write_text("name: mine\n")
+    monkeypatch.chdir(tmp_path)
+    found = StackFile(tmp_path / file, {})
+    assert stack_options.noted(argparse.Namespace(stack=chosen), found) == noted
+
+
 def test_a_stack_is_named_as_pulumi_names_it() -> None:
-    assert stack.path_of("organization/homelab/lab") == PROJECT / "Pulumi.lab.yaml"
+    assert stack_file.path_of("organization/homelab/lab") == PROJECT / "Pulumi.lab.yaml"
 
 
 def test_what_can_not_be_read_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,13 +23,13 @@ def ended(status: int, answer: str, errors: list[HomelabError]) -> tuple[list[st
         def __init__(self) -> None:
             pass
 
-        def session(self, inputs: Any, seconds: float = 0) -> Any:
+        def asking(self, inputs: Any, seconds: float = 0) -> Any:
             def ask(verb: str, layer: str, wanted: Any, *, proxy: str) -> Any:
                 assert layer == "driver_update" and seconds > Nvidia().timeouts.install
                 verbs.append(verb)
                 return json.loads(answer)
 
-            return SimpleNamespace(ask=ask)
+            return ask
 
     inputs: Any = SimpleNamespace(target="host", system_name="hosts.pve")
     return verbs, Work()._end_update(inputs, Nvidia(), errors, works=status == 0)

@@ -9,7 +9,6 @@ from typing import Any, cast
 import pytest
 
 from homelab.errors import HomelabError, SeveralErrors, UnreachableError, raise_all
-from homelab.host import plan as host_plan
 from homelab.nvidia import plan
 from homelab.nvidia.preview import Stack
 from homelab.nvidia.reading import parse
@@ -23,7 +22,7 @@ from homelab.remote import host_session, ssh
 from homelab.settings import Container, Nvidia
 from homelab.settings import parse as parse_settings
 from remote_scripts.both.nvidia_packages import Said, Wanted
-from tests.unit.hosts import KEY, desktop, gpu
+from tests.unit.hosts import KEY, desktop, gpu, tree
 
 OLD, NEW = "590.48.01", "595.58.03"
 BOTH = (OLD, NEW)
@@ -35,12 +34,12 @@ class World:
 
     def __init__(self, **offers: tuple[str, ...]) -> None:
         self.offers = {0: BOTH, 901: BOTH, 950: BOTH} | {int(name[1:]): found for name, found in offers.items()}
-        self.there, self.asked, self.drift, self.wanted = OLD, "", list[str](), {"driver": "595"}
+        self.there, self.asked, self.drift, self.wanted = OLD, "", list[list[str]](), {"driver": "595"}
         self.fails: dict[str, HomelabError] = {}
         self.calls: list[str] = []
 
     def ask(
-        self, verb: str, layer: str, wanted: Any, _seconds: float = 0, *, ctid: int = 0, proxy: str = ""
+        self, verb: str, layer: str, wanted: Any, seconds: float = 0, *, ctid: int = 0, proxy: str = ""
     ) -> dict[str, Any]:
         self.calls.append(call := f"{verb} {layer} {ctid}")
         if call in self.fails:
@@ -164,10 +163,10 @@ def test_a_system_that_is_as_it_is_wanted_is_not_asked() -> None:
     world.asked = plan.wanted(request_of(world, driver="590")).digest
     assert on_host(world, "590").is_done and not world.calls
     on_host(world, "595")  # something else is wanted now
-    world.drift = ["boot: no module is loaded"]
+    world.drift = [["boot", "no module is loaded"]]
     on_host(world, "590")  # no package is missing
     assert len(world.calls) == 1
-    world.drift = ["packages: nvidia-kernel-open-dkms is gone"]
+    world.drift = [["packages", "nvidia-kernel-open-dkms is gone"]]
     on_host(world, "590")
     assert len(world.calls) == 2
 
@@ -203,10 +202,12 @@ def previewed(
     configs = [{"kind": "lxc", "id": 950, "lines": "ostype: debian"}, {"kind": "vm", "id": 103, "lines": "ostype: l26"}]
     guests = {"configs": configs, "running": [950, 103], "mappings": "", "reservations": ""}
     facts = desktop(*gpu("0000:03:00", 18), nvidia_minors={"0000:01:00.0": 0}, guests=guests)
-    want = host_plan.wanted(facts, host)
     monkeypatch.setattr(ssh, "Session", lambda *_: VM)
     session = cast(ssh.Session, world)
-    return planning._nvidia(session, "pve", host, facts, want, found.vms, found.containers, None)[1:]
+    seen, sessions = planning._with_systems(session, tree(facts, host, found.vms, found.containers), None)
+    asked = planning._with_stacks(session, seen, sessions)
+    errors = [error for system in asked.systems.values() for error in system.against]
+    return asked.stacks, asked.unread, [*errors, *asked.others]
 
 
 VM = World(_0=(NEW,))

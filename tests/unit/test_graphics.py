@@ -1,4 +1,4 @@
-"""AMD's and Intel's graphics as cards of VMs (homelab/cards/graphics.py): drivers that are left alone, kernels that crash, ROMs."""
+"""AMD's and Intel's graphics as cards of VMs (homelab/cards/graphics.py): drivers that are left alone, ROMs."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ import pytest
 from pydantic import ValidationError
 
 from homelab.cards import remarks as card_remarks
-from homelab.facts.classes import DRIVERS
+from homelab.facts.classes import NVIDIA_DRIVERS
 from homelab.facts.guests import GuestConfig
 from homelab.facts.host import HostFacts
 from homelab.host import gates, plan
 from homelab.host.plan import NVIDIA_BLACKLIST
 from homelab.settings import Vm
-from homelab.vm import preview as vm_preview
 from homelab.vm.cards import VmCard
 from tests.conftest import shared
 from tests.rows import rows
-from tests.unit.hosts import cmdline, desktop, device, gpu, reasons, settings
+from tests.unit.hosts import cmdline, desktop, device, gpu, reasons, settings, told
 
 RADEON = device("0000:03:00.0", "1002:744c", "030000", 18, driver="amdgpu", parent="0000:00:02.1")
 ARC = device("0000:03:00.0", "8086:56a6", "030000", 18, driver="i915", parent="0000:00:02.1")
@@ -42,7 +41,7 @@ def test_with_a_card_of_nvidias_and_one_of_amds_nvidias_drivers_alone_are_kept_o
     assert words == [NVIDIA_BLACKLIST]
     kept_off = words[0].partition("=")[2].split(",")
     assert not {"amdgpu", "radeon", "i915", "xe", "snd_hda_intel"}.intersection(kept_off)
-    assert set(kept_off) == set(DRIVERS["10de"])
+    assert set(kept_off) == set(NVIDIA_DRIVERS)
 
 
 def test_a_blacklist_that_an_earlier_version_wrote_is_no_reason_for_a_reboot() -> None:
@@ -117,11 +116,11 @@ def test_legacy_mode_is_no_setting_but_stays_in_a_line_of_the_owners() -> None:
 @rows(
     ("facts", "use", "said"),
     [
-        (desktop(devices=[device("0000:c6:00.0", "1002:1900", "030000", 17)]), {}, "from the firmware's table VFCT"),
+        (desktop(devices=[device("0000:c6:00.0", "1002:1900", "030000", 17)]), {}, "it has no ROM of its own"),
         (
             desktop(devices=[device("0000:c6:00.0", "10de:2b85", "030000", 17, boot_vga=1)]),
             {},
-            "a changed copy of its ROM",
+            "a changed copy of it",
         ),
         (desktop(devices=[device("0000:c6:00.0", "8086:56a6", "030000", 17)]), {}, ""),
         (desktop(devices=[device("0000:c6:00.0", "1002:1900", "030000", 17)]), {"romfile": "a.rom"}, ""),
@@ -131,7 +130,7 @@ def test_legacy_mode_is_no_setting_but_stays_in_a_line_of_the_owners() -> None:
 def test_the_plan_says_which_card_wants_a_rom_file(facts: HostFacts, use: dict[str, Any], said: str) -> None:
     host = settings({"gpu": {"address": facts.devices[0].slot, "allowConsole": True}})
     given = vm(gpus=[{"gpu": "gpu", **use}])
-    text = vm_preview.describe(facts, host, plan.wanted(facts, host), {"sandbox": given})[0]
+    text = told(facts, host, {"sandbox": given})[0]
     assert said in text
     assert ("ROM" in text) is bool(said)
 
@@ -147,14 +146,13 @@ def test_a_rom_file_that_the_vm_has_isnt_advised(line: str, said: bool) -> None:
         settings({"gpu": {"address": "c6:00", "allowConsole": True}}),
         vm(gpus=[{"gpu": "gpu", "takeOver": True}]),
     )
-    want = plan.wanted(facts, host)
     text = "\n".join(
         [
             *card_remarks.remarks(facts, host, {"gpu": "0000:c6:00"}),
-            vm_preview.describe(facts, host, want, {"sandbox": guest})[0],
+            told(facts, host, {"sandbox": guest})[0],
         ]
     )
-    assert ("set romfile" in text) is said and ("VFCT" in text) is said
+    assert ("for romfile" in text) is said
 
 
 # -- cards that their own driver starts first ----------------------------------------------------------------------------
@@ -169,7 +167,7 @@ def navi_48(methods: str | None = "bus", ids: str = "1002:7550", bound: bool = F
     devices = [one | ({"driver": "vfio-pci"} if bound else {}) for one in NAVI_48]
     devices[0] |= {"vendor": ids[:4], "device": ids[5:]}
     states = {} if methods is None else {"0000:86:00.0": {"reset_method": methods}}
-    given = {"vfio_ids": f"{ids},1002:ab40"} if bound else {}
+    given = {"vfio_files": {"/etc/modprobe.d/vfio.conf": f"{ids},1002:ab40"}} if bound else {}
     return desktop(devices=devices, card_states=states, **given, **changes)
 
 

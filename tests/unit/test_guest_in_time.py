@@ -72,8 +72,8 @@ class Connection:
     def __init__(self, guest: Guest, boot: str, loaded: str, ordered: HomelabError | None = None) -> None:
         self.guest, self.boot, self.loaded, self.ordered = guest, boot, loaded, ordered
 
-    def ask(self, verb: str, _layer: str, _wanted: object, _seconds: float, **about: object) -> dict[str, object]:
-        assert not about["ctid"] and not about["proxy"]
+    def ask(self, verb: str, _layer: str, _wanted: object, **about: object) -> dict[str, object]:
+        assert not about["ctid"] and "proxy" not in about
         if verb == "apply":
             self.guest.orders.append(self.boot)
             if self.ordered:

@@ -12,13 +12,12 @@ import pytest
 from homelab import hardware
 from homelab.cli import report
 from homelab.cli.command_line import main
-from homelab.doctor.host import diagnose
 from homelab.doctor.reading import Reading
 from homelab.doctor.whole import Part, Whole
 from homelab.errors import HomelabError
 from tests import hardware as reports
 from tests.unit.hosts import KEY, desktop, device, settings
-from tests.unit.test_doctor import reading
+from tests.unit.test_doctor import diagnose_host, reading
 
 MACHINE = {"machine": "AOOSTAR WTR MAX", "processor": "AMD Ryzen 7 8845HS w/ Radeon 780M Graphics"}
 
@@ -35,7 +34,7 @@ def bound(**changes: Any) -> Reading:
 def told(seen: Reading) -> Whole:
     """The doctor's report of a host, and of a VM that can't be read."""
     lost = HomelabError(wanted="VM 103 (gaming) on pve", found="192.168.0.202", why="w", next="n")
-    return Whole("mine", [Part("hosts.pve", diagnose(seen, settings(node="pve"))), Part("vms.gaming", error=lost)])
+    return Whole("mine", [Part("hosts.pve", diagnose_host(seen, settings(node="pve"))), Part("vms.gaming", error=lost)])
 
 
 def test_machine_cards_and_versions_are_passed_on_without_names_and_addresses() -> None:

@@ -65,19 +65,28 @@ def bases(node: ast.stmt) -> set[str]:
     return {ast.unparse(base) for base in node.bases} if isinstance(node, ast.ClassDef) else set()
 
 
-NO_COMPONENTS = ("__init__.py", "stack_outputs.py")
+NO_COMPONENTS = ("__init__.py", "component.py", "stack_outputs.py")
 COMPONENTS = [path for path in sorted((PROJECT / "components").glob("*.py")) if path.name not in NO_COMPONENTS]
 COMPONENTS.append(PROJECT / "examples" / "gaming_vm" / "lent_cards.py")
 
 
 @rows("path", COMPONENTS, ids=lambda path: path.stem)
 def test_a_component_takes_options_and_says_what_it_puts_out(path: Path) -> None:
-    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if "pulumi.ComponentResource" in bases(node)]  # type: ignore[arg-type]
+    kinds = {"pulumi.ComponentResource", "Component", "HostComponent", "GuestComponent"}
+    nodes = [node for node in ast.parse(path.read_text()).body if kinds & bases(node)]
     (component,) = [node for node in nodes if isinstance(node, ast.ClassDef)]
     (init,) = [one for one in component.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"]
-    taken = [(one.arg, ast.unparse(one.annotation)) for one in init.args.args[1:] if one.annotation is not None]
-    assert ("opts", "pulumi.ResourceOptions | None") in taken and ("name", "str") not in taken
-    assert not (init.args.kwonlyargs or init.args.vararg or init.args.kwarg)
+    # Class(subject, …, opts=…): whatever follows the subject is named where it is used.
+    (subject,) = [(one.arg, ast.unparse(one.annotation)) for one in init.args.args[1:] if one.annotation is not None]
+    assert subject in {(name.lower(), name) for name in ("Host", "Vm", "Container", "System")}
+    last, default = init.args.kwonlyargs[-1], init.args.kw_defaults[-1]
+    assert last.annotation is not None and default is not None
+    assert (last.arg, ast.unparse(last.annotation), ast.unparse(default)) == (
+        "opts",
+        "pulumi.ResourceOptions | None",
+        "None",
+    )
+    assert not (init.args.vararg or init.args.kwarg or init.args.posonlyargs)
     typed = {
         one.target.id for one in component.body if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)
     }
@@ -167,7 +176,7 @@ def test_what_is_sent_to_a_host_without_being_composed_is_found(source: str, lin
 
 @rows(
     "path",
-    sorted([*(PROJECT / "homelab" / "work").glob("*.py"), *(PROJECT / "homelab").glob("*/work.py")]),
+    sorted([*(PROJECT / "homelab" / "resources" / "work").glob("*.py"), *(PROJECT / "homelab").glob("*/work.py")]),
     ids=lambda path: f"{path.parent.name}-{path.stem}",
 )
 def test_the_provider_sends_a_host_what_it_has_composed(path: Path) -> None:

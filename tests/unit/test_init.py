@@ -13,9 +13,11 @@ from homelab.cards import resolving
 from homelab.errors import Mistake
 from homelab.facts.host import HostFacts
 from homelab.init import cards as init_cards
+from homelab.init import draft as init_draft
 from homelab.init import settings as init_settings
 from homelab.init.ask import to_type
-from homelab.init.cards import Card, Use
+from homelab.init.cards import Use
+from homelab.init.draft import Draft
 from homelab.settings import parse
 from tests.conftest import PROJECT
 from tests.rows import rows
@@ -35,8 +37,12 @@ CLUSTER = {"node": "pve", "places": "pve/qemu-server/103.conf\nother/lxc/100.con
 ACCESS = {"address": "192.168.0.202", "ssh": {"hostKey": hosts.KEY, "privateKeyFile": "~/.ssh/id_ed25519"}}
 
 
-def parse_use(text: str, facts: HostFacts, card: int = 0, **own: Any) -> Use:
-    return init_cards.parse_use(text, init_cards.cards(facts, {})[card], facts, hosts.settings({}), own)
+def parse_use(text: str, facts: HostFacts, number: int = 0, **own: Any) -> Use:
+    """An answer; `own`: what the settings have of the card already."""
+    card = init_cards.cards(facts, {})[number]
+    host = {**ACCESS, "gpus": {card.key: {**card.find, **own}}} if own else {}
+    before = yaml.safe_dump({"config": {"homelab:hosts": {"pve": host}}}) if own else ""
+    return init_draft.parse_use(text, card, Draft("pve", {} if own else ACCESS, facts, before))
 
 
 def host(*more: dict[str, Any], **changes: Any) -> HostFacts:
@@ -110,9 +116,10 @@ def test_what_a_person_has_to_accept_is_asked_and_nothing_else_opens_a_gate() ->
     assert parse_use("103", host(), 1, allowConsole=True).more == {}  # the settings, or --set, have opened it
     for own in "lxc", "shared":  # what it was for until now
         assert parse_use("103", host(), 1, use=own).more == {"allowConsole": True}
-    assert parse_use("901", host(), 1, reset="flr").use == "lxc"
-    with pytest.raises(Mistake, match="it is not one of NVIDIA's"):
-        parse_use("103,901", host(), 1)
+    not_taken = [("901", {"reset": "flr"}, "expected no reset"), ("103,901", {}, "use: shared is for NVIDIA's")]
+    for text, more, found in not_taken:
+        with pytest.raises(Mistake, match=rf"card can't go to .*: .*{found}(.*\n)+.*correct --set"):
+            parse_use(text, host(), 1, **more)
     configs = [
         *GUESTS["configs"][:1],
         {"kind": "lxc", "id": 901, "lines": "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind\n"},
@@ -120,6 +127,15 @@ def test_what_a_person_has_to_accept_is_asked_and_nothing_else_opens_a_gate() ->
     used = host(guests={**GUESTS, "configs": configs}, nvidia_minors={"0000:01:00.0": 0})
     assert parse_use("103", used).more == {"allowContainers": [901]}
     assert init_cards.users(used, init_cards.cards(used, {})[0]) == ["container 901 (), running"]
+
+
+def test_what_a_later_answer_may_change_keeps_no_card_from_being_judged() -> None:
+    """A guest of `--set` that isn't given yet; another card of the settings, which isn't there any more."""
+    screen = init_cards.cards(host(), {})[1]
+    gone = yaml.safe_dump({"config": {"homelab:hosts": {"pve": {**ACCESS, "gpus": {"old": {"match": "10de:2204"}}}}}})
+    for text, sets in (("", ["vms.later.machine=q35"]), (gone, [])):
+        draft = Draft("pve", {} if text else ACCESS, host(), text, sets)
+        assert init_draft.parse_use("103", screen, draft).more == {"allowConsole": True}
 
 
 # -- choices ----------------------------------------------------------------------------------------------------------
@@ -239,8 +255,8 @@ def test_of_vms_one_has_a_card_at_a_time() -> None:
 
 
 def test_any_setting_can_be_given() -> None:
-    def put(setting: str) -> Any:
-        return yaml.safe_load(init_settings.merged("", "config: {}\n", [setting], "pve"))["config"]
+    def put(*settings: str) -> Any:
+        return yaml.safe_load(init_settings.merged("", "config: {}\n", settings, "pve"))["config"]
 
     assert put("vms.sandbox.machine=q35") == {"homelab:vms": {"sandbox": {"machine": "q35"}}}
     allowed = {"homelab:hosts": {"pve": {"gpus": {"a": {"allowConsole": True}}}}}
@@ -249,7 +265,12 @@ def test_any_setting_can_be_given() -> None:
     # As a refusal names it, without the host.
     assert put("gpus.a.allowConsole=true") == allowed
     assert put("iommu.allowUnsafeInterrupts=true")["homelab:hosts"]["pve"]
-    for wrong in ("vms", "=1", "vms..x=1"):
+    # A value is read by itself, and a key is a text.
+    for value in ("a: b", "- a", "{a: b}", "[1, true]", '"a\\nb"', "|\n a\n b\n", "a # b", "&x a"):
+        assert put(f"vms.a.b={value}") == {"homelab:vms": {"a": {"b": yaml.safe_load(value)}}}
+    for key in ("103", "true", "null", "~", "#a", "a:"):
+        assert put(f"vms.{key}.a=1", f"vms.{key}.b=2") == {"homelab:vms": {key: {"a": 1, "b": 2}}}
+    for wrong in ("vms", "=1", "vms..x=1", "vms.a.b=!x c", "vms.a.b=a: b: c", "vms.a.b={a: 1, a: 2}"):
         with pytest.raises(Mistake, match="--set"):
             put(wrong)
 
@@ -265,12 +286,9 @@ def written(given: dict[int, str], text: str = "", facts: HostFacts | None = Non
         else {}
     )
     cards = init_cards.cards(facts, configured)
-    settings = parse(before).hosts["pve"] if before else hosts.settings({})
-    uses: dict[Card, Use] = {
-        cards[number]: init_cards.parse_use(text, cards[number], facts, settings, {}) for number, text in given.items()
-    }
-    more = init_settings.addition("pve", {} if before else ACCESS, uses, facts, before)
-    made = init_settings.merged(text, more, sets, "pve")
+    draft = Draft("pve", {} if before else ACCESS, facts, text, sets)
+    uses = {cards[number]: init_draft.parse_use(answer, cards[number], draft) for number, answer in given.items()}
+    made = draft.written(uses)
     parse(init_settings.values_in(made))
     return made
 
@@ -316,7 +334,7 @@ def test_a_card_that_ids_bind_by_hand_is_given_to_the_host_with_a_yes(driver: st
     """Also where they had no effect so far: the next start may be the first with it."""
     vfio_conf = "/etc/modprobe.d/vfio.conf"
     ids = "10de:2b85,10de:22e8"
-    facts = host(devices=with_driver(driver), vfio_ids=ids, vfio_files={vfio_conf: ids})
+    facts = host(devices=with_driver(driver), vfio_files={vfio_conf: ids})
     assert config(written({0: "host"}, facts=facts))["homelab:hosts"]["pve"]["takeOver"] is True
     assert "takeOver" not in config(written({0: "103"}, facts=facts))["homelab:hosts"]["pve"]
 
@@ -345,7 +363,8 @@ def test_a_vm_is_judged_with_the_card_before_it_gets_it() -> None:
     facts = with_card_by_hand(103, 104, running=(103,))
     card = init_cards.cards(facts, {})[0]
     for vmid, found in ((103, []), (104, ["VM 103 (Sandbox) runs with it"])):
-        refused = [error.found for error in init_cards.judged(vmid, card, facts).refusals]
+        tree = Draft("pve", ACCESS, facts, "").alone(card, Use("vm", (vmid,)))
+        refused = [error.found for error in tree.refusals]
         assert refused == ["machine: i440fx, the default", *found]
 
 
@@ -457,7 +476,6 @@ def test_the_example_that_nobody_filled_in_counts_for_nothing_and_any_other_file
     assert init_settings.without_example(filled) == filled
 
 
-@pytest.mark.parametrize("text", ["config: [", "config: [a]\n", "config: text\n", "config: 3\n"])
-def test_a_file_that_is_none_of_pulumis_is_refused_with_its_line(text: str) -> None:
+def test_a_file_that_is_no_yaml_is_refused_with_its_line() -> None:
     with pytest.raises(Mistake, match="isn't one of Pulumi's"):
-        init_settings.values_in(text)
+        init_settings.values_in("config: [")

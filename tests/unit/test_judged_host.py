@@ -9,14 +9,13 @@ import pytest
 
 from homelab import earlier
 from homelab.doctor.host import diagnose
-from homelab.facts.host import HostFacts
-from homelab.findings import Turn, cured
+from homelab.doctor.report import Report
+from homelab.findings import Turn
 from homelab.host import plan, stack_folder
-from homelab.host.handover import refused
 from homelab.host.judge import judge_host
 from tests.rows import rows
-from tests.unit.hosts import cmdline, desktop, settings
-from tests.unit.test_doctor import reading
+from tests.unit.hosts import cmdline, desktop, settings, tree
+from tests.unit.test_doctor import diagnose_host, reading
 from tests.unit.test_plan import bound
 
 HOST, WANT = settings(), plan.wanted(desktop(), settings())
@@ -39,7 +38,9 @@ def test_what_the_next_up_mends_is_a_refreshs_drift_and_the_doctors_one_finding(
     judged = judge_host(facts, HOST, had=WANT)
     lines = list(dict.fromkeys(line for lines in judged.drift.values() for line in lines))
     found = [
-        one for one in diagnose(reading(facts=facts), HOST).findings if one.turn is Turn.UP and "host" in one.wanted
+        one
+        for one in diagnose_host(reading(facts=facts), HOST).findings
+        if one.turn is Turn.UP and "host" in one.wanted
     ]
     assert [one.found for one in found] == ["; ".join(lines)] * bool(lines)
     assert bool(lines) is bool(steps) and all(any(step in line for line in lines) for step in steps)
@@ -48,16 +49,17 @@ def test_what_the_next_up_mends_is_a_refreshs_drift_and_the_doctors_one_finding(
 def test_a_lost_note_of_what_a_boot_should_have_is_written_again_after_an_up() -> None:
     facts = bound(boot_lacks=None)
     assert judge_host(facts, HOST, had=WANT).drift["iommu"] == ["the host has no note of what its boot should have"]
-    assert judge_host(facts, HOST).drift["boot"] == [], "there may have been no `up`"
+    assert judge_host(facts, HOST).drift["iommu"] == [], "there may have been no `up`"
 
 
 @rows(
     ("kept", "version", "is_lost"),
-    [({}, "", False), ({}, "1", True), ({OWNER: ""}, "", True), ({OWNER: OURS}, "", False), ({OWNER: OURS}, "1", True)],
+    [({}, "", True), ({}, "1", True), ({OWNER: ""}, "", True), ({OWNER: OURS}, "", False), ({OWNER: OURS}, "1", True)],
 )
 def test_the_agent_that_commands_run_is_missed_once(kept: dict[str, str], version: str, is_lost: bool) -> None:
     judged = judge_host(bound(agents=kept), HOST, stack="p/s", agent=version)
     assert any("agent is missing" in one.found for one in judged.findings) is is_lost is bool(judged.drift["agent"])
+    assert judge_host(bound(agents=kept), HOST).drift["agent"] == [], "whose it would be isn't known"
 
 
 NO_GROUPS = {"tables": ["IVRS"], "groups": 0, "kernel_log": "AMD-Vi: Interrupt remapping enabled"}
@@ -79,7 +81,7 @@ def test_what_no_up_mends_is_told_by_refresh_preview_and_doctor_and_is_no_drift(
     assert not any(judged.drift.values()) and judged.refusals == []
     (line,) = [line for line in judged.met if wanted in line]
     assert step in line
-    (finding,) = [one for one in diagnose(reading(facts=facts), HOST).findings if wanted in one.wanted]
+    (finding,) = [one for one in diagnose_host(reading(facts=facts), HOST).findings if wanted in one.wanted]
     assert finding.turn is Turn.PERSON
 
 
@@ -92,21 +94,55 @@ def test_a_refresh_after_a_card_has_left_the_settings_goes_on() -> None:
     assert judge_host(bound(), settings({}), had=WANT).met == []
 
 
-def test_where_the_preview_refuses_no_finding_says_up() -> None:
-    refusals = judge_host(bound(loader=""), HOST).refusals
-    assert refusals
-    findings = judge_host(bound(pending=["initramfs"]), HOST).findings
-    assert [one.next for one in cured(findings, refusals)] == [refusals[0].next]
-    report = diagnose(reading(facts=bound(pending=["initramfs"])), HOST, refusals=refusals)
-    assert not any(step.startswith("`pulumi up") for step in report.next)
+MAPPING = "node=pve,path=0000:01:00,id=10de:2b85,subsystem-id=1043:88e2,iommugroup=16"
+UNMAPPED = {"running": [], "configs": [], "mappings": "", "reservations": ""}
+MAPPED = UNMAPPED | {"mappings": f"rtx5090\n\tmap {MAPPING}\n"}
 
 
-def test_a_shared_card_in_its_vm_is_nothing_wrong_and_comes_before_what_up_is_to_mend() -> None:
-    def in_a_vm() -> HostFacts:
+@rows(
+    ("changes", "turn"),
+    [
+        ({}, Turn.PERSON),  # there is nothing to refuse
+        ({"pending": ["initramfs"]}, Turn.REFUSED),
+        ({"guests": UNMAPPED}, Turn.REFUSED),  # also for a step of what is on it
+    ],
+)
+def test_what_stands_against_any_change_is_refused_where_there_is_one_and_no_finding_says_up(
+    changes: dict[str, Any], turn: Turn
+) -> None:
+    facts, host = bound(**{"loader": "", "guests": MAPPED} | changes), settings(node="pve")
+    refusals, findings = tree(facts, host).refusals, diagnose_host(reading(facts=facts), host).findings
+    (met,) = [one for one in findings if "boot loader" in one.wanted]
+    assert met.turn is turn and [error.next for error in refusals] == [met.next] * (turn is Turn.REFUSED)
+    assert {one.next for one in findings} == {met.next}
+
+
+def test_a_shared_card_in_its_vm_is_nothing_wrong_but_for_what_hands_it_over() -> None:
+    def in_a_vm(**changes: Any) -> Report:
         facts = bound(pending=["initramfs"])
-        return replace(facts, handover=replace(facts.handover, away="gpus.big is with VM 103"))
+        facts = replace(facts, handover=replace(facts.handover, away="gpus.big is with VM 103", **changes))
+        return diagnose(reading(facts=facts), tree(facts, HOST))
 
-    report = diagnose(reading(facts=in_a_vm()), HOST, refusals=[*refused(in_a_vm())])
-    assert not any(one.turn is Turn.REFUSED for one in report.findings)
-    (step,) = {one.next for one in report.findings if one.turn is Turn.UP}
-    assert step.startswith("shut that VM down")
+    refused = "shut down the VM that has it (gpus.big is with VM 103)"
+    for report, turns, cure in (
+        (in_a_vm(), {Turn.UP}, "`pulumi up --refresh`"),
+        (in_a_vm(lost_hooks=["103"]), {Turn.UP, Turn.REFUSED}, refused),  # it is changed while the card isn't away
+    ):
+        assert {one.turn for one in report.findings} == turns
+        (step,) = report.next
+        assert step.startswith(cure)
+
+
+def test_of_several_stacks_that_set_up_one_host_each_is_told() -> None:
+    for agents, said in (
+        ({OWNER: OURS}, []),
+        ({OWNER: OURS, "p-other-pve-1": ""}, []),  # its agent is gone
+        ({OWNER: OURS, "p-other-pve-1": OURS}, ["another one has set it up as well: p-other-pve-1"]),
+    ):
+        facts = bound(agents=agents)
+        findings = diagnose_host(reading(facts=facts), HOST, stack="p/s").findings
+        told = [one for one in findings if "set up by one stack" in one.wanted]
+        assert [(one.found.partition(" (")[0], one.turn) for one in told] == [(text, Turn.PERSON) for text in said]
+        assert not any(
+            "set up by one stack" in one.wanted for one in diagnose_host(reading(facts=facts), HOST).findings
+        )

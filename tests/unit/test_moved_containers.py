@@ -81,14 +81,14 @@ def test_a_container_is_known_by_its_network_cards(one: dict[str, str], other: d
     ("drift", "found"),
     [
         ({}, (4, 2, False)),
-        ({"_drift": ["x"]}, (5, 2, False)),
+        ({"_drift": ["x"]}, (5, 2, True)),
         ({"_library_drift": ["x"]}, (4, 3, False)),
         ({"_device_drift": ["x"]}, (4, 2, True)),
         ({"leaves": True, "_library_drift": ["x"], "_device_drift": ["x"]}, (4, 2, False)),
         ({"gone": True}, (4, 2, True)),
         ({"away": "its card is away", "_drift": ["x"]}, (4, 2, False)),
         ({"away": "its card is away", "gone": True, "_drift": ["x"]}, (5, 2, True)),
-        ({"node": "pve3", "_drift": ["x"]}, (5, 2, False)),
+        ({"node": "pve3", "_drift": ["x"]}, (5, 2, True)),
     ],
 )
 def test_a_refresh_tells_kinds_of_drift_apart(

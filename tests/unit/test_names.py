@@ -40,7 +40,7 @@ def test_a_card_unknown_to_pci_ids_is_named_by_the_table_or_its_kind() -> None:
 
 def test_what_the_host_calls_a_card_counts_before_the_table() -> None:
     named = "0000:01:00.0 VGA compatible controller [0300]: NVIDIA Corporation GB202 [GeForce RTX 5090 X] [10de:2b85] (rev a1)"
-    facts = desktop(named=named)
+    facts = desktop(lspci=named)
     assert facts.card("0000:01:00") == "RTX 5090 X [10de:2b85] at 0000:01:00"
     want = plan.wanted(facts, settings())
     assert want.gpus["rtx5090"]["name"] == "RTX 5090 X"
@@ -59,6 +59,6 @@ def test_an_output_that_the_host_knew_no_name_for_has_the_tables() -> None:
 def test_plan_and_refusals_call_a_card_the_same() -> None:
     facts = desktop()
     want = plan.wanted(facts, settings())
-    text = plan.describe("pve", facts, settings(), want, plan.PlannedReboot("no", "1", [], ""))
+    text = plan.describe("pve", facts, settings(), want, plan.PlannedReboot("no", "1"))
     assert "rtx5090: RTX 5090 [10de:2b85] at 0000:01:00, for vm:" in text
     assert "RTX 5090, 10de:2b85" in facts.describe(facts.by_address["0000:01:00.0"])

@@ -244,11 +244,8 @@ def test_graphics_in_a_container_take_more_than_libraries_which_is_said() -> Non
 @rows("driver", ["535", "550", "560", "565", "565.77"])
 def test_an_rtx_5090_needs_570_from_settings_alone(driver: str) -> None:
     error = refusal("vm", {"cards": (RTX_5090,)}, driver=driver)
-    assert (
-        "10de:2b85 (Blackwell)" in error.wanted and "branch 570 or later, with the open kernel modules" in error.wanted
-    )
+    assert "10de:2b85 (Blackwell): branch 570 or later" in error.wanted
     assert driver in error.found
-    assert '"565+" is wrong' in error.why
     assert error.next == 'set nvidia.driver: "580"'
 
 
@@ -261,12 +258,12 @@ def test_an_rtx_5090_takes_570_and_later(driver: str) -> None:
 @rows("driver", ["590", "595.58.03", "610"])
 def test_branches_after_580_have_dropped_older_cards(card: str, name: str, driver: str) -> None:
     error = refusal("vm", {"cards": (card,)}, driver=driver)
-    assert f"branch 580 is the last one that knows {name} cards" in error.why
+    assert f"({name}): branch 580 or earlier" in error.wanted
     assert error.next == 'set nvidia.driver: "580"'
 
 
 def test_a_fermi_card_has_no_driver_here() -> None:
-    assert "use a newer card" in refusal("vm", {"cards": ("10de:06c0",)}, driver="470").next
+    assert "use other cards" in refusal("vm", {"cards": ("10de:06c0",)}, driver="470").next
 
 
 def test_older_cards_get_the_proprietary_modules() -> None:
@@ -345,9 +342,8 @@ def test_a_branch_that_is_none_is_refused() -> None:
     assert "Windows" in error.why and "580" in error.wanted
 
 
-def test_a_branch_newer_than_the_data_is_accepted_with_a_note() -> None:
+def test_a_branch_newer_than_the_data_is_accepted() -> None:
     assert planned("vm", UBUNTU, driver="640.10.02").tries[0].flavour == "open"
-    assert "newer than this program's data" in all_notes("vm", UBUNTU, driver="640.10.02")
 
 
 def test_a_branch_whose_life_is_over_is_said() -> None:
@@ -417,9 +413,6 @@ def test_a_driver_that_no_way_leads_to_is_refused_with_what_stands_against_it() 
     assert "580.105.08" in error.wanted and error.next == "set nvidia.driver of the host to one that is offered"
     named = Said(chosen=None, against=("580 (a b): E: Unable to locate package a\nE: Unable to locate package b",))
     assert refusal("lxc", CONTAINER, named).found == "580 (a b): E: Unable to locate package a, b"
-    # Of which its packages may bring modules, whichever version is offered.
-    error = refusal("lxc", CONTAINER | {"host_driver": "595.71.05"}, said)
-    assert error.next.startswith('set nvidia.driver of the host: "595.91.07", whose installer is known here; or read ')
     error = refusal("host", PROXMOX, said, cuda="13.0")
     assert error.wanted == "vms.gaming: branch 580 or branch 595 or branch 620, and what comes beside it"
 
@@ -442,13 +435,8 @@ def test_an_unknown_checksum_does_not_stand_in_the_way_of_packages() -> None:
         ),
         ("cuda-toolkit-12-8=12.8.1-* isn't offered; there is cuda-toolkit-13-1", "leave nvidia.cuda out: no other off"),
         ("cuda-toolkit-12-8 isn't offered", "leave nvidia.cuda out: no other offered release of CUDA fits"),
-        ("libcudnn9-cuda-12 isn't offered", "leave nvidia.cudnn and nvidia.nccl out there"),
-        ("libnccl2=*+cuda12.* isn't offered", "leave nvidia.cudnn and nvidia.nccl out there"),
-        ("nvidia-container-toolkit isn't offered", "check nvidia.mirror.containerToolkit"),
-        (
-            "docker.io isn't offered",
-            "see why apt there has no docker.io, or install it yourself; an engine: leave nvidia.docker out",
-        ),
+        ("libnccl2=*+cuda12.* isn't offered", "see why apt there has no libnccl2 (nvidia.mirror"),
+        ("docker.io isn't offered", "see why apt there has no docker.io (nvidia.mirror"),
     ],
 )
 def test_cuda_its_libraries_the_toolkit_or_an_engine_is_not_offered(absent: str, step: str) -> None:
@@ -533,17 +521,11 @@ def test_secure_boot_is_said_before_anything_is_installed(target: Target) -> Non
     assert refused(request(target, {"secure_boot": True, "mok_enrolled": True, "cards": (RTX_3090,)})) == []
 
 
-@pytest.mark.parametrize(
-    ("distribution", "key"),
-    [
-        ({"distribution": "debian", "version": "13"}, "/var/lib/dkms/mok.pub"),
-        # dkms has that of Ubuntu's own program there (dkms.in, prepare_mok).
-        ({"distribution": "ubuntu", "version": "24.04"}, "/var/lib/shim-signed/mok/MOK.der"),
-    ],
-)
-def test_the_key_to_enrol_is_the_one_that_dkms_signs_with(distribution: dict[str, str], key: str) -> None:
-    error = refusal("vm", {**distribution, "secure_boot": True, "cards": (RTX_3090,)}, driver="580")
-    assert f"mokutil --import {key}`" in error.next
+def test_the_key_to_enrol_is_the_one_that_dkms_signs_with() -> None:
+    error = refusal("vm", {"secure_boot": True, "cards": (RTX_3090,)}, driver="580")
+    assert "mokutil --import /var/lib/dkms/mok.pub`" in error.next
+    # dkms has that of Ubuntu's own program there (dkms.in, prepare_mok).
+    assert "on Ubuntu `mokutil --import /var/lib/shim-signed/mok/MOK.der`" in error.next
 
 
 # -- systems ---------------------------------------------------------------------------------------------------
@@ -553,7 +535,7 @@ def test_the_key_to_enrol_is_the_one_that_dkms_signs_with(distribution: dict[str
 )
 def test_another_system_is_refused(distribution: str, version: str, target: Target) -> None:
     error = refusal(target, {"distribution": distribution, "version": version}, driver="580")
-    assert f"{distribution} {version}" in error.found and "Debian 13" in error.wanted
+    assert f"{distribution.capitalize()} {version}" in error.found and "Debian 13" in error.wanted
 
 
 @rows(("row", "branch"), [(row, branch) for row in load().distributions for branch in (580, 590, 595, 615)])
@@ -625,7 +607,7 @@ def test_the_settings_checksum_comes_before_the_known_one() -> None:
 def test_a_container_can_not_have_another_version_than_its_host(driver: str) -> None:
     settings = Nvidia().model_copy(update={"driver": driver})
     errors = refused(Request("lxc", settings, SystemFacts(**CONTAINER), "ct"))
-    assert [error.wanted for error in errors] == ["ct: the host's driver, 580.105.08"]
+    assert [error.wanted for error in errors] == ["ct: the version of the host's driver"]
 
 
 @pytest.mark.parametrize("driver", ["580", "580.105.08"])
@@ -637,7 +619,7 @@ def test_a_container_on_a_host_without_a_driver() -> None:
     """Which has no node of a card either."""
     assert "graphics cards: none" in refusal("lxc", CONTAINER | {"host_driver": "", "cards": ()}).found
     error = refusal("lxc", CONTAINER | {"host_driver": "", "cards": (RTX_3090,)})
-    assert error.wanted.endswith("the version of the host's driver") and "give the host its driver" in error.next
+    assert error.wanted.endswith("the version of the host's driver") and "give the host that driver" in error.next
 
 
 def test_a_container_whose_host_was_not_read_has_no_way_yet() -> None:
@@ -727,7 +709,6 @@ def test_a_cuda_that_does_not_exist_and_one_newer_than_the_data() -> None:
         "a driver for CUDA 12.7: 560.28.03 or later"
     )
     assert planned("vm", UBUNTU, driver="620", cuda="13.9").beside[0] == "cuda-toolkit-13-9"
-    assert "CUDA 13.9 isn't in this program's data" in all_notes("vm", UBUNTU, driver="620", cuda="13.9")
 
 
 def test_an_update_of_cuda_is_installed_as_that_update() -> None:

@@ -16,6 +16,7 @@ from homelab.nvidia.expected import Expected
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.nvidia.settings import Nvidia
 from homelab.nvidia.verification import judge
+from homelab.shapes import NvidiaOutput
 from remote_scripts.both import nvidia_packages
 from remote_scripts.both.nvidia_verification import Answer
 from remote_scripts.tools.plain import of_plain
@@ -98,6 +99,7 @@ def test_what_works_is_put_out_and_there_is_nothing_to_say() -> None:
         "cdi": None,
         "unchecked": [],
     }
+    assert output.keys() == NvidiaOutput.__annotations__.keys()
 
 
 # -- what the driver is for ------------------------------------------------------------------------------------
@@ -155,14 +157,20 @@ def test_a_specification_of_the_driver_that_runs_is_put_out() -> None:
 
 @pytest.mark.parametrize(
     ("text", "what", "how"),
-    [("/etc/cdi/nvidia.yaml 580.95.05", "580.95.05", "`pulumi up --refresh`: it makes the specification again"),
-     ("/etc/cdi/nvidia.yaml 580.105.08 580.95.05", "580.105.08 and 580.95.05", "`pulumi up --refresh`: it makes"),
+    [("/etc/cdi/nvidia.yaml 580.95.05", "580.95.05", "`pulumi up --refresh`"),
+     ("/etc/cdi/nvidia.yaml 580.105.08 580.95.05", "580.105.08 and 580.95.05", "`pulumi up --refresh`"),
      ("/run/cdi/nvidia.yaml 580.95.05\n/etc/cdi/nvidia.yaml 580.105.08", "/run/cdi", "nvidia-cdi-refresh")],
     ids=["of another driver", "of two drivers", "the toolkit's own, which comes first"],
 )  # fmt: skip
 def test_a_specification_of_another_driver_is_an_error(text: str, what: str, how: str) -> None:
     (error,) = errors(cdi=text)
     assert "580.105.08" in error.wanted and what in error.found and how in error.next
+
+
+@pytest.mark.parametrize("name", [name for name in TEXTS if name.startswith("specification-")])
+def test_of_a_specification_one_error_is_enough(name: str) -> None:
+    (error,) = errors(cdi="/etc/cdi/nvidia.yaml 580.95.05", container=done(TEXTS[name][0], 1))
+    assert error.symptom == name
 
 
 @pytest.mark.parametrize("text", [None, "", "/etc/cdi/management.yaml "], ids=["unused", "none", "without libraries"])
@@ -183,7 +191,7 @@ def test_cudnn_and_nccl_are_put_out_with_their_versions() -> None:
 
 @pytest.mark.parametrize(
     ("text", "why"),
-    [(f"libcudnn.so.9: {MISSING}\n{NCCL}", "removed since"), (CUDNN.replace("12.9", "13.0") + NCCL, "another major release"), (NCCL, "could not use it")],
+    [(f"libcudnn.so.9: {MISSING}\n{NCCL}", "isn't there"), (CUDNN.replace("12.9", "13.0") + NCCL, "another major release"), (NCCL, "isn't there")],
     ids=["missing", "of another CUDA", "nothing said"],
 )  # fmt: skip
 def test_a_cudnn_that_does_not_serve_is_an_error(text: str, why: str) -> None:
@@ -347,7 +355,7 @@ def test_a_missing_nvidia_smi_is_told() -> None:
         nvidia_smi=done("timeout: failed to run command 'nvidia-smi'", 127), program=None, container=None, uvm=None
     )
     assert error.wanted.startswith("vms.gaming: nvidia-smi") and "failed to run command" in error.found
-    assert "`pulumi up --refresh`, which installs what is missing" in error.next
+    assert "`pulumi up --refresh`" in error.next
 
 
 def test_the_kernel_log_of_a_card_that_works_is_nobodys_business() -> None:
@@ -362,7 +370,7 @@ def test_the_kernel_log_of_a_card_that_works_is_nobodys_business() -> None:
         ("program", TEXTS["driver-too-old-for-cuda"][0], "older than the CUDA toolkit"),
         ("program", "CUDA error 999: unknown error", "nvidia-uvm isn't loaded"),
         ("program", TEXTS["compiler-missing"][0], "g++"),
-        ("program", "card 0: 1 + 1 gave 3 at 0", "other CUDA programs would fail as well"),
+        ("program", "card 0: 1 + 1 gave 3 at 0", "other programs would fail as well"),
         ("container", TEXTS["runtime-not-configured"][0], "nvidia-ctk runtime configure"),
         ("container", TEXTS["cgroup-rules"][0], "cgroup rules"),
         ("container", TEXTS["specification-outdated"][0], "580.95.05"),
@@ -400,7 +408,8 @@ def test_a_program_that_ends_well_and_says_nothing_hasnt_passed() -> None:
 )
 def test_why_an_ordinary_user_cant_use_cuda(target: Any, reason: str, words: str) -> None:
     text = f"/dev/nvidiactl: opened\n/dev/nvidia-uvm: {reason}\n/dev/nvidia0: {reason}\n"
-    (error,) = errors(replace(WANTED, target=target), uvm=done(text, 1))
+    missing = done("CUDA error 999: unknown error", 1)
+    (error,) = errors(replace(WANTED, target=target), uvm=done(text, 1), program=missing)
     assert words in error.why + error.next
     assert error.found == f"/dev/nvidia-uvm: {reason}; /dev/nvidia0: {reason}"
 

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 
 from homelab.container import makers, other_makers
-from homelab.container import plan as container_plan
 from homelab.errors import HomelabError
 from homelab.facts.host import HostFacts
 from homelab.host import plan
 from homelab.settings import Container
 from homelab.show.cards import of_outputs
 from tests.rows import rows
-from tests.unit.hosts import cmdline, desktop, device, settings
+from tests.unit.hosts import cmdline, desktop, device, settings, told
 from tests.unit.test_containers import DRIVER
 
 AMD, INTEL = "0000:0b:00.0", "0000:00:02.0"
@@ -84,10 +83,8 @@ NO_DRIVER = [*[one for one in asdict(desktop())["devices"] if one["address"] != 
 @rows(
     ("changes", "found", "next_"),
     [
-        ({"drm": OFF, "cmdline": cmdline("quiet nomodeset")}, "nomodeset", "take nomodeset out of"),
-        ({"drm": OFF, "cmdline": cmdline("modprobe.blacklist=nouveau,amdgpu")}, "modprobe.blacklist=nouveau,amdgpu", "take modprobe"),
-        ({"drm": {**OFF, AMD: {"card": "card1"}}}, "is on amdgpu, which serves no node for computing", "or name another card"),
-        ({"drm": OFF, "devices": NO_DRIVER}, "no driver has 0000:0b:00.0", "pve-firmware"),
+        ({"drm": {**OFF, AMD: {"card": "card1"}}}, "is on amdgpu; its nodes: /dev/dri/card1", "another card"),
+        ({"drm": OFF, "devices": NO_DRIVER}, "0000:0b:00.0 is on no driver; its nodes: none", "keeps its driver off"),
         (
             {"guests": {**GUESTS, "configs": [*GUESTS["configs"], {"kind": "vm", "id": 103, "lines": "name: g\nhostpci0: 0b:00"}]}},
             "given to VM 103 (g)",
@@ -102,36 +99,14 @@ def test_what_stands_against_it_is_said_with_what_to_do(changes: dict[str, Any],
     assert found in caught.value.found and next_ in caught.value.next
 
 
-@rows(
-    ("words", "blamed"),
-    [
-        ("nomodeset", True),
-        ("amdgpu.modeset=0", True),
-        ("module_blacklist=amdgpu", True),
-        ("i915.modeset=0", False),
-        ("modprobe.blacklist=i915,xe", False),
-        ("modprobe.blacklist=radeon", False),
-    ],
-)
-def test_another_cards_driver_is_not_blamed(words: str, blamed: bool) -> None:
-    with pytest.raises(HomelabError) as caught:
-        got(host(drm=OFF, cmdline=cmdline(words)), container("radeon"))
-    assert (words in caught.value.found) == blamed
-
-
-def test_a_card_without_a_driver_is_looked_up_by_its_vendors_drivers() -> None:
-    with pytest.raises(HomelabError, match="modprobe.blacklist=radeon"):
-        got(host(drm=OFF, devices=NO_DRIVER, cmdline=cmdline("modprobe.blacklist=radeon")), container("radeon"))
-
-
 def test_a_virtual_function_is_free_where_a_vm_has_another_one() -> None:
     function = device("0000:00:02.1", "8086:a780", "030000", 4, driver="i915", physfn=INTEL)
     other = device("0000:00:02.2", "8086:a780", "030000", 5, driver="i915", physfn=INTEL)
     vm = {"kind": "vm", "id": 103, "lines": "name: g\nhostpci0: 00:02.2"}
     drm = {**DRM, "0000:00:02.1": {"render": "renderD130"}}
     facts = host(more=[IGPU, function, other], drm=drm, guests={**GUESTS, "configs": [vm]})
-    assert other_makers.unserved("x", facts, facts.by_address["0000:00:02.1"]) is None
-    refused = other_makers.unserved("x", facts, facts.by_address["0000:00:02.2"])
+    assert other_makers.unserved("x", facts, "0000:00:02.1") is None
+    refused = other_makers.unserved("x", facts, "0000:00:02.2")
     assert refused is not None and "VM 103" in refused.found
 
 
@@ -150,7 +125,7 @@ def test_a_card_that_the_next_boot_returns_is_refused_only_afterwards() -> None:
 
 def planned(facts: HostFacts, *gpus: str, **changes: Any) -> tuple[str, list[HomelabError]]:
     wanted = {"media": container(*gpus, **changes)}
-    return container_plan.describe(facts, settings(GPUS), plan.wanted(facts, settings(GPUS)), wanted, {})
+    return told(facts, settings(GPUS), {}, wanted)
 
 
 def test_a_container_on_another_node_is_refused_with_its_place() -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 
 from homelab.cards import values as card_values
-from homelab.errors import HomelabError
+from homelab.errors import HomelabError, raise_all
 from homelab.facts.host import HostFacts
-from homelab.host import plan
+from homelab.host import gates, plan
+from remote_scripts.both.reboot import Reason
+from remote_scripts.pve.guest_kinds import Running
 from tests.rows import rows
 from tests.unit.hosts import cmdline, desktop, device, gpu, settings
 
@@ -78,12 +80,13 @@ def test_nothing_is_bound_for_cards_that_stay_with_the_host() -> None:
     assert (want.vfio_words, want.functions) == ("", {})
 
 
-def by_hand(running: str = "", vfio_ids: str = "", driver: str = "vfio-pci", **changes: Any) -> HostFacts:
+def by_hand(running: str = "", ids: str = "", driver: str = "vfio-pci", **changes: Any) -> HostFacts:
     devices = [
         device("0000:01:00.0", "10de:2b85", "030000", 16, driver=driver),
         device("0000:01:00.1", "10de:22e8", "040300", 16, driver=driver),
     ]
-    return desktop(devices=devices, vfio_ids=vfio_ids, cmdline=cmdline(running, others=running), **changes)
+    files = {"/etc/modprobe.d/vfio.conf": ids} if ids else {}
+    return desktop(devices=devices, vfio_files=files, cmdline=cmdline(running, others=running), **changes)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +94,7 @@ def by_hand(running: str = "", vfio_ids: str = "", driver: str = "vfio-pci", **c
     [
         by_hand(running="vfio-pci.ids=10de:2b85,10de:22e8"),
         by_hand(running="quiet vfio_pci.ids=10DE:2B85,10de:22e8"),
-        by_hand(vfio_ids="10de:2b85,10de:22e8"),
+        by_hand(ids="10de:2b85,10de:22e8"),
     ],
 )
 def test_a_binding_made_by_hand_is_recognised_and_taken_over_only_when_asked(facts: HostFacts) -> None:
@@ -101,8 +104,8 @@ def test_a_binding_made_by_hand_is_recognised_and_taken_over_only_when_asked(fac
 
 
 def test_a_binding_by_hand_that_was_taken_back_makes_the_plan_stale() -> None:
-    want = plan.wanted(by_hand(vfio_ids="10de:2b85,10de:22e8"), settings())
-    assert not plan.stale(by_hand(vfio_ids="10de:2b85,10de:22e8"), want)
+    want = plan.wanted(by_hand(ids="10de:2b85,10de:22e8"), settings())
+    assert not plan.stale(by_hand(ids="10de:2b85,10de:22e8"), want)
     assert plan.stale(by_hand(driver="nouveau"), want)
     assert plan.stale(desktop(devices=[]), want)
     assert plan.stale(desktop(devices=[]), plan.wanted(desktop(), settings()))
@@ -110,11 +113,11 @@ def test_a_binding_by_hand_that_was_taken_back_makes_the_plan_stale() -> None:
 
 
 def test_of_a_half_made_binding_only_the_rest_is_bound() -> None:
-    want = plan.wanted(by_hand(vfio_ids="10de:2b85"), settings())
+    want = plan.wanted(by_hand(ids="10de:2b85"), settings())
     assert want.vfio_words.startswith("homelab.vfio=0000:01:00.1=10de:22e8 ")
 
 
-@pytest.mark.parametrize("facts", [by_hand(vfio_ids="10de:2b85,10de:22e8", driver="nouveau"), by_hand()])
+@pytest.mark.parametrize("facts", [by_hand(ids="10de:2b85,10de:22e8", driver="nouveau"), by_hand()])
 def test_ids_without_effect_and_a_driver_without_ids_are_no_binding(facts: HostFacts) -> None:
     assert plan.wanted(facts, settings()).by_hand == []
 
@@ -127,7 +130,7 @@ def test_our_own_binding_is_not_taken_for_one_made_by_hand() -> None:
 def test_a_closed_gate_raises_every_reason() -> None:
     facts = desktop(loader="", iommu={"tables": [], "groups": 0, "kernel_log": ""})
     with pytest.raises(HomelabError, match=r"(?s)boot loader.*firmware"):
-        plan.wanted(facts, settings())
+        raise_all(gates.check(facts, settings())[1])
 
 
 def test_a_host_as_wanted_has_no_drift() -> None:
@@ -246,7 +249,7 @@ def test_the_verification_says_which_check_failed(changes: dict[str, Any], wante
 
 
 def reboot(decision: Any = "no", reasons: tuple[str, ...] = ()) -> plan.PlannedReboot:
-    return plan.PlannedReboot(decision, "1", list(reasons), "VM 103 (Sandbox)")
+    return plan.PlannedReboot(decision, "1", tuple(map(Reason, reasons)), (Running("qm", 103, "Sandbox"),))
 
 
 def test_the_plan_tells_people_what_would_happen() -> None:
@@ -293,8 +296,9 @@ def test_the_plan_says_that_a_card_goes_back_to_its_driver() -> None:
 
 def test_the_plan_says_that_a_card_goes_from_nouveau_to_the_driver_that_its_reboot_is_for() -> None:
     host = settings({"gpu": {"match": "10de:2b85", "use": "lxc"}}, nvidia={"driver": "580"})
-    why = ("0000:01:00.0 is on nouveau, not on NVIDIA's driver",)
-    text = plan.describe("pve", desktop(), host, plan.wanted(desktop(), host), reboot("yes", why))
+    why = Reason("0000:01:00.0 is on nouveau", function="0000:01:00.0", driver="NVIDIA's driver")
+    needed = replace(reboot("yes"), reasons=(why,))
+    text = plan.describe("pve", desktop(), host, plan.wanted(desktop(), host), needed)
     assert "0000:01:00.0 [10de:2b85] nouveau -> NVIDIA's driver\n" in text
     assert "goes to NVIDIA's driver" in text
 
@@ -311,9 +315,9 @@ def test_the_plan_of_a_finished_host_has_nothing_in_it() -> None:
         (reboot(), "not needed"),
         (reboot("yes", ("a", "b")), "one, because a, and b; it stops VM 103 (Sandbox), and starts it again"),
         (reboot("manual", ("a",)), "by you (reboot: manual), because a; it stops VM 103 (Sandbox)"),
-        (plan.PlannedReboot("yes", "1", ["a"], ""), "one, because a; it stops no running guest"),
+        (plan.PlannedReboot("yes", "1", (Reason("a"),)), "one, because a; it stops no running guest"),
         (
-            plan.PlannedReboot("yes", "1", ["a"], "", kernel="6.17.2-1-pve (6.14.11-4-pve runs now)"),
+            plan.PlannedReboot("yes", "1", (Reason("a"),), kernel="6.17.2-1-pve (6.14.11-4-pve runs now)"),
             "one, because a; it stops no running guest; it starts kernel 6.17.2-1-pve (6.14.11-4-pve runs now)",
         ),
     ],
@@ -331,7 +335,7 @@ def test_the_plan_shows_how_a_file_differs_and_of_a_long_one_the_beginning() -> 
         plan.PlannedFile("made", "/boot/grub/grub.cfg"),
     ]
     want = plan.wanted(desktop(), settings())
-    text = plan.describe("pve", desktop(), settings(), want, plan.PlannedReboot("no", "1", [], ""), files)
+    text = plan.describe("pve", desktop(), settings(), want, plan.PlannedReboot("no", "1"), files)
     assert (
         "  changes /etc/a\n      @@ -1 +1 @@\n      -quiet\n      +quiet amd_iommu=on\n  writes /etc/b\n      +0\n"
         in text

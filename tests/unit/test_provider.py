@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
 import dataclasses
+import inspect
 import re
+import sys
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -31,9 +34,8 @@ from homelab.provider.serve import Homelab, with_its_state
 from homelab.remote.host_session import HostSession
 from homelab.resources import command
 from homelab.resources.base import Resource, declared
-from homelab.resources.work.base import Work, raised, stopped_by_reboot
+from homelab.resources.work.base import Work, raised, read_as, stopped_by_reboot
 from homelab.resources.work.plain import UNKNOWN, plain, valued
-from homelab.resources.work.typed import read_as
 from homelab.settings import Container, Gpu, Host
 from homelab.shapes import BootSeen, CardPlan
 from homelab.vm.resource import VmCards
@@ -221,22 +223,31 @@ def test_outputs_of_a_resource_are_what_its_work_puts_out(resource: type[Resourc
     assert resource.replaced_by | resource.ignored <= inputs
     # Null in the state is what a preview after a refresh doesn't know.
     assert not [field.name for field in dataclasses.fields(resource.Outputs) if "None" in str(field.type)]
-    for name in seen:
-        assert resource.__annotations__[name].startswith("pulumi.Output["), name
+    types = {
+        field.name: field.type for kind in (resource.Inputs, resource.Outputs) for field in dataclasses.fields(kind)
+    }
+    assert {name: resource.__annotations__[name] for name in seen} == {
+        name: f"pulumi.Output[{types[name]}]" for name in seen
+    }
+    # One with a default, for the states of earlier versions, would be forgotten in silence.
+    for call in ast.walk(ast.parse(inspect.getsource(sys.modules[work_of(resource).__module__]))):
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == f"{resource.__name__}.Outputs":
+            given = {one.arg for one in call.keywords}
+            assert not given or None in given or given | {"drift"} == outputs | {"drift"}, f"line {call.lineno}"
 
 
 def test_an_input_that_is_forgotten_is_named_before_anything_runs() -> None:
     with pytest.raises(
         TypeError, match=r"HostProbe pve-probe: inputs that are missing or not known: \['setings', 'settings'\]"
     ):
-        HostProbe("pve-probe", {"host": "pve", "setings": ""})
+        HostProbe("pve-probe", host="pve", setings="")
 
 
 def test_every_layer_that_a_component_names_can_drift() -> None:
     texts = [
         path.read_text(encoding="utf-8") for path in (PROJECT / "__main__.py", *(PROJECT / "components").glob("*.py"))
     ]
-    named = {name for text in texts for name in re.findall(r'generation_of\("(\w+)"\)', text)}
+    named = {name for text in texts for name in re.findall(r'(?:generation_of\(|drifted=)"(\w+)"', text)}
     layers = plan.drift(desktop(), plan.wanted(desktop(), settings())).keys()
     assert {*shapes.BOOT_LAYERS, *named} == {*layers, "agent"}  # which isn't planned
 

@@ -99,7 +99,7 @@ def test_a_card_that_doesnt_answer_is_refused_before_anything_is_changed() -> No
 def test_the_plan_says_how_each_function_is_reset() -> None:
     states = {"0000:01:00.0": {"reset_method": "flr bus"}, "0000:01:00.1": {"reset_method": ""}}
     facts = desktop(card_states=states)
-    reboot = plan.PlannedReboot("no", "1", [], "")
+    reboot = plan.PlannedReboot("no", "1")
     text = plan.describe("pve", facts, settings(), plan.wanted(facts, settings()), reboot)
     assert "    reset: 0000:01:00.0 by flr, bus; 0000:01:00.1 by none\n" in text
     assert "reset:" not in plan.describe("pve", desktop(), settings(), plan.wanted(desktop(), settings()), reboot)

@@ -167,7 +167,7 @@ def test_a_plain_secret_in_a_pull_request_is_still_named(tmp_path: Path) -> None
 
 
 def test_a_key_that_yaml_takes_for_a_number_or_a_truth_value_is_a_text_as_for_pulumi() -> None:
-    assert secret_settings.readable(stack_file.parsed("{580.105: a, on: b, true: c, 7: {01:00.0: off}}")) == {
+    assert stack_file.readable(stack_file.parsed("{580.105: a, on: b, true: c, 7: {01:00.0: off}}")) == {
         "580.105": "a",
         "on": "b",
         "true": "c",

@@ -119,7 +119,7 @@ def test_every_mistake_is_named_at_once() -> None:
 
 
 def test_no_hosts_at_all_is_a_mistake() -> None:
-    assert "expected at least one host" in refused({})
+    assert "homelab:hosts: Dictionary should have at least 1 item" in refused({})
     with pytest.raises(HomelabError, match="homelab:hosts: missing"):
         parse({})
 
@@ -171,7 +171,7 @@ def test_a_host_key_file_that_is_no_key_is_refused(tmp_path: Path, text: str) ->
 def test_a_host_key_that_is_not_whole_is_a_sentence_where_the_host_is_logged_into(key: str) -> None:
     host = loaded(hosts(ssh={"hostKey": key, "agent": True})).hosts["pve"]
     with pytest.raises(HomelabError, match="pinned in ssh.hostKey(.|\n)*take the whole line"):
-        loop.run(logins.log_in(host, 1))
+        loop.run(logins.reach(host))
 
 
 def test_a_host_key_that_is_no_point_of_its_curve_is_refused() -> None:
@@ -180,7 +180,7 @@ def test_a_host_key_that_is_no_point_of_its_curve_is_refused() -> None:
     key = f"ecdsa-sha2-nistp256 {base64.b64encode(blob).decode()}"
     host = loaded(hosts(ssh={"hostKey": key, "agent": True})).hosts["pve"]
     with pytest.raises(HomelabError, match="pinned in ssh.hostKey"):
-        loop.run(logins.log_in(host, 1))
+        loop.run(logins.reach(host))
 
 
 def test_a_host_that_left_the_configuration_is_named() -> None:

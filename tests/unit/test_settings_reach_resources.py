@@ -61,7 +61,7 @@ ANSWER = {
     "digest": "",
     "revision": 0,
     "reboot": "no",
-    "guests": "",
+    "guests": [],
     "reasons": [],
 }
 INSTALLED = {

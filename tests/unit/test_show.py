@@ -13,13 +13,14 @@ from homelab.cli import show as command
 from homelab.facts.host import HostFacts
 from homelab.findings import Turn
 from homelab.host.judge import judge_host
+from homelab.judged.tree import Settings
 from homelab.reading import systems
 from homelab.remote import ssh
 from homelab.settings import Container, Vm, parse
 from homelab.show import reading, result, terminal, tree
 from homelab.show.cards import ShownCard, ShownGuest, of_outputs
 from remote_scripts.notes.container_note import Cards
-from tests.unit.hosts import container_note, desktop, device, settings, vm_note
+from tests.unit.hosts import NODES, container_note, desktop, device, device_nodes, settings, vm_note
 from tests.unit.test_options import NEW, split
 
 VM: dict[str, Any] = {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}
@@ -29,7 +30,11 @@ SHARED = {"kind": "lxc", "id": 950, "lines": "hostname: old\ndev0: /dev/nvidia0,
 OFF = {"kind": "vm", "id": 103, "lines": "name: sandbox\nmachine: q35"}
 WITHOUT_CARD = {"kind": "lxc", "id": 901, "lines": "hostname: p"}
 GUESTS = {"running": [], "configs": [OFF, WITHOUT_CARD], "mappings": "", "reservations": ""}
-DRIVER = {"nvidia_minors": {"0000:01:00.0": 0}, "nvidia": {"version": "580.95.05", "trouble": ["", ""]}}
+DRIVER: dict[str, Any] = {
+    "nvidia_minors": {"0000:01:00.0": 0},
+    "nvidia": {"version": "580.95.05", "trouble": ["", ""]},
+    "nodes": device_nodes({name: NODES[name] for name in ("nvidia0", "nvidiactl", "nvidia-uvm")}),
+}
 GIVEN = Cards(minors=(0,), functions=("0000:01:00.0",))
 
 
@@ -41,13 +46,13 @@ def show(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tree.TreeNode]:
         facts: HostFacts, vms: Any = None, containers: Any = None, gpus: Any = None, **host: Any
     ) -> tree.TreeNode:
         found = parse({"hosts": {"pve": settings(gpus, **host)}, "vms": vms or {}, "containers": containers or {}})
-        reboot = {"reboot": "no", "boot_id": "1", "reasons": [], "guests": ""}
+        reboot = {"reboot": "no", "boot_id": "1"}
         session = SimpleNamespace(read=lambda **_: facts, plan=lambda of: [{"files": []}] * len(of[1:]) + [reboot])
         session.ask = lambda *_: {"mistakes": {}}
         monkeypatch.setattr(ssh, "Session", lambda *_: session)
         monkeypatch.setattr("homelab.remote.proxmox.probe.check", lambda *_: [])
         monkeypatch.setattr(systems, "read", lambda _, facts, *__: facts)
-        return command.of_host("pve", found.hosts["pve"], found, "p/s")
+        return command.of_host(Settings("pve", found.hosts["pve"], found.vms, found.containers, "p/s"))
 
     return shown
 
@@ -57,15 +62,24 @@ def lines(node: tree.TreeNode) -> list[str]:
 
 
 def signs(node: tree.TreeNode) -> list[str]:
-    """What changes of guests and options."""
-    return [one.line for one in node.walk() if one.mark != "stays" and one.kind != "card"]
+    """The guests that something is done with."""
+    return [one.line for one in node.walk() if one.mark != "stays" and one.kind == "guest"]
+
+
+def of_card(node: tree.TreeNode) -> list[str]:
+    """All below the host's card."""
+    (card,) = [one for one in node.walk() if one.kind == "card"]
+    return lines(card)
 
 
 def test_host_group_card_and_guest_with_what_changes(show: Any) -> None:
-    assert lines(show(desktop(guests=GUESTS), {"sandbox": VM}))[1:] == [
-        "group: IOMMU group 16",
+    shown = lines(show(desktop(guests=GUESTS), {"sandbox": VM}))
+    assert shown[1] == "setting: ~ amd_iommu=on iommu=pt is not on the configured kernel command line"
+    assert shown[shown.index("group: IOMMU group 16") + 1 :] == [
         "card: ~ RTX 5090 [10de:2b85] at 0000:01:00, nouveau → vfio-pci",
+        "setting: ~ the PCI mapping rtx5090: not there -> id=10de:2b85,iommugroup=16,node=pve,path=0000:01:00,subsystem-id=1043:88e2",
         "guest: + VM 103 (sandbox)",
+        "setting: ~ hostpci0: not there -> mapping=rtx5090,pcie=1",
     ]
 
 
@@ -78,7 +92,7 @@ def test_a_guest_that_is_owed_a_start_is_named_by_show_and_doctor(show: Any, is_
     """One that the host starts by itself is no fault; one that it can't start is its owner's turn."""
     said = "VM 103 (Sandbox) was switched off by homelab, and isn't started yet: it is locked, backup"
     facts = desktop(guests=GUESTS, owed=[{"said": said, "is_lost": is_lost}])
-    assert f"other: {said}" in lines(show(facts, {"sandbox": VM}))
+    assert any(said in line for line in lines(show(facts, {"sandbox": VM})) if line.startswith("other: "))
     judged = judge_host(facts, parse({"hosts": {"pve": settings()}}).hosts["pve"])
     found = [(one.found, one.turn) for one in judged.findings if one.found == said]
     assert found == [(said, Turn.PERSON)] * is_lost and (said in judged.remarks) is not is_lost
@@ -94,7 +108,9 @@ def test_a_card_that_nobody_has() -> None:
 
 # -- the preview's steps, and nothing else ----------------------------------------------------------------------------
 VFIO = [{**asdict(one), **({"driver": "vfio-pci"} if one.slot == "0000:01:00" else {})} for one in desktop().devices]
-HAS_CARD = [{"kind": "lxc", "id": 901, "lines": "hostname: p\ndev0: /dev/nvidia0,mode=0666"}, OFF]
+LINES = "dev0: /dev/nvidia0,mode=0666\ndev1: /dev/nvidiactl,mode=0666\ndev2: /dev/nvidia-uvm,mode=0666"
+NODE_LINES = [line.partition(": ")[2] for line in LINES.splitlines()]
+HAS_CARD = [{"kind": "lxc", "id": 901, "lines": f"hostname: p\n{LINES}"}, OFF]
 MAPPED = "rtx5090\n\tmap id=10de:2b85,iommugroup=16,node=pve,path=0000:01:00\n"
 
 
@@ -104,7 +120,7 @@ MAPPED = "rtx5090\n\tmap id=10de:2b85,iommugroup=16,node=pve,path=0000:01:00\n"
         # A container that has all by its owner's lines stays, and so does one that has what it was given.
         ({"guests": {**GUESTS, "configs": HAS_CARD}, **DRIVER}, {"containers": {"p": PHOENIX}, "gpus": LXC}, []),
         (
-            {"guests": {**GUESTS, "configs": HAS_CARD}, "ledger": container_note(901, GIVEN, "/dev/nvidia0,mode=0666")},
+            {"guests": {**GUESTS, "configs": HAS_CARD}, **DRIVER, "ledger": container_note(901, GIVEN, *NODE_LINES)},
             {"containers": {"p": PHOENIX}, "gpus": LXC, "nvidia": {"driver": "580"}},
             [],
         ),
@@ -141,7 +157,8 @@ def test_a_container_keeps_its_card_when_another_one_gets_it(show: Any) -> None:
     facts = desktop(guests={**GUESTS, "configs": [OFF, WITHOUT_CARD, SHARED]}, **DRIVER)
     for wanted in (PHOENIX, {"host": "pve", "ctid": 901, "gpuAssignment": "0"}):
         shown = show(facts, containers={"phoenix": wanted}, gpus=LXC)
-        assert lines(shown)[3:] == ["guest: + container 901 (phoenix)", "guest: container 950 (old)"]
+        guests = [one.line for one in shown.walk() if one.kind == "guest"]
+        assert guests == ["+ container 901 (p)", "container 950 (old)"]
 
 
 @pytest.mark.parametrize("owner", ["p/s/old", "p/other/old"])
@@ -150,9 +167,7 @@ def test_a_container_that_leaves_the_settings_loses_its_card(show: Any, owner: s
     noted = {"ledger": note}
     facts = desktop(guests={**GUESTS, "configs": [OFF, WITHOUT_CARD, SHARED]}, **DRIVER, **noted)
     is_own = owner.startswith("p/s/")
-    assert lines(show(facts, gpus=LXC))[3] == (
-        "guest: - container 950 (old)" if is_own else "guest: container 950 (old)"
-    )
+    assert signs(show(facts, gpus=LXC)) == ["- container 950 (old)"] * is_own
     seen = {"host": "pve", "ctid": 950, "name": "old", "addresses": ["0000:01:00.0"], "cards": {}}
     outputs = {"hosts": {"pve": {"gpus": {"rtx5090": GPU}}}, "containers": {"old": seen}}
     now, then = of_outputs(outputs, "pve"), reading.wanted_of_outputs(outputs, "pve", settings(LXC), {}, {})
@@ -170,7 +185,8 @@ def test_a_card_moves_from_one_vm_of_the_stack_to_another_or_from_one_that_left(
     configs = [OFF, WITHOUT_CARD, {"kind": "vm", "id": 104, "lines": given}]
     facts = desktop(guests={**GUESTS, "configs": configs}, devices=VFIO, ledger=vm_note(104, given, "hostpci0"))
     for others in ({}, {"first": {"host": "pve", "vmid": 104, "gpus": []}}):
-        assert signs(show(facts, {"sandbox": VM, **others})) == ["+ VM 103 (sandbox)"]
+        # Without its mapping it gives nobody the card; its option goes all the same.
+        assert signs(show(facts, {"sandbox": VM, **others})) == ["+ VM 103 (sandbox)", "~ VM 104 (first)"]
     facts = desktop(
         guests={**GUESTS, "configs": configs, "mappings": MAPPED}, devices=VFIO, ledger=vm_note(104, given, "hostpci0")
     )
@@ -193,7 +209,7 @@ def test_a_card_goes_back_to_the_hosts_driver_with_what_has_it(show: Any) -> Non
     words = {"running": word, "configured": word, "others": "", "generated": word}
     found = desktop(guests=GUESTS, devices=VFIO, cmdline=words)
     shown = show(found, gpus={"rtx5090": {"match": "10de:2b85", "use": "host"}})
-    assert lines(shown)[2:] == [
+    assert lines(shown)[lines(shown).index("group: IOMMU group 16") + 1 :] == [
         "card: ~ RTX 5090 [10de:2b85] at 0000:01:00, vfio-pci → the host's driver",
         "guest: + the host itself",
     ]
@@ -251,32 +267,23 @@ def asleep(allowed: str = "1", control: str = "auto", reset: str = "flr bus", **
     ("gpu", "vm", "before", "expected"),
     [
         ({}, {}, {}, ["reset: flr, bus", "VM 103 (Sandbox)"]),
-        ({"reset": "bus"}, {}, {}, ["~ reset: flr, bus → bus", "VM 103 (Sandbox)"]),
-        ({"reset": "acpi"}, {}, {}, ["reset: flr, bus", "VM 103 (Sandbox)"]),  # what the kernel hasn't, the preview refuses
-        ({"keepAwake": True}, {}, {}, ["reset: flr, bus", "+ sleep: kept awake (no D3cold)", "VM 103 (Sandbox)"]),
         ({"keepAwake": True}, {}, {"card_states": asleep("0", "on")}, ["reset: flr, bus", "sleep: kept awake (no D3cold)", "VM 103 (Sandbox)"]),
-        ({"keepAwake": True}, {}, {"card_states": asleep("0")}, ["reset: flr, bus", "+ sleep: kept awake (no D3cold)", "VM 103 (Sandbox)"]),
-        # What the settings said before: it gets back what it had; what somebody else has set, stays.
-        ({}, {}, {"card_states": asleep("0", "on", "bus", had=OURS)}, ["~ reset: bus → flr, bus", "- sleep: kept awake (no D3cold)", "VM 103 (Sandbox)"]),
-        ({"reset": "bus"}, {}, {"card_states": asleep("0", "on", "bus", had=OURS)}, ["reset: bus", "- sleep: kept awake (no D3cold)", "VM 103 (Sandbox)"]),
-        ({"keepAwake": True}, {}, {"card_states": asleep("0", "on", "bus", had=OURS)}, ["~ reset: bus → flr, bus", "sleep: kept awake (no D3cold)", "VM 103 (Sandbox)"]),
+        ({"keepAwake": True}, {}, {"card_states": asleep("0")}, ["reset: flr, bus", "VM 103 (Sandbox)"]),
         ({}, {}, {"card_states": asleep("0", "on", "bus")}, ["reset: bus", "sleep: kept awake (no D3cold)", "VM 103 (Sandbox)"]),
-        ({}, {"romfile": "card.rom"}, {}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "+ romfile: card.rom"]),
-        ({}, {}, {"hostpci": "hostpci0: mapping=rtx5090,pcie=1,romfile=old.rom"}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "- romfile: old.rom"]),
+        ({}, {"romfile": "card.rom"}, {}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "~ hostpci0: mapping=rtx5090,pcie=1 -> mapping=rtx5090,pcie=1,romfile=card.rom"]),
+        ({}, {}, {"hostpci": "hostpci0: mapping=rtx5090,pcie=1,romfile=old.rom"}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "romfile: old.rom", "~ hostpci0: mapping=rtx5090,pcie=1,romfile=old.rom -> mapping=rtx5090,pcie=1"]),
         ({}, {}, {"hostpci": "hostpci0: mapping=rtx5090,pcie=1,romfile=old.rom", "originals": {}}, ["reset: flr, bus", "VM 103 (Sandbox)", "romfile: old.rom"]),  # refused
         ({}, {"takeOver": True}, {"hostpci": "hostpci0: mapping=rtx5090,romfile=old.rom,x-vga=1", "originals": {}}, ["reset: flr, bus", "VM 103 (Sandbox)", "romfile: old.rom", "x-vga: 1"]),
-        ({}, {"romfile": "new.rom"}, {"hostpci": "hostpci0: mapping=rtx5090,pcie=1,romfile=old.rom"}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "~ romfile: old.rom → new.rom"]),
-        ({}, {"xVga": True, "rombar": False}, {}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "+ rombar: 0", "+ x-vga: 1"]),
-        ({}, {}, {"hostpci": "hostpci0: mapping=rtx5090,pcie=1,driver=vfio,rombar=1,x-vga=0"}, ["reset: flr, bus", "VM 103 (Sandbox)"]),
-        ({}, {}, {"hostpci": "hostpci0: mapping=rtx5090,legacy-igd=1,driver=keep"}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "- driver: keep", "- legacy-igd: 1"]),
-        # Of a card that is taken over its owner's options stay, and those of older settings go.
-        ({}, {"takeOver": True}, {"hostpci": "hostpci0: mapping=rtx5090,romfile=old.rom,x-vga=1", "originals": {"hostpci0": "mapping=rtx5090,romfile=old.rom"}}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "romfile: old.rom", "- x-vga: 1"]),
+        # Options at Proxmox VE's defaults aren't shown.
+        ({}, {"takeOver": True}, {"hostpci": "hostpci0: mapping=rtx5090,pcie=1,driver=vfio,rombar=1,x-vga=0", "originals": {}}, ["reset: flr, bus", "VM 103 (Sandbox)"]),
+        # Of two options with a file each both are shown.
+        ({}, {"takeOver": True}, {"hostpci": "hostpci0: mapping=rtx5090,romfile=a.rom\nhostpci1: 01:00.1,romfile=b.rom", "originals": {}}, ["reset: flr, bus", "VM 103 (Sandbox)", "romfile: a.rom", "romfile: b.rom"]),
         ({}, {}, {"card_states": {}}, ["VM 103 (Sandbox)"]),  # a kernel that doesn't say
-        # Functions that are reset in different ways are named; a companion that the kernel can't reset so is left as it is.
-        ({"reset": "bus"}, {}, {"card_states": {**asleep(), "0000:01:00.1": {"reset_method": ""}}}, ["~ reset: 0000:01:00.0 by flr, bus; 0000:01:00.1 by none → 0000:01:00.0 by bus; 0000:01:00.1 by none", "VM 103 (Sandbox)"]),
+        # Functions that are reset in different ways are named.
+        ({}, {}, {"card_states": {**asleep(), "0000:01:00.1": {"reset_method": ""}}}, ["reset: 0000:01:00.0 by flr, bus; 0000:01:00.1 by none", "VM 103 (Sandbox)"]),
     ],
 )  # fmt: skip
-def test_changes_of_a_cards_reset_sleep_and_options_are_marked(
+def test_a_cards_reset_sleep_and_options_are_shown_and_a_vms_steps_marked(
     show: Any, gpu: dict[str, Any], vm: dict[str, Any], before: dict[str, Any], expected: list[str]
 ) -> None:
     """``before``: `hostpci`, as VM 103 has the card now; `originals`, what it had without this program, {}: the same."""
@@ -285,55 +292,49 @@ def test_changes_of_a_cards_reset_sleep_and_options_are_marked(
         before.get("originals", {"hostpci0": None}),
     )
     text = f"name: Sandbox\nmachine: q35\nsmbios1: uuid=1\n{hostpci}"
-    guests = {**GUESTS, "mappings": MAPPED, "configs": [{"kind": "vm", "id": 103, "lines": text}]}
+    entry = "rtx5090\n\tmap id=10de:2b85,iommugroup=16,node=pve,path=0000:01:00,subsystem-id=1043:88e2\n"
+    guests = {**GUESTS, "mappings": entry, "configs": [{"kind": "vm", "id": 103, "lines": text}]}
     noted = vm_note(103, text, "hostpci0", originals=originals) if originals else {}
     states = before.get("card_states", asleep())
     facts = desktop(card_states=states, guests=guests, ledger=noted, devices=VFIO)
     vms = {"sandbox": {**VM, "gpus": [{"gpu": "rtx5090", **vm}]}}
-    shown = show(facts, vms, gpus={"rtx5090": {"match": "10de:2b85", **gpu}})
-    assert [one.line for one in shown.walk() if one.kind in ("setting", "guest")] == expected
+    shown = of_card(show(facts, vms, gpus={"rtx5090": {"match": "10de:2b85", **gpu}}))
+    assert [line.partition(": ")[2] for line in shown[1:]] == expected
 
 
 def test_a_mapping_that_lets_a_running_vm_migrate_says_so(show: Any) -> None:
-    vf, allowed = {"address": "0000:41:00.1"}, "live migration: allowed by its mapping"
+    vf, allowed = {"address": "0000:41:00.1"}, "setting: live migration: allowed by its mapping"
     mapped = {**GUESTS, "mappings": "vf\n\tmap node=pve,path=0000:41:00.1\n\tlive-migration-capable 1\n"}
-    for guests, gpu, expected in (
-        (GUESTS, {**vf, "liveMigration": True}, f"+ {allowed}"),
-        (mapped, {**vf, "liveMigration": True}, allowed),
-        (mapped, vf, allowed),  # perhaps its owner's, which stays
+    for guests, gpu, is_allowed in (
+        (GUESTS, {**vf, "liveMigration": True}, False),
+        (mapped, {**vf, "liveMigration": True}, True),
+        (mapped, vf, True),  # perhaps its owner's, which stays
     ):
         facts = replace(split(NEW), guests=desktop(guests=guests).guests)
-        shown = show(facts, gpus={"vf": gpu})
-        assert [one.line for one in shown.walk() if one.kind == "setting"] == [expected]
+        assert (allowed in lines(show(facts, gpus={"vf": gpu}))) is is_allowed
 
 
 def test_of_a_card_that_containers_share_neither_reset_nor_sleep_is_shown(show: Any) -> None:
     shown = show(desktop(card_states=asleep(), **DRIVER), gpus=LXC)
-    assert not [one for one in shown.walk() if one.kind == "setting"]
+    assert not [line for line in of_card(shown) if line.startswith("setting")]
 
 
 @pytest.mark.parametrize(
-    ("running", "host", "found", "expected"),
+    ("running", "expected"),
     [
-        ("quiet amd_iommu=on iommu=pt", {}, {}, []),
-        ("quiet", {"iommu": {"acsOverride": "downstream"}}, {}, ["+ pcie_acs_override: downstream"]),
-        ("quiet pcie_acs_override=downstream", {"iommu": {"acsOverride": "downstream,multifunction"}}, {}, ["~ pcie_acs_override: downstream → downstream,multifunction"]),
-        ("quiet pcie_acs_override=downstream", {}, {}, ["- pcie_acs_override: downstream"]),
-        ("quiet pcie_acs_override=downstream", {}, {"others": "quiet pcie_acs_override=downstream"}, ["pcie_acs_override: downstream"]),  # somebody else's
-        ("quiet initcall_blacklist=sysfb_init", {}, {}, ["- initcall_blacklist: sysfb_init"]),
-        ("intel_iommu=on,relax_rmrr", {}, {}, ["- intel_iommu: on,relax_rmrr"]),
-        ("vfio_iommu_type1.allow_unsafe_interrupts=1", {}, {}, ["- vfio_iommu_type1.allow_unsafe_interrupts: 1"]),
-        # The firmware's picture goes where it lies in the card's memory.
-        ("quiet", {"bootFramebuffer": "off"}, {}, []),
-        ("quiet", {"bootFramebuffer": "off", "gpus": {"rtx5090": {"match": "10de:2b85", "allowConsole": True}}}, {"framebuffers": {"0000:01:00.0": ["BOOTFB"]}}, ["+ initcall_blacklist: sysfb_init"]),
+        ("quiet amd_iommu=on iommu=pt", []),
+        ("quiet pcie_acs_override=downstream", ["pcie_acs_override: downstream"]),
+        ("quiet initcall_blacklist=sysfb_init", ["initcall_blacklist: sysfb_init"]),
+        ("intel_iommu=on,relax_rmrr", ["intel_iommu: on,relax_rmrr"]),
+        ("vfio_iommu_type1.allow_unsafe_interrupts=1", ["vfio_iommu_type1.allow_unsafe_interrupts: 1"]),
     ],
-)  # fmt: skip
+)
 def test_what_the_kernel_is_told_beside_the_usual_is_shown_of_the_host(
-    show: Any, running: str, host: dict[str, Any], found: dict[str, Any], expected: list[str]
+    show: Any, running: str, expected: list[str]
 ) -> None:
-    words = dict.fromkeys(("configured", "others", "generated"), found.pop("others", "quiet"))
-    shown = show(desktop(cmdline={"running": running, **words}, **found), **host)
-    assert [one.line for one in shown.children if one.kind == "setting"] == expected
+    words = dict.fromkeys(("configured", "others", "generated"), "quiet")
+    shown = show(desktop(cmdline={"running": running, **words}))
+    assert [one.line for one in shown.children if one.kind == "setting" and one.mark == "stays"] == expected
 
 
 def test_what_cant_be_read_is_said_where_it_may_hide_a_guest(show: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from homelab import text
 from homelab.errors import HomelabError, LoginRefusedError, RefusedError, UnreachableError
-from homelab.remote import host_session, logins
+from homelab.remote import host_session, logins, ssh
 from homelab.remote.host_session import HostSession
 from homelab.resources.work import silent_host
 from homelab.settings import Host
@@ -110,14 +110,14 @@ def test_only_a_host_that_was_held_and_then_lost_is_watched(
         lambda: [lambda name, _: lost.append(f"{name}{' held' * host_session.of(name).is_held}")],
     )
 
-    async def hold(holder: host_session.Guard) -> None:
+    async def keep(_session: object, _layer: str, _wanted: object, on_answer: Callable[[], None], *_: object) -> None:
         if ending == "refused":
             raise RefusedError(wanted="a", found="b", why="c", next="d")
-        holder.answered.set()
+        on_answer()
         await asyncio.to_thread(let_go.wait)
         raise SILENT
 
-    monkeypatch.setattr(host_session.Guard, "_hold", hold)
+    monkeypatch.setattr(ssh.Session, "keep", keep)
     if ending == "refused":
         with pytest.raises(RefusedError):
             session.hold(host)

@@ -48,8 +48,8 @@ class Storage:
             self.note = None
             self.done.append("forgotten")
 
-        for name, function in (("_noted", noted), ("_users", users)):
-            monkeypatch.setattr(storage_file, name, function)
+        monkeypatch.setattr(storage_file, "_users", users)
+        monkeypatch.setattr(ledger, "noted", noted)
         monkeypatch.setattr(ledger, "note", take_note)
         monkeypatch.setattr(ledger, "forget", forget)
         monkeypatch.setattr(self.work, "_files", lambda _: self)
@@ -57,8 +57,8 @@ class Storage:
     def exists(self, _volume: str) -> bool:
         return self.there
 
-    def is_coming(self, _volume: str) -> bool:
-        return False
+    def downloads(self, _volume: str) -> list[str]:
+        return []
 
     def fetch(self, _volume: str, _name: str, _url: str, checksum: str | None) -> None:
         self.done.append(f"fetched {checksum or 'uncompared'}")

@@ -40,7 +40,7 @@ def test_a_node_that_rolled_back_ends_its_turn_once_it_is_back(
     monkeypatch.setattr(boot_verification, "_end_turn", end)
     monkeypatch.setattr(boot_verification, "_start_guests", start)
     want = cast("plan.Wanted", SimpleNamespace(gpus={}))
-    answer = {"reboot": "yes", "boot_id": "x", "turn": True}
+    answer = reboot.Answer("yes", "x", turn=True, armed="")
     with pytest.raises(HomelabError, match="returned by itself"):
         boot_verification._verify(cast("Host", None), "pve1", answer, want, start_guests.Wanted(later=(103,)))
     assert ended == ([] if restarts_again else ["pve1", "guests of pve1"])
@@ -122,6 +122,6 @@ def test_a_plan_says_after_which_node_one_restarts() -> None:
     assert [host.before for host in settings.hosts.values()] == ["", "pve1", ""]
     want, facts = plan.wanted(desktop(), settings.hosts["alone"]), desktop()
     for decision, said in (("yes", "after pve1, if that one is"), ("no", "not needed")):
-        reboot = plan.PlannedReboot(cast("Any", decision), "1", ["a"], "")
-        text = plan.describe("pve2", facts, settings.hosts["alone"], want, reboot, follows="pve1")
+        needed = plan.PlannedReboot(cast("Any", decision), "1", (reboot.Reason("a"),))
+        text = plan.describe("pve2", facts, settings.hosts["alone"], want, needed, follows="pve1")
         assert said in text.splitlines()[-1] and ("after pve1" in text) == (decision == "yes")

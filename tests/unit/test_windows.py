@@ -20,12 +20,12 @@ import pytest
 
 from homelab.cli import access
 from homelab.cli.settings_file import read_settings, write_settings
-from homelab.doctor import stack
 from homelab.errors import HomelabError
 from homelab.fields.access import Ssh
 from homelab.fields.paths import resolved
 from homelab.remote import scripts
 from homelab.settings import secrets
+from homelab.settings.stack_file import StackFile
 from homelab.show import terminal
 from homelab.text import encodable, tell
 from tests import sampling
@@ -158,7 +158,7 @@ def written(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], P
 
 def test_a_settings_file_is_read_as_windows_writes_it(written: Callable[[str], Path]) -> None:
     file = written(SETTINGS)
-    assert stack.read(file).values == {"hosts": {"pve": {"address": "pve.lan"}}}
+    assert StackFile.read(file).values == {"hosts": {"pve": {"address": "pve.lan"}}}
     assert read_settings(file).removeprefix("\ufeff") == SETTINGS
     assert isinstance(secrets.file_of_configuration({"homelab:hosts": '{"pve": {"address": "pve.lan"}}'}, file), dict)
 
@@ -173,7 +173,7 @@ def test_a_private_key_is_read_as_windows_writes_it(written: Callable[[str], Pat
     assert Ssh.model_validate({"hostKey": KEY, "privateKeyFile": str(file)}).key == "-----BEGIN\nAAAA\n"
 
 
-@pytest.mark.parametrize("read", [read_settings, stack.read])
+@pytest.mark.parametrize("read", [read_settings, StackFile.read])
 def test_a_settings_file_in_a_code_page_is_one_clear_error(read: Callable[[Path], object], tmp_path: Path) -> None:
     (file := tmp_path / "Pulumi.homelab.yaml").write_bytes(SETTINGS.encode("cp1252"))
     with pytest.raises(HomelabError, match=r"UTF-8|valid YAML"):

@@ -20,13 +20,12 @@ from homelab.errors import (
     AwayError,
     ElsewhereError,
     LockHeldError,
-    NoAnswerError,
     NoQuorumError,
     NotThereError,
     UnansweredError,
     elsewhere,
 )
-from homelab.remote.proxmox.connection import Connection, no_answer
+from homelab.remote.proxmox.connection import Connection
 from homelab.remote.proxmox.errors import explained, plain
 from homelab.settings import Host
 
@@ -41,13 +40,9 @@ QUORUM_SECONDS = 5.0
 RETRY_SECONDS = (0.2, 2.0)
 # Between two requests of a task's status, the shortest and the longest pause: the API doesn't signal a task's end.
 POLL_SECONDS = (0.1, 1.0)
-# Of a task's log: lines in an error, lines that are shown while it runs, lines in a request, characters in a line.
+# Of a task's log: lines in an error, lines in a request, which is more than any task writes between two looks at it.
 TAIL_LINES = 12
-SHOWN_LINES = 200
-CHUNK_LINES = 500
-LINE_CHARACTERS = 400
-# Requests of a log between two of the status: a task may write faster than its log is read.
-CHUNKS = 20
+LOG_LINES = 5000
 
 # Parameters that no message may show.
 SECRETS = ("password", "cipassword")
@@ -117,8 +112,11 @@ class Api:
             return getattr(self._connection.resource(path), verb)(**api_parameters)
         except ResourceException as error:
             raise self._error_of_refusal(wanted, parameters, error) from error
-        except NoAnswerError as error:
-            raise no_answer(self.host, wanted, error, reads=verb == "get") from error
+        except AwayError:
+            raise
+        except UnansweredError as error:
+            reads = {"why": "it could not be read; nothing was changed"} if verb == "get" else {}
+            raise error.retold(wanted=wanted, **reads) from error
 
     def _repeated(self, path: str, ask: Callable[[], T], *, reads: bool = False) -> T:
         """The answer of `ask`, which is called again where that is safe.
@@ -139,36 +137,42 @@ class Api:
     # -- tasks ---------------------------------------------------------------------------------------------------
     def carry_out(
         self, verb: str, path: str, wanted: str, seconds: float, say: Callable[[str], None], **parameters: Any
-    ) -> list[str]:
-        """Starts a task, waits for it, and returns its log's first and last lines. A task that failed because it waited
-        for a lock in vain is started again.
+    ) -> None:
+        """Starts a task, and waits for it. A task that failed because it waited for a lock in vain is started again.
 
         :param seconds: how long the task may take.
         :param say: called with each new line of its log.
         :raises ApiError: it was refused, failed, or still runs.
         """
 
-        def carried_out() -> list[str]:
-            upid = self._request(verb, path, wanted, parameters)
-            # It may be done at once, as a resize before Proxmox VE 8.
-            return self.task(upid, wanted, seconds, say) if upid else []
+        def carry_out() -> None:
+            if upid := self._request(verb, path, wanted, parameters):  # else it was done at once
+                self.task(upid, wanted, seconds, say)
 
-        return self._repeated(path, carried_out)
+        self._repeated(path, carry_out)
 
-    def task(self, upid: str, wanted: str, seconds: float, say: Callable[[str], None]) -> list[str]:
-        """Waits for a task, and returns its log's first and last lines.
+    def task(self, upid: str, wanted: str, seconds: float, say: Callable[[str], None]) -> None:
+        """Waits for a task.
 
         :param seconds: how long to wait at most.
         :param say: called with each new line of its log.
         :raises ApiError: it failed, or still runs; the error has the end of its log.
         """
-        log = _Log(say, upid)
-        exit_status = self._end_of(upid, wanted, seconds, lambda: self._read_log(upid, wanted, log))
+        log: list[str] = []
+        exit_status = self._end_of(upid, wanted, seconds, lambda: self._read_log(upid, wanted, log, say))
         if exit_status is None:
-            raise _still_runs(wanted, upid, seconds, log)
+            raise UnansweredError(
+                wanted=wanted,
+                found=f"the task still runs after {seconds:.0f} seconds{_quoted(log)}",
+                why="its work isn't done yet; it continues by itself",
+                next=f"see `pvenode task log {upid}` on the host; when it has ended, run `pulumi up` again. A host "
+                "that takes longer gets more time with hosts.<name>.timeouts.apiTask, or timeouts.create for new "
+                "guests",
+                status=500,
+                reason="still running",
+            )
         if exit_status != "OK" and not exit_status.startswith("WARNINGS"):
-            raise self._error_of_task(wanted, upid, plain(exit_status), log)
-        return log.lines
+            raise _error_of_task(wanted, upid, plain(exit_status), log)
 
     def end_task(self, upid: str, wanted: str, seconds: float) -> None:
         """Tells a task to end, and waits until it has, for so many seconds at most.
@@ -194,32 +198,13 @@ class Api:
                 return None
             self.clock.sleep(next(pauses))
 
-    def _read_log(self, upid: str, wanted: str, log: _Log) -> None:
-        for _ in range(CHUNKS):
-            lines = [
-                line["t"]
-                for line in self.get(f"{_path_of(upid)}/log", wanted, start=log.count, limit=CHUNK_LINES)
-                if "t" in line and line["t"] != _NO_LOG_YET
-            ]
-            log.add(lines)
-            if len(lines) < CHUNK_LINES:
-                return
-
-    def _error_of_task(self, wanted: str, upid: str, status: str, log: _Log) -> ApiError:
-        found = f"the task ended with: {status}{log.quoted}"
-        error = explained(wanted, found, 500, status)
-        error.sent = not isinstance(error, LockHeldError)
-        # A task that had begun its work before it lacked a lock may have changed something.
-        if type(error) is ApiError or not (error.sent or log.only_waited):
-            return ApiError(
-                wanted=wanted,
-                found=found,
-                why="Proxmox VE didn't do what the task was for",
-                next=f"correct what it names, then run `pulumi up` again; all of its log: `pvenode task log {upid}`",
-                status=500,
-                reason=status,
-            )
-        return error
+    def _read_log(self, upid: str, wanted: str, log: list[str], say: Callable[[str], None]) -> None:
+        """Adds to a task's log what is new of it, and shows it."""
+        for line in self.get(f"{_path_of(upid)}/log", wanted, start=len(log), limit=LOG_LINES):
+            if line["t"] != _NO_LOG_YET:
+                log.append(plain(line["t"]))
+                if not log[-1].startswith(_STATUS):
+                    say(log[-1])
 
     # -- errors --------------------------------------------------------------------------------------------------
     def _error_of_refusal(self, wanted: str, parameters: Mapping[str, object], error: ResourceException) -> ApiError:
@@ -236,20 +221,15 @@ class Api:
         if not isinstance(error, NotThereError) or guest is None:
             return error
         vmid = int(guest["id"])
-        if not (node := self._node_of(vmid)):
-            return error
-        parts = elsewhere(error.wanted, guest["kind"], vmid, self.node, node).parts()
-        moved = ElsewhereError(**parts, status=error.status, reason=error.reason)
-        moved.node = node
-        return moved
-
-    def _node_of(self, vmid: int) -> str:
-        """The node of a guest, if it isn't on this one; empty: it isn't known."""
         with suppress(ApiError):
-            for guest in self.get("cluster/resources", "to see on which node a guest is", type="vm"):
-                if guest.get("vmid") == vmid and guest["node"] != self.node:
-                    return str(guest["node"])
-        return ""
+            for row in self.get("cluster/resources", "to see on which node a guest is", type="vm"):
+                node = str(row["node"])
+                if row.get("vmid") == vmid and node != self.node:
+                    parts = elsewhere(error.wanted, guest["kind"], vmid, self.node, node).parts()
+                    moved = ElsewhereError(**parts, status=error.status, reason=error.reason)
+                    moved.node = node
+                    return moved
+        return error
 
 
 def _path_of(upid: str) -> str:
@@ -264,45 +244,22 @@ def _pauses(seconds: tuple[float, float]) -> Iterator[float]:
         pause = min(pause * 2, longest)
 
 
-class _Log:
-    """A task's log while it is read: shows its lines. `count`: of lines so far; `lines`: the first and the last."""
-
-    def __init__(self, say: Callable[[str], None], upid: str) -> None:
-        self._say, self._upid = say, upid
-        self.count = 0
-        self.lines: list[str] = []
-
-    def add(self, lines: list[str]) -> None:
-        """Adds the next lines."""
-        for line in lines:
-            self.count += 1
-            self.lines.append(plain(line[:LINE_CHARACTERS]))
-            del self.lines[SHOWN_LINES:-TAIL_LINES]
-            if self.count <= SHOWN_LINES and not line.startswith(_STATUS):
-                self._say(self.lines[-1])
-            elif self.count == SHOWN_LINES + 1:
-                self._say(f"… and so on: `pvenode task log {self._upid}` on the host shows all of it")
-
-    @property
-    def only_waited(self) -> bool:
-        """Whether the task has only waited for a lock."""
-        return {line.startswith(_WAITS_FOR_LOCK) for line in self.lines if not line.startswith(_STATUS)} == {True}
-
-    @property
-    def quoted(self) -> str:
-        """The last lines for an error; empty without lines."""
-        of_locks = (*_WAITS_FOR_LOCK, " OK")  # of one that it got
-        lines = "\n        ".join(line for line in self.lines[-TAIL_LINES:] if line and not line.startswith(of_locks))
-        return f"\n        its log: {lines}" if lines else ""
+def _quoted(log: list[str]) -> str:
+    """A task's last lines for an error; empty without lines."""
+    of_locks = (*_WAITS_FOR_LOCK, " OK")  # of one that it got
+    lines = "\n        ".join(line for line in log[-TAIL_LINES:] if line and not line.startswith(of_locks))
+    return f"\n        its log: {lines}" if lines else ""
 
 
-def _still_runs(wanted: str, upid: str, seconds: float, log: _Log) -> ApiError:
-    return UnansweredError(
-        wanted=wanted,
-        found=f"the task still runs after {seconds:.0f} seconds{log.quoted}",
-        why="its work isn't done yet; it continues by itself",
-        next=f"see `pvenode task log {upid}` on the host; when it has ended, run `pulumi up` again. A host that takes "
-        "longer gets more time with hosts.<name>.timeouts.apiTask, or timeouts.create for new guests",
-        status=500,
-        reason="still running",
-    )
+def _error_of_task(wanted: str, upid: str, status: str, log: list[str]) -> ApiError:
+    error = explained(wanted, f"the task ended with: {status}{_quoted(log)}", 500, status)
+    steps = [line for line in log if not line.startswith(_STATUS)]
+    only_waited = bool(steps) and all(line.startswith(_WAITS_FOR_LOCK) for line in steps)
+    if isinstance(error, LockHeldError) and only_waited:
+        return error
+    error.sent = True
+    # A task that had begun its work before it lacked a lock may have changed something.
+    if type(error) is ApiError or isinstance(error, LockHeldError):
+        next_step = f"correct what it names, then run `pulumi up` again; all of its log: `pvenode task log {upid}`"
+        return error.retold(why="Proxmox VE didn't do what the task was for", next=next_step)
+    return error

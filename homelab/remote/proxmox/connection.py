@@ -10,68 +10,43 @@ import http
 import json
 import re
 import shlex
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from proxmoxer.core import ProxmoxResource
 
-from homelab.errors import ApiError, AwayError, NoAnswerError, UnansweredError, UnreachableError
+from homelab.errors import ApiError, AwayError, UnansweredError, UnreachableError
 from homelab.remote import logins, ssh
-from homelab.remote.proxmox.errors import NO_FILE_SYSTEM, plain
+from homelab.remote.proxmox.errors import plain
 from homelab.settings import Host
 from remote_scripts.pve.api import MINT, PORT, TICKET, USER, answered, request
 
 _MINT = f'{shlex.join(MINT)} 2>&1 || echo "exit status $?"\n'
-_HTTP = b"HTTP/1."
 
 
+@dataclass
 class Answer:
-    """An answer of HTTP, with what proxmoxer reads of one: `status_code`, `reason`, `content`, `text`."""
+    """An answer of HTTP, with what proxmoxer reads of one."""
 
-    def __init__(self, raw: bytes) -> None:
-        """:raises NoAnswerError: it isn't one."""
-        # A login that prints something of its own does so before a command's output.
-        status, self.reason, self.content = answered(raw[max(raw.find(_HTTP), 0) :])
-        if not status.isdecimal():
-            raise NoAnswerError("the connection ended without one", sent=True)
-        self.status_code = int(status)
-        self.text = self.content.decode(errors="replace")
-
-
-class Serializer:
-    """Of what isn't Proxmox VE's answer, proxmoxer's own would make one."""
-
-    def loads(self, answer: Answer) -> Any:
-        """An answer's data.
-
-        :raises NoAnswerError: it has none.
-        """
-        try:
-            return json.loads(answer.content)["data"]
-        except (ValueError, LookupError, TypeError):
-            raise NoAnswerError("what answers isn't Proxmox VE's", sent=True) from None
-
-    def loads_errors(self, answer: Answer) -> Any:
-        """A refusal's words for each parameter; None: it has none."""
-        try:
-            return json.loads(answer.content).get("errors")
-        except (ValueError, AttributeError):
-            return None
+    status_code: int
+    reason: str
+    content: bytes
 
 
 class Connection:
-    """A host's API. `resource`: proxmoxer's."""
+    """A host's API. `resource`: proxmoxer's, which asks and reads answers by this."""
 
     def __init__(self, host: Host) -> None:
         self._host, self._session = host, ssh.Session(host)
-        self.resource = ProxmoxResource(base_url="/api2/json", session=self, serializer=Serializer())
+        self.resource = ProxmoxResource(base_url="/api2/json", session=self, serializer=self)
 
     def request(
         self, method: str, url: str, data: dict[str, Any] | None = None, params: dict[str, Any] | None = None
     ) -> Answer:
         """What proxmoxer asks for; `data` is a body's parameters, `params` the address's.
 
-        :raises NoAnswerError: there is no answer.
+        :raises UnansweredError: there is no answer.
         :raises HomelabError: as `_minted`.
         """
         form, ticket = urlencode(data or params or {}, doseq=True), self._minted("")
@@ -85,11 +60,32 @@ class Connection:
         text = request(method, quote(urlsplit(url).path, safe="/:@,=+"), form, ticket)
         try:
             raw = self._session.exchange(PORT, text, changes=method != "GET")
-            if raw is None:
-                raise NoAnswerError(f"nobody listens on its 127.0.0.1:{PORT}", sent=False)
-            return Answer(raw)
         except UnreachableError as error:
-            raise NoAnswerError(error.found, sent=True) from error
+            raise unanswered(self._host, error.found) from error
+        if raw is None:
+            raise unanswered(self._host, f"nobody listens on its 127.0.0.1:{PORT}", sent=False)
+        # A login that prints something of its own does so before a command's output.
+        status, reason, content = answered(raw[max(raw.find(b"HTTP/1."), 0) :])
+        if not status.isdecimal():
+            raise unanswered(self._host, "the connection ended without one")
+        return Answer(int(status), reason, content)
+
+    def loads(self, answer: Answer) -> Any:
+        """An answer's data.
+
+        :raises UnansweredError: it has none.
+        """
+        try:
+            return json.loads(answer.content)["data"]
+        except (ValueError, LookupError, TypeError):
+            raise unanswered(self._host, "what answers isn't Proxmox VE's") from None
+
+    def loads_errors(self, answer: Answer) -> Any:
+        """A refusal's words for each parameter; None: it has none."""
+        try:
+            return json.loads(answer.content).get("errors")
+        except (ValueError, AttributeError):
+            return None
 
     def _minted(self, spent: str) -> str:
         """A ticket.
@@ -119,41 +115,30 @@ def _no_ticket(host: Host, text: str) -> ApiError:
 
     :param text: what it says.
     """
-    if "is disabled" in text:
-        why = "this program works with Proxmox VE as root@pam, who may not use it now"
-        next_step = f"enable the user (`pveum user modify {USER} --enable 1`), then run the same command again"
-    elif "Connection refused" in text:  # pmxcfs's; without a quorum tickets are made
-        why, next_step = NO_FILE_SYSTEM
-    else:
-        why = "without a ticket nothing can be asked of Proxmox VE"
-        next_step = "correct what it says on the host, then run the same command again"
     return ApiError(
         wanted=f"a ticket of {USER} for the Proxmox VE API of {host.address}",
         found=text.strip()[-500:] or "Perl says nothing",
-        why=why,
-        next=next_step,
+        why="without a ticket nothing can be asked of Proxmox VE",
+        next="see `systemctl status pve-cluster` on the host, and correct what it says there, such as a user that is "
+        "disabled; then run the same command again",
         status=0,
         reason=text,
     )
 
 
-def no_answer(host: Host, wanted: str, error: NoAnswerError, *, reads: bool) -> UnansweredError:
-    """The error for a request that got no answer.
+def unanswered(host: Host, found: str, *, sent: bool = True) -> UnansweredError:
+    """The error of a request that got no answer; whoever asked says what was wanted.
 
-    :param reads: the request changes nothing.
+    :param sent: it may have been carried out.
     """
-    unanswered = UnansweredError(
-        wanted=wanted,
-        found=f"no answer from Proxmox VE on {host.address}: {error}",
-        why="it could not be read; nothing was changed"
-        if reads
-        else "it isn't known whether a change was carried out"
-        if error.sent
-        else "nothing was asked of the node",
-        next="see whether pvedaemon runs on the host (`systemctl status pvedaemon`); then run `pulumi up` again: it "
-        "continues from what is there",
+    error = UnansweredError(
+        wanted="",
+        found=f"no answer from Proxmox VE on {host.address}: {found}",
+        why="it isn't known whether a change was carried out" if sent else "nothing was asked of the node",
+        next="see whether pvedaemon runs on the host (`systemctl status pvedaemon`), then run the same command again: "
+        "it continues from what is there",
         status=0,
-        reason=str(error),
+        reason=found,
     )
-    unanswered.sent = error.sent
-    return unanswered
+    error.sent = sent
+    return error

@@ -51,7 +51,7 @@ class Files:
         wanted = f"{volume} downloaded, for {name}"
         seconds = api.host.timeouts.create
         try:
-            for upid in self._downloads(file):
+            for upid in self.downloads(volume):
                 self._say("the node is downloading it already: waiting for that")
                 api.task(upid, wanted, seconds, self._say)
                 return
@@ -75,19 +75,15 @@ class Files:
 
         :raises ApiError: as `Api.end_task`.
         """
-        _, _, name = vm_files.parts(volume)
-        for upid in self._downloads(name):
+        for upid in self.downloads(volume):
             self._api.end_task(upid, f"the download of {volume} ended", END_SECONDS)
 
-    def is_coming(self, volume: str) -> bool:
-        """Whether the node is downloading a volume.
+    def downloads(self, volume: str) -> list[str]:
+        """The tasks by which the node is downloading a volume.
 
         :raises ApiError: it was refused, or not answered.
         """
-        return bool(self._downloads(vm_files.parts(volume)[2]))
-
-    def _downloads(self, name: str) -> list[str]:
-        """The tasks by which the node is downloading a file of this name."""
+        name = vm_files.parts(volume)[2]
         path, filters = f"nodes/{self._api.node}/tasks", {"source": "active", "typefilter": "download"}
         tasks = self._api.get(path, "to see the node's downloads", **filters)
         return [str(task["upid"]) for task in tasks if task.get("id") == name]
@@ -103,20 +99,17 @@ class Files:
         self._api.carry_out("delete", path, f"{volume} removed", seconds, self._say)
 
 
-def check(
-    api: Api, name: str, host: Host, vms: Mapping[str, Vm], containers: Mapping[str, Container]
-) -> list[HomelabError]:
+def check(api: Api, name: str, host: Host, guests: Mapping[str, Vm | Container]) -> list[HomelabError]:
     """Refusals of the files that guests are to be created from: a storage that doesn't take a download, or a file that
     is neither downloaded nor there.
 
     :param name: the host's in the settings.
-    :param vms: those that are to be created.
-    :param containers: those that are to be created.
+    :param guests: those that are to be created, by their places in the settings.
     :raises ApiError: it was refused, or not answered.
     """
     files = Files(api, lambda _: None)
     downloads = {download.volume(key): key for key, download in host.downloads.items()}
-    wanted = vm_files.wanted_volumes(vms, containers)
+    wanted = vm_files.wanted_volumes(guests)
     if not downloads and not wanted:
         return []
     storage_rows = api.get(f"nodes/{api.node}/storage", "to see the node's storages")

@@ -47,13 +47,7 @@ def by_agent(api: Api, vmid: int, label: str) -> str:
 
 def first_of(interfaces: list[dict[str, Any]]) -> str:
     """The first address by which others reach the guest; empty: none."""
-    for interface in interfaces:
-        for address in interface.get("ip-addresses", []):
-            text = str(address["ip-address"])
-            if (
-                interface.get("name") != "lo"
-                and address["ip-address-type"] == "ipv4"
-                and not text.startswith("169.254.")
-            ):
-                return text
-    return ""
+    others = (interface for interface in interfaces if interface.get("name") != "lo")
+    addresses = [address for interface in others for address in interface.get("ip-addresses", [])]
+    texts = [str(address["ip-address"]) for address in addresses if address["ip-address-type"] == "ipv4"]
+    return next((text for text in texts if not text.startswith("169.254.")), "")

@@ -29,24 +29,21 @@ def check(
         return []
     node = host.node or name
     if facts.cluster.node not in ("", node):
-        return [_no_node_error(name, node, facts.cluster.node)]
+        return [
+            HomelabError(
+                wanted=f"the node {node}, as hosts.{name} is in Proxmox VE",
+                found=f"its name there is {facts.cluster.node}",
+                why="mappings and guests are a node's, and each node answers for itself alone",
+                next=f"correct hosts.{name}.node: the name that `hostname` prints on the host",
+            )
+        ]
     try:
         api = Api(host, node, patience=patience)
         api.get("version", f"to use {name}'s Proxmox VE API")
         # Only of guests that are to be created: the files of existing ones may be gone.
-        new_vms = {key: vm for key, vm in vms.items() if facts.guests.config(vm.vmid) is None}
-        new_containers = {
-            key: container for key, container in containers.items() if facts.guests.config(container.ctid) is None
-        }
-        return files.check(api, name, host, new_vms, new_containers)
+        guests: dict[str, Vm | Container] = {f"vms.{key}": vm for key, vm in vms.items()}
+        guests |= {f"containers.{key}": container for key, container in containers.items()}
+        new = {place: guest for place, guest in guests.items() if facts.guests.config(guest.guest_id) is None}
+        return files.check(api, name, host, new)
     except HomelabError as error:
         return [error]
-
-
-def _no_node_error(name: str, node: str, own: str) -> HomelabError:
-    return HomelabError(
-        wanted=f"the node {node}, as hosts.{name} is in Proxmox VE",
-        found=f"its name there is {own}",
-        why="mappings and guests are a node's, and each node answers for itself alone",
-        next=f"correct hosts.{name}.node: the name that `hostname` prints on the host",
-    )

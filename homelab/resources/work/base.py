@@ -3,11 +3,13 @@ to it."""
 
 from __future__ import annotations
 
-import json
+import functools
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from pydantic import TypeAdapter
 
 from homelab.errors import GoneError, HomelabError, RefusedError, UnansweredError, UnfinishedError, UnreachableError
 from homelab.facts.host import HostFacts
@@ -19,8 +21,8 @@ from homelab.resources import limits
 from homelab.resources.base import Act, HostInputs, Resource
 from homelab.resources.work import silent_host
 from homelab.resources.work.plain import Properties
-from homelab.resources.work.typed import read_as
 from homelab.settings import Container, Host, Settings, Timeouts, Vm, load_host, parse
+from homelab.settings.parsing import decoded
 from homelab.shapes import BootSeen, ShutdownInputs
 from homelab.text import tell
 from remote_scripts.both.terms import Terms
@@ -42,6 +44,22 @@ _NAMED_BY = ("system_name", "vm", "container", "guest", "mapping", "download", "
 # How long after this program's reboot a guest that it stopped is started again. Later, the guest is off because a
 # person wants it so.
 REBOOT_SECONDS = 3600
+
+
+@functools.cache
+def adapter_of(kind: type[Any]) -> TypeAdapter[Any]:
+    """What reads properties as that dataclass; made once in a process, since that takes milliseconds."""
+    return TypeAdapter(kind)
+
+
+def read_as(kind: type[T], properties: Mapping[str, Any]) -> T:
+    """Properties as a dataclass of a resource's declaration; what else is among them is left out. The one place where
+    that is done.
+
+    :raises pydantic.ValidationError: they don't fit, which is a mistake in this program.
+    """
+    instance: T = adapter_of(kind).validate_python(properties)  # type: ignore[arg-type]
+    return instance
 
 
 def raised(generation: dict[str, int], drifted: set[str], layers: Collection[str]) -> dict[str, int]:
@@ -78,11 +96,8 @@ class StackTexts:
         return [peer for peer, host in hosts.items() if cluster and host.cluster == cluster and peer != name]
 
     def host_names(self) -> list[str]:
-        """The names of the hosts that the settings have, whatever else they say; none where they can't be read."""
-        try:
-            hosts = json.loads(self.texts.get("hosts") or "{}")
-        except ValueError:
-            return []
+        """The names of the hosts that the settings have, whatever else they say."""
+        hosts = decoded(self.texts.get("hosts"))
         return sorted(hosts) if isinstance(hosts, dict) else []
 
     def _settings(self, *guests: str) -> Settings:
@@ -97,7 +112,7 @@ class StackTexts:
 
         :raises HomelabError: they are mistaken.
         """
-        return {name: vm for name, vm in self._settings("vms").vms.items() if vm.host == host}
+        return self._settings("vms").guests_on(host)[0]
 
     def entries_of(self, section: str, guest_id: int, host: str) -> dict[str, Vm | Container]:
         """The entries that have a guest of this id, by name: of a host, and of its cluster's other hosts.
@@ -132,8 +147,7 @@ class StackTexts:
 
         :raises HomelabError: they are mistaken.
         """
-        containers = self._settings("containers").containers
-        return {name: container for name, container in containers.items() if container.host == host}
+        return self._settings("containers").guests_on(host)[1]
 
     def container(self, name: str) -> Container | None:
         """The settings of a container, wherever it is; None: they don't have it."""
@@ -149,16 +163,6 @@ def _cant_be_undone(host: str, error: HomelabError) -> HomelabError:
         f"`pulumi destroy --continue-on-error`. If {host} won't come back, run that first, then forget it with all "
         f"that depends on it (`pulumi state delete --target-dependents 'URN of {host}-probe'`, which `pulumi stack "
         "--show-urns` lists) and take it out of homelab:hosts: what is on its disks stays as it is",
-    )
-
-
-def _lost_meanwhile(error: UnreachableError) -> UnreachableError:
-    # What a `destroy` says of a host that answered at first.
-    return error.retold(
-        why="the connection was lost while what was set up was given back: a part may have been given back already; "
-        "the state keeps all of it",
-        next="see whether the host is switched on and connected to this network, then run the same command again: "
-        "it goes on from what is there",
     )
 
 
@@ -240,57 +244,30 @@ class Work(Generic[InputsT, OutputsT]):
             return {**state, **asdict(self._in_time("read", state, lambda: self.read(inputs, outputs)))}
         except GoneError:
             return None
-        except (UnreachableError, UnansweredError) as error:
-            self._report_silent_host(inputs, error)
-            return state
-
-    def _report_silent_host(self, inputs: InputsT, error: HomelabError) -> None:
-        """What a refresh says of a host that doesn't answer: one error, whichever of its resources comes first."""
-        if isinstance(error, UnansweredError):
-            # Whether it is the API or the host that is off, SSH tells.
-            try:
-                self.facts_of_refresh(inputs)
-            except UnreachableError as host_error:
-                error = host_error
-        session = host_session.of(inputs.host)
-        with session.lock:
-            first, session.is_silence_told = not session.is_silence_told, True
-        if not first:
+        except (UnreachableError, UnansweredError):
+            # One error of a host, whichever of its resources comes first.
+            session = host_session.of(inputs.host)
+            with session.lock:
+                first, session.is_silence_told = not session.is_silence_told, True
+            if first:
+                raise
             tell(f"{self.id(inputs)}: not compared, since {inputs.host} doesn't answer")
-            return
-        api = isinstance(error, UnansweredError)
-        raise HomelabError(
-            wanted=f"to read {inputs.host}, and to compare it with what the last `pulumi up` left",
-            found=error.found,
-            why="a refresh that can't read the host can't tell what has changed there; nothing was changed, on the "
-            "host or in the state",
-            next="see whether pvedaemon runs on the host (`systemctl status pvedaemon`), then run the same command "
-            "again"
-            if api
-            else "see whether it is switched on and connected to this network, then run the same command again; "
-            "`pulumi preview` without --refresh needs no host",
-        ) from error
+            return state
 
     def deleted(self, state: Properties) -> None:
         """Undoes it."""
         inputs, outputs = self._inputs(state), self._outputs(state)
-        # Before anything was done: while it is, another resource may find that the host is gone.
-        out_of_reach = False
 
         def work() -> None:
-            nonlocal out_of_reach
             self.hold(inputs)
+            # Before anything was done: while it is, another resource may find that the host is gone.
             out_of_reach = host_session.of(inputs.host).is_out_of_reach
-            self.delete(inputs, outputs)
+            try:
+                self.delete(inputs, outputs)
+            except UnreachableError as error:
+                raise _cant_be_undone(inputs.host, error) if out_of_reach else error from error
 
-        try:
-            self._in_time("delete", state, work)
-        except (UnreachableError, UnansweredError) as error:
-            if out_of_reach:
-                raise _cant_be_undone(inputs.host, error) from error
-            if not isinstance(error, UnreachableError):
-                raise  # the host is there, and its API isn't
-            raise _lost_meanwhile(error) from error
+        self._in_time("delete", state, work)
 
     def _in_time(self, verb: str, properties: Mapping[str, Any], do: Callable[[], T]) -> T:
         name = next((str(properties[key]) for key in _NAMED_BY if properties.get(key)), "")
@@ -383,7 +360,8 @@ class Work(Generic[InputsT, OutputsT]):
         try:
             # With a list of what runs only where it matters: that takes a real host a second or two.
             with_running = bool(containers)
-            facts, inside = ssh.read(host, guests=with_running), judge.installing(host, containers.values())
+            facts = ssh.read(host, guests=with_running, kernel_log=True)
+            inside = judge.installing(host, containers.values())
             return systems.read(ssh.Session(host), facts, inside) if inside else facts
         except HomelabError as error:
             return error

@@ -22,9 +22,6 @@ Properties = dict[str, Any]
 class Unknown:
     """What a preview doesn't know yet. It is equal to nothing, not even to itself."""
 
-    def __repr__(self) -> str:
-        return "<unknown>"
-
     __hash__ = None  # type: ignore[assignment]
 
     def __eq__(self, other: object) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
@@ -26,26 +26,8 @@ RETRY_SECONDS = 1.0
 NO_LOGIN_SECONDS = 30.0
 
 
-@dataclass(frozen=True)
-class Reached:
-    """A system over SSH. `seconds`: how long one thing may take; `ctid`: of a container of the host that
-    the connection leads to.
-    """
-
-    session: ssh.Session
-    seconds: float
-    ctid: int | None = None
-
-    def ask(self, verb: str, layer: str, wanted: Any, *, proxy: str = "") -> dict[str, Any]:
-        """What a layer of the agent answers.
-
-        :param proxy: for downloads; it may hold a password.
-        """
-        return self.session.ask(verb, layer, wanted, self.seconds, ctid=self.ctid or 0, proxy=proxy)
-
-    def read(self, wanted: read_system.Wanted | None = None) -> SystemReading:
-        """A reading of it."""
-        return reading.parse(self.ask("read", "read_system", wanted or read_system.Wanted()))
+#: What a layer of a system's agent answers, as `Session.ask`, in the time that one thing may take there.
+Ask = Callable[..., dict[str, Any]]
 
 
 class SystemWork(Work[SystemT, OutputsT]):
@@ -58,8 +40,8 @@ class SystemWork(Work[SystemT, OutputsT]):
         """
         if inputs.target != "vm":
             return self.host(inputs)
-        vm = self.stack.vms(inputs.host).get(inputs.system_name.rpartition(".")[2])
-        if vm is None or vm.ssh is None:
+        vm = self._guest(inputs)
+        if not isinstance(vm, Vm) or vm.ssh is None:
             raise HomelabError(
                 wanted=f"homelab:{inputs.system_name}.ssh in the stack's configuration",
                 found="it is missing",
@@ -72,32 +54,33 @@ class SystemWork(Work[SystemT, OutputsT]):
         """The system's NVIDIA stack in the settings; None: they have none any more."""
         if inputs.target == "host":
             return self.host(inputs).nvidia
-        guests: Mapping[str, Vm | Container] = (
-            self.stack.vms(inputs.host) if inputs.target == "vm" else self.stack.containers(inputs.host)
-        )
-        guest = guests.get(inputs.system_name.rpartition(".")[2])
+        guest = self._guest(inputs)
         return guest.nvidia if guest else None
 
-    def session(self, inputs: SystemT, seconds: float = 0) -> Reached:
-        """The system.
+    def _guest(self, inputs: SystemT) -> Vm | Container | None:
+        name = inputs.system_name.rpartition(".")[2]
+        return (self.stack.vms if inputs.target == "vm" else self.stack.containers)(inputs.host).get(name)
+
+    def asking(self, inputs: SystemT, seconds: float = 0) -> Ask:
+        """What asks the system: a VM itself, a container through its host.
 
         :param seconds: how long one thing may take there; 0: as of `Session.run`.
         """
-        return Reached(ssh.Session(self.reached(inputs)), seconds, inputs.ctid)
+        return functools.partial(ssh.Session(self.reached(inputs)).ask, seconds=seconds, ctid=inputs.ctid or 0)
 
     def read_system(self, inputs: SystemT) -> SystemReading:
         """One reading.
 
-        :raises HomelabError: as `Reached.ask`.
+        :raises HomelabError: as `Session.ask`.
         """
-        return self.session(inputs).read(_reading_of(inputs))
+        return _read(self.asking(inputs), inputs)
 
     def read_system_in_time(
         self,
         inputs: SystemT,
         seconds: float,
         old_boot: str = "",
-        then: Callable[[Reached, SystemReading], None] | None = None,
+        then: Callable[[Ask, SystemReading], None] | None = None,
     ) -> SystemReading:
         """The first reading, of another boot than `old_boot`.
 
@@ -115,11 +98,11 @@ class SystemWork(Work[SystemT, OutputsT]):
         while True:
             system = None
             try:
-                reached = self.session(inputs)
-                system, was_read = reached.read(_reading_of(inputs)), True
+                ask = self.asking(inputs)
+                system, was_read = _read(ask, inputs), True
                 if system.boot_id != old_boot:
                     if then is not None:
-                        then(reached, system)
+                        then(ask, system)
                     return system
                 refusal, last = None, "it has not gone down"
             except HomelabError as error:
@@ -143,10 +126,11 @@ class SystemWork(Work[SystemT, OutputsT]):
             time.sleep(boots.REFUSED_SECONDS if refusal else RETRY_SECONDS)
 
 
-def _reading_of(inputs: SystemInputs) -> read_system.Wanted:
-    # What was for a VM so far, and isn't any more, is on vfio-pci until the host restarts.
+def _read(ask: Ask, inputs: SystemInputs) -> SystemReading:
     passed, staying = tuple(inputs.passed), tuple(inputs.staying or ())
-    return read_system.Wanted(passed=passed, staying=staying, released=inputs.target == "host")
+    # What was for a VM so far, and isn't any more, is on vfio-pci until the host restarts.
+    wanted = read_system.Wanted(passed=passed, staying=staying, released=inputs.target == "host")
+    return reading.parse(ask("read", "read_system", wanted))
 
 
 def _never_there(inputs: SystemInputs, last: str, seconds: float, *, restarted: bool) -> HomelabError:

@@ -116,8 +116,7 @@ class Grub(Loader):
 
         :raises Failure: GRUB could take it back nowhere, or that can't be told.
         """
-        listed = boot.uuids(system)
-        if listed:
+        if listed := boot.uuids(system):
             return listed
         rows = system.run.ask("lsblk", "-Pno", "KNAME,PKNAME,UUID,PARTTYPE,MOUNTPOINT")
         if rows.status != 0:

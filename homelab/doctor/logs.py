@@ -1,18 +1,30 @@
-"""Why a guest's last start failed, as its task's log says. Pure."""
+"""What logs say: the kernel's about cards, and a task's about why a guest's last start failed. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from homelab.doctor.reading import Reading
 from homelab.facts import kernel_log
 from homelab.findings import Finding, Stage
+from homelab.host.judge import troubles
 
-# Lines of the log that are quoted.
+# Lines of a task's log that are quoted.
 _QUOTED = 6
 
 
-def findings(reading: Reading, number: int, name: str) -> Iterator[Finding]:
+def of_kernel(reading: Reading, slots: Mapping[str, str], *, for_vms: bool = True) -> tuple[list[Finding], list[str]]:
+    """What the kernel says of cards: findings; and remarks on what harms nothing.
+
+    :param slots: of the cards, by their names for messages.
+    :param for_vms: as of `troubles`.
+    """
+    found = troubles(reading.facts, slots, "", for_vms=for_vms)
+    harms = Finding.of(*(one.error for one in found if not one.harmless))
+    return harms, [one.remark for one in found if one.harmless]
+
+
+def of_start(reading: Reading, number: int, name: str) -> Iterator[Finding]:
     """The finding on a guest that is off since a start that failed: one or none.
 
     :param number: its id.

@@ -1,0 +1,130 @@
+"""The settings that `homelab init` would write for answers, and what is judged by them: whether an answer to "who gets
+it" can be taken."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from homelab.errors import HomelabError, Mistake
+from homelab.facts.host import HostFacts
+from homelab.host.named import Named, meant
+from homelab.init import settings as init_settings
+from homelab.init.ask import to_type
+from homelab.init.cards import Card, Use, guest, takers
+from homelab.judged.tree import Settings as OfHost
+from homelab.judged.tree import Tree, judged
+from homelab.settings import Settings, parse
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A settings file to which cards are added."""
+
+    name: str
+    """The host's in the settings."""
+    login: Mapping[str, Any]
+    """`address`, `ssh` and `node` of a host that isn't in the settings yet."""
+    facts: HostFacts
+    text: str
+    """What the file has now."""
+    sets: Sequence[str] = ()
+    """`PATH=VALUE` each (`--set`)."""
+    stack: str = ""
+    """PROJECT/STACK."""
+
+    def written(self, given: Mapping[Card, Use], inside: Mapping[int, Mapping[str, object]] = {}) -> str:
+        """The file's text with these cards given; `inside` as of `init_settings.addition`."""
+        before = init_settings.values_in(self.text)
+        more = init_settings.addition(self.name, self.login, given, self.facts, before, inside)
+        return init_settings.merged(self.text, more, self.sets, self.name)
+
+    def of_host(self, settings: Settings) -> OfHost:
+        """What such settings want of the host."""
+        return OfHost(self.name, settings.hosts[self.name], *settings.guests_on(self.name), self.stack)
+
+    def alone(self, card: Card, use: Use) -> Tree:
+        """What is judged of a card with the guests that get it, by what the settings have of it and of the host: a
+        later answer may change all else.
+
+        :raises HomelabError: these settings aren't valid.
+        """
+        host = init_settings.values_in(self.written({card: use}))["hosts"][self.name]
+        own = {"hosts": {self.name: {**host, "gpus": {card.key: host["gpus"][card.key]}}}}
+        guests = init_settings.addition(self.name, {}, {card: use}, self.facts, own)
+        return judged(self.facts, self.of_host(parse({**init_settings.values_in(guests), **own})))
+
+    def refused(self, card: Card, use: Use) -> list[HomelabError]:
+        """What stands against that: the host's gates, or the settings' own rules."""
+        try:
+            return self.alone(card, use).host.against
+        except HomelabError as error:
+            return [error.retold(next="give it to somebody else, or correct --set or the settings file")]
+
+
+_WHOM = {"lxc": "containers", "shared": "a VM and containers in turn", "host": "the host itself"}
+_HELP = """Numbers or names of guests, or a word; such as
+    103: a VM
+    901,950: containers, together
+    103,901,950: in turn: the containers have it, and the VM while it runs
+    host: programs on the host itself
+    nobody: the card stays as it is"""
+
+
+def parse_use(text: str, card: Card, draft: Draft, known: Iterable[Named] = ()) -> Use:
+    """The use that an answer means: guests by number or name, `host`, `nobody`.
+
+    :param known: the host's guests by their names in the settings.
+    :raises Mistake: there is no such guest, or `up` would refuse it, whatever the person accepts; or a `?` asks for
+        help.
+    """
+    words, facts = text.lower().split(), draft.facts
+    if words in (["nobody"], ["none"]):
+        return Use()
+    if words == ["?"]:
+        raise Mistake(_HELP)
+    able = takers(facts)
+    guests = meant(text, [one for one in known if one.id in {config.id for config in able}], able)
+    if not guests and words != ["host"]:
+        there = "; ".join([*(guest(config, facts) for config in able), "host", "nobody"])
+        raise Mistake(f"{text or 'nothing'} can't have {card.key}; there are: {there}")
+    vms = tuple(one.id for one in guests if one.kind == "vm")
+    containers = tuple(one.id for one in guests if one.kind == "lxc")
+    if len(vms) > 1 and not containers:
+        raise Mistake("One VM at a time can have a card: give one number, or a VM's with containers', in turn.")
+    plain = Use("shared" if vms and containers else "vm" if vms else "lxc" if containers else "host", vms, containers)
+    if "." in card.place and plain.use != "vm":
+        raise Mistake(f"{card.key} is a virtual function: only a VM can have it.")
+    # What `up` refuses, and settings of the card would allow.
+    openers: dict[str, Any] = {
+        "allowConsole": True,
+        "allowContainers": [config.id for config in facts.containers_with(card.place)],
+    }
+    errors = draft.refused(card, plain)
+    for size in range(3 if plain.use == "vm" else 1):
+        for keys in itertools.combinations(openers, size):
+            use = replace(plain, more={key: openers[key] for key in keys})
+            if not (draft.refused(card, use) if keys else errors):
+                return replace(use, refused=next(iter(errors), None), notes=_notes(draft, card, use))
+    is_able = vms and not draft.refused(card, Use("lxc"))
+    raise refused(card, plain, errors[0], "; containers, or the host itself, can have it" if is_able else "")
+
+
+def _notes(draft: Draft, card: Card, use: Use) -> list[str]:
+    windows = [one for one in takers(draft.facts) if one.id in use.vms and one.is_windows]
+    return [line for _, vm in draft.alone(card, use).vms.values() for line in vm.met] + [
+        f"VM {one.id} has Windows, in which homelab installs nothing; its driver, its display and xVga: docs/cards.md"
+        for one in windows
+    ]
+
+
+def refused(card: Card, use: Use, error: HomelabError, but: str = "") -> Mistake:
+    """Why a card can't go there: a sentence that says it, then the reason and what to type.
+
+    :param but: what is possible, as the sentence's end.
+    """
+    whom = f"VM {use.vms[0]}" if use.use == "vm" else _WHOM[use.use]
+    lines = f"{card.key} can't go to {whom}: {error.found}{but}.", f"why:  {error.why}", f"next: {to_type(error.next)}"
+    return Mistake("\n    ".join(lines))
