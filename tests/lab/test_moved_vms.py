@@ -144,7 +144,7 @@ def test_another_vm_of_its_id_on_another_node_stays_as_it_is_and_holds_up_nothin
     made, theirs = given_and_moved(cluster), cluster.folder / f"pve/nodes/pve2/qemu-server/{VM}.conf"
     theirs.write_text("name: precious\nsmbios1: uuid=00000000-0000-4000-8000-000000000001\n")
     before, work = theirs.read_text(), works(cluster, vms=at("pve1"))
-    assert work.read(cards_of("pve1"), made).drift == ["VM 103 is gone"]
+    assert work.read(cards_of("pve1"), made).drift == ["VM 103 isn't there"]
     work.delete(cards_of("pve1"), made)
     assert theirs.read_text() == before and not is_noted(cluster)
 
