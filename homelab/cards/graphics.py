@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from homelab.cards import remapping, resets
+from homelab.cards import remapping, resets, unfit
 from homelab.errors import HomelabError
 from homelab.facts.classes import AMD, INTEL
 from homelab.facts.devices import Device
@@ -16,9 +16,6 @@ INTEGRATED = "0000:00:02.0"
 # Kernels that crash when amdgpu lets a card go to vfio-pci while the host runs (proxmox/pve-kernel, changelog of
 # 7.0.14-3, which reverted the change).
 _CRASHING = ("7.0.14-1-pve", "7.0.14-2-pve")
-# AMD's processor graphics, which have their ROM in the firmware's table VFCT (isc30/ryzen-gpu-passthrough-proxmox
-# README; drivers/gpu/drm/amd/amdgpu/amdgpu_bios.c, amdgpu_acpi_vfct_bios).
-_WITHOUT_ROM = ("1002:1636", "1002:1638", "1002:1681", "1002:15bf", "1002:15e7", "1002:1900")
 
 
 def rebound(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
@@ -88,7 +85,7 @@ def rom_remarks(facts: HostFacts, name: str, slot: str, *, has_file: bool) -> It
             "its system's driver starts (up to Comet Lake, legacy-igd=1 in a hostpci line of your own changes that; "
             "takeOver keeps it)"
         )
-    elif display.boot_vga or display.id in _WITHOUT_ROM:
+    elif display.boot_vga or any(row.has(display) and not row.own_rom for row in unfit.rows()):
         yield (
             f"gpus.{name}: it has no ROM of its own, or the host's firmware may have left a changed copy of it: if the "
             "VM shows nothing on it, docs/troubleshooting.md#a-rom-file-for-a-card says how to make a file for romfile"

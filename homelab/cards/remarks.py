@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from homelab.cards import consoles, released, remapping, resets
+from homelab.cards import consoles, released, remapping, unfit
 from homelab.cards.group_gates import leaving_functions
 from homelab.facts.host import HostFacts, bound_by_word
 from homelab.settings import Host
@@ -14,6 +14,7 @@ def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
     """Remarks on the cards, which refuse nothing: a sentence each."""
     sentences = [*remapping.remarks(facts, host, slots)]
     for name, slot in slots.items():
+        sentences += unfit.remarks(facts, f"gpus.{name}", slot) if host.gpus[name].may_leave else []
         if host.gpus[name].use == "vm":
             sentences += _card_remarks(facts, host, name, slot)
         else:
@@ -40,7 +41,6 @@ def _card_remarks(facts: HostFacts, host: Host, name: str, slot: str) -> Iterato
             f"gpus.{name} is a virtual function of {owner}: Proxmox VE binds it when its VM starts. You make it "
             "yourself (sysfs.conf, a module's option), at each boot before the VM starts"
         )
-    yield from resets.remarks(facts, f"gpus.{name}", slot)
     yield from consoles.remarks(facts, host, f"gpus.{name}", slot)
     leaving = [device.address for device in leaving_functions(facts, slot) if device.driver != "vfio-pci"]
     if holders := facts.holders_of(leaving):

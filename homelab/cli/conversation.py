@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 
-from homelab.cards import consoles, resolving
+from homelab.cards import consoles, resolving, unfit
 from homelab.cli import access, project
 from homelab.cli.access import Access
 from homelab.cli.project import PASSPHRASE
@@ -246,8 +246,9 @@ def _given(
             answer = init_cards.suggested(facts, card, taken)
             # Where somebody has each card, what is there may be meant to be set up here.
             if not users[card] or all(users.values()):
-                screen = ", the host's screen" if consoles.screens(facts, facts.functions(card.place)) else ""
-                say("", f"{card.key}: {card}{screen}; {', '.join(users[card]) or 'nobody'} has it.")
+                called = ", ".join(filter(None, [str(card), consoles.screen(facts, card.place)]))
+                say("", f"{card.key}: {called}; {', '.join(users[card]) or 'nobody'} has it.")
+                say(*unfit.remarks(facts, "  For a VM", card.place))
                 use = _accepted(_asked(ask, answer, partial(meant, card, given)), ask)
             else:
                 having = ", ".join(users[card])

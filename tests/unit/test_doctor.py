@@ -392,6 +392,11 @@ def with_vm(entry: str = ENTRY, hostpci: str = "mapping=gpu,pcie=1", **changes: 
     return reading(facts=desktop(guests=guests, **changes))
 
 
+def with_guests(lines: str) -> dict[str, Any]:
+    configs = [{"kind": "vm", "id": 103, "lines": lines}]
+    return {"running": [], "configs": configs, "mappings": "", "reservations": ""}
+
+
 def test_a_vm_whose_mapping_is_what_is_in_the_slot_is_well() -> None:
     assert diagnose_vm(with_vm()).well
 
@@ -657,6 +662,14 @@ def test_a_vm_that_no_settings_have_is_told_nothing_of_up() -> None:
     guests = {"running": [104], "configs": configs, "mappings": "", "reservations": ""}
     (finding,) = diagnose_vm(reading(facts=desktop(guests=guests))).findings
     assert finding.found == "VM 104 (Other) runs with it" and finding.next.endswith("then start VM 103")
+
+
+@pytest.mark.parametrize("gpus", [{}, {"apu": {"address": "01:00", "allowConsole": True}}])
+def test_what_is_known_against_giving_a_card_is_told_of_the_vm_that_has_it(gpus: dict[str, Any]) -> None:
+    apu = device("0000:01:00.0", "1002:1900", "030000", 16, driver="vfio-pci", boot_vga=1)
+    seen = reading(facts=desktop(devices=[apu], guests=with_guests("hostpci0: 01:00,pcie=1\n")))
+    notes = "\n".join(diagnose_vm(seen, settings(gpus)).notes)
+    assert "can freeze the whole host" in notes and "is the host's only screen, which is dark while" in notes
 
 
 def test_a_vm_that_runs_has_its_card_until_it_is_off() -> None:
