@@ -152,16 +152,16 @@ def taken_apart(facts: HostFacts, slot: str) -> list[Device]:
 
 
 def override_hint(facts: HostFacts, slot: str) -> str:
-    """The hint to iommu.acsOverride for a card that isn't alone in its group; empty: it would be refused, or is set
-    already."""
+    """The hint to iommu.acsOverride for a card that isn't alone in its group; empty: it is set already, or the kernel
+    doesn't know it."""
     needed_addresses = {address for need in facts.vital if need.kind != "keyboard" for address in need.devices}
     others = {device.address for device in facts.others_in_group(slot)}
-    if facts.acs_override or not acs.knows_override(facts.kernel) or needed_addresses & others:
+    if facts.acs_override or not acs.knows_override(facts.kernel):
         return ""
-    return (
-        "; as the last resort iommu.acsOverride: downstream, which divides groups and has a risk "
-        "(docs/settings-host.md)"
-    )
+    danger = "a guest with the card can then reach what shares its group past the IOMMU"
+    if needed_addresses & others:
+        return f"; iommu.acsOverride is no way out, and refused here: {danger}, and so write to that disk or network controller"
+    return f"; as the last resort iommu.acsOverride: downstream ({danger}; docs/settings-host.md)"
 
 
 # -- what is to be said before it is done

@@ -11,7 +11,10 @@ from homelab.doctor.devices import Case, is_for_everybody, names
 from homelab.doctor.reading import OK
 from homelab.findings import Finding, Stage
 from homelab.host import plan
+from homelab.nvidia.checks import refusals
 from homelab.nvidia.judge import mismatch
+from homelab.nvidia.request import Request, SystemFacts
+from homelab.settings import Nvidia
 
 NOT_PERMITTED = "Operation not permitted"
 NO_DRIVER = "No such device or address"
@@ -45,6 +48,7 @@ def _of_host(case: Case) -> list[Finding]:
 def _no_driver(case: Case) -> Finding:
     cards = [device for device in case.reading.facts.display_devices if device.is_nvidia]
     trouble = case.reading.facts.nvidia.trouble
+    ids = tuple(device.id for device in cards)
     cause, step = trouble if any(trouble) else ("no /proc/driver/nvidia/version", "load NVIDIA's driver on the host")
     if not cards:
         step = "see whether the card is in `lspci -nn`; if not, look at its power and its slot"
@@ -53,6 +57,8 @@ def _no_driver(case: Case) -> Finding:
             "leave a card to the host: `use: lxc` in the settings for one of them, `pulumi up`; or take it out of "
             "the VM that has it"
         )
+    elif refused := refusals(Request("host", Nvidia(), SystemFacts(cards=ids, running=case.reading.facts.kernel))):
+        step = refused[0].next
     return Finding(
         "NVIDIA's driver loaded on the host",
         f"{cause}; {_of_driver(case)}",

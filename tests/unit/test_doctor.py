@@ -100,6 +100,13 @@ def test_a_container_with_all_that_it_needs_is_well() -> None:
     assert diagnose(reading(DEVICE_LINES, inside(NODES)), 901).well
 
 
+def test_of_a_card_that_no_driver_can_serve_no_driver_and_no_node_is_advised() -> None:
+    kepler = device("0000:01:00.0", "10de:0ff3", "030000", 1, driver="nouveau")
+    facts = desktop(devices=[kepler], nvidia={"trouble": ["no module nvidia", "install NVIDIA's driver on the host"]})
+    (finding,) = diagnose(reading(facts=facts, driver="", nodes={}, seen=inside({})), 901).findings
+    assert finding.next.startswith("give the card to a VM (use: vm) whose system has that branch")
+
+
 def capture(name: str) -> tuple[str, dict[str, str]]:
     """A published configuration, and the nodes of its host, from a listing."""
     folder = shared("real_hosts", name)

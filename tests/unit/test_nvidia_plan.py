@@ -150,7 +150,8 @@ def test_the_last_way_of_a_container_is_nvidias_installer_of_that_version() -> N
     ],
 )
 def test_packages_of_any_recommended_branch_come_before_the_installer(card: str, expected: list[str]) -> None:
-    assert ways(planned("host", PROXMOX | {"cards": (card,)})) == expected
+    older = {"cards": (card,), "running": "6.8.12-5-pve"}
+    assert ways(planned("host", PROXMOX | older)) == expected
 
 
 def test_a_driver_that_is_named_is_no_other() -> None:
@@ -264,6 +265,23 @@ def test_branches_after_580_have_dropped_older_cards(card: str, name: str, drive
 
 def test_a_fermi_card_has_no_driver_here() -> None:
     assert "use other cards" in refusal("vm", {"cards": ("10de:06c0",)}, driver="470").next
+
+
+@rows(
+    ("target", "running", "is_refused"),
+    [
+        ("host", "6.17.2-1-pve", True),
+        ("host", "6.8.12-5-pve", False),
+        ("host", None, False),
+        ("vm", "6.17.2-1-pve", False),  # Ubuntu's own packages take newer kernels
+    ],
+)
+def test_a_branch_that_builds_for_none_of_the_hosts_kernels_is_refused(
+    target: Target, running: str | None, is_refused: bool
+) -> None:
+    errors = refused(request(target, PROXMOX | {"cards": (GTX_1050M,), "running": running}))
+    assert [error.found.partition(":")[0] for error in errors] == ["branch 470, for 10de"] * is_refused
+    assert all("give the card to a VM" in error.next for error in errors)
 
 
 def test_older_cards_get_the_proprietary_modules() -> None:
