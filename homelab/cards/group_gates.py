@@ -12,7 +12,6 @@ from homelab.facts.devices import Device
 from homelab.facts.host import HostFacts, bound_by_word
 from homelab.settings import Gpu, Host
 
-
 # What makes groups smaller (drivers/pci/pci.c, pci_acs_enabled); with AER: firmware of ASRock's (dockur/windows issue
 # 22).
 _FIRMWARE = "switch ACS on in the firmware's setup, with IOMMU and AER, which some boards want for it"

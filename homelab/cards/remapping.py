@@ -160,7 +160,7 @@ def override_hint(facts: HostFacts, slot: str) -> str:
         return ""
     danger = "a guest with the card can then reach what shares its group past the IOMMU"
     if needed_addresses & others:
-        return f"; iommu.acsOverride is no way out, and refused here: {danger}, and so write to that disk or network controller"
+        return f"; iommu.acsOverride is no way out, and refused here: {danger}, and so write to the host's own disk"
     return f"; as the last resort iommu.acsOverride: downstream ({danger}; docs/settings-host.md)"
 
 

@@ -150,7 +150,7 @@ def _software(
         return []
     driver = next(iter(fitting_drivers(Request("vm", Nvidia(), SystemFacts(cards=ids)))), "580")
     cudas = fitting_cudas(Request("vm", Nvidia(driver=driver), SystemFacts(cards=ids)))[:1]
-    more = {**{"cuda": cuda for cuda in cudas}, "containerToolkit": "docker"}
+    more = {"cuda": cudas[0], "containerToolkit": "docker"} if cudas else {"containerToolkit": "docker"}
     if section == "containers":
         off = "" if number in facts.guests.running else "# "
         return [f"      {off}nvidia: {{}} # the driver's libraries; to compile, and for Docker in it: {flow(more)}"]
