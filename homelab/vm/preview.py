@@ -165,5 +165,7 @@ def _head(guest: str, config: GuestConfig, judged: JudgedGuest, same: str = "no 
     :param same: said where nothing is changed in it, and it goes on running or not.
     """
     power = POWER[judged.runs, judged.will_run] if judged.change or judged.runs != judged.will_run else same
+    if judged.change and judged.runs and judged.will_run and {*judged.change} <= {*judged.waits}:
+        power = "it isn't restarted: the new form of its option counts from its next start on"
     state = "running" if judged.runs else "off"
     return f"  {config.guest_kind.label} {config.id} ({config.name or guest}), {state}: {power}"

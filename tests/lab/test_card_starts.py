@@ -97,6 +97,19 @@ def test_a_card_that_its_restart_has_lost_is_an_error_until_it_is_back(lab: Lab)
 
 
 @pytest.mark.parametrize("lab", [FLR], indirect=True, ids=["FLR"])
+def test_a_card_that_no_reset_brings_back_isnt_reset_for_the_form_of_an_option(lab: Lab) -> None:
+    lab.run(f"qm set {VM} --hostpci0 {FUNCTION.partition('.')[0]},pcie=1; qm start {VM}")
+    lab.fault("reset-kills", FUNCTION)
+    owned = dataclasses.replace(INPUTS, cards=[dataclasses.replace(INPUTS.cards[0], take_over=True)])
+    for _ in range(2):  # also where the first one's change still waits
+        made = work(lab).create(owned)
+        assert (made.state, made.starts) == ("running", 0) and work(lab).read(owned, made).drift == []
+    lab.fault("reset-kills", None)
+    assert "hostpci0: mapping=rtx5090,pcie=1" in lab.run(f"qm shutdown {VM}; qm start {VM}; qm config {VM}").stdout
+    assert runs(lab)
+
+
+@pytest.mark.parametrize("lab", [FLR], indirect=True, ids=["FLR"])
 def test_a_start_that_fails_is_told_with_what_there_is_and_is_taken_back(lab: Lab) -> None:
     lab.fault("task-fails", "qmstart=out of luck")
     with pytest.raises(NotStartedError, match="out of luck") as raised:
