@@ -152,7 +152,9 @@ def of_card(facts: HostFacts, name: str, functions: Iterable[str]) -> list[Troub
     lost_addresses = sorted(card_addresses & set(facts.lost))
     found = [Trouble(lost(name, lost_addresses), stops=True, lasts=True)] if lost_addresses else []
     devices = [device for device in facts.devices if device.address in card_addresses]
-    bridges = {bridge for device in devices for bridge in device.ancestors}
+    bridges = {bridge for device in devices or facts.devices for bridge in device.ancestors}
+    if not devices:  # it is gone from the bus: the port above it is one that has nothing behind it any more
+        bridges = {device.address for device in facts.devices if device.is_bridge} - bridges
     said = messages(facts.kernel_log)
     # If the card works now with NVIDIA's driver, older messages of that driver no longer count. Messages about the
     # card's memory and the bus still do: another line says when such a trouble has ended.

@@ -141,6 +141,24 @@ def test_a_card_whose_configuration_space_is_all_ones_is_lost() -> None:
     assert "0000:01:00.0" in trouble.error.found and "0b:00" not in trouble.error.found and trouble.stops
 
 
+@rows(
+    ("gpu", "line", "is_its"),
+    [
+        ({"match": "10de:2b85"}, "pcieport 0000:00:01.1: pciehp: Slot(0-1): Card not present", True),
+        ({"address": "01:00"}, "vfio-pci 0000:01:00.0: not ready 65535ms after FLR; giving up", True),
+        ({"match": "10de:2b85"}, "vfio-pci 0000:01:00.0: not ready 65535ms after FLR; giving up", True),
+        ({"match": "10de:2204"}, "vfio-pci 0000:01:00.0: not ready 65535ms after FLR; giving up", False),
+        ({"match": "10de:2b85"}, "pcieport 0000:00:02.1: pciehp: Slot(0-1): Card not present", False),
+    ],
+)
+def test_a_card_that_is_gone_from_the_bus_has_its_history(gpu: dict[str, str], line: str, is_its: bool) -> None:
+    here = [one for one in desktop().devices if one.slot != "0000:01:00"]
+    words = {**vars(desktop().cmdline), "running": "homelab.vfio=0000:01:00.0=10de:2b85"}
+    facts = replace(desktop(cmdline=words, kernel_log=f"[ 9.1] {line}"), devices=here)
+    (error,) = gates.check(facts, settings({"gpu": gpu}))[1]
+    assert (line in error.found, "look at its power and its slot" in error.next) == (is_its, not is_its)
+
+
 def test_what_to_do_names_the_card_that_the_message_names() -> None:
     log = "[1.0] vfio-pci 0000:01:00.1: not ready 65535ms after FLR; giving up"
     (trouble,) = kernel_log.of_card(desktop(kernel_log=log), "gpus.a", CARD)
