@@ -244,9 +244,10 @@ def _by_apt(request: Request, said: Said) -> Iterator[HomelabError]:
         drivers = dict.fromkeys(driver_text(parse(way.driver)) for way in tries(request))
         beside = ", and what comes beside it" if any(_beside(request)) else ""
         offered = [f"offered: {', '.join(said.offered)}"] if said.offered else []
+        pinned = [f"pinned by its owner: {', '.join(said.pins)}"] if said.pins else []
         yield request.refusal(
             wanted=f"{' or '.join(drivers) or 'a driver'}{beside}",
-            found="\n        ".join([*(_passed_over(said) or ["no way to it is known"]), *offered]),
+            found="\n        ".join([*(_passed_over(said) or ["no way to it is known"]), *offered, *pinned]),
             why="apt was asked, with NVIDIA's repositories; nothing was changed",
             next=_way_out(request, said),
         )
@@ -329,6 +330,11 @@ def notes(request: Request, said: Said | None = None) -> list[str]:
         loaded = "nouveau" if request.system.nouveau else request.system.loaded
         if request.target == "vm" and loaded not in (None, "", said.version):
             found.append(f"the VM restarts once more: {loaded} is loaded until then")
+    if said and said.pins and said.was not in ("", said.version):
+        found.append(
+            f"{', '.join(said.pins)} pins versions of NVIDIA's packages, which somebody else wants: {said.version} "
+            f"comes in place of {said.was} all the same; take the pin out, or apt may go back to its version"
+        )
     if said and said.way_back is False:
         found.append(f"there is no way back to {said.was}: it came by NVIDIA's installer, or no repository has it now")
     return found

@@ -2,7 +2,8 @@
 
 1. The note says what is about to be set, and what is there now (notes/guest_note.py).
 2. The options are set by digest, while the guest runs: what Proxmox VE refuses has cost nothing.
-3. Where one of them waits for the next start, and may not (`Terms.waits`), the guest is shut down and started, and has to stay up.
+3. Where one of them waits for the next start, and may not (`Terms.waits`), the guest is shut down and started, and has
+   to stay up.
 4. The note says that it is done.
 
 A failure in between gives the guest what it had before, and starts it if it ran. Any line may be the last one that is

@@ -42,7 +42,8 @@ class VmTransaction:
         """Brings it to what is decided.
 
         :param wanted: but for the options, and for which of them wait.
-        :param decide: what is judged of the VM, with its options, by what the host says of the VM; None: those that it has from this program.
+        :param decide: what is judged of the VM, with its options, by what the host says of it; None: it has those that
+            it has from this program.
         :raises HomelabError: as `decide`, and nothing was changed; or it has what it had before.
         """
         for _ in range(TRIES):
