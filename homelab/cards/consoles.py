@@ -112,9 +112,8 @@ def remarks(facts: HostFacts, host: Host, name: str, slot: str) -> Iterator[str]
     card_screens = screens(facts, facts.functions(slot))
     if not card_screens:
         return
-    is_dark = card_screens[0].driver == "vfio-pci"
-    dark = "is dark while vfio-pci or a VM has it" if is_dark else "stays dark from the host's next start on"
-    yield f"{name} is {screen(facts, slot)}, which {dark}: {_WAYS_IN}"
+    since = "this" if card_screens[0].driver == "vfio-pci" else "the host's next"
+    yield f"{name} is {screen(facts, slot)}, which stays dark from {since} start on: {_WAYS_IN}"
     if host.boot_framebuffer == "off":
         yield (
             f"bootFramebuffer: off: {NO_FRAMEBUFFER} keeps the kernel's picture off every screen of this host; the "

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from homelab.cards import remapping, resets, unfit
+from homelab.cards import remapping, unfit
 from homelab.errors import HomelabError
 from homelab.facts.classes import AMD, INTEL
-from homelab.facts.devices import Device
 from homelab.facts.host import HostFacts, bound_by_word
 from homelab.settings import Gpu
 
@@ -40,17 +39,17 @@ def rebound(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[Homela
 def unstarted(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: the card isn't one that fails if vfio-pci has it before its own driver has started it, which is so after
     each boot with this program's word."""
-    display = _graphics_of(facts, slot)
+    display = facts.display_of(slot)
     # Navi 48 (Radeon RX 9070, RX 9070 XT, AI PRO R9700). A guide for an RX 9070 XT beside an ASPEED console says it
     # (Proxmox VE 9.1.8, Linux 6.17.13, ROMED8-2T). With another reset than the bus's, nothing is known against it.
     if display is None or display.vendor != AMD or not "7550" <= display.device <= "755f":
         return
-    others = {*(resets.methods(facts, display.address) or ())} - {"bus"}
+    others = {*(facts.reset_methods(display.address) or ())} - {"bus"}
     if not gpu.allow_unstarted and not others and not _runs_since_boot(facts, slot):
         yield HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) for a VM, on vfio-pci from the host's start on",
             found="it is a card of the kind Navi 48; the kernel resets it by "
-            + (resets.described(facts, [display]) or "a way that it doesn't say"),
+            + (facts.resets_of([display]) or "a way that it doesn't say"),
             why="where vfio-pci had it from the host's start on, the reset at the VM's start broke the switch on the "
             'card ("broken device, retraining failed", "stuck in D3"), and only switching the host off helped; amdgpu '
             "has to start it first, and this program binds it before that",
@@ -58,10 +57,6 @@ def unstarted(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[Home
             "from there when a VM starts. To try it in a VM all the same, if you can switch the host off when it "
             f"doesn't start, set gpus.{name}.allowUnstarted: true",
         )
-
-
-def _graphics_of(facts: HostFacts, slot: str) -> Device | None:
-    return next((device for device in facts.functions(slot) if device.is_display and not device.physfn), None)
 
 
 def _runs_since_boot(facts: HostFacts, slot: str) -> bool:
@@ -76,7 +71,7 @@ def rom_remarks(facts: HostFacts, name: str, slot: str, *, has_file: bool) -> It
 
     :param name: of the settings.
     """
-    display = _graphics_of(facts, slot)
+    display = facts.display_of(slot)
     if display is None or has_file:
         return
     if display.address == INTEGRATED and display.vendor == INTEL:

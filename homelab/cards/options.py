@@ -1,4 +1,4 @@
-"""Options of cards that Proxmox VE, or the card, may not be able to have: refused before anything is changed. Pure."""
+"""Options of cards that Proxmox VE may not know: refused before anything is changed. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 from homelab.errors import HomelabError
 from homelab.facts.host import HostFacts
-from homelab.settings import Gpu
 
 # The first qemu-server with hostpci's driver=keep (its changelog), of Proxmox VE 9.1.
 _KEEPS_SINCE = (9, 0, 25)
@@ -26,18 +25,4 @@ def keep_refused(facts: HostFacts, name: str) -> Iterator[HomelabError]:
             why=f"Proxmox VE knows it since qemu-server {'.'.join(map(str, _KEEPS_SINCE))} (9.1); an older one refuses "
             "the change",
             next="update the host (`apt full-upgrade`), or take the option out",
-        )
-
-
-def migratable(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
-    """A gate: liveMigration is set for a virtual function. Before 8.4 Proxmox VE's API itself refuses it."""
-    device = facts.by_address.get(slot)
-    if gpu.live_migration and not (device and device.physfn):
-        yield HomelabError(
-            wanted=f"gpus.{name} ({facts.card(slot)}) with liveMigration",
-            found="it is a card as a whole",
-            why="only some drivers of virtual functions can hand their state over; with a whole card the migration "
-            "would fail half-way",
-            next=f"take gpus.{name}.liveMigration out: a VM that is off can be moved to another node that has such "
-            "a mapping",
         )

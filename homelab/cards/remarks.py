@@ -23,8 +23,7 @@ def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
             sentences += _named_remarks(facts, host, name, slots)
     of_vms = [slot for name, slot in slots.items() if host.gpus[name].use == "vm"]
     if of_vms and facts.vfio_mentions:
-        others = ", ".join(facts.vfio_mentions)
-        sentences.append(f"set up by somebody else, and left as it is: {others}, where vfio-pci is spoken of, too")
+        sentences.append(f"vfio-pci is also in files of others, left as they are: {', '.join(facts.vfio_mentions)}")
     return [*sentences, *_keyboard_remarks(facts, of_vms)]
 
 

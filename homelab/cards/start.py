@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from homelab.cards import resets
 from homelab.errors import HomelabError
 from homelab.facts import kernel_log
 from homelab.facts.host import HostFacts
@@ -65,7 +64,7 @@ def outcome_of(
                 HomelabError(wanted=f"{card}, awake", found=f"QEMU says: {line}", why=sign.why, next=sign.next)
             )
     for address in sorted({match[1] for line in start_log if (match := _NOT_RESET.search(line))}):
-        methods = ", ".join(resets.methods(after, address) or ["unknown"])
+        methods = ", ".join(after.reset_methods(address) or ["unknown"])
         remarks.append(
             f"{address} could not be reset when {vm} started (its resets: {methods}), and answers all the same. That "
             "is normal for one of several functions whose only reset is their bus: QEMU resets the whole card where "

@@ -7,7 +7,6 @@ import functools
 from pathlib import Path
 
 from homelab import tables
-from homelab.cards import resets
 from homelab.facts.devices import Device
 from homelab.facts.host import HostFacts
 
@@ -37,16 +36,14 @@ def rows() -> tuple[Row, ...]:
 
 
 def row_of(facts: HostFacts, slot: str) -> Row | None:
-    """The row for a card, by its graphics function; None: none. A virtual function is reset by itself."""
-    there = {device.id for device in facts.devices}
-    for device in facts.functions(slot):
-        if device.is_display and not device.physfn:
-            row = next((row for row in rows() if row.has(device)), None)
-            # Where a function can't be reset at all, the kernel has no such file.
-            methods = resets.methods(facts, device.address) or []
-            if row is not None and row.unless not in methods and row.only_with in (None, *methods):
-                return None if row.beside and there.isdisjoint(row.beside) else row
-    return None
+    """The row for a card, by its graphics function; None: none."""
+    display = facts.display_of(slot)
+    row = next((row for row in rows() if row.has(display)), None) if display else None
+    if display is None or row is None or (row.beside and not any(one.id in row.beside for one in facts.devices)):
+        return None
+    # Where a function can't be reset at all, the kernel has no such file.
+    methods = facts.reset_methods(display.address) or []
+    return row if row.unless not in methods and row.only_with in (None, *methods) else None
 
 
 def remarks(facts: HostFacts, name: str, slot: str) -> list[str]:

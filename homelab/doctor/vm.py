@@ -5,7 +5,6 @@ Pure.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain
 
 from homelab.cards import consoles, unfit
 from homelab.doctor import cards, logs
@@ -113,9 +112,9 @@ def _gates(tree: Tree, slot: str) -> Judged:
     apart = () if gpu.use == "shared" else (gates.containers,)
     errors = [error for gate in (*gates.VERIFIED, *apart) for error in gate(tree.facts, name, gpu, slot)]
     card = tree.facts.card(slot) if name == _UNNAMED else f"gpus.{name}"
-    of_card = unfit.remarks(tree.facts, card, slot), consoles.remarks(tree.facts, tree.wanted.host, card, slot)
-    changes, remarks = name != _UNNAMED and tree.has_steps, list(chain(*of_card))
-    return Judged(title="", why="", against=errors, others_change=changes, remarks=remarks)
+    known = [*unfit.remarks(tree.facts, card, slot), *consoles.remarks(tree.facts, tree.wanted.host, card, slot)]
+    changes = name != _UNNAMED and tree.has_steps
+    return Judged(title="", why="", against=errors, others_change=changes, remarks=known)
 
 
 def _pending(guest: GuestConfig) -> list[str]:

@@ -5,7 +5,7 @@ Pure: no Pulumi, no SSH. The tests parse captures of real machines.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
@@ -112,6 +112,22 @@ class HostFacts(Answer):
             return [device for device in self.around(place) if device.address in chosen_addresses]
         own = [device for device in slot if _is_part(device, displays[0], slot)]
         return own + self._behind_own_switch(displays[0])
+
+    def display_of(self, slot: str) -> Device | None:
+        """The graphics function of the card in a slot; None: there is none. A virtual one is a card by itself."""
+        return next((one for one in self.functions(slot) if one.is_display and not one.physfn), None)
+
+    def reset_methods(self, address: str) -> list[str] | None:
+        """The kernel's methods to reset a function, in the order in which it tries them; None: unknown."""
+        state = self.card_states.get(address)
+        return None if state is None or state.reset_method is None else state.reset_method.split()
+
+    def resets_of(self, functions: Sequence[Device]) -> str:
+        """`flr, bus`, or `0000:01:00.0 by flr, bus; 0000:01:00.1 by none` where they differ; empty: no method is
+        known."""
+        found = {device.address: self.reset_methods(device.address) for device in functions}
+        texts = {address: ", ".join(names) or "none" for address, names in found.items() if names is not None}
+        return "; ".join({*texts.values()} if len({*texts.values()}) == 1 else map(" by ".join, texts.items()))
 
     def around(self, place: str) -> list[Device]:
         """The functions that gpus.X.functions may name for the card in a slot: the slot's, and those behind the card's

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 
 from homelab import earlier
-from homelab.cards import consoles, graphics, group_gates, options, remapping
+from homelab.cards import consoles, graphics, group_gates, remapping
 from homelab.cards.resolving import resolve
 from homelab.errors import HomelabError
 from homelab.facts import kernel_log
@@ -310,8 +310,8 @@ def past_proxmox(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[
 
 def handed_over(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: a card that containers and a VM have in turn is NVIDIA's, as a whole."""
-    functions = facts.functions(slot)
-    if not any(device.is_display and device.is_nvidia and not device.physfn for device in functions):
+    display = facts.display_of(slot)
+    if display is None or not display.is_nvidia:
         yield HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) in turn for containers and a VM (use: shared)",
             found="it is not one of NVIDIA's, as a whole",
@@ -354,7 +354,6 @@ def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabErr
 LEAVING = (
     named_functions,
     whole,
-    options.migratable,
     graphics.rebound,
     usable,
     group_gates.grouped,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from homelab.cards import consoles, options, released, remapping, resets, resolving
+from homelab.cards import consoles, options, released, remapping, resolving
 from homelab.errors import HomelabError
 from homelab.facts import kernel_log
 from homelab.facts.classes import NVIDIA_DRIVERS
@@ -360,7 +360,7 @@ def describe(
             by_hand = ", bound by hand" if device.address in want.by_hand else ""
             lines.append(f"    {device.address} [{device.id}] {drivers}{by_hand}")
         lines += [f"    {line}" for line in _groups(facts, card["slot"])]
-        reset_methods = resets.described(facts, facts.functions(card["slot"]))
+        reset_methods = facts.resets_of(facts.functions(card["slot"]))
         lines += [f"    reset: {reset_methods}"] if reset_methods and card["use"] == "vm" else []
     lines += [f"  note: {remark}" for remark in remarks]
     order = f"; after {follows}, if that one is: one node of the cluster at a time" if follows else ""

@@ -151,14 +151,12 @@ def kernel_builds(request: Request) -> Iterator[HomelabError]:
     driver, running = request.driver, of_kernel(request.system.running or "")
     last = request.data.last_kernels.get(driver.major) if driver else None
     if request.target == "host" and driver and running and last and parse(running.short) > last:
+        cards = card_text(request, *request.generations) or "no card"
         yield request.refusal(
             wanted=f"a driver that builds for this kernel ({request.system.running})",
-            found=f"{driver_text(driver)}, for {card_text(request, *request.generations) or 'no card'}: its last "
-            f"release builds for Linux {last} and earlier",
-            why="NVIDIA releases no more of it, and a newer branch doesn't know these cards: containers, which use the "
-            "host's driver, can't have them; nothing was installed",
-            next="give the card to a VM (use: vm) whose system has that branch, such as Ubuntu; for containers take "
-            "another card",
+            found=f"{driver_text(driver)}, for {cards}: its last release builds for Linux {last} and earlier",
+            why="no release follows, and containers use the host's driver; nothing was installed",
+            next="give the card to a VM (use: vm) whose system has that branch, as Ubuntu has; or use a newer card",
         )
 
 

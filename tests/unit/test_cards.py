@@ -941,7 +941,7 @@ def test_nothing_is_promised_of_a_card_that_something_unknown_binds() -> None:
         "on vfio-pci, not by this program, and that stays so: look at /etc/udev/rules.d/90-vfio.rules"
     )
     (remark,) = said(facts, settings({"gpu": {"match": "10de:2b85"}}))
-    assert remark.startswith("set up by somebody else, and left as it is: /etc/udev/rules.d/90-vfio.rules")
+    assert remark.startswith("vfio-pci is also in files of others, left as they are: /etc/udev/rules.d/90-vfio.rules")
 
 
 # -- names in Proxmox VE ----------------------------------------------------------------------------------------------

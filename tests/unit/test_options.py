@@ -30,11 +30,6 @@ def test_a_virtual_functions_mapping_may_be_for_live_migration() -> None:
     assert gates.check(split(NEW), settings({"vf": {"address": "0000:41:00.1", "liveMigration": True}}))[1] == []
 
 
-def test_a_whole_card_cant_be_migrated_while_its_vm_runs() -> None:
-    (error,) = gates.check(desktop(packages=NEW), settings({"gpu": {"match": "10de:2b85", "liveMigration": True}}))[1]
-    assert error.found == "it is a card as a whole"
-
-
 @pytest.mark.parametrize(
     ("version", "known"), [("9.0.25", True), ("9.1.0~1", True), ("9.0.24", False), ("8.4.5", False), ("", False)]
 )
