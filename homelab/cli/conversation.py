@@ -120,7 +120,9 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
         say(f"  NVIDIA's driver {nvidia.driver} is installed on {node}")
     say(*(f"  NVIDIA's driver is installed in VM {vmid}" for vmid in inside))
     say(*(f"  {line}" for line in planned.of_reboot or ["reboot: not needed"]))
-    say(*(f"  note: {remark}" for remark in (*planned.host.remarks, *planned.told_host.met)))
+    # What was said where it was offered.
+    said = [one for card in given if not arguments.card for one in unfit.remarks(facts, f"gpus.{card.key}", card.place)]
+    say(*(f"  note: {one}" for one in (*planned.host.remarks, *planned.told_host.met) if one not in said))
 
     passphrase = _passphrase(ask, text_before + state)
     say("", f"This writes {'a Pulumi project with ' if is_new else ''}{file.name} into {folder}.")
@@ -248,7 +250,7 @@ def _given(
             if not users[card] or all(users.values()):
                 called = ", ".join(filter(None, [str(card), consoles.screen(facts, card.place)]))
                 say("", f"{card.key}: {called}; {', '.join(users[card]) or 'nobody'} has it.")
-                say(*unfit.remarks(facts, "  For a VM", card.place))
+                say(*unfit.remarks(facts, "  For VMs", card.place))
                 use = _accepted(_asked(ask, answer, partial(meant, card, given)), ask)
             else:
                 having = ", ".join(users[card])

@@ -52,8 +52,7 @@ class VmTransaction:
                 raise _missing(wanted.vmid)
             asked = replace(wanted, digest=seen.digest)
             if judged := decide(seen):
-                terms = replace(wanted.terms, waits=tuple(judged.waits))
-                asked = replace(asked, options=judged.options, terms=terms)
+                asked = replace(asked, options=judged.options, terms=replace(wanted.terms, waits=tuple(judged.waits)))
             done = self._asked("apply", asked)
             if done.done:
                 return done
