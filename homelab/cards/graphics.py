@@ -1,7 +1,9 @@
-"""Gates and remarks for AMD's and Intel's graphics as cards of VMs, beyond those for every card. Pure."""
+"""Gates and remarks for AMD's and Intel's graphics as cards of VMs, and their virtual functions, beyond those for every
+card. Pure."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from homelab.cards import remapping, unfit
@@ -15,6 +17,24 @@ INTEGRATED = "0000:00:02.0"
 # Kernels that crash when amdgpu lets a card go to vfio-pci while the host runs (proxmox/pve-kernel, changelog of
 # 7.0.14-3, which reverted the change).
 _CRASHING = ("7.0.14-1-pve", "7.0.14-2-pve")
+# The first qemu-server with hostpci's driver=keep (its changelog), of Proxmox VE 9.1.
+_KEEPS_SINCE = (9, 0, 25)
+
+
+def keep_refused(facts: HostFacts, name: str) -> Iterator[HomelabError]:
+    """The refusal of `driver: keep` where this host's Proxmox VE doesn't know it, or its version is unknown.
+
+    :param name: of the card or use that has the option, for messages.
+    """
+    version = facts.packages.get("qemu-server", "")
+    if tuple(int(number) for number in re.findall(r"\d+", version.partition("-")[0])) < _KEEPS_SINCE:
+        yield HomelabError(
+            wanted=f"{name}: driver: keep",
+            found=f"qemu-server {version}" if version else "the version of qemu-server can't be told",
+            why=f"Proxmox VE knows it since qemu-server {'.'.join(map(str, _KEEPS_SINCE))} (9.1); an older one refuses "
+            "the change",
+            next="update the host (`apt full-upgrade`), or take the option out",
+        )
 
 
 def rebound(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:

@@ -16,8 +16,8 @@ _ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
 
 @functools.cache
-def known() -> dict[str, dict[str, str]]:
-    """Names of classes and of cards, by their ids (devices.yaml)."""
+def _kinds() -> dict[str, str]:
+    """Class, or the beginning of one -> the kind of device."""
     return dict(tables.read(Path(__file__).with_suffix(".yaml")))
 
 
@@ -60,7 +60,7 @@ class Device(answer.Device):
     @property
     def kind(self) -> str:
         """The kind of device, for messages."""
-        names = (known()["kinds"].get(self.class_code[:digits]) for digits in (4, 2))
+        names = (_kinds().get(self.class_code[:digits]) for digits in (4, 2))
         return next((name for name in names if name), f"device of class {self.class_code[:4]}")
 
     @property

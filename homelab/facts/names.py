@@ -7,8 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from homelab.facts import devices
-
+# Cards that are newer than the pci.ids of the Debian releases that Proxmox VE 8 and 9 stand on (NVIDIA's README of
+# branch 580, "Supported NVIDIA Products").
+NEWER = {
+    "10de:2b85": "RTX 5090", "10de:2b87": "RTX 5090 D", "10de:2c02": "RTX 5080", "10de:2c05": "RTX 5070 Ti",
+    "10de:2f04": "RTX 5070", "10de:2d04": "RTX 5060 Ti", "10de:2d05": "RTX 5060",
+}  # fmt: skip
 # `01:00.0 VGA compatible controller [0300]: NVIDIA Corporation AD102 [GeForce RTX 4090] [10de:2684] (rev a1)`
 LINE = re.compile(r"^(\S+) .*?\[[0-9a-f]{4}\]: (.+) \[([0-9a-f]{4}:[0-9a-f]{4})\]", re.MULTILINE)
 # A marketing name, behind the chip's.
@@ -44,7 +48,7 @@ def model(ids: str, listed_as: str = "") -> str:
     :param ids: vendor:device.
     :param listed_as: its short name in pci.ids, empty: none.
     """
-    return listed_as or devices.known()["newer"].get(ids.lower(), "")
+    return listed_as or NEWER.get(ids.lower(), "")
 
 
 def card(ids: str, place: str, listed_as: str = "", kind: str = "graphics card") -> str:

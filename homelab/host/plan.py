@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from homelab.cards import consoles, options, released, remapping, resolving
+from homelab.cards import consoles, graphics, released, remapping, resolving
 from homelab.errors import HomelabError
 from homelab.facts import kernel_log
 from homelab.facts.classes import NVIDIA_DRIVERS
@@ -87,7 +87,7 @@ def card_plan(facts: HostFacts, host: Host, name: str, slot: str, vms: Collectio
         "iommuGroup": next((device.group for device in facts.functions(slot)), None),
         # Proxmox VE is told to leave the driver of a card alone that is handed over, if it knows that option: then only
         # the handover unbinds it.
-        "keep": host.gpus[name].use == "shared" and not [*options.keep_refused(facts, name)],
+        "keep": host.gpus[name].use == "shared" and not [*graphics.keep_refused(facts, name)],
     }
 
 

@@ -1,4 +1,4 @@
-"""Options of cards that only newer versions of Proxmox VE know (homelab/cards/options.py), and the mapping's flag for live migration."""
+"""Options of cards that only newer versions of Proxmox VE know (homelab/cards/graphics.py), and the mapping's flag for live migration."""
 
 from __future__ import annotations
 
