@@ -106,7 +106,7 @@ def remarks(facts: HostFacts, host: Host, name: str, slot: str) -> Iterator[str]
     card_screens = screens(facts, facts.functions(slot))
     if not card_screens:
         return
-    since = "this" if facts.bound_by_homelab(card_screens[0].address) else "the host's next"
+    since = "this" if card_screens[0].driver == "vfio-pci" else "the host's next"
     yield f"{name} is the host's screen, which stays dark from {since} start on: {_WAYS_IN}"
     if host.boot_framebuffer == "off":
         yield (
