@@ -249,6 +249,15 @@ class HostFacts(Answer):
         bridges = [self.by_address[bridge] for bridge in device.ancestors if bridge in self.by_address]
         return any(function.removable for function in (device, *bridges))
 
+    def narrow_link(self, addresses: Iterable[str]) -> str:
+        """How many lanes a card's PCIe link has, where card and slot have more: `x1 of x8`; else empty. A card at rest
+        has a slower link, and no narrower one (Linux, ABI/testing/sysfs-bus-pci: current_link_width)."""
+        for device in map(self.by_address.get, addresses):
+            slot = self.by_address.get(next(iter(device.ancestors), "")) if device else None
+            if device and slot and 0 < device.lanes[0] < (most := min(device.lanes[1], slot.lanes[1])):
+                return f"x{device.lanes[0]} of x{most}"
+        return ""
+
     def holders_of(self, addresses: Iterable[str]) -> list[Holder]:
         """The processes and the console that have one of these functions open."""
         address_set = set(addresses)

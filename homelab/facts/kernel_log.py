@@ -127,17 +127,20 @@ def troubles(facts: HostFacts, node: str, cards: Mapping[str, Collection[str]], 
     for name, functions in cards.items():
         of_it = shown([message for message, addresses in said if _names_card(addresses, set(functions))])
         device = next((facts.by_address[address] for address in functions if address in facts.by_address), None)
-        context = Context(name, "host", bound=device.driver if device else None)
+        narrow = "narrow-link" if facts.narrow_link(functions) else None
+        context = Context(name, "host", bound=device.driver if device else None, known=narrow)
         # NVIDIA's driver doesn't have a card that is on vfio-pci: its messages without an address are about another.
         drivers += [context.bound] if context.bound != "vfio-pci" else []
         found += of_card(facts, name, functions)
         found += map(Trouble, recognise(of_it, context, nameless if context.bound != "vfio-pci" else ""))
         told = f"{told}\n{of_it}"
     found += of_host(facts, node) if with_host else []
+    libraries = getattr(facts.systems.get("host"), "libraries", "")
+    own = "own-libraries" if libraries and libraries == facts.nvidia.version else None
     # What is said of a card isn't said of the host, too.
     reasons = {trouble.error.why for trouble in found}
     for driver in dict.fromkeys(drivers):
-        errors = recognise(nameless, Context(node, "host", bound=driver), told)
+        errors = recognise(nameless, Context(node, "host", bound=driver, known=own), told)
         found += [Trouble(error) for error in errors if error.why not in reasons]
     return list({str(trouble.error): trouble for trouble in found}.values())
 
@@ -151,6 +154,8 @@ def of_card(facts: HostFacts, name: str, functions: Iterable[str]) -> list[Troub
     card_addresses = set(functions)
     lost_addresses = sorted(card_addresses & set(facts.lost))
     found = [Trouble(lost(name, lost_addresses), stops=True, lasts=True)] if lost_addresses else []
+    if narrow := facts.narrow_link(sorted(card_addresses)):
+        found.append(Trouble(_narrow(name, narrow), harmless=True))
     devices = [device for device in facts.devices if device.address in card_addresses]
     bridges = {bridge for device in devices for bridge in device.ancestors}
     said = messages(facts.kernel_log)
@@ -272,6 +277,18 @@ def _uncured(row: Sign, log_messages: list[Message]) -> list[Message]:
                 earlier for earlier in matching if row.of == "card" and row.part(earlier.text) != row.part(message.text)
             ]
     return matching
+
+
+def _narrow(name: str, lanes: str) -> HomelabError:
+    """The error for a PCIe link that has trained with fewer lanes than card and slot have."""
+    return HomelabError(
+        wanted=f"{name}: a PCIe link as wide as card and slot",
+        found=f"the link has {lanes} lanes",
+        why="the card's seat, its slot or a riser keeps lanes away: the card is slow, and such a link may break; no "
+        "driver changes that",
+        next="switch the host off and put the card into its slot anew; then try it without a riser, and in another "
+        "slot; where slots or M.2 disks share lanes, see the board's manual",
+    )
 
 
 def lost(name: str, addresses: list[str]) -> HomelabError:

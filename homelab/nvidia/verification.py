@@ -207,7 +207,8 @@ _REFUSED = {
 def _errors(
     found: Answer, wanted: Expected, cards: Sequence[Mapping[str, str | None]], release: str | None
 ) -> Iterator[HomelabError]:
-    context = replace(wanted.context, flavour=cast("Flavour | None", found.flavour or None))
+    known = "specification" if found.cdi and found.loaded in found.cdi.split() else None
+    context = replace(wanted.context, flavour=cast("Flavour | None", found.flavour or None), known=known)
     if cards:
         yield from _driver_and_cards(wanted, found, cards)
     else:

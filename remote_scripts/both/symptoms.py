@@ -30,7 +30,8 @@ _WAITING = re.compile(r"^Waiting for cache lock.*\n", re.MULTILINE)
 class Context:
     """Facts of the system that a text comes from; None for what isn't known. `name`: its place in the settings;
     `needs_open`: whether a card works with the open modules alone; `bound`: the driver that has the card, empty if none
-    has.
+    has. `known`: what else is so: narrow-link (the card's PCIe link has fewer lanes than card and slot), own-libraries
+    (the host's are of the loaded module's version), specification (there is a CDI specification of that).
     """
 
     name: str = "this system"
@@ -42,6 +43,7 @@ class Context:
     host_driver: str | None = None
     kernel: str | None = None
     bound: str | None = None
+    known: str | None = None
 
     @property
     def values(self) -> dict[str, str]:

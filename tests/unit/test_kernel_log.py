@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from homelab.resources.work import started
 from homelab.shapes import CardFunction
 from tests.conftest import shared
 from tests.rows import rows
-from tests.unit.hosts import desktop, device, gpu, settings, tree
+from tests.unit.hosts import desktop, device, gpu, seen, settings, tree
 from tests.unit.test_doctor import diagnose_host, reading
 
 TEXTS: dict[str, list[str]] = tables.read(Path(__file__).parent / "kernel_texts.yaml")
@@ -207,6 +207,46 @@ def test_a_long_log_is_quoted_by_head_and_tail() -> None:
     assert "[0.0]" in trouble.error.found and "[99.0]" in trouble.error.found and ": 96 …" in trouble.error.found
     assert kernel_log.excerpt("a\nb\nc\nd\ne\n", 4) == "a | b | … lines left out here: 1 … | d | e"
     assert kernel_log.excerpt("a\n\nb\n") == "a | b" and kernel_log.excerpt("") == ""
+
+
+# -- what the facts say beside it ----------------------------------------------------------------------------------------
+def with_lanes(card: tuple[int, int], slot: tuple[int, int], **changes: Any) -> HostFacts:
+    of = {address: card for address in CARD} | {"0000:00:01.1": slot}
+    devices = [asdict(one) | {"lanes": of.get(one.address, (0, 0))} for one in desktop().devices]
+    return desktop(devices=devices, **changes)
+
+
+@rows(
+    ("card", "slot", "narrow"),
+    [
+        ((1, 8), (1, 16), "x1 of x8"),
+        ((4, 16), (4, 8), "x4 of x8"),
+        ((4, 16), (4, 4), ""),  # the slot has no more
+        ((8, 8), (8, 16), ""),
+        ((0, 16), (0, 16), ""),  # there is no link, or nothing was read
+        ((63, 63), (63, 63), ""),  # the card is gone: every bit is one
+    ],
+)
+def test_a_link_with_fewer_lanes_than_card_and_slot_is_its_seat(
+    card: tuple[int, int], slot: tuple[int, int], narrow: str
+) -> None:
+    xid = "NVRM: Xid (PCI:0000:01:00): 79, pid=1, GPU has fallen off the bus."
+    calm, lost = (with_lanes(card, slot, kernel_log=log) for log in ("", xid))
+    report = diagnose_host(reading(facts=calm), settings())
+    assert [narrow in note and "put the card into its slot anew" in note for note in report.notes] == [True] * bool(
+        narrow
+    )
+    (finding,) = [one for one in diagnose_host(reading(facts=lost), settings()).findings if "79" in one.found]
+    assert ("take another release of the driver" in finding.next) is not bool(narrow)
+
+
+def test_a_client_of_another_release_is_a_containers_where_the_hosts_libraries_fit() -> None:
+    log = "NVRM: API mismatch: the client 'ffmpeg' (pid 10) has the version 570.86.10, but this kernel module has the version 580.95.05."
+    nvidia: dict[str, Any] = {"version": "580.95.05"}
+    for libraries, is_containers in (("580.95.05", True), ("570.86.10", False), ("", False)):
+        facts = replace(desktop(kernel_log=log, nvidia=nvidia), systems={"host": seen(libraries=libraries)})
+        (trouble,) = kernel_log.troubles(facts, "pve", {"gpus.a": CARD}, with_host=False)
+        assert ("reboot it" not in trouble.error.next) is is_containers
 
 
 # -- captures of real machines -------------------------------------------------------------------------------------------

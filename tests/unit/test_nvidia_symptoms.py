@@ -8,7 +8,7 @@ from pathlib import Path
 
 from homelab import tables
 from homelab.symptoms import packed, recognise, symptoms
-from remote_scripts.both.symptoms import Context, Symptom, compiled
+from remote_scripts.both.symptoms import Context, Symptom, Target, compiled
 from remote_scripts.tools.plain import of_plain
 from tests.rows import rows
 
@@ -103,6 +103,24 @@ def test_the_same_text_has_another_cause_in_a_container() -> None:
     outside = recognise(text, Context(target="vm"))[0]
     assert "580.105.08" in inside.why and "pulumi up --refresh" in inside.next
     assert "stayed loaded" in outside.why
+
+
+@rows(
+    ("text", "target", "known", "words"),
+    [
+        ("NVRM: Xid (PCI:0000:01:00): 79, x", "host", "narrow-link", ("its seat, its slot or a riser", "put the card")),
+        ("NVRM: Xid (PCI:0000:01:00): 79, x", "host", "", ("temperature", "take another release of the driver")),
+        (TEXTS["version-mismatch"][-1], "host", "own-libraries", ("those of a container", "no restart of the host")),
+        (TEXTS["version-mismatch"][-1], "host", "", ("stayed loaded", "reboot it")),
+        (TEXTS["cards-unresolved"][-1], "vm", "specification", ("the engine doesn't know it", "restart that engine")),
+        (TEXTS["cards-unresolved"][-1], "vm", "", ("there is no CDI specification", "nvidia-ctk cdi list")),
+    ],
+)
+def test_the_cure_is_that_of_what_is_known(text: str, target: Target, known: str, words: tuple[str, ...]) -> None:
+    (error,) = recognise(text, Context(target=target, known=known or None))
+    assert all(word in f"{error.why}; {error.next}" for word in words), str(error)
+    assert known != "narrow-link" or "release of the driver" not in error.next
+    assert known != "own-libraries" or "reboot" not in error.next
 
 
 def test_no_devices_with_the_wrong_modules_is_told_as_that() -> None:
