@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from homelab import tables
+from homelab.cards import group_gates, resolving
 from homelab.cards import remarks as card_remarks
-from homelab.cards import resolving
 from homelab.errors import HomelabError
 from homelab.facts import kernel_log
 from homelab.facts.host import HostFacts
@@ -67,6 +70,7 @@ def judge_host(
             *verification,
             *next_boot,
             *lost,
+            *_misspelt(facts),
             *_sunk(facts, host),
             *_lost_partitions(facts),
             *(one.error for one in of_log if not (one.harmless or one.lasts)),  # what lasts is a gate
@@ -122,6 +126,27 @@ def _other_stacks(facts: HostFacts, owner: str) -> Iterator[HomelabError]:
         next="keep the host in one stack, and run `pulumi destroy` for the other one; if that one is gone, remove its "
         "folder there",
     )
+
+
+# The similarity, for difflib, from which on a word is a misspelt one; `amd_iommu_x`, another word, is below it.
+_ALIKE = 0.8
+
+
+def _misspelt(facts: HostFacts) -> Iterator[HomelabError]:
+    """Errors of words on the kernel command line that are nearly ones by which cards are given away. Of a name the
+    kernel and modprobe take `-` and `_` for the same."""
+    known = {word.replace("-", "_"): word for word in tables.read(Path(__file__).with_name("words.yaml"))["words"]}
+    for word in facts.cmdline.others.split():
+        name = word.strip('"').partition("=")[0].replace("-", "_")
+        if "=" in word and name not in known and (meant := difflib.get_close_matches(name, known, 1, _ALIKE)):
+            yield HomelabError(
+                wanted=f"{known[meant[0]]} on the kernel command line, or nothing like it",
+                found=word,
+                why="neither the kernel nor a module knows that word: it does nothing, and what rests on it, such as a "
+                "card that is bound by it, isn't so",
+                next=f"correct it in /etc/default/grub or /etc/kernel/cmdline, or take it out (homelab binds the cards "
+                f"of VMs itself), then {group_gates.new_entries(facts)}, and reboot",
+            )
 
 
 def _left_off(said: str) -> HomelabError:
