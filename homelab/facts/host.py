@@ -76,6 +76,12 @@ class HostFacts(Answer):
         return self.cmdline.configured if self.planned_words is None else f"{self.cmdline.others} {self.planned_words}"
 
     @property
+    def vgpu_signs(self) -> list[str]:
+        """By what NVIDIA's licensed vGPU driver shows on the host."""
+        loaded = ["the module nvidia_vgpu_vfio is loaded"] if "nvidia_vgpu_vfio" in self.modules else []
+        return loaded + ["/usr/bin/nvidia-vgpu-mgr is there"] * self.vgpu_manager
+
+    @property
     def own_words(self) -> set[str]:
         """The words that this program has configured on the kernel command line."""
         return {*self.cmdline.configured.split()} - {*self.cmdline.others.split()}

@@ -193,12 +193,10 @@ def usable(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabErr
 
 def vgpu_host(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
     """A gate: NVIDIA's driver isn't installed over NVIDIA's vGPU driver."""
-    signs = ["the module nvidia_vgpu_vfio is loaded"] if "nvidia_vgpu_vfio" in facts.modules else []
-    signs += ["/usr/bin/nvidia-vgpu-mgr is there"] if facts.vgpu_manager else []
-    if host.nvidia is not None and signs:
+    if host.nvidia is not None and facts.vgpu_signs:
         yield HomelabError(
             wanted="NVIDIA's driver on the host (nvidia)",
-            found=f"NVIDIA's vGPU driver: {'; '.join(signs)}",
+            found=f"NVIDIA's vGPU driver: {'; '.join(facts.vgpu_signs)}",
             why="replacing that licensed driver would take the cards from the VMs that share them",
             next="take nvidia of this host out of the settings; or remove the vGPU driver yourself (its installer "
             "has --uninstall) and run `pulumi up` again",
