@@ -109,7 +109,7 @@ def diagnose(arguments: argparse.Namespace) -> Report:
     ids = _ids(arguments, file.guests(), name, host)
     containers = ids if arguments.kind == "container" else []
     installing = {"host", *judge.installing(host, file.guests().containers.values())}
-    inside = installing & ({"host"} if arguments.kind == "host" else {*map(str, containers[:1])})
+    inside = installing & {"host", *map(str, containers[:1])}
     reading = diagnosis.read(host, [*dict.fromkeys(containers)], inside, ids[0] if arguments.kind == "vm" else 0)
     reading, tree = _judged(arguments, file, name, host, reading)
     if arguments.kind == "container":

@@ -36,7 +36,7 @@ def diagnose(
     :raises HomelabError: there is no such container on this host.
     """
     model = _case(reading, like) if like is not None else None
-    case = _case(reading, ctid, cards or (of_settings(tree, ctid) if tree else None), model)
+    case = replace(_case(reading, ctid, cards or (of_settings(tree, ctid) if tree else None), model), tree=tree)
     # Whatever it lacks of a card that a VM has in turn, it has again with the card.
     own_findings = cured(_sunk(case) if case.cards.away else findings(case), tree.refusals if tree else ())
     tables = [Table("devices", COLUMNS, [row.cells(case.container.was_seen) for row in case.rows])]
@@ -155,7 +155,7 @@ def _steps(case: Case, findings: list[Finding]) -> list[str]:
     after = [finding for finding in findings if finding.stage > Stage.RESTART]
     restart = [finding.next for finding in findings if finding.stage == Stage.RESTART]
     # `pulumi up` restarts it by itself; what the host's log has, or stands against `up`, is mended by no restart of it.
-    others = [*case.log[0], *case.cards.judged.findings]
+    others = [*case.of_driver, *case.log[0], *case.cards.judged.findings]
     own = [finding for finding in before if finding.turn is Turn.PERSON and finding not in others]
     if case.container.running and own:
         restart = [restart_step(case)]

@@ -20,6 +20,7 @@ NO_DRIVER = "No such device or address"
 def findings(case: Case) -> list[Finding]:
     """Every one, the host's first."""
     return [
+        *case.of_driver,
         *case.log[0],
         *_of_host(case),
         *configuration.findings(case),
@@ -166,7 +167,7 @@ _INSTALL = "with `nvidia: {}` for it under homelab:containers homelab installs t
 
 def _libraries(case: Case) -> list[Finding]:
     judged, wrong, driver = case.cards.system, _differ(case), case.reading.driver
-    if judged.findings or wrong is None or without_libraries(case):
+    if judged.findings or wrong is None or case.of_driver or without_libraries(case):
         return judged.findings
     return [
         Finding(
