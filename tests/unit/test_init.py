@@ -315,6 +315,14 @@ def test_a_card_for_a_vm() -> None:
     assert vm.nvidia is not None and vm.nvidia.driver == "580" and vm.nvidia.cuda
 
 
+def test_to_a_card_that_no_cuda_knows_none_is_proposed() -> None:
+    kepler = [
+        {**one, "device": "0ff3"} if one["address"] == "0000:01:00.0" else one for one in asdict(host())["devices"]
+    ]
+    made = written({0: "103"}, facts=host(devices=kepler))
+    assert "# nvidia: {driver: '470', containerToolkit: docker}" in made
+
+
 def test_a_host_says_its_node_and_its_cluster() -> None:
     """As far as the settings take the name."""
     for cluster, name, said in (("home", "pve", {"cluster": "home"}), ("9", "other", {"node": "pve"}), ("", "pve", {})):

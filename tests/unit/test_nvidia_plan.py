@@ -42,6 +42,7 @@ PROXMOX: dict[str, Any] = {
     "cards": (RTX_3090,),
     "loaded": "",
 }
+OLDER = "6.8.12-15-pve"
 CONTAINER: dict[str, Any] = {"distribution": "ubuntu", "version": "24.04", "host_driver": "580.105.08"}
 
 
@@ -150,7 +151,8 @@ def test_the_last_way_of_a_container_is_nvidias_installer_of_that_version() -> N
     ],
 )
 def test_packages_of_any_recommended_branch_come_before_the_installer(card: str, expected: list[str]) -> None:
-    assert ways(planned("host", PROXMOX | {"cards": (card,)})) == expected
+    kernel = {"kernels": (OLDER,), "running": OLDER}
+    assert ways(planned("host", PROXMOX | kernel | {"cards": (card,)})) == expected
 
 
 def test_a_driver_that_is_named_is_no_other() -> None:
@@ -266,6 +268,20 @@ def test_a_fermi_card_has_no_driver_here() -> None:
     assert "use other cards" in refusal("vm", {"cards": ("10de:06c0",)}, driver="470").next
 
 
+QUADRO_K420 = "10de:0ff3"
+
+
+def test_a_branch_whose_modules_build_for_no_kernel_of_the_host_is_refused_before_apt_is_asked() -> None:
+    kepler = PROXMOX | {"cards": (QUADRO_K420,)}
+    error = refusal("host", kepler)
+    assert "before 6.12" in error.wanted and error.found == "6.14.11-9-pve, 6.17.13-2-pve"
+    assert error.next.startswith("give the card to a VM whose system") and "nvidia.driver" not in error.next
+    assert refusal("host", kepler, driver="470").next.startswith("leave nvidia.driver out; or give")
+    older, by_hand = {"kernels": (OLDER,), "running": OLDER}, {"loaded": "470.256.02"}
+    assert refused(request("host", kepler | older)) == refused(request("host", kepler | by_hand)) == []
+    assert refused(request("vm", UBUNTU | {"cards": (QUADRO_K420,), "kernels": ("6.17.0-5-generic",)})) == []
+
+
 def test_older_cards_get_the_proprietary_modules() -> None:
     way = planned("vm", UBUNTU | {"cards": (GTX_1080_TI,)}, driver="580").tries[0]
     assert way.flavour == "proprietary" and way.packages[0] == "nvidia-dkms-580"
@@ -349,6 +365,9 @@ def test_a_branch_newer_than_the_data_is_accepted() -> None:
 def test_a_branch_whose_life_is_over_is_said() -> None:
     assert "branch 570 has reached its end of life (2026-02)" in all_notes("vm", UBUNTU, driver="570")
     assert "end of life" not in all_notes("vm", UBUNTU, driver="580")
+    assert "580 is maintained" in all_notes("vm", UBUNTU | {"cards": (RTX_3090,)}, driver="570")
+    kepler = all_notes("vm", UBUNTU | {"cards": (QUADRO_K420,)})
+    assert "branch 470 has reached" in kepler and "none that knows the cards is maintained" in kepler
     # Also of the version that apt would bring, and of a host's that a container follows.
     assert "branch 590 has reached" in all_notes("vm", UBUNTU, Said(chosen=0, version="590.48.01"))
     assert "branch 570 has reached" in all_notes("lxc", CONTAINER | {"host_driver": "570.211.01"})
