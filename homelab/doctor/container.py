@@ -92,7 +92,7 @@ def _head(case: Case) -> list[str]:
         "unprivileged" if conf.unprivileged else "privileged",
         *([f"locked ({conf.options['lock']})"] if "lock" in conf.options else []),
     ]
-    versions = container.library_versions
+    versions = case.library_versions
     libraries = ", ".join(versions) or ("none" if container.was_seen else "not known")
     equal = _equal(case)
     numbers = ", ".join(
@@ -110,7 +110,7 @@ def _equal(case: Case) -> bool | None:
     """Are driver and libraries of one version? None: it isn't known what is inside."""
     if not case.container.was_seen:
         return None
-    return bool(case.reading.driver) and case.container.library_versions == [case.reading.driver]
+    return bool(case.reading.driver) and case.library_versions == [case.reading.driver]
 
 
 def _sunk(case: Case) -> list[Finding]:
@@ -172,7 +172,7 @@ def _data(case: Case) -> dict[str, Any]:
         "unprivileged": conf.unprivileged,
         "lock": conf.options.get("lock"),
         "driver": case.reading.driver or None,
-        "libraries": container.libraries,
+        "libraries": case.libraries,
         "equal": _equal(case),
         "cards": {"numbers": case.cards.numbers, "by": case.cards.by},
         "devices": [row.data for row in case.rows],

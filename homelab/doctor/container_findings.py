@@ -185,7 +185,7 @@ def _libraries(case: Case) -> list[Finding]:
 def _differ(case: Case) -> tuple[str, str] | None:
     """What is wrong with NVIDIA's libraries inside, beside the host's driver: what is found, and why it matters."""
     of_nvidia = case.reading.driver and case.container.was_seen and case.of_nvidia
-    return mismatch(case.reading.driver, case.container.libraries) if of_nvidia else None
+    return mismatch(case.reading.driver, case.libraries) if of_nvidia else None
 
 
 def without_libraries(case: Case) -> list[str]:

@@ -267,6 +267,18 @@ class Case:
         return [row for row in self.needed if card_number(row.path) not in self.unknown]
 
     @cached_property
+    def libraries(self) -> dict[str, str]:
+        """Where its loader finds a library of NVIDIA's -> its version; what is mounted from the host is the host's."""
+        config = self.reading.facts.guests.config(self.container.id)
+        mounts, driver = tuple(config.nvidia_mounts if config else ()), self.reading.driver
+        found = self.container.libraries
+        return {path: version or (driver if path.startswith(mounts) else "") for path, version in found.items()}
+
+    @property
+    def library_versions(self) -> list[str]:
+        return sorted(set(filter(None, self.libraries.values())))
+
+    @cached_property
     def of_driver(self) -> list[Finding]:
         """What is wrong with NVIDIA's driver as it is installed on the host."""
         return host.installed(self.reading, self.tree) if self.of_nvidia else []

@@ -815,6 +815,14 @@ def test_a_container_is_told_that_its_hosts_driver_waits_for_a_reboot() -> None:
     assert finding.next.startswith("reboot the host")
 
 
+def test_libraries_that_are_mounted_from_the_host_are_of_its_version() -> None:
+    of_host = "library /usr/lib/libcuda.so.1 /usr/lib/libcuda.so.1\n"
+    line = "lxc.mount.entry: /usr/lib/libcuda.so.1 usr/lib/libcuda.so.1 none bind,create=file\n"
+    for lines, is_well in ((DEVICE_LINES + line, True), (DEVICE_LINES, False)):
+        report = diagnose(reading(lines, inside(NODES).replace(LIBRARY, of_host)), 901)
+        assert report.well is is_well and ("equal: yes" in report.text()) is is_well
+
+
 def test_a_system_that_can_not_be_read_is_a_finding_of_its_own() -> None:
     error = HomelabError(wanted="what is installed", found="dpkg-query: error", why="w", next="mend it")
     seen, wanted = reading(DEVICE_LINES, inside(NODES), installed=error), LXC.model_copy(update={"nvidia": Nvidia()})

@@ -22,6 +22,7 @@ from homelab.settings import parse
 from tests.conftest import PROJECT
 from tests.rows import rows
 from tests.unit import hosts
+from tests.unit.test_containers import MOUNTS
 
 GUESTS: dict[str, Any] = {
     "running": [103, 901],
@@ -321,6 +322,12 @@ def test_to_a_card_that_no_cuda_knows_none_is_proposed() -> None:
     ]
     made = written({0: "103"}, facts=host(devices=kepler))
     assert "# nvidia: {driver: '470', containerToolkit: docker}" in made
+
+
+def test_nothing_is_proposed_over_what_a_containers_owner_mounts() -> None:
+    for mount, proposed in (("", "      nvidia: {}"), ("\n" + MOUNTS, "      # nvidia: {}")):
+        configs = [{"kind": "lxc", "id": 901, "lines": f"hostname: ai-lab\nunprivileged: 1{mount}"}]
+        assert f"{proposed} #" in written({0: "901"}, facts=host(guests={**GUESTS, "configs": configs}))
 
 
 def test_a_host_says_its_node_and_its_cluster() -> None:
