@@ -240,6 +240,9 @@ def _kept_off(facts: HostFacts, name: str, modules: str, wanted: str, why: str) 
         )
 
 
+_GIVES_BACK = " (the boot entry 'without GPU passthrough' gives the screen back)"
+
+
 def console(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> Iterator[HomelabError]:
     """A gate: neither a card that a VM gets nor a member of its groups is the host's screen."""
     leaving = {name: slot for name, slot in slots.items() if gpus[name].may_leave}
@@ -256,8 +259,8 @@ def console(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> It
             why="once it is bound, the host shows nothing on its screen after the boot menu; it can be reached "
             "over the network only",
             next=(f"make {others} the primary one in the firmware, or " if others else "")
-            + f"accept it with gpus.{name}.allowConsole: true (the boot entry 'without GPU passthrough' gives the "
-            "screen back)",
+            + f"accept it with gpus.{name}.allowConsole: true"
+            + ("" if any(map(facts.kept_by_hand, screens)) else _GIVES_BACK),
         )
 
 
