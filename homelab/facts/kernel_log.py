@@ -65,6 +65,15 @@ class Sign(_MessageRow):
         match = compiled(self.same).search(text) if self.same else None
         return addresses_in(text), match[0] if match else ""
 
+    def trouble(self, name: str, found: str, address: str = "ADDRESS") -> Trouble:
+        """The trouble that the row tells of.
+
+        :param name: of the card or host, for messages.
+        """
+        step = self.next.replace("ADDRESS", address)
+        error = HomelabError(wanted=f"{name}: {self.wanted}", found=found, why=self.why, next=step)
+        return Trouble(error, self.stops and not self.harmless, self.lasts, self.harmless)
+
 
 class StartSign(_MessageRow):
     """A row of `starts` in kernel_log.yaml: a message of Proxmox VE or QEMU when a VM doesn't start with a card, or
@@ -155,7 +164,8 @@ def of_card(facts: HostFacts, name: str, functions: Iterable[str]) -> list[Troub
     lost_addresses = sorted(card_addresses & set(facts.lost))
     found = [Trouble(lost(name, lost_addresses), stops=True, lasts=True)] if lost_addresses else []
     if narrow := facts.narrow_link(sorted(card_addresses)):
-        found.append(Trouble(_narrow(name, narrow), harmless=True))
+        row = next(row for row in signs() if row.name == "narrow-link")
+        found.append(row.trouble(name, f"its PCIe link has {narrow} lanes"))
     devices = [device for device in facts.devices if device.address in card_addresses]
     bridges = {bridge for device in devices for bridge in device.ancestors}
     said = messages(facts.kernel_log)
@@ -250,16 +260,10 @@ def _troubles(name: str, rows: list[Sign], messages_of: Callable[[Sign], list[Me
     matching = {row.name: (row, row_messages) for row in rows if (row_messages := _uncured(row, messages_of(row)))}
     hidden = {hidden_name for row, _ in matching.values() for hidden_name in row.hides}
     return [
-        Trouble(
-            HomelabError(
-                wanted=f"{name}: {row.wanted}",
-                found=f"the kernel says: {excerpt(shown(row_messages))}",
-                why=row.why,
-                next=row.next.replace("ADDRESS", next(iter(addresses_in(row_messages[0].text)), "ADDRESS")),
-            ),
-            row.stops and not row.harmless,
-            row.lasts,
-            row.harmless,
+        row.trouble(
+            name,
+            f"the kernel says: {excerpt(shown(row_messages))}",
+            next(iter(addresses_in(row_messages[0].text)), "ADDRESS"),
         )
         for row, row_messages in matching.values()
         if row.name not in hidden
@@ -277,18 +281,6 @@ def _uncured(row: Sign, log_messages: list[Message]) -> list[Message]:
                 earlier for earlier in matching if row.of == "card" and row.part(earlier.text) != row.part(message.text)
             ]
     return matching
-
-
-def _narrow(name: str, lanes: str) -> HomelabError:
-    """The error for a PCIe link that has trained with fewer lanes than card and slot have."""
-    return HomelabError(
-        wanted=f"{name}: a PCIe link as wide as card and slot",
-        found=f"the link has {lanes} lanes",
-        why="the card's seat, its slot or a riser keeps lanes away: the card is slow, and such a link may break; no "
-        "driver changes that",
-        next="switch the host off and put the card into its slot anew; then try it without a riser, and in another "
-        "slot; where slots or M.2 disks share lanes, see the board's manual",
-    )
 
 
 def lost(name: str, addresses: list[str]) -> HomelabError:

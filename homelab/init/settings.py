@@ -149,8 +149,8 @@ def _software(
     if not ids or (config and config.is_windows):
         return []
     driver = next(iter(fitting_drivers(Request("vm", Nvidia(), SystemFacts(cards=ids)))), "580")
-    cuda = fitting_cudas(Request("vm", Nvidia(driver=driver), SystemFacts(cards=ids)))[:1]
-    more = {**dict(zip(["cuda"], cuda, strict=False)), "containerToolkit": "docker"}
+    cuda = next(iter(fitting_cudas(Request("vm", Nvidia(driver=driver), SystemFacts(cards=ids)))), "12.8")
+    more = {"cuda": cuda, "containerToolkit": "docker"}
     if section == "containers":
         off = "# " if number not in facts.guests.running or (config and config.nvidia_mounts) else ""
         return [f"      {off}nvidia: {{}} # the driver's libraries; to compile, and for Docker in it: {flow(more)}"]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Iterator
 from homelab.errors import HomelabError
 from homelab.facts.classes import NVIDIA
 from homelab.nvidia.request import Request
-from homelab.nvidia.versions import Version, fits, of_kernel, parse
+from homelab.nvidia.versions import Version, fits, parse
 
 
 def refusals(request: Request) -> list[HomelabError]:
@@ -122,24 +122,6 @@ def cards_known_to_driver(request: Request) -> Iterator[HomelabError]:
             next=f'set nvidia.driver: "{fitting[0]}"'
             if fitting
             else "use other cards: no driver for a supported distribution knows all of these",
-        )
-
-
-def kernel_known_to_driver(request: Request) -> Iterator[HomelabError]:
-    """No kernel of the system is one for which the driver's modules are known not to build. One that is loaded was
-    mended by somebody."""
-    driver, system = request.driver, request.system
-    before = request.data.kernels_before.get(driver.major) if driver and not system.loaded else None
-    kernels = sorted({*(system.kernels or ()), system.running or ""}) if system.distribution == "debian" else ()
-    later = [one for one in kernels if before and (kernel := of_kernel(one)) and kernel >= before]
-    if driver and later and request.target != "lxc":
-        yield request.refusal(
-            wanted=f"a kernel before {before}, for which the modules of {driver_text(driver)} build",
-            found=", ".join(later),
-            why="its last release doesn't know later kernels, and will not: DKMS would fail, and no driver be loaded",
-            next=("leave nvidia.driver out; or " if request.settings.driver else "")
-            + "give the card to a VM whose system has that branch for its kernel, as Ubuntu's packages have; or use "
-            "another card",
         )
 
 
@@ -272,7 +254,6 @@ CHECKS: tuple[Callable[[Request], Iterator[HomelabError]], ...] = (
     has_a_card,
     known_branch,
     cards_known_to_driver,
-    kernel_known_to_driver,
     flavour_possible,
     installer_known,
     secure_boot,

@@ -161,16 +161,15 @@ class Bases(_Row):
 
 class Facts(_Row):
     """All of them. `as_of`: the day on which they were last compared with their sources; `recommended`: in the order in
-    which one is chosen; `branches`: branch -> the month after which there are no fixes; `kernels_before`: branch -> the
-    first kernel for which it doesn't build; `open_from`, `open_alone_from`: branches; `cuda`: release -> the driver
-    that it came with; `cuda_majors`: the same of a major family, from which all of it runs, with limits; `pinned`: what
-    of a driver is of one version; `prerequisites`: what fetches a key; `installers`: version -> SHA-256 of its file."""
+    which one is chosen; `branches`: branch -> the month after which there are no fixes; `open_from`, `open_alone_from`:
+    branches; `cuda`: release -> the driver that it came with; `cuda_majors`: the same of a major family, from which all
+    of it runs, with limits; `pinned`: what of a driver is of one version; `prerequisites`: what fetches a key;
+    `installers`: version -> SHA-256 of its file."""
 
     as_of: datetime.date
     generations: tuple[Generation, ...]
     recommended: tuple[int, ...]
     branches: dict[int, str]
-    kernels_before: dict[int, DataVersion]
     open_from: int
     open_alone_from: int
     cuda: dict[str, DataVersion]

@@ -316,14 +316,6 @@ def test_a_card_for_a_vm() -> None:
     assert vm.nvidia is not None and vm.nvidia.driver == "580" and vm.nvidia.cuda
 
 
-def test_to_a_card_that_no_cuda_knows_none_is_proposed() -> None:
-    kepler = [
-        {**one, "device": "0ff3"} if one["address"] == "0000:01:00.0" else one for one in asdict(host())["devices"]
-    ]
-    made = written({0: "103"}, facts=host(devices=kepler))
-    assert "# nvidia: {driver: '470', containerToolkit: docker}" in made
-
-
 def test_nothing_is_proposed_over_what_a_containers_owner_mounts() -> None:
     for mount, proposed in (("", "      nvidia: {}"), ("\n" + MOUNTS, "      # nvidia: {}")):
         configs = [{"kind": "lxc", "id": 901, "lines": f"hostname: ai-lab\nunprivileged: 1{mount}"}]
