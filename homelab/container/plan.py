@@ -193,6 +193,7 @@ def wish_of(
         )
         chosen, refused = [], [no_driver]
     shared, others_refused = other_makers.shared(name, container, facts, want.gpus, after_boot=host is not None)
+    software_refused = [*libraries.refusals(name, container, facts, want.gpus), *_mounted(name, container, facts)]
     slots = [driver_cards.slots[number] for number in chosen]
     functions = [device.address for device in facts.display_devices if device.slot in slots]
     return ContainerWish(
@@ -202,12 +203,7 @@ def wish_of(
         container.wanted_power,
         container.create is not None,
         shared,
-        [
-            *refused,
-            *others_refused,
-            *libraries.refusals(name, container, facts, want.gpus),
-            *_mounted(name, container, facts),
-        ],
+        [*refused, *others_refused, *software_refused],
     )
 
 
@@ -219,10 +215,8 @@ def _mounted(name: str, container: Container, facts: HostFacts) -> Iterator[Home
         yield HomelabError(
             wanted=f"containers.{name}.nvidia, whose packages apt installs in container {container.ctid}",
             found=f"mounted there from the host by lines of its own (lxc.mount.entry): {', '.join(mounts)}",
-            why="they are the host's files, so of its driver's version already; apt can't replace a file that is "
-            "mounted, and would leave packages half installed",
-            next=f"take nvidia out of containers.{name}; or take these lines out of /etc/pve/lxc/{container.ctid}.conf "
-            "and restart it",
+            why="they are the host's files, so of its driver's version already, and apt can't replace a mounted file",
+            next=f"take nvidia out of containers.{name}; or take these lines out of the container, and restart it",
         )
 
 

@@ -128,6 +128,7 @@ def _other_stacks(facts: HostFacts, owner: str) -> Iterator[HomelabError]:
     )
 
 
+_TEXTS = Path(__file__).with_suffix(".yaml")
 # The similarity, for difflib, from which on a word is a misspelt one; `amd_iommu_x`, another word, is below it.
 _ALIKE = 0.8
 
@@ -135,18 +136,14 @@ _ALIKE = 0.8
 def _misspelt(facts: HostFacts) -> Iterator[HomelabError]:
     """Errors of words on the kernel command line that are nearly ones by which cards are given away. Of a name the
     kernel and modprobe take `-` and `_` for the same."""
-    known = {word.replace("-", "_"): word for word in tables.read(Path(__file__).with_name("words.yaml"))["words"]}
+    data = tables.read(_TEXTS)
+    known = {word.replace("-", "_"): word for word in data["words"]}
     for word in facts.cmdline.others.split():
         name = word.strip('"').partition("=")[0].replace("-", "_")
         if "=" in word and name not in known and (meant := difflib.get_close_matches(name, known, 1, _ALIKE)):
-            yield HomelabError(
-                wanted=f"{known[meant[0]]} on the kernel command line, or nothing like it",
-                found=word,
-                why="neither the kernel nor a module knows that word: it does nothing, and what rests on it, such as a "
-                "card that is bound by it, isn't so",
-                next=f"correct it in /etc/default/grub or /etc/kernel/cmdline, or take it out (homelab binds the cards "
-                f"of VMs itself), then {group_gates.new_entries(facts)}, and reboot",
-            )
+            values = {"meant": known[meant[0]], "entries": group_gates.new_entries(facts)}
+            texts = {part: text.format(**values) for part, text in data["misspelt"].items()}
+            yield HomelabError(found=word, **texts)
 
 
 def _left_off(said: str) -> HomelabError:
@@ -158,33 +155,13 @@ def _left_off(said: str) -> HomelabError:
     )
 
 
-# State in which a handover has stopped (handover.has_sunk) -> why it matters, and what to do.
-_SINKS = {
-    "HELD": (
-        "the card is with the host, and a VM didn't get it, or its driver doesn't answer for it",
-        "mend what is found, then start the VM; the details are in /var/lib/homelab/handover/log",
-    ),
-    "STUCK": (
-        "NVIDIA's driver waits in the kernel for something that still uses the card, and whatever touches the card "
-        "next waits, too: nothing is tried while it waits",
-        "reboot the host: it then has the card, and containers start as they do at boot; "
-        "/var/lib/homelab/handover/log names who had it",
-    ),
-    "DEAD": (
-        "the card doesn't answer as it should; a driver that is given such a card can take the host down",
-        "switch the host off and on (a reboot leaves the card its power); if it happens again, look at how the card is "
-        "reset, as homelab show says it",
-    ),
-}
-
-
 def _sunk(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
     """Errors of shared cards whose handover has stopped."""
     for name in host.hands_over:
         if handover.has_sunk(facts, name):
-            why, step = _SINKS[handover.record_of(facts, name).state]
+            texts = tables.read(_TEXTS)["sinks"][handover.record_of(facts, name).state]
             wanted = f"gpus.{name} handed over whole, or not at all"
-            yield HomelabError(wanted=wanted, found=handover.state_text(facts, name), why=why, next=step)
+            yield HomelabError(wanted=wanted, found=handover.state_text(facts, name), **texts)
 
 
 def _lost_partitions(facts: HostFacts) -> Iterator[HomelabError]:
