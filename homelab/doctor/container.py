@@ -94,23 +94,15 @@ def _head(case: Case) -> list[str]:
     ]
     versions = case.library_versions
     libraries = ", ".join(versions) or ("none" if container.was_seen else "not known")
-    equal = _equal(case)
     numbers = ", ".join(
         f"{number} ({case.reading.cards.get(number, 'not on the host')})" for number in case.cards.numbers
     )
     return [
         ", ".join(state),
         f"driver on the host: {driver or 'none'}; libraries in the container: {libraries}; "
-        f"equal: {'not known' if equal is None else 'yes' if equal else 'no'}",
+        f"equal: {'not known' if case.equal is None else 'yes' if case.equal else 'no'}",
         f"cards that it is to have: {numbers or 'none'}, says {case.cards.by}",
     ]
-
-
-def _equal(case: Case) -> bool | None:
-    """Are driver and libraries of one version? None: it isn't known what is inside."""
-    if not case.container.was_seen:
-        return None
-    return bool(case.reading.driver) and case.library_versions == [case.reading.driver]
 
 
 def _sunk(case: Case) -> list[Finding]:
@@ -173,7 +165,7 @@ def _data(case: Case) -> dict[str, Any]:
         "lock": conf.options.get("lock"),
         "driver": case.reading.driver or None,
         "libraries": case.libraries,
-        "equal": _equal(case),
+        "equal": case.equal,
         "cards": {"numbers": case.cards.numbers, "by": case.cards.by},
         "devices": [row.data for row in case.rows],
     }

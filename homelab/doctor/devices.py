@@ -278,10 +278,18 @@ class Case:
     def library_versions(self) -> list[str]:
         return sorted(set(filter(None, self.libraries.values())))
 
+    @property
+    def equal(self) -> bool | None:
+        """Are driver and libraries of one version? None: it isn't known what is inside."""
+        if not self.container.was_seen:
+            return None
+        return bool(self.reading.driver) and self.library_versions == [self.reading.driver]
+
     @cached_property
     def of_driver(self) -> list[Finding]:
-        """What is wrong with NVIDIA's driver as it is installed on the host."""
-        return host.installed(self.reading, self.tree) if self.of_nvidia else []
+        """What is wrong with NVIDIA's driver as it is installed on the host, where the libraries inside aren't those of
+        the loaded one."""
+        return host.installed(self.reading, self.tree) if self.of_nvidia and self.equal is False else []
 
     @cached_property
     def log(self) -> tuple[list[Finding], list[str]]:
