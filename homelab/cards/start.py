@@ -46,8 +46,7 @@ def outcome_of(
     earlier = {*before.kernel_log.splitlines()}
     new_lines = [line for line in after.kernel_log.splitlines() if line not in earlier]
     gone = [address for address in functions if address not in after.by_address]
-    of_gone = [before.by_address[address] for address in gone if address in before.by_address]
-    since_start = replace(after, kernel_log="\n".join(new_lines), devices=[*after.devices, *of_gone])
+    since_start = replace(after, kernel_log="\n".join(new_lines))
     found = kernel_log.of_card(since_start, card, [address for address in functions if address not in before.lost])
     found += [kernel_log.lost(card, f"{', '.join(gone)} can't be found on the PCI bus any more")] if gone else []
     found += [one for one in kernel_log.of_text("\n".join(start_log), Context(card)) if one.stops or one.harmless]

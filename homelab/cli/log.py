@@ -36,9 +36,8 @@ def read(arguments: argparse.Namespace) -> str:
         host, of = of_guest(file, arguments.system, arguments.identity)
         context = Context(arguments.system, "lxc" if of else "vm")
     wanted = read_log.Wanted(lines=arguments.lines, of=of)
-    text = clean(str(ssh.Session(host).ask("read", "read_log", wanted)["log"]))
-    if not text:
-        return "this program has run no long command there since its last boot, or everything was undone"
+    nothing = "this program has run no long command there since its last boot, or everything was undone"
+    text = clean(str(ssh.Session(host).ask("read", "read_log", wanted)["log"])) or nothing
     return "\n\n".join(filter(None, [text, logs.explained(text, context)]))
 
 

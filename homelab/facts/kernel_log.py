@@ -37,8 +37,6 @@ _ADDRESS = re.compile(
 )
 # Intel's IOMMU names a function by its source id: eight bits of the bus, five of the device, three of the function.
 _SOURCE_ID = re.compile(r"Time-out Error: SID ([0-9a-f]{1,4})(?![0-9a-f])", re.IGNORECASE)
-# The row that doesn't count if VFIO is allowed to go on without interrupt remapping.
-UNSAFE = "no-remapping"
 # The first line of NVIDIA's module: messages before it are of a module that was unloaded.
 _LOADED = "nvidia-nvlink: Nvlink Core is being initialized"
 
@@ -166,8 +164,7 @@ def troubles(facts: HostFacts, node: str, cards: Mapping[str, Collection[str]], 
         found += stories([*of_card(facts, name, functions), *map(Trouble, of_driver)])
     found += of_host(facts, node, for_vms=with_host)
     # What is said of a card, or only repeats that, isn't said of the host, too.
-    names = {one.error.symptom for one in found}
-    names = names.union(*(_hides()[name] for name in names))
+    names = {name for one in found for name in (one.error.symptom, *_hides()[one.error.symptom])}
     for driver in dict.fromkeys(drivers):
         errors = recognise(nameless, Context(node, "host", bound=driver))
         found += [Trouble(error) for error in errors if error.symptom not in names]
@@ -185,7 +182,9 @@ def of_card(facts: HostFacts, name: str, functions: Iterable[str]) -> list[Troub
     unread = f"the configuration space of {', '.join(lost_addresses)} can't be read: every bit is one"
     found = [lost(name, unread)] if lost_addresses else []
     devices = [device for device in facts.devices if device.address in card_addresses]
-    bridges = {bridge for device in devices for bridge in device.ancestors}
+    bridges = {bridge for device in devices or facts.devices for bridge in device.ancestors}
+    if not devices:  # it has gone from the bus: of a port behind which nothing is any more
+        bridges = {device.address for device in facts.devices if device.is_bridge} - bridges
     said = messages(facts.kernel_log)
     # If the card works now with NVIDIA's driver, older messages of that driver no longer count. Messages about the
     # card's memory and the bus still do: another line says when such a trouble has ended.
@@ -212,7 +211,9 @@ def of_host(facts: HostFacts, name: str, *, for_vms: bool = True) -> list[Troubl
     """
     log_messages = messages(facts.kernel_log)
     kinds = ("system", "host") if for_vms else ("system",)
-    rows = [row for row in signs() if row.of in kinds and not (row.name == UNSAFE and facts.unsafe_interrupts)]
+    # VFIO may be allowed to go on without interrupt remapping.
+    allowed = "no-remapping" if facts.unsafe_interrupts else ""
+    rows = [row for row in signs() if row.of in kinds and row.name != allowed]
     return stories(_troubles(name, rows, lambda _: log_messages))
 
 

@@ -144,6 +144,20 @@ def test_a_card_whose_configuration_space_is_all_ones_is_lost() -> None:
     assert "0000:01:00.0" in trouble.error.found and "0b:00" not in trouble.error.found and trouble.stops
 
 
+def test_of_a_card_that_has_gone_from_the_bus_its_ports_messages_are_told_with_it() -> None:
+    text, settings_ = TEXTS["link-down"][0], settings()
+    without = [one for one in desktop().devices if one.slot != "0000:01:00"]
+    gone = replace(desktop(kernel_log=text), devices=without)
+    (error,) = gates.check(gone, settings_)[1]
+    assert "graphics cards here: " in error.found and text in error.found and "link went down" in error.why
+    (finding,) = [one for one in diagnose_host(reading(facts=gone), settings_).findings if text in one.found]
+    assert "power cables" in finding.next
+    # of another port, behind which something is, and of a card that is there, it says nothing
+    other = text.replace("0000:00:01.1", "0000:00:02.1")
+    (error,) = gates.check(replace(gone, kernel_log=other), settings_)[1]
+    assert other not in error.found
+
+
 def test_what_to_do_names_the_card_that_the_message_names() -> None:
     log = "[1.0] vfio-pci 0000:01:00.1: not ready 65535ms after FLR; giving up"
     (trouble,) = kernel_log.of_card(desktop(kernel_log=log), "gpus.a", CARD)
