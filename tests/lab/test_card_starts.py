@@ -130,6 +130,6 @@ def test_a_refresh_says_what_an_up_would_do(lab: Lab) -> None:
     ]
     assert work(lab).update(INPUTS, INPUTS, made).state == "running"
     lab.run(f"qm stop {VM} && qm destroy {VM}")
-    assert work(lab).read(INPUTS, made).drift == ["VM 103 is gone"]
+    assert work(lab).read(INPUTS, made).drift == ["VM 103 isn't there"]
     lab.run(f"qm create {VM} --name precious --machine q35 --memory 2048")
     assert "VM 103 isn't the VM that was given its cards" in work(lab).read(INPUTS, made).drift
