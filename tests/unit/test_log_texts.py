@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import functools
 import io
 import subprocess
@@ -13,14 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from docs.tables.nvidia import pages
 from homelab import tables
 from homelab.cli import log
 from homelab.facts import kernel_log
 from homelab.facts.kernel_log import Sign, StartSign, signs, start_signs
 from homelab.host.judge import troubles
 from homelab.messages import Log, messages
-from homelab.symptoms import recognise, symptoms
-from remote_scripts.both.symptoms import Context, Symptom, compiled
+from homelab.symptoms import SourcedSymptom, recognise, symptoms
+from remote_scripts.both.symptoms import Context, compiled
 from tests import sampling
 from tests.conftest import shared
 from tests.rows import rows
@@ -38,7 +40,7 @@ def texts_of(table: str) -> dict[str, list[str]]:
 
 
 # -- who answers: the names of the rows, in the order in which they are told ---------------------------------------------------------
-TABLES: dict[str, Sequence[Symptom | Sign | StartSign]] = {
+TABLES: dict[str, Sequence[SourcedSymptom | Sign | StartSign]] = {
     "nvidia": symptoms(),
     "kernel": signs(),
     "start": start_signs(),
@@ -112,6 +114,14 @@ def test_a_text_has_the_same_answer_however_it_was_printed(table: str, name: str
 @pytest.mark.parametrize("table", TABLES)
 def test_every_row_has_a_real_text_and_every_text_a_row(table: str) -> None:
     assert sorted(texts_of(table)) == sorted(row.name for row in TABLES[table])
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_pages_print_each_row_with_its_source_and_the_day_on_which_it_was_last_seen_true(table: str) -> None:
+    text = "\n".join(pages().values())
+    printed_not = [row.name for row in TABLES[table] if f" *Seen {row.seen}: {row.source}*\n" not in text]
+    days = [datetime.date.fromisoformat(str(row.seen)) for row in TABLES[table]]
+    assert printed_not == [] and datetime.date(2026, 11, 1) < min(days) and max(days) <= datetime.date.today()
 
 
 def test_rows_of_all_tables_have_names_of_their_own_and_hide_others_alone() -> None:
