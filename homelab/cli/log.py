@@ -38,7 +38,8 @@ def read(arguments: argparse.Namespace) -> str:
     wanted = read_log.Wanted(lines=arguments.lines, of=of)
     nothing = "this program has run no long command there since its last boot, or everything was undone"
     text = clean(str(ssh.Session(host).ask("read", "read_log", wanted)["log"])) or nothing
-    return "\n\n".join(filter(None, [text, logs.explained(text, context)]))
+    # Of the last command alone: headings begin with the year, what is below them with blanks.
+    return "\n\n".join(filter(None, [text, logs.explained(text[text.rfind("\n20") + 1 :], context)]))
 
 
 def of_guest(file: StackFile, system: str, identity: str | None) -> tuple[Host, str]:
