@@ -129,14 +129,14 @@ def _hides() -> dict[str, frozenset[str]]:
 
 def stories(found: Sequence[Trouble]) -> list[Trouble]:
     """One trouble for each cause, with all that was found of it: what only repeats it (`hides`) as well."""
-    told, hidden = list[Trouble](), {name for one in found for name in _hides()[one.error.symptom]}
+    told, hidden = dict[str, Trouble](), {name for one in found for name in _hides()[one.error.symptom]}
     for cause in found:
-        if cause.error.symptom not in hidden:
-            own = [cause, *(one for one in found if one.error.symptom in _hides()[cause.error.symptom])]
-            error = cause.error.retold(found="; ".join(dict.fromkeys(one.error.found for one in own)))
-            stops, lasts = any(one.stops for one in own), any(one.lasts for one in own)
-            told.append(Trouble(error, stops, lasts, all(one.harmless for one in own)))
-    return told
+        names = {cause.error.symptom, *_hides()[cause.error.symptom]}
+        own = [cause, *(one for one in found if one.error.symptom in names)]
+        error = cause.error.retold(found="; ".join(dict.fromkeys(one.error.found for one in own)))
+        stops, lasts = any(one.stops for one in own), any(one.lasts for one in own)
+        told.setdefault(error.symptom, Trouble(error, stops, lasts, all(one.harmless for one in own)))
+    return [trouble for name, trouble in told.items() if name not in hidden]
 
 
 def troubles(facts: HostFacts, node: str, cards: Mapping[str, Collection[str]], *, with_host: bool) -> list[Trouble]:

@@ -298,6 +298,7 @@ def test_what_a_harmless_cause_explains_is_one_finding_with_it() -> None:
         (["link-down", "inaccessible", "lost", "link-inactive"], "link-down"),
         (["bus-fatal", "link-down", "bus-error", "not-ready", "inaccessible"], "bus-fatal"),
         (["inaccessible", "lost", "reset-failed"], "inaccessible"),
+        (["lost"], "lost"),
     ],
 )
 def test_one_cause_is_one_finding_with_all_that_it_left_in_the_log(lines: list[str], told: str) -> None:
