@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from homelab.errors import HomelabError
+from homelab.facts import kernel_log
 from homelab.facts.devices import Device
 from homelab.facts.host import HostFacts
 from homelab.settings import Gpu
@@ -65,9 +66,11 @@ def _unresolved_error(facts: HostFacts, name: str, gpu: Gpu, places: list[str]) 
             next=f'add `address: "{places[0]}"` (or another of them) to gpus.{name}',
         )
     cards = "; ".join(facts.card(device.address) for device in facts.display_devices) or "no graphics card at all"
-    return HomelabError(
+    error = HomelabError(
         wanted=f"gpus.{name}: a card ({wanted})",
         found=f"graphics cards here: {cards}",
         why="a card is named by its graphics function; nothing is bound in place of one that isn't there",
         next="correct `match` or `address`; if the card is missing from `lspci -nn`, look at its power and its slot",
     )
+    gone = [one.error for one in kernel_log.of_card(facts, name, []) if not one.harmless]
+    return error.retold(found=f"{error.found}; {gone[0].found}", why=gone[0].why, next=gone[0].next) if gone else error

@@ -73,7 +73,9 @@ def parser() -> argparse.ArgumentParser:
     of_log = kinds.add_parser(
         LOG, parents=[read], help="shows what update-initramfs, update-grub, apt, DKMS and NVIDIA's installer printed"
     )
-    of_log.add_argument("system", nargs="?", help="hosts.NAME, vms.NAME or containers.NAME (default: the only host)")
+    of_log.add_argument(
+        "system", nargs="?", help="hosts.NAME, vms.NAME, containers.NAME (default: the only host); -: stdin"
+    )
     of_log.add_argument("--lines", type=int, default=200, help="how many lines from the end (default: 200)")
     return main_parser
 

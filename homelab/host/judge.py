@@ -19,6 +19,7 @@ from homelab.host import gates, handover, holder_gates, plan, stack_folder
 from homelab.host.plan import Wanted
 from homelab.settings import Host, Vm
 from homelab.shapes import BOOT_LAYERS
+from remote_scripts.both.symptoms import Context
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,7 @@ def judge_host(
     next_boot = [HomelabError(**facts.next_boot)] if facts.next_boot else []
     lost = (_left_off(one.said) for one in facts.owed if one.is_lost)
     of_log = troubles(facts, slots, for_vms=host.gives_cards)
+    warned = kernel_log.of_text(facts.boot_warnings, Context(facts.cluster.node)) if facts.boot_warnings else []
     return JudgedHost(
         title=f"the host {facts.cluster.node} configured as the settings have it",
         steps=list(dict.fromkeys(line for lines in drift.values() for line in lines)),
@@ -72,7 +74,7 @@ def judge_host(
             *lost,
             *_misspelt(facts),
             *_sunk(facts, host),
-            *_lost_partitions(facts),
+            *(one.error.retold(found=kernel_log.excerpt(facts.boot_warnings)) for one in warned),
             *(one.error for one in of_log if not (one.harmless or one.lasts)),  # what lasts is a gate
             *(_other_stacks(facts, owner) if stack else ()),
         ],
@@ -162,18 +164,3 @@ def _sunk(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
             texts = tables.read(_TEXTS)["sinks"][handover.record_of(facts, name).state]
             wanted = f"gpus.{name} handed over whole, or not at all"
             yield HomelabError(wanted=wanted, found=handover.state_text(facts, name), **texts)
-
-
-def _lost_partitions(facts: HostFacts) -> Iterator[HomelabError]:
-    """The error for ESPs that proxmox-boot-tool should keep, and can't."""
-    warnings = facts.boot_warnings.strip()
-    if not warnings:
-        return
-    yield HomelabError(
-        wanted="every boot partition (ESP) that proxmox-boot-tool keeps",
-        found=kernel_log.excerpt(warnings),
-        why="new kernels and command lines don't reach one that is gone; if the firmware boots from it, they never "
-        "come into effect",
-        next="see `proxmox-boot-tool status`; drop a disk that was taken out with `proxmox-boot-tool clean`, give "
-        "a new one its own with `proxmox-boot-tool format PARTITION` and `proxmox-boot-tool init PARTITION`",
-    )

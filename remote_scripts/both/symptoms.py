@@ -17,7 +17,6 @@ from remote_scripts.tools.plain import of_plain
 
 Target = Literal["vm", "host", "lxc"]
 Flavour = Literal["open", "proprietary"]
-Evidence = Literal["primary", "report", "unconfirmed"]
 #: At most so many characters of a text are quoted in an error.
 QUOTED_CHARACTERS = 240
 # A blank of a pattern, unless it is repeated or belongs to a set of characters.
@@ -83,8 +82,6 @@ class Symptom:
     wanted: str
     causes: tuple[Cause, ...]
     hides: tuple[str, ...] = ()
-    source: str
-    evidence: Evidence
 
     def search(self, text: str, context: Context) -> re.Match[str] | None:
         """The match in a text; None without one, or where the context says that it is no failure."""
