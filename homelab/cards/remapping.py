@@ -19,13 +19,15 @@ from remote_scripts.pve.properties import overlap
 # The module's option as a word of the command line: modprobe obeys it in the initramfs and later, and it needs no file
 # (ADR 1).
 UNSAFE_INTERRUPTS = "vfio_iommu_type1.allow_unsafe_interrupts=1"
+# The kernel doesn't know this value (drivers/iommu/amd/init.c, parse_amd_iommu_options): its IOMMU is on without it.
+AMD = "amd_iommu=on"
 # Each takes the host's interrupts from the IOMMU (drivers/iommu/irq_remapping.c).
 _PLAIN_INTERRUPTS = {"intremap=off", "nointremap"}
 
 
 def words(facts: HostFacts, host: Host) -> str:
     """The words about the IOMMU that a host's command line is to have, separated by spaces."""
-    vendor = "amd_iommu=on"
+    vendor = AMD
     if is_intel(facts):
         vendor = "intel_iommu=on,relax_rmrr" if host.iommu.relax_rmrr else "intel_iommu=on"
     wanted = {vendor: host.wants_iommu, "iommu=pt": host.bypasses_iommu}

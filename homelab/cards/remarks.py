@@ -18,6 +18,7 @@ def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
         if host.gpus[name].use == "vm":
             sentences += _card_remarks(facts, host, name, slot)
         else:
+            sentences += _vgpu_remarks(facts, name, slot)
             sentences += _unknown_binding_remarks(facts, name, slot)
             sentences += _taken_back_remarks(facts, host, name, slots)
             sentences += _named_remarks(facts, host, name, slots)
@@ -70,6 +71,17 @@ def _keyboard_remarks(facts: HostFacts, vm_slots: list[str]) -> Iterator[str]:
         yield (
             f"the host's last keyboard goes with a card: {', '.join(keyboard.name for keyboard in keyboards)}; its "
             "console takes no input then"
+        )
+
+
+def _vgpu_remarks(facts: HostFacts, name: str, slot: str) -> Iterator[str]:
+    """The remark on a card of NVIDIA's that stays with a host of vGPUs: one sentence or none (DualCoder/vgpu_unlock
+    issue 51, novidio/unraid-novidio-vgpu-driver issue 11)."""
+    if facts.vgpu_signs and any(device.is_nvidia for device in facts.functions(slot)):
+        yield (
+            f"gpus.{name}: the host has NVIDIA's vGPU driver ({'; '.join(facts.vgpu_signs)}), which is for VMs: "
+            "nvidia-smi works with it on the host and in containers, and CUDA doesn't, unless somebody has merged it "
+            "with the ordinary driver"
         )
 
 

@@ -68,11 +68,11 @@ def _unresolved_error(facts: HostFacts, name: str, gpu: Gpu, places: list[str]) 
     cards = "; ".join(facts.card(device.address) for device in facts.display_devices) or "no graphics card at all"
     bound = [address for address, ids in bound_by_word(facts.cmdline.running).items() if ids == gpu.match]
     was = bound or ([f"{gpu.address}.0"] if gpu.address else [])
-    history = [one.error for one in kernel_log.of_card(facts, f"gpus.{name}", was) if not one.harmless]
-    next = "correct `match` or `address`; if the card is missing from `lspci -nn`, look at its power and its slot"
-    return HomelabError(
+    gone = [one.error for one in kernel_log.of_card(facts, f"gpus.{name}", was) if not one.harmless]
+    error = HomelabError(
         wanted=f"gpus.{name}: a card ({wanted})",
-        found="; ".join([f"graphics cards here: {cards}", *(error.found for error in history)]),
+        found=f"graphics cards here: {cards}",
         why="a card is named by its graphics function; nothing is bound in place of one that isn't there",
-        next="; ".join(error.next for error in history) or next,
+        next="correct `match` or `address`; if the card is missing from `lspci -nn`, look at its power and its slot",
     )
+    return error.retold(found=f"{error.found}; {gone[0].found}", why=gone[0].why, next=gone[0].next) if gone else error

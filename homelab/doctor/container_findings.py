@@ -23,6 +23,7 @@ NO_DRIVER = "No such device or address"
 def findings(case: Case) -> list[Finding]:
     """Every one, the host's first."""
     return [
+        *case.of_driver,
         *case.log[0],
         *_of_host(case),
         *configuration.findings(case),
@@ -172,7 +173,7 @@ _INSTALL = "with `nvidia: {}` for it under homelab:containers homelab installs t
 
 def _libraries(case: Case) -> list[Finding]:
     judged, wrong, driver = case.cards.system, _differ(case), case.reading.driver
-    if judged.findings or wrong is None or without_libraries(case):
+    if judged.findings or wrong is None or case.of_driver or without_libraries(case):
         return judged.findings
     return [
         Finding(
@@ -190,7 +191,7 @@ def _libraries(case: Case) -> list[Finding]:
 def _differ(case: Case) -> tuple[str, str] | None:
     """What is wrong with NVIDIA's libraries inside, beside the host's driver: what is found, and why it matters."""
     of_nvidia = case.reading.driver and case.container.was_seen and case.of_nvidia
-    return mismatch(case.reading.driver, case.container.libraries) if of_nvidia else None
+    return mismatch(case.reading.driver, case.libraries) if of_nvidia else None
 
 
 def without_libraries(case: Case) -> list[str]:

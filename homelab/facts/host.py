@@ -76,6 +76,12 @@ class HostFacts(Answer):
         return self.cmdline.configured if self.planned_words is None else f"{self.cmdline.others} {self.planned_words}"
 
     @property
+    def vgpu_signs(self) -> list[str]:
+        """By what NVIDIA's licensed vGPU driver shows on the host."""
+        loaded = ["the module nvidia_vgpu_vfio is loaded"] if "nvidia_vgpu_vfio" in self.modules else []
+        return loaded + ["/usr/bin/nvidia-vgpu-mgr is there"] * self.vgpu_manager
+
+    @property
     def own_words(self) -> set[str]:
         """The words that this program has configured on the kernel command line."""
         return {*self.cmdline.configured.split()} - {*self.cmdline.others.split()}
@@ -264,6 +270,15 @@ class HostFacts(Answer):
         device = self.by_address[address]
         bridges = [self.by_address[bridge] for bridge in device.ancestors if bridge in self.by_address]
         return any(function.removable for function in (device, *bridges))
+
+    def narrow_link(self, addresses: Iterable[str]) -> str:
+        """How many lanes a card's PCIe link has, where card and slot have more: `x1 of x8`; else empty. A card at rest
+        has a slower link, and no narrower one (Linux, ABI/testing/sysfs-bus-pci: current_link_width)."""
+        for device in map(self.by_address.get, addresses):
+            slot = self.by_address.get(next(iter(device.ancestors), "")) if device else None
+            if device and slot and 0 < device.lanes[0] < (most := min(device.lanes[1], slot.lanes[1])):
+                return f"x{device.lanes[0]} of x{most}"
+        return ""
 
     def holders_of(self, addresses: Iterable[str]) -> list[Holder]:
         """The processes and the console that have one of these functions open."""

@@ -227,7 +227,7 @@ def verify(facts: HostFacts, host: Host, want: Wanted) -> Iterator[HomelabError]
             "before",
             next="make room or mend what `homelab doctor log` shows, then run `pulumi up --refresh`",
         )
-    if lost := missing_words(want.words, facts.cmdline.running):
+    if lost := missing_words(want.words, f"{facts.cmdline.running} {remapping.AMD}"):
         yield HomelabError(
             wanted=f"{' '.join(lost)} on the running kernel's command line",
             found=facts.cmdline.running,

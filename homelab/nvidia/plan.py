@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from homelab.errors import HomelabError
-from homelab.nvidia.checks import card_text, cuda_advice, driver_text, refusals, sha256_advice
+from homelab.nvidia.checks import card_text, cuda_advice, driver_text, fitting_drivers, refusals, sha256_advice
 from homelab.nvidia.compatibility import Flavour, Key
 from homelab.nvidia.request import Request
 from homelab.nvidia.settings import Nvidia
@@ -353,10 +353,11 @@ def _cards_notes(request: Request) -> Iterator[str]:
 
 def _driver_notes(request: Request, driver: Version) -> Iterator[str]:
     data, branch, release = request.data, driver.major, request.cuda
+    maintained = (one for one in fitting_drivers(request) if not data.ended(int(one), request.today))
     if data.ended(branch, request.today):
         yield (
             f"branch {branch} has reached its end of life ({data.branches[branch]}): no more fixes, also of security; "
-            f"{data.recommended[0]} is maintained"
+            f"{next(maintained, 'none that knows the cards')} is maintained"
         )
     if release and not request.trial(allow_minor_version_compatibility=False).runs_cuda(driver):
         yield (

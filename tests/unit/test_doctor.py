@@ -830,6 +830,22 @@ def test_of_a_hosts_own_driver_module_and_libraries_are_compared(libraries: str,
     assert not wrong or ("580.105.08" in report.findings[0].wanted and report.next[0].startswith("reboot the host"))
 
 
+def test_a_container_is_told_that_its_hosts_driver_waits_for_a_reboot() -> None:
+    """Its libraries are of the host's new ones, which are at work once the host has rebooted."""
+    new = inside(NODES).replace("580.105.08", "590.48.01")
+    (finding,) = diagnose(reading(DEVICE_LINES, new, installed=replace(BARE, libraries="590.48.01")), 901).findings
+    assert (finding.found, finding.stage) == ("libnvidia-ml.so.1: 590.48.01", Stage.HOST)
+    assert finding.next.startswith("reboot the host")
+
+
+def test_libraries_that_are_mounted_from_the_host_are_of_its_version() -> None:
+    of_host = "library /usr/lib/libcuda.so.1 /usr/lib/libcuda.so.1\n"
+    line = "lxc.mount.entry: /usr/lib/libcuda.so.1 usr/lib/libcuda.so.1 none bind,create=file\n"
+    for lines, is_well in ((DEVICE_LINES + line, True), (DEVICE_LINES, False)):
+        report = diagnose(reading(lines, inside(NODES).replace(LIBRARY, of_host)), 901)
+        assert report.well is is_well and ("equal: yes" in report.text()) is is_well
+
+
 def test_a_system_that_can_not_be_read_is_a_finding_of_its_own() -> None:
     error = HomelabError(wanted="what is installed", found="dpkg-query: error", why="w", next="mend it")
     seen, wanted = reading(DEVICE_LINES, inside(NODES), installed=error), LXC.model_copy(update={"nvidia": Nvidia()})

@@ -284,6 +284,9 @@ def test_a_branch_that_builds_for_none_of_the_hosts_kernels_is_refused(
     assert all("give the card to a VM" in error.next for error in errors)
 
 
+QUADRO_K420 = "10de:0ff3"
+
+
 def test_older_cards_get_the_proprietary_modules() -> None:
     way = planned("vm", UBUNTU | {"cards": (GTX_1080_TI,)}, driver="580").tries[0]
     assert way.flavour == "proprietary" and way.packages[0] == "nvidia-dkms-580"
@@ -367,6 +370,9 @@ def test_a_branch_newer_than_the_data_is_accepted() -> None:
 def test_a_branch_whose_life_is_over_is_said() -> None:
     assert "branch 570 has reached its end of life (2026-02)" in all_notes("vm", UBUNTU, driver="570")
     assert "end of life" not in all_notes("vm", UBUNTU, driver="580")
+    assert "580 is maintained" in all_notes("vm", UBUNTU | {"cards": (RTX_3090,)}, driver="570")
+    kepler = all_notes("vm", UBUNTU | {"cards": (QUADRO_K420,)})
+    assert "branch 470 has reached" in kepler and "none that knows the cards is maintained" in kepler
     # Also of the version that apt would bring, and of a host's that a container follows.
     assert "branch 590 has reached" in all_notes("vm", UBUNTU, Said(chosen=0, version="590.48.01"))
     assert "branch 570 has reached" in all_notes("lxc", CONTAINER | {"host_driver": "570.211.01"})
