@@ -125,6 +125,8 @@ class JudgedGuest(Judged):
     """All of it; None: it isn't to have the key."""
     change: dict[str, str | None] = field(default_factory=dict)
     """What is to be written for that."""
+    waits: list[str] = field(default_factory=list)
+    """Those of the options for which it isn't restarted: nothing but their form is another one."""
 
 
 def cured(findings: Iterable[Finding], refusals: Iterable[HomelabError] = ()) -> list[Finding]:

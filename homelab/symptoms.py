@@ -9,7 +9,9 @@ from __future__ import annotations
 import functools
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from homelab import tables
 from homelab.errors import HomelabError
@@ -22,15 +24,25 @@ _TABLE = Path(__file__).parent / "nvidia/data/symptoms.yaml"
 _MET_BY_LAYERS = re.compile(r"apt|dpkg|dkms|curl|sha256sum|installer|modprobe|nvidia-ctk")
 
 
+@dataclass(frozen=True, kw_only=True)
+class SourcedSymptom(Symptom):
+    """A row of the table: a symptom, with where it was found and the day on which that was last seen to be true."""
+
+    source: str
+    evidence: Literal["primary", "report"]
+    seen: str
+
+
 @functools.cache
-def symptoms() -> tuple[Symptom, ...]:
+def symptoms() -> tuple[SourcedSymptom, ...]:
     """All symptoms, in the order in which they are answered."""
-    return of_plain(tuple[Symptom, ...], tables.read(_TABLE)["symptoms"], "symptoms")
+    return of_plain(tuple[SourcedSymptom, ...], tables.read(_TABLE)["symptoms"], "symptoms")
 
 
 def packed() -> str:
     """Those that layers of a host's part meet, as JSON; checked, and compiled, where they are used."""
-    return json.dumps([row for row in tables.read(_TABLE)["symptoms"] if _MET_BY_LAYERS.search(row["where"])])
+    met = [row for row in tables.read(_TABLE)["symptoms"] if _MET_BY_LAYERS.search(row["where"])]
+    return json.dumps([{key: row[key] for key in row if key in Symptom.__dataclass_fields__} for row in met])
 
 
 def recognise(text: str, context: Context | None = None, beside: str = "") -> list[HomelabError]:

@@ -1,4 +1,4 @@
-"""The tables of docs/nvidia*.md, made from the data: `python -m docs.tables.nvidia` rewrites them."""
+"""The tables of docs/nvidia*.md and host-failures.md, from the data: `python -m docs.tables.nvidia` writes them."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import re
 from pathlib import Path
 
 from docs.tables.markdown import table, with_tables
+from homelab.facts.kernel_log import Sign, StartSign, signs, start_signs
 from homelab.nvidia.compatibility import Facts, load
 from homelab.nvidia.versions import parse
-from homelab.symptoms import symptoms
-from remote_scripts.both.symptoms import Symptom
+from homelab.symptoms import SourcedSymptom, symptoms
 
 DOCUMENTS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def pages() -> dict[Path, str]:
     """The pages with their texts."""
-    return {path: path.read_text(encoding="utf-8") for path in sorted(DOCUMENTS.glob("nvidia*.md"))}
+    paths = (*sorted(DOCUMENTS.glob("nvidia*.md")), DOCUMENTS / "host-failures.md")
+    return {path: path.read_text(encoding="utf-8") for path in paths}
 
 
 def written(text: str, data: Facts | None = None) -> str:
@@ -34,8 +35,10 @@ def all_tables(data: Facts) -> dict[str, str]:
         "branches": _branches(data),
         "cuda": _cuda(data),
         "distributions": _distributions(data),
-        "installers": _installers(data),
+        "installers": table(("installer", "SHA-256"), [*data.installers.items()]),
         "symptoms": _symptoms(),
+        "signs": "".join(_listed(row, row.why) for row in signs()),
+        "starts": "".join(_listed(row, row.why) for row in start_signs()),
     }
 
 
@@ -79,19 +82,19 @@ def _distributions(data: Facts) -> str:
     return table(("system", "as", "CUDA repository", "its key"), rows)
 
 
-def _installers(data: Facts) -> str:
-    return table(("installer", "SHA-256"), [*data.installers.items()])
-
-
 def _symptoms() -> str:
     """The symptoms with their causes, as lists below the program that says them first."""
     lists: dict[str, list[str]] = {}
     for row in symptoms():
-        lists.setdefault(row.where.split(",")[0], []).append(f"- **{row.name}**: {_causes(row)}\n")
+        lists.setdefault(row.where.split(",")[0], []).append(_listed(row, _causes(row)))
     return "\n".join(f"**{where}**\n\n{''.join(rows)}" for where, rows in lists.items())
 
 
-def _causes(row: Symptom) -> str:
+def _listed(row: SourcedSymptom | Sign | StartSign, why: str) -> str:
+    return f"- **{row.name}**: {why}. *Seen {row.seen}: {row.source}*\n"
+
+
+def _causes(row: SourcedSymptom) -> str:
     """All causes; of those that begin with the same clause, such as "CUDA's error 3", the first."""
     texts = [_without_values(cause.why) for cause in row.causes]
     first = {re.split("[:;] |, in ", text)[0]: text for text in reversed(texts)}

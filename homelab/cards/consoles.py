@@ -57,6 +57,12 @@ def instead(facts: HostFacts, leaving: Collection[str]) -> str:
     return " or ".join(map(facts.card, staying))
 
 
+def screen(facts: HostFacts, slot: str) -> str:
+    """What a card is to the host, for messages: `the host's only screen`; empty: no screen of it."""
+    only = "" if instead(facts, [slot]) else "only "
+    return f"the host's {only}screen" if screens(facts, facts.functions(slot)) else ""
+
+
 def words(facts: HostFacts, host: Host, bound: Sequence[str]) -> list[str]:
     """The words of the kernel command line for `bootFramebuffer: off`, where it has an effect: one or none.
 
@@ -106,8 +112,8 @@ def remarks(facts: HostFacts, host: Host, name: str, slot: str) -> Iterator[str]
     card_screens = screens(facts, facts.functions(slot))
     if not card_screens:
         return
-    since = "this" if facts.bound_by_homelab(card_screens[0].address) else "the host's next"
-    yield f"{name} is the host's screen, which stays dark from {since} start on: {_WAYS_IN}"
+    since = "this" if card_screens[0].driver == "vfio-pci" else "the host's next"
+    yield f"{name} is {screen(facts, slot)}, which stays dark from {since} start on: {_WAYS_IN}"
     if host.boot_framebuffer == "off":
         yield (
             f"bootFramebuffer: off: {NO_FRAMEBUFFER} keeps the kernel's picture off every screen of this host; the "

@@ -1,13 +1,14 @@
-"""Gates and remarks for AMD's and Intel's graphics as cards of VMs, beyond those for every card. Pure."""
+"""Gates and remarks for AMD's and Intel's graphics as cards of VMs, and their virtual functions, beyond those for every
+card. Pure."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
-from homelab.cards import remapping, resets
+from homelab.cards import remapping, unfit
 from homelab.errors import HomelabError
 from homelab.facts.classes import AMD, INTEL
-from homelab.facts.devices import Device
 from homelab.facts.host import HostFacts, bound_by_word
 from homelab.settings import Gpu
 
@@ -16,9 +17,24 @@ INTEGRATED = "0000:00:02.0"
 # Kernels that crash when amdgpu lets a card go to vfio-pci while the host runs (proxmox/pve-kernel, changelog of
 # 7.0.14-3, which reverted the change).
 _CRASHING = ("7.0.14-1-pve", "7.0.14-2-pve")
-# AMD's processor graphics, which have their ROM in the firmware's table VFCT (isc30/ryzen-gpu-passthrough-proxmox
-# README; drivers/gpu/drm/amd/amdgpu/amdgpu_bios.c, amdgpu_acpi_vfct_bios).
-_WITHOUT_ROM = ("1002:1636", "1002:1638", "1002:1681", "1002:15bf", "1002:15e7", "1002:1900")
+# The first qemu-server with hostpci's driver=keep (its changelog), of Proxmox VE 9.1.
+_KEEPS_SINCE = (9, 0, 25)
+
+
+def keep_refused(facts: HostFacts, name: str) -> Iterator[HomelabError]:
+    """The refusal of `driver: keep` where this host's Proxmox VE doesn't know it, or its version is unknown.
+
+    :param name: of the card or use that has the option, for messages.
+    """
+    version = facts.packages.get("qemu-server", "")
+    if tuple(int(number) for number in re.findall(r"\d+", version.partition("-")[0])) < _KEEPS_SINCE:
+        yield HomelabError(
+            wanted=f"{name}: driver: keep",
+            found=f"qemu-server {version}" if version else "the version of qemu-server can't be told",
+            why=f"Proxmox VE knows it since qemu-server {'.'.join(map(str, _KEEPS_SINCE))} (9.1); an older one refuses "
+            "the change",
+            next="update the host (`apt full-upgrade`), or take the option out",
+        )
 
 
 def rebound(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
@@ -43,17 +59,17 @@ def rebound(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[Homela
 def unstarted(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: the card isn't one that fails if vfio-pci has it before its own driver has started it, which is so after
     each boot with this program's word."""
-    display = _graphics_of(facts, slot)
+    display = facts.display_of(slot)
     # Navi 48 (Radeon RX 9070, RX 9070 XT, AI PRO R9700). A guide for an RX 9070 XT beside an ASPEED console says it
     # (Proxmox VE 9.1.8, Linux 6.17.13, ROMED8-2T). With another reset than the bus's, nothing is known against it.
     if display is None or display.vendor != AMD or not "7550" <= display.device <= "755f":
         return
-    others = {*(resets.methods(facts, display.address) or ())} - {"bus"}
+    others = {*(facts.reset_methods(display.address) or ())} - {"bus"}
     if not gpu.allow_unstarted and not others and not _runs_since_boot(facts, slot):
         yield HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) for a VM, on vfio-pci from the host's start on",
             found="it is a card of the kind Navi 48; the kernel resets it by "
-            + (resets.described(facts, [display]) or "a way that it doesn't say"),
+            + (facts.resets_of([display]) or "a way that it doesn't say"),
             why="where vfio-pci had it from the host's start on, the reset at the VM's start broke the switch on the "
             'card ("broken device, retraining failed", "stuck in D3"), and only switching the host off helped; amdgpu '
             "has to start it first, and this program binds it before that",
@@ -61,10 +77,6 @@ def unstarted(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[Home
             "from there when a VM starts. To try it in a VM all the same, if you can switch the host off when it "
             f"doesn't start, set gpus.{name}.allowUnstarted: true",
         )
-
-
-def _graphics_of(facts: HostFacts, slot: str) -> Device | None:
-    return next((device for device in facts.functions(slot) if device.is_display and not device.physfn), None)
 
 
 def _runs_since_boot(facts: HostFacts, slot: str) -> bool:
@@ -79,7 +91,7 @@ def rom_remarks(facts: HostFacts, name: str, slot: str, *, has_file: bool) -> It
 
     :param name: of the settings.
     """
-    display = _graphics_of(facts, slot)
+    display = facts.display_of(slot)
     if display is None or has_file:
         return
     if display.address == INTEGRATED and display.vendor == INTEL:
@@ -88,7 +100,7 @@ def rom_remarks(facts: HostFacts, name: str, slot: str, *, has_file: bool) -> It
             "its system's driver starts (up to Comet Lake, legacy-igd=1 in a hostpci line of your own changes that; "
             "takeOver keeps it)"
         )
-    elif display.boot_vga or display.id in _WITHOUT_ROM:
+    elif display.boot_vga or any(row.has(display) and not row.own_rom for row in unfit.rows()):
         yield (
             f"gpus.{name}: it has no ROM of its own, or the host's firmware may have left a changed copy of it: if the "
             "VM shows nothing on it, docs/troubleshooting.md#a-rom-file-for-a-card says how to make a file for romfile"

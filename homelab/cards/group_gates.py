@@ -12,6 +12,10 @@ from homelab.facts.devices import Device
 from homelab.facts.host import HostFacts, bound_by_word
 from homelab.settings import Gpu, Host
 
+# What makes groups smaller (drivers/pci/pci.c, pci_acs_enabled); with AER: firmware of ASRock's (dockur/windows issue
+# 22).
+_FIRMWARE = "switch ACS on in the firmware's setup, with IOMMU and AER, which some boards want for it"
+
 
 def without_group(facts: HostFacts, slot: str) -> list[Device]:
     """The functions of a card that are in no IOMMU group, although the host has groups."""
@@ -57,8 +61,8 @@ def isolation(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[Home
             found=f"it shares its {predicted(facts)}IOMMU group with {'; '.join(map(facts.describe, others))}",
             why="starting a VM with the card takes every device of the group from the host; with a disk or a "
             "network card it goes down",
-            next="put the card into another slot, or switch ACS on in the firmware; a device that may leave the host "
-            f"with the card is named in gpus.{name}.allowGroupMembers{remapping.override_hint(facts, slot)}",
+            next=f"{_FIRMWARE}, or put the card into another slot; a device that may leave the host with the card is "
+            f"named in gpus.{name}.allowGroupMembers{remapping.override_hint(facts, slot)}",
         )
 
 
@@ -95,9 +99,10 @@ def vital(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[Homelab
             found=f"of the card, or in its {predicted(facts)}IOMMU group: {'; '.join(found)}",
             why="a VM's start takes it from the host, which then loses its disk or its network and goes down; no "
             "setting allows that",
-            next="connect the disk or the network cable to another controller, or put the card into another slot; or, "
-            "if the host can do without it, end what uses it (`umount`, `zpool export`, `vgchange -an` for a guest's "
-            "LVM, `ip link set NAME down`); then run `pulumi up` again" + (remapping.SWITCH_ON if is_predicted else ""),
+            next=f"{_FIRMWARE}, put the card into another slot, or connect the disk or the network cable to another "
+            f"controller{'' if is_predicted else remapping.override_hint(facts, slot)}; or, if the host can do without "
+            "it, end what uses it (`umount`, `zpool export`, `vgchange -an` for a guest's LVM, `ip link set NAME "
+            "down`); then run `pulumi up` again" + (remapping.SWITCH_ON if is_predicted else ""),
         )
 
 

@@ -19,13 +19,15 @@ from remote_scripts.pve.properties import overlap
 # The module's option as a word of the command line: modprobe obeys it in the initramfs and later, and it needs no file
 # (ADR 1).
 UNSAFE_INTERRUPTS = "vfio_iommu_type1.allow_unsafe_interrupts=1"
+# The kernel doesn't know this value (drivers/iommu/amd/init.c, parse_amd_iommu_options): its IOMMU is on without it.
+AMD = "amd_iommu=on"
 # Each takes the host's interrupts from the IOMMU (drivers/iommu/irq_remapping.c).
 _PLAIN_INTERRUPTS = {"intremap=off", "nointremap"}
 
 
 def words(facts: HostFacts, host: Host) -> str:
     """The words about the IOMMU that a host's command line is to have, separated by spaces."""
-    vendor = "amd_iommu=on"
+    vendor = AMD
     if is_intel(facts):
         vendor = "intel_iommu=on,relax_rmrr" if host.iommu.relax_rmrr else "intel_iommu=on"
     wanted = {vendor: host.wants_iommu, "iommu=pt": host.bypasses_iommu}
@@ -152,16 +154,16 @@ def taken_apart(facts: HostFacts, slot: str) -> list[Device]:
 
 
 def override_hint(facts: HostFacts, slot: str) -> str:
-    """The hint to iommu.acsOverride for a card that isn't alone in its group; empty: it would be refused, or is set
-    already."""
+    """The hint to iommu.acsOverride for a card that isn't alone in its group; empty: it is set already, or the kernel
+    doesn't know it."""
     needed_addresses = {address for need in facts.vital if need.kind != "keyboard" for address in need.devices}
     others = {device.address for device in facts.others_in_group(slot)}
-    if facts.acs_override or not acs.knows_override(facts.kernel) or needed_addresses & others:
+    if facts.acs_override or not acs.knows_override(facts.kernel):
         return ""
-    return (
-        "; as the last resort iommu.acsOverride: downstream, which divides groups and has a risk "
-        "(docs/settings-host.md)"
-    )
+    danger = "a guest with the card can then reach what shares its group past the IOMMU"
+    if needed_addresses & others:
+        return f"; iommu.acsOverride is no way out, and refused here: {danger}, and so write to the host's own disk"
+    return f"; as the last resort iommu.acsOverride: downstream ({danger}; docs/settings-host.md)"
 
 
 # -- what is to be said before it is done

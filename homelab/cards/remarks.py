@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from homelab.cards import consoles, released, remapping, resets
+from homelab.cards import consoles, released, remapping, unfit
 from homelab.cards.group_gates import leaving_functions
 from homelab.facts.host import HostFacts, bound_by_word
 from homelab.settings import Host
@@ -14,13 +14,17 @@ def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
     """Remarks on the cards, which refuse nothing: a sentence each."""
     sentences = [*remapping.remarks(facts, host, slots)]
     for name, slot in slots.items():
+        sentences += unfit.remarks(facts, f"gpus.{name}", slot) if host.gpus[name].may_leave else []
         if host.gpus[name].use == "vm":
             sentences += _card_remarks(facts, host, name, slot)
         else:
+            sentences += _vgpu_remarks(facts, name, slot)
             sentences += _unknown_binding_remarks(facts, name, slot)
             sentences += _taken_back_remarks(facts, host, name, slots)
             sentences += _named_remarks(facts, host, name, slots)
     of_vms = [slot for name, slot in slots.items() if host.gpus[name].use == "vm"]
+    if of_vms and facts.vfio_mentions:
+        sentences.append(f"vfio-pci is also in files of others, left as they are: {', '.join(facts.vfio_mentions)}")
     return [*sentences, *_keyboard_remarks(facts, of_vms)]
 
 
@@ -40,7 +44,6 @@ def _card_remarks(facts: HostFacts, host: Host, name: str, slot: str) -> Iterato
             f"gpus.{name} is a virtual function of {owner}: Proxmox VE binds it when its VM starts. You make it "
             "yourself (sysfs.conf, a module's option), at each boot before the VM starts"
         )
-    yield from resets.remarks(facts, f"gpus.{name}", slot)
     yield from consoles.remarks(facts, host, f"gpus.{name}", slot)
     leaving = [device.address for device in leaving_functions(facts, slot) if device.driver != "vfio-pci"]
     if holders := facts.holders_of(leaving):
@@ -68,6 +71,17 @@ def _keyboard_remarks(facts: HostFacts, vm_slots: list[str]) -> Iterator[str]:
         yield (
             f"the host's last keyboard goes with a card: {', '.join(keyboard.name for keyboard in keyboards)}; its "
             "console takes no input then"
+        )
+
+
+def _vgpu_remarks(facts: HostFacts, name: str, slot: str) -> Iterator[str]:
+    """The remark on a card of NVIDIA's that stays with a host of vGPUs: one sentence or none (DualCoder/vgpu_unlock
+    issue 51, novidio/unraid-novidio-vgpu-driver issue 11)."""
+    if facts.vgpu_signs and any(device.is_nvidia for device in facts.functions(slot)):
+        yield (
+            f"gpus.{name}: the host has NVIDIA's vGPU driver ({'; '.join(facts.vgpu_signs)}), which is for VMs: "
+            "nvidia-smi works with it on the host and in containers, and CUDA doesn't, unless somebody has merged it "
+            "with the ordinary driver"
         )
 
 

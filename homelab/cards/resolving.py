@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from homelab.errors import HomelabError
+from homelab.facts import kernel_log
 from homelab.facts.devices import Device
-from homelab.facts.host import HostFacts
+from homelab.facts.host import HostFacts, bound_by_word
 from homelab.settings import Gpu
 
 
@@ -65,9 +66,13 @@ def _unresolved_error(facts: HostFacts, name: str, gpu: Gpu, places: list[str]) 
             next=f'add `address: "{places[0]}"` (or another of them) to gpus.{name}',
         )
     cards = "; ".join(facts.card(device.address) for device in facts.display_devices) or "no graphics card at all"
-    return HomelabError(
+    bound = [address for address, ids in bound_by_word(facts.cmdline.running).items() if ids == gpu.match]
+    was = bound or ([f"{gpu.address}.0"] if gpu.address else [])
+    gone = [one.error for one in kernel_log.of_card(facts, f"gpus.{name}", was) if not one.harmless]
+    error = HomelabError(
         wanted=f"gpus.{name}: a card ({wanted})",
         found=f"graphics cards here: {cards}",
         why="a card is named by its graphics function; nothing is bound in place of one that isn't there",
         next="correct `match` or `address`; if the card is missing from `lspci -nn`, look at its power and its slot",
     )
+    return error.retold(found=f"{error.found}; {gone[0].found}", why=gone[0].why, next=gone[0].next) if gone else error

@@ -9,18 +9,14 @@ is well.
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
-from homelab.cards import resets
 from homelab.errors import HomelabError
 from homelab.facts import kernel_log
 from homelab.facts.host import HostFacts
-from remote_scripts.both.symptoms import compiled
+from remote_scripts.both.symptoms import Context
 from remote_scripts.pve import reservations
 from remote_scripts.pve.properties import parse
-
-_NOT_RESET = re.compile(r"failed to reset PCI device '([^']+)'")
 
 
 def functions_of(facts: HostFacts, vmid: int) -> list[str]:
@@ -49,26 +45,10 @@ def outcome_of(
     card = f"the card of {vm}"
     earlier = {*before.kernel_log.splitlines()}
     new_lines = [line for line in after.kernel_log.splitlines() if line not in earlier]
+    gone = [address for address in functions if address not in after.by_address]
     since_start = replace(after, kernel_log="\n".join(new_lines))
-    errors, remarks = list[HomelabError](), list[str]()
-    if missing := [address for address in functions if address not in after.by_address]:
-        errors.append(
-            kernel_log.lost(card, missing).retold(found=f"{', '.join(missing)} can't be found on the PCI bus any more")
-        )
-    of_log = kernel_log.of_card(since_start, card, [address for address in functions if address not in before.lost])
-    errors += [trouble.error for trouble in of_log if trouble.stops]
-    remarks += [trouble.remark for trouble in of_log if not trouble.stops]
-    for sign in kernel_log.of_start("\n".join(start_log)):
-        if sign.lost:
-            line = next((line for line in start_log if compiled(sign.pattern).search(line)), sign.name)
-            errors.append(
-                HomelabError(wanted=f"{card}, awake", found=f"QEMU says: {line}", why=sign.why, next=sign.next)
-            )
-    for address in sorted({match[1] for line in start_log if (match := _NOT_RESET.search(line))}):
-        methods = ", ".join(resets.methods(after, address) or ["unknown"])
-        remarks.append(
-            f"{address} could not be reset when {vm} started (its resets: {methods}), and answers all the same. That "
-            "is normal for one of several functions whose only reset is their bus: QEMU resets the whole card where "
-            "the VM has all of it. If the guest's driver fails on it, shut the VM down and restart the host"
-        )
-    return errors, remarks
+    found = kernel_log.of_card(since_start, card, [address for address in functions if address not in before.lost])
+    found += [kernel_log.lost(card, f"{', '.join(gone)} can't be found on the PCI bus any more")] if gone else []
+    found += [one for one in kernel_log.of_text("\n".join(start_log), Context(card)) if one.stops or one.harmless]
+    found = kernel_log.stories(found)
+    return [one.error for one in found if one.stops], [one.remark for one in found if not one.stops]

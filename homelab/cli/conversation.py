@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 
-from homelab.cards import consoles, resolving
+from homelab.cards import consoles, resolving, unfit
 from homelab.cli import access, project
 from homelab.cli.access import Access
 from homelab.cli.project import PASSPHRASE
@@ -120,7 +120,9 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
         say(f"  NVIDIA's driver {nvidia.driver} is installed on {node}")
     say(*(f"  NVIDIA's driver is installed in VM {vmid}" for vmid in inside))
     say(*(f"  {line}" for line in planned.of_reboot or ["reboot: not needed"]))
-    say(*(f"  note: {remark}" for remark in (*planned.host.remarks, *planned.told_host.met)))
+    # What was said where it was offered.
+    said = [one for card in given if not arguments.card for one in unfit.remarks(facts, f"gpus.{card.key}", card.place)]
+    say(*(f"  note: {one}" for one in (*planned.host.remarks, *planned.told_host.met) if one not in said))
 
     passphrase = _passphrase(ask, text_before + state)
     say("", f"This writes {'a Pulumi project with ' if is_new else ''}{file.name} into {folder}.")
@@ -246,8 +248,9 @@ def _given(
             answer = init_cards.suggested(facts, card, taken)
             # Where somebody has each card, what is there may be meant to be set up here.
             if not users[card] or all(users.values()):
-                screen = ", the host's screen" if consoles.screens(facts, facts.functions(card.place)) else ""
-                say("", f"{card.key}: {card}{screen}; {', '.join(users[card]) or 'nobody'} has it.")
+                called = ", ".join(filter(None, [str(card), consoles.screen(facts, card.place)]))
+                say("", f"{card.key}: {called}; {', '.join(users[card]) or 'nobody'} has it.")
+                say(*unfit.remarks(facts, "  For VMs", card.place))
                 use = _accepted(_asked(ask, answer, partial(meant, card, given)), ask)
             else:
                 having = ", ".join(users[card])

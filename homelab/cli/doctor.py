@@ -73,7 +73,9 @@ def parser() -> argparse.ArgumentParser:
     of_log = kinds.add_parser(
         LOG, parents=[read], help="shows what update-initramfs, update-grub, apt, DKMS and NVIDIA's installer printed"
     )
-    of_log.add_argument("system", nargs="?", help="hosts.NAME, vms.NAME or containers.NAME (default: the only host)")
+    of_log.add_argument(
+        "system", nargs="?", help="hosts.NAME, vms.NAME, containers.NAME (default: the only host); -: stdin"
+    )
     of_log.add_argument("--lines", type=int, default=200, help="how many lines from the end (default: 200)")
     return main_parser
 
@@ -109,7 +111,7 @@ def diagnose(arguments: argparse.Namespace) -> Report:
     ids = _ids(arguments, file.guests(), name, host)
     containers = ids if arguments.kind == "container" else []
     installing = {"host", *judge.installing(host, file.guests().containers.values())}
-    inside = installing & ({"host"} if arguments.kind == "host" else {*map(str, containers[:1])})
+    inside = installing & {"host", *map(str, containers[:1])}
     reading = diagnosis.read(host, [*dict.fromkeys(containers)], inside, ids[0] if arguments.kind == "vm" else 0)
     reading, tree = _judged(arguments, file, name, host, reading)
     if arguments.kind == "container":

@@ -1,12 +1,14 @@
 """`homelab doctor log vms.gaming`: what update-initramfs, apt, DKMS and other long commands said on a host, in a VM
-or in a container.
+or in a container; and what this program recognises in that. `log -`: in what is typed or piped in.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 
 from homelab.cli import stack_options
+from homelab.doctor import logs
 from homelab.errors import HomelabError
 from homelab.host.named import meant, named
 from homelab.remote import ssh
@@ -14,22 +16,30 @@ from homelab.settings import Container, Host, Vm
 from homelab.settings.stack_file import StackFile
 from homelab.text import clean
 from remote_scripts.both import read_log
+from remote_scripts.both.symptoms import Context
 
 
 def read(arguments: argparse.Namespace) -> str:
-    """The end of a system's log, safe to show.
+    """The end of a system's log, safe to show, with what is recognised in it.
 
     :raises HomelabError: there is no such system, or it can't be read.
     """
+    if arguments.system == "-":
+        text = clean(sys.stdin.read())
+        return logs.explained(text, Context()) or f"{logs.UNKNOWN}; its last lines: {logs.last_lines(text)}"
     file = stack_options.read(arguments)
     kind, _, name = (arguments.system or "hosts.").partition(".")
     if kind == "hosts":
-        host, of = file.host(name or None, arguments.identity)[1], ""
+        (name, host), of = file.host(name or None, arguments.identity), ""
+        context = Context(f"hosts.{name}", "host")
     else:
         host, of = of_guest(file, arguments.system, arguments.identity)
+        context = Context(arguments.system, "lxc" if of else "vm")
     wanted = read_log.Wanted(lines=arguments.lines, of=of)
-    text = clean(str(ssh.Session(host).ask("read", "read_log", wanted)["log"]))
-    return text or "this program has run no long command there since its last boot, or everything was undone"
+    nothing = "this program has run no long command there since its last boot, or everything was undone"
+    text = clean(str(ssh.Session(host).ask("read", "read_log", wanted)["log"])) or nothing
+    # Of the last command alone: headings begin with the year, what is below them with blanks.
+    return "\n\n".join(filter(None, [text, logs.explained(text[text.rfind("\n20") + 1 :], context)]))
 
 
 def of_guest(file: StackFile, system: str, identity: str | None) -> tuple[Host, str]:

@@ -5,7 +5,7 @@ Pure functions, so that a preview and an `up` refuse the same things with the sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from homelab.container import libraries, makers, other_makers
@@ -193,6 +193,7 @@ def wish_of(
         )
         chosen, refused = [], [no_driver]
     shared, others_refused = other_makers.shared(name, container, facts, want.gpus, after_boot=host is not None)
+    software_refused = [*libraries.refusals(name, container, facts, want.gpus), *_mounted(name, container, facts)]
     slots = [driver_cards.slots[number] for number in chosen]
     functions = [device.address for device in facts.display_devices if device.slot in slots]
     return ContainerWish(
@@ -202,8 +203,21 @@ def wish_of(
         container.wanted_power,
         container.create is not None,
         shared,
-        [*refused, *others_refused, *libraries.refusals(name, container, facts, want.gpus)],
+        [*refused, *others_refused, *software_refused],
     )
+
+
+def _mounted(name: str, container: Container, facts: HostFacts) -> Iterator[HomelabError]:
+    """The refusal of NVIDIA's software in a container that has the host's by its owner's lines: rename(2), by which
+    dpkg puts each file in its place, fails for one that is mounted."""
+    config = facts.guests.config(container.ctid)
+    if config and container.nvidia and (mounts := config.nvidia_mounts):
+        yield HomelabError(
+            wanted=f"containers.{name}.nvidia, whose packages apt installs in container {container.ctid}",
+            found=f"mounted there from the host by lines of its own (lxc.mount.entry): {', '.join(mounts)}",
+            why="they are the host's files, so of its driver's version already, and apt can't replace a mounted file",
+            next=f"take nvidia out of containers.{name}; or take these lines out of the container, and restart it",
+        )
 
 
 def as_given(name: str, ctid: int, facts: HostFacts, power: str = "keep") -> ContainerWish:

@@ -66,7 +66,7 @@ def _differences(case: Case, model: Case) -> list[str]:
         here, there = (one.conf.options.get(option, "not set") for one in (case, model))
         if here != there:
             found.append(f"{option}: {here}; in {model.name} {there}")
-    here, there = (", ".join(one.container.library_versions) or "none" for one in (case, model))
+    here, there = (", ".join(one.library_versions) or "none" for one in (case, model))
     if case.container.was_seen and model.container.was_seen and here != there:
         found.append(f"NVIDIA's libraries: {here}; in {model.name} {there}")
     return found

@@ -52,10 +52,13 @@ def _allow(majors: set[int]) -> list[str]:
 
 
 def _not_given(case: Case) -> Iterator[Finding]:
-    missing = [row for row in case.expected if row.entry is None]
+    # Without a driver that line would keep the container from starting.
+    missing = [row for row in case.expected if row.entry is None and (row.host or case.reading.driver)]
     useful = [row for row in case.rows if row.path == "/dev/nvidia-uvm-tools" and row.entry is None and row.host]
     if missing:
         has = names(row for row, _ in case.given if is_gpu(row.path)) or "no such device"
+        if case.of_nvidia and has.startswith("/") and "/dev/nvidia" not in has:
+            has = f"no node of NVIDIA's, but {has}"
         guessed = " (or those of the cards that it is to have)" if case.cards.guessed else ""
         yield _finding(
             f"{case.name} given {names(missing)}{guessed}",

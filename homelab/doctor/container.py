@@ -36,7 +36,7 @@ def diagnose(
     :raises HomelabError: there is no such container on this host.
     """
     model = _case(reading, like) if like is not None else None
-    case = _case(reading, ctid, cards or (of_settings(tree, ctid) if tree else None), model)
+    case = replace(_case(reading, ctid, cards or (of_settings(tree, ctid) if tree else None), model), tree=tree)
     # Whatever it lacks of a card that a VM has in turn, it has again with the card.
     own_findings = cured(_sunk(case) if case.cards.away else findings(case), tree.refusals if tree else ())
     tables = [Table("devices", COLUMNS, [row.cells(case.container.was_seen) for row in case.rows])]
@@ -92,25 +92,17 @@ def _head(case: Case) -> list[str]:
         "unprivileged" if conf.unprivileged else "privileged",
         *([f"locked ({conf.options['lock']})"] if "lock" in conf.options else []),
     ]
-    versions = container.library_versions
+    versions = case.library_versions
     libraries = ", ".join(versions) or ("none" if container.was_seen else "not known")
-    equal = _equal(case)
     numbers = ", ".join(
         f"{number} ({case.reading.cards.get(number, 'not on the host')})" for number in case.cards.numbers
     )
     return [
         ", ".join(state),
         f"driver on the host: {driver or 'none'}; libraries in the container: {libraries}; "
-        f"equal: {'not known' if equal is None else 'yes' if equal else 'no'}",
+        f"equal: {'not known' if case.equal is None else 'yes' if case.equal else 'no'}",
         f"cards that it is to have: {numbers or 'none'}, says {case.cards.by}",
     ]
-
-
-def _equal(case: Case) -> bool | None:
-    """Are driver and libraries of one version? None: it isn't known what is inside."""
-    if not case.container.was_seen:
-        return None
-    return bool(case.reading.driver) and case.container.library_versions == [case.reading.driver]
 
 
 def _sunk(case: Case) -> list[Finding]:
@@ -155,7 +147,7 @@ def _steps(case: Case, findings: list[Finding]) -> list[str]:
     after = [finding for finding in findings if finding.stage > Stage.RESTART]
     restart = [finding.next for finding in findings if finding.stage == Stage.RESTART]
     # `pulumi up` restarts it by itself; what the host's log has, or stands against `up`, is mended by no restart of it.
-    others = [*case.log[0], *case.cards.judged.findings]
+    others = [*case.of_driver, *case.log[0], *case.cards.judged.findings]
     own = [finding for finding in before if finding.turn is Turn.PERSON and finding not in others]
     if case.container.running and own:
         restart = [restart_step(case)]
@@ -172,8 +164,8 @@ def _data(case: Case) -> dict[str, Any]:
         "unprivileged": conf.unprivileged,
         "lock": conf.options.get("lock"),
         "driver": case.reading.driver or None,
-        "libraries": container.libraries,
-        "equal": _equal(case),
+        "libraries": case.libraries,
+        "equal": case.equal,
         "cards": {"numbers": case.cards.numbers, "by": case.cards.by},
         "devices": [row.data for row in case.rows],
     }

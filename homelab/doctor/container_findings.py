@@ -11,7 +11,10 @@ from homelab.doctor.devices import Case, is_for_everybody, names
 from homelab.doctor.reading import OK
 from homelab.findings import Finding, Stage
 from homelab.host import plan
+from homelab.nvidia.checks import refusals
 from homelab.nvidia.judge import mismatch
+from homelab.nvidia.request import Request, SystemFacts
+from homelab.settings import Nvidia
 
 NOT_PERMITTED = "Operation not permitted"
 NO_DRIVER = "No such device or address"
@@ -20,6 +23,7 @@ NO_DRIVER = "No such device or address"
 def findings(case: Case) -> list[Finding]:
     """Every one, the host's first."""
     return [
+        *case.of_driver,
         *case.log[0],
         *_of_host(case),
         *configuration.findings(case),
@@ -45,6 +49,7 @@ def _of_host(case: Case) -> list[Finding]:
 def _no_driver(case: Case) -> Finding:
     cards = [device for device in case.reading.facts.display_devices if device.is_nvidia]
     trouble = case.reading.facts.nvidia.trouble
+    ids = tuple(device.id for device in cards)
     cause, step = trouble if any(trouble) else ("no /proc/driver/nvidia/version", "load NVIDIA's driver on the host")
     if not cards:
         step = "see whether the card is in `lspci -nn`; if not, look at its power and its slot"
@@ -53,6 +58,8 @@ def _no_driver(case: Case) -> Finding:
             "leave a card to the host: `use: lxc` in the settings for one of them, `pulumi up`; or take it out of "
             "the VM that has it"
         )
+    elif refused := refusals(Request("host", Nvidia(), SystemFacts(cards=ids, running=case.reading.facts.kernel))):
+        step = refused[0].next
     return Finding(
         "NVIDIA's driver loaded on the host",
         f"{cause}; {_of_driver(case)}",
@@ -166,7 +173,7 @@ _INSTALL = "with `nvidia: {}` for it under homelab:containers homelab installs t
 
 def _libraries(case: Case) -> list[Finding]:
     judged, wrong, driver = case.cards.system, _differ(case), case.reading.driver
-    if judged.findings or wrong is None or without_libraries(case):
+    if judged.findings or wrong is None or case.of_driver or without_libraries(case):
         return judged.findings
     return [
         Finding(
@@ -184,7 +191,7 @@ def _libraries(case: Case) -> list[Finding]:
 def _differ(case: Case) -> tuple[str, str] | None:
     """What is wrong with NVIDIA's libraries inside, beside the host's driver: what is found, and why it matters."""
     of_nvidia = case.reading.driver and case.container.was_seen and case.of_nvidia
-    return mismatch(case.reading.driver, case.container.libraries) if of_nvidia else None
+    return mismatch(case.reading.driver, case.libraries) if of_nvidia else None
 
 
 def without_libraries(case: Case) -> list[str]:

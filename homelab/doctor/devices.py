@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from homelab.doctor import logs
+from homelab.doctor import host, logs
 from homelab.doctor.reading import OK, ContainerReading, Reading, Seen
 from homelab.findings import Finding, Judged
 from homelab.host import handover
@@ -202,11 +202,12 @@ def names(rows: Iterable[Row]) -> str:
 
 @dataclass(frozen=True)
 class Case:
-    """All that is judged: a container on a host, and the cards that it is to have."""
+    """All that is judged: a container on a host, and the cards that it is to have. `tree`: of the same reading."""
 
     reading: Reading
     container: ContainerReading
     cards: WantedCards
+    tree: Tree | None = None
 
     @property
     def name(self) -> str:
@@ -264,6 +265,31 @@ class Case:
     def expected(self) -> list[Row]:
         """What it needs and can have."""
         return [row for row in self.needed if card_number(row.path) not in self.unknown]
+
+    @cached_property
+    def libraries(self) -> dict[str, str]:
+        """Where its loader finds a library of NVIDIA's -> its version; what is mounted from the host is the host's."""
+        config = self.reading.facts.guests.config(self.container.id)
+        mounts, driver = tuple(config.nvidia_mounts if config else ()), self.reading.driver
+        found = self.container.libraries
+        return {path: version or (driver if path.startswith(mounts) else "") for path, version in found.items()}
+
+    @property
+    def library_versions(self) -> list[str]:
+        return sorted(set(filter(None, self.libraries.values())))
+
+    @property
+    def equal(self) -> bool | None:
+        """Are driver and libraries of one version? None: it isn't known what is inside."""
+        if not self.container.was_seen:
+            return None
+        return bool(self.reading.driver) and self.library_versions == [self.reading.driver]
+
+    @cached_property
+    def of_driver(self) -> list[Finding]:
+        """What is wrong with NVIDIA's driver as it is installed on the host, where the libraries inside aren't those of
+        the loaded one."""
+        return host.installed(self.reading, self.tree) if self.of_nvidia and self.equal is False else []
 
     @cached_property
     def log(self) -> tuple[list[Finding], list[str]]:

@@ -26,7 +26,6 @@ def diagnose(reading: Reading, tree: Tree) -> Report:
     slots = {name: card["slot"] for name, card in tree.want.gpus.items()}
     shown_slots = sorted({one.slot for one in facts.display_devices if one.is_nvidia} | set(slots.values()))
     of_host = [*tree.mappings.values(), *tree.leaving.values()]
-    of_host += [tree.systems[f"hosts.{tree.wanted.name}"]] if host.nvidia else []
     judged = [tree.told_host, *map(tree.told, of_host)]
     # Of all of NVIDIA's: what its driver says of a card may be about another one that the settings don't have.
     names = {slot: f"gpus.{name}" for name, slot in slots.items()}
@@ -34,7 +33,7 @@ def diagnose(reading: Reading, tree: Tree) -> Report:
     of_log, remarks = logs.of_kernel(reading, named_slots, for_vms=host.gives_cards)
     findings = [one for part in judged for one in part.findings]
     findings += Finding.of(*(one for one in tree.refusals if one in tree.others), turn=Turn.REFUSED)
-    findings += [] if host.nvidia else _installed(reading)
+    findings += installed(reading, tree)
     no_iommu = facts.iommu.kernel_log if not facts.iommu.groups else ""
     return Report(
         "host",
@@ -71,8 +70,10 @@ def _head(reading: Reading) -> list[str]:
     ]
 
 
-def _installed(reading: Reading) -> list[Finding]:
-    """What is installed of NVIDIA's driver, by somebody else, beside what is loaded."""
+def installed(reading: Reading, tree: Tree | None) -> list[Finding]:
+    """What is wrong with NVIDIA's driver as it is installed on the host, by the settings or by somebody else."""
+    if tree and tree.wanted.host.nvidia:
+        return tree.told(tree.systems[f"hosts.{tree.wanted.name}"]).findings
     system = reading.facts.systems.get("host")
     if isinstance(system, HomelabError):
         return Finding.of(system)

@@ -8,9 +8,12 @@ from homelab.doctor.reading import Reading
 from homelab.facts import kernel_log
 from homelab.findings import Finding, Stage
 from homelab.host.judge import troubles
+from remote_scripts.both.symptoms import Context
 
 # Lines of a task's log that are quoted.
 _QUOTED = 6
+#: Said of a text that no row of the tables has.
+UNKNOWN = "this program doesn't recognise it"
 
 
 def of_kernel(reading: Reading, slots: Mapping[str, str], *, for_vms: bool = True) -> tuple[list[Finding], list[str]]:
@@ -33,11 +36,25 @@ def of_start(reading: Reading, number: int, name: str) -> Iterator[Finding]:
     log = reading.extra.failed_starts.get(str(number))
     if not log:
         return
-    causes = kernel_log.of_start(log, number)
+    context = Context(name, "lxc" if reading.container(number) else "vm", host_driver=reading.driver or None)
+    causes = [one.error for one in kernel_log.of_text(log, context, number) if not one.harmless]
+    shown = kernel_log.excerpt(log, _QUOTED) if causes else last_lines(log)
     yield Finding(
         f"{name} started",
-        f"its last start failed: {kernel_log.excerpt(log, _QUOTED)}",
-        "; ".join(cause.why for cause in causes) or "the task's log says what Proxmox VE, QEMU or lxc refused",
+        f"its last start failed: {shown}",
+        "; ".join(cause.why for cause in causes)
+        or f"{UNKNOWN}: the task's log says what Proxmox VE, QEMU or lxc refused",
         "; ".join(cause.next for cause in causes) or "correct what the log names, and start it again",
         Stage.CONFIGURATION,
     )
+
+
+def last_lines(log: str) -> str:
+    """The end of a log, in one line."""
+    return kernel_log.excerpt("\n".join(log.strip().splitlines()[-_QUOTED:]), _QUOTED)
+
+
+def explained(text: str, context: Context) -> str:
+    """What this program recognises in any program's output: an error for each cause; empty: nothing."""
+    found = kernel_log.of_text(text, context)
+    return "\n\n".join(one.remark if one.harmless else str(one.error) for one in found)

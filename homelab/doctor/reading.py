@@ -73,10 +73,6 @@ class ContainerReading(diagnose.ContainerInside):
                 versions[path] = version[1] if version else ""
         return versions
 
-    @property
-    def library_versions(self) -> list[str]:
-        return sorted(set(filter(None, self.libraries.values())))
-
 
 @dataclass(frozen=True)
 class Extra(diagnose.Answer):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from homelab.cards import consoles, unfit
 from homelab.doctor import cards, logs
 from homelab.doctor.reading import Reading, not_here
 from homelab.doctor.report import Report, Table
@@ -104,13 +105,16 @@ def _slots(reading: Reading, tree: Tree, key: str, value: str) -> list[str]:
 
 
 def _gates(tree: Tree, slot: str) -> Judged:
-    """What the program's own gates say of a card, with what the settings open."""
+    """What the program's own gates say of a card, with what the settings open, and what is known of it."""
     name = next((gpu for gpu, card in tree.want.gpus.items() if card["slot"] == slot), _UNNAMED)
     gpu = tree.wanted.host.gpus.get(name, Gpu(address=slot))
     # Containers have a shared card while no VM has it, and are shut down for the one that takes it.
     apart = () if gpu.use == "shared" else (gates.containers,)
     errors = [error for gate in (*gates.VERIFIED, *apart) for error in gate(tree.facts, name, gpu, slot)]
-    return Judged(title="", why="", against=errors, others_change=name != _UNNAMED and tree.has_steps)
+    card = tree.facts.card(slot) if name == _UNNAMED else f"gpus.{name}"
+    known = [*unfit.remarks(tree.facts, card, slot), *consoles.remarks(tree.facts, tree.wanted.host, card, slot)]
+    changes = name != _UNNAMED and tree.has_steps
+    return Judged(title="", why="", against=errors, others_change=changes, remarks=known)
 
 
 def _pending(guest: GuestConfig) -> list[str]:

@@ -20,6 +20,7 @@ from remote_scripts.reading import answer
 from remote_scripts.tools.plain import FormError, of_plain
 
 NoteT = TypeVar("NoteT", bound=Note)
+_OF_NVIDIA = re.compile(r"lxc\.mount\.entry\s*[:=]\s*(?!/dev/)/\S*(?:nvidia|libcuda)\S*\s+(\S+)")
 # What the note of a mapping has at least (homelab/remote/ledger.py).
 _OF_A_MAPPING: dict[str, type | tuple[type, ...]] = {
     "gpu": str,
@@ -73,6 +74,12 @@ class GuestConfig(answer.GuestConfig):
     def container(self) -> ContainerConf:
         """The configuration of a container, as far as it is in the reading."""
         return container_conf.parse(self.lines)
+
+    @property
+    def nvidia_mounts(self) -> list[str]:
+        """Where a container's own lines mount NVIDIA's files of the host, its device nodes aside."""
+        mounts = map(_OF_NVIDIA.match, sections_of(self.lines)[""])
+        return [f"/{mount[1].lstrip('/')}" for mount in mounts if mount]
 
     @property
     def values(self) -> dict[str, str]:

@@ -5,7 +5,7 @@ Pure: no Pulumi, no SSH. The tests parse captures of real machines.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
@@ -76,6 +76,12 @@ class HostFacts(Answer):
         return self.cmdline.configured if self.planned_words is None else f"{self.cmdline.others} {self.planned_words}"
 
     @property
+    def vgpu_signs(self) -> list[str]:
+        """By what NVIDIA's licensed vGPU driver shows on the host."""
+        loaded = ["the module nvidia_vgpu_vfio is loaded"] if "nvidia_vgpu_vfio" in self.modules else []
+        return loaded + ["/usr/bin/nvidia-vgpu-mgr is there"] * self.vgpu_manager
+
+    @property
     def own_words(self) -> set[str]:
         """The words that this program has configured on the kernel command line."""
         return {*self.cmdline.configured.split()} - {*self.cmdline.others.split()}
@@ -112,6 +118,22 @@ class HostFacts(Answer):
             return [device for device in self.around(place) if device.address in chosen_addresses]
         own = [device for device in slot if _is_part(device, displays[0], slot)]
         return own + self._behind_own_switch(displays[0])
+
+    def display_of(self, slot: str) -> Device | None:
+        """The graphics function of the card in a slot; None: there is none. A virtual one is a card by itself."""
+        return next((one for one in self.functions(slot) if one.is_display and not one.physfn), None)
+
+    def reset_methods(self, address: str) -> list[str] | None:
+        """The kernel's methods to reset a function, in the order in which it tries them; None: unknown."""
+        state = self.card_states.get(address)
+        return None if state is None or state.reset_method is None else state.reset_method.split()
+
+    def resets_of(self, functions: Sequence[Device]) -> str:
+        """`flr, bus`, or `0000:01:00.0 by flr, bus; 0000:01:00.1 by none` where they differ; empty: no method is
+        known."""
+        found = {device.address: self.reset_methods(device.address) for device in functions}
+        texts = {address: ", ".join(names) or "none" for address, names in found.items() if names is not None}
+        return "; ".join({*texts.values()} if len({*texts.values()}) == 1 else map(" by ".join, texts.items()))
 
     def around(self, place: str) -> list[Device]:
         """The functions that gpus.X.functions may name for the card in a slot: the slot's, and those behind the card's
@@ -248,6 +270,15 @@ class HostFacts(Answer):
         device = self.by_address[address]
         bridges = [self.by_address[bridge] for bridge in device.ancestors if bridge in self.by_address]
         return any(function.removable for function in (device, *bridges))
+
+    def narrow_link(self, addresses: Iterable[str]) -> str:
+        """How many lanes a card's PCIe link has, where card and slot have more: `x1 of x8`; else empty. A card at rest
+        has a slower link, and no narrower one (Linux, ABI/testing/sysfs-bus-pci: current_link_width)."""
+        for device in map(self.by_address.get, addresses):
+            slot = self.by_address.get(next(iter(device.ancestors), "")) if device else None
+            if device and slot and 0 < device.lanes[0] < (most := min(device.lanes[1], slot.lanes[1])):
+                return f"x{device.lanes[0]} of x{most}"
+        return ""
 
     def holders_of(self, addresses: Iterable[str]) -> list[Holder]:
         """The processes and the console that have one of these functions open."""

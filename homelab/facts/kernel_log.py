@@ -1,4 +1,5 @@
-"""The kernel's messages about cards since the boot, recognised by their real texts (kernel_log.yaml); and lost cards.
+"""What is said of cards, recognised by its real texts: the kernel's messages since the boot (kernel_log.yaml), and any
+program's output by the rows of all tables (`of_text`); and lost cards.
 
 A message counts for a card only if it is about it: the PCI addresses in it are the card's own functions, or, where it
 is about the link, bridges above them. One without an address counts for the host, once. The lines are in a reading
@@ -10,16 +11,17 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
 from homelab import tables
 from homelab.errors import HomelabError
 from homelab.facts.host import HostFacts
-from homelab.messages import Message, messages, shown
-from homelab.symptoms import recognise
+from homelab.messages import Log, Message, messages, shown
+from homelab.symptoms import recognise, symptoms
 from remote_scripts.both.symptoms import Context, compiled
 
 # In messages of NVIDIA's driver, and of the kernel about modules that it refused, without naming them: for
@@ -35,8 +37,6 @@ _ADDRESS = re.compile(
 )
 # Intel's IOMMU names a function by its source id: eight bits of the bus, five of the device, three of the function.
 _SOURCE_ID = re.compile(r"Time-out Error: SID ([0-9a-f]{1,4})(?![0-9a-f])", re.IGNORECASE)
-# The row that doesn't count if VFIO is allowed to go on without interrupt remapping.
-UNSAFE = "no-remapping"
 # The first line of NVIDIA's module: messages before it are of a module that was unloaded.
 _LOADED = "nvidia-nvlink: Nvlink Core is being initialized"
 
@@ -44,21 +44,34 @@ _LOADED = "nvidia-nvlink: Nvlink Core is being initialized"
 class _MessageRow(tables.SourcedRow):
     name: str
     pattern: str
+    wanted: str
     why: str
     next: str
     hides: tuple[str, ...] = ()
+    stops: bool = True
+    lasts: bool = False
+    harmless: bool = False
+    seen: date
+
+    def trouble(self, name: str, found: str, word: str = "", value: str = "") -> Trouble:
+        """The trouble that the row tells of.
+
+        :param name: whose, for messages.
+        :param word: of `next`, in place of which `value` is said.
+        """
+        step = self.next.replace(word, value) if value else self.next
+        error = HomelabError(wanted=f"{name}: {self.wanted}", found=found, why=self.why, next=step)
+        error.symptom = self.name
+        return Trouble(error, self.stops and not self.harmless, self.lasts, self.harmless)
 
 
 class Sign(_MessageRow):
     """A row of `signs` in kernel_log.yaml, which explains the keys: a message of the kernel and its meaning."""
 
-    of: Literal["card", "port", "host"]
+    of: Literal["card", "port", "host", "system"]
+    after: str | None = None
     cured: str | None = None
     same: str | None = None
-    wanted: str
-    stops: bool = True
-    lasts: bool = False
-    harmless: bool = False
 
     def part(self, text: str) -> tuple[list[str], str]:
         """The addresses that a message names, and the part of the device (`same`)."""
@@ -67,10 +80,10 @@ class Sign(_MessageRow):
 
 
 class StartSign(_MessageRow):
-    """A row of `starts` in kernel_log.yaml: a message of Proxmox VE or QEMU when a VM doesn't start with a card, or
-    (`lost`) when the card is lost though the VM starts."""
+    """A row of `starts` in kernel_log.yaml: a message of Proxmox VE, QEMU or lxc of a guest with a card."""
 
-    lost: bool = False
+    wanted: str = "a guest that starts with its card"
+    stops: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,8 +118,25 @@ def start_signs() -> tuple[StartSign, ...]:
 @functools.cache
 def filter_of_lines() -> str:
     """The regular expression by which a reading finds the lines."""
-    patterns = [part for row in signs() for part in (row.pattern, row.cured) if part]
+    patterns = [part for row in signs() for part in (row.pattern, row.after, row.cured) if part]
     return "|".join([OF_MODULES, *patterns])
+
+
+@functools.cache
+def _hides() -> dict[str, frozenset[str]]:
+    return {row.name: frozenset(row.hides) for rows in (signs(), start_signs(), symptoms()) for row in rows}
+
+
+def stories(found: Sequence[Trouble]) -> list[Trouble]:
+    """One trouble for each cause, with all that was found of it: what only repeats it (`hides`) as well."""
+    told, hidden = dict[str, Trouble](), {name for one in found for name in _hides()[one.error.symptom]}
+    for cause in found:
+        names = {cause.error.symptom, *_hides()[cause.error.symptom]}
+        own = [cause, *(one for one in found if one.error.symptom in names)]
+        error = cause.error.retold(found="; ".join(dict.fromkeys(one.error.found for one in own)))
+        stops, lasts = any(one.stops for one in own), any(one.lasts for one in own)
+        told.setdefault(error.symptom, Trouble(error, stops, lasts, all(one.harmless for one in own)))
+    return [trouble for name, trouble in told.items() if name not in hidden]
 
 
 def troubles(facts: HostFacts, node: str, cards: Mapping[str, Collection[str]], *, with_host: bool) -> list[Trouble]:
@@ -123,22 +153,24 @@ def troubles(facts: HostFacts, node: str, cards: Mapping[str, Collection[str]], 
         if compiled(OF_MODULES).search(message.text)
     ]
     nameless = shown([message for message, addresses in said if not addresses])
-    found, drivers, told = list[Trouble](), list[str | None](), ""
+    found, drivers = list[Trouble](), list[str | None]()
     for name, functions in cards.items():
         of_it = shown([message for message, addresses in said if _names_card(addresses, set(functions))])
         device = next((facts.by_address[address] for address in functions if address in facts.by_address), None)
-        context = Context(name, "host", bound=device.driver if device else None)
+        narrow = "narrow-link" if facts.narrow_link(functions) else None
+        context = Context(name, "host", bound=device.driver if device else None, known=narrow)
         # NVIDIA's driver doesn't have a card that is on vfio-pci: its messages without an address are about another.
         drivers += [context.bound] if context.bound != "vfio-pci" else []
-        found += of_card(facts, name, functions)
-        found += map(Trouble, recognise(of_it, context, nameless if context.bound != "vfio-pci" else ""))
-        told = f"{told}\n{of_it}"
-    found += of_host(facts, node) if with_host else []
-    # What is said of a card isn't said of the host, too.
-    reasons = {trouble.error.why for trouble in found}
+        of_driver = recognise(of_it, context, nameless if context.bound != "vfio-pci" else "")
+        found += stories([*of_card(facts, name, functions), *map(Trouble, of_driver)])
+    found += of_host(facts, node, for_vms=with_host)
+    libraries = getattr(facts.systems.get("host"), "libraries", "")
+    own = "own-libraries" if libraries and libraries == facts.nvidia.version else None
+    # What is said of a card, or only repeats that, isn't said of the host, too.
+    names = {name for one in found for name in (one.error.symptom, *_hides()[one.error.symptom])}
     for driver in dict.fromkeys(drivers):
-        errors = recognise(nameless, Context(node, "host", bound=driver), told)
-        found += [Trouble(error) for error in errors if error.why not in reasons]
+        errors = recognise(nameless, Context(node, "host", bound=driver, known=own))
+        found += [Trouble(error) for error in errors if error.symptom not in names]
     return list({str(trouble.error): trouble for trouble in found}.values())
 
 
@@ -150,47 +182,60 @@ def of_card(facts: HostFacts, name: str, functions: Iterable[str]) -> list[Troub
     """
     card_addresses = set(functions)
     lost_addresses = sorted(card_addresses & set(facts.lost))
-    found = [Trouble(lost(name, lost_addresses), stops=True, lasts=True)] if lost_addresses else []
+    unread = f"the configuration space of {', '.join(lost_addresses)} can't be read: every bit is one"
+    found = [lost(name, unread)] if lost_addresses else []
+    if narrow := facts.narrow_link(sorted(card_addresses)):
+        row = next(row for row in signs() if row.name == "narrow-link")
+        found.append(row.trouble(name, f"its PCIe link has {narrow} lanes"))
     devices = [device for device in facts.devices if device.address in card_addresses]
-    bridges = {bridge for device in devices for bridge in device.ancestors}
+    bridges = {bridge for device in devices or facts.devices for bridge in device.ancestors}
+    if not devices:  # it has gone from the bus: of a port behind which nothing is any more
+        bridges = {device.address for device in facts.devices if device.is_bridge} - bridges
     said = messages(facts.kernel_log)
     # If the card works now with NVIDIA's driver, older messages of that driver no longer count. Messages about the
     # card's memory and the bus still do: another line says when such a trouble has ended.
     works = not lost_addresses and not card_addresses.isdisjoint(facts.nvidia_minors)
     loaded = max((number for number, message in enumerate(said) if works and _LOADED in message.text), default=0)
     of_now = [*(message for message in said[:loaded] if not compiled(OF_MODULES).search(message.text)), *said[loaded:]]
-    return found + _troubles(
+    found += _troubles(
         name,
-        [row for row in signs() if row.of != "host"],
+        [row for row in signs() if row.of in ("card", "port")],
         lambda row: [
             message
             for message in (said if row.cured else of_now)
             if _names_card(addresses_in(message.text), card_addresses, bridges if row.of == "port" else ())
         ],
     )
+    return stories(found)
 
 
-def of_host(facts: HostFacts, name: str) -> list[Trouble]:
-    """The troubles of a host that keep it from giving away any card, harmless ones included.
+def of_host(facts: HostFacts, name: str, *, for_vms: bool = True) -> list[Trouble]:
+    """The troubles of a host that are no single card's, harmless ones included.
 
     :param name: of the host, for messages.
+    :param for_vms: whether what keeps it from giving any card to a VM counts.
     """
     log_messages = messages(facts.kernel_log)
-    rows = [row for row in signs() if row.of == "host" and not (row.name == UNSAFE and facts.unsafe_interrupts)]
-    return _troubles(name, rows, lambda _: log_messages)
+    kinds = ("system", "host") if for_vms else ("system",)
+    # VFIO may be allowed to go on without interrupt remapping.
+    allowed = "no-remapping" if facts.unsafe_interrupts else ""
+    rows = [row for row in signs() if row.of in kinds and row.name != allowed]
+    return stories(_troubles(name, rows, lambda _: log_messages))
 
 
-def of_start(text: str, guest: int | None = None) -> list[StartSign]:
-    """The rows of `starts` that the output of a guest's start has.
+def of_text(text: str, context: Context, guest: int | None = None) -> list[Trouble]:
+    """What any program's output tells, by the rows of all tables, whatever addresses it names.
 
-    :param text: of Proxmox VE and QEMU.
-    :param guest: its id, which the commands of `next` then name.
+    :param guest: the id of the one that it is about, which the commands of `next` then name.
     """
-    log = "\n".join(message.text for message in messages(text))
-    rows = [row for row in start_signs() if compiled(row.pattern).search(log)]
-    hidden = {name for row in rows for name in row.hides}
-    number = " ID" if guest is None else f" {guest}"
-    return [row.model_copy(update={"next": row.next.replace(" ID", number)}) for row in rows if row.name not in hidden]
+    log, number = Log(text), f" {guest}" if guest else ""
+    found = [
+        row.trouble(context.name, f"the log says: {log.quote(match, _LONGEST)}", " ID", number)
+        for row in start_signs()
+        if (match := compiled(row.pattern).search(log.text))
+    ]
+    found += map(Trouble, recognise(text, context))
+    return stories([*found, *_troubles(context.name, signs(), lambda _: log.messages)])
 
 
 def of_iommu(lines: Iterable[str]) -> list[str]:
@@ -241,31 +286,22 @@ def _names_card(addresses: list[str], card_addresses: set[str], bridges: Collect
     return bool(addresses) and {*card_addresses, *slots, *bridges}.issuperset(addresses)
 
 
-def _troubles(name: str, rows: list[Sign], messages_of: Callable[[Sign], list[Message]]) -> list[Trouble]:
-    matching = {row.name: (row, row_messages) for row in rows if (row_messages := _uncured(row, messages_of(row)))}
-    hidden = {hidden_name for row, _ in matching.values() for hidden_name in row.hides}
-    return [
-        Trouble(
-            HomelabError(
-                wanted=f"{name}: {row.wanted}",
-                found=f"the kernel says: {excerpt(shown(row_messages))}",
-                why=row.why,
-                next=row.next.replace("ADDRESS", next(iter(addresses_in(row_messages[0].text)), "ADDRESS")),
-            ),
-            row.stops and not row.harmless,
-            row.lasts,
-            row.harmless,
-        )
-        for row, row_messages in matching.values()
-        if row.name not in hidden
-    ]
+def _troubles(name: str, rows: Sequence[Sign], messages_of: Callable[[Sign], list[Message]]) -> list[Trouble]:
+    found = list[Trouble]()
+    for row in rows:
+        if row_messages := _uncured(row, messages_of(row)):
+            address, said = [*addresses_in(row_messages[0].text), ""][0], excerpt(shown(row_messages))
+            found.append(row.trouble(name, f"the kernel says: {said}", "ADDRESS", address))
+    return found
 
 
 def _uncured(row: Sign, log_messages: list[Message]) -> list[Message]:
     """The messages of a sign, without those that a later message cures."""
     matching: list[Message] = []
+    is_on = row.after is None
     for message in log_messages:
-        if compiled(row.pattern).search(message.text):
+        is_on = is_on or bool(row.after and compiled(row.after).search(message.text))
+        if is_on and compiled(row.pattern).search(message.text):
             matching.append(message)
         elif row.cured and compiled(row.cured).search(message.text):
             matching = [
@@ -274,16 +310,10 @@ def _uncured(row: Sign, log_messages: list[Message]) -> list[Message]:
     return matching
 
 
-def lost(name: str, addresses: list[str]) -> HomelabError:
-    """The error for lost functions: their configuration space can't be read, or reads as ones, which the bus answers
+def lost(name: str, found: str) -> Trouble:
+    """The trouble of lost functions: their configuration space can't be read, or reads as ones, which the bus answers
     for a device that doesn't.
 
     :param name: of the card, for messages.
     """
-    return HomelabError(
-        wanted=f"{name}: a card that answers on the PCI bus",
-        found=f"the configuration space of {', '.join(addresses)} can't be read: every bit is one",
-        why="the card is lost: no driver and no guest can use it, and what binds or resets it now may hang",
-        next="switch the host off, wait half a minute, switch it on (a warm reboot often isn't enough); look at the "
-        "card's power cables, slot and riser if it happens again, and for newer firmware of card and board",
-    )
+    return replace(next(row for row in signs() if row.name == "lost").trouble(name, found), lasts=True)

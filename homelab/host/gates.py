@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 
 from homelab import earlier
-from homelab.cards import consoles, graphics, group_gates, options, remapping
+from homelab.cards import consoles, graphics, group_gates, remapping
 from homelab.cards.resolving import resolve
 from homelab.errors import HomelabError
 from homelab.facts import kernel_log
@@ -193,12 +193,10 @@ def usable(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabErr
 
 def vgpu_host(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
     """A gate: NVIDIA's driver isn't installed over NVIDIA's vGPU driver."""
-    signs = ["the module nvidia_vgpu_vfio is loaded"] if "nvidia_vgpu_vfio" in facts.modules else []
-    signs += ["/usr/bin/nvidia-vgpu-mgr is there"] if facts.vgpu_manager else []
-    if host.nvidia is not None and signs:
+    if host.nvidia is not None and facts.vgpu_signs:
         yield HomelabError(
             wanted="NVIDIA's driver on the host (nvidia)",
-            found=f"NVIDIA's vGPU driver: {'; '.join(signs)}",
+            found=f"NVIDIA's vGPU driver: {'; '.join(facts.vgpu_signs)}",
             why="replacing that licensed driver would take the cards from the VMs that share them",
             next="take nvidia of this host out of the settings; or remove the vGPU driver yourself (its installer "
             "has --uninstall) and run `pulumi up` again",
@@ -242,6 +240,9 @@ def _kept_off(facts: HostFacts, name: str, modules: str, wanted: str, why: str) 
         )
 
 
+_GIVES_BACK = " (the boot entry 'without GPU passthrough' gives the screen back)"
+
+
 def console(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> Iterator[HomelabError]:
     """A gate: neither a card that a VM gets nor a member of its groups is the host's screen."""
     leaving = {name: slot for name, slot in slots.items() if gpus[name].may_leave}
@@ -258,8 +259,8 @@ def console(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> It
             why="once it is bound, the host shows nothing on its screen after the boot menu; it can be reached "
             "over the network only",
             next=(f"make {others} the primary one in the firmware, or " if others else "")
-            + f"accept it with gpus.{name}.allowConsole: true (the boot entry 'without GPU passthrough' gives the "
-            "screen back)",
+            + f"accept it with gpus.{name}.allowConsole: true"
+            + ("" if any(map(facts.kept_by_hand, screens)) else _GIVES_BACK),
         )
 
 
@@ -310,8 +311,8 @@ def past_proxmox(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[
 
 def handed_over(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: a card that containers and a VM have in turn is NVIDIA's, as a whole."""
-    functions = facts.functions(slot)
-    if not any(device.is_display and device.is_nvidia and not device.physfn for device in functions):
+    display = facts.display_of(slot)
+    if display is None or not display.is_nvidia:
         yield HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) in turn for containers and a VM (use: shared)",
             found="it is not one of NVIDIA's, as a whole",
@@ -354,7 +355,6 @@ def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabErr
 LEAVING = (
     named_functions,
     whole,
-    options.migratable,
     graphics.rebound,
     usable,
     group_gates.grouped,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from homelab import tables
+from homelab.cards import group_gates, resolving
 from homelab.cards import remarks as card_remarks
-from homelab.cards import resolving
 from homelab.errors import HomelabError
 from homelab.facts import kernel_log
 from homelab.facts.host import HostFacts
@@ -16,6 +19,7 @@ from homelab.host import gates, handover, holder_gates, plan, stack_folder
 from homelab.host.plan import Wanted
 from homelab.settings import Host, Vm
 from homelab.shapes import BOOT_LAYERS
+from remote_scripts.both.symptoms import Context
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,7 @@ def judge_host(
     next_boot = [HomelabError(**facts.next_boot)] if facts.next_boot else []
     lost = (_left_off(one.said) for one in facts.owed if one.is_lost)
     of_log = troubles(facts, slots, for_vms=host.gives_cards)
+    warned = kernel_log.of_text(facts.boot_warnings, Context(facts.cluster.node)) if facts.boot_warnings else []
     return JudgedHost(
         title=f"the host {facts.cluster.node} configured as the settings have it",
         steps=list(dict.fromkeys(line for lines in drift.values() for line in lines)),
@@ -67,8 +72,9 @@ def judge_host(
             *verification,
             *next_boot,
             *lost,
+            *_misspelt(facts),
             *_sunk(facts, host),
-            *_lost_partitions(facts),
+            *(one.error.retold(found=kernel_log.excerpt(facts.boot_warnings)) for one in warned),
             *(one.error for one in of_log if not (one.harmless or one.lasts)),  # what lasts is a gate
             *(_other_stacks(facts, owner) if stack else ()),
         ],
@@ -124,6 +130,24 @@ def _other_stacks(facts: HostFacts, owner: str) -> Iterator[HomelabError]:
     )
 
 
+_TEXTS = Path(__file__).with_suffix(".yaml")
+# The similarity, for difflib, from which on a word is a misspelt one; `amd_iommu_x`, another word, is below it.
+_ALIKE = 0.8
+
+
+def _misspelt(facts: HostFacts) -> Iterator[HomelabError]:
+    """Errors of words on the kernel command line that are nearly ones by which cards are given away. Of a name the
+    kernel and modprobe take `-` and `_` for the same."""
+    data = tables.read(_TEXTS)
+    known = {word.replace("-", "_"): word for word in data["words"]}
+    for word in facts.cmdline.others.split():
+        name = word.strip('"').partition("=")[0].replace("-", "_")
+        if "=" in word and name not in known and (meant := difflib.get_close_matches(name, known, 1, _ALIKE)):
+            values = {"meant": known[meant[0]], "entries": group_gates.new_entries(facts)}
+            texts = {part: text.format(**values) for part, text in data["misspelt"].items()}
+            yield HomelabError(found=word, **texts)
+
+
 def _left_off(said: str) -> HomelabError:
     return HomelabError(
         wanted="each guest that homelab has switched off running again",
@@ -133,45 +157,10 @@ def _left_off(said: str) -> HomelabError:
     )
 
 
-# State in which a handover has stopped (handover.has_sunk) -> why it matters, and what to do.
-_SINKS = {
-    "HELD": (
-        "the card is with the host, and a VM didn't get it, or its driver doesn't answer for it",
-        "mend what is found, then start the VM; the details are in /var/lib/homelab/handover/log",
-    ),
-    "STUCK": (
-        "NVIDIA's driver waits in the kernel for something that still uses the card, and whatever touches the card "
-        "next waits, too: nothing is tried while it waits",
-        "reboot the host: it then has the card, and containers start as they do at boot; "
-        "/var/lib/homelab/handover/log names who had it",
-    ),
-    "DEAD": (
-        "the card doesn't answer as it should; a driver that is given such a card can take the host down",
-        "switch the host off and on (a reboot leaves the card its power); if it happens again, look at how the card is "
-        "reset, as homelab show says it",
-    ),
-}
-
-
 def _sunk(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
     """Errors of shared cards whose handover has stopped."""
     for name in host.hands_over:
         if handover.has_sunk(facts, name):
-            why, step = _SINKS[handover.record_of(facts, name).state]
+            texts = tables.read(_TEXTS)["sinks"][handover.record_of(facts, name).state]
             wanted = f"gpus.{name} handed over whole, or not at all"
-            yield HomelabError(wanted=wanted, found=handover.state_text(facts, name), why=why, next=step)
-
-
-def _lost_partitions(facts: HostFacts) -> Iterator[HomelabError]:
-    """The error for ESPs that proxmox-boot-tool should keep, and can't."""
-    warnings = facts.boot_warnings.strip()
-    if not warnings:
-        return
-    yield HomelabError(
-        wanted="every boot partition (ESP) that proxmox-boot-tool keeps",
-        found=kernel_log.excerpt(warnings),
-        why="new kernels and command lines don't reach one that is gone; if the firmware boots from it, they never "
-        "come into effect",
-        next="see `proxmox-boot-tool status`; drop a disk that was taken out with `proxmox-boot-tool clean`, give "
-        "a new one its own with `proxmox-boot-tool format PARTITION` and `proxmox-boot-tool init PARTITION`",
-    )
+            yield HomelabError(wanted=wanted, found=handover.state_text(facts, name), **texts)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from homelab.cards import consoles, options, released, remapping, resets, resolving
+from homelab.cards import consoles, graphics, released, remapping, resolving
 from homelab.errors import HomelabError
 from homelab.facts import kernel_log
 from homelab.facts.classes import NVIDIA_DRIVERS
@@ -87,7 +87,7 @@ def card_plan(facts: HostFacts, host: Host, name: str, slot: str, vms: Collectio
         "iommuGroup": next((device.group for device in facts.functions(slot)), None),
         # Proxmox VE is told to leave the driver of a card alone that is handed over, if it knows that option: then only
         # the handover unbinds it.
-        "keep": host.gpus[name].use == "shared" and not [*options.keep_refused(facts, name)],
+        "keep": host.gpus[name].use == "shared" and not [*graphics.keep_refused(facts, name)],
     }
 
 
@@ -227,7 +227,7 @@ def verify(facts: HostFacts, host: Host, want: Wanted) -> Iterator[HomelabError]
             "before",
             next="make room or mend what `homelab doctor log` shows, then run `pulumi up --refresh`",
         )
-    if lost := missing_words(want.words, facts.cmdline.running):
+    if lost := missing_words(want.words, f"{facts.cmdline.running} {remapping.AMD}"):
         yield HomelabError(
             wanted=f"{' '.join(lost)} on the running kernel's command line",
             found=facts.cmdline.running,
@@ -360,7 +360,7 @@ def describe(
             by_hand = ", bound by hand" if device.address in want.by_hand else ""
             lines.append(f"    {device.address} [{device.id}] {drivers}{by_hand}")
         lines += [f"    {line}" for line in _groups(facts, card["slot"])]
-        reset_methods = resets.described(facts, facts.functions(card["slot"]))
+        reset_methods = facts.resets_of(facts.functions(card["slot"]))
         lines += [f"    reset: {reset_methods}"] if reset_methods and card["use"] == "vm" else []
     lines += [f"  note: {remark}" for remark in remarks]
     order = f"; after {follows}, if that one is: one node of the cluster at a time" if follows else ""

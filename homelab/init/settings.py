@@ -149,10 +149,10 @@ def _software(
     if not ids or (config and config.is_windows):
         return []
     driver = next(iter(fitting_drivers(Request("vm", Nvidia(), SystemFacts(cards=ids)))), "580")
-    cuda = next(iter(fitting_cudas(Request("vm", Nvidia(driver=driver), SystemFacts(cards=ids)))), "12.8")
-    more = {"cuda": cuda, "containerToolkit": "docker"}
+    cudas = fitting_cudas(Request("vm", Nvidia(driver=driver), SystemFacts(cards=ids)))[:1]
+    more = {"cuda": cudas[0], "containerToolkit": "docker"} if cudas else {"containerToolkit": "docker"}
     if section == "containers":
-        off = "" if number in facts.guests.running else "# "
+        off = "# " if number not in facts.guests.running or (config and config.nvidia_mounts) else ""
         return [f"      {off}nvidia: {{}} # the driver's libraries; to compile, and for Docker in it: {flow(more)}"]
     if inside:
         software = {**inside, "nvidia": {"driver": driver}}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Iterator
 from homelab.errors import HomelabError
 from homelab.facts.classes import NVIDIA
 from homelab.nvidia.request import Request
-from homelab.nvidia.versions import Version, fits, parse
+from homelab.nvidia.versions import Version, fits, of_kernel, parse
 
 
 def refusals(request: Request) -> list[HomelabError]:
@@ -145,6 +145,21 @@ def flavour_possible(request: Request) -> Iterator[HomelabError]:
     )
 
 
+def kernel_builds(request: Request) -> Iterator[HomelabError]:
+    """The modules of a branch without further releases build for a host's kernel, where none but NVIDIA's installer has
+    them."""
+    driver, running = request.driver, of_kernel(request.system.running or "")
+    last = request.data.last_kernels.get(driver.major) if driver else None
+    if request.target == "host" and driver and running and last and parse(running.short) > last:
+        cards = card_text(request, *request.generations) or "no card"
+        yield request.refusal(
+            wanted=f"a driver that builds for this kernel ({request.system.running})",
+            found=f"{driver_text(driver)}, for {cards}: its last release builds for Linux {last} and earlier",
+            why="no release follows, and containers use the host's driver; nothing was installed",
+            next="give the card to a VM (use: vm) whose system has that branch, as Ubuntu has; or use a newer card",
+        )
+
+
 def installer_known(request: Request) -> Iterator[HomelabError]:
     """Where the settings want NVIDIA's installer, the SHA-256 of one is known."""
     driver = request.driver
@@ -255,6 +270,7 @@ CHECKS: tuple[Callable[[Request], Iterator[HomelabError]], ...] = (
     known_branch,
     cards_known_to_driver,
     flavour_possible,
+    kernel_builds,
     installer_known,
     secure_boot,
     host_version,

@@ -162,9 +162,9 @@ class Bases(_Row):
 class Facts(_Row):
     """All of them. `as_of`: the day on which they were last compared with their sources; `recommended`: in the order in
     which one is chosen; `branches`: branch -> the month after which there are no fixes; `open_from`, `open_alone_from`:
-    branches; `cuda`: release -> the driver that it came with; `cuda_majors`: the same of a major family, from which all
-    of it runs, with limits; `pinned`: what of a driver is of one version; `prerequisites`: what fetches a key;
-    `installers`: version -> SHA-256 of its file."""
+    branches; `last_kernels`: branch -> the last kernel that it builds for; `cuda`: release -> the driver that it came
+    with; `cuda_majors`: the same of a major family, from which all of it runs, with limits; `pinned`: what of a driver
+    is of one version; `prerequisites`: what fetches a key; `installers`: version -> SHA-256 of its file."""
 
     as_of: datetime.date
     generations: tuple[Generation, ...]
@@ -172,6 +172,7 @@ class Facts(_Row):
     branches: dict[int, str]
     open_from: int
     open_alone_from: int
+    last_kernels: dict[int, DataVersion]
     cuda: dict[str, DataVersion]
     cuda_majors: dict[int, DataVersion]
     cuda_libraries: tuple[CudaLibrary, ...]

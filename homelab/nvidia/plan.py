@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from homelab.errors import HomelabError
-from homelab.nvidia.checks import card_text, cuda_advice, driver_text, refusals, sha256_advice
+from homelab.nvidia.checks import card_text, cuda_advice, driver_text, fitting_drivers, refusals, sha256_advice
 from homelab.nvidia.compatibility import Flavour, Key
 from homelab.nvidia.request import Request
 from homelab.nvidia.settings import Nvidia
@@ -244,9 +244,10 @@ def _by_apt(request: Request, said: Said) -> Iterator[HomelabError]:
         drivers = dict.fromkeys(driver_text(parse(way.driver)) for way in tries(request))
         beside = ", and what comes beside it" if any(_beside(request)) else ""
         offered = [f"offered: {', '.join(said.offered)}"] if said.offered else []
+        pinned = [f"pinned by its owner: {', '.join(said.pins)}"] if said.pins else []
         yield request.refusal(
             wanted=f"{' or '.join(drivers) or 'a driver'}{beside}",
-            found="\n        ".join([*(_passed_over(said) or ["no way to it is known"]), *offered]),
+            found="\n        ".join([*(_passed_over(said) or ["no way to it is known"]), *offered, *pinned]),
             why="apt was asked, with NVIDIA's repositories; nothing was changed",
             next=_way_out(request, said),
         )
@@ -329,6 +330,11 @@ def notes(request: Request, said: Said | None = None) -> list[str]:
         loaded = "nouveau" if request.system.nouveau else request.system.loaded
         if request.target == "vm" and loaded not in (None, "", said.version):
             found.append(f"the VM restarts once more: {loaded} is loaded until then")
+    if said and said.pins and said.was not in ("", said.version):
+        found.append(
+            f"{', '.join(said.pins)} pins versions of NVIDIA's packages, which somebody else wants: {said.version} "
+            f"comes in place of {said.was} all the same; take the pin out, or apt may go back to its version"
+        )
     if said and said.way_back is False:
         found.append(f"there is no way back to {said.was}: it came by NVIDIA's installer, or no repository has it now")
     return found
@@ -347,10 +353,11 @@ def _cards_notes(request: Request) -> Iterator[str]:
 
 def _driver_notes(request: Request, driver: Version) -> Iterator[str]:
     data, branch, release = request.data, driver.major, request.cuda
+    maintained = (one for one in fitting_drivers(request) if not data.ended(int(one), request.today))
     if data.ended(branch, request.today):
         yield (
             f"branch {branch} has reached its end of life ({data.branches[branch]}): no more fixes, also of security; "
-            f"{data.recommended[0]} is maintained"
+            f"{next(maintained, 'none that knows the cards')} is maintained"
         )
     if release and not request.trial(allow_minor_version_compatibility=False).runs_cuda(driver):
         yield (

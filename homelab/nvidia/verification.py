@@ -184,30 +184,13 @@ _PROGRAMS = {
     "program": "a CUDA program that is compiled and runs on each card",
     "container": "a container in which nvidia-smi sees the cards",
 }
-# The kernel's reason why an ordinary user can't open a device node ("", at the end: any) -> the cause, and what to do.
-_REFUSED = {
-    "No such file or directory": (
-        "its module isn't loaded, nothing has made the node, or the container wasn't given it",
-        "run `pulumi up --refresh`, which has it made at boot, and gives a container what it needs; by hand: "
-        "`nvidia-modprobe -u -c 0` makes it, and dev[n] in `pct config` gives it to a container",
-    ),
-    "Permission denied": (
-        "its mode keeps ordinary users out",
-        "take NVreg_DeviceFileMode, -UID and -GID out of /etc/modprobe.d, or add the users to that group; give a "
-        "container's dev[n] entries mode=0666, or gid= of a group that its users are in",
-    ),
-    "Operation not permitted": (
-        "no rule of the control group allows it",
-        "run `pulumi up --refresh`: it brings the container's rules to the nodes' numbers, which may change",
-    ),
-    "": ("the kernel refuses it", "look at `ls -l /dev/nvidia*` there, then run `pulumi up`"),
-}
 
 
 def _errors(
     found: Answer, wanted: Expected, cards: Sequence[Mapping[str, str | None]], release: str | None
 ) -> Iterator[HomelabError]:
-    context = replace(wanted.context, flavour=cast("Flavour | None", found.flavour or None))
+    known = "specification" if found.cdi and found.loaded in found.cdi.split() else None
+    context = replace(wanted.context, flavour=cast("Flavour | None", found.flavour or None), known=known)
     if cards:
         yield from _driver_and_cards(wanted, found, cards)
     else:
@@ -231,7 +214,15 @@ def _errors(
     if found.uvm and found.uvm.status and cards:
         # The kernel's reason for a device node tells more than the CUDA program, which failed for the same one.
         program_errors = [error for error in program_errors if error.symptom != "uvm-missing"]
-        yield _refused(wanted, found.uvm)
+        yield from recognise(found.uvm.output, context) or [
+            _unrecognised(
+                wanted,
+                "/dev/nvidiactl, /dev/nvidia-uvm and the cards' nodes, opened by an ordinary user",
+                found.uvm,
+                "the kernel refuses it: programs that don't run as root could not use CUDA",
+                "look at `ls -l /dev/nvidia*` there, then run `pulumi up`",
+            )
+        ]
     yield from program_errors
     if found.container and _succeeded("container", found.container):
         listed = len(re.findall(r"^GPU \d+:", found.container.output, re.MULTILINE))
@@ -272,18 +263,6 @@ def _unrecognised(wanted: Expected, what: str, part: Tried, why: str, next_step:
     lines = [line for line in part.output.splitlines() if line.strip()]
     quoted = "\n".join(lines[-_QUOTED:]) or "nothing was said"
     return wanted.error(what, f"status {part.status}: {quoted}", why, next_step)
-
-
-def _refused(wanted: Expected, devices: Tried) -> HomelabError:
-    """The error for device nodes that an ordinary user can't open; its reason is the first one's."""
-    lines = [line for line in devices.output.splitlines() if line.strip() and not line.endswith(": opened")]
-    why, next_step = next(answer for reason, answer in _REFUSED.items() if reason in "".join(lines[:1]))
-    return wanted.error(
-        "/dev/nvidiactl, /dev/nvidia-uvm and the cards' nodes, opened by an ordinary user",
-        "; ".join(lines) or f"status {devices.status}",
-        f"{why}: programs that don't run as root could not use CUDA",
-        next_step,
-    )
 
 
 def _driver_and_cards(

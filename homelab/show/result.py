@@ -17,7 +17,7 @@ def lines(outputs: Mapping[str, Any], words: Mapping[str, str], kept: Collection
     """Lines of at most some 90 characters, for a display of 100 columns.
 
     :param outputs: homelab/contract.py, without nulls.
-    :param words: host -> words that the program added to its kernel command line.
+    :param words: host -> words that its kernel command line is to have, by this program where nobody else has set them.
     :param kept: where NVIDIA's stack stays when the Pulumi stack goes, such as `vms.sandbox`.
     """
     summary: list[str] = []
@@ -71,7 +71,7 @@ def _changed(name: str, host: Mapping[str, Any], words: str) -> list[str]:
     if not words:
         return [host_line, "  nothing of its boot is changed"]
     if "homelab.vfio=" not in words:
-        return [host_line, "  changed there: kernel command line (iommu)"]
+        return [host_line, f"  on its kernel command line, by homelab if not by you: {words}"]
     return [
         host_line,
         "  changed there: kernel command line (iommu, vfio-pci), initramfs",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from homelab.cards import consoles, remapping, resets
+from homelab.cards import consoles, remapping
 from homelab.facts import acs
 from homelab.facts.devices import Device
 from homelab.facts.host import HostFacts
@@ -52,7 +52,7 @@ def of_card(facts: HostFacts, slot: str, host: Host, name: str) -> Traits | None
         return (("in turn", handover.state_text(facts, name) or "with the host"),)
     if gpu is not None and gpu.use != "vm" or gpu is None and functions[0].driver != "vfio-pci":
         return None
-    described = resets.described(facts, functions)
+    described = facts.resets_of(functions)
     traits = [("reset", described)] if described else []
     traits += [AWAKE] if _is_awake(facts, functions, gpu) else []
     migrates = name and host.mapping_of(name) in vm_conf.migrating(facts.guests.mappings)

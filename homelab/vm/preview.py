@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
-from homelab.cards import graphics, group_gates, options
+from homelab.cards import graphics, group_gates
 from homelab.errors import HomelabError
 from homelab.facts.guests import GuestConfig
 from homelab.facts.host import HostFacts
@@ -49,7 +49,7 @@ def judge(name: str, vm: Vm, wish: Wish, seen: SeenVm, facts: HostFacts, stack: 
     if len(wish.cards) < len(vm.gpus):
         return JudgedGuest(title=title, runs=seen.runs, will_run=seen.runs)
     kept = (f"vms.{name}.gpus ({use.gpu})" for use in vm.gpus if use.driver == "keep")
-    keep = [error for place in kept for error in options.keep_refused(facts, place)]
+    keep = [error for place in kept for error in graphics.keep_refused(facts, place)]
     if facts.guests.config(vm.vmid) is None:
         taken = refusals.of_users({}, wish, users_of(seen, wish.cards, facts), facts)
         return JudgedGuest(title=title, steps=[f"VM {vm.vmid}: not there -> created"], against=[*keep, *taken])
@@ -165,5 +165,7 @@ def _head(guest: str, config: GuestConfig, judged: JudgedGuest, same: str = "no 
     :param same: said where nothing is changed in it, and it goes on running or not.
     """
     power = POWER[judged.runs, judged.will_run] if judged.change or judged.runs != judged.will_run else same
+    if judged.change and judged.runs and judged.will_run and {*judged.change} <= {*judged.waits}:
+        power = "it isn't restarted: the new form of its option counts from its next start on"
     state = "running" if judged.runs else "off"
     return f"  {config.guest_kind.label} {config.id} ({config.name or guest}), {state}: {power}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from homelab.errors import HomelabError, NotStartedError, elsewhere, raise_all
+from homelab.findings import JudgedGuest
 from homelab.host import gates, ha
 from homelab.remote.ledger import stack_of
 from homelab.remote.proxmox import guest_address
@@ -38,7 +39,7 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
         same_id = [vm for vm in self.stack.vms(inputs.host).values() if vm.vmid == vmid]
         begun: VmCards.Outputs | None = None
 
-        def decided(seen: Answer) -> dict[str, str | None]:
+        def decided(seen: Answer) -> JudgedGuest:
             nonlocal begun
             if seen.node != inputs.node:
                 raise elsewhere(f"VM {vmid} given its cards", "qemu", vmid, inputs.node, seen.node)
@@ -48,7 +49,7 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
             begun = replace(outputs, guest_name=seen.config.get("name", inputs.vm), state="", drift=[UNFINISHED])
             for remark in judged.remarks if judged.change else ():
                 tell(f"{inputs.vm}: {remark}")
-            return judged.options
+            return judged
 
         wanted = self._wanted(inputs)
         wanted = replace(wanted, terms=replace(wanted.terms, power=inputs.power))

@@ -92,7 +92,8 @@ class Said:
     `comes`: packages that would come or change, NAME=VERSION; `removes`: others' packages that would go, which refuses.
     `way_back`: None where no driver is replaced; else whether the one that is there can be had again. `needs`, `room`:
     bytes below /usr, None: nobody says. `offered`: the driver's versions. `against`: what stands against each try that
-    was passed over, in apt's words. `lacking`: kernels whose headers are nowhere.
+    was passed over, in apt's words. `lacking`: kernels whose headers are nowhere; `pins`: the
+    owner's files that give versions of NVIDIA's packages a priority.
     """
 
     chosen: int | None
@@ -106,6 +107,7 @@ class Said:
     offered: tuple[str, ...] = ()
     against: tuple[str, ...] = ()
     lacking: tuple[str, ...] = ()
+    pins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,6 @@ from remote_scripts.tools.plain import of_plain
 
 Target = Literal["vm", "host", "lxc"]
 Flavour = Literal["open", "proprietary"]
-Evidence = Literal["primary", "report", "unconfirmed"]
 #: At most so many characters of a text are quoted in an error.
 QUOTED_CHARACTERS = 240
 # A blank of a pattern, unless it is repeated or belongs to a set of characters.
@@ -30,7 +29,8 @@ _WAITING = re.compile(r"^Waiting for cache lock.*\n", re.MULTILINE)
 class Context:
     """Facts of the system that a text comes from; None for what isn't known. `name`: its place in the settings;
     `needs_open`: whether a card works with the open modules alone; `bound`: the driver that has the card, empty if none
-    has.
+    has. `known`: what else is so: narrow-link (the card's PCIe link has fewer lanes than card and slot), own-libraries
+    (the host's are of the loaded module's version), specification (there is a CDI specification of that).
     """
 
     name: str = "this system"
@@ -42,6 +42,7 @@ class Context:
     host_driver: str | None = None
     kernel: str | None = None
     bound: str | None = None
+    known: str | None = None
 
     @property
     def values(self) -> dict[str, str]:
@@ -81,8 +82,6 @@ class Symptom:
     wanted: str
     causes: tuple[Cause, ...]
     hides: tuple[str, ...] = ()
-    source: str
-    evidence: Evidence
 
     def search(self, text: str, context: Context) -> re.Match[str] | None:
         """The match in a text; None without one, or where the context says that it is no failure."""

@@ -24,3 +24,5 @@ class Terms:
     """For how many seconds the guest may take its time to go off."""
     otherwise: Literal["fail", "stop"] = "fail"
     """What happens to one that is still on then."""
+    waits: tuple[str, ...] = ()
+    """Options for which one that runs isn't switched off: they come into force with its next start."""

@@ -2,7 +2,8 @@
 
 1. The note says what is about to be set, and what is there now (notes/guest_note.py).
 2. The options are set by digest, while the guest runs: what Proxmox VE refuses has cost nothing.
-3. Where one of them waits for the next start, the guest is shut down and started, and has to stay up.
+3. Where one of them waits for the next start, and may not (`Terms.waits`), the guest is shut down and started, and has
+   to stay up.
 4. The note says that it is done.
 
 A failure in between gives the guest what it had before, and starts it if it ran. Any line may be the last one that is
@@ -111,7 +112,7 @@ def bring(guest: Guest, options: Options, terms: Terms, settings: Options | None
     log = None
     try:
         guest.set(change)
-        if guest.runs() and (terms.power == "stopped" or guest.needs_restart(new.values)):
+        if guest.runs() and (terms.power == "stopped" or guest.needs_restart({*new.values}.difference(terms.waits))):
             ran = is_to_run = terms.power != "stopped"  # its owner may have started it meanwhile
             power.shut_down(guest, terms.shutdown, terms.otherwise, "change" if is_to_run else None)
         if is_to_run and not guest.runs():

@@ -79,7 +79,7 @@ def _choose(system: System, wanted: Wanted) -> tuple[Value, ...]:
                         continue
                     raise Failure(
                         f"{value.address} reset by {value.value}",
-                        f"the kernel offers: {' '.join(offered) or 'nothing'}",
+                        f"reset_method has, by the kernel or a rule of yours: {' '.join(offered) or 'nothing'}",
                         "what the kernel can't do with this function has no effect",
                         "choose one of these for the card's reset, or take the setting out",
                     )

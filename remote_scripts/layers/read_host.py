@@ -100,10 +100,9 @@ def read(system: System, wanted: Wanted) -> Answer:
 
 
 def _signs(source: Source, pattern: str) -> str:
-    if not pattern:
-        return ""
     sign = re.compile(pattern, re.IGNORECASE | re.ASCII)
-    return head_and_tail((line for line in source.kernel_says if sign.search(line)), _SIGNS)
+    lines = (line for line in source.kernel_says if sign.search(line)) if pattern else ()
+    return head_and_tail(lines, _SIGNS)
 
 
 def _boot_lacks(source: Source, loader: Loader | None) -> list[str] | None:

@@ -61,10 +61,9 @@ class Choice:
         self._left = driver.left(system)
         self._was = driver.library_version(system)
         self._name = wanted.software.context.name
-        beside = wanted.beside
-        if self._is_somebodys_cuda():
-            beside = tuple(word for word in beside if not word.startswith("cuda-"))
-        self._beside = tuple(word for word in beside if not self._is_somebodys_engine(word))
+        theirs = ("cuda-",) if self._is_somebodys_cuda() else ()
+        own = (word for word in wanted.beside if not word.startswith(theirs))
+        self._beside = tuple(word for word in own if not self._is_somebodys_engine(word))
 
     # What is there.
 
@@ -112,12 +111,10 @@ class Choice:
         """NVIDIA's installer puts a toolkit to the same place as the packages do. Half of a package may be there after
         a kill.
         """
-        wanted = self._wanted
-        if not wanted.cuda or not self._files.is_file(wanted.nvcc):
-            return False
-        short = ".".join(wanted.cuda.split(".")[:2])
+        short = ".".join(self._wanted.cuda.split(".")[:2])
+        is_there = bool(short) and self._files.is_file(self._wanted.nvcc)
         package = f"cuda-nvcc-{short.replace('.', '-')}"
-        return package not in self.apt.installed().present and self._release() == short
+        return is_there and package not in self.apt.installed().present and self._release() == short
 
     def _is_somebodys_engine(self, package: str) -> bool:
         """Docker's own packages conflict with docker.io."""
@@ -154,7 +151,7 @@ class Choice:
         with_headers = {*apt.simulate_install(headers).coming} if headers else set()
         beside = [self._resolved(apt, word) for word in (*self._beside, *headers) if not self.apt.is_whole(word)]
         room = boot.free_on(self._system, "/usr")
-        said = Said(chosen=None, was=there, room=room, lacking=lacking if staying is None else ())
+        said = Said(chosen=None, was=there, room=room, lacking=lacking if staying is None else (), pins=self._pinned())
         for number, version in self._ways(there, staying):
             way = tries[number]
             stays = (number, version) == (staying, there)
@@ -176,8 +173,8 @@ class Choice:
             if not any(text.startswith(f"{version} ") and found.against in text for text in against):
                 against.append(f"{version} ({how}): {found.against}")
         names = {way.packages[-1].partition("=")[0] for way in tries if way.packages and not way.run}
-        matches = [_NUMBER.match(text) for texts in apt.offered(*sorted(names)).values() for text in texts]
-        offered = dict.fromkeys(match[1] for match in matches if match)
+        texts = (text for texts in apt.offered(*sorted(names)).values() for text in texts)
+        offered = dict.fromkeys(match[1] for text in texts if (match := _NUMBER.match(text)))
         # What isn't offered at all stands against every way.
         against = apt.lacking([word for word in self._beside if not self.apt.is_whole(word)]) or against
         return replace(said, offered=tuple(offered), against=tuple(against)), Way()
@@ -249,6 +246,12 @@ class Choice:
             return word
         versions = [self.apt.installed().whole.get(name, ""), *apt.offered(name)[name]]
         return f"{name}={next((version for version in versions if fnmatch.fnmatchcase(version, pattern)), pattern)}"
+
+    def _pinned(self) -> tuple[str, ...]:
+        """The owner's files that give versions of the driver's packages a priority."""
+        folder = PINS.rpartition("/")[0]
+        paths = (f"{folder}/{name}" for name in self._files.names(folder) if not name.startswith("homelab-"))
+        return tuple(path for path in paths if "nvidia" in self._files.text(path))
 
     def _headers(self, apt: AskedApt) -> tuple[list[str], tuple[str, ...]]:
         """The packages of headers that are to come, and the kernels that have none and get none. What follows headers,

@@ -102,11 +102,8 @@ def module(system: System, release: str) -> Module:
 def library(system: System, soname: str) -> str:
     """The file of the driver's that a library's name leads to; empty where the driver has none."""
     folders = [_LIBRARIES, *(f"{_LIBRARIES}/nvidia/{name}" for name in system.files.names(f"{_LIBRARIES}/nvidia"))]
-    for folder in folders:
-        path = system.files.resolved(f"{folder}/{soname}")
-        if path and _LIBRARY.search(path):
-            return path
-    return ""
+    paths = (system.files.resolved(f"{folder}/{soname}") for folder in folders)
+    return next((path for path in paths if path and _LIBRARY.search(path)), "")
 
 
 def library_version(system: System) -> str:
@@ -129,13 +126,10 @@ def run_version(system: System) -> str:
 
 def cards(system: System) -> dict[str, str]:
     """NVIDIA's graphics cards, by address, and the driver that each has; empty: none."""
-
-    def starts(address: str, name: str, value: str) -> bool:
-        return system.files.line(f"{DEVICES}/{address}/{name}").startswith(value)
-
-    there = system.files.names(DEVICES)
-    mine = (one for one in there if starts(one, "class", "0x03") and starts(one, "vendor", "0x10de"))
-    return {address: driver_of(system, address) for address in mine}
+    line, there = system.files.line, system.files.names(DEVICES)
+    mine = [one for one in there if line(f"{DEVICES}/{one}/vendor") == "0x10de"]
+    shown = (one for one in mine if line(f"{DEVICES}/{one}/class").startswith("0x03"))
+    return {address: driver_of(system, address) for address in shown}
 
 
 def held(system: System) -> dict[str, str]:

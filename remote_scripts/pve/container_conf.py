@@ -37,7 +37,7 @@ _PENDING = "pve:pending"
 _PASSED_ON = re.compile(
     r"(dev[0-9]+|lxc\.cgroup2?\.devices\.allow|hostname|net[0-9]+|rootfs|"
     r"mp[0-9]+|unprivileged|lock|template|ostype|hookscript|delete)\s*[:=]|"
-    r"lxc\.mount\.entry\s*[:=]\s*/dev[/\s]|\["
+    r"lxc\.mount\.entry\s*[:=]\s*(/dev[/\s]|/\S*(nvidia|libcuda))|\["
 )
 _DRM_NODE = re.compile(r"/dev/dri/(card|render)D?[0-9]+")
 # pct(1): the mode of a node that dev[n] makes, unless it says another.

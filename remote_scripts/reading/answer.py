@@ -45,7 +45,7 @@ class Device:
     network interfaces behind it, with blanks; `physfn`: the physical function of a virtual one (SR-IOV), else empty;
     `vfs`: how many virtual functions it has; `removable`: whether it can be pulled out while the host runs, as what
     hangs on Thunderbolt or USB4; `express`: which kind of PCIe device it is, as lspci says it, in lower case ("root
-    port"), empty: conventional PCI, or not asked.
+    port"), empty: conventional PCI, or not asked; `lanes`: how many its PCIe link has, and how many it can have.
     """
 
     address: str
@@ -63,6 +63,7 @@ class Device:
     vfs: int
     removable: bool
     express: str
+    lanes: tuple[int, ...] = (0, 0)
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,8 @@ def devices(source: Source, *, acs: bool) -> list[Device]:
             # "fixed" or "unknown" isn't known to be.
             removable=word("removable") == "removable",
             express=express,
+            # Of a card that is gone the kernel gives no answer, and nothing is decided by this one.
+            lanes=tuple(int(source.files.line(f"{folder}/{name}_link_width") or 0) for name in ("current", "max")),
         )
 
     return [device(address) for address in source.functions()]
@@ -92,7 +94,9 @@ def modules(source: Source) -> list[str]:
 
 def vfio_files(source: Source) -> dict[str, str]:
     """The files of others that give ids to vfio-pci, with the ids. What is on the command line is seen there."""
-    files = {path: vfio_ids.given(path, source.needed(path) or "") for path in _files_with_options(source)}
+    # A link to /dev/null, which is no file, masks one of modprobe.d.
+    there = [path for path in (*source.modprobe_files(), vfio_ids.MODULES) if source.files.is_file(path)]
+    files = {path: vfio_ids.given(path, source.needed(path) or "") for path in there}
     return {path: ",".join(ids) for path, ids in files.items() if ids}
 
 
@@ -110,8 +114,3 @@ def module_lines(source: Source) -> list[str]:
         for line in source.lines(path)
         if _IN_PLACE.match(line)
     ]
-
-
-def _files_with_options(source: Source) -> list[str]:
-    """The files that may give options to modules. A link to /dev/null, which is no file, masks one."""
-    return [path for path in (*source.modprobe_files(), vfio_ids.MODULES) if source.files.is_file(path)]

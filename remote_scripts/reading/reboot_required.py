@@ -21,9 +21,9 @@ from remote_scripts.tools.pci import DEVICES, driver_of
 from remote_scripts.tools.system import System
 from remote_scripts.tools.words import missing_words
 
-# Words of the kinds that we write. People write the second ones themselves, also at the boot menu: only what was ours
-# is ours to end.
-_OURS = re.compile(r"(amd_iommu|intel_iommu|iommu|homelab\.vfio|modprobe\.blacklist)=")
+# Words of the kinds that we write, but for amd_iommu=on. People write the second ones themselves, also at the boot
+# menu: only what was ours is ours to end.
+_OURS = re.compile(r"(intel_iommu|iommu|homelab\.vfio|modprobe\.blacklist)=")
 OVERRIDE = re.compile(
     r"(pcie_acs_override=.*|vfio_iommu_type1\.allow_unsafe_interrupts=.*|initcall_blacklist=sysfb_init)"
 )
@@ -80,14 +80,14 @@ def note(system: System, wanted: Boot) -> None:
 
 def _words_lack(system: System, words: tuple[str, ...], loader: Loader) -> Iterator[Reason]:
     running = system.files.need_text("/proc/cmdline")
-    if missing := " ".join(missing_words(" ".join(words), running)):
+    # The kernel doesn't know amd_iommu=on (drivers/iommu/amd/init.c, parse_amd_iommu_options): it needs no boot.
+    if (missing := " ".join(missing_words(" ".join(words), running))) not in ("", "amd_iommu=on"):
         yield Reason(f"{missing} is not on the running kernel's command line", gets=missing)
     # Words of homelab's that run, and are neither wanted nor another file's.
     coming = f"{loader.configured(system, {})} {' '.join(words)}"
     own = " ".join(noted_words(system))
-    for word in running.split():
-        is_ours = _OURS.match(word) or (OVERRIDE.fullmatch(word) and not missing_words(word, own))
-        if is_ours and missing_words(word, coming):
+    for word in missing_words(running, coming):
+        if _OURS.match(word) or (OVERRIDE.fullmatch(word) and not missing_words(word, own)):
             yield Reason(f"{word} is no longer wanted", loses=word)
 
 

@@ -221,7 +221,7 @@ class Returned(Node):
         super().begin()
         self.host.programs["systemd-run"] = _saying("")
         api_kit.runs(self.host, {}, {})
-        boot = {"words": ["amd_iommu=on"]}
+        boot = {"words": ["iommu=pt"]}
         wanted = {"policy": "auto", "boot": boot, "rollback_after": 600, "awaited": 1800}
         self.host.ask("apply", "reboot", wanted)
         shutil.rmtree(self.host.root / "run")

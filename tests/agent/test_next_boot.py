@@ -24,11 +24,11 @@ def stocked(host: Host, stocked_boot: None) -> None:
 
 
 def arm(host: Host, verb: Literal["plan", "apply"] = "apply") -> Any:
-    return host.ask(verb, "cmdline", Cmdline(name="iommu", words="amd_iommu=on", rollback_after=90))
+    return host.ask(verb, "cmdline", Cmdline(name="iommu", words="iommu=pt", rollback_after=90))
 
 
 def restart(host: Host) -> Any:
-    wanted = Boot(words=("quiet", "amd_iommu=on"))
+    wanted = Boot(words=("quiet", "iommu=pt"))
     return host.ask("apply", "reboot", Reboot(policy="auto", boot=wanted, rollback_after=90, awaited=900))
 
 

@@ -183,10 +183,12 @@ def test_of_a_container_the_lines_about_devices_and_disks_are_passed_on_and_no_o
         "mp0: local-lvm:vm-901-disk-1,mp=/x",
         "hostname: ai",
         "lxc.mount.entry = /dev dev none bind",
+        "lxc.mount.entry: /usr/bin/nvidia-smi usr/bin/nvidia-smi none bind",
         "[pve:pending]",
         "dev0: /dev/nvidia0",
     ]
-    host.write("etc/pve/lxc/901.conf", "\n".join(["lxc.environment: A=secret", *lines, ""]))
+    others = ["lxc.environment: A=secret", "lxc.mount.entry: //srv/media srv/media cifs password=secret"]
+    host.write("etc/pve/lxc/901.conf", "\n".join([*others, *lines, ""]))
     assert read(host).guests.configs[0].lines.splitlines() == lines
 
 

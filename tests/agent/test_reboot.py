@@ -51,7 +51,7 @@ def booted(host: Host) -> None:
 def wanted(*, keep_quorum: bool = True) -> Wanted:
     return Wanted(
         policy="auto",
-        boot=Boot(words=("amd_iommu=on",)),
+        boot=Boot(words=("iommu=pt",)),
         rollback_after=600,
         awaited=1800,
         keep_quorum=keep_quorum,
@@ -363,7 +363,7 @@ def test_nothing_is_armed_or_restarted_while_the_cluster_cant_do_without_the_nod
     (host.root / TURN[1:]).unlink()
     assert ask(host)["turn"] is True and host.read(TURN).startswith("node pve1\n")
     host.write(BOOT, "7d4f0d3c-0000-4000-8000-000000000002\n")
-    host.write("/proc/cmdline", "quiet amd_iommu=on\n")
+    host.write("/proc/cmdline", "quiet iommu=pt\n")
     did = ask(host)
     assert (did["reboot"], did["turn"]) == ("no", False)
     is_as_before(host)
@@ -422,7 +422,7 @@ def test_the_next_up_restarts_what_was_cut_short_at_any_moment_and_the_boot_afte
         assert [vmid for _, vmid, _ in cluster_kit.who_ran(left)] == [103, 200, 901, 902], said
         assert "until" in left.read(f"{HOME}/trial"), said
         left.write(BOOT, "the next one\n")
-        left.write("/proc/cmdline", "quiet amd_iommu=on\n")
+        left.write("/proc/cmdline", "quiet iommu=pt\n")
         (left.root / ORDERED[1:]).unlink()
         did = ask(left)
         assert (did["reboot"], did["turn"]) == ("no", False), said
@@ -446,7 +446,7 @@ def test_where_no_reboot_is_needed_an_earlier_boot_that_was_undone_is_no_news(
 ) -> None:
     """Nor are guests owed a start that ran before a restart which didn't come."""
     this = host.read(cluster_kit.BOOT).strip()
-    host.write("/proc/cmdline", "quiet amd_iommu=on\n")
+    host.write("/proc/cmdline", "quiet iommu=pt\n")
     host.write(f"{HOME}/rolled-back", f"boot {this if undone == 'this' else undone} was not confirmed")
     cluster_kit.note_ran(host, ("qm", 103, this), ("qm", 107, "earlier"))
     if rolling_back:

@@ -98,8 +98,10 @@ def ask(host: Host, case: Case, verb: str, policy: Literal["auto", "manual"] = "
     "passthrough mode that is no longer wanted": Case(
         f"quiet {IOMMU} {VFIO}", words=f"amd_iommu=on {VFIO}", reasons=("iommu=pt is no longer wanted",)
     ),
+    "a value that the kernel doesn't know, which comes": Case(f"quiet iommu=pt {VFIO}"),
+    "the same, that is no longer wanted": Case(f"quiet {IOMMU} {VFIO}", words=f"iommu=pt {VFIO}"),
     "an IOMMU that is no longer wanted": Case(
-        f"quiet {IOMMU} {VFIO}", words=f"iommu=pt {VFIO}", reasons=("amd_iommu=on is no longer wanted",)
+        f"quiet intel_iommu=on iommu=pt {VFIO}", words=f"iommu=pt {VFIO}", reasons=("intel_iommu=on is no longer wanted",)
     ),
     "words that are no longer ours but somebody else's": Case(
         f"quiet iommu=pt amd_iommu=on {VFIO}", words=f"amd_iommu=on {VFIO}", others="quiet iommu=pt"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +23,7 @@ def labs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], L
 
         def lab(scenario: str) -> Lab:
             if scenario not in started:
-                state = tmp_path_factory.mktemp(scenario) / "lab"
+                state = tmp_path_factory.mktemp(Path(scenario).stem) / "lab"
                 started[scenario] = stack.enter_context(Lab.start(scenario, state=state))
             return started[scenario]
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from homelab.cards import remapping
 from homelab.facts.host import HostFacts, parse
-from homelab.facts.kernel_log import of_start
+from homelab.facts.kernel_log import of_text
 from homelab.host import gates, plan
 from lab import Lab
 from lab.machine import Machine
 from lab.scenario import load_scenario, scenario_from
+from remote_scripts.both.symptoms import Context
 from tests.lab.test_real_hosts import answered, read
 from tests.unit.hosts import settings
 
@@ -103,6 +104,6 @@ def test_a_vm_does_not_start_with_such_a_card_and_its_task_says_what_qemu_says(t
     with Lab.start("one-to-one", state=tmp_path / "lab") as lab:
         done = lab.run("qm start 103", check=False)
         said = done.stdout + done.stderr
-        (sign,) = of_start(said)
-        assert done.returncode != 0 and sign.name == "group-refused" and "group 13" in said
+        (sign,) = of_text(said, Context())
+        assert done.returncode != 0 and sign.error.symptom == "group-refused" and "group 13" in said
         assert "1:1 IOMMU mapping" in lab.run("dmesg").stdout

@@ -41,10 +41,10 @@ def planned(seen: Answer, **card: Any) -> JudgedGuest:
     return plan.judge_vm(plan.SeenVm(seen.config, seen.base, seen.originals), wish, desktop())
 
 
-def decided(seen: Answer, **card: Any) -> dict[str, str | None]:
+def decided(seen: Answer, **card: Any) -> JudgedGuest:
     found = planned(seen, **card)
     raise_all(found.refusals)
-    return found.options
+    return found
 
 
 def hostpci(lab: Lab) -> list[str]:
@@ -71,7 +71,7 @@ def test_what_is_refused_changes_nothing(lab: Lab) -> None:
 def test_a_change_from_elsewhere_is_decided_upon_anew(lab: Lab) -> None:
     left = 1
 
-    def decide(seen: Answer) -> dict[str, str | None]:
+    def decide(seen: Answer) -> JudgedGuest:
         nonlocal left
         if left:
             lab.run(f"qm set {VM} --description changed-{left}")

@@ -54,7 +54,7 @@ def warm() -> None:
     from pulumi.runtime.proto import source_pb2
 
     from homelab import symptoms
-    from homelab.cards import resets
+    from homelab.cards import unfit
     from homelab.container import libraries
     from homelab.facts import kernel_log
     from homelab.nvidia import compatibility
@@ -76,7 +76,7 @@ def warm() -> None:
     agent.put("warm")
     agent.asked("read", agent.request("read_host", Wanted()))
     agent.itself()
-    for table in (resets.rows, kernel_log.signs, kernel_log.start_signs, libraries.rows):
+    for table in (unfit.rows, kernel_log.signs, kernel_log.start_signs, libraries.rows):
         table()
     compatibility.load()
     symptoms.symptoms()

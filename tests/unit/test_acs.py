@@ -210,7 +210,9 @@ def test_it_is_offered_as_the_last_resort_where_it_would_not_be_refused() -> Non
         return next(group_gates.isolation(facts, "a", settings().gpus["rtx5090"], "0000:01:00")).next
 
     assert "as the last resort iommu.acsOverride: downstream" in advice(z370())
-    assert "acsOverride" not in advice(with_disk()) + advice(z370(kernel="6.12.48+deb13-amd64"))
+    assert "acsOverride is no way out, and refused here" in advice(with_disk())
+    assert "acsOverride" not in advice(z370(kernel="6.12.48+deb13-amd64"))
+    assert all(advice(one).startswith("switch ACS on in the firmware's setup") for one in (z370(), with_disk()))
 
 
 def test_ten_thousand_devices_are_grouped_at_once() -> None:

@@ -34,19 +34,11 @@ def start(after: HostFacts, *log: str, before: HostFacts | None = None) -> tuple
 
 
 # -- a reset that failed ---------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("facts", "methods"),
-    [
-        pytest.param(host("bus", None), "bus", id="the bus of two functions, which the kernel refuses"),
-        pytest.param(host("flr bus", "flr"), "flr, bus", id="FLR"),
-        pytest.param(host("", None), "unknown", id="no reset at all, as its owner wants it"),
-        pytest.param(host(None, None), "unknown", id="a kernel that doesn't say"),
-    ],
-)
-def test_a_reset_that_failed_is_a_remark(facts: HostFacts, methods: str) -> None:
-    errors, remarks = start(facts, *LOG)
+@pytest.mark.parametrize("methods", [("bus", None), ("flr bus", "flr"), ("", None), (None, None)])
+def test_a_reset_that_failed_is_a_remark(methods: tuple[str | None, str | None]) -> None:
+    errors, remarks = start(host(*methods), *LOG)
     assert errors == [] and len(remarks) == 1
-    assert f"{CARD} could not be reset when {VM} started (its resets: {methods})" in remarks[0]
+    assert CARD in remarks[0] and "normal for one of several functions whose only reset is their bus" in remarks[0]
 
 
 def test_a_start_whose_resets_worked_says_nothing() -> None:
@@ -62,7 +54,7 @@ def test_what_an_owner_posted_of_a_vm_that_works_is_no_failure() -> None:
     ]
     facts = desktop(*both, card_states={f"{slot}.0": {"reset_method": "bus"}})
     errors, remarks = outcome_of(desktop(*both), facts, [f"{slot}.0", f"{slot}.1"], log, VM)
-    assert errors == [] and "That is normal for one of several functions" in remarks[0]
+    assert errors == [] and "normal for one of several functions" in remarks[0]
 
 
 # -- a card that is lost ---------------------------------------------------------------------------------------------
@@ -74,7 +66,7 @@ def test_what_an_owner_posted_of_a_vm_that_works_is_no_failure() -> None:
         pytest.param(host("bus", devices=desktop().devices[:3]), id="gone from the bus"),
         *(
             pytest.param(host("bus", None, kernel_log=text), id=f"{name} {number}")
-            for name in ("inaccessible", "header", "not-ready", "bus-fatal", "link-down")
+            for name in ("inaccessible", "lost", "not-ready", "bus-fatal", "link-down")
             for number, text in enumerate(TEXTS[name])
         ),
     ],
@@ -88,7 +80,7 @@ def test_a_card_lost_after_the_start_is_an_error_with_or_without_reset(after: Ho
 def test_what_qemu_says_of_a_card_that_does_not_wake_up_is_an_error() -> None:
     stuck = "kvm: vfio: Unable to power on device, stuck in D3"
     (error,) = start(host("bus", None), *LOG, stuck, "TASK OK")[0]
-    assert error.found == f"QEMU says: {stuck}" and error.next.startswith("shut the VM down")
+    assert error.found.startswith(f"the log says: {stuck}") and error.next.startswith("shut the VM down")
 
 
 @pytest.mark.parametrize("name", ["reset-failed", "bus-error", "pending-transaction"])

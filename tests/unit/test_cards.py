@@ -399,6 +399,9 @@ def test_no_driver_is_installed_over_nvidias_vgpu_driver(sign: dict[str, Any]) -
     gpus = {"gpu": {"match": "10de:2b85", "use": "host"}}
     (found,) = reasons(desktop(**sign), settings(gpus, nvidia={"driver": "580"}))
     assert found.startswith("NVIDIA's vGPU driver: ")
+    # Containers, or the host, are given the card all the same, and are told what it is good for there.
+    (told,) = card_remarks.remarks(desktop(**sign), settings(gpus), {"gpu": "0000:01:00"})
+    assert "CUDA doesn't" in told and card_remarks.remarks(desktop(), settings(gpus), {"gpu": "0000:01:00"}) == []
     assert (
         reasons(desktop(**sign), settings(gpus))
         == reasons(desktop(modules=["nvidia"]), settings(gpus, nvidia={"driver": "580"}))
@@ -940,7 +943,8 @@ def test_nothing_is_promised_of_a_card_that_something_unknown_binds() -> None:
     assert remark.endswith(
         "on vfio-pci, not by this program, and that stays so: look at /etc/udev/rules.d/90-vfio.rules"
     )
-    assert said(facts, settings({"gpu": {"match": "10de:2b85"}})) == []
+    (remark,) = said(facts, settings({"gpu": {"match": "10de:2b85"}}))
+    assert remark.startswith("vfio-pci is also in files of others, left as they are: /etc/udev/rules.d/90-vfio.rules")
 
 
 # -- names in Proxmox VE ----------------------------------------------------------------------------------------------

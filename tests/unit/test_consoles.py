@@ -136,6 +136,22 @@ def test_another_way_in_is_said_first() -> None:
     assert "the boot entry 'without GPU passthrough' is without it" in text
 
 
+@rows(
+    ("driver", "configured", "since"),
+    [
+        ("amdgpu", "quiet", "the host's next"),
+        ("amdgpu", f"quiet homelab.vfio={CARD}=1002:1586", "the host's next"),
+        ("vfio-pci", f"quiet homelab.vfio={CARD}=1002:1586", "this"),
+        ("vfio-pci", "quiet vfio-pci.ids=1002:1586", "this"),
+    ],
+)
+def test_the_screen_is_dark_since_the_start_at_which_the_card_was_bound(
+    driver: str, configured: str, since: str
+) -> None:
+    line = {"running": "quiet", "configured": configured, "others": configured, "generated": configured}
+    assert f"stays dark from {since} start on" in notes(only_card(driver=driver, cmdline=line), host(takeOver=True))
+
+
 def test_a_kernel_that_may_not_let_go_is_said_before_the_reboot() -> None:
     assert "may keep the card's memory" in notes(only_card("038000", **BOOTFB), host())
     assert "may keep the card's memory" not in notes(only_card(**BOOTFB), host())

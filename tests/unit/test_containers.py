@@ -52,6 +52,23 @@ def on_driver(facts: HostFacts, driver: str = "nvidia") -> HostFacts:
     return replace(facts, devices=devices)
 
 
+MOUNTS = """\
+lxc.mount.entry: /usr/bin/nvidia-smi usr/bin/nvidia-smi none bind,optional,create=file
+lxc.mount.entry: /usr/lib/x86_64-linux-gnu/libcuda.so.1 usr/lib/x86_64-linux-gnu/libcuda.so.1 none bind,create=file
+lxc.mount.entry: /dev/nvidia-uvm dev/nvidia-uvm none bind,optional,create=file
+lxc.mount.entry: /srv/media srv/media none bind
+"""
+
+
+def test_nothing_is_installed_over_files_of_the_hosts_that_its_owner_mounts() -> None:
+    there = "/usr/bin/nvidia-smi, /usr/lib/x86_64-linux-gnu/libcuda.so.1"
+    for lines, stack, is_refused in ((MOUNTS, {}, True), (MOUNTS, None, False), ("", {}, False)):
+        own = {"running": [901], "configs": [conf("lxc", 901, f"hostname: ai-lab\n{lines}")]}
+        facts = shared(guests={"mappings": "", "reservations": "", **own})
+        wish = container_plan.wish_of("phoenix", container(nvidia=stack), facts, want(facts), {})
+        assert [there in error.found for error in wish.refused] == [True] * is_refused
+
+
 def container(**changes: Any) -> Container:
     return Container.model_validate({"host": "pve", "ctid": 901, "gpuAssignment": "0,1"} | changes)
 

@@ -100,6 +100,13 @@ def test_a_container_with_all_that_it_needs_is_well() -> None:
     assert diagnose(reading(DEVICE_LINES, inside(NODES)), 901).well
 
 
+def test_of_a_card_that_no_driver_can_serve_no_driver_and_no_node_is_advised() -> None:
+    kepler = device("0000:01:00.0", "10de:0ff3", "030000", 1, driver="nouveau")
+    facts = desktop(devices=[kepler], nvidia={"trouble": ["no module nvidia", "install NVIDIA's driver on the host"]})
+    (finding,) = diagnose(reading(facts=facts, driver="", nodes={}, seen=inside({})), 901).findings
+    assert finding.next.startswith("give the card to a VM (use: vm) whose system has that branch")
+
+
 def capture(name: str) -> tuple[str, dict[str, str]]:
     """A published configuration, and the nodes of its host, from a listing."""
     folder = shared("real_hosts", name)
@@ -392,6 +399,11 @@ def with_vm(entry: str = ENTRY, hostpci: str = "mapping=gpu,pcie=1", **changes: 
     return reading(facts=desktop(guests=guests, **changes))
 
 
+def with_guests(lines: str) -> dict[str, Any]:
+    configs = [{"kind": "vm", "id": 103, "lines": lines}]
+    return {"running": [], "configs": configs, "mappings": "", "reservations": ""}
+
+
 def test_a_vm_whose_mapping_is_what_is_in_the_slot_is_well() -> None:
     assert diagnose_vm(with_vm()).well
 
@@ -659,6 +671,17 @@ def test_a_vm_that_no_settings_have_is_told_nothing_of_up() -> None:
     assert finding.found == "VM 104 (Other) runs with it" and finding.next.endswith("then start VM 103")
 
 
+@pytest.mark.parametrize("gpus", [{}, {"apu": {"address": "01:00", "allowConsole": True}}])
+def test_what_is_known_against_giving_a_card_is_told_of_the_vm_that_has_it(gpus: dict[str, Any]) -> None:
+    apu = device("0000:01:00.0", "1002:1900", "030000", 16, driver="vfio-pci", boot_vga=1)
+    seen = reading(facts=desktop(devices=[apu], guests=with_guests("hostpci0: 01:00,pcie=1\n")))
+    notes = "\n".join(diagnose_vm(seen, settings(gpus)).notes)
+    assert (
+        "can freeze the whole host" in notes
+        and "is the host's only screen, which stays dark from this start on" in notes
+    )
+
+
 def test_a_vm_that_runs_has_its_card_until_it_is_off() -> None:
     conf = {"kind": "vm", "id": 103, "lines": "hostpci0: 01:00\n[PENDING]\ndelete: hostpci0\n"}
     for running, options in (([103], ["hostpci0"]), ([], [])):
@@ -805,6 +828,22 @@ def test_of_a_hosts_own_driver_module_and_libraries_are_compared(libraries: str,
     report = diagnose_host(reading(installed=replace(BARE, libraries=libraries)), settings({}))
     assert [one.found for one in report.findings] == ["libnvidia-ml.so.1: 590.48.01"] * wrong
     assert not wrong or ("580.105.08" in report.findings[0].wanted and report.next[0].startswith("reboot the host"))
+
+
+def test_a_container_is_told_that_its_hosts_driver_waits_for_a_reboot() -> None:
+    """Its libraries are of the host's new ones, which are at work once the host has rebooted."""
+    new = inside(NODES).replace("580.105.08", "590.48.01")
+    (finding,) = diagnose(reading(DEVICE_LINES, new, installed=replace(BARE, libraries="590.48.01")), 901).findings
+    assert (finding.found, finding.stage) == ("libnvidia-ml.so.1: 590.48.01", Stage.HOST)
+    assert finding.next.startswith("reboot the host")
+
+
+def test_libraries_that_are_mounted_from_the_host_are_of_its_version() -> None:
+    of_host = "library /usr/lib/libcuda.so.1 /usr/lib/libcuda.so.1\n"
+    line = "lxc.mount.entry: /usr/lib/libcuda.so.1 usr/lib/libcuda.so.1 none bind,create=file\n"
+    for lines, is_well in ((DEVICE_LINES + line, True), (DEVICE_LINES, False)):
+        report = diagnose(reading(lines, inside(NODES).replace(LIBRARY, of_host)), 901)
+        assert report.well is is_well and ("equal: yes" in report.text()) is is_well
 
 
 def test_a_system_that_can_not_be_read_is_a_finding_of_its_own() -> None:

@@ -1,7 +1,8 @@
-"""homelab/cli/log.py: where `homelab doctor log` reaches a guest."""
+"""homelab/cli/log.py: where `homelab doctor log` reaches a guest, and what it says of a log."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from typing import Any
 
@@ -11,6 +12,35 @@ from homelab.cli import log
 from homelab.errors import HomelabError
 from homelab.settings import Host, Settings, Vm, parse
 from tests.unit.hosts import KEY
+
+
+def test_what_the_last_command_said_is_explained_below_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    class File:
+        """The settings file, as far as its only host goes."""
+
+        def host(self, name: str | None, _identity: str | None) -> tuple[str, Host]:
+            assert name is None
+            return "pve1", Host.model_validate({"address": "192.0.2.1", "ssh": {"hostKey": KEY, "agent": True}})
+
+    class Session:
+        """The host."""
+
+        said = ""
+
+        def __init__(self, _host: Host) -> None: ...
+
+        def ask(self, *_: object) -> dict[str, str]:
+            return {"log": self.said}
+
+    monkeypatch.setattr("homelab.cli.stack_options.read", lambda _: File())
+    monkeypatch.setattr("homelab.remote.ssh.Session", Session)
+    arguments: Any = argparse.Namespace(system=None, identity=None, lines=200)
+    failed = "2026-11-30 10:00:00 apt-get install x\n  E: You have held broken packages."
+    well = "2026-11-30 10:01:00 apt-get install y\n  Setting up y"
+    for said, told in (("", False), (failed, True), (f"{failed}\n{well}", False), (f"{well}\n{failed}", True)):
+        Session.said = said
+        shown = log.read(arguments)
+        assert said in shown and ("hosts.pve1: packages of one repository" in shown) is told
 
 
 def test_a_vm_is_reached_by_its_own_address() -> None:

@@ -176,6 +176,11 @@ def test_the_hosts_console_is_not_taken_unless_accepted() -> None:
         "the host's screen is 0000:0b:00.0 graphics card [1002:164e], of the card or its IOMMU group (boot_vga)"
     ]
     assert reasons(facts, settings({"igpu": {"match": "1002:164e", "allowConsole": True}})) == []
+    # The other boot entry lacks this program's words alone.
+    by_hand = [asdict(one) | ({"driver": "vfio-pci"} if one.boot_vga else {}) for one in facts.devices]
+    for changes, gives_back in (({}, True), ({"devices": by_hand, "vfio_files": {"/etc/x.conf": "1002:164e"}}, False)):
+        (error,) = gates.check(desktop(**changes), console)[1]
+        assert ("without GPU passthrough" in error.next) is gives_back
 
 
 @rows(

@@ -22,6 +22,7 @@ from homelab.settings import parse
 from tests.conftest import PROJECT
 from tests.rows import rows
 from tests.unit import hosts
+from tests.unit.test_containers import MOUNTS
 
 GUESTS: dict[str, Any] = {
     "running": [103, 901],
@@ -313,6 +314,12 @@ def test_a_card_for_a_vm() -> None:
     switched = switched.replace("ssh-ed25519 AAAA…", hosts.KEY)
     vm = parse(init_settings.values_in(switched)).vms["sandbox"]
     assert vm.nvidia is not None and vm.nvidia.driver == "580" and vm.nvidia.cuda
+
+
+def test_nothing_is_proposed_over_what_a_containers_owner_mounts() -> None:
+    for mount, proposed in (("", "      nvidia: {}"), ("\n" + MOUNTS, "      # nvidia: {}")):
+        configs = [{"kind": "lxc", "id": 901, "lines": f"hostname: ai-lab\nunprivileged: 1{mount}"}]
+        assert f"{proposed} #" in written({0: "901"}, facts=host(guests={**GUESTS, "configs": configs}))
 
 
 def test_a_host_says_its_node_and_its_cluster() -> None:

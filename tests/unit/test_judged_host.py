@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,8 @@ from homelab.doctor.report import Report
 from homelab.findings import Turn
 from homelab.host import plan, stack_folder
 from homelab.host.judge import judge_host
+from homelab.judged import text
+from tests.conftest import PROJECT, shared
 from tests.rows import rows
 from tests.unit.hosts import cmdline, desktop, settings, tree
 from tests.unit.test_doctor import diagnose_host, reading
@@ -44,6 +47,54 @@ def test_what_the_next_up_mends_is_a_refreshs_drift_and_the_doctors_one_finding(
     ]
     assert [one.found for one in found] == ["; ".join(lines)] * bool(lines)
     assert bool(lines) is bool(steps) and all(any(step in line for line in lines) for step in steps)
+
+
+def misspelt(words: str) -> list[str]:
+    facts = desktop(cmdline=cmdline(f"root=/dev/mapper/pve-root quiet {words}"))
+    wanted = [error.wanted for error in judge_host(facts, settings({})).wrong]
+    return [text.partition(" on the kernel command line, or nothing like it")[0] for text in wanted]
+
+
+@rows(
+    ("words", "meant"),
+    [
+        ("vifo-pci.ids=10de:2b85,10de:22e8", ["vfio-pci.ids"]),
+        ("vfio_pci,ids=1002:744c", ["vfio-pci.ids"]),
+        ("vfio-pci-ids=10de:2b85 vfio-pci.id=10de:2b85", ["vfio-pci.ids", "vfio-pci.ids"]),
+        ("vfio.pci.ids=10de:2b85 vfio-pci:ids=10de:2b85", ["vfio-pci.ids", "vfio-pci.ids"]),
+        ("amd_iomu=on intel_immou=on", ["amd_iommu", "intel_iommu"]),
+        ("pcie_acs_overide=downstream", ["pcie_acs_override"]),
+        ("modprobe.blacklst=nouveau initcall_blacklist=sysfb_init", ["modprobe.blacklist"]),
+        ("vfio_pci.ids=10de:2b85 vfio-pci.ids=10de:2b85 amd-iommu=on iommu=pt amd_iommu=pt", []),
+        # Words of other things.
+        ("amd_pstate=active intel_pstate=disable intel_idle.max_cstate=1 pcie_aspm=off pci=noaer,realloc nvme.x=1", []),
+        ("module.sig_enforce=1 iommu.strict=0 amd_iommu_intr=legacy initrd=/boot/x video=efifb:off nofb nomodeset", []),
+        ("nvidia-drm.modeset=1 kvm.ignore_msrs=1 rd.driver.pre=vfio-pci systemd.mask=x vga=normal hugepagesz=1G", []),
+    ],
+)
+def test_a_word_that_is_nearly_one_that_gives_cards_away_is_told_with_that_one(words: str, meant: list[str]) -> None:
+    assert misspelt(words) == meant
+
+
+def test_a_misspelt_word_is_told_before_the_first_change_and_by_the_doctor() -> None:
+    word = "vifo-pci.ids=10de:2b85"
+    facts = desktop(cmdline=cmdline(f"quiet {word}"))
+    (finding,) = [one for one in diagnose_host(reading(facts=facts), settings()).findings if one.found == word]
+    assert "vfio-pci.ids" in finding.wanted and "`update-grub`" in finding.next and finding.turn is Turn.PERSON
+    assert word in text.of_plan(tree(facts, settings()))
+
+
+LINE = re.compile(r"""(?:GRUB_CMDLINE_LINUX(?:_DEFAULT)?=|cmdline: *)["']?(.*?)["'}]*$""", re.MULTILINE)
+
+
+@pytest.mark.parametrize("folder", ["real_hosts", "cases5", "cases6", "lab/scenarios"])
+def test_no_command_line_of_a_real_host_is_taken_for_misspelt(folder: str) -> None:
+    place = PROJECT / folder if "/" in folder else shared(folder)
+    found = list[str]()
+    for file in [path for path in place.rglob("*") if path.is_file()]:
+        content = file.read_text(encoding="utf-8", errors="replace")
+        found += [content] if "cmdline" in file.name else LINE.findall(content)
+    assert found and [line for line in found if misspelt(line)] == []
 
 
 def test_a_lost_note_of_what_a_boot_should_have_is_written_again_after_an_up() -> None:

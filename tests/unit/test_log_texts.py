@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import functools
+import io
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from docs.tables.nvidia import pages
 from homelab import tables
-from homelab.errors import HomelabError
+from homelab.cli import log
 from homelab.facts import kernel_log
-from homelab.facts.kernel_log import Sign, StartSign, of_start, signs, start_signs
+from homelab.facts.kernel_log import Sign, StartSign, signs, start_signs
 from homelab.host.judge import troubles
-from homelab.messages import messages
-from homelab.symptoms import recognise, symptoms
-from remote_scripts.both.symptoms import Context, Symptom, compiled
+from homelab.messages import Log, messages
+from homelab.symptoms import SourcedSymptom, recognise, symptoms
+from remote_scripts.both.symptoms import Context, compiled
 from tests import sampling
 from tests.conftest import shared
 from tests.rows import rows
-from tests.unit.hosts import desktop
+from tests.unit.hosts import desktop, settings
+from tests.unit.test_doctor import diagnose_host, diagnose_vm, reading, with_vm
 from tests.unit.test_kernel_log import CARD, names
 
 FOLDER = Path(__file__).parent
@@ -35,23 +40,26 @@ def texts_of(table: str) -> dict[str, list[str]]:
 
 
 # -- who answers: the names of the rows, in the order in which they are told ---------------------------------------------------------
-WHYS = [
-    (row.wanted.format(name="x"), cause.why.partition("{")[0], row.name) for row in symptoms() for cause in row.causes
-]
+TABLES: dict[str, Sequence[SourcedSymptom | Sign | StartSign]] = {
+    "nvidia": symptoms(),
+    "kernel": signs(),
+    "start": start_signs(),
+}
 
 
 def of_symptoms(text: str) -> list[str]:
-    errors = recognise(text, Context("x"))
-    return [
-        next(name for wanted, why, name in WHYS if error.wanted == wanted and error.why.startswith(why))
-        for error in errors
-    ]
+    return [error.symptom for error in recognise(text, Context("x"))]
+
+
+def of_all(text: str) -> list[str]:
+    """As any program's output: in `homelab doctor log`, and in the log of a guest's start."""
+    return [one.error.symptom for one in kernel_log.of_text(text, Context("x"))]
 
 
 ASKED: dict[str, Callable[[str], list[str]]] = {
     "nvidia": of_symptoms,
     "kernel": lambda text: names(desktop(kernel_log=text)),
-    "start": lambda text: [row.name for row in of_start(text)],
+    "start": of_all,
 }
 
 # -- how it was printed -------------------------------------------------------------------------------------------------------------
@@ -99,30 +107,41 @@ def test_a_text_has_the_same_answer_however_it_was_printed(table: str, name: str
         ways["wrapped"] = "\n".join(part for line in text.splitlines() for part in wrapped(line))
     # Each way is tried with many texts.
     tried = {"as it is", *sampling.sample([*ways], 3, text)}
-    assert {how: found for how in tried if (found := ASKED[table](ways[how])) != [name]} == {}
+    asked = (ASKED[table], of_all)
+    assert {how: found for how in tried for ask in asked if (found := ask(ways[how])) != [name]} == {}
 
 
-@pytest.mark.parametrize("table", ASKED)
+@pytest.mark.parametrize("table", TABLES)
 def test_every_row_has_a_real_text_and_every_text_a_row(table: str) -> None:
-    rows: dict[str, Sequence[Symptom | Sign | StartSign]] = {
-        "nvidia": symptoms(),
-        "kernel": signs(),
-        "start": start_signs(),
-    }
-    assert sorted(texts_of(table)) == sorted(row.name for row in rows[table])
-    assert all(set(row.hides) <= {other.name for other in rows[table]} - {row.name} for row in rows[table])
+    assert sorted(texts_of(table)) == sorted(row.name for row in TABLES[table])
 
 
-@pytest.mark.parametrize("table", ASKED)
-def test_the_other_tables_say_nothing_against_it(table: str) -> None:
-    told = {
-        (name, other): found
-        for name, texts in texts_of(table).items()
-        for text in texts
-        for other, asked in ASKED.items()
-        if other != table and (found := asked(text))
+@pytest.mark.parametrize("table", TABLES)
+def test_the_pages_print_each_row_with_its_source_and_the_day_on_which_it_was_last_seen_true(table: str) -> None:
+    text = "\n".join(pages().values())
+    printed_not = [row.name for row in TABLES[table] if f" *Seen {row.seen}: {row.source}*\n" not in text]
+    days = [datetime.date.fromisoformat(str(row.seen)) for row in TABLES[table]]
+    assert printed_not == [] and datetime.date(2026, 11, 1) < min(days)
+
+
+def test_rows_of_all_tables_have_names_of_their_own_and_hide_others_alone() -> None:
+    every = [row.name for table in TABLES.values() for row in table]
+    assert sorted(every) == sorted({*every})
+    assert all({*row.hides} <= {*every} - {row.name} for table in TABLES.values() for row in table)
+
+
+def test_no_row_has_the_text_of_another_one_that_does_not_name_it() -> None:
+    """Of all three tables, and also where a third row hides it: only what a row hides may be in its text, too."""
+    every = [row for table in TABLES.values() for row in table]
+    stolen = {
+        (row.name, thief.name): text
+        for table, rows_of in TABLES.items()
+        for row in rows_of
+        for text in texts_of(table)[row.name]
+        for thief in every
+        if thief is not row and thief.name not in row.hides and compiled(thief.pattern).search(Log(text).text)
     }
-    assert told == {}
+    assert stolen == {}
 
 
 @pytest.mark.parametrize("table", ["nvidia", "kernel"])
@@ -198,8 +217,6 @@ def test_a_module_that_the_kernel_rejects_is_another_one_where_nvidias_has_the_c
     [
         "nvidia: module verification failed: signature and/or required key missing - tainting kernel\n"
         "NVRM: loading NVIDIA UNIX x86_64 Kernel Module  525.147.01  Wed Oct 11 10:20:43 UTC 2023",
-        "error writing '1' to '/sys/bus/pci/devices/0000:86:00.0/reset': Inappropriate ioctl for device\n"
-        "failed to reset PCI device '0000:c5:00.0', but trying to continue as not all devices need a reset",
         "NVRM: Xid (PCI:0000:01:00): 154, GPU recovery action changed from 0x1 (GPU Reset Required) to 0x0 (None)",
         "NVRM: Xid (PCI:0000:01:00): 45, pid=4711, name=python, Ch 00000008",
         "AMD-Vi: Unknown option - 'on'",
@@ -213,7 +230,6 @@ def test_a_module_that_the_kernel_rejects_is_another_one_where_nvidias_has_the_c
         "nvidia 0000:01:00.0: PCIe Bus Error: severity=Corrected, type=Physical Layer, (Receiver ID)",
         "vfio-pci 0000:01:00.0: not ready 1023ms after FLR; waiting",
         "DMAR-IR: x2apic is disabled because BIOS sets x2apic opt out bit.",
-        "DMAR: [DMA Write NO_PASID] Request device [05:00.0] fault addr 0xeb61a000 [fault reason 0x05] PTE Write",
         "nvidia-nvswitch3: SXid (PCI:0000:8a:00.0): 12028, Non-fatal, Link 40 egress non-posted PRIV error (First)",
         "NVRM cpuidInfoAMD: Unrecognized AMD processor in cpuidInfoAMD",
         "Warning: https://developer.download.nvidia.com/compute/cuda/repos/debian12/x86_64/InRelease: Policy will reject "
@@ -264,6 +280,51 @@ def test_a_cause_hides_what_follows_from_it_wherever_that_stands() -> None:
                     assert of_symptoms(f"{other}\n{text}")[:1] == [row.name], (row.name, other)
 
 
+def test_what_a_harmless_cause_explains_is_one_finding_with_it() -> None:
+    lines = texts_of("kernel")["link-errors"][0], "NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus."
+    facts = desktop(kernel_log="\n".join(lines))
+    (trouble,) = kernel_log.troubles(facts, "pve", {"x": CARD}, with_host=True)
+    assert trouble.error.symptom == "link-errors" and not trouble.harmless
+    assert "Data Link Layer" in trouble.error.found and "Xid (PCI:0000:01:00): 79" in trouble.error.found
+
+
+@rows(
+    ("lines", "told"),
+    [
+        # a reset that gives up, and what the kernel and QEMU say after it
+        (["not-ready", "reset-failed", "reset-from-inside", "pending-transaction", "link-inactive"], "not-ready"),
+        (["not-ready", "invalidation-timeout", "bus-error", "memory-not-mapped"], "not-ready"),
+        # a card that has gone from the bus, and its link
+        (["link-down", "inaccessible", "lost", "link-inactive"], "link-down"),
+        (["bus-fatal", "link-down", "bus-error", "not-ready", "inaccessible"], "bus-fatal"),
+        (["inaccessible", "lost", "reset-failed"], "inaccessible"),
+        (["lost"], "lost"),
+    ],
+)
+def test_one_cause_is_one_finding_with_all_that_it_left_in_the_log(lines: list[str], told: str) -> None:
+    said = [texts_of("kernel")[name][0] for name in lines]
+    fault = "NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus."
+    for order in (said, said[::-1]):
+        facts = desktop(kernel_log="\n".join([*order, fault]), lost=["0000:01:00.0"])
+        (trouble,) = kernel_log.troubles(facts, "pve", {"x": CARD}, with_host=True)
+        assert trouble.error.symptom == told and trouble.stops and trouble.lasts
+        assert all(line.splitlines()[0] in trouble.error.found for line in (*said, fault, "every bit is one"))
+
+
+def test_a_slow_reset_is_waited_for_before_anybody_switches_the_host_off() -> None:
+    (row,) = (row for row in signs() if row.name == "not-ready")
+    assert (
+        row.next.index("wait three minutes") < row.next.index("another reset") < row.next.index("switch the host off")
+    )
+
+
+def test_a_warning_in_a_drivers_function_is_no_oops() -> None:
+    warning = (
+        "WARNING: CPU: 3 PID: 99 at drivers/gpu/drm/amd/amdgpu/x.c:1 f+0x1/0x2 [amdgpu]\nRIP: 0010:f+0x1/0x2 [amdgpu]"
+    )
+    assert names(desktop(kernel_log=warning)) == []
+
+
 # -- the messages themselves --------------------------------------------------------------------------------------------------------
 def test_what_is_printed_is_kept_for_whoever_looks_for_it() -> None:
     text = "[    5.559842] NVRM: The NVIDIA GPU 0000:02:00.0 (PCI ID: 10de:2c58)\n               NVRM: installed in this  system"
@@ -303,6 +364,53 @@ def test_a_pattern_keeps_its_sets_and_repeated_blanks() -> None:
     assert compiled(r"a b[ x] ( *)$\ c").pattern == r"a\s+b[ x]\s+( *)$\ c"
 
 
+# -- texts of real owners, by every voice ---
+#: The row that tells a text; whether the kernel says it; words of what to do.
+OWNERS = {
+    "bad-address": ("memory-not-mapped", True, "boot a later kernel"),
+    "driver-oops": ("driver-oops", True, "reboot the host"),
+    "link-width": ("link-errors", True, "seat the card anew"),
+    "pin-255": ("interrupt-pin", False, "in containers"),
+    "privilege-change": ("privilege-change", False, "use CDI"),
+    "reset-not-owned": ("reset-not-owned", False, "give the VM the functions that stay"),
+    "snapshot-with-memory": ("not-migratable", False, "without the memory"),
+    "usb-mapping": ("usb-mapping", False, "connect it"),
+    "uvm-not-installed": ("uvm-not-installed", False, "without that option"),
+}
+
+
+@pytest.mark.parametrize(("file", "row", "of_kernel", "words"), [(file, *told) for file, told in OWNERS.items()])
+def test_host_guest_and_log_tell_an_owners_text_by_one_row(
+    monkeypatch: pytest.MonkeyPatch, file: str, row: str, of_kernel: bool, words: str
+) -> None:
+    posted = shared("cases6", "texts", f"{file}.txt").read_text(encoding="utf-8").splitlines()
+    text = "\n".join(line for line in posted if not line.startswith("# ")).replace("0000:83:00", MINE)
+    assert of_all(text) == [row]
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    assert words in log.read(argparse.Namespace(system="-"))
+    (told,) = kernel_log.of_text(text, Context("x"))
+    starts = reading(failed_starts={"103": text})
+    guest = diagnose_vm(replace(with_vm(), extra=starts.extra))
+    (finding,) = [one for one in guest.findings if one.wanted == "VM 103 (Sandbox) started"]
+    assert (words in finding.next) is not told.harmless
+    if of_kernel:
+        facts = desktop(kernel_log=text)
+        (host,) = [
+            one for one in diagnose_host(reading(facts=facts), settings()).findings if "kernel says" in one.found
+        ]
+        assert words in host.next
+
+
+def test_what_is_not_recognised_says_so_with_its_last_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [f"line {number} of something new" for number in range(30)]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    said = log.read(argparse.Namespace(system="-"))
+    guest = diagnose_vm(replace(with_vm(), extra=reading(failed_starts={"103": "\n".join(lines)}).extra))
+    (finding,) = [one for one in guest.findings if one.wanted == "VM 103 (Sandbox) started"]
+    for text in (said, f"{finding.found} {finding.why}"):
+        assert "doesn't recognise it" in text and all(line in text for line in lines[-4:]) and lines[0] not in text
+
+
 # -- failures of real owners --------------------------------------------------------------------------------------------------------
 #: What the answer must say, or None where nothing is wrong.
 FAILURES = {
@@ -321,7 +429,7 @@ def test_the_failures_of_real_owners_are_answered(name: str, words: str | None) 
     text = "\n".join(line for line in posted if not line.startswith(("SOURCE:", "CAUSE:")))
     for _, lines in printed(text):
         whole = "\n".join(lines)
-        said: list[HomelabError | StartSign] = [*recognise(whole), *of_start(whole)]
+        said = [one.error for one in kernel_log.of_text(whole, Context("x")) if not one.harmless]
         assert names(desktop(kernel_log=whole)) == []
         assert [words in f"{one.why} {one.next}" for one in said if words] == ([True] if words else [])
         assert bool(said) is bool(words)

@@ -150,7 +150,8 @@ def test_the_last_way_of_a_container_is_nvidias_installer_of_that_version() -> N
     ],
 )
 def test_packages_of_any_recommended_branch_come_before_the_installer(card: str, expected: list[str]) -> None:
-    assert ways(planned("host", PROXMOX | {"cards": (card,)})) == expected
+    older = {"cards": (card,), "running": "6.8.12-5-pve"}
+    assert ways(planned("host", PROXMOX | older)) == expected
 
 
 def test_a_driver_that_is_named_is_no_other() -> None:
@@ -266,6 +267,26 @@ def test_a_fermi_card_has_no_driver_here() -> None:
     assert "use other cards" in refusal("vm", {"cards": ("10de:06c0",)}, driver="470").next
 
 
+@rows(
+    ("target", "running", "is_refused"),
+    [
+        ("host", "6.17.2-1-pve", True),
+        ("host", "6.8.12-5-pve", False),
+        ("host", None, False),
+        ("vm", "6.17.2-1-pve", False),  # Ubuntu's own packages take newer kernels
+    ],
+)
+def test_a_branch_that_builds_for_none_of_the_hosts_kernels_is_refused(
+    target: Target, running: str | None, is_refused: bool
+) -> None:
+    errors = refused(request(target, PROXMOX | {"cards": (GTX_1050M,), "running": running}))
+    assert [error.found.partition(":")[0] for error in errors] == ["branch 470, for 10de"] * is_refused
+    assert all("give the card to a VM" in error.next for error in errors)
+
+
+QUADRO_K420 = "10de:0ff3"
+
+
 def test_older_cards_get_the_proprietary_modules() -> None:
     way = planned("vm", UBUNTU | {"cards": (GTX_1080_TI,)}, driver="580").tries[0]
     assert way.flavour == "proprietary" and way.packages[0] == "nvidia-dkms-580"
@@ -349,6 +370,9 @@ def test_a_branch_newer_than_the_data_is_accepted() -> None:
 def test_a_branch_whose_life_is_over_is_said() -> None:
     assert "branch 570 has reached its end of life (2026-02)" in all_notes("vm", UBUNTU, driver="570")
     assert "end of life" not in all_notes("vm", UBUNTU, driver="580")
+    assert "580 is maintained" in all_notes("vm", UBUNTU | {"cards": (RTX_3090,)}, driver="570")
+    kepler = all_notes("vm", UBUNTU | {"cards": (QUADRO_K420,)})
+    assert "branch 470 has reached" in kepler and "none that knows the cards is maintained" in kepler
     # Also of the version that apt would bring, and of a host's that a container follows.
     assert "branch 590 has reached" in all_notes("vm", UBUNTU, Said(chosen=0, version="590.48.01"))
     assert "branch 570 has reached" in all_notes("lxc", CONTAINER | {"host_driver": "570.211.01"})

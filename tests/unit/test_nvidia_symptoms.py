@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 from homelab import tables
-from homelab.symptoms import packed, recognise, symptoms
-from remote_scripts.both.symptoms import Context, Symptom, compiled
+from homelab.symptoms import SourcedSymptom, packed, recognise, symptoms
+from remote_scripts.both.symptoms import Context, Symptom, Target, compiled
 from remote_scripts.tools.plain import of_plain
 from tests.rows import rows
 
@@ -35,12 +35,12 @@ def test_a_host_gets_rows_as_they_are_and_no_pattern_is_compiled_for_that() -> N
     text = packed()
     assert compiled.cache_info().misses == 0
     rows = of_plain(tuple[Symptom, ...], json.loads(text), "symptoms")
-    assert [row for row in symptoms() if row in rows] == list(rows)
+    assert [row.name for row in symptoms() if row.where in {one.where for one in rows}] == [row.name for row in rows]
     assert {row.where for row in symptoms()} > {row.where for row in rows} > {"apt", "dpkg"}
 
 
 @rows("row", symptoms(), ids=lambda row: row.name)
-def test_a_row_has_causes_a_source_and_a_regular_expression(row: Symptom) -> None:
+def test_a_row_has_causes_a_source_with_its_day_and_a_regular_expression(row: SourcedSymptom) -> None:
     assert row.causes and len(row.source) >= 3 and compiled(row.pattern)
 
 
@@ -103,6 +103,24 @@ def test_the_same_text_has_another_cause_in_a_container() -> None:
     outside = recognise(text, Context(target="vm"))[0]
     assert "580.105.08" in inside.why and "pulumi up --refresh" in inside.next
     assert "stayed loaded" in outside.why
+
+
+@rows(
+    ("text", "target", "known", "words"),
+    [
+        ("NVRM: Xid (PCI:0000:01:00): 79, x", "host", "narrow-link", ("its seat, its slot or a riser", "put the card")),
+        ("NVRM: Xid (PCI:0000:01:00): 79, x", "host", "", ("temperature", "take another release of the driver")),
+        (TEXTS["version-mismatch"][-1], "host", "own-libraries", ("those of a container", "no restart of the host")),
+        (TEXTS["version-mismatch"][-1], "host", "", ("stayed loaded", "reboot it")),
+        (TEXTS["cards-unresolved"][-1], "vm", "specification", ("the engine doesn't know it", "restart that engine")),
+        (TEXTS["cards-unresolved"][-1], "vm", "", ("there is no CDI specification", "nvidia-ctk cdi list")),
+    ],
+)
+def test_the_cure_is_that_of_what_is_known(text: str, target: Target, known: str, words: tuple[str, ...]) -> None:
+    (error,) = recognise(text, Context(target=target, known=known or None))
+    assert all(word in f"{error.why}; {error.next}" for word in words), str(error)
+    assert known != "narrow-link" or "release of the driver" not in error.next
+    assert known != "own-libraries" or "reboot" not in error.next
 
 
 def test_no_devices_with_the_wrong_modules_is_told_as_that() -> None:

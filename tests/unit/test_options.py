@@ -1,4 +1,4 @@
-"""Options of cards that only newer versions of Proxmox VE know (homelab/cards/options.py), and the mapping's flag for live migration."""
+"""Options of cards that only newer versions of Proxmox VE know (homelab/cards/graphics.py), and the mapping's flag for live migration."""
 
 from __future__ import annotations
 
@@ -28,11 +28,6 @@ def split(packages: dict[str, str]) -> HostFacts:
 
 def test_a_virtual_functions_mapping_may_be_for_live_migration() -> None:
     assert gates.check(split(NEW), settings({"vf": {"address": "0000:41:00.1", "liveMigration": True}}))[1] == []
-
-
-def test_a_whole_card_cant_be_migrated_while_its_vm_runs() -> None:
-    (error,) = gates.check(desktop(packages=NEW), settings({"gpu": {"match": "10de:2b85", "liveMigration": True}}))[1]
-    assert error.found == "it is a card as a whole"
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,13 @@ def test_an_iommu_word_with_more_options_is_the_word() -> None:
     assert "(stays)" in plan.describe("pve", facts, settings({}), want, reboot())
 
 
+def test_a_word_that_the_kernel_doesnt_know_is_no_reason_for_a_boot() -> None:
+    """Its IOMMU is on without amd_iommu=on; who has bound a card by hand needs no restart for it."""
+    words = plan.wanted(desktop(), settings()).words
+    later = cmdline(f"ro quiet {words.replace('amd_iommu=on ', '')}", f"ro quiet {words}", "quiet", f"ro quiet {words}")
+    assert list(plan.verify(bound(cmdline=later), settings(), plan.wanted(desktop(), settings()))) == []
+
+
 def test_a_bound_host_is_verified() -> None:
     assert not [*plan.verify(bound(), settings(), plan.wanted(desktop(), settings()))]
 

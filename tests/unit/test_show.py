@@ -416,6 +416,12 @@ def test_the_result_of_a_free_card_and_of_an_unchanged_boot() -> None:
     assert any("nothing of its boot is changed" in line for line in found)
 
 
+def test_words_that_may_be_the_owners_are_not_told_as_a_change() -> None:
+    found = result.lines(OUTPUTS, {"pve": "amd_iommu=on iommu=pt"})
+    assert "  on its kernel command line, by homelab if not by you: amd_iommu=on iommu=pt" in found
+    assert not any("changed there" in line or "boot menu" in line for line in found)
+
+
 def test_a_container_that_is_off_has_its_own_card_of_four_identical_ones() -> None:
     slots = ["0000:01:00", "0000:02:00", "0000:03:00", "0000:04:00"]
     cards = {

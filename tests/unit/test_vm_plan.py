@@ -10,7 +10,7 @@ import pytest
 from homelab.facts.guests import CardUser, GuestConfig
 from homelab.findings import JudgedGuest
 from homelab.properties import same, strings
-from homelab.vm import plan, refusals
+from homelab.vm import plan, preview, refusals
 from homelab.vm.cards import VmCard, Wish
 from remote_scripts.notes.guest_note import Note, identity
 from remote_scripts.reading.guests import _lines_of_vm
@@ -392,6 +392,55 @@ def test_another_mapping_for_another_function_of_the_slot_stays_beside() -> None
     assert (decided.change, decided.refusals) == ({}, [])
 
 
+@rows(
+    ("lines", "card", "waits"),
+    [
+        ({"hostpci0": "01:00,pcie=1,romfile=a.rom"}, OWN, ["hostpci0"]),
+        ({"hostpci0": "0000:01:00.0,pcie=1"}, dataclasses.replace(OWN, slot=PARTS), ["hostpci0"]),
+        ({"hostpci0": "0000:01:00.0,pcie=1"}, OWN, []),  # it gets the sound, too
+        ({"hostpci0": "01:00.0,pcie=1", "hostpci1": "01:00.1"}, OWN, []),
+        ({"hostpci0": "01:00,pcie=1"}, dataclasses.replace(OWN, x_vga=True), []),
+        ({}, OWN, []),
+    ],
+)
+def test_a_vm_that_runs_isnt_restarted_for_the_form_of_its_option(
+    lines: dict[str, str], card: VmCard, waits: list[str]
+) -> None:
+    decided = Vm(Q35 | lines).planned(card)
+    assert decided.waits == waits and "hostpci0" in decided.change
+    running = dataclasses.replace(decided, runs=True, will_run=True)
+    config = GuestConfig("vm", 103, "name: Sandbox\n")
+    assert ("it isn't restarted" in preview._head("sandbox", config, running)) is bool(waits)
+    vm = Vm(Q35 | lines)
+    vm.up(card)
+    assert vm.planned(card).waits == waits, "until its next start"
+
+
+@rows(
+    ("line", "slot", "more"),
+    [
+        ("0000:01:00.0,pcie=1", "0000:01:00", "0000:01:00.1; to keep it at 0000:01:00.0, name that in gpus.first.func"),
+        ("0000:01:00.0,pcie=1", "0000:01:00.0", ""),
+        ("01:00,pcie=1", "0000:01:00", ""),
+    ],
+)
+def test_a_card_of_which_the_owner_has_given_a_part_is_said_to_become_all_of_it(
+    line: str, slot: str, more: str
+) -> None:
+    remarks = Vm(Q35 | {"hostpci0": line}).planned(dataclasses.replace(OWN, slot=slot)).remarks
+    assert [f"than its owner's line gives: {more}" in one for one in remarks if "gets more" in one] == [True] * bool(
+        more
+    )
+
+
+def test_a_hookscript_of_the_owners_is_named() -> None:
+    hook = {"hookscript": "local:snippets/gpu.sh"}
+    assert any("local:snippets/gpu.sh" in one for one in Vm(Q35 | hook).planned(FIRST).remarks)
+    of_handover = Vm(Q35 | {"hookscript": "local:snippets/homelab-handover.sh"}).planned(FIRST)
+    without_card = Vm(Q35 | hook).planned()
+    assert not any("hookscript" in one for one in [*of_handover.remarks, *without_card.remarks])
+
+
 def user(vmid: int = 104, *, running: bool = False, onboot: bool = False) -> CardUser:
     return CardUser(vmid=vmid, name="gaming", running=running, onboot=onboot)
 
@@ -453,7 +502,7 @@ def test_what_stands_against_a_change_is_named_with_its_remedy(
 def test_who_has_a_card_already(config: dict[str, str], users: list[CardUser], said: str | None) -> None:
     errors = [*refusals.of_users(config, wish(FIRST), {"first": users}, FACTS)]
     assert [said in str(error) for error in errors] == [True] * bool(said) if said else errors == []
-    told = refusals.remarks(config, wish(FIRST), {"first": users}, {})
+    told = refusals.remarks(config, wish(FIRST), {"first": users}, {}, FACTS)
     is_off = any(not other.running and other.vmid != 103 for other in users)
     assert any("which doesn't run with it now, has first as well" in remark for remark in told) is is_off
 

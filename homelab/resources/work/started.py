@@ -13,6 +13,7 @@ from homelab.facts.host import HostFacts
 from homelab.remote import ssh
 from homelab.settings import Host
 from homelab.text import tell
+from remote_scripts.both.symptoms import Context
 from remote_scripts.pve.properties import functions_of
 
 # For how long a card that reads as lost is asked again, during a reset, and how often.
@@ -83,10 +84,11 @@ def explained(error: HomelabError, host: Host, vmid: int, places: Sequence[str])
         functions = _functions(facts, places)
         found = kernel_log.of_card(facts, f"the card of VM {vmid}", functions)
         found += kernel_log.of_host(facts, host.address)
-        causes = [trouble.error for trouble in found if not trouble.harmless]
     except HomelabError:
-        causes = []  # the start's own message is what there is
-    signs = causes or kernel_log.of_start(error.found, vmid)
+        found = []  # the start's own message is what there is
+    causes = [trouble.error for trouble in found if not trouble.harmless]
+    of_log = kernel_log.of_text(error.found, Context(f"VM {vmid}", "vm"), vmid)
+    signs = causes or [trouble.error for trouble in of_log if not trouble.harmless]
     return error.retold(
         found="\n        ".join([error.found, *(cause.found for cause in causes)]),
         why="; ".join([error.why, *(sign.why for sign in signs)]),

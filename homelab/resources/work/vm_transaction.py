@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from homelab.errors import HomelabError
+from homelab.findings import JudgedGuest
 from homelab.remote import ssh
 from homelab.settings import Host
 from homelab.text import tell
@@ -37,20 +38,22 @@ class VmTransaction:
         """
         return self._asked("read", wanted)
 
-    def apply(
-        self, wanted: Wanted, decide: Callable[[Answer], dict[str, str | None] | None] = lambda _: None
-    ) -> Answer:
+    def apply(self, wanted: Wanted, decide: Callable[[Answer], JudgedGuest | None] = lambda _: None) -> Answer:
         """Brings it to what is decided.
 
-        :param wanted: but for the options.
-        :param decide: the options, by what the host says of the VM; None: those that it has from this program.
+        :param wanted: but for the options, and for which of them wait.
+        :param decide: what is judged of the VM, with its options, by what the host says of it; None: it has those that
+            it has from this program.
         :raises HomelabError: as `decide`, and nothing was changed; or it has what it had before.
         """
         for _ in range(TRIES):
             seen = self.read(wanted)
             if not seen.node:
                 raise _missing(wanted.vmid)
-            done = self._asked("apply", replace(wanted, options=decide(seen), digest=seen.digest))
+            asked = replace(wanted, digest=seen.digest)
+            if judged := decide(seen):
+                asked = replace(asked, options=judged.options, terms=replace(wanted.terms, waits=tuple(judged.waits)))
+            done = self._asked("apply", asked)
             if done.done:
                 return done
             tell(f"{self._label}: VM {wanted.vmid} was changed from elsewhere a moment ago; reading it again")
