@@ -116,7 +116,7 @@ def test_why_a_build_fails_is_looked_for_far_above_the_end_of_its_log(
 ) -> None:
     """Where a compiler works on several files at a time, others go on after the first error."""
     row = (
-        '{"name": "old", "pattern": "error:", "where": "dkms", "wanted": "w", "source": "s", "evidence": "report", '
+        '{"name": "old", "pattern": "error:", "where": "dkms", "wanted": "w", '
         '"causes": [{"why": "it is older", "next": "n"}]}'
     )
     monkeypatch.setattr("remote_scripts.tables.SYMPTOMS", f"[{row}]")

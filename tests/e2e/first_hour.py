@@ -19,28 +19,8 @@ from tests.e2e import history, recording
 from tests.e2e.person import Person, agree
 from tests.e2e.test_init import CONTAINERS, VMS
 
-TEXTS = {
-    "rtx5090": """# The first hour
-
-This page shows what a terminal prints for `homelab init`, `pulumi up`, `homelab show` and `pulumi destroy`. It is a recording of a simulated host, made by
-`python -m tests.e2e.first_hour`; the addresses are examples.
-
-If you have never used Pulumi: it keeps a list of *resources*, the things that it has made and can change or remove. `pulumi up` brings
-them into line with the settings, and records them in the *stack* (here: `homelab`). `pulumi destroy` undoes them.
-
-- `homelab init` asks questions. It changes nothing before the last one. Answer `?` there to
-  see the settings file.
-- `pulumi up` shows a row for each resource: its type, its name, what was done, and how long that took. An indented row is a part of the one
-  above it. *Diagnostics* contains the messages in the order in which they came; the last one is the result. *Outputs* are for other programs, and
-  left out here; `--suppress-outputs` leaves them out, too. Without `--yes --skip-preview`, `pulumi up` first shows what it would do, and asks.
-- `homelab show` only reads.
-- `pulumi destroy` undoes it: the checksums are as before. Rows are left out.
-
-The host has one VM, and a second card on which it shows its console. `pulumi up` restarts the host once, and says why before
-it does.""",
-    "phoenix": "Two cards for a container: 950 uses both already, now 901 gets them, too.",
-    "history": "A host with a history is taken over: tests/e2e/history.py has the recipe that its owner had followed.",
-}
+#: What is recorded here; tests.windows.first_hour records the other page.
+SCENARIOS = ("rtx5090", "phoenix", "history")
 #: Scenario -> files that are as before at its end.
 FILES = {
     "rtx5090": "/etc/default/grub /etc/initramfs-tools/modules /etc/pve/qemu-server/103.conf",
@@ -71,7 +51,7 @@ def recorded(person: Person, scenario: str) -> Iterator[Shown]:
 
 
 def record(scenario: str, engine: install.Engine) -> str:
-    """The page about a host."""
+    """What the page about a host shows of its terminal."""
     folder = Path(tempfile.mkdtemp())
     try:
         host = str(history.scenario(folder)) if scenario == "history" else scenario
@@ -85,13 +65,13 @@ def record(scenario: str, engine: install.Engine) -> str:
             ]
     finally:
         shutil.rmtree(folder)
-    return "\n\n".join([TEXTS[scenario], *parts]) + "\n"
+    return "\n\n".join(parts)
 
 
 def main() -> None:
     engine = install.ensure(os.environ | {"PULUMI_HOME": str(install.cache_folder() / "home")})
-    for scenario in sys.argv[1:] or TEXTS:
-        recording.PAGES[scenario].write_text(record(scenario, engine), encoding="utf-8")
+    for scenario in sys.argv[1:] or SCENARIOS:
+        recording.replace(scenario, record(scenario, engine))
     page = recording.PAGES["rtx5090"].read_text(encoding="utf-8")
     recording.PICTURE.write_text(recording.picture(page), encoding="utf-8")
 

@@ -77,6 +77,15 @@ def without_rows(lines: Sequence[str]) -> Iterator[str]:
             yield line
 
 
+def replace(scenario: str, shown: str) -> None:
+    """Put what a terminal shows into its page, instead of what was recorded before. The page's own words stay."""
+    page = PAGES[scenario].read_text(encoding="utf-8")
+    before, after = re.split(
+        r"^```\n\$.*^```\n\$.*?^```$|^```\n\$.*?^```$", page, maxsplit=1, flags=re.MULTILINE | re.DOTALL
+    )
+    PAGES[scenario].write_text(f"{before}{shown}{after}", encoding="utf-8")
+
+
 def picture(page: str) -> str:
     """A page's first command as an SVG, for README: without fonts from elsewhere."""
     (shown,) = re.findall(r"^```\n(\$.*?)^```", page, flags=re.MULTILINE | re.DOTALL)[:1]
