@@ -61,9 +61,7 @@ def as_on_a_host(lines: Sequence[str], folder: Path, lab: Lab) -> str:
 
 
 def _as_at_home(text: str, folder: Path) -> str:
-    for own in ("home", "state"):  # where nobody says otherwise, the state is at home
-        text = text.replace(str(folder / own), "~")
-    return text.replace(str(folder), "~/homelab")
+    return text.replace(str(folder.parent), "~")
 
 
 def without_rows(lines: Sequence[str]) -> Iterator[str]:
