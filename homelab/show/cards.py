@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from homelab.facts import names
@@ -27,6 +27,12 @@ class ShownGuest:
     traits: Traits | None = dataclasses.field(default=None, compare=False)
     steps: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
+    @property
+    def data(self) -> dict[str, Any]:
+        """Who it is, by the names of the outputs."""
+        guest = {"vmid" if self.kind == "VM" else "ctid": self.id, "name": self.name} if self.id else {}
+        return {"kind": self.kind.lower(), **guest}
+
     def __str__(self) -> str:
         if self.kind == "host":
             return "the host itself"
@@ -38,7 +44,7 @@ class ShownCard:
     """A card in the tree. `place`: its slot, or what the settings find it by; `name`: as of homelab/facts/names.py;
     `group`: the title of its IOMMU group; `others_in_group`: other functions there; `driver`: of its first function;
     `guests`: those whose configuration has it; `traits`: its options; `steps`: what the next `up` does with its
-    mapping.
+    mapping; `data`: what programs ask of it, by the names of the outputs.
     """
 
     place: str
@@ -49,6 +55,7 @@ class ShownCard:
     guests: tuple[ShownGuest, ...] = ()
     traits: Traits | None = None
     steps: tuple[str, ...] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
 
 
 def group_title(number: int | None, groups_exist: bool) -> str:

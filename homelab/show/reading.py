@@ -42,6 +42,14 @@ def _current(facts: HostFacts, slot: str, host: Host, name: str) -> ShownCard:
     ]
     by_host = name in host.gpus and host.gpus[name].use == "host" and display.driver not in ("", "vfio-pci")
     users += [_HOST] * by_host
+    about = {
+        "gpu": name or None,
+        "slot": slot,
+        "name": facts.model(display),
+        "use": host.gpus[name].use if name else None,
+    }
+    ends = ("width", "maxWidth", "speed", "maxSpeed")
+    link = dict(zip(ends, (*display.lanes, *display.speeds), strict=True)) if display.lanes[0] else None
     return ShownCard(
         slot,
         facts.card(slot),
@@ -50,6 +58,7 @@ def _current(facts: HostFacts, slot: str, host: Host, name: str) -> ShownCard:
         display.driver or "no driver",
         tuple(sorted(users)),
         traits.of_card(facts, slot, host, name),
+        data={**about, "iommuGroup": display.group, "driver": display.driver, "link": link},
     )
 
 

@@ -64,6 +64,7 @@ def devices(source: Source, *, acs: bool) -> list[Device]:
             express=express,
             # Of a card that is gone the kernel gives no answer, and nothing is decided by this one.
             lanes=tuple(int(source.files.line(f"{folder}/{name}_link_width") or 0) for name in ("current", "max")),
+            speeds=tuple(source.files.line(f"{folder}/{name}_link_speed") for name in ("current", "max")),
         )
 
     return [device(address) for address in source.functions()]
