@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 from homelab.cli import stack_options
 from homelab.contract import VERSION, without_nulls
@@ -56,16 +57,16 @@ def of_host(wanted: Settings) -> tree.TreeNode:
         cards = reading.planned(current, judged)
         files = list(dict.fromkeys(file.named for file in judged.files))
         steps, beside = [*(files or judged.host.steps), *judged.of_reboot], reading.beside([*current, *cards], judged)
-    title = f"{wanted.name} ({host.address}): {facts.kernel}, Proxmox VE {facts.pve or 'not found'}"
+    proxmox = f"Proxmox VE {facts.pve or 'not found'}{facts.cluster.described}"
+    title = f"{wanted.name} ({host.address}): {facts.kernel}, {proxmox}"
     refused = Finding.of(*refusals)
     notes = [*judged.unread, *judged.told_host.met, *(one.said for one in facts.owed if not one.is_lost)]
     reboot = judged.reboot.reboot if judged.reboot and not refusals else None
     system = {"host": wanted.name, "node": host.node_name, "kernel": facts.kernel, "pve": facts.pve}
     data = {**system, "reboot": reboot, "refusals": [one.parts() for one in refused], "notes": notes}
     told = [f"`pulumi up` refuses: wanted: {one.wanted}; found: {one.found}" for one in refused] + notes
-    return tree.of_host(
-        f"{title}{facts.cluster.described}", current, cards, traits.of_host(facts), steps, told, beside, data
-    )
+    shown = tree.of_host(title, current, cards, traits.of_host(facts), steps, told, beside)
+    return replace(shown, data=data)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Literal
 
-from homelab.show.cards import ShownCard, ShownGuest, Traits
+from homelab.show.cards import Data, ShownCard, ShownGuest, Traits
 
-Data = Mapping[str, Any]
 Mark = Literal["stays", "new", "gone", "changes"]
 NodeKind = Literal["host", "group", "card", "guest", "setting", "other"]
 # A mark in a line of text, for output without colours.
@@ -21,7 +19,7 @@ LEGEND = "With the next `pulumi up`: + comes, - goes, ~ changes."
 @dataclass(frozen=True)
 class TreeNode:
     """A line of the tree. `text`: without its mark; `mark`: whether it stays, comes, goes or changes; `data`: what
-    programs ask of it (docs/outputs.md).
+    programs ask of it.
     """
 
     kind: NodeKind
@@ -46,7 +44,8 @@ class TreeNode:
         below = [one for child in self.children for one in (child.children if child.kind == "group" else [child])]
         steps = [one.text for one in below if one.kind == "setting" and one.mark != "stays"]
         parts = {f"{kind}s": [one.values() for one in below if one.kind == kind] for kind in _PARTS.get(self.kind, ())}
-        return {"mark": self.mark, **self.data, "steps": steps, **parts}
+        changes = self.mark == "stays" and any(one.mark != "stays" for one in self.walk())
+        return {**self.data, "mark": "changes" if changes else self.mark, "steps": steps, **parts}
 
 
 def of_host(
@@ -57,7 +56,6 @@ def of_host(
     steps: Sequence[str] = (),
     notes: Sequence[str] = (),
     beside: Sequence[ShownGuest] = (),
-    data: Data = MappingProxyType({}),
 ) -> TreeNode:
     """A host's tree.
 
@@ -68,7 +66,6 @@ def of_host(
     :param steps: what is done with the host itself.
     :param notes: refusals, and what else its owner is told, a sentence each.
     :param beside: guests with steps that have none of the cards.
-    :param data: what programs ask of the host.
     """
     before, after = ({card.place: card for card in cards} for cards in (current, planned))
     shown = {**before, **after}
@@ -84,9 +81,9 @@ def of_host(
     no_card = [TreeNode("other", "no card of NVIDIA's or of the settings is there")]
     texts = [TreeNode("other", text) for text in notes]
     guests = [_node("guest", str(guest), True, True, _steps(guest.steps), guest.data) for guest in beside]
-    children = (*_settings(traits), *_steps(steps), *texts, *(group_nodes or no_card), *guests)
-    changed = any(one.mark != "stays" for child in children for one in child.walk())
-    return TreeNode("host", title, "stays", children, {**data, "mark": "changes" if changed else "stays"})
+    return TreeNode(
+        "host", title, children=(*_settings(traits), *_steps(steps), *texts, *(group_nodes or no_card), *guests)
+    )
 
 
 def _settings(traits: Traits | None) -> tuple[TreeNode, ...]:
