@@ -34,16 +34,11 @@ _IN_A_CLONE = Path(__file__).resolve().parents[1].joinpath("docs", "config.schem
 
 def clean(text: str) -> str:
     """The text with escape sequences taken out, carriage returns as line ends, each other unsafe character as its
-    number, and documents as they are found (`by_command`).
+    number, and each document (`docs/settings.md`) as the command that shows it, where its path leads nowhere.
     """
     plain = _SEQUENCE.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
     safe = _UNSAFE.sub(_visible, plain)
-    return safe if _IN_A_CLONE else by_command(safe)
-
-
-def by_command(text: str) -> str:
-    """The text with each document (`docs/settings.md`) as the command that shows it."""
-    return _DOCUMENT.sub(r"`homelab docs \1\2`", text)
+    return safe if _IN_A_CLONE else _DOCUMENT.sub(r"`homelab docs \1\2`", safe)
 
 
 def _visible(match: re.Match[str]) -> str:

@@ -13,7 +13,7 @@ from sphinx.application import Sphinx
 from homelab import __version__
 
 _HERE = Path(__file__).parent
-_PROJECT = tomllib.loads((_HERE.parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
+_URLS = tomllib.loads((_HERE.parents[1] / "pyproject.toml").read_text("utf-8"))["project"].get("urls", {})
 
 project = "homelab"
 extensions = ["myst_parser"]
@@ -28,12 +28,8 @@ html_static_path = ["static"]
 html_css_files = ["wide.css"]
 html_title = f"homelab {__version__}"
 # Below each page: where it comes from, where that is known.
-html_theme_options = {
-    "footer_icons": [
-        {"name": name, "url": url, "html": f"homelab {__version__}, {url}", "class": ""}
-        for name, url in _PROJECT.get("urls", {}).items()
-    ]
-}
+_FOOTER = [{"name": name, "url": at, "html": f"homelab {__version__}, {at}", "class": ""} for name, at in _URLS.items()]
+html_theme_options = {"footer_icons": _FOOTER}
 html_extra_path = ["index.html"]
 html_copy_source = False
 html_show_sphinx = False

@@ -1,5 +1,5 @@
-"""`homelab docs`: the pages and the examples of this version, which come with the package; without a name: which there
-are. At a terminal a page is drawn; elsewhere it is printed as it lies.
+"""`homelab docs`: the pages and the examples of this version, which come with the package. At a terminal a page is
+drawn; elsewhere it is printed as it lies.
 """
 
 from __future__ import annotations
@@ -11,31 +11,23 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.table import Table
 
 from homelab import template
-from homelab.errors import Mistake
 from homelab.show import terminal
-from homelab.text import clean
 
-_PAGES = ("README.md", "CHANGELOG.md", "docs/*.md", "docs/*/README.md", "examples/**/README.md", "examples/s*/*.yaml")
-_FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+_PLACES = ("*", "docs/*", "docs/adr/*", "examples/*", "examples/*/*")
+
+
+def name_of(place: Path) -> str:
+    """What a page is called by: its file without the end; a README by its folder."""
+    return place.parent.name if place.stem == "README" and place.parent.name.strip(".") else place.stem
 
 
 def pages() -> dict[str, Path]:
-    """Each page by its name: that of its file without the end, of a README that of its folder."""
+    """Each page, and what pages link to, by its name."""
     root = template.folder()
-    files = [file for pattern in _PAGES for file in sorted(root.glob(pattern))]
-    return {file.parent.name if file.stem == "README" and file.parent != root else file.stem: file for file in files}
-
-
-def first_sentence(file: Path) -> str:
-    """What a page says first, without its links."""
-    text = _FENCED.sub("", file.read_text(encoding="utf-8"))
-    comment = "# (?!yaml-)" if file.suffix == ".yaml" else ""
-    said = re.search(rf"^{comment}(?:- )?([\w\[`*].*?)(?=\n\n|\n- |\nconfig|\Z)", text, re.MULTILINE | re.DOTALL)
-    plain = re.sub(r"\[([^]]*)\]\([^)]*\)|\n#|\*", r"\1", said[1] if said else "")
-    return re.split(r"(?<=[.…])\s", plain)[0].replace("\n", " ")
+    files = [file for place in _PLACES for file in sorted(root.glob(place)) if file.suffix != ".svg" and file.is_file()]
+    return {name_of(file.relative_to(root)): file for file in files}
 
 
 def section(text: str, anchor: str) -> str:
@@ -47,27 +39,22 @@ def section(text: str, anchor: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status.
-
-    :raises Mistake: there is no such page.
-    """
+    """Runs the command and returns its exit status."""
     parser = argparse.ArgumentParser(prog="homelab docs", description="Shows a page or an example of this version.")
-    parser.add_argument("page", nargs="?", metavar="PAGE", help="its name, or PAGE#SECTION (default: which there are)")
-    parser.add_argument("--path", action="store_true", help="print where it lies; without PAGE: where all of them lie")
-    arguments, known = parser.parse_args(argv), pages()
-    name, _, anchor = (arguments.page or "").partition("#")
-    if name and name not in known:
-        raise Mistake(f"There is no page {name}. There are: {', '.join(known)}.")
-    console = Console(width=terminal.width(100), markup=False, highlight=False)
+    parser.add_argument(
+        "page", nargs="?", metavar="PAGE", default="docs", help="or PAGE#SECTION (default: all by task)"
+    )
+    parser.add_argument("--path", action="store_true", help="print where it lies instead")
+    arguments = parser.parse_args(argv)
+    place, _, anchor = arguments.page.partition("#")
+    file = pages().get(name_of(Path(place)))
+    if not file:
+        parser.error(f"there is no page {place}: `homelab docs` lists them")
+    text, console = section(file.read_text(encoding="utf-8"), anchor), Console(width=terminal.width(100))
     if arguments.path:
-        print(known.get(name, template.folder()))
-    elif not name:
-        table = Table.grid(padding=(0, 2))
-        for page, file in known.items():
-            table.add_row(page, clean(first_sentence(file)))
-        console.print(table, "`homelab docs PAGE` shows one.")
+        print(file)
+    elif console.is_terminal and file.suffix == ".md":
+        console.print(Markdown(text, hyperlinks=False))
     else:
-        text = section(known[name].read_text(encoding="utf-8"), anchor)
-        is_drawn = console.is_terminal and known[name].suffix == ".md"
-        console.print(Markdown(text, hyperlinks=False)) if is_drawn else print(text)
+        print(text)
     return 0

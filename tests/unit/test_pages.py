@@ -13,7 +13,6 @@ import pytest
 from docs.tables.markdown import anchors
 from homelab import __version__
 from homelab.cli import docs
-from homelab.errors import Mistake
 from homelab.nvidia.checks import fitting_cudas
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.settings import Nvidia
@@ -93,27 +92,50 @@ def test_the_public_address_stands_in_one_place() -> None:
     assert [file for file in files if file.is_file() and named.search(file.read_bytes())] == []
 
 
-def test_homelab_docs_lists_each_page_and_shows_it(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert docs.main([]) == 0
-    listed = capsys.readouterr().out
-    assert "cards-in-turn     With `use: shared`, one NVIDIA card serves containers" in listed
-    assert {file for file in PROJECT.glob("docs/*.md")} <= {*docs.pages().values()}
-    assert all(re.search(rf"^{page} +\S.*\w", listed, re.MULTILINE) for page in docs.pages())
+LINK = re.compile(r"(?<!!)\[[^]]*\]\(([^)\s]+)\)|(?:href|src)=\"([^\"]+)")
+# GitHub's own page of the repository, wherever that is: no clone and no package has it.
+WORKFLOW = "../../actions/workflows/ci.yml"
+
+
+def test_each_link_of_readme_pages_and_examples_opens_by_homelab_docs() -> None:
+    listed = [*docs.pages().values()]
+    pages = [
+        one for one in listed if one.suffix == ".md" and one.parent != PROJECT or one.stem in ("README", "CHANGELOG")
+    ]
+    assert {*PROJECT.glob("docs/*.md"), *PROJECT.glob("examples/**/README.md")} <= {*pages}
+    dead, found = [], 0
+    for page in pages:
+        text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        for link in (match[1] or match[2] for match in LINK.finditer(text)):
+            place, _, anchor = link.partition("#")
+            if "://" in link or place.startswith(WORKFLOW):
+                continue
+            found += 1
+            there = (page.parent / place).resolve() if place else page
+            opened = docs.pages().get(docs.name_of(Path(place))) if place else page
+            is_there = opened == there or (opened and opened.suffix == ".py")  # each project has a __main__.py
+            has_anchor = not anchor or anchor in anchors(there.read_text(encoding="utf-8"))
+            dead += [] if is_there and has_anchor else [(page.name, link)]
+    assert dead == [] and found > 150
+
+
+def test_homelab_docs_shows_each_page(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for words, first in [
+        ([], "# Documents\n"),
         (["settings"], "# Settings\n"),
+        (["../docs/settings.md"], "# Settings\n"),
         (["nvidia#cards"], "## Cards\n"),
+        (["examples/README.md"], "# Examples\n"),
+        (["README.md"], "# homelab\n"),
         (["new-vm", "--path"], f"{PROJECT / 'examples' / 'settings' / 'new-vm.yaml'}\n"),
-        (["--path"], f"{PROJECT}\n"),
     ]:
         assert docs.main(words) == 0
         assert capsys.readouterr().out.startswith(first)
-    with pytest.raises(Mistake, match="no page setings. There are: README"):
+    with pytest.raises(SystemExit, match="2"):
         docs.main(["setings"])
-    # At a terminal it is drawn.
+    assert "there is no page setings: `homelab docs` lists them" in capsys.readouterr().err
+    # At a terminal it is drawn, and each link says where it leads.
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setenv("PAGER", "cat")
-    monkeypatch.setenv("PATH", "")
-    assert docs.main(["undo"]) == 0
-    assert "Undo" in (drawn := capsys.readouterr().out) and "# Undo" not in drawn
+    assert docs.main([]) == 0
+    drawn = capsys.readouterr().out
+    assert "# Documents" not in drawn and "Undo (undo.md)" in re.sub(r"\x1b\[[0-9;]*m", "", drawn)
