@@ -61,7 +61,7 @@ def of_host(wanted: Settings) -> tree.TreeNode:
     title = f"{wanted.name} ({host.address}): {facts.kernel}, {proxmox}"
     refused = Finding.of(*refusals)
     notes = [*judged.unread, *judged.told_host.met, *(one.said for one in facts.owed if not one.is_lost)]
-    reboot = judged.reboot.reboot if judged.reboot and not refusals else None
+    reboot = judged.reboot.reboot if judged.reboot and not refusals else "no"
     system = {"host": wanted.name, "node": host.node_name, "kernel": facts.kernel, "pve": facts.pve}
     data = {**system, "reboot": reboot, "refusals": [one.parts() for one in refused], "notes": notes}
     told = [f"`pulumi up` refuses: wanted: {one.wanted}; found: {one.found}" for one in refused] + notes
