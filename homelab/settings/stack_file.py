@@ -116,7 +116,7 @@ class StackFile:
                 wanted=f"a stack's configuration in {path}",
                 found=str(problem),
                 why="it says how the host is reached",
-                next=f"give a stack with --stack NAME, or a file with --config-file (here: {others or 'none'})",
+                next=f"give --stack NAME or --config-file FILE (here: {others or 'none'}); `homelab init` makes one",
             ) from None
         check(content, str(path))
         values = values_of(content)

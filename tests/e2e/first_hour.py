@@ -1,4 +1,5 @@
-"""Writes the recordings anew (recording.PAGES): what a terminal of 100 columns shows of `homelab init`, `pulumi up` and their like.
+"""Writes the recordings anew (recording.PAGES): what a terminal of 100 columns shows of `homelab init`, `pulumi up` and their like. What stands
+between them stays.
 
 `python -m tests.e2e.first_hour [HOST…]`. The host is a lab's; everything else is what a person gets. A name of a machine stands for the
 lab's address and port.
@@ -7,6 +8,7 @@ lab's address and port.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -19,14 +21,13 @@ from tests.e2e import history, recording
 from tests.e2e.person import Person, agree
 from tests.e2e.test_init import CONTAINERS, VMS
 
-#: What is recorded here; tests.windows.first_hour records the other page.
-SCENARIOS = ("rtx5090", "phoenix", "history")
 #: Scenario -> files that are as before at its end.
 FILES = {
     "rtx5090": "/etc/default/grub /etc/initramfs-tools/modules /etc/pve/qemu-server/103.conf",
     "history": history.FILES,
 }
 Shown = tuple[str, list[str]]
+_BLOCK = re.compile(r"^```\n\$ .*?^```$", re.MULTILINE | re.DOTALL)
 
 
 def recorded(person: Person, scenario: str) -> Iterator[Shown]:
@@ -51,7 +52,7 @@ def recorded(person: Person, scenario: str) -> Iterator[Shown]:
 
 
 def record(scenario: str, engine: install.Engine) -> str:
-    """What the page about a host shows of its terminal."""
+    """The page about a host."""
     folder = Path(tempfile.mkdtemp())
     try:
         host = str(history.scenario(folder)) if scenario == "history" else scenario
@@ -59,19 +60,20 @@ def record(scenario: str, engine: install.Engine) -> str:
             if scenario == "history":
                 history.apply(lab)
             person = Person.of_a_new_machine(folder, engine, lab, os.environ)
-            parts = [
+            blocks = [
                 f"```\n$ {command}\n{recording.as_on_a_host(lines, person.folder, person.lab)}\n```"
                 for command, lines in recorded(person, scenario)
             ]
     finally:
         shutil.rmtree(folder)
-    return "\n\n".join(parts)
+    first, *texts = _BLOCK.split(recording.PAGES[scenario].read_text(encoding="utf-8"))
+    return first + "".join(block + text for block, text in zip(blocks, texts, strict=True))
 
 
 def main() -> None:
     engine = install.ensure(os.environ | {"PULUMI_HOME": str(install.cache_folder() / "home")})
-    for scenario in sys.argv[1:] or SCENARIOS:
-        recording.replace(scenario, record(scenario, engine))
+    for scenario in sys.argv[1:] or ("rtx5090", "phoenix", "history"):
+        recording.PAGES[scenario].write_text(record(scenario, engine), encoding="utf-8")
     page = recording.PAGES["rtx5090"].read_text(encoding="utf-8")
     recording.PICTURE.write_text(recording.picture(page), encoding="utf-8")
 

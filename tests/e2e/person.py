@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ ENTER = "\r"
 
 @dataclass
 class Person:
-    """Somebody at a terminal of 100 columns, in a folder with the project.
+    """Somebody at a terminal of 100 columns, in the folder of a project.
 
     ``inherited``: the environment that the machine gives; ``home``: where it has nothing of this person's yet.
     """
@@ -35,19 +36,20 @@ class Person:
 
     @classmethod
     def of_a_new_machine(cls, folder: Path, engine: install.Engine, lab: Lab, environ: Mapping[str, str]) -> Person:
-        """Where nothing is set up: no stack, no state, no key."""
-        for name in PROGRAM:
-            (folder / name).symlink_to(PROJECT / name)
-        (folder / "state").mkdir()
+        """Where nothing is set up: no project, no stack, no state, no key; in ~/lab, as README has it."""
+        home = folder / "home"
         own = {
-            "PULUMI_BACKEND_URL": stacks.backend_url(folder / "state"),
+            "PULUMI_BACKEND_URL": stacks.backend_url(home),
             "PULUMI_SKIP_UPDATE_CHECK": "true",
             **quick_start(engine),
         }
-        return cls(folder, folder / "home", engine, lab, engine.environment(environ) | own)
+        # The program of this folder, whichever the environment has.
+        own["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), own.get("PYTHONPATH")]))
+        return cls(home / "lab", home, engine, lab, engine.environment(environ) | own)
 
     def __post_init__(self) -> None:
         self.home.mkdir()
+        self.folder.mkdir(exist_ok=True)
 
     @property
     def environment(self) -> dict[str, str]:

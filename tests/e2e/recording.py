@@ -61,9 +61,7 @@ def as_on_a_host(lines: Sequence[str], folder: Path, lab: Lab) -> str:
 
 
 def _as_at_home(text: str, folder: Path) -> str:
-    for own in ("home", "state"):  # where nobody says otherwise, the state is at home
-        text = text.replace(str(folder / own), "~")
-    return text.replace(str(folder), "~/homelab")
+    return text.replace(str(folder.parent), "~")
 
 
 def without_rows(lines: Sequence[str]) -> Iterator[str]:
@@ -75,15 +73,6 @@ def without_rows(lines: Sequence[str]) -> Iterator[str]:
             yield "     ..."
         elif not re.match(r" [+~\- ] +[│├└─ ]*\w+:\w+:\w+ ", line):
             yield line
-
-
-def replace(scenario: str, shown: str) -> None:
-    """Put what a terminal shows into its page, instead of what was recorded before. The page's own words stay."""
-    page = PAGES[scenario].read_text(encoding="utf-8")
-    before, after = re.split(
-        r"^```\n\$.*^```\n\$.*?^```$|^```\n\$.*?^```$", page, maxsplit=1, flags=re.MULTILINE | re.DOTALL
-    )
-    PAGES[scenario].write_text(f"{before}{shown}{after}", encoding="utf-8")
 
 
 def picture(page: str) -> str:
