@@ -24,10 +24,9 @@ def diagnose(reading: Reading, tree: Tree) -> Report:
     """
     facts, host = reading.facts, tree.wanted.host
     slots = {name: card["slot"] for name, card in tree.want.gpus.items()}
-    shown_slots = sorted({one.slot for one in facts.display_devices if one.is_nvidia} | set(slots.values()))
-    of_host = [*tree.mappings.values(), *tree.leaving.values()]
-    judged = [tree.told_host, *map(tree.told, of_host)]
-    # Of all of NVIDIA's: what its driver says of a card may be about another one that the settings don't have.
+    shown_slots = sorted({one.slot for one in facts.display_devices} | set(slots.values()))
+    judged = [tree.told_host, *map(tree.told, [*tree.mappings.values(), *tree.leaving.values()])]
+    # Of all: the kernel may say something of a card that the settings don't have.
     names = {slot: f"gpus.{name}" for name, slot in slots.items()}
     named_slots = {names.get(slot, slot): slot for slot in shown_slots}
     of_log, remarks = logs.of_kernel(reading, named_slots, for_vms=host.gives_cards)
