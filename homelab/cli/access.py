@@ -13,7 +13,7 @@ from typing import Any
 
 from homelab.cli.pulumi import PASSWORD
 from homelab.errors import Declined, HomelabError, Mistake
-from homelab.init.ask import Ask, say
+from homelab.init.ask import Ask, Help, say
 from homelab.remote import first_contact
 from homelab.remote.first_contact import HostKey
 from homelab.settings import Host
@@ -40,7 +40,7 @@ def parse_address(text: str) -> tuple[str, str, int]:
     """
     match = re.fullmatch(r"(?:([\w.-]+)@)?(?:\[([\da-fA-F:]+)\]|([^:@\s]+)|([\da-fA-F:]{3,}))(?::(\d{1,5}))?", text)
     if match is None or not 0 < int(match[5] or 22) < 65536:
-        raise Mistake(f"{text or 'nothing'} isn't [USER@]HOST[:PORT], such as 192.168.0.202")
+        raise Mistake(f"{text or 'nothing'} isn't [USER@]HOST[:PORT], such as 192.168.0.202.")
     return match[1] or "root", match[2] or match[3] or match[4], int(match[5] or 22)
 
 
@@ -82,8 +82,11 @@ def of_guest(address: str, identity: str | None) -> dict[str, object]:
     """`address` and `ssh` of a VM's guest, for the settings. The host key that it shows first is taken for its own,
     which is said. No password is sent there.
 
+    :param address: `none`: it is to have no software from here.
     :raises Mistake: it can't be reached, your known_hosts has another key of it, or none of your keys logs in.
     """
+    if address.lower() == "none":
+        return {}
     user, where, port = parse_address(address)
     try:
         key = first_contact.host_key(where, port)
@@ -194,7 +197,12 @@ def _confirm(expected: str | None, address: str, port: int, key: HostKey, ask: A
     )
     if standing == "another":
         say("Your known_hosts has another key of it: the host was reinstalled, or this is another machine.")
-    if not ask.confirm("Is it the same?"):
+    helps = Help(
+        "--host-key SHA256:… with what the console shows",
+        f"The console is the host's screen, or the Shell of its web page (https://{address}:8006) in a browser that "
+        "knows it already. Run the line there. If it shows another SHA256, another machine answers in its place: n.",
+    )
+    if not ask.confirm("Is it the same?", helps):
         raise Declined(
             "Nothing was done: with the wrong host key, root's commands would go to another machine. To answer without "
             "a question, give the fingerprint that the console shows with --host-key."
@@ -203,8 +211,12 @@ def _confirm(expected: str | None, address: str, port: int, key: HostKey, ask: A
 
 def _by_password(address: str, ssh: dict[str, Any], ask: Ask) -> Host:
     given = os.environ.get(PASSWORD, "")
+    helps = Help(
+        f"{PASSWORD} in the environment, or --identity FILE with a key that logs in",
+        "The one for Proxmox VE's web page. It lets your public key be put there after your last yes.",
+    )
     for _ in range(1 if given else _TRIES):
-        password = given or ask.secret(f"{ssh['user']}'s password there (used once, never stored)")
+        password = given or ask.secret(f"{ssh['user']}'s password there (used once, never stored)", helps)
         host = host_at(address, {**ssh, "password": password}) if password else None
         if host and first_contact.refusal(host) is None:
             return host

@@ -9,7 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from homelab.errors import Mistake
 from homelab.text import clean
@@ -41,38 +41,49 @@ def to_type(text: str) -> str:
     )
 
 
+class Help(NamedTuple):
+    """What helps to answer a question."""
+
+    option: str
+    """What answers it where nobody is asked."""
+    text: str = ""
+    """What `?` shows; empty: the question's own parser knows `?`."""
+
+
 @dataclass(frozen=True)
 class Ask:
     """`yes`: nobody is asked (`--yes`); the default answers."""
 
     yes: bool
 
-    def line(self, question: str, default: str, parse: Callable[[str], AnswerT]) -> AnswerT:
+    def line(self, question: str, default: str, parse: Callable[[str], AnswerT], helps: Help) -> AnswerT:
         """An answer, parsed; at a mistaken one, the question again.
 
-        :raises Mistake: the input has ended; or the default is mistaken, and nobody is asked.
+        :raises Mistake: the input has ended; or there is no default, or a mistaken one, and nobody is asked.
         """
         while True:
-            answer = default if self.yes else _typed(input, f"{question} ").strip() or default
+            if self.yes and not default:
+                raise _no_answer(question, helps)
+            answer = default if self.yes else _typed(input, f"{question} ", helps).strip() or default
             try:
                 return parse(answer)
             except Mistake as mistake:
                 if self.yes:
-                    raise
+                    raise Mistake(f"{mistake} Another answer: {helps.option}.") from None
                 say(f"  {mistake}")
 
-    def confirm(self, question: str, default: bool = False) -> bool:
-        """Yes or no."""
-        return self.line(f"{question} [{'Y/n' if default else 'y/N'}]", "y" if default else "n", _yes_or_no)
+    def confirm(self, question: str, helps: Help) -> bool:
+        """Yes or no; no, where the answer is empty."""
+        return self.line(f"{question} [y/N, ? helps]", "n", _yes_or_no, helps)
 
-    def secret(self, question: str) -> str:
+    def secret(self, question: str, helps: Help) -> str:
         """A line that isn't shown while it is typed.
 
         :raises Mistake: the input has ended, or nobody is asked.
         """
         if self.yes:
-            raise _no_answer(question)
-        return _typed(getpass.getpass, f"{question}: ")
+            raise _no_answer(question, helps)
+        return _typed(getpass.getpass, f"{question}: ", helps)
 
 
 def _yes_or_no(text: str) -> bool:
@@ -81,18 +92,18 @@ def _yes_or_no(text: str) -> bool:
     return text.lower().startswith("y")
 
 
-def _typed(read: Callable[[str], str], question: str) -> str:
-    try:
-        answer = (read if sys.stdin.isatty() else input)(clean(question))
-    except EOFError:
-        raise _no_answer(question) from None
-    if not sys.stdin.isatty():
-        say("")  # nothing has echoed the answer's end of line
-    return answer
+def _typed(read: Callable[[str], str], question: str, helps: Help) -> str:
+    while True:
+        try:
+            answer = (read if sys.stdin.isatty() else input)(clean(question))
+        except EOFError:
+            raise _no_answer(question, helps) from None
+        if not sys.stdin.isatty():
+            say("")  # nothing has echoed the answer's end of line
+        if answer.strip() != "?" or not helps.text:
+            return answer
+        say(*(f"  {line}" for line in (helps.text, f"Without a question: {helps.option}.")))
 
 
-def _no_answer(question: str) -> Mistake:
-    return Mistake(
-        f"No answer to “{question.strip()}”: give it by an option, or a password by HOMELAB_PASSWORD (homelab init "
-        "--help); or run it in a terminal."
-    )
+def _no_answer(question: str, helps: Help) -> Mistake:
+    return Mistake(f"No answer to “{question.strip()}”. Run it in a terminal, or answer in advance: {helps.option}.")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from homelab.errors import HomelabError, Mistake
+from homelab.facts.guests import GuestConfig
 from homelab.facts.host import HostFacts
 from homelab.host.named import Named, meant
 from homelab.init import settings as init_settings
@@ -65,12 +66,19 @@ class Draft:
 
 
 _WHOM = {"lxc": "containers", "shared": "a VM and containers in turn", "host": "the host itself"}
-_HELP = """Numbers or names of guests, or a word; such as
-    103: a VM
-    901,950: containers, together
-    103,901,950: in turn: the containers have it, and the VM while it runs
-    host: programs on the host itself
-    nobody: the card stays as it is"""
+
+
+def _help(able: Iterable[GuestConfig]) -> str:
+    vms, containers = ([str(one.id) for one in able if one.kind == kind] for kind in ("vm", "lxc"))
+    ways = {
+        ",".join(vms[:1]): "a VM",
+        ",".join(containers[:2]): "containers, together",
+        ",".join([*vms[:1], *containers[:2]] if vms and containers else []): "in turn: the VM has it while it runs",
+        "host": "programs on the host itself",
+        "nobody": "the card stays as it is",
+    }
+    lines = (f"{who}: {what}" for who, what in ways.items() if who)
+    return "\n    ".join(["Numbers or names of guests, or a word; such as", *lines])
 
 
 def parse_use(text: str, card: Card, draft: Draft, known: Iterable[Named] = ()) -> Use:
@@ -83,9 +91,9 @@ def parse_use(text: str, card: Card, draft: Draft, known: Iterable[Named] = ()) 
     words, facts = text.lower().split(), draft.facts
     if words in (["nobody"], ["none"]):
         return Use()
-    if words == ["?"]:
-        raise Mistake(_HELP)
     able = takers(facts)
+    if words == ["?"]:
+        raise Mistake(_help(able))
     guests = meant(text, [one for one in known if one.id in {config.id for config in able}], able)
     if not guests and words != ["host"]:
         there = "; ".join([*(guest(config, facts) for config in able), "host", "nobody"])

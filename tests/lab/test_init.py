@@ -263,8 +263,14 @@ def test_nvidias_driver_inside_a_vm_whose_guest_is_asked_for(
     guest = desk.lab.guest(103)
     where = f"{guest['host']}:{guest['port']}"
     asked = [*desk.where, *desk.key, "--card", "rtx5090=103", "--nvidia"]
-    answering(monkeypatch, "127.0.0.1:1", where, *["no"] * 9)
+    assert run(desk, capsys, *asked, "--yes", "--guest", "104=192.0.2.1") == 2
+    assert "--guest 104: no VM that gets NVIDIA's driver; these do: 103" in desk.out
+    assert run(desk, capsys, *asked, "--yes") == 2 and "Another answer: --guest 103=[USER@]ADDRESS" in desk.out
+    assert run(desk, capsys, *asked, "--yes", "--guest", "103=none", "--dry-run") == 0
+    assert "NVIDIA's driver is installed in VM 103" not in desk.out
+    answering(monkeypatch, "?", "127.0.0.1:1", where, *["no"] * 9)
     assert run(desk, capsys, *asked) == 2
+    assert "The VM's own address, not the host's" in desk.out
     assert "an SSH server at 127.0.0.1:1" in desk.out and "takes none of your keys: `ssh-copy-id root@" in desk.out
     key = desk.folder / "home" / ".ssh" / "id_ed25519"
     key.parent.mkdir(mode=0o700)
@@ -470,7 +476,7 @@ def test_when_the_answers_end_the_question_is_named(
 ) -> None:
     answering(monkeypatch, "y")
     assert run(desk, capsys, *desk.where) == 2
-    assert "homelab init --help" in desk.out and not desk.file.exists()
+    assert "in advance: --card CARD=WHO." in desk.out and not desk.file.exists()
 
 
 @pytest.mark.parametrize("step", ["authorize", "make", "write_settings", "make_stack"])

@@ -188,7 +188,7 @@ def test_what_a_card_is_for(text: str, use: Use) -> None:
         ("901,host", "there are"),
         (",", "there are"),
         ("vm:901", "there are"),
-        ("?", "103,901,950: in turn"),
+        ("?", "103,901,902: in turn: the VM has it while it runs"),
     ],
 )
 def test_what_a_card_can_not_be_for_is_named(text: str, found: str) -> None:

@@ -21,7 +21,7 @@ from homelab.cli.pulumi import Pulumi
 from homelab.cli.settings_file import read_settings, write_settings
 from homelab.errors import Declined, HomelabError, LoginRefusedError, Mistake, UnreachableError
 from homelab.init import ask
-from homelab.init.ask import Ask
+from homelab.init.ask import Ask, Help
 from homelab.init.settings import values_in
 from homelab.remote import first_contact, logins
 from homelab.settings import parse
@@ -101,12 +101,14 @@ def test_a_shell_of_a_simulated_host_takes_nobodys_own_host(
 def test_an_answer_that_is_none_is_asked_for_again_and_the_end_of_the_input_ends_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("maybe\ny\n"))
-    assert Ask(False).confirm("Sure?") is True
-    assert "y or n" in capsys.readouterr().out
-    for question in (Ask(False).confirm, Ask(False).secret):
-        with pytest.raises(Mistake, match="No answer"):
-            question("Sure?")
+    helps = Help("--sure", "It is about the card.")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("maybe\n?\ny\n?\nword\n"))
+    assert Ask(False).confirm("Sure?", helps) is True and Ask(False).secret("Word", helps) == "word"
+    said = capsys.readouterr().out
+    assert "y or n" in said and said.count("It is about the card.\n  Without a question: --sure.") == 2
+    for question in (Ask(False).confirm, Ask(False).secret, Ask(True).secret):
+        with pytest.raises(Mistake, match=r"No answer to “Sure\?.*: --sure"):
+            question("Sure?", helps)
 
 
 # -- what it gives to others ---------------------------------------------------------------------------------------------
