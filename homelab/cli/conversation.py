@@ -151,16 +151,14 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     done.append(f"{file.name} is written")
     os.environ.update({} if passphrase is None else {PASSPHRASE: passphrase})
     pulumi.make_stack()
-    if passphrase is not None:
-        say("Pulumi asks for the passphrase at each command; where this line has run, it doesn't:")
-        show(f"  {_setting_it(passphrase)}")
     url = next(iter(re.findall(r"Backend URL: (\S+)", state)), project.LOCAL)
     folder_of_state = f"{url.removeprefix('file://').partition('?')[0]}/.pulumi"
     say(
         f"Pulumi keeps its state, which `pulumi destroy` needs, in "
         f"{folder_of_state if url.startswith('file:') else url}.",
-        "Next: pulumi up --suppress-outputs",
+        "Next:" if passphrase is None else "Next (without the first line Pulumi asks for the passphrase each time):",
     )
+    show(*([] if passphrase is None else [f"  {_setting_it(passphrase)}"]), "  pulumi up --suppress-outputs")
 
 
 _NO_GUESTS = "  It has no VM or container yet. `pulumi up` can make one: homelab's examples/settings/new-vm.yaml."
