@@ -66,7 +66,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     text_before = read_settings(file)
     own_text = init_settings.without_example(text_before)
     values = init_settings.values_in(own_text)
-    before = parse(values) if values.get("hosts") else None
+    before = parse(values, file) if values.get("hosts") else None
     hosts = before.hosts if before else {}
 
     entry = access.access_to(arguments.address, arguments.host_key, arguments.identity, hosts, ask)
