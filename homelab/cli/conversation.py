@@ -115,6 +115,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     inside = _inside(arguments, host, facts, ask, given, having) if arguments.nvidia or arguments.guest else {}
     text = draft.written(given, inside)
     planned = planned_of(text)
+    say(*pulumi.fetch_plugin())
     say("", "What `pulumi up` will do, after it has shown it and asked:")
     say(*(f"  {card.key} → {_whom(use.use, (*use.vms, *use.containers), facts)}" for card, use in given.items()))
     if (nvidia := planned.wanted.host.nvidia) and not entry.host.nvidia:

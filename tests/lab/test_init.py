@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ with open(os.environ["FAKE_PULUMI_LOG"], "a") as log:
 if arguments[:1] == ["whoami"]:
     if "FAKE_LOGGED_OUT" in os.environ: sys.exit(3)
     print("User: me\\nBackend URL: file://~")
+if arguments[:1] == ["plugin"] and "FAKE_OFFLINE" in os.environ: sys.exit("warning: Error downloading plugin: no such host")
 if arguments[:2] == ["stack", "--show-name"]: sys.exit("no stack selected")
 if arguments[:2] == ["stack", "ls"]: print(json.dumps([{{"name": name}} for name in os.environ.get("FAKE_STACKS", "").split()]))
 if arguments[:3] == ["stack", "select", "--create"]:
@@ -146,7 +148,9 @@ def answering(monkeypatch: pytest.MonkeyPatch, *answers: str, stops_at: int | No
 CARD = ("--card", "rtx5090=103", "--yes")
 
 
-def test_from_an_address_and_a_password_to_settings(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_an_address_and_a_password_to_settings(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     stock = desk.lab.snapshot()
     assert run(desk, capsys, *desk.where, *desk.key, *CARD) == 0, desk.out
     assert desk.config["homelab:hosts"]["pve"].keys() == {"address", "ssh", "gpus"}
@@ -159,13 +163,18 @@ def test_from_an_address_and_a_password_to_settings(desk: Desk, capsys: pytest.C
     assert desk.authorized.read_text().count(line) == 1
     put = {path for path, entry in desk.lab.snapshot().items() if stock.get(path) != entry}
     assert put == {"etc/pve/priv/authorized_keys"} and desk.lab.connection["password"] not in desk.out + desk.err
-    assert [call["arguments"][0] for call in desk.pulumi] == ["stack", "whoami", "stack"]
+    assert [call["arguments"][0] for call in desk.pulumi] == ["stack", "whoami", "plugin", "stack"]
     assert not any("HOMELAB_PASSWORD" in call["environment"] for call in desk.pulumi)
 
     # A second run finds everything, and a card goes on as it is.
     keys, text = desk.authorized.read_text(), desk.file.read_text()
+    monkeypatch.setenv("FAKE_OFFLINE", "1")
     assert run(desk, capsys, "pve", *CARD) == 0, desk.out
     assert desk.authorized.read_text() == keys and desk.file.read_text() == text
+    # What `up` would lack is said before its plan.
+    said = desk.out.partition("What `pulumi up` will do")[0]
+    assert "can't be fetched: warning: Error downloading plugin: no such host" in said
+    assert f"`pulumi plugin install resource command {version('pulumi-command')} --file" in said
     # And one that is to give nothing says who has what.
     assert run(desk, capsys, "pve", "--yes") == 1
     assert "rtx5090 → VM 103 (Sandbox), running" in desk.out and "homelab init pve --card CARD=WHO" in desk.out
@@ -468,7 +477,11 @@ def test_ctrl_c_at_a_question_leaves_everything_as_it_was(
         assert "Nothing was changed." in desk.out
         assert not desk.file.exists() and not desk.keys
         assert not (desk.folder / "home/.ssh").exists()
-        assert {call["arguments"][-2] for call in desk.pulumi} <= {"--verbose", "--show-name"}
+        assert {call["arguments"][-2] for call in desk.pulumi} <= {
+            "--verbose",
+            "--show-name",
+            version("pulumi-command"),
+        }
 
 
 def test_when_the_answers_end_the_question_is_named(
