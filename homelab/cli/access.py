@@ -13,7 +13,7 @@ from typing import Any
 
 from homelab.cli.pulumi import PASSWORD
 from homelab.errors import Declined, HomelabError, Mistake
-from homelab.init.ask import Ask, Help, say
+from homelab.init.ask import Ask, helps, say
 from homelab.remote import first_contact
 from homelab.remote.first_contact import HostKey
 from homelab.settings import Host
@@ -197,26 +197,15 @@ def _confirm(expected: str | None, address: str, port: int, key: HostKey, ask: A
     )
     if standing == "another":
         say("Your known_hosts has another key of it: the host was reinstalled, or this is another machine.")
-    helps = Help(
-        "--host-key SHA256:… with what the console shows",
-        f"The console is the host's screen, or the Shell of its web page (https://{address}:8006) in a browser that "
-        "knows it already. Run the line there. If it shows another SHA256, another machine answers in its place: n.",
-    )
-    if not ask.confirm("Is it the same?", helps):
-        raise Declined(
-            "Nothing was done: with the wrong host key, root's commands would go to another machine. To answer without "
-            "a question, give the fingerprint that the console shows with --host-key."
-        )
+    if not ask.confirm("Is it the same?", helps("host key", address=address)):
+        raise Declined("Nothing was done: root's commands might go to another machine. --host-key answers in advance.")
 
 
 def _by_password(address: str, ssh: dict[str, Any], ask: Ask) -> Host:
     given = os.environ.get(PASSWORD, "")
-    helps = Help(
-        f"{PASSWORD} in the environment, or --identity FILE with a key that logs in",
-        "The one for Proxmox VE's web page. It lets your public key be put there after your last yes.",
-    )
     for _ in range(1 if given else _TRIES):
-        password = given or ask.secret(f"{ssh['user']}'s password there (used once, never stored)", helps)
+        question = f"{ssh['user']}'s password there (used once, never stored)"
+        password = given or ask.secret(question, helps("password"))
         host = host_at(address, {**ssh, "password": password}) if password else None
         if host and first_contact.refusal(host) is None:
             return host

@@ -23,7 +23,7 @@ from homelab.host.named import named
 from homelab.init import cards as init_cards
 from homelab.init import draft as init_draft
 from homelab.init import settings as init_settings
-from homelab.init.ask import Ask, Help, say, show, to_type
+from homelab.init.ask import Ask, helps, say, show, to_type
 from homelab.init.cards import Card, Use
 from homelab.init.draft import Draft
 from homelab.judged import text as plan_text
@@ -132,7 +132,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
         key, user = access.settings_path(entry.install), entry.host.ssh.user
         making = "" if entry.install.exists() else f"makes the SSH key {key}, without a passphrase, and "
         say(f"It {making}puts your public key {key}.pub into {user}'s authorized_keys on {entry.host.address}.")
-    while arguments.dry_run or not ask.line(QUESTION, "y" if ask.yes else "n", _agreed, Help("--yes")):
+    while arguments.dry_run or not ask.line(QUESTION, "y" if ask.yes else "n", _agreed, helps("plan")):
         changes = difflib.unified_diff(text_before.splitlines(), text.splitlines(), "now", "then", lineterm="")
         show("", *(f"  {line}" for line in (changes if text_before else text.splitlines())), "")
         say(plan_text.of_plan(planned))
@@ -211,14 +211,9 @@ def _inside(
         answer = said.get(vmid, "")
         with suppress(HomelabError):  # no agent, or it doesn't run
             answer = answer or guest_address.asked(Api(host, facts.cluster.node), config.id)
-        helps = Help(
-            f"--guest {vmid}=[USER@]ADDRESS, or {vmid}=none",
-            "The VM's own address, not the host's: NVIDIA's driver is installed there over SSH. USER is root, or has "
-            "sudo without a password; one of your SSH keys must log in. none: the VM gets its card and no driver.",
-        )
         question = f"Where does VM {vmid} ({config.name}) itself accept SSH? [USER@]ADDRESS or none; ? helps"
         known, parsed = f"{question}{answer and f' [{answer}]'}:", partial(access.of_guest, identity=arguments.identity)
-        logins[config.id] = Ask(ask.yes or vmid in said).line(known, answer, parsed, helps)
+        logins[config.id] = Ask(ask.yes or vmid in said).line(known, answer, parsed, helps("guest", vmid=vmid))
     return {vmid: login for vmid, login in logins.items() if login}
 
 
@@ -276,7 +271,7 @@ def _asked(ask: Ask, suggested: str, parsed: Callable[[str], Use]) -> Use:
         say(f"  {mistake}")
         suggested = "nobody"
     question = f"Who gets it? A VM, containers, host or nobody; ? helps [{suggested}]:"
-    return ask.line(question, suggested, parsed, Help("--card CARD=WHO"))
+    return ask.line(question, suggested, parsed, helps("card"))
 
 
 def _accepted(use: Use, ask: Ask) -> Use:
@@ -286,8 +281,8 @@ def _accepted(use: Use, ask: Ask) -> Use:
         return replace(use, more={})
     say(f"{use.refused.found}: {use.refused.why}.")
     sets = " ".join(f'--set "gpus.CARD.{key}={init_settings.flow(value)}"' for key, value in use.more.items())
-    helps = Help(sets, f"y writes this setting, and the card is given. Else: {to_type(use.refused.next)}.")
-    return use if ask.confirm(f"Give it all the same ({', '.join(use.more)})?", helps) else Use()
+    help_ = helps("setting", sets=sets, otherwise=to_type(use.refused.next))
+    return use if ask.confirm(f"Give it all the same ({', '.join(use.more)})?", help_) else Use()
 
 
 def _whom(use: str, ids: Collection[int], facts: HostFacts) -> str:
@@ -305,14 +300,10 @@ def _passphrase(ask: Ask, known: str) -> str | None:
         return None
     if ask.yes:
         return ""
-    helps = Help(
-        f"{PASSPHRASE} in the environment",
-        "It keeps from readers of your files what you later put there as a secret; what init writes is none. Each "
-        "command needs it, and a lost one can't be recovered.",
-    )
     say("", "Pulumi encrypts secrets, in the settings file and in its state, with a passphrase of your choice.")
     question = "A passphrase for Pulumi's secrets (Enter: none; ? helps)"
-    while (first := ask.secret(question, helps)) and ask.secret("Again", helps) != first:
+    help_ = helps("passphrase")
+    while (first := ask.secret(question, help_)) and ask.secret("Again", help_) != first:
         say("That was another one.")
     return first
 

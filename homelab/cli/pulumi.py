@@ -88,10 +88,8 @@ class Pulumi:
         if process.returncode == 0:
             return []
         problem = re.search(r"(?:warning|error): .+|$", process.stderr) or [""]
-        return [
-            f"Pulumi's plugin pulumi-command, which `pulumi up` needs, can't be fetched: {problem[0]}. With its "
-            f"archive from https://github.com/pulumi/pulumi-command/releases: `pulumi {' '.join(install)} --file ARCHIVE`."
-        ]
+        cure = f"`pulumi {' '.join(install)} --file ARCHIVE`, from https://github.com/pulumi/pulumi-command/releases"
+        return [f"Pulumi's plugin, which `pulumi up` needs, can't be fetched: {problem[0]}. With its archive: {cure}."]
 
     def make_stack(self) -> None:
         """Makes the stack, unless it exists, and selects it.

@@ -9,9 +9,8 @@ from pydantic import AfterValidator
 
 from homelab.fields.types import InWords, plain
 
-_HOST_KEY = re.compile(
-    r"(?:ssh-ed25519 AAAA[\w+/]{64}|(?:ssh-rsa|ecdsa-sha2-nistp(?:256|384|521)) AAAA[\w+/]+=*)(?: .*)?", re.ASCII
-)
+_ED25519 = "ssh-ed25519 AAAA[A-Za-z0-9+/]{64}"
+_HOST_KEY = re.compile(f"(?:{_ED25519}|(?:ssh-rsa|ecdsa-sha2-nistp(?:256|384|521)) AAAA[A-Za-z0-9+/]+=*)(?: .*)?")
 
 
 def public_key(value: str) -> str:
@@ -23,8 +22,8 @@ def public_key(value: str) -> str:
     key = plain(value.strip())
     if not _HOST_KEY.fullmatch(key):
         raise ValueError(
-            "expected a public key such as `ssh-ed25519 AAAA…`, all of it (see `ssh-keyscan -t ed25519 ADDRESS`): of "
-            f"80 characters, where this text has {len(key)}"
+            "expected a public key such as `ssh-ed25519 AAAA…` (see `ssh-keyscan -t ed25519 ADDRESS`), all of its "
+            f"80 characters: this text has {len(key)}"
         )
     return key
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from homelab.errors import HomelabError, Mistake
-from homelab.facts.guests import GuestConfig
 from homelab.facts.host import HostFacts
 from homelab.host.named import Named, meant
 from homelab.init import settings as init_settings
@@ -67,18 +66,10 @@ class Draft:
 
 _WHOM = {"lxc": "containers", "shared": "a VM and containers in turn", "host": "the host itself"}
 
-
-def _help(able: Iterable[GuestConfig]) -> str:
-    vms, containers = ([str(one.id) for one in able if one.kind == kind] for kind in ("vm", "lxc"))
-    ways = {
-        ",".join(vms[:1]): "a VM",
-        ",".join(containers[:2]): "containers, together",
-        ",".join([*vms[:1], *containers[:2]] if vms and containers else []): "in turn: the VM has it while it runs",
-        "host": "programs on the host itself",
-        "nobody": "the card stays as it is",
-    }
-    lines = (f"{who}: {what}" for who, what in ways.items() if who)
-    return "\n    ".join(["Numbers or names of guests, or a word; such as", *lines])
+_WAYS = (
+    "A VM's number or name; or containers', with commas: together; or a VM's and containers': in turn, the VM has it "
+    "while it runs; or host: programs on the host itself; or nobody: it stays as it is"
+)
 
 
 def parse_use(text: str, card: Card, draft: Draft, known: Iterable[Named] = ()) -> Use:
@@ -92,12 +83,11 @@ def parse_use(text: str, card: Card, draft: Draft, known: Iterable[Named] = ()) 
     if words in (["nobody"], ["none"]):
         return Use()
     able = takers(facts)
-    if words == ["?"]:
-        raise Mistake(_help(able))
     guests = meant(text, [one for one in known if one.id in {config.id for config in able}], able)
     if not guests and words != ["host"]:
         there = "; ".join([*(guest(config, facts) for config in able), "host", "nobody"])
-        raise Mistake(f"{text or 'nothing'} can't have {card.key}; there are: {there}")
+        what = _WAYS if words == ["?"] else f"{text or 'nothing'} can't have {card.key}"
+        raise Mistake(f"{what}; there are: {there}")
     vms = tuple(one.id for one in guests if one.kind == "vm")
     containers = tuple(one.id for one in guests if one.kind == "lxc")
     if len(vms) > 1 and not containers:

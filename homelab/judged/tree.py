@@ -195,10 +195,8 @@ def _with_own_lines(facts: HostFacts, wanted: Settings, slots: Mapping[str, str]
         for config in facts.containers_with(slots[name]):
             given = makers.addresses(facts.container_note(config.id).given.cards or Cards())
             if config.id not in known and given.isdisjoint(one.address for one in facts.functions(slots[name])):
-                yield (
-                    f"gpus.{name}: container {config.id} ({config.name}) has it by lines of its own, too: a start of "
-                    "the card's VM shuts the container down, until the card is back"
-                )
+                who = f"gpus.{name}: container {config.id} ({config.name}) has it by lines of its own, too"
+                yield f"{who}: a start of the card's VM shuts the container down, until the card is back"
 
 
 def judged_systems(wanted: Settings, facts: HostFacts, of_nvidia: Sequence[Stack] = ()) -> dict[str, Judged]:

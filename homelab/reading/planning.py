@@ -84,9 +84,8 @@ def undone(wanted: Settings) -> Tree:
     iommu = IommuSettings(enable=False, passthrough=False)
     host = wanted.host.model_copy(update={"gpus": {}, "nvidia": None, "downloads": {}, "iommu": iommu})
     tree = planned(replace(wanted, host=host, vms={}, containers={}), PATIENCE_SECONDS, is_changed=True)
-    named = {file.what for file in tree.files}
-    rest = [plan.PlannedFile("removed", one.path) for one in tree.facts.managed if one.path not in named]
-    return replace(tree, files=[*tree.files, *rest])
+    rest = {one.path: plan.PlannedFile("removed", one.path) for one in tree.facts.managed}
+    return replace(tree, files=[*(rest | {file.what: file for file in tree.files}).values()])
 
 
 def _with_files(session: ssh.Session, tree: Tree) -> Tree:

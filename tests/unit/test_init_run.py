@@ -21,7 +21,7 @@ from homelab.cli.pulumi import Pulumi
 from homelab.cli.settings_file import read_settings, write_settings
 from homelab.errors import Declined, HomelabError, LoginRefusedError, Mistake, UnreachableError
 from homelab.init import ask
-from homelab.init.ask import Ask, Help
+from homelab.init.ask import Ask
 from homelab.init.settings import values_in
 from homelab.remote import first_contact, logins
 from homelab.settings import parse
@@ -101,7 +101,7 @@ def test_a_shell_of_a_simulated_host_takes_nobodys_own_host(
 def test_an_answer_that_is_none_is_asked_for_again_and_the_end_of_the_input_ends_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    helps = Help("--sure", "It is about the card.")
+    helps = {"option": "--sure", "text": "It is about the card."}
     monkeypatch.setattr(sys, "stdin", io.StringIO("maybe\n?\ny\n?\nword\n"))
     assert Ask(False).confirm("Sure?", helps) is True and Ask(False).secret("Word", helps) == "word"
     said = capsys.readouterr().out
@@ -364,10 +364,14 @@ def test_a_revoked_key_is_refused_even_if_it_is_given(given: str | None, folder:
         access._confirm(given, "192.0.2.1", 22, key, Ask(True))
 
 
-def test_a_key_that_the_person_doesnt_confirm_declines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
-    with pytest.raises(Declined, match="--host-key"):
-        access._confirm(None, "192.0.2.1", 22, first_contact.of_line(hosts.KEY), Ask(False))
+def test_a_key_that_the_person_doesnt_confirm_declines(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for ask_, answers in ((Ask(False), "?\nn\n"), (Ask(True), "")):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(answers))
+        with pytest.raises(Declined, match="--host-key"):
+            access._confirm(None, "192.0.2.1", 22, first_contact.of_line(hosts.KEY), ask_)
+        assert ("(https://192.0.2.1:8006)" in capsys.readouterr().out) == bool(answers)
 
 
 def test_a_host_of_the_settings_is_reached_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:

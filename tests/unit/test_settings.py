@@ -97,7 +97,7 @@ def test_a_pci_address_is_a_slot_or_a_function_in_any_notation(written: str, mea
         ({"reboot": "never"}, "should be 'auto' or 'manual'; found 'never'"),
         ({"timeouts": {"api": "x"}}, "hosts.pve.timeouts.api: 'x' isn't a whole number"),
         ({"gpus": []}, "hosts.pve.gpus: what stands there isn't a group of keys"),
-        ({"ssh": {"agent": True, "hostKey": KEY[:-1]}}, "of 80 characters, where this text has 79"),
+        ({"ssh": {"agent": True, "hostKey": KEY[:-1]}}, "80 characters: this text has 79"),
         ({"timeouts": {"reboot": 0}}, "homelab:hosts.pve.timeouts.reboot"),
         ({"ssh": {"hostKey": KEY}}, "expected exactly one of privateKeyFile, privateKey, password, agent"),
         ({"ssh": {"hostKey": KEY, "agent": True, "password": "x"}}, "expected exactly one of"),
