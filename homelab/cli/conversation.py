@@ -211,9 +211,11 @@ def _inside(
         answer = said.get(vmid, "")
         with suppress(HomelabError):  # no agent, or it doesn't run
             answer = answer or guest_address.asked(Api(host, facts.cluster.node), config.id)
-        question = f"Where does VM {vmid} ({config.name}) itself accept SSH? [USER@]ADDRESS or none; ? helps"
-        known, parsed = f"{question}{answer and f' [{answer}]'}:", partial(access.of_guest, identity=arguments.identity)
-        logins[config.id] = Ask(ask.yes or vmid in said).line(known, answer, parsed, helps("guest", vmid=vmid))
+        help_ = helps("guest", vmid=vmid, name=config.name)
+        say(*[f"{help_['text']} Without a question: {help_['option']}."] * (vmid not in said))
+        question = f"Where does VM {vmid} itself accept SSH? [USER@]ADDRESS or none{answer and f' [{answer}]'}:"
+        parsed = partial(access.of_guest, identity=arguments.identity)
+        logins[config.id] = Ask(ask.yes or vmid in said).line(question, answer, parsed, help_)
     return {vmid: login for vmid, login in logins.items() if login}
 
 

@@ -279,7 +279,9 @@ def test_nvidias_driver_inside_a_vm_whose_guest_is_asked_for(
     assert "NVIDIA's driver is installed in VM 103" not in desk.out
     answering(monkeypatch, "?", "127.0.0.1:1", where, *["no"] * 9)
     assert run(desk, capsys, *asked) == 2
-    assert "The VM's own address, not the host's" in desk.out
+    assert (
+        "in VM 103 (Sandbox) over SSH, at the VM's own address, not the host's. USER is root, or has sudo" in desk.out
+    )
     assert "an SSH server at 127.0.0.1:1" in desk.out and "takes none of your keys: `ssh-copy-id root@" in desk.out
     key = desk.folder / "home" / ".ssh" / "id_ed25519"
     key.parent.mkdir(mode=0o700)
