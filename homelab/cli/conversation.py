@@ -23,7 +23,7 @@ from homelab.host.named import named
 from homelab.init import cards as init_cards
 from homelab.init import draft as init_draft
 from homelab.init import settings as init_settings
-from homelab.init.ask import Ask, say, show
+from homelab.init.ask import Ask, helps, say, show, to_type
 from homelab.init.cards import Card, Use
 from homelab.init.draft import Draft
 from homelab.judged import text as plan_text
@@ -66,7 +66,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     text_before = read_settings(file)
     own_text = init_settings.without_example(text_before)
     values = init_settings.values_in(own_text)
-    before = parse(values) if values.get("hosts") else None
+    before = parse(values, file) if values.get("hosts") else None
     hosts = before.hosts if before else {}
 
     entry = access.access_to(arguments.address, arguments.host_key, arguments.identity, hosts, ask)
@@ -111,9 +111,11 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
         say(*(f"  {key} → {_whom(host.gpus[key].use, ids, facts)}" for key, ids in has.items()))
         change = f" beside these. To change it: homelab init {name} --card CARD=WHO"
         raise Declined(f"No card was given to anybody{change if has else ': there is nothing to set up.'}")
-    inside = _inside(arguments.identity, host, facts, ask, given, vms.values()) if arguments.nvidia else {}
+    having = {vm.vmid for vm in vms.values() if vm.nvidia}
+    inside = _inside(arguments, host, facts, ask, given, having) if arguments.nvidia or arguments.guest else {}
     text = draft.written(given, inside)
     planned = planned_of(text)
+    say(*pulumi.fetch_plugin())
     say("", "What `pulumi up` will do, after it has shown it and asked:")
     say(*(f"  {card.key} → {_whom(use.use, (*use.vms, *use.containers), facts)}" for card, use in given.items()))
     if (nvidia := planned.wanted.host.nvidia) and not entry.host.nvidia:
@@ -130,7 +132,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
         key, user = access.settings_path(entry.install), entry.host.ssh.user
         making = "" if entry.install.exists() else f"makes the SSH key {key}, without a passphrase, and "
         say(f"It {making}puts your public key {key}.pub into {user}'s authorized_keys on {entry.host.address}.")
-    while arguments.dry_run or not ask.line(QUESTION, "y" if ask.yes else "n", _agreed):
+    while arguments.dry_run or not ask.line(QUESTION, "y" if ask.yes else "n", _agreed, helps("plan")):
         changes = difflib.unified_diff(text_before.splitlines(), text.splitlines(), "now", "then", lineterm="")
         show("", *(f"  {line}" for line in (changes if text_before else text.splitlines())), "")
         say(plan_text.of_plan(planned))
@@ -150,16 +152,14 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     done.append(f"{file.name} is written")
     os.environ.update({} if passphrase is None else {PASSPHRASE: passphrase})
     pulumi.make_stack()
-    if passphrase is not None:
-        say("Pulumi asks for the passphrase at each command; where this line has run, it doesn't:")
-        show(f"  {_setting_it(passphrase)}")
     url = next(iter(re.findall(r"Backend URL: (\S+)", state)), project.LOCAL)
     folder_of_state = f"{url.removeprefix('file://').partition('?')[0]}/.pulumi"
     say(
         f"Pulumi keeps its state, which `pulumi destroy` needs, in "
         f"{folder_of_state if url.startswith('file:') else url}.",
-        "Next: pulumi up --suppress-outputs",
+        "Next:" if passphrase is None else "Next (without the first line Pulumi asks for the passphrase each time):",
     )
+    show(*([] if passphrase is None else [f"  {_setting_it(passphrase)}"]), "  pulumi up --suppress-outputs")
 
 
 _NO_GUESTS = "  It has no VM or container yet. `pulumi up` can make one: homelab's examples/settings/new-vm.yaml."
@@ -195,23 +195,28 @@ def _parsed(values: Mapping[str, object], file: str) -> Settings:
 
 
 def _inside(
-    identity: str | None, host: Host, facts: HostFacts, ask: Ask, given: Mapping[Card, Use], vms: Collection[Vm]
+    arguments: argparse.Namespace, host: Host, facts: HostFacts, ask: Ask, given: Mapping[Card, Use], having: set[int]
 ) -> dict[int, dict[str, object]]:
-    """Logins at the guests of VMs that get NVIDIA's cards, by the VMs' ids (`--nvidia`).
+    """Logins at the guests of VMs that get NVIDIA's cards, by the VMs' ids (`--nvidia`), as `--guest` or a person says.
 
-    :param vms: those of the settings: one that has NVIDIA's software there is left out.
+    :param having: VMs that are left out: the settings have NVIDIA's software in them.
     """
-    having = {vm.vmid for vm in vms if vm.nvidia}
     vmids = {vmid for card, use in given.items() if card.is_nvidia for vmid in use.vms} - having
+    asked = {str(one.id): one for one in init_cards.takers(facts) if one.id in vmids and not one.is_windows}
+    said = {vmid: where for vmid, _, where in (one.partition("=") for one in arguments.guest)}
+    for vmid in said.keys() - asked.keys():
+        raise Mistake(f"--guest {vmid}: no VM that gets NVIDIA's driver; these do: {', '.join(asked) or 'none'}.")
     logins = dict[int, dict[str, object]]()
-    for config in init_cards.takers(facts):
-        if config.id in vmids and not config.is_windows:
-            known = ""
-            with suppress(HomelabError):  # no agent, or it doesn't run
-                known = guest_address.asked(Api(host, facts.cluster.node), config.id)
-            question = f"Where does VM {config.id}'s guest accept SSH? [USER@]ADDRESS{known and f' [{known}]'}:"
-            logins[config.id] = ask.line(question, known, partial(access.of_guest, identity=identity))
-    return logins
+    for vmid, config in asked.items():
+        answer = said.get(vmid, "")
+        with suppress(HomelabError):  # no agent, or it doesn't run
+            answer = answer or guest_address.asked(Api(host, facts.cluster.node), config.id)
+        help_ = helps("guest", vmid=vmid, name=config.name)
+        say(*[f"{help_['text']} Without a question: {help_['option']}."] * (vmid not in said))
+        question = f"Where does VM {vmid} itself accept SSH? [USER@]ADDRESS or none{answer and f' [{answer}]'}:"
+        parsed = partial(access.of_guest, identity=arguments.identity)
+        logins[config.id] = Ask(ask.yes or vmid in said).line(question, answer, parsed, help_)
+    return {vmid: login for vmid, login in logins.items() if login}
 
 
 def _given(
@@ -267,7 +272,8 @@ def _asked(ask: Ask, suggested: str, parsed: Callable[[str], Use]) -> Use:
     except Mistake as mistake:  # what `up` refuses isn't preselected
         say(f"  {mistake}")
         suggested = "nobody"
-    return ask.line(f"Who gets it? A VM, containers, host or nobody; ? helps [{suggested}]:", suggested, parsed)
+    question = f"Who gets it? A VM, containers, host or nobody; ? helps [{suggested}]:"
+    return ask.line(question, suggested, parsed, helps("card"))
 
 
 def _accepted(use: Use, ask: Ask) -> Use:
@@ -276,7 +282,9 @@ def _accepted(use: Use, ask: Ask) -> Use:
     if use.refused is None or ask.yes:
         return replace(use, more={})
     say(f"{use.refused.found}: {use.refused.why}.")
-    return use if ask.confirm(f"Give it all the same ({', '.join(use.more)})?") else Use()
+    sets = " ".join(f'--set "gpus.CARD.{key}={init_settings.flow(value)}"' for key, value in use.more.items())
+    help_ = helps("setting", sets=sets, otherwise=to_type(use.refused.next))
+    return use if ask.confirm(f"Give it all the same ({', '.join(use.more)})?", help_) else Use()
 
 
 def _whom(use: str, ids: Collection[int], facts: HostFacts) -> str:
@@ -295,7 +303,9 @@ def _passphrase(ask: Ask, known: str) -> str | None:
     if ask.yes:
         return ""
     say("", "Pulumi encrypts secrets, in the settings file and in its state, with a passphrase of your choice.")
-    while (first := ask.secret("A passphrase for Pulumi's secrets (Enter: none)")) and ask.secret("Again") != first:
+    question = "A passphrase for Pulumi's secrets (Enter: none; ? helps)"
+    help_ = helps("passphrase")
+    while (first := ask.secret(question, help_)) and ask.secret("Again", help_) != first:
         say("That was another one.")
     return first
 

@@ -42,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH=VALUE",
         help="any setting, such as vms.sandbox.nvidia.driver=580",
     )
-    add("--nvidia", action="store_true", help="NVIDIA's driver in the VMs, too; it asks for their guests' addresses")
+    add("--nvidia", action="store_true", help="NVIDIA's driver in the VMs, too; it asks for the VMs' addresses")
+    where = "for --nvidia: where a VM accepts SSH; 103=none: no driver there"
+    add("--guest", action="append", default=[], metavar="VMID=[USER@]ADDRESS", help=where)
     add("--host-key", metavar="KEY", help="the host's key or its SHA256 fingerprint, as its console shows it")
     add("--identity", metavar="FILE", help="log in with this private key")
     add("--yes", action="store_true", help="ask nothing: take the preselected answers")

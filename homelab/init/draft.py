@@ -65,12 +65,11 @@ class Draft:
 
 
 _WHOM = {"lxc": "containers", "shared": "a VM and containers in turn", "host": "the host itself"}
-_HELP = """Numbers or names of guests, or a word; such as
-    103: a VM
-    901,950: containers, together
-    103,901,950: in turn: the containers have it, and the VM while it runs
-    host: programs on the host itself
-    nobody: the card stays as it is"""
+
+_WAYS = (
+    "A VM's number or name; or containers', with commas: together; or a VM's and containers': in turn, the VM has it "
+    "while it runs; or host: programs on the host itself; or nobody: it stays as it is"
+)
 
 
 def parse_use(text: str, card: Card, draft: Draft, known: Iterable[Named] = ()) -> Use:
@@ -83,13 +82,12 @@ def parse_use(text: str, card: Card, draft: Draft, known: Iterable[Named] = ()) 
     words, facts = text.lower().split(), draft.facts
     if words in (["nobody"], ["none"]):
         return Use()
-    if words == ["?"]:
-        raise Mistake(_HELP)
     able = takers(facts)
     guests = meant(text, [one for one in known if one.id in {config.id for config in able}], able)
     if not guests and words != ["host"]:
         there = "; ".join([*(guest(config, facts) for config in able), "host", "nobody"])
-        raise Mistake(f"{text or 'nothing'} can't have {card.key}; there are: {there}")
+        what = _WAYS if words == ["?"] else f"{text or 'nothing'} can't have {card.key}"
+        raise Mistake(f"{what}; there are: {there}")
     vms = tuple(one.id for one in guests if one.kind == "vm")
     containers = tuple(one.id for one in guests if one.kind == "lxc")
     if len(vms) > 1 and not containers:

@@ -37,7 +37,7 @@ def values_in(text: str) -> dict[str, Any]:
     try:
         return dict(stack_file.readable(stack_file.values_of(stack_file.parsed(text))))
     except yaml.YAMLError as error:
-        raise Mistake(f"The settings file isn't one of Pulumi's: {error}. Correct it, or take another stack.") from None
+        raise Mistake(f"The settings file: {stack_file.not_yaml(error)}. Correct it, or take another stack.") from None
 
 
 def without_example(text: str) -> str:

@@ -48,7 +48,7 @@ def test_a_card_for_a_vm(at_a_terminal: Callable[[str], Person], scenario: str) 
     person = at_a_terminal(scenario)
     shown, screen = person.init([*VMS[scenario], *agree()])
     assert "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub" in shown
-    assert "→ VM 103 (Sandbox), running" in shown and "Next: pulumi up" in shown
+    assert "→ VM 103 (Sandbox), running" in shown and "  pulumi up --suppress-outputs" in shown
     assert person.lab.connection["password"] not in shown and PASSPHRASE not in shown
     person.lab.machine.set_fault("hang-seconds", 7)  # a host that takes longer to start
     display = person.at_a_terminal("up")
@@ -57,7 +57,7 @@ def test_a_card_for_a_vm(at_a_terminal: Callable[[str], Person], scenario: str) 
     recording.hold_init(scenario, screen, person.folder, person.lab)
     recording.hold_up(scenario, display.lines())
     recording.hold_show(scenario, person.show(), person.folder, person.lab)
-    assert [one for one in said if re.search(r"creating.* waiting for the host: \d+ s$", one)], said
+    assert [one for one in said if re.search(r"creating.* restarts: \d+ s, at most \d+", one)], said
     assert "hostpci0: mapping=" in person.lab.run("qm config 103").stdout
     assert " 103" in (person.lab.root / "run/qemu-server/pci-id-reservations").read_text()
 

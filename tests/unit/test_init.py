@@ -188,7 +188,7 @@ def test_what_a_card_is_for(text: str, use: Use) -> None:
         ("901,host", "there are"),
         (",", "there are"),
         ("vm:901", "there are"),
-        ("?", "103,901,950: in turn"),
+        ("?", "it stays as it is; there are: VM 103 (Sandbox), running; container 901"),
     ],
 )
 def test_what_a_card_can_not_be_for_is_named(text: str, found: str) -> None:
@@ -484,5 +484,5 @@ def test_the_example_that_nobody_filled_in_counts_for_nothing_and_any_other_file
 
 
 def test_a_file_that_is_no_yaml_is_refused_with_its_line() -> None:
-    with pytest.raises(Mistake, match="isn't one of Pulumi's"):
+    with pytest.raises(Mistake, match="The settings file: line 1 isn't YAML"):
         init_settings.values_in("config: [")
