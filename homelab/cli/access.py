@@ -14,7 +14,7 @@ from typing import Any
 from homelab.cli.pulumi import PASSWORD
 from homelab.errors import Declined, HomelabError, Mistake
 from homelab.init.ask import Ask, helps, say
-from homelab.remote import first_contact
+from homelab.remote import first_contact, logins
 from homelab.remote.first_contact import HostKey
 from homelab.settings import Host
 from homelab.settings.parsing import load_host
@@ -163,6 +163,14 @@ def settings_path(path: PurePath, home: PurePath | None = None) -> str:
     """
     home = home or Path.home()
     return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else path.as_posix()
+
+
+def public_key(access: Access) -> str:
+    """The public key that is let in there, for new guests, too; empty: an agent has it, and no usual file."""
+    if access.install:
+        return first_contact.public_line(access.install)
+    files = sorted((Path.home() / ".ssh").glob("id_*.pub"))
+    return logins.public_half(access.host.ssh.key) or next((file.read_text("utf-8").strip() for file in files), "")
 
 
 def installed(access: Access) -> None:

@@ -22,6 +22,7 @@ from homelab.facts.host import HostFacts
 from homelab.host.named import named
 from homelab.init import cards as init_cards
 from homelab.init import draft as init_draft
+from homelab.init import new as init_new
 from homelab.init import settings as init_settings
 from homelab.init.ask import Ask, helps, say, show, to_type
 from homelab.init.cards import Card, Use
@@ -77,7 +78,11 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     say("", f"{node}: Proxmox VE {facts.pve}, kernel {facts.kernel}{facts.cluster.described}")
     say(*([f"  {init_cards.guest(config, facts)}" for config in init_cards.takers(facts)] or [_NO_GUESTS]))
     login = {**entry.login, **init_settings.place(facts, node, name)} if entry.login else {}
-    draft = Draft(name, login, facts, own_text, arguments.set, project.stack_of(folder, pulumi.stack))
+    # What is refused whatever the answers are.
+    raise_all(judged(facts, OfHost(name, host.model_copy(update={"gpus": {}}))).host.against)
+    stock = init_new.stock_of(Api(entry.host, facts.cluster.node))
+    new = init_new.offers(stock, facts, access.public_key(entry))
+    draft = Draft(name, login, facts, own_text, arguments.set, project.stack_of(folder, pulumi.stack), new)
 
     @cache
     def planned_of(text: str) -> Tree:
@@ -100,13 +105,11 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
             raise init_draft.refused(card, use, error) from None
         return use
 
-    # What is refused whatever the answers are.
-    raise_all(judged(facts, OfHost(name, host.model_copy(update={"gpus": {}}))).host.against)
     vms, containers = before.guests_on(entry.name) if before else ({}, {})
     guests: list[Vm | Container] = [*vms.values(), *containers.values()]
     known = named(vms, containers)
     has = {key: tuple(one.guest_id for one in guests if key in one.cards) for key in host.gpus}
-    given = _given(arguments, host, facts, ask, has, meant)
+    given = _given(arguments, host, draft, ask, has, meant)
     if not given and not arguments.set:
         say(*(f"  {key} → {_whom(host.gpus[key].use, ids, facts)}" for key, ids in has.items()))
         change = f" beside these. To change it: homelab init {name} --card CARD=WHO"
@@ -117,7 +120,9 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     planned = planned_of(text)
     say(*pulumi.fetch_plugin())
     say("", "What `pulumi up` will do, after it has shown it and asked:")
-    say(*(f"  {card.key} → {_whom(use.use, (*use.vms, *use.containers), facts)}" for card, use in given.items()))
+    for card, use in given.items():
+        made = f"new: {use.new.about}; its id is {use.new.id}" if use.new else ""
+        say(f"  {card.key} → {made or _whom(use.use, (*use.vms, *use.containers), facts)}")
     if (nvidia := planned.wanted.host.nvidia) and not entry.host.nvidia:
         say(f"  NVIDIA's driver {nvidia.driver} is installed on {node}")
     say(*(f"  NVIDIA's driver is installed in VM {vmid}" for vmid in inside))
@@ -162,7 +167,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     show(*([] if passphrase is None else [f"  {_setting_it(passphrase)}"]), "  pulumi up --suppress-outputs")
 
 
-_NO_GUESTS = "  It has no VM or container yet. `pulumi up` can make one: homelab's examples/settings/new-vm.yaml."
+_NO_GUESTS = "  It has no VM or container yet."
 
 
 def _setting_it(passphrase: str, *, windows: bool = os.name == "nt") -> str:
@@ -222,7 +227,7 @@ def _inside(
 def _given(
     arguments: argparse.Namespace,
     host: Host,
-    facts: HostFacts,
+    draft: Draft,
     ask: Ask,
     has: Mapping[str, Collection[int]],
     meant: Meant,
@@ -231,6 +236,7 @@ def _given(
 
     :param has: who has one by the settings.
     """
+    facts = draft.facts
     configured = {place: gpu for gpu, place in resolving.resolve(facts, host.gpus)[0].items()}
     all_cards = init_cards.cards(facts, configured)
     named: dict[Card, str] = {}
@@ -256,7 +262,7 @@ def _given(
                 called = ", ".join(filter(None, [str(card), consoles.screen(facts, card.place)]))
                 say("", f"{card.key}: {called}; {', '.join(users[card]) or 'nobody'} has it.")
                 say(*unfit.remarks(facts, "  For VMs", card.place))
-                use = _accepted(_asked(ask, answer, partial(meant, card, given)), ask)
+                use = _accepted(_asked(ask, draft, answer, partial(meant, card, given)), ask)
             else:
                 having = ", ".join(users[card])
                 say(f"{card.key} ({card}) stays with {having}; --card {card.key}={answer} sets it up here.")
@@ -265,13 +271,18 @@ def _given(
     return given
 
 
-def _asked(ask: Ask, suggested: str, parsed: Callable[[str], Use]) -> Use:
-    """Who gets a card: asked until `up` would take the answer."""
-    try:
-        parsed(suggested)
-    except Mistake as mistake:  # what `up` refuses isn't preselected
-        say(f"  {mistake}")
-        suggested = "nobody"
+def _asked(ask: Ask, draft: Draft, suggested: str, parsed: Callable[[str], Use]) -> Use:
+    """Who gets a card: asked until `up` would take the answer. Where there is no guest yet, all answers are shown, and
+    what the person must mend first for a VM, or for the host and containers."""
+    is_bare, refused = not init_cards.takers(draft.facts), list[str]()
+    for answer in dict.fromkeys([suggested, *([init_cards.READY, "host"] if is_bare else [])]):
+        try:
+            parsed(answer)
+        except Mistake as mistake:
+            say(f"  {mistake}")
+            refused.append(answer)
+    say(*([f"  {init_draft.answers(draft, refused)}"] if is_bare else []))
+    suggested = "nobody" if suggested in refused else suggested  # what `up` refuses isn't preselected
     question = f"Who gets it? A VM, containers, host or nobody; ? helps [{suggested}]:"
     return ask.line(question, suggested, parsed, helps("card"))
 
@@ -289,7 +300,13 @@ def _accepted(use: Use, ask: Ask) -> Use:
 
 def _whom(use: str, ids: Collection[int], facts: HostFacts) -> str:
     guests = [init_cards.guest(config, facts) for config in init_cards.takers(facts) if config.id in ids]
-    nobody = "the host itself" if use == "host" else "nobody so far"
+    nobody = (
+        "the host itself"
+        if use == "host"
+        else "ready for VMs, and tried in a small one"
+        if use == "vm"
+        else "nobody so far"
+    )
     return f"{'in turn: ' if use == 'shared' else ''}{'; '.join(guests) or nobody}"
 
 

@@ -33,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
     add("address", metavar="[USER@]HOST[:PORT]", help="the host; or its name in the settings")
     stack = "write Pulumi.STACK.yaml (default: the stack that Pulumi has selected, else homelab)"
     add("--stack", type=_stack, help=stack)
-    whom = "rtx5090=103 (a VM), =901,950 (containers), =103,901 (in turn), =host, =nobody"
+    whom = (
+        "rtx5090=103 (a VM), =901,950 (containers), =103,901 (in turn), =new-vm, =new-container, =vms, =host, =nobody"
+    )
     add("--card", action="append", default=[], metavar="CARD=WHO", help=f"who gets a card: {whom}")
     add(
         "--set",

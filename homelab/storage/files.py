@@ -74,7 +74,7 @@ def storage_refusal(name: str, volume: str, storages: Iterable[Mapping[str, obje
     """
     storage, content, file = parts(volume)
     kind = _CONTENTS[content][0]
-    contents = {str(row["storage"]): _contents(row) for row in storages if row.get("enabled", 1)}
+    contents = {str(row["storage"]): contents_of(row) for row in storages if row.get("enabled", 1)}
     takes = contents.get(storage, set())
     if content in takes:
         return None
@@ -93,7 +93,8 @@ def storage_refusal(name: str, volume: str, storages: Iterable[Mapping[str, obje
     )
 
 
-def _contents(row: Mapping[str, object]) -> set[str]:
+def contents_of(row: Mapping[str, object]) -> set[str]:
+    """What a storage takes, as GET /nodes/NODE/storage says it."""
     return {content for content in str(row.get("content", "")).split(",") if content}
 
 
