@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 
+from remote_scripts.apt.apt import Apt
+from remote_scripts.apt.packages import Reverted
 from remote_scripts.both.container_toolkit import Answer, Wanted
 from remote_scripts.nvidia import engine_conf
-from remote_scripts.nvidia.apt import Apt
 from remote_scripts.nvidia.driver_installer import is_at_least
 from remote_scripts.nvidia.engines import Engines
-from remote_scripts.nvidia.packages import Reverted
 from remote_scripts.tools.system import System, changes
 
 _REFRESH = "nvidia-cdi-refresh.service"

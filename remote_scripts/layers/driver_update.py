@@ -4,10 +4,10 @@ was kept of the driver before goes; or the old one comes back (`revert`). Where 
 
 from __future__ import annotations
 
+from remote_scripts.apt.apt import Apt
 from remote_scripts.both.driver_update import Ended, Wanted
 from remote_scripts.notes.handover import need_rest
 from remote_scripts.nvidia import driver
-from remote_scripts.nvidia.apt import Apt
 from remote_scripts.nvidia.driver_update import Update
 from remote_scripts.tools.system import System, changes
 

@@ -4,8 +4,8 @@ that knows nothing else. Nothing is changed.
 
 from __future__ import annotations
 
+from remote_scripts.apt.apt import Apt
 from remote_scripts.both.nvidia_index import Answer, Wanted
-from remote_scripts.nvidia.apt import Apt
 from remote_scripts.nvidia.choice import add_repositories
 from remote_scripts.tools.system import System
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NoReturn
 
+from remote_scripts.apt.packages import Reverted
 from remote_scripts.both.nvidia_packages import Answer, Said, Try, Wanted, lacking_headers
 from remote_scripts.notes.handover import need_rest
 from remote_scripts.nvidia import driver, driver_installer, driver_modules
@@ -25,7 +26,6 @@ from remote_scripts.nvidia.driver import ASKED, FAMILY, LAYER, PINS, Source
 from remote_scripts.nvidia.driver_installer import DOWNLOADS
 from remote_scripts.nvidia.driver_update import VERSION_GIVEN_UP
 from remote_scripts.nvidia.nvidia import Module
-from remote_scripts.nvidia.packages import Reverted
 from remote_scripts.tools import boot_service
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes

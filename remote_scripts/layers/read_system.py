@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from remote_scripts.apt.os_release import distribution
+from remote_scripts.apt.packages import LIBRARIES, Installed, installed, recorded
 from remote_scripts.both.read_system import Answer, Runtime, Wanted
 from remote_scripts.notes import kept_agents
 from remote_scripts.nvidia import driver, driver_update, engine_conf, nvidia
-from remote_scripts.nvidia.os_release import distribution
-from remote_scripts.nvidia.packages import LIBRARIES, Installed, installed, recorded
 from remote_scripts.tools import kernel
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.pci import DEVICES, driver_of, ids_of

@@ -7,17 +7,17 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from remote_scripts.apt.apt import Apt
+from remote_scripts.apt.asked import AskedApt
+from remote_scripts.apt.packages import Plan
 from remote_scripts.boot import boot
 from remote_scripts.both.nvidia_packages import Repository, Said, Try, Wanted
 from remote_scripts.both.software import Installer
 from remote_scripts.nvidia import driver, driver_installer
-from remote_scripts.nvidia.apt import Apt
-from remote_scripts.nvidia.asked_apt import AskedApt
 from remote_scripts.nvidia.driver import FAMILY, LAYER, PINS
 from remote_scripts.nvidia.driver_update import Update
 from remote_scripts.nvidia.engines import is_there
 from remote_scripts.nvidia.nvidia import Module
-from remote_scripts.nvidia.packages import Plan
 from remote_scripts.tools.system import System
 
 # What the files of NVIDIA's installer take at the least.

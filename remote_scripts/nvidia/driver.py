@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from remote_scripts.apt.packages import need_answer
 from remote_scripts.boot import boot
 from remote_scripts.nvidia import nvidia
 from remote_scripts.nvidia.nvidia import Module
-from remote_scripts.nvidia.packages import need_answer
 from remote_scripts.tools import kernel
 from remote_scripts.tools.done import NOT_FOUND
 from remote_scripts.tools.files import HOME

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
+from remote_scripts.apt.apt import Apt
+from remote_scripts.apt.asked import end_of
 from remote_scripts.both.software import Installer
 from remote_scripts.both.symptoms import Target
 from remote_scripts.nvidia import driver, driver_modules, nvidia
-from remote_scripts.nvidia.apt import Apt
-from remote_scripts.nvidia.asked_apt import end_of
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME

@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable
 from typing import Literal
 
+from remote_scripts.apt.apt import Apt
 from remote_scripts.boot import boot
 from remote_scripts.both.symptoms import Target
 from remote_scripts.nvidia import driver, nvidia
-from remote_scripts.nvidia.apt import Apt
 from remote_scripts.nvidia.nvidia import DAEMON, MODULES, Module
 from remote_scripts.tools import kernel
 from remote_scripts.tools.errors import Failure

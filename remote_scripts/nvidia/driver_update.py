@@ -18,10 +18,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from remote_scripts.apt.apt import Apt
+from remote_scripts.apt.asked import AskedApt
 from remote_scripts.both.symptoms import Target
 from remote_scripts.nvidia import driver, driver_installer, driver_modules, nvidia
-from remote_scripts.nvidia.apt import Apt
-from remote_scripts.nvidia.asked_apt import AskedApt
 from remote_scripts.nvidia.driver import FAMILY, PINS, UPDATE, Left
 from remote_scripts.nvidia.nvidia import Module
 from remote_scripts.tools import kernel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from remote_scripts.nvidia.apt import Apt
+from remote_scripts.apt.apt import Apt
 from remote_scripts.nvidia.engine_conf import RESTART
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure

@@ -1,4 +1,4 @@
-"""nvidia/apt.py: what of apt's and dpkg's answers isn't taken for something else, with functions in their place; and packages of a second architecture, which a
+"""apt/apt.py: what of apt's and dpkg's answers isn't taken for something else, with functions in their place; and packages of a second architecture, which a
 system has for Steam and Wine, with this machine's own. What a layer does with it is in test_nvidia_packages.py."""
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from remote_scripts.apt.apt import Apt
+from remote_scripts.apt.packages import installed
 from remote_scripts.both.software import Installer
 from remote_scripts.nvidia import driver_installer
-from remote_scripts.nvidia.apt import Apt
-from remote_scripts.nvidia.packages import installed
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
 from tests.agent import apt_kit

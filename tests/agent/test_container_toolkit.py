@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from remote_scripts.apt.apt import Apt
 from remote_scripts.both.container_toolkit import Wanted
 from remote_scripts.both.software import Software
 from remote_scripts.both.symptoms import Context
 from remote_scripts.layers import container_toolkit
 from remote_scripts.nvidia import engine_conf
-from remote_scripts.nvidia.apt import Apt
 from remote_scripts.nvidia.engines import Engines
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure

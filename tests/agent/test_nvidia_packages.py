@@ -16,12 +16,12 @@ from typing import TypeVar
 
 import pytest
 
+from remote_scripts.apt.apt import Apt
 from remote_scripts.both import driver_update as ending
 from remote_scripts.both import nvidia_index as index
 from remote_scripts.both.nvidia_packages import Answer, AptFile, Said, Wanted
 from remote_scripts.both.symptoms import Context
 from remote_scripts.layers import driver_update, nvidia_index, nvidia_packages
-from remote_scripts.nvidia.apt import Apt
 from remote_scripts.nvidia.driver import LAYER
 from remote_scripts.nvidia.driver_update import Update, noted
 from remote_scripts.tools import disk

@@ -16,10 +16,10 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal, NoReturn
 
+from remote_scripts.apt.asked import INSTALL, AskedApt
+from remote_scripts.apt.packages import RECORDS, Record, Reverted, recorded
 from remote_scripts.both.software import Software
 from remote_scripts.both.symptoms import recognise
-from remote_scripts.nvidia.asked_apt import INSTALL, AskedApt
-from remote_scripts.nvidia.packages import RECORDS, Record, Reverted, recorded
 from remote_scripts.tools.done import TIMED_OUT, Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME

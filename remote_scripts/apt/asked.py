@@ -14,9 +14,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NoReturn
 
+from remote_scripts.apt.packages import ANSWER_BYTES, ASK_SECONDS, Installed, Plan, announced, installed, need_answer
 from remote_scripts.both.software import Software
 from remote_scripts.both.symptoms import recognise
-from remote_scripts.nvidia.packages import ANSWER_BYTES, ASK_SECONDS, Installed, Plan, announced, installed, need_answer
 from remote_scripts.tools.done import TIMED_OUT, Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.log import STEPS
