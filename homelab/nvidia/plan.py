@@ -99,7 +99,6 @@ def wanted(request: Request) -> Wanted:
         repositories=tuple(_repositories(request)),
         pinned=request.data.pinned,
         files=tuple(_files(request)),
-        prerequisites=request.data.prerequisites,
         beside=tuple(_beside(request)),
         headers=tuple(_headers(request)),
         recommends=request.target != "lxc",

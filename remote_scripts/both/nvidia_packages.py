@@ -56,11 +56,10 @@ class Try:
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
     """`tries`: the best first. `pinned`: names, `*` in them, that apt keeps at the driver's version. `files`: further
-    ones of apt's. `prerequisites`: what fetches a key, on a system that has it not. `beside`: NAME or NAME=PATTERN, of
-    CUDA, its libraries, the container toolkit, an engine; `headers`: of kernels, and what follows them, wanted where a
-    kernel has none. `recommends`: whether what the driver's packages recommend comes, too. `libraries`: sonames that
-    are demanded of a driver that is there. `cuda`: its release, 12.8 or 12.8.1, empty: none; `nvcc`: its compiler's
-    path.
+    ones of apt's. `beside`: NAME or NAME=PATTERN, of CUDA, its libraries, the container toolkit, an engine; `headers`:
+    of kernels, and what follows them, wanted where a kernel has none. `recommends`: whether what the driver's packages
+    recommend comes, too. `libraries`: sonames that are demanded of a driver that is there. `cuda`: its release, 12.8 or
+    12.8.1, empty: none; `nvcc`: its compiler's path.
     """
 
     target: Target
@@ -69,7 +68,6 @@ class Wanted:
     repositories: tuple[Repository, ...] = ()
     pinned: tuple[str, ...] = ()
     files: tuple[AptFile, ...] = ()
-    prerequisites: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     headers: tuple[str, ...] = ()
     recommends: bool = False

@@ -13,5 +13,5 @@ from remote_scripts.tools.system import System
 def read(system: System, wanted: Wanted) -> Answer:
     """:raises Failure: a list can't be had."""
     with Apt(system, wanted.software, "nvidia").aside(alone=True) as apt:
-        add_repositories(apt, wanted.repositories, unverified=False)
+        add_repositories(apt, wanted.repositories)
         return Answer(tuple(apt.lacking(wanted.names)))

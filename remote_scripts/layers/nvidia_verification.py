@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from remote_scripts.both.nvidia_verification import Answer, Tried, Wanted
 from remote_scripts.notes import handover
-from remote_scripts.nvidia import driver_update, nvidia
+from remote_scripts.nvidia import nvidia
 from remote_scripts.tools import kernel
 from remote_scripts.tools.device import as_nobody
 from remote_scripts.tools.done import NOT_FOUND, TIMED_OUT, Done
@@ -58,7 +58,7 @@ class _Verification:
         handover.need_rest(system)
         system.files.remove_tree(_FOLDER)  # of a run that was killed
         system.files.need_folder(_FOLDER)
-        phase, boot_id = driver_update.noted(system).phase, kernel.boot_id(system)
+        boot_id = kernel.boot_id(system)
         before = nvidia.loaded(system)
         smi = self.part("nvidia-smi", self.ask_driver)
         # That may have loaded it; a container has its host's.
@@ -76,7 +76,6 @@ class _Verification:
             loaded=loaded.version,
             flavour=loaded.flavour,
             boot_id=boot_id,
-            update=phase,
         )
         system.files.remove_tree(_FOLDER)
         return answer

@@ -13,9 +13,8 @@ from remote_scripts.apt.packages import Plan
 from remote_scripts.boot import boot
 from remote_scripts.both.nvidia_packages import Repository, Said, Try, Wanted
 from remote_scripts.both.software import Installer
-from remote_scripts.nvidia import driver, driver_installer
+from remote_scripts.nvidia import driver, driver_installer, replaced
 from remote_scripts.nvidia.driver import FAMILY, LAYER, PINS
-from remote_scripts.nvidia.driver_update import Update
 from remote_scripts.nvidia.engines import is_there
 from remote_scripts.nvidia.nvidia import Module
 from remote_scripts.tools.system import System
@@ -57,7 +56,6 @@ class Choice:
         self._files = system.files
         self._wanted = wanted
         self.apt = Apt(system, wanted.software, LAYER, "NVIDIA's packages")
-        self.update = Update(self.apt, wanted.target)
         self._left = driver.left(system)
         self._was = driver.library_version(system)
         self._name = wanted.software.context.name
@@ -136,8 +134,7 @@ class Choice:
         for file in self._wanted.files:
             if "/preferences.d/" in file.path:
                 apt.pin(file.path.rpartition("/")[2], file.content)
-        unverified = "ca-certificates" in self._wanted.prerequisites and not apt.is_whole("ca-certificates")
-        add_repositories(apt, self._wanted.repositories, unverified=unverified)
+        add_repositories(apt, self._wanted.repositories)
 
     def said(self, apt: AskedApt) -> tuple[Said, Way]:
         """What it would do, and how.
@@ -165,7 +162,7 @@ class Choice:
                     version=found.version,
                     comes=tuple(f"{name}={new}" for name, new in found.plan.coming.items()),
                     removes=tuple(self.apt.of_others(going, FAMILY)),
-                    way_back=not self.update.lost(apt) if not stays and self._replaces(way, found.plan) else None,
+                    way_back=replaced.can_be_had(apt) if not stays and self._replaces(way, found.plan) else None,
                     needs=apt.bytes_of(found.plan) + (_RUN_BYTES if found.run else 0),
                 )
                 return said, found
@@ -266,15 +263,15 @@ class Choice:
         return [name for name in names if offered[name] or "headers" not in name], tuple(lacking)
 
 
-def add_repositories(apt: AskedApt, repositories: Sequence[Repository], *, unverified: bool) -> None:
-    """Repositories for an apt aside; their lists are fetched. Arguments as of `Apt.refresh`.
+def add_repositories(apt: AskedApt, repositories: Sequence[Repository]) -> None:
+    """Repositories for an apt aside; their lists are fetched.
 
     :raises Failure: one can't be had.
     """
     for repository in repositories:
         key = f"{apt.folder}/{repository.keyring.rpartition('/')[2]}"
-        apt.fetch(repository.key_url, key, unverified=unverified)
+        apt.fetch(repository.key_url, key)
         line = repository.line.replace(repository.keyring, apt.system.files.name(key))
         is_new = not apt.file_of(repository.url)  # asked so, the system's apt would write its cache
         apt.add_source(repository.list_file.rpartition("/")[2], f"{line.strip()}\n", is_new=is_new)
-    apt.refresh(unverified=unverified)
+    apt.refresh()

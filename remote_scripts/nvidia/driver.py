@@ -22,7 +22,6 @@ from remote_scripts.tools.notes import Note
 from remote_scripts.tools.pci import DEVICES, driver_of
 from remote_scripts.tools.system import System
 
-UPDATE = f"{HOME}/update"
 NVIDIA_SMI = "/usr/bin/nvidia-smi"
 UNINSTALL = "/usr/bin/nvidia-uninstall"
 #: The driver's own packages: what may be replaced by another version, flavour or source of it. Not the container
@@ -55,7 +54,7 @@ class Left:
     version: str = ""
     source: str = ""
     target: str = ""
-    flavour: str = ""
+    flavour: Literal["open", "proprietary", ""] = ""
 
 
 NOTE = Note(f"{HOME}/nvidia-driver", Left)
