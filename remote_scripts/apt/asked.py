@@ -117,6 +117,16 @@ class AskedApt:
                 versions[name].append(version)
         return versions
 
+    def resolved(self, word: str) -> str:
+        """NAME=VERSION, of what is there or else the newest that is offered, for a NAME=PATTERN: apt takes no pattern
+        that begins with a star.
+        """
+        name, has_pattern, pattern = word.partition("=")
+        if not has_pattern:
+            return word
+        versions = [self.installed().whole.get(name, ""), *self.offered(name)[name]]
+        return f"{name}={next((version for version in versions if fnmatch.fnmatchcase(version, pattern)), pattern)}"
+
     def lacking(self, words: Sequence[str]) -> list[str]:
         """What the repositories don't offer, and what of other releases they do, a line each.
 

@@ -11,33 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from remote_scripts.both.apt import AptFile, Repository
 from remote_scripts.both.software import Installer, Software
 from remote_scripts.both.symptoms import Flavour, Target
 from remote_scripts.tools.errors import Failure
-
-
-@dataclass(frozen=True, kw_only=True)
-class Repository:
-    """`line`: the content of `list_file`; it names `keyring`, which is what is at `key_url`, and the fingerprint of the
-    one key in there that apt takes."""
-
-    list_file: str
-    line: str
-    key_url: str
-    keyring: str
-
-    @property
-    def url(self) -> str:
-        """Its address."""
-        return self.line.split()[-2].rstrip("/")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AptFile:
-    """A file of apt's configuration."""
-
-    path: str
-    content: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,19 +17,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NoReturn
 
+from remote_scripts.apt import sources
 from remote_scripts.apt.packages import Reverted
 from remote_scripts.both.nvidia_packages import Answer, Said, Try, Wanted, lacking_headers
+from remote_scripts.both.symptoms import Flavour
 from remote_scripts.notes.handover import need_rest
 from remote_scripts.nvidia import driver, driver_installer, driver_modules, replaced
 from remote_scripts.nvidia.choice import ENGINES, Choice, Way
 from remote_scripts.nvidia.driver import ASKED, FAMILY, LAYER, PINS, Source
 from remote_scripts.nvidia.driver_installer import DOWNLOADS
 from remote_scripts.nvidia.nvidia import Module
-from remote_scripts.tools import boot_service, kernel
+from remote_scripts.nvidia.replaced import Replaced
+from remote_scripts.tools import boot_service
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes
 
-_KEY = "/run/homelab/key"
 _PROFILE = "/etc/profile.d/homelab-cuda.sh"
 #: Cards stay initialised while nobody uses them: programs and containers come and go, and each first one would wait for
 #: seconds. NVIDIA's own daemon doesn't do that as Ubuntu packages it (--no-persistence-mode). In a container it is the
@@ -62,7 +64,7 @@ def read(system: System, wanted: Wanted) -> Said:
     if (chosen := work.fulfilled()) is not None:
         return Said(chosen=chosen, version=there, was=there)
     with work.apt.aside() as apt:
-        work.add_repositories(apt)
+        sources.add_aside(apt, wanted.repositories, wanted.files)
         return work.said(apt)[0]
 
 
@@ -106,18 +108,18 @@ class _Work(Choice):
         try:
             number, found = self.fulfilled(), Way()
             if number is None or added:
-                self._put_repositories()
+                sources.put(apt, wanted.repositories, wanted.files, (PINS,))
             if number is None:
                 number, found = self._choose()
             way = wanted.tries[number]
             files.finish()  # What is in place by now is of use to the next run, should this one fail.
-            version, source = self._bring(way, found)
+            version, source = self._bring(way.flavour or "", found)
             is_first = False
             reboot, why = self._load(version, way)
         except (Failure, OSError) as error:
             self._give_up(error, added if is_first else None)
         driver.NOTE.write(files, driver.Left(version, source, wanted.target, way.flavour or ""))
-        self._put(PINS, "" if source == "run" else self._pins(way.driver))
+        sources.put_file(self.apt, PINS, "" if source == "run" else self._pins(way.driver))
         replaced.forget(files)
         self.tidy(self._names(way))
         self._configure_cuda()
@@ -144,7 +146,8 @@ class _Work(Choice):
         """
         files, target = self._files, self._wanted.target
         boot_service.serve(self._system, PERSISTENCE, needed=False)
-        driver_installer.give_back(self.apt)
+        if self._source() == "run":
+            driver_installer.remove(self.apt)
         if target == "host":
             files.set_pending(driver_modules.INITRAMFS)
         self.apt.repair()
@@ -171,36 +174,6 @@ class _Work(Choice):
             self._files.remove("/run/cdi/nvidia.yaml")
         return kept
 
-    def _put(self, path: str, content: str) -> None:
-        if content:
-            self._files.put(LAYER, path, 0o644, f"{content.rstrip(chr(10))}\n".encode())
-        else:
-            self._files.drop(LAYER, path)
-
-    def _put_repositories(self) -> None:
-        """Also files of apt's. What an earlier run wrote, and isn't wanted or another file has by now, goes."""
-        wanted, files, apt = self._wanted, self._files, self.apt
-        others = {repository.url: apt.file_of(repository.url) for repository in wanted.repositories}
-        own = [one for one in wanted.repositories if others[one.url] in ("", one.list_file)]
-        kept = {PINS, *(path for one in own for path in (one.list_file, one.keyring)), *(f.path for f in wanted.files)}
-        for path in files.of_layer(LAYER):
-            if path.startswith(("/etc/apt/", "/usr/share/keyrings/")) and path not in kept:
-                files.drop(LAYER, path)
-        for file in wanted.files:
-            self._put(file.path, file.content)
-        for repository in own:
-            self._take_key(repository.key_url, repository.keyring, repository.list_file, repository.line.strip())
-            self._put(repository.list_file, repository.line)
-
-    def _take_key(self, url: str, path: str, list_file: str, line: str) -> None:
-        """Fetches it, unless it lies there, and belongs to this very line."""
-        states = self._files.of_layer(LAYER)
-        if states.get(path) == states.get(list_file) == "ok" and self._files.text(list_file).strip() == line:
-            return
-        self.apt.fetch(url, _KEY)
-        self._files.put(LAYER, path, 0o644, self._files.need(_KEY) or b"")
-        self._files.remove(_KEY)
-
     def _choose(self) -> tuple[int, Way]:
         """By what apt says now.
 
@@ -221,15 +194,15 @@ class _Work(Choice):
             self._system.log.say(f"passed over: {reason}")
         if said.way_back is False:
             self._system.log.say(f"note: {self._was} can't be put back if {said.version} fails: no repository has it")
-        elif said.way_back and not replaced.noted(self._files):
-            replaced.note(self._files, replaced.there(apt))
+        elif said.way_back:
+            replaced.note(apt)
         return said.chosen, found
 
-    def _bring(self, way: Try, found: Way) -> tuple[str, Source]:
+    def _bring(self, flavour: Flavour | Literal[""], found: Way) -> tuple[str, Source]:
         """Packages, libraries, and modules for each kernel; returns the version, and whose it is."""
         system, files, wanted, apt = self._system, self._files, self._wanted, self.apt
-        if found.version:
-            self._put(PINS, found.pins)
+        if found.words or found.run:
+            sources.put_file(self.apt, PINS, found.pins)
             files.finish()
             needs_initramfs = wanted.target == "host" or (wanted.target == "vm" and driver.holder(system))
             if needs_initramfs and any(map(FAMILY.search, found.words)):
@@ -246,7 +219,7 @@ class _Work(Choice):
                 driver_installer.run(apt, found.run, wanted.target)
         version = driver.library_version(system)
         for release in self._kernels():
-            driver_modules.build(apt, Module(version, way.flavour or ""), release)
+            driver_modules.build(apt, Module(version, flavour), release)
         source = self._source()
         if source != "run":  # the packages have one of their own
             driver_modules.drop_blacklist(apt)
@@ -276,7 +249,7 @@ class _Work(Choice):
         """A login finds its compiler; what that says is verified (homelab/nvidia/verification.py)."""
         comment = "# Written by homelab, which takes it away again (pulumi destroy)."
         path = f"PATH={self._wanted.nvcc.rpartition('/')[0]}${{PATH:+:$PATH}}"
-        self._put(_PROFILE, f"{comment}\n{path}" if self._wanted.cuda else "")
+        sources.put_file(self.apt, _PROFILE, f"{comment}\n{path}" if self._wanted.cuda else "")
 
     # What fails.
 
@@ -285,10 +258,10 @@ class _Work(Choice):
 
         :param added: what the layer had added before this run, where that was to bring the first driver.
         """
-        reason, packages, now = self._undone(error), replaced.noted(self._files), ""
+        reason, old, now = self._undone(error), replaced.noted(self._files), ""
         try:
-            if packages:
-                now = f"The driver {self._put_back(packages)} is back."
+            if old:
+                now = f"The driver {self._put_back(old)} is back."
             elif added is not None and (self.apt.records().keys() - added or driver_installer.is_there(self._system)):
                 self.apt.tidy(added) if added else self.take_back()
                 now = "What had come is gone again, with its logs."
@@ -300,35 +273,23 @@ class _Work(Choice):
             now = f"What was there before can't be put back: {failed.wanted}; found: {failed.found}; {failed.next}."
         raise reason.but(next=f"{reason.next} ({now})" if now else reason.next) from error
 
-    def _put_back(self, packages: Sequence[replaced.Package]) -> str:
-        """The driver from before, by its packages' names, with modules for each kernel; returns its version. Pins hold
-        it: those of the settings would have an owner's own upgrade bring what has failed.
+    def _put_back(self, old: Replaced) -> str:
+        """The driver from before, by its packages' names; returns its version. Pins hold it: those of the settings
+        would have an owner's own upgrade bring what has failed.
 
         :raises Failure: it can't be had; the next run tries the wanted one again.
         """
-        system, files, apt, target = self._system, self._files, self.apt, self._wanted.target
-        system.log.say("putting back the driver from before")
-        driver_installer.remove(apt)
-        apt.repair()
-        names = {one.name for one in packages}
+        apt, names = self.apt, {one.name for one in old.packages}
+        self._system.log.say("putting back the driver from before")
         came = [name for name in apt.installed().present if FAMILY.search(name) and name not in names]
-        pins = [f"Package: {one.name}\nPin: version {one.version}\nPin-Priority: 1001\n" for one in packages]
-        self._put(PINS, "\n".join(pins))
-        files.finish()
-        if target == "host":
-            files.set_pending(driver_modules.INITRAMFS)
         gone = [f"{name}-" for name in came if not apt.of_others([name])]
-        apt.install([*(one.word for one in packages), *gone], may_remove=FAMILY)
+        words = [f"{one.name}={one.version}" for one in old.packages]
+        pins = [f"Package: {one.name}\nPin: version {one.version}\nPin-Priority: 1001\n" for one in old.packages]
+        version, _ = self._bring(old.driver.flavour, Way("\n".join(pins), (*words, *gone)))
         for mark in ("auto", "manual"):
-            apt.mark(mark, [one.name for one in packages if one.mark == mark])
+            apt.mark(mark, [one.name for one in old.packages if one.mark == mark])
         apt.settle()
-        version = driver.library_version(system)
-        built = driver.module(system, kernel.running(system)) if self._kernels() else Module()
-        for release in self._kernels():
-            driver_modules.build(apt, Module(version, self._left.flavour or built.flavour), release)
-        driver_modules.drop_blacklist(apt)
-        driver_modules.renew_initramfs(apt, target)
-        replaced.forget(files)
+        replaced.forget(self._files)
         return version
 
     def _undone(self, error: Failure | OSError) -> Failure:

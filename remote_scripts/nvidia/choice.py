@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from remote_scripts.apt.apt import Apt
 from remote_scripts.apt.asked import AskedApt
 from remote_scripts.apt.packages import Plan
 from remote_scripts.boot import boot
-from remote_scripts.both.nvidia_packages import Repository, Said, Try, Wanted
+from remote_scripts.both.nvidia_packages import Said, Try, Wanted
 from remote_scripts.both.software import Installer
 from remote_scripts.nvidia import driver, driver_installer, replaced
 from remote_scripts.nvidia.driver import FAMILY, LAYER, PINS
@@ -126,16 +125,6 @@ class Choice:
 
     # What apt would do.
 
-    def add_repositories(self, apt: AskedApt) -> None:
-        """The repositories, and further pins, for an apt aside; their lists are fetched.
-
-        :raises Failure: one can't be had.
-        """
-        for file in self._wanted.files:
-            if "/preferences.d/" in file.path:
-                apt.pin(file.path.rpartition("/")[2], file.content)
-        add_repositories(apt, self._wanted.repositories)
-
     def said(self, apt: AskedApt) -> tuple[Said, Way]:
         """What it would do, and how.
 
@@ -146,7 +135,7 @@ class Choice:
         headers, lacking = self._headers(apt)
         # Debian's headers of a newer kernel bring that.
         with_headers = {*apt.simulate_install(headers).coming} if headers else set()
-        beside = [self._resolved(apt, word) for word in (*self._beside, *headers) if not self.apt.is_whole(word)]
+        beside = [apt.resolved(word) for word in (*self._beside, *headers) if not self.apt.is_whole(word)]
         room = boot.free_on(self._system, "/usr")
         said = Said(chosen=None, was=there, room=room, lacking=lacking if staying is None else (), pins=self._pinned())
         for number, version in self._ways(there, staying):
@@ -210,7 +199,7 @@ class Choice:
         of_run = way.run is not None or (stays and driver.run_version(self._system) != "")
         pins = "" if of_run else self._pins(version)
         apt.pin(PINS.rpartition("/")[2], pins)
-        own = [] if stays else [self._resolved(apt, word) for word in way.packages]
+        own = [] if stays else [apt.resolved(word) for word in way.packages]
         # What an installer takes the place of makes way.
         present = self.apt.installed().present
         gone = [f"{name}-" for name in present if way.run and not stays and FAMILY.search(name)]
@@ -234,16 +223,6 @@ class Choice:
             against = f"apt has no {way.driver}, and leaves {by_then or 'none'}"
         return Way(pins, (*words, *gone), plan, by_then, against, None if stays else way.run)
 
-    def _resolved(self, apt: AskedApt, word: str) -> str:
-        """NAME=VERSION, of what is there or else the newest that is offered, for a NAME=PATTERN: apt takes no pattern
-        that begins with a star.
-        """
-        name, has_pattern, pattern = word.partition("=")
-        if not has_pattern:
-            return word
-        versions = [self.apt.installed().whole.get(name, ""), *apt.offered(name)[name]]
-        return f"{name}={next((version for version in versions if fnmatch.fnmatchcase(version, pattern)), pattern)}"
-
     def _pinned(self) -> tuple[str, ...]:
         """The owner's files that give versions of the driver's packages a priority."""
         folder = PINS.rpartition("/")[0]
@@ -261,17 +240,3 @@ class Choice:
         offered = apt.offered(*names)
         lacking = [kernel for name, kernel in bare.items() if not offered[name] and not self.apt.is_whole(name)]
         return [name for name in names if offered[name] or "headers" not in name], tuple(lacking)
-
-
-def add_repositories(apt: AskedApt, repositories: Sequence[Repository]) -> None:
-    """Repositories for an apt aside; their lists are fetched.
-
-    :raises Failure: one can't be had.
-    """
-    for repository in repositories:
-        key = f"{apt.folder}/{repository.keyring.rpartition('/')[2]}"
-        apt.fetch(repository.key_url, key)
-        line = repository.line.replace(repository.keyring, apt.system.files.name(key))
-        is_new = not apt.file_of(repository.url)  # asked so, the system's apt would write its cache
-        apt.add_source(repository.list_file.rpartition("/")[2], f"{line.strip()}\n", is_new=is_new)
-    apt.refresh()

@@ -51,8 +51,8 @@ def run(apt: Apt, installer: Installer, target: Target) -> None:
     system = apt.system
     arguments = [*installer.arguments, *(_clear_the_way(apt, installer, target) if target != "lxc" else ())]
     # What it puts there is ours, before it begins.
-    system.files.note(_BEGUN, b"")
     INSTALLED.write(system.files, installer)
+    system.files.note(_BEGUN, b"")
     system.log.say(f"installing NVIDIA's driver {installer.version} from its installer")
     done = _start(apt, installer.file(DOWNLOADS), *arguments)
     if done.status != 0:
@@ -126,14 +126,7 @@ def remove(apt: Apt) -> None:
         if done.status != 0:
             apt.explain(done, "what NVIDIA's installer has installed, removed", "two drivers don't go together")
         system.files.changed = True
-    system.files.remove(INSTALLED.path, _BEGUN)
-
-
-def give_back(apt: Apt) -> None:
-    """The same of what is ours alone."""
-    if apt.system.files.exists(INSTALLED.path):
-        remove(apt)
-    apt.system.files.remove(_BEGUN)  # of a run that was cut short right behind it
+    system.files.remove(_BEGUN, INSTALLED.path)
 
 
 def is_at_least(wanted: str, found: str) -> bool:

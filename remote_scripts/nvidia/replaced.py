@@ -11,6 +11,8 @@ from remote_scripts.apt.apt import Apt
 from remote_scripts.apt.asked import AskedApt
 from remote_scripts.nvidia import driver
 from remote_scripts.nvidia.driver import FAMILY
+from remote_scripts.nvidia.nvidia import Module
+from remote_scripts.tools import kernel
 from remote_scripts.tools.files import HOME, Files
 from remote_scripts.tools.notes import Note
 
@@ -28,17 +30,15 @@ class Package:
     version: str
     mark: Literal["auto", "manual"]
 
-    @property
-    def word(self) -> str:
-        """As apt is asked for it."""
-        return f"{self.name}={self.version}"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Replaced:
-    """What is noted. `phase`: of version 2.0.0; "tried": the new driver was installed, and waited for its boot."""
+    """What is noted. `driver`: its module; `phase`: of version 2.0.0; "tried": the new driver was installed, and waited
+    for its boot.
+    """
 
-    RETIRED: ClassVar = frozenset(("driver", "kernels", "left", "loaded", "worked", "new", "wanted"))
+    RETIRED: ClassVar = frozenset(("kernels", "left", "loaded", "worked", "new", "wanted"))
+    driver: Module = Module()
     packages: tuple[Package, ...] = ()
     phase: Literal["", "trying", "back", "tried"] = ""
 
@@ -46,13 +46,13 @@ class Replaced:
 _NOTE = Note(f"{_FOLDER}/kept", Replaced)
 
 
-def noted(files: Files) -> tuple[Package, ...]:
-    """The packages of the driver that is being replaced; none: no update is under way.
+def noted(files: Files) -> Replaced | None:
+    """The driver that is being replaced; None: no update is under way.
 
     :raises OSError: the note can't be read.
     """
-    note = _NOTE.read(files) or Replaced()
-    return note.packages if note.phase != "tried" else ()
+    note = _NOTE.read(files)
+    return note if note and note.phase != "tried" else None
 
 
 def is_open(files: Files) -> bool:
@@ -63,13 +63,6 @@ def is_open(files: Files) -> bool:
     return _NOTE.read(files) is not None or files.exists(_GIVEN_UP)
 
 
-def there(apt: Apt) -> tuple[Package, ...]:
-    """The driver's packages that are wholly installed."""
-    manual = apt.marked("manual")
-    whole = sorted((name, version) for name, version in apt.installed().whole.items() if FAMILY.search(name))
-    return tuple(Package(name, version, "manual" if name in manual else "auto") for name, version in whole)
-
-
 def can_be_had(apt: AskedApt) -> bool:
     """Whether the repositories still have the driver that is there."""
     family = {name: version for name, version in apt.installed().whole.items() if FAMILY.search(name)}
@@ -77,9 +70,18 @@ def can_be_had(apt: AskedApt) -> bool:
     return not driver.run_version(apt.system) and all(version in offered[name] for name, version in family.items())
 
 
-def note(files: Files, packages: tuple[Package, ...]) -> None:
-    """Notes them."""
-    _NOTE.write(files, Replaced(packages=packages))
+def note(apt: Apt) -> None:
+    """Notes the driver that is there, unless one is noted already: then what is there is half of an update."""
+    if noted(apt.system.files):
+        return
+    manual = apt.marked("manual")
+    packages = tuple(
+        Package(name, version, "manual" if name in manual else "auto")
+        for name, version in sorted(apt.installed().whole.items())
+        if FAMILY.search(name)
+    )
+    module = driver.module(apt.system, kernel.running(apt.system))
+    _NOTE.write(apt.system.files, Replaced(driver=module, packages=packages))
 
 
 def forget(files: Files) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from remote_scripts.both.nvidia_packages import Repository, Try, Wanted
+from remote_scripts.both.apt import Repository
+from remote_scripts.both.nvidia_packages import Try, Wanted
 from remote_scripts.both.software import Installer, Software
 from remote_scripts.both.symptoms import Context, Flavour, Target
 from remote_scripts.tools.system import System

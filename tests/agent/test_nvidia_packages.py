@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 import pytest
 
 from remote_scripts.both import nvidia_index as index
-from remote_scripts.both.nvidia_packages import Answer, AptFile, Said, Wanted
+from remote_scripts.both.apt import AptFile
+from remote_scripts.both.nvidia_packages import Answer, Said, Wanted
 from remote_scripts.both.symptoms import Context
 from remote_scripts.layers import nvidia_index, nvidia_packages
 from remote_scripts.nvidia import replaced
