@@ -118,7 +118,6 @@ class _Work(Choice):
             reboot, why = self._load(version, way)
         except (Failure, OSError) as error:
             self._give_up(error, added if is_first else None)
-        driver.NOTE.write(files, driver.Left(version, source, wanted.target, way.flavour or ""))
         sources.put_file(self.apt, PINS, "" if source == "run" else self._pins(way.driver))
         replaced.forget(files)
         self.tidy(self._names(way))
@@ -224,6 +223,7 @@ class _Work(Choice):
         if source != "run":  # the packages have one of their own
             driver_modules.drop_blacklist(apt)
         driver_modules.renew_initramfs(apt, wanted.target)
+        driver.NOTE.write(files, driver.Left(version, source, wanted.target, flavour))
         return version, source
 
     def _source(self) -> Source:

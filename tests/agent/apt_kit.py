@@ -224,10 +224,6 @@ _SCRIPTS = {
     '[ -e "$HOMELAB_ROOT/fails/load-$v" ] && { echo "modprobe: ERROR: could not insert nvidia: No such device"; exit 1; }\n'
     '[ "$k" = open ] && k="Open Kernel Module for x86_64" || k="x86_64 Kernel Module"\n'
     'mkdir -p "$p"; echo "NVRM version: NVIDIA UNIX $k  $v  Release Build" >"$p/version"',
-    "rmmod": 'rm -f "$HOMELAB_ROOT/proc/driver/nvidia/version"',
-    "lsmod": 'echo Module Size Used by; [ -e "$HOMELAB_ROOT/proc/driver/nvidia/version" ] || exit 0\n'
-    '[ -e "$HOMELAB_ROOT/fails/in-use" ] && echo nvidia 1 1 || echo nvidia 1 0',
-    "nvidia-smi": 'read a b <"$HOMELAB_ROOT/proc/driver/nvidia/version" || exit 9\nfor v in $b; do [ -e "$HOMELAB_ROOT/fails/smi-$v" ] && exit 9; done; exit 0',
     "systemctl": '[ "$1" = is-active ] && exit 3; exit 0',
     "update-initramfs": '[ -e "$HOMELAB_ROOT/fails/initramfs" ] && exit 0; for k in "$HOMELAB_ROOT"/boot/vmlinuz-*; do echo made >>"$HOMELAB_ROOT/boot/initrd.img-${k##*vmlinuz-}"; done',
     "dmesg": "exit 0",

@@ -65,7 +65,6 @@ class Machine:
             "modprobe": self._modprobe,
             "find": lambda _a, _i: 0,
             "dmesg": lambda _a, _i: "",
-            "nvidia-smi": lambda _a, _i: "GPU 0: NVIDIA A2\n",
             "systemctl": lambda a, _i: "no\n" if a[0] == "show" else 3 if a[0] == "is-active" else 0,
             "update-initramfs": self._initramfs,
             "env": self._env,
