@@ -14,7 +14,6 @@ is used, and no second entry is written: apt refuses two with different keyrings
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, NoReturn
 
 from remote_scripts.apt import sources
@@ -33,6 +32,7 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes
 
 _PROFILE = "/etc/profile.d/homelab-cuda.sh"
+_COMMENT = "# Written by homelab, which takes it away again (pulumi destroy)."
 #: Cards stay initialised while nobody uses them: programs and containers come and go, and each first one would wait for
 #: seconds. NVIDIA's own daemon doesn't do that as Ubuntu packages it (--no-persistence-mode). In a container it is the
 #: host's business.
@@ -120,8 +120,10 @@ class _Work(Choice):
             self._give_up(error, added if is_first else None)
         sources.put_file(self.apt, PINS, "" if source == "run" else self._pins(way.driver))
         replaced.forget(files)
-        self.tidy(self._names(way))
-        self._configure_cuda()
+        self.tidy(way)
+        # A login finds its compiler; what that says is verified (homelab/nvidia/verification.py).
+        path = f"PATH={wanted.nvcc.rpartition('/')[0]}${{PATH:+:$PATH}}"
+        sources.put_file(apt, _PROFILE, f"{_COMMENT}\n{path}" if wanted.cuda else "")
         files.note(ASKED, f"{wanted.digest}\n".encode())
         apt.note_step()
         files.finish()
@@ -157,18 +159,16 @@ class _Work(Choice):
         driver_modules.renew_initramfs(self.apt, target)
         return kept
 
-    def _names(self, way: Try) -> tuple[str, ...]:
-        """Of all that is wanted by hand. An engine that came has an owner's images and volumes by now: it stays until
-        all is taken back.
+    def tidy(self, way: Try | None = None) -> list[str]:
+        """As of `Apt.tidy`; without a way nothing is wanted. An engine that came has an owner's images and volumes by
+        now: it stays until all is taken back. The specification that the toolkit's service has made means nothing
+        without it.
         """
         wanted = self._wanted
-        words = (*way.packages, *wanted.beside, *wanted.headers, *ENGINES)
-        return tuple(word.partition("=")[0] for word in words)
-
-    def tidy(self, wanted: Sequence[str] = ()) -> list[str]:
-        """As of `Apt.tidy`; the specification that the toolkit's service has made means nothing without it."""
+        words = (*way.packages, *wanted.beside, *wanted.headers, *ENGINES) if way else ()
         has_engine = not ENGINES.keys().isdisjoint(self.apt.installed().present)
-        kept = self.apt.tidy(wanted, recommends=self._wanted.recommends or has_engine)
+        names = {word.partition("=")[0] for word in words}
+        kept = self.apt.tidy(names, recommends=wanted.recommends or has_engine)
         if not self._files.exists("/usr/bin/nvidia-ctk"):
             self._files.remove("/run/cdi/nvidia.yaml")
         return kept
@@ -244,12 +244,6 @@ class _Work(Choice):
             if done.status != 0:
                 self._system.log.say(f"note: {PERSISTENCE.name}.service doesn't start now: {done.text}")
         return reboot, why
-
-    def _configure_cuda(self) -> None:
-        """A login finds its compiler; what that says is verified (homelab/nvidia/verification.py)."""
-        comment = "# Written by homelab, which takes it away again (pulumi destroy)."
-        path = f"PATH={self._wanted.nvcc.rpartition('/')[0]}${{PATH:+:$PATH}}"
-        sources.put_file(self.apt, _PROFILE, f"{comment}\n{path}" if self._wanted.cuda else "")
 
     # What fails.
 

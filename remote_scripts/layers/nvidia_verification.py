@@ -202,32 +202,26 @@ class _Verification:
             return self._in_engine(engine, capabilities, command)
         return self._in_k3s(capabilities, command)
 
-    def _options(self, engine: str) -> list[str] | Done:
+    def _options(self, engine: str) -> tuple[str, ...]:
         """How the engine is told to give the cards. docker takes CDI names from 25 on, and all by itself from 28.3 on;
-        before, the toolkit's runtime does. Or what `docker --version` ended with.
+        before, the toolkit's runtime does.
         """
         if engine == "podman":
-            return ["--device", "nvidia.com/gpu=all", "--security-opt", "label=disable"]
-        done = self.run("docker", "--version")
-        number = re.search(r"[0-9]+", done.text)
-        if done.status:
-            return done
+            return "--device", "nvidia.com/gpu=all", "--security-opt", "label=disable"
         if not self.wanted.cdi:
-            return ["--runtime=nvidia", "--gpus", "all"]
+            return "--runtime=nvidia", "--gpus", "all"
+        number = re.search(r"[0-9]+", self.run("docker", "--version").text)
         if number and int(number[0]) >= 25:
-            return ["--device", "nvidia.com/gpu=all"]
-        return ["--runtime=nvidia", "-e", "NVIDIA_VISIBLE_DEVICES=all"]
+            return "--device", "nvidia.com/gpu=all"
+        return "--runtime=nvidia", "-e", "NVIDIA_VISIBLE_DEVICES=all"
 
     def _in_engine(self, engine: str, capabilities: str, command: list[str]) -> Done:
-        options = self._options(engine)
-        if isinstance(options, Done):
-            return options
         image = self.wanted.image
         inspected = self.run(engine, "image", "inspect", image)
         # Also where that can't be told it ends with an error.
         was_missing = inspected.status != 0 and _NO_IMAGE.search(inspected.output + inspected.error)
         self.run(engine, "rm", "-f", _CONTAINER)  # of a run that was killed
-        given = ("-e", f"NVIDIA_DRIVER_CAPABILITIES={capabilities}", *options)
+        given = ("-e", f"NVIDIA_DRIVER_CAPABILITIES={capabilities}", *self._options(engine))
         done = self.run(engine, "run", "--rm", "--name", _CONTAINER, *given, image, *command)
         if done.status >= TIMED_OUT:
             self.system.run.ask(engine, "rm", "-f", _CONTAINER)

@@ -63,9 +63,13 @@ def is_open(files: Files) -> bool:
     return _NOTE.read(files) is not None or files.exists(_GIVEN_UP)
 
 
+def _family(apt: AskedApt) -> dict[str, str]:
+    return {name: version for name, version in sorted(apt.installed().whole.items()) if FAMILY.search(name)}
+
+
 def can_be_had(apt: AskedApt) -> bool:
     """Whether the repositories still have the driver that is there."""
-    family = {name: version for name, version in apt.installed().whole.items() if FAMILY.search(name)}
+    family = _family(apt)
     offered = apt.offered(*family)
     return not driver.run_version(apt.system) and all(version in offered[name] for name, version in family.items())
 
@@ -76,9 +80,7 @@ def note(apt: Apt) -> None:
         return
     manual = apt.marked("manual")
     packages = tuple(
-        Package(name, version, "manual" if name in manual else "auto")
-        for name, version in sorted(apt.installed().whole.items())
-        if FAMILY.search(name)
+        Package(name, version, "manual" if name in manual else "auto") for name, version in _family(apt).items()
     )
     module = driver.module(apt.system, kernel.running(apt.system))
     _NOTE.write(apt.system.files, Replaced(driver=module, packages=packages))
