@@ -33,6 +33,7 @@ def fetch(apt: Apt, installer: Installer) -> str:
     apt.system.log.say(f"downloading {installer.url}")
     done = apt.download(installer.url, path, installer.sha256)
     if done.status != 0:
+        apt.system.files.remove(f"{path}.FAILED")  # apt's name of another file than the wanted one
         apt.explain(
             done,
             installer.url,

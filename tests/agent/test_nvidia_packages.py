@@ -528,6 +528,7 @@ def test_an_installer_with_another_checksum_isnt_run_and_the_old_driver_stays(ol
     before = old.versions()
     wanted = replace(old.wanted(OLD, "host"), tries=(replace(way, run=replace(way.run, sha256="0" * 64)),))
     assert "Hash Sum mismatch" in refusal(old, wanted).found
+    assert not (old.root / "var/lib/homelab/downloads").exists()
     assert {name: old.versions().get(name) for name in before} == before
 
 
