@@ -118,7 +118,7 @@ class _Work(Choice):
             reboot, why = self._load(version, way)
         except (Failure, OSError) as error:
             self._give_up(error, added if is_first else None)
-        sources.put_file(self.apt, PINS, "" if source == "run" else self._pins(way.driver))
+        sources.put_file(apt, PINS, "" if source == "run" else self._pins(way.driver))
         replaced.forget(files)
         self.tidy(way)
         # A login finds its compiler; what that says is verified (homelab/nvidia/verification.py).
@@ -201,7 +201,7 @@ class _Work(Choice):
         """Packages, libraries, and modules for each kernel; returns the version, and whose it is."""
         system, files, wanted, apt = self._system, self._files, self._wanted, self.apt
         if found.words or found.run:
-            sources.put_file(self.apt, PINS, found.pins)
+            sources.put_file(apt, PINS, found.pins)
             files.finish()
             needs_initramfs = wanted.target == "host" or (wanted.target == "vm" and driver.holder(system))
             if needs_initramfs and any(map(FAMILY.search, found.words)):
@@ -253,6 +253,7 @@ class _Work(Choice):
         :param added: what the layer had added before this run, where that was to bring the first driver.
         """
         reason, old, now = self._undone(error), replaced.noted(self._files), ""
+        self._system.work.extend(self._wanted.software.install_seconds)
         try:
             if old:
                 now = f"The driver {self._put_back(old)} is back."

@@ -351,6 +351,16 @@ def test_a_driver_that_no_repository_has_any_more_has_no_way_back_and_is_updated
         (nvidia.folder / "Packages").write_text(text)
 
 
+def test_a_way_back_has_the_time_of_an_installation(old: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What failed may have taken all that the step has."""
+    old.fail(f"postinst-{LATER}")
+    system, given = old.system(), list[float]()
+    monkeypatch.setattr(system.work, "extend", given.append)
+    with pytest.raises(Failure, match="is back"):
+        nvidia_packages.apply(system, old.wanted("595", "host"))
+    assert given[0] == SOFTWARE.install_seconds
+
+
 def test_a_way_back_that_fails_is_said_and_the_next_run_goes_on(old: Machine) -> None:
     old.fail(f"build-{LATER}-{KERNELS[0]}", f"postinst-{OLD}")
     failed = refusal(old, old.wanted("595", "host"))
