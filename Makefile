@@ -143,10 +143,13 @@ clean: ## stop the labs and remove everything made here, also the engine's cache
 	@echo "making .venv, once"
 	@$(PYTHON) -m venv .venv
 
-# $(call install,FILES,WHO): pip, with a line every five seconds that says how far it is. All FILES up to then, so that it can count.
+# $(call install,FILES,WHO): pip, with a line every five seconds that says how far it is. All FILES up to then, so that it can count. pip takes a
+# package out before it puts a newer one in, and some were there before.
 define install
 @echo "installing what $(2) into .venv ($(lastword $(1))), once"
-@while sleep 5 >/dev/null 2>&1; do echo "  $$(ls .venv/lib/*/site-packages | grep -c dist-info) of some $$(cat $(1) | grep -c ==) packages, $$SECONDS s"; done & \
+@all=$$(cat $(1) | grep -c ==); most=0; while sleep 5 >/dev/null 2>&1; do \
+    now=$$(ls .venv/lib/*/site-packages | grep -c dist-info); most=$$((now > most ? now : most)); \
+    echo "  $$((most < all ? most : all)) of at most $$all packages, $$SECONDS s"; done & \
   ticker=$$!; $(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes $(patsubst %,-r %,$(1)) & \
   pip=$$!; trap "kill $$ticker $$pip 2>/dev/null" EXIT; wait $$pip
 endef

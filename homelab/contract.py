@@ -75,7 +75,7 @@ def consumed(stack: str, values: Mapping[str, object]) -> Outputs:
             for problem in error.errors(include_url=False)
         ]
         raise HomelabError(
-            wanted=f"the outputs of {stack} as version {VERSION} has them (docs/outputs.schema.json)",
+            wanted=f"the outputs of {stack} as version {VERSION} has them (docs/outputs.md)",
             found="\n        ".join(problems),
             why="this program would work with half of what it has to know",
             next=f"run `pulumi up` in {stack} with this checkout of homelab",

@@ -3,7 +3,7 @@
 A host's names, logs and errors may have any bytes: escape sequences that recolour or overwrite the screen, a carriage
 return that hides the text before it, marks that turn the direction of writing. `HomelabError` cleans its parts; all
 other output goes through `tell`, or through `clean` where it isn't printed. The agent cleans its own messages and logs
-(remote_scripts/tools/text.py). An installed package has no docs folder: a page of it is named by its address.
+(remote_scripts/tools/text.py). Who installed the package has no docs folder: a page is named by what shows it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,6 @@ import sys
 from pathlib import Path
 from typing import Protocol, TextIO
 
-from homelab.later import later
-
-metadata = later("importlib.metadata")  # 30 ms
-
 # ECMA-48: control sequences (colours, cursor), strings that end in BEL or ST (titles, links), and the shorter ones.
 _SEQUENCE = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
@@ -31,34 +27,18 @@ _SEQUENCE = re.compile(
 _UNSAFE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
-# What a clone has beside the package: a page, a schema, an example; not within an address.
-_DOCUMENT = re.compile(r"(?<![\w/])(?:docs|examples)/[a-z_/-]+\.(?:md|yaml|(schema\.json))\b")
+# A page or an example, where a clone has it.
+_DOCUMENT = re.compile(r"(?<![\w/])(?:docs|examples)/(?:[a-z_]+/)*([a-z_-]+)\.(?:md|yaml)\b(#[\w-]+)?")
 _IN_A_CLONE = Path(__file__).resolve().parents[1].joinpath("docs", "config.schema.json").is_file()
 
 
 def clean(text: str) -> str:
     """The text with escape sequences taken out, carriage returns as line ends, each other unsafe character as its
-    number, and documents where they are (`by_address`).
+    number, and each document (`docs/settings.md`) as the command that shows it, where its path leads nowhere.
     """
     plain = _SEQUENCE.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
     safe = _UNSAFE.sub(_visible, plain)
-    if _IN_A_CLONE or not _DOCUMENT.search(safe):
-        return safe
-    try:
-        package = metadata.metadata("homelab-gpu")
-    except metadata.PackageNotFoundError:  # a copy of the package alone
-        return safe
-    return by_address(safe, package["Project-URL"].rpartition(" ")[2], package["Version"])
-
-
-def by_address(text: str, repository: str, version: str) -> str:
-    """The text with each document (`docs/settings.md`) as its web address.
-
-    :param repository: its address, as the installed package names it (pyproject.toml).
-    :param version: of the package, which decides on the documents' version.
-    """
-    ref = "main" if "dev" in version else f"v{version}"
-    return _DOCUMENT.sub(lambda found: f"{repository}/{'raw' if found[1] else 'blob'}/{ref}/{found[0]}", text)
+    return safe if _IN_A_CLONE else _DOCUMENT.sub(r"`homelab docs \1\2`", safe)
 
 
 def _visible(match: re.Match[str]) -> str:

@@ -13,7 +13,7 @@ from sphinx.application import Sphinx
 from homelab import __version__
 
 _HERE = Path(__file__).parent
-_REPOSITORY = tomllib.loads((_HERE.parents[1] / "pyproject.toml").read_text("utf-8"))["project"]["urls"]["Repository"]
+_URLS = tomllib.loads((_HERE.parents[1] / "pyproject.toml").read_text("utf-8"))["project"].get("urls", {})
 
 project = "homelab"
 extensions = ["myst_parser"]
@@ -27,9 +27,9 @@ html_theme = "furo"
 html_static_path = ["static"]
 html_css_files = ["wide.css"]
 html_title = f"homelab {__version__}"
-# Below each page: where it comes from.
-_FOOTER = {"name": "Repository", "url": _REPOSITORY, "html": f"homelab {__version__}, {_REPOSITORY}", "class": ""}
-html_theme_options = {"footer_icons": [_FOOTER]}
+# Below each page: where it comes from, where that is known.
+_FOOTER = [{"name": name, "url": at, "html": f"homelab {__version__}, {at}", "class": ""} for name, at in _URLS.items()]
+html_theme_options = {"footer_icons": _FOOTER}
 html_extra_path = ["index.html"]
 html_copy_source = False
 html_show_sphinx = False

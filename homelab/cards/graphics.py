@@ -97,8 +97,8 @@ def rom_remarks(facts: HostFacts, name: str, slot: str, *, has_file: bool) -> It
     if display.address == INTEGRATED and display.vendor == INTEL:
         yield (
             f"gpus.{name}: processor graphics have no ROM for UEFI of their own: the VM shows nothing on them until "
-            "its system's driver starts (up to Comet Lake, legacy-igd=1 in a hostpci line of your own changes that; "
-            "takeOver keeps it)"
+            "its system's driver starts (up to Comet Lake, legacy-igd=1 in a hostpci line of your own and machine: pc "
+            "change that; takeOver keeps it)"
         )
     elif display.boot_vga or any(row.has(display) and not row.own_rom for row in unfit.rows()):
         yield (

@@ -26,6 +26,7 @@ _COMMANDS = {
     "doctor": "finds what is wrong with hosts, VMs and containers, and says what to do; doctor log: what apt, DKMS and "
     "their like printed there",
     "show": "shows who has which card, now and after the next `pulumi up`",
+    "docs": "shows the pages and examples of this version, which messages name",
     "report": "writes a file about what works on your hardware, for others to read; no addresses, names or keys",
 }
 

@@ -27,7 +27,7 @@ from homelab import template
 
 template.run_program()
 '''
-# The schema only from a clone: an installed package names its address.
+# An editor finds the schema beside the settings, whose first line names it.
 _COPIED = ("docs/config.schema.json", "provider/*")
 
 

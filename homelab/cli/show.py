@@ -7,14 +7,19 @@ be read.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 from homelab.cli import stack_options
+from homelab.contract import VERSION, without_nulls
 from homelab.findings import Finding
+from homelab.judged import text as plan_text
 from homelab.judged.tree import Settings
 from homelab.reading import planning
 from homelab.show import reading, terminal, traits, tree
 from homelab.show.cards import ShownGuest
+from homelab.text import clean
 
 WELL = 0
 
@@ -26,6 +31,8 @@ def parser() -> argparse.ArgumentParser:
     )
     stack_options.add(parser)
     parser.add_argument("--host", help="show only this host of the settings")
+    parser.add_argument("--json", action="store_true", help="print the same as JSON, by the names of the outputs")
+    parser.add_argument("--undo", action="store_true", help="show what `pulumi destroy` undoes instead")
     return parser
 
 
@@ -34,10 +41,15 @@ def trees(arguments: argparse.Namespace) -> list[tree.TreeNode]:
 
     :raises HomelabError: the configuration or a host can't be read.
     """
+    return [of_host(wanted) for wanted in _hosts(arguments)]
+
+
+def _hosts(arguments: argparse.Namespace) -> list[Settings]:
+    # What the settings want of each host.
     file = stack_options.read(arguments)
     settings, stack = file.guests(), stack_options.noted(arguments, file)
     hosts = [file.host(name, arguments.identity) for name in file.asked(arguments.host)]
-    return [of_host(Settings(name, host, *settings.guests_on(name), stack)) for name, host in hosts]
+    return [Settings(name, host, *settings.guests_on(name), stack) for name, host in hosts]
 
 
 def of_host(wanted: Settings) -> tree.TreeNode:
@@ -53,16 +65,29 @@ def of_host(wanted: Settings) -> tree.TreeNode:
         cards = reading.planned(current, judged)
         files = list(dict.fromkeys(file.named for file in judged.files))
         steps, beside = [*(files or judged.host.steps), *judged.of_reboot], reading.beside([*current, *cards], judged)
-    title = f"{wanted.name} ({host.address}): {facts.kernel}, Proxmox VE {facts.pve or 'not found'}"
-    refused = (f"`pulumi up` refuses: wanted: {one.wanted}; found: {one.found}" for one in Finding.of(*refusals))
-    notes = [*refused, *judged.unread, *judged.told_host.met, *(one.said for one in facts.owed if not one.is_lost)]
-    return tree.of_host(
-        f"{title}{facts.cluster.described}", current, cards, traits.of_host(facts), steps, notes, beside
-    )
+    proxmox = f"Proxmox VE {facts.pve or 'not found'}{facts.cluster.described}"
+    title = f"{wanted.name} ({host.address}): {facts.kernel}, {proxmox}"
+    refused = Finding.of(*refusals)
+    notes = [*judged.unread, *judged.told_host.met, *(one.said for one in facts.owed if not one.is_lost)]
+    reboot = judged.reboot.reboot if judged.reboot and not refusals else "no"
+    system = {"host": wanted.name, "node": host.node_name, "kernel": facts.kernel, "pve": facts.pve}
+    data = {**system, "reboot": reboot, "refusals": [one.parts() for one in refused], "notes": notes}
+    told = [f"`pulumi up` refuses: wanted: {one.wanted}; found: {one.found}" for one in refused] + notes
+    shown = tree.of_host(title, current, cards, traits.of_host(facts), steps, told, beside)
+    return replace(shown, data=data)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    print(terminal.text(trees(parser().parse_args(argv))), end="")
-    print(f"{tree.LEGEND} What has no mark stays.")
+    arguments = parser().parse_args(argv)
+    if arguments.undo:
+        print(clean("\n".join(plan_text.of_undone(planning.undone(wanted)) for wanted in _hosts(arguments))))
+        return WELL
+    shown = trees(arguments)
+    if arguments.json:
+        hosts = {str(one.data["host"]): without_nulls(one.values()) for one in shown}
+        print(json.dumps({"version": VERSION, "hosts": hosts}, indent=2))
+    else:
+        print(terminal.text(shown), end="")
+        print(f"{tree.LEGEND} What has no mark stays.")
     return WELL

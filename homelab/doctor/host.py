@@ -25,12 +25,11 @@ def diagnose(reading: Reading, tree: Tree) -> Report:
     facts, host = reading.facts, tree.wanted.host
     slots = {name: card["slot"] for name, card in tree.want.gpus.items()}
     shown_slots = sorted({one.slot for one in facts.display_devices if one.is_nvidia} | set(slots.values()))
-    of_host = [*tree.mappings.values(), *tree.leaving.values()]
-    judged = [tree.told_host, *map(tree.told, of_host)]
-    # Of all of NVIDIA's: what its driver says of a card may be about another one that the settings don't have.
+    judged = [tree.told_host, *map(tree.told, [*tree.mappings.values(), *tree.leaving.values()])]
+    # Of all: the kernel may say something of a card that the settings don't have.
     names = {slot: f"gpus.{name}" for name, slot in slots.items()}
-    named_slots = {names.get(slot, slot): slot for slot in shown_slots}
-    of_log, remarks = logs.of_kernel(reading, named_slots, for_vms=host.gives_cards)
+    asked = sorted({one.slot for one in facts.display_devices} | names.keys())
+    of_log, remarks = logs.of_kernel(reading, {names.get(slot, slot): slot for slot in asked}, for_vms=host.gives_cards)
     findings = [one for part in judged for one in part.findings]
     findings += Finding.of(*(one for one in tree.refusals if one in tree.others), turn=Turn.REFUSED)
     findings += installed(reading, tree)

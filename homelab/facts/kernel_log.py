@@ -159,9 +159,11 @@ def troubles(facts: HostFacts, node: str, cards: Mapping[str, Collection[str]], 
         device = next((facts.by_address[address] for address in functions if address in facts.by_address), None)
         narrow = "narrow-link" if facts.narrow_link(functions) else None
         context = Context(name, "host", bound=device.driver if device else None, known=narrow)
-        # NVIDIA's driver doesn't have a card that is on vfio-pci: its messages without an address are about another.
-        drivers += [context.bound] if context.bound != "vfio-pci" else []
-        of_driver = recognise(of_it, context, nameless if context.bound != "vfio-pci" else "")
+        # NVIDIA's driver has no other maker's card, and none that is on vfio-pci: its messages without an address are
+        # about another.
+        asked = device is None or (device.is_nvidia and context.bound != "vfio-pci")
+        drivers += [context.bound] if asked else []
+        of_driver = recognise(of_it, context, nameless if asked else "")
         found += stories([*of_card(facts, name, functions), *map(Trouble, of_driver)])
     found += of_host(facts, node, for_vms=with_host)
     libraries = getattr(facts.systems.get("host"), "libraries", "")

@@ -28,7 +28,7 @@ BranchText = Annotated[
 Cudnn = Annotated[Literal["9"], InWords(_WORDS), BeforeValidator(written)]
 CudaText = Annotated[
     WrittenText,
-    Text(_WORDS, r"[0-9]{1,2}\.[0-9]{1,2}(?:\.[0-9])?", 'a release ("12.8") or an update of one ("12.8.1")'),
+    Text(_WORDS, r"[0-9]{1,2}\.[0-9]{1,2}(?:\.[0-9])?", 'a release ("13.0") or an update of one ("13.0.1")'),
     BeforeValidator(_release),
 ]
 
@@ -73,7 +73,7 @@ class Nvidia(Model):
     """A branch (`"580"`), kept at its newest release, or an exact version (`"580.105.08"`). By default the first
     recommended branch that suits the cards and CUDA and that packages bring; in a container the host's version."""
     cuda: CudaText | None = None
-    """CUDA's toolkit: a release (`"12.8"`) or one of its updates (`"12.8.1"`). It never brings a driver."""
+    """CUDA's toolkit: a release (`"13.0"`) or one of its updates (`"13.0.1"`). It never brings a driver."""
     cudnn: Cudnn | None = None
     """cuDNN of a major version (`"9"`), with its headers, for the major release of `cuda`, which must be set."""
     nccl: bool = False
@@ -85,7 +85,8 @@ class Nvidia(Model):
     driver's libraries in a container of a small Ubuntu image with a pinned digest. The image is removed again if it had
     to be fetched; if it can't be fetched, `up` says that this was not checked."""
     flavour: Literal["auto", "open", "proprietary"] = "auto"
-    """Which kernel modules. `auto`: the open ones wherever cards and branch allow them."""
+    """Which kernel modules. `auto`: the open ones wherever cards and branch allow them; a driver that is there stays as
+    it is."""
     source: Literal["auto", "packages", "run"] = "auto"
     """`packages`, or `run` for NVIDIA's own installer. `auto`: packages where the repositories have the version, else
     the installer."""
@@ -121,7 +122,7 @@ class Nvidia(Model):
     def _libraries_with_cuda(self) -> Self:
         if self.cuda is None and (self.cudnn is not None or self.nccl):
             raise ValueError(
-                f'expected nvidia.cuda, such as "12.8", beside {"cudnn" if self.cudnn else "nccl"}: its packages '
+                f'expected nvidia.cuda, such as "13.0", beside {"cudnn" if self.cudnn else "nccl"}: its packages '
                 "are made for one major release "
                 "of CUDA each"
             )

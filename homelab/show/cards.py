@@ -4,15 +4,16 @@ each `up` needs it.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from homelab.facts import names
 
 # Options of a host, of a card, or of a guest's card: name and value. `Traits | None`: None where they weren't read.
 Traits = tuple[tuple[str, str], ...]
+# What programs ask of a node of the tree, by the names of the outputs (docs/outputs.md).
+Data = Mapping[str, Any]
 
 
 @dataclass(frozen=True, order=True)
@@ -23,9 +24,15 @@ class ShownGuest:
 
     kind: str
     id: int
-    name: str = dataclasses.field(default="", compare=False)
-    traits: Traits | None = dataclasses.field(default=None, compare=False)
-    steps: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    name: str = field(default="", compare=False)
+    traits: Traits | None = field(default=None, compare=False)
+    steps: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def data(self) -> Data:
+        """Who it is, by the names of the outputs."""
+        guest = {"vmid" if self.kind == "VM" else "ctid": self.id, "name": self.name} if self.id else {}
+        return {"kind": self.kind.lower(), **guest}
 
     def __str__(self) -> str:
         if self.kind == "host":
@@ -38,7 +45,7 @@ class ShownCard:
     """A card in the tree. `place`: its slot, or what the settings find it by; `name`: as of homelab/facts/names.py;
     `group`: the title of its IOMMU group; `others_in_group`: other functions there; `driver`: of its first function;
     `guests`: those whose configuration has it; `traits`: its options; `steps`: what the next `up` does with its
-    mapping.
+    mapping; `data`: what programs ask of it.
     """
 
     place: str
@@ -49,6 +56,7 @@ class ShownCard:
     guests: tuple[ShownGuest, ...] = ()
     traits: Traits | None = None
     steps: tuple[str, ...] = ()
+    data: Data = field(default_factory=dict)
 
 
 def group_title(number: int | None, groups_exist: bool) -> str:

@@ -40,8 +40,10 @@ def _current(facts: HostFacts, slot: str, host: Host, name: str) -> ShownCard:
         ShownGuest("container", container.id, container.values.get("hostname", ""))
         for container in facts.containers_with(slot)
     ]
-    by_host = name in host.gpus and host.gpus[name].use == "host" and display.driver not in ("", "vfio-pci")
-    users += [_HOST] * by_host
+    use = host.gpus[name].use if name in host.gpus else None
+    users += [_HOST] * (use == "host" and display.driver not in ("", "vfio-pci"))
+    link = dict(zip(("width", "maxWidth", "speed", "maxSpeed"), (*display.lanes, *display.speeds), strict=True))
+    about = {"name": facts.model(display), "iommuGroup": display.group, "driver": display.driver}
     return ShownCard(
         slot,
         facts.card(slot),
@@ -50,6 +52,7 @@ def _current(facts: HostFacts, slot: str, host: Host, name: str) -> ShownCard:
         display.driver or "no driver",
         tuple(sorted(users)),
         traits.of_card(facts, slot, host, name),
+        data={"gpu": name or None, "slot": slot, "use": use, **about, "link": link if display.lanes[0] else None},
     )
 
 

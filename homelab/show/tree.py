@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from homelab.show.cards import ShownCard, ShownGuest, Traits
+from homelab.show.cards import Data, ShownCard, ShownGuest, Traits
 
 Mark = Literal["stays", "new", "gone", "changes"]
 NodeKind = Literal["host", "group", "card", "guest", "setting", "other"]
 # A mark in a line of text, for output without colours.
 SIGNS: dict[Mark, str] = {"stays": "", "new": "+ ", "gone": "- ", "changes": "~ "}
+_PARTS: dict[NodeKind, tuple[NodeKind, ...]] = {"host": ("card", "guest"), "card": ("guest",)}
 LEGEND = "With the next `pulumi up`: + comes, - goes, ~ changes."
 
 
 @dataclass(frozen=True)
 class TreeNode:
-    """A line of the tree. `text`: without its mark; `mark`: whether it stays, comes, goes or changes."""
+    """A line of the tree. `text`: without its mark; `mark`: whether it stays, comes, goes or changes; `data`: what
+    programs ask of it.
+    """
 
     kind: NodeKind
     text: str
     mark: Mark = "stays"
     children: tuple[TreeNode, ...] = ()
+    data: Data = field(default_factory=dict)
 
     @property
     def line(self) -> str:
@@ -34,6 +38,14 @@ class TreeNode:
         yield self
         for child in self.children:
             yield from child.walk()
+
+    def values(self) -> dict[str, Any]:
+        """The same for programs: the groups' cards are the host's own, and the steps are texts."""
+        below = [one for child in self.children for one in (child.children if child.kind == "group" else [child])]
+        steps = [one.text for one in below if one.kind == "setting" and one.mark != "stays"]
+        parts = {f"{kind}s": [one.values() for one in below if one.kind == kind] for kind in _PARTS.get(self.kind, ())}
+        changes = self.mark == "stays" and any(one.mark != "stays" for one in self.walk())
+        return {**self.data, "mark": "changes" if changes else self.mark, "steps": steps, **parts}
 
 
 def of_host(
@@ -68,7 +80,7 @@ def of_host(
         group_nodes.append(TreeNode("group", group, children=tuple(nodes)))
     no_card = [TreeNode("other", "no card of NVIDIA's or of the settings is there")]
     texts = [TreeNode("other", text) for text in notes]
-    guests = [_node("guest", str(guest), True, True, _steps(guest.steps)) for guest in beside]
+    guests = [_node("guest", str(guest), True, True, _steps(guest.steps), guest.data) for guest in beside]
     return TreeNode(
         "host", title, children=(*_settings(traits), *_steps(steps), *texts, *(group_nodes or no_card), *guests)
     )
@@ -86,7 +98,7 @@ def _steps(steps: Sequence[str]) -> tuple[TreeNode, ...]:
 def _card(card: ShownCard, before: ShownCard | None, after: ShownCard | None) -> TreeNode:
     old, new = ({guest: guest for guest in (one.guests if one else ())} for one in (before, after))
     guests = [
-        _node("guest", str(guest), guest in old, guest in new, (*_settings(has.traits), *_steps(has.steps)))
+        _node("guest", str(guest), guest in old, guest in new, (*_settings(has.traits), *_steps(has.steps)), guest.data)
         for guest in sorted({*old, *new})
         for has in [new.get(guest) or old[guest]]
     ]
@@ -95,13 +107,14 @@ def _card(card: ShownCard, before: ShownCard | None, after: ShownCard | None) ->
         driver = f"{before.driver or 'not read'} → {after.driver}"
     text = f"{card.name}{f', {driver}' if driver else ''}"
     children = (*_settings(card.traits), *_steps(card.steps), *(guests or [TreeNode("other", "nobody has it")]))
-    return _node("card", text, before is not None, after is not None, children, changes=is_other)
+    data = {**card.data, "nextDriver": after.driver if after and is_other else None}
+    return _node("card", text, before is not None, after is not None, children, data, is_other)
 
 
 def _node(
-    kind: NodeKind, text: str, was: bool, stays: bool, children: tuple[TreeNode, ...], *, changes: bool = False
+    kind: NodeKind, text: str, was: bool, stays: bool, children: tuple[TreeNode, ...], data: Data, changes: bool = False
 ) -> TreeNode:
     """A node with its mark: one that is there before and after changes, too, where something below it does."""
     changes = changes or any(node.mark != "stays" for node in children)
     mark: Mark = ("changes" if changes else "stays") if was and stays else "new" if stays else "gone"
-    return TreeNode(kind, text, mark, children)
+    return TreeNode(kind, text, mark, children, data)

@@ -1,5 +1,5 @@
-"""The files of a project, as `homelab init` writes them, and the program that such a project runs. In the repository
-they lie at the top; an installed package has them here.
+"""The files of a project, as `homelab init` writes them, the program that such a project runs, and the documents. In
+the repository they lie at the top; an installed package has them here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def folder() -> Path:
-    """The folder with Pulumi.yaml, the program and the provider's executable."""
+    """The folder with Pulumi.yaml, the program, the provider's executable and the documents."""
     here = Path(__file__).resolve().parent
     return here if (here / "Pulumi.yaml").is_file() else here.parents[1]
 

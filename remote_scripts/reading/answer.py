@@ -45,7 +45,8 @@ class Device:
     network interfaces behind it, with blanks; `physfn`: the physical function of a virtual one (SR-IOV), else empty;
     `vfs`: how many virtual functions it has; `removable`: whether it can be pulled out while the host runs, as what
     hangs on Thunderbolt or USB4; `express`: which kind of PCIe device it is, as lspci says it, in lower case ("root
-    port"), empty: conventional PCI, or not asked; `lanes`: how many its PCIe link has, and how many it can have.
+    port"), empty: conventional PCI, or not asked; `lanes`: how many its PCIe link has, and how many it can have;
+    `speeds`: the same of its speed, as the kernel says it, such as `16.0 GT/s PCIe`.
     """
 
     address: str
@@ -64,6 +65,7 @@ class Device:
     removable: bool
     express: str
     lanes: tuple[int, ...] = (0, 0)
+    speeds: tuple[str, ...] = ("", "")
 
 
 @dataclass(frozen=True)

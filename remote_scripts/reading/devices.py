@@ -9,8 +9,7 @@ from remote_scripts.reading.answer import Device
 from remote_scripts.reading.source import ADDRESS, Source, deepest, lines_of
 from remote_scripts.tools.pci import DEVICES
 
-_EXPRESS = re.compile(r".*\] Express (?:\(v[0-9]+\) )?(.*?)(?: *[,(].*)?$")
-_KIND = re.compile(r"[a-z/ -]+")
+_EXPRESS = re.compile(r".*\] Express (?:\(v[0-9]+\) )?([A-Za-z/ -]+?)(?: *[,(].*)?$")
 _BUILT_IN = ("vfio", "vfio_iommu_type1", "vfio_pci")
 # Where configuration may speak of vfio-pci in ways from which nothing is concluded; elsewhere there may be a share that
 # is gone.
@@ -64,6 +63,7 @@ def devices(source: Source, *, acs: bool) -> list[Device]:
             express=express,
             # Of a card that is gone the kernel gives no answer, and nothing is decided by this one.
             lanes=tuple(int(source.files.line(f"{folder}/{name}_link_width") or 0) for name in ("current", "max")),
+            speeds=tuple(source.files.line(f"{folder}/{name}_link_speed") for name in ("current", "max")),
         )
 
     return [device(address) for address in source.functions()]
@@ -80,8 +80,7 @@ def _isolation(source: Source) -> dict[str, tuple[bool, str]]:
         elif address and "Access Control Services" in line:
             by_address[address] = (True, by_address[address][1])
         elif address and "Capabilities: [" in line and (express := _EXPRESS.match(line)):
-            kind = express[1].lower()
-            by_address[address] = (by_address[address][0], kind if _KIND.fullmatch(kind) else "")
+            by_address[address] = (by_address[address][0], express[1].lower())
     return by_address
 
 

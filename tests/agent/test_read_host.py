@@ -400,6 +400,15 @@ def test_of_each_function_of_a_card_its_resets_its_power_and_who_shares_it_are_r
     assert (third.divided, third.reset_method) == ("mdev", 'a"\\b')
 
 
+def test_a_link_is_read_as_the_kernel_says_it(host: Host) -> None:
+    width, speed = {"current_link_width": "8\n", "max_link_width": "16\n"}, "16.0 GT/s PCIe\n"
+    host.function(CARD, "0x030000", **width, current_link_speed="2.5 GT/s PCIe\n", max_link_speed=speed)
+    host.function("0000:02:00.0", "0x030000")
+    found = {one.address: (one.lanes, one.speeds) for one in read(host).devices}
+    assert found[CARD] == ((8, 16), ("2.5 GT/s PCIe", "16.0 GT/s PCIe"))
+    assert found["0000:02:00.0"] == ((0, 0), ("", ""))
+
+
 def test_a_function_that_goes_while_it_is_read_is_left_as_it_is(host: Host) -> None:
     host.function(CARD, "0x030000", config=ONES)
     (host.root / f"sys/bus/pci/devices/{CARD}/reset_method").mkdir()  # reading fails, as of a device that is gone

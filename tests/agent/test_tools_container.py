@@ -219,7 +219,9 @@ def test_work_goes_on_with_its_lock_though_the_agent_is_killed(inside: Container
         return pid
 
     host.write("/run/homelab/up", "anna's up\n")
-    script = "touch $0/begun; i=0; while [ $i -lt 20000 ]; do echo $i; i=$((i+1)); done; sleep 1; touch $0/done"
+    # It goes on for a minute at most where this test fails.
+    until_told = "while [ ! -e $0/goes-on -a $i -lt 20600 ]; do sleep 0.1; i=$((i+1)); done"
+    script = f"touch $0/begun; i=0; while [ $i -lt 20000 ]; do echo $i; i=$((i+1)); done; {until_told}; touch $0/done"
     process = in_process(host, script, limit=600)
     wait_until(lambda: host.exists("/begun"))
     assert host.read("/run/homelab/inside-901") == "anna's up\n"
@@ -228,6 +230,7 @@ def test_work_goes_on_with_its_lock_though_the_agent_is_killed(inside: Container
     assert is_held(host, "inside-901") and not host.exists("/done")
     with pytest.raises(Failure, match="to be the only one changing container 901"):
         inside.work.take_lock()
+    host.write("/goes-on", "")
     wait_until(lambda: not is_held(host, "inside-901"))
     assert host.exists("/done")
 

@@ -1,4 +1,5 @@
-"""Writes the recordings anew (recording.PAGES): what a terminal of 100 columns shows of `homelab init`, `pulumi up` and their like.
+"""Writes the recordings anew (recording.PAGES): what a terminal of 100 columns shows of `homelab init`, `pulumi up` and their like. What stands
+between them stays.
 
 `python -m tests.e2e.first_hour [HOST…]`. The host is a lab's; everything else is what a person gets. A name of a machine stands for the
 lab's address and port.
@@ -7,6 +8,7 @@ lab's address and port.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -19,34 +21,13 @@ from tests.e2e import history, recording
 from tests.e2e.person import Person, agree
 from tests.e2e.test_init import CONTAINERS, VMS
 
-TEXTS = {
-    "rtx5090": """# The first hour
-
-This page shows what a terminal prints for `homelab init`, `pulumi up`, `homelab show` and `pulumi destroy`. It is a recording of a simulated host, made by
-`python -m tests.e2e.first_hour`; the addresses are examples.
-
-If you have never used Pulumi: it keeps a list of *resources*, the things that it has made and can change or remove. `pulumi up` brings
-them into line with the settings, and records them in the *stack* (here: `homelab`). `pulumi destroy` undoes them.
-
-- `homelab init` asks questions. It changes nothing before the last one. Answer `?` there to
-  see the settings file.
-- `pulumi up` shows a row for each resource: its type, its name, what was done, and how long that took. An indented row is a part of the one
-  above it. *Diagnostics* contains the messages in the order in which they came; the last one is the result. *Outputs* are for other programs, and
-  left out here; `--suppress-outputs` leaves them out, too. Without `--yes --skip-preview`, `pulumi up` first shows what it would do, and asks.
-- `homelab show` only reads.
-- `pulumi destroy` undoes it: the checksums are as before. Rows are left out.
-
-The host has one VM, and a second card on which it shows its console. `pulumi up` restarts the host once, and says why before
-it does.""",
-    "phoenix": "Two cards for a container: 950 uses both already, now 901 gets them, too.",
-    "history": "A host with a history is taken over: tests/e2e/history.py has the recipe that its owner had followed.",
-}
 #: Scenario -> files that are as before at its end.
 FILES = {
     "rtx5090": "/etc/default/grub /etc/initramfs-tools/modules /etc/pve/qemu-server/103.conf",
     "history": history.FILES,
 }
 Shown = tuple[str, list[str]]
+_BLOCK = re.compile(r"^```\n\$ .*?^```$", re.MULTILINE | re.DOTALL)
 
 
 def recorded(person: Person, scenario: str) -> Iterator[Shown]:
@@ -79,18 +60,19 @@ def record(scenario: str, engine: install.Engine) -> str:
             if scenario == "history":
                 history.apply(lab)
             person = Person.of_a_new_machine(folder, engine, lab, os.environ)
-            parts = [
+            blocks = [
                 f"```\n$ {command}\n{recording.as_on_a_host(lines, person.folder, person.lab)}\n```"
                 for command, lines in recorded(person, scenario)
             ]
     finally:
         shutil.rmtree(folder)
-    return "\n\n".join([TEXTS[scenario], *parts]) + "\n"
+    first, *texts = _BLOCK.split(recording.PAGES[scenario].read_text(encoding="utf-8"))
+    return first + "".join(block + text for block, text in zip(blocks, texts, strict=True))
 
 
 def main() -> None:
     engine = install.ensure(os.environ | {"PULUMI_HOME": str(install.cache_folder() / "home")})
-    for scenario in sys.argv[1:] or TEXTS:
+    for scenario in sys.argv[1:] or ("rtx5090", "phoenix", "history"):
         recording.PAGES[scenario].write_text(record(scenario, engine), encoding="utf-8")
     page = recording.PAGES["rtx5090"].read_text(encoding="utf-8")
     recording.PICTURE.write_text(recording.picture(page), encoding="utf-8")

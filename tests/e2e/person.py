@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 from lab import Lab
 from lab.engine import install, stacks
 from tests.conftest import PROJECT
-from tests.e2e.terminal import Conversation, Terminal
+from tests.e2e.terminal import LINES, Conversation, Terminal
 from tests.engine_stack import quick_start
 
 PASSPHRASE = "correct horse"
@@ -22,7 +23,7 @@ ENTER = "\r"
 
 @dataclass
 class Person:
-    """Somebody at a terminal of 100 columns, in a folder with the project.
+    """Somebody at a terminal, in the folder of a project.
 
     ``inherited``: the environment that the machine gives; ``home``: where it has nothing of this person's yet.
     """
@@ -32,22 +33,25 @@ class Person:
     engine: install.Engine
     lab: Lab
     inherited: Mapping[str, str]
+    columns: int = 100
+    lines: int = LINES
 
     @classmethod
     def of_a_new_machine(cls, folder: Path, engine: install.Engine, lab: Lab, environ: Mapping[str, str]) -> Person:
-        """Where nothing is set up: no stack, no state, no key."""
-        for name in PROGRAM:
-            (folder / name).symlink_to(PROJECT / name)
-        (folder / "state").mkdir()
+        """Where nothing is set up: no project, no stack, no state, no key; in ~/lab, as README has it."""
+        home = folder / "home"
         own = {
-            "PULUMI_BACKEND_URL": stacks.backend_url(folder / "state"),
+            "PULUMI_BACKEND_URL": stacks.backend_url(home),
             "PULUMI_SKIP_UPDATE_CHECK": "true",
             **quick_start(engine),
         }
-        return cls(folder, folder / "home", engine, lab, engine.environment(environ) | own)
+        # The program of this folder, whichever the environment has.
+        own["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), own.get("PYTHONPATH")]))
+        return cls(home / "lab", home, engine, lab, engine.environment(environ) | own)
 
     def __post_init__(self) -> None:
         self.home.mkdir()
+        self.folder.mkdir(exist_ok=True)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -64,8 +68,9 @@ class Person:
         return terminal.answer(*log_in(self.lab), *talk), terminal.lines()
 
     def terminal(self, *command: str, keeps: bool = False, **environment: str) -> Terminal:
-        """A program in a terminal of 100 columns."""
-        return Terminal([*command], 100, self.environment | environment, self.folder, keeps=keeps)
+        """A program in this person's terminal."""
+        environment = self.environment | environment
+        return Terminal([*command], self.columns, environment, self.folder, keeps=keeps, lines=self.lines)
 
     def at_a_terminal(self, verb: str) -> Terminal:
         """The real `pulumi up` or `pulumi destroy`, with its display, to its end."""

@@ -32,7 +32,7 @@ _OWN = [
     (re.compile(r"\d+(\.\d+)?m?s\b"), "…s"),
 ]
 # Of a step that takes longer than some seconds (tools/log.py).
-_WHERE_IT_IS = re.compile(r"(: |, )\d+ s(: |$)")
+_WHERE_IT_IS = re.compile(r"(: |, )\d+ s(, at most \d+.*)?(: |$)")
 
 
 def shortened(lines: Sequence[str]) -> Iterator[str]:
@@ -61,9 +61,7 @@ def as_on_a_host(lines: Sequence[str], folder: Path, lab: Lab) -> str:
 
 
 def _as_at_home(text: str, folder: Path) -> str:
-    for own in ("home", "state"):  # where nobody says otherwise, the state is at home
-        text = text.replace(str(folder / own), "~")
-    return text.replace(str(folder), "~/homelab")
+    return text.replace(str(folder.parent), "~")
 
 
 def without_rows(lines: Sequence[str]) -> Iterator[str]:

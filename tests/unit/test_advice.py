@@ -14,6 +14,7 @@ KNOWN: dict[str, Any] = tables.read(advice.REGISTER)
 #: The program itself, which the owner runs on a PC of theirs.
 OWN = (
     "pulumi ",
+    "homelab docs",
     "homelab doctor ",
     "homelab init",
 )

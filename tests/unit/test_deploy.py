@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -47,6 +49,26 @@ def test_what_the_first_make_installs_is_said_before_it_is(tmp_path: Path, targe
     steps = [line for line in planned.stdout.splitlines() if "installing what" in line or "requirements.txt" in line]
     assert ["pip" in step for step in steps] == [False, True] * len(names), steps
     assert ("--jobs 2 .venv/.lab .engine" in planned.stdout) is (target == "up")
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make isn't there")
+def test_the_packages_that_are_counted_are_never_fewer_nor_more_than_there_are(tmp_path: Path) -> None:
+    """pip takes a package out before it puts a newer one in; others were there before."""
+    (tmp_path / "Makefile").symlink_to(PROJECT / "Makefile")
+    (tmp_path / "requirements.txt").write_text("a==1\nb==1\nc==1\n")
+    places, programs = tmp_path / ".venv/lib/python3/site-packages", tmp_path / "bin"
+    for folder in (places, programs, tmp_path / ".venv/bin"):
+        folder.mkdir(parents=True)
+    sleep, (one, *more) = shutil.which("sleep"), [places / f"{name}.dist-info" for name in "abcd"]
+    pip = f"mkdir {one} {more[0]}; {sleep} 0.7; rmdir {one}; {sleep} 0.7; mkdir {one} {more[1]} {more[2]}; {sleep} 0.7"
+    for file, text in ((tmp_path / ".venv/bin/python", pip), (programs / "sleep", f"{sleep} 0.2")):
+        file.write_text(f"#!/bin/sh\n{text}\n")
+        file.chmod(0o755)
+    environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    make = ["make", "-o", ".venv/bin/python", ".venv/.program"]
+    made = subprocess.run(make, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    counted = re.findall(r"(\d) of at most (\d) packages", made)
+    assert counted == sorted(counted) and {*counted} - {("0", "3")} == {("2", "3"), ("3", "3")}, made
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="make isn't there")

@@ -199,8 +199,17 @@ def test_that_the_driver_has_not_got_one_card_says_nothing_of_others() -> None:
     assert about(lines) == ["another-driver"]  # the card is on nouveau
     for driver in ("nvidia", "vfio-pci"):
         devices = [one | ({"driver": driver} if one["address"] in CARD else {}) for one in asdict(desktop())["devices"]]
-        seen = desktop(kernel_log="\n".join(lines), devices=devices)
+        seen = desktop(kernel_log="\n".join(texts_of("nvidia")["another-driver"]), devices=devices)
         assert troubles(seen, {MINE: MINE}) == []
+        # The host's other card, with amdgpu, is asked as well: it is none of NVIDIA's driver's.
+        assert not any("NVRM" in one.found for one in diagnose_host(reading(facts=seen), settings({})).findings)
+
+
+def test_a_host_is_not_well_while_its_kernel_tells_of_a_card_that_the_settings_do_not_have() -> None:
+    line = texts_of("kernel")["amdgpu-hangs"][0].replace(":01:", ":0b:")
+    report = diagnose_host(reading(facts=desktop(kernel_log=line)), settings({}))
+    (finding,) = report.findings
+    assert "ring gfx_0.0.0 timeout" in finding.found and finding.wanted.startswith("0000:0b:00: ")
 
 
 def test_a_module_that_the_kernel_rejects_is_another_one_where_nvidias_has_the_card() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +22,7 @@ from homelab.settings import Container, Vm, parse
 from homelab.show import reading, result, terminal, tree
 from homelab.show.cards import ShownCard, ShownGuest, of_outputs
 from remote_scripts.notes.container_note import Cards
+from tests.conftest import PROJECT
 from tests.unit.hosts import NODES, container_note, desktop, device, device_nodes, settings, vm_note
 from tests.unit.test_options import NEW, split
 
@@ -81,6 +84,54 @@ def test_host_group_card_and_guest_with_what_changes(show: Any) -> None:
         "guest: + VM 103 (sandbox)",
         "setting: ~ hostpci0: not there -> mapping=rtx5090,pcie=1",
     ]
+
+
+def keys(value: Any) -> Iterator[str]:
+    """Of a JSON value, at any depth, but for names of hosts."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    yield from (
+        key for key in (value if isinstance(value, dict) else ()) if key != "pve" or isinstance(value[key], str)
+    )
+    for one in inner:
+        yield from keys(one)
+
+
+def test_a_program_gets_the_tree_by_the_outputs_names(
+    show: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    link: dict[str, Any] = {"lanes": (8, 16), "speeds": ("2.5 GT/s PCIe", "32.0 GT/s PCIe")}
+    devices = [asdict(one) | (link if one.is_nvidia else {}) for one in desktop().devices]
+
+    def said(facts: HostFacts, **wanted: Any) -> Any:
+        shown = show(facts, {"sandbox": VM}, **wanted)
+        monkeypatch.setattr(command, "trees", lambda _: [shown])
+        assert command.main(["--json"]) == 0
+        whole = json.loads(capsys.readouterr().out)
+        page = (
+            (PROJECT / "docs" / "outputs.md").read_text(encoding="utf-8").partition("## The JSON of `homelab show`")[2]
+        )
+        assert {*keys(whole)} <= {*re.findall(r"`(?:hosts\.)?(\w+)`", page.partition("\n## ")[0]), "hosts"}
+        assert whole["version"] == 1 and {*whole["hosts"]} == {"pve"}
+        return whole["hosts"]["pve"]
+
+    host = said(desktop(guests=GUESTS, devices=devices))
+    (card,) = host["cards"]
+    assert (host["node"], host["mark"], host["reboot"], host["refusals"]) == ("pve", "changes", "no", [])
+    assert host["steps"][0] == "amd_iommu=on iommu=pt is not on the configured kernel command line"
+    names = ("gpu", "slot", "name", "use", "iommuGroup", "driver", "nextDriver", "mark")
+    assert [card[name] for name in names] == [
+        "rtx5090", "0000:01:00", "RTX 5090", "vm", 16, "nouveau", "vfio-pci", "changes",
+    ]  # fmt: skip
+    assert card["link"] == {"width": 8, "maxWidth": 16, "speed": "2.5 GT/s PCIe", "maxSpeed": "32.0 GT/s PCIe"}
+    assert card["steps"][0].startswith("the PCI mapping rtx5090: not there -> ")
+    steps = ["hostpci0: not there -> mapping=rtx5090,pcie=1"]
+    assert card["guests"] == [{"mark": "new", "kind": "vm", "vmid": 103, "name": "sandbox", "steps": steps}]
+    # What is refused isn't marked; and of a link that the kernel doesn't know nothing is said.
+    host = said(desktop(guests=GUESTS, pve="7.4"))
+    assert [one["wanted"] for one in host["refusals"]] and (host["reboot"], host["steps"]) == ("no", [])
+    (card,) = host["cards"]
+    assert (host["mark"], card["mark"], card["guests"]) == ("stays", "stays", [])
+    assert card.keys().isdisjoint({"link", "nextDriver"})
 
 
 BEFORE = ShownCard("0000:01:00", "RTX 5090 [10de:2b85] at 0000:01:00", "IOMMU group 16", (), "nouveau")
@@ -392,6 +443,7 @@ def test_the_result_names_guests_checks_changes_and_the_way_back() -> None:
         "  changed there: kernel command line (iommu, vfio-pci), initramfs",
         '  to boot once without passthrough: pick "without GPU passthrough" in the boot menu',
         "To undo it: `pulumi destroy` gives back every file, VM and container as it was",
+        "  `homelab show --undo` lists what it undoes",
         '  "delete" there undoes a change: no guest is deleted but those that homelab made',
         "  running guests with a card restart; the host doesn't: its next boot is as before",
         "  NVIDIA's software stays in vms.sandbox, unless nvidia.onDestroy is purge there",

@@ -16,7 +16,7 @@ from homelab.errors import HomelabError, SeveralErrors
 from homelab.findings import Finding
 from homelab.provider import log
 from homelab.remote import scripts
-from homelab.text import by_address, clean, tell
+from homelab.text import clean, tell
 from tests.rows import rows
 
 
@@ -59,17 +59,14 @@ def test_an_error_is_clean_in_its_text_and_in_its_parts() -> None:
     assert "\x07" not in str(SeveralErrors([error]))
 
 
-def test_an_installed_package_names_documents_by_the_address_of_its_version() -> None:
+def test_an_installed_package_names_documents_by_the_command_that_shows_them(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "see docs/nvidia.md#cuda. $schema=docs/config.schema.json\n(examples/settings/new-vm.yaml) /docs/x.md"
-    there, at = "https://example.org/homelab", "https://example.org/homelab/blob/v2.1.0"
-    assert (shown := by_address(text, there, "2.1.0")) == (
-        f"see {at}/docs/nvidia.md#cuda. $schema={there}/raw/v2.1.0/docs/config.schema.json\n"
-        f"({at}/examples/settings/new-vm.yaml) /docs/x.md"
+    assert clean(text) == text, "in a clone the paths are right"
+    monkeypatch.setattr("homelab.text._IN_A_CLONE", False)
+    assert (shown := clean(text)) == (
+        "see `homelab docs nvidia#cuda`. $schema=docs/config.schema.json\n(`homelab docs new-vm`) /docs/x.md"
     )
-    assert by_address(shown, there, "2.1.0") == shown, "a text is shown by several"
-    assert by_address("docs/settings.md", there, "2.1.0.dev3") == f"{there}/blob/main/docs/settings.md"
-    # In a clone the paths are right.
-    assert clean(text) == text
+    assert clean(shown) == shown, "a text is shown by several"
 
 
 def test_what_is_told_is_clean(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
-import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
 
-from homelab import __version__
-from homelab.text import by_address
 from tests.conftest import PROJECT
 from tests.installed import install, wheel
 
@@ -45,10 +43,12 @@ def test_it_runs_from_any_folder(built: Path, tmp_path: Path) -> None:
         "import sys; assert 'remote_scripts.both.cmdline' in sys.modules;"
         "assert not [name for name in sys.modules if name.startswith('homelab.remote_scripts')]"
     )
-    for command in (["python", "-c", imports], ["homelab", "doctor", "--help"]):
+    said = []
+    for command in (["python", "-c", imports], ["homelab", "doctor", "--help"], ["homelab", "docs", "settings"]):
         done = subprocess.run([programs / command[0], *command[1:]], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    assert "container | vm | host" in done.stdout
+        said.append(done.stdout)
+    assert "container | vm | host" in said[1] and said[2].startswith("# Settings\n")
 
 
 def test_it_makes_a_project_with_its_own_environment(built: Path, tmp_path: Path) -> None:
@@ -61,14 +61,32 @@ def test_it_makes_a_project_with_its_own_environment(built: Path, tmp_path: Path
         "print(HomelabError(wanted='', found='', why='', next=page).next, merged('', 'config: {}', [], 'pve'))"
     )
     done = subprocess.run([programs / "python", "-c", made], cwd=folder, check=True, capture_output=True, text=True)
-    # It has no documents: they are named by their address.
-    address = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
-    page = by_address("docs/settings.md", address, __version__)
-    assert done.stdout.startswith(f"{page} # yaml-language-server: $schema={address}/raw/")
-    assert not (folder / "docs").exists()
+    # A page is named by what shows it; the schema lies where the settings' first line says.
+    assert done.stdout.startswith("`homelab docs settings` # yaml-language-server: $schema=docs/config.schema.json\n")
+    schema = PROJECT / "docs" / "config.schema.json"
+    assert (folder / "docs" / "config.schema.json").read_bytes() == schema.read_bytes()
     project = yaml.safe_load((folder / "Pulumi.yaml").read_text(encoding="utf-8"))
     assert project["runtime"]["options"]["virtualenv"] == ".venv" and project["name"] == "a-lab"
     # Its own on each machine.
     assert (folder / ".venv").readlink() == tmp_path / "venv" and "/.venv" in (folder / ".gitignore").read_text()
     provider = folder / project["plugins"]["providers"][0]["path"] / "pulumi-resource-homelab"
     assert os.access(provider, os.X_OK)
+
+
+def test_each_link_of_readme_pages_and_examples_leads_somewhere_in_a_clone_and_in_the_wheel(built: Path) -> None:
+    in_wheel = set(zipfile.ZipFile(built).namelist())
+    pages = [PROJECT / "README.md", PROJECT / "CHANGELOG.md", *PROJECT.glob("docs/**/*.md")]
+    pages = [page for page in pages if "site" not in page.parts] + [
+        *PROJECT.glob("examples/*.md"),
+        *PROJECT.glob("examples/*/*.md"),
+    ]
+    dead, found = [], 0
+    for page in pages:
+        text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        for link in re.findall(r"\]\(([^)\s#]+)[^)]*\)", text):
+            if "://" not in link:
+                there = (page.parent / link).resolve()
+                name = f"homelab/template/{there.relative_to(PROJECT)}"
+                dead += [(page.name, link)] if not there.exists() or name not in in_wheel else []
+                found += 1
+    assert dead == [] and found > 100
