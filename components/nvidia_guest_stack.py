@@ -73,7 +73,7 @@ class NvidiaGuestStack(Component):
         self.driver = InstalledDriver(
             self._installed.apply(lambda answer: answer.version),
             self._installed.apply(lambda answer: answer.flavour or ""),
-            # After an update was given up, the next try installs the same version, and needs a boot of its own.
+            # Of the same version, too, if another module was loaded meanwhile.
             self._nvidia_system.generation_of("boot"),
         )
         if system.target == "vm":

@@ -164,7 +164,7 @@ class Facts(_Row):
     which one is chosen; `branches`: branch -> the month after which there are no fixes; `open_from`, `open_alone_from`:
     branches; `last_kernels`: branch -> the last kernel that it builds for; `cuda`: release -> the driver that it came
     with; `cuda_majors`: the same of a major family, from which all of it runs, with limits; `pinned`: what of a driver
-    is of one version; `prerequisites`: what fetches a key; `installers`: version -> SHA-256 of its file."""
+    is of one version; `installers`: version -> SHA-256 of its file."""
 
     as_of: datetime.date
     generations: tuple[Generation, ...]
@@ -181,7 +181,6 @@ class Facts(_Row):
     names: tuple[Names, ...]
     capabilities: dict[Capability, CapabilityLibraries]
     pinned: tuple[str, ...]
-    prerequisites: tuple[str, ...]
     toolkit: Toolkit
     run: Run
     installers: dict[str, str]

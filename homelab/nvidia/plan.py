@@ -20,7 +20,8 @@ from homelab.nvidia.settings import Nvidia
 from homelab.nvidia.versions import Version, flavour_of_kernel, of_kernel, parse
 from homelab.shapes import Capability
 from remote_scripts.both import nvidia_index
-from remote_scripts.both.nvidia_packages import AptFile, Repository, Said, Try, Wanted, lacking_headers
+from remote_scripts.both.apt import AptFile, Repository
+from remote_scripts.both.nvidia_packages import Said, Try, Wanted, lacking_headers
 from remote_scripts.both.software import Installer, Software
 from remote_scripts.both.symptoms import Context
 
@@ -100,7 +101,6 @@ def wanted(request: Request) -> Wanted:
         repositories=tuple(_repositories(request)),
         pinned=request.data.pinned,
         files=tuple(_files(request)),
-        prerequisites=request.data.prerequisites,
         beside=tuple(_beside(request)),
         headers=tuple(_headers(request)),
         recommends=request.target != "lxc",

@@ -172,7 +172,7 @@ SLACK_SECONDS = 60
 
 
 class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerification.Outputs]):
-    """Uses NVIDIA's stack from inside a system, and ends an update of the driver by what it sees."""
+    """Uses NVIDIA's stack from inside a system."""
 
     resource = NvidiaVerification
 
@@ -187,8 +187,6 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
         wanted = steps.verification(stack, expected)
         found = of_plain(Answer, ask("apply", "nvidia_verification", wanted, proxy=stack.proxy_address))
         result, errors = verification.judge(found, expected)
-        if found.update == "tried":
-            errors = self._end_update(inputs, stack, errors, works=found.nvidia_smi.status == 0)
         raise_all(errors)
         for what in result["unchecked"]:
             tell(f"{inputs.system_name}: not checked: {what}")
@@ -196,24 +194,3 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
         seen = ", ".join(names.told_apart(cards))
         tell(f"{inputs.system_name}: verified from inside: {seen}, driver {result.get('driver')}")
         return NvidiaVerification.Outputs(result=result)
-
-    def _end_update(
-        self, inputs: NvidiaVerification.Inputs, stack: Nvidia, errors: list[HomelabError], *, works: bool
-    ) -> list[HomelabError]:
-        """Ends an update of the driver that waited for a boot. If the new driver works, the update is done; otherwise
-        the old driver is put back, and each error says so."""
-        wanted = steps.driver_update(inputs.target, stack, inputs.system_name)
-        ask = self.asking(inputs, float(stack.timeouts.install) + SLACK_SECONDS)
-        answer = ask("apply" if works else "revert", "driver_update", wanted, proxy=stack.proxy_address)
-        if not answer["old"]:
-            return errors
-        back = f"the driver {answer['old']} is back: {answer['now']}"
-        tell(f"{inputs.system_name}: {back}")
-        return [
-            error.retold(
-                why=f"{error.why}; the update is given up",
-                next=f"{back}. Set nvidia.driver to it; or for another try: {error.next}, then run "
-                "`pulumi up --refresh`",
-            )
-            for error in errors
-        ]

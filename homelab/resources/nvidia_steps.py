@@ -13,9 +13,7 @@ from homelab.nvidia.settings import Nvidia
 from homelab.nvidia.versions import parse
 from homelab.remote.scripts import file
 from remote_scripts.both import container_toolkit, nvidia_verification
-from remote_scripts.both import driver_update as driver_update_layer
 from remote_scripts.both.nvidia_packages import Answer
-from remote_scripts.both.symptoms import Context, Target
 
 
 def toolkit(request: Request, installed: Answer) -> container_toolkit.Wanted:
@@ -57,11 +55,3 @@ def verification(settings: Nvidia, expected: Expected) -> nvidia_verification.Wa
         kernel_log=OF_MODULES if expected.target != "lxc" else "",
         seconds=settings.timeouts.verify,
     )
-
-
-def driver_update(target: Target, settings: Nvidia, name: str) -> driver_update_layer.Wanted:
-    """What the layer driver_update is asked.
-
-    :param name: the system's, for messages.
-    """
-    return driver_update_layer.Wanted(target=target, software=plan.software(settings, Context(name, target)))

@@ -6,7 +6,6 @@ keyring of the source's Signed-By, and is one of the fingerprints there if there
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from collections.abc import Iterator
@@ -45,7 +44,7 @@ def main(system: HostState, name: str, arguments: list[str]) -> int:
         time.sleep(float(slow or 0))
         slow = None
         Path(asked["Filename"]).write_bytes(content)
-        about = {"Size": str(len(content)), "SHA256-Hash": hashlib.sha256(content).hexdigest()}
+        about = {"Size": str(len(content)), "SHA256-Hash": network.known_digest(system, content)}
         _say("201 URI Done", {"URI": uri, "Filename": asked["Filename"], **about})
     return 0
 

@@ -250,10 +250,9 @@ def find_program(system: HostState, name: str, path: str) -> str | None:
         inside = system.rooted(name_inside(system, name))
         if inside.is_file():
             return str(inside) if os.access(inside, os.X_OK) else None
-        name = name.rpartition("/")[2]
     import shutil
 
-    return shutil.which(name, path=path)
+    return shutil.which(name.rpartition("/")[2], path=path) or shutil.which(name, path=path)
 
 
 def arguments_inside(tree: Path, command: list[str]) -> list[str]:

@@ -17,14 +17,14 @@ from .state import HostState
 _WHERE = "true, `host` or a guest's id"
 #: Faults of packages, downloads and the driver: what their value may be, and what it does. A value may be limited to one system: `103=30`.
 FAULTS = {
-    "apt-slow": "seconds: apt-get's downloads, and each of curl's, take that long altogether",
+    "apt-slow": "seconds: apt-get's downloads take that long altogether",
     "apt-locked": "seconds: another process holds dpkg's lock for so long from the first attempt on",
     "apt-offline": f"{_WHERE}, or a part of an address: names can't be resolved, for apt, curl, wget and docker",
     "apt-broken": f"{_WHERE}: dpkg was interrupted: a package is half-configured until `dpkg --configure -a`",
     "disk-full": f"{_WHERE}: nothing can be downloaded or installed",
     "package-missing": f"a name or pattern, also of NAME/VERSION, or {_WHERE}: repositories don't have it",
     "download-corrupt": f"{_WHERE}, or a part of an address: one byte of it is wrong",
-    "download-breaks": f"{_WHERE}, or a part of an address: it ends half-way, unless it goes on with a broken one",
+    "download-breaks": f"{_WHERE}, or a part of an address: it ends half-way",
     "dkms-fails": f"{_WHERE}, or a part of DRIVER/KERNEL, such as 590.: the compiler gives up",
     "gpu-fails": f"{_WHERE}, an Xid, RmInitAdapter's code, or the start of a driver's version, such as 595., which alone fails: cards don't come up; the kernel's log says so",
 }

@@ -193,7 +193,7 @@ def _docker(host: HostState, arguments: list[str]) -> int:
     if arguments[:1] == ["run"]:
         return logged(host, "docker", arguments, lambda: _run(host, "docker", arguments[1:]))
     raise UsageError(
-        f"the lab's docker has info, run, pull, ps, image inspect, rm, rmi and --version, not {' '.join(arguments[:1])!r}"
+        f"the lab's docker has info, run, pull, image inspect, rm, rmi and --version, not {' '.join(arguments[:1])!r}"
     )
 
 
@@ -221,15 +221,13 @@ def _docker_info(host: HostState) -> int:
 
 
 def _of_images(arguments: list[str]) -> bool:
-    return arguments[:1] in (["ps"], ["rm"], ["rmi"]) or arguments[:2] == ["image", "inspect"]
+    return arguments[:1] in (["rm"], ["rmi"]) or arguments[:2] == ["image", "inspect"]
 
 
 def _images(host: HostState, engine: str, arguments: list[str]) -> int:
     """Images that were pulled; no container outlives its `run`."""
     verb, names = arguments[0], [word for word in arguments[1:] if not word.startswith("-")]
     known = host.read(_IMAGES_FILE, "").split()
-    if verb == "ps":
-        return 0
     if verb == "rm":
         raise Failure(f"Error response from daemon: No such container: {' '.join(names)}")
     missing = [name for name in names[verb == "image" :] if name not in known]

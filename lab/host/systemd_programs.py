@@ -110,6 +110,7 @@ def _systemctl(host: HostState, arguments: list[str]) -> int:
         "start": _start,
         "stop": _stop,
         "restart": _restart,
+        "reload-or-restart": _reload_or_restart,
     }
     if verb not in changing:
         raise UsageError(f"Unknown command verb {verb}.")
@@ -213,6 +214,15 @@ def _start(host: HostState, names: list[str], options: Options) -> int:
             _start_service(host, unit, options.has("no-block"))
         else:
             units.note_state(host, unit, "active")
+    return 0
+
+
+def _reload_or_restart(host: HostState, names: list[str], options: Options) -> int:
+    for unit in names:
+        if _state(host, unit) == "active":
+            units.note_state(host, unit, "active")
+        else:
+            _start(host, [unit], options)
     return 0
 
 

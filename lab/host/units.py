@@ -247,7 +247,7 @@ def forget_removed(host: HostState) -> None:
 
 
 def note_state(host: HostState, unit: str, state: str) -> None:
-    """Note what systemd would say of a unit now; docker reads its configuration when it starts, and then alone."""
+    """Note what systemd would say of a unit now; docker reads its configuration when it starts or is told to."""
     with host.changing_running() as running:
         running.setdefault("units", {})[unit] = state
         if unit == "docker.service" and state == "active":

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from remote_scripts.both.nvidia_packages import Repository
+from remote_scripts.both.apt import Repository
 from remote_scripts.both.software import Software
 
 

@@ -11,33 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from remote_scripts.both.apt import AptFile, Repository
 from remote_scripts.both.software import Installer, Software
 from remote_scripts.both.symptoms import Flavour, Target
 from remote_scripts.tools.errors import Failure
-
-
-@dataclass(frozen=True, kw_only=True)
-class Repository:
-    """`line`: the content of `list_file`; it names `keyring`, which is what is at `key_url`, and the fingerprint of the
-    one key in there that apt takes."""
-
-    list_file: str
-    line: str
-    key_url: str
-    keyring: str
-
-    @property
-    def url(self) -> str:
-        """Its address."""
-        return self.line.split()[-2].rstrip("/")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AptFile:
-    """A file of apt's configuration."""
-
-    path: str
-    content: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +33,10 @@ class Try:
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
     """`tries`: the best first. `pinned`: names, `*` in them, that apt keeps at the driver's version. `files`: further
-    ones of apt's. `prerequisites`: what fetches a key, on a system that has it not. `beside`: NAME or NAME=PATTERN, of
-    CUDA, its libraries, the container toolkit, an engine; `headers`: of kernels, and what follows them, wanted where a
-    kernel has none. `recommends`: whether what the driver's packages recommend comes, too. `libraries`: sonames that
-    are demanded of a driver that is there. `cuda`: its release, 12.8 or 12.8.1, empty: none; `nvcc`: its compiler's
-    path.
+    ones of apt's. `beside`: NAME or NAME=PATTERN, of CUDA, its libraries, the container toolkit, an engine; `headers`:
+    of kernels, and what follows them, wanted where a kernel has none. `recommends`: whether what the driver's packages
+    recommend comes, too. `libraries`: sonames that are demanded of a driver that is there. `cuda`: its release, 12.8 or
+    12.8.1, empty: none; `nvcc`: its compiler's path.
     """
 
     target: Target
@@ -69,7 +45,6 @@ class Wanted:
     repositories: tuple[Repository, ...] = ()
     pinned: tuple[str, ...] = ()
     files: tuple[AptFile, ...] = ()
-    prerequisites: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     headers: tuple[str, ...] = ()
     recommends: bool = False

@@ -39,8 +39,7 @@ class Tried:
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """A part is None where it wasn't asked for. `cdi`: a line for each specification of NVIDIA's cards that there is:
-    its path, and the driver's versions of its libraries; `update`: how far an update of the driver is
-    (nvidia/driver_update.py); empty: there is none.
+    its path, and the driver's versions of its libraries.
     """
 
     nvidia_smi: Tried
@@ -54,4 +53,3 @@ class Answer:
     loaded: str
     flavour: str
     boot_id: str
-    update: str

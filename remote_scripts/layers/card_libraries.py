@@ -7,10 +7,10 @@ stays, and is said.
 
 from __future__ import annotations
 
+from remote_scripts.apt import os_release
+from remote_scripts.apt.apt import Apt
+from remote_scripts.apt.packages import LIBRARIES, Reverted
 from remote_scripts.both.card_libraries import Answer, Wanted
-from remote_scripts.nvidia import os_release
-from remote_scripts.nvidia.apt import Apt
-from remote_scripts.nvidia.packages import LIBRARIES, Reverted
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes
 

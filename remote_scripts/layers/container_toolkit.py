@@ -1,6 +1,6 @@
 """NVIDIA's container toolkit, set up for one container engine that is there; its packages are another layer's.
 
-Changes the engine's configuration (it is restarted if that changed), and a CDI specification. `revert` takes the
+Changes the engine's configuration, which it takes over if that changed, and a CDI specification. `revert` takes the
 specification away; docker's configuration is given back byte for byte. Where a user has changed it
 since, it loses our runtime. Whether containers get the cards the verification tries (layers/nvidia_verification.py).
 """
@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import re
 
+from remote_scripts.apt.apt import Apt
+from remote_scripts.apt.packages import Reverted
 from remote_scripts.both.container_toolkit import Answer, Wanted
-from remote_scripts.nvidia import engine_conf
-from remote_scripts.nvidia.apt import Apt
+from remote_scripts.nvidia import engine_conf, engines
 from remote_scripts.nvidia.driver_installer import is_at_least
-from remote_scripts.nvidia.engines import Engines
-from remote_scripts.nvidia.packages import Reverted
 from remote_scripts.tools.system import System, changes
 
 _REFRESH = "nvidia-cdi-refresh.service"
@@ -30,18 +29,18 @@ def apply(system: System, wanted: Wanted) -> Answer:
     :raises Failure: the engine doesn't start, or nvidia-ctk can't do it.
     """
     files = system.files
-    apt, engines = _parts(system, wanted)
+    apt = Apt(system, wanted.software, engine_conf.LAYER, "container toolkit")
     if wanted.runtime == "docker":
         engine_conf.configure(system, wanted.software.context.name, cdi=bool(wanted.cdi))
     else:
         engine_conf.give_back(system)
     cdi = _make_specification(apt, wanted)
-    engines.restart_docker()
+    told = engines.tell_docker(apt, cdi=wanted.runtime == "docker" and bool(wanted.cdi))
     if wanted.runtime == "k3s":
-        engines.restart_k3s()
+        told = engines.tell_k3s(apt) or told
     apt.note_step()
     version = apt.installed().present.get("nvidia-container-toolkit", "")
-    return Answer(wanted.runtime, version, cdi, files.changed, engines.restarted)
+    return Answer(wanted.runtime, version, cdi, files.changed, told)
 
 
 @changes
@@ -51,20 +50,15 @@ def revert(system: System, wanted: Wanted) -> Reverted:
     :raises Failure: apt can't do it, or an engine doesn't start.
     """
     files = system.files
-    apt, engines = _parts(system, wanted)
+    apt = Apt(system, wanted.software, engine_conf.LAYER, "container toolkit")
     if apt.is_anothers():
         return Reverted((), False)
     # A run that was cut short may have kept what is at the last one's place, and noted nothing.
     for path in sorted({*files.of_layer(engine_conf.LAYER), wanted.cdi} - {engine_conf.DOCKER, ""}):
         files.drop(engine_conf.LAYER, path)
     engine_conf.give_back(system)
-    engines.restart_docker()
+    engines.tell_docker(apt)
     return apt.reverted()
-
-
-def _parts(system: System, wanted: Wanted) -> tuple[Apt, Engines]:
-    apt = Apt(system, wanted.software, engine_conf.LAYER, "container toolkit")
-    return apt, Engines(apt, is_container=wanted.target == "lxc")
 
 
 # The specification.

@@ -4,9 +4,9 @@ it by one run of apt, and NVIDIA's installer where no repository has the driver.
 `read` asks the system's own apt what it would do, with NVIDIA's repositories, and changes nothing. `apply` does that:
 it adds repositories, each with a key whose fingerprint apt checks, and pins. It installs packages, with modules for
 every kernel that must have them (in a container only the libraries), and a service that keeps the cards initialised. It
-loads the module if nothing is in its way. A replaced driver is kept (nvidia/driver_update.py), and put back if the new
-one fails. A driver that is there and is what is wanted is left as it is, whoever installed it, and no server is asked
-for it.
+loads the module if nothing is in its way. If a new driver can't be brought in, the one before comes back by its name
+(nvidia/replaced.py). A driver that is there and is what is wanted is left as it is, whoever installed it, and no server
+is asked for it.
 
 `revert` takes out what came; what others need by now stays, and is said. Where the user has a repository already, that
 is used, and no second entry is written: apt refuses two with different keyrings.
@@ -14,24 +14,25 @@ is used, and no second entry is written: apt refuses two with different keyrings
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, NoReturn
 
+from remote_scripts.apt import sources
+from remote_scripts.apt.packages import Reverted
 from remote_scripts.both.nvidia_packages import Answer, Said, Try, Wanted, lacking_headers
+from remote_scripts.both.symptoms import Flavour
 from remote_scripts.notes.handover import need_rest
-from remote_scripts.nvidia import driver, driver_installer, driver_modules
+from remote_scripts.nvidia import driver, driver_installer, driver_modules, replaced
 from remote_scripts.nvidia.choice import ENGINES, Choice, Way
 from remote_scripts.nvidia.driver import ASKED, FAMILY, LAYER, PINS, Source
 from remote_scripts.nvidia.driver_installer import DOWNLOADS
-from remote_scripts.nvidia.driver_update import VERSION_GIVEN_UP
 from remote_scripts.nvidia.nvidia import Module
-from remote_scripts.nvidia.packages import Reverted
+from remote_scripts.nvidia.replaced import Replaced
 from remote_scripts.tools import boot_service
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes
 
-_KEY = "/run/homelab/key"
 _PROFILE = "/etc/profile.d/homelab-cuda.sh"
+_COMMENT = "# Written by homelab, which takes it away again (pulumi destroy)."
 #: Cards stay initialised while nobody uses them: programs and containers come and go, and each first one would wait for
 #: seconds. NVIDIA's own daemon doesn't do that as Ubuntu packages it (--no-persistence-mode). In a container it is the
 #: host's business.
@@ -63,7 +64,7 @@ def read(system: System, wanted: Wanted) -> Said:
     if (chosen := work.fulfilled()) is not None:
         return Said(chosen=chosen, version=there, was=there)
     with work.apt.aside() as apt:
-        work.add_repositories(apt)
+        sources.add_aside(apt, wanted.repositories, wanted.files)
         return work.said(apt)[0]
 
 
@@ -86,9 +87,9 @@ def revert(system: System, wanted: Wanted) -> Reverted:
     if work.apt.is_anothers():
         return Reverted((), False)
     kept = work.take_back()
-    work.update.close()
+    replaced.forget(files)
     files.remove_tree(DOWNLOADS)
-    files.remove(driver.NOTE.path, ASKED, VERSION_GIVEN_UP)
+    files.remove(driver.NOTE.path, ASKED)
     return work.apt.reverted(kept)
 
 
@@ -96,36 +97,33 @@ class _Work(Choice):
     # Bringing it in.
 
     def apply(self) -> Answer:
-        wanted, files, apt, update = self._wanted, self._files, self.apt, self.update
+        wanted, files, apt = self._wanted, self._files, self.apt
         need_rest(self._system)
-        is_first = not driver.library_version(self._system) and not self._half_configured()
-        before = {*apt.records()}
+        is_first = not self._was and not self._half_configured()
+        added = {*apt.records()}
         apt.repair()
-        self._resume()
         files.remove(ASKED)
         if self._is_somebodys_cuda():
             self._system.log.say(f"note: CUDA {wanted.cuda} is there, and not from packages: left as it is")
         try:
             number, found = self.fulfilled(), Way()
-            if number is None or before:
-                self._put_repositories()
+            if number is None or added:
+                sources.put(apt, wanted.repositories, wanted.files, (PINS,))
             if number is None:
                 number, found = self._choose()
             way = wanted.tries[number]
             files.finish()  # What is in place by now is of use to the next run, should this one fail.
-            version, source = self._bring(way, found)
+            version, source = self._bring(way.flavour or "", found)
             is_first = False
             reboot, why = self._load(version, way)
         except (Failure, OSError) as error:
-            self._give_up(error, before if is_first else None)
-        self._put(PINS, "" if source == "run" else self._pins(way.driver))
-        if update.kept.phase and reboot == "yes":
-            update.note(phase="tried", wanted=self._names(way))
-        else:
-            update.close()
-            self.tidy(self._names(way))
-        self._configure_cuda()
-        files.remove(VERSION_GIVEN_UP)
+            self._give_up(error, added if is_first else None)
+        sources.put_file(apt, PINS, "" if source == "run" else self._pins(way.driver))
+        replaced.forget(files)
+        self.tidy(way)
+        # A login finds its compiler; what that says is verified (homelab/nvidia/verification.py).
+        path = f"PATH={wanted.nvcc.rpartition('/')[0]}${{PATH:+:$PATH}}"
+        sources.put_file(apt, _PROFILE, f"{_COMMENT}\n{path}" if wanted.cuda else "")
         files.note(ASKED, f"{wanted.digest}\n".encode())
         apt.note_step()
         files.finish()
@@ -147,67 +145,33 @@ class _Work(Choice):
 
         :raises Failure: apt or the installer can't do it.
         """
-        files, left = self._files, driver.left(self._system)
+        files, target = self._files, self._wanted.target
         boot_service.serve(self._system, PERSISTENCE, needed=False)
-        driver_installer.give_back(self.apt)
-        if left.target == "host":
+        if self._source() == "run":
+            driver_installer.remove(self.apt)
+        if target == "host":
             files.set_pending(driver_modules.INITRAMFS)
         self.apt.repair()
         kept = self.tidy()
         driver_modules.drop_blacklist(self.apt)
         for path in files.of_layer(LAYER):
             files.drop(LAYER, path)
-        driver_modules.renew_initramfs(self.apt, left.target or self._wanted.target)
+        driver_modules.renew_initramfs(self.apt, target)
         return kept
 
-    def _names(self, way: Try) -> tuple[str, ...]:
-        """Of all that is wanted by hand. An engine that came has an owner's images and volumes by now: it stays until
-        all is taken back.
+    def tidy(self, way: Try | None = None) -> list[str]:
+        """As of `Apt.tidy`; without a way nothing is wanted. An engine that came has an owner's images and volumes by
+        now: it stays until all is taken back. The specification that the toolkit's service has made means nothing
+        without it.
         """
         wanted = self._wanted
-        words = (*way.packages, *wanted.beside, *wanted.headers, *wanted.prerequisites, *ENGINES)
-        return tuple(word.partition("=")[0] for word in words)
-
-    def tidy(self, wanted: Sequence[str] = ()) -> list[str]:
-        """As of `Apt.tidy`; the specification that the toolkit's service has made means nothing without it."""
+        words = (*way.packages, *wanted.beside, *wanted.headers, *ENGINES) if way else ()
         has_engine = not ENGINES.keys().isdisjoint(self.apt.installed().present)
-        kept = self.apt.tidy(wanted, recommends=self._wanted.recommends or has_engine)
+        names = {word.partition("=")[0] for word in words}
+        kept = self.apt.tidy(names, recommends=wanted.recommends or has_engine)
         if not self._files.exists("/usr/bin/nvidia-ctk"):
             self._files.remove("/run/cdi/nvidia.yaml")
         return kept
-
-    def _put(self, path: str, content: str) -> None:
-        if content:
-            self._files.put(LAYER, path, 0o644, f"{content.rstrip(chr(10))}\n".encode())
-        else:
-            self._files.drop(LAYER, path)
-
-    def _put_repositories(self) -> None:
-        """Also files of apt's. What an earlier run wrote, and isn't wanted or another file has by now, goes."""
-        wanted, files, apt = self._wanted, self._files, self.apt
-        if not all(map(apt.is_whole, wanted.prerequisites)):
-            apt.update()
-            apt.install(wanted.prerequisites)
-        others = {repository.url: apt.file_of(repository.url) for repository in wanted.repositories}
-        own = [one for one in wanted.repositories if others[one.url] in ("", one.list_file)]
-        kept = {PINS, *(path for one in own for path in (one.list_file, one.keyring)), *(f.path for f in wanted.files)}
-        for path in files.of_layer(LAYER):
-            if path.startswith(("/etc/apt/", "/usr/share/keyrings/")) and path not in kept:
-                files.drop(LAYER, path)
-        for file in wanted.files:
-            self._put(file.path, file.content)
-        for repository in own:
-            self._take_key(repository.key_url, repository.keyring, repository.list_file, repository.line.strip())
-            self._put(repository.list_file, repository.line)
-
-    def _take_key(self, url: str, path: str, list_file: str, line: str) -> None:
-        """Fetches it, unless it lies there, and belongs to this very line."""
-        states = self._files.of_layer(LAYER)
-        if states.get(path) == states.get(list_file) == "ok" and self._files.text(list_file).strip() == line:
-            return
-        self.apt.fetch(url, _KEY)
-        self._files.put(LAYER, path, 0o644, self._files.need(_KEY) or b"")
-        self._files.remove(_KEY)
 
     def _choose(self) -> tuple[int, Way]:
         """By what apt says now.
@@ -227,23 +191,23 @@ class _Work(Choice):
         apt.need_own(said.removes, what)
         for reason in said.against:
             self._system.log.say(f"passed over: {reason}")
-        if said.way_back is not None and not self.update.kept.phase:
-            self.update.keep(said.version)
+        if said.way_back is False:
+            self._system.log.say(f"note: {self._was} can't be put back if {said.version} fails: no repository has it")
+        elif said.way_back:
+            replaced.note(apt)
         return said.chosen, found
 
-    def _bring(self, way: Try, found: Way) -> tuple[str, Source]:
+    def _bring(self, flavour: Flavour | Literal[""], found: Way) -> tuple[str, Source]:
         """Packages, libraries, and modules for each kernel; returns the version, and whose it is."""
         system, files, wanted, apt = self._system, self._files, self._wanted, self.apt
-        if found.version:
-            if self.update.kept.phase:
-                self.update.note(phase="trying")
-            self._put(PINS, found.pins)
+        if found.words or found.run:
+            sources.put_file(apt, PINS, found.pins)
             files.finish()
             needs_initramfs = wanted.target == "host" or (wanted.target == "vm" and driver.holder(system))
             if needs_initramfs and any(map(FAMILY.search, found.words)):
                 files.set_pending(driver_modules.INITRAMFS)  # the packages renew the newest kernel's at most
             if found.run:
-                driver_installer.fetch(apt, found.run, found.run.file(DOWNLOADS))
+                driver_installer.fetch(apt, found.run)
             elif any(map(FAMILY.search, found.words)) and driver_installer.is_there(system):
                 apt.fetch_packages(found.words, recommends=wanted.recommends)
                 driver_installer.remove(apt)
@@ -251,13 +215,15 @@ class _Work(Choice):
             if found.run:
                 if driver.run_version(system) != found.run.version:
                     driver_installer.remove(apt)
-                driver_installer.run(apt, found.run, found.run.file(DOWNLOADS), wanted.target)
+                driver_installer.run(apt, found.run, wanted.target)
         version = driver.library_version(system)
-        for kernel in self._kernels():
-            driver_modules.build(apt, Module(version, way.flavour or ""), kernel)
-        driver_modules.renew_initramfs(apt, wanted.target)
+        for release in self._kernels():
+            driver_modules.build(apt, Module(version, flavour), release)
         source = self._source()
-        driver.NOTE.write(files, driver.Left(version, source, wanted.target, way.flavour or ""))
+        if source != "run":  # the packages have one of their own
+            driver_modules.drop_blacklist(apt)
+        driver_modules.renew_initramfs(apt, wanted.target)
+        driver.NOTE.write(files, driver.Left(version, source, wanted.target, flavour))
         return version, source
 
     def _source(self) -> Source:
@@ -279,72 +245,47 @@ class _Work(Choice):
                 self._system.log.say(f"note: {PERSISTENCE.name}.service doesn't start now: {done.text}")
         return reboot, why
 
-    def _configure_cuda(self) -> None:
-        """A login finds its compiler; what that says is verified (homelab/nvidia/verification.py)."""
-        comment = "# Written by homelab, which takes it away again (pulumi destroy)."
-        path = f"PATH={self._wanted.nvcc.rpartition('/')[0]}${{PATH:+:$PATH}}"
-        self._put(_PROFILE, f"{comment}\n{path}" if self._wanted.cuda else "")
+    # What fails.
 
-    # The update.
-
-    def _resume(self) -> None:
-        """What an earlier run has left of an update."""
-        update, kept = self.update, self.update.kept
-        if not kept.phase:
-            update.close()
-            return
-        is_wanted = self.staying() is None and any(
-            driver.fits(kept.driver.version, way.driver) and way.flavour in (None, kept.driver.flavour) and not way.run
-            for way in self._wanted.tries[:1]
-        )
-        if kept.phase != "back" and not is_wanted:
-            return
-        self._system.log.say(f"an update of the driver was left half-way: putting {kept.driver.version} back")
-        try:
-            update.back()
-        except Failure as failure:
-            # It may be that the new one works by now: going on is better than being held here for ever.
-            self._system.log.say(f"note: the driver from before could not be put back: {failure.found}")
-            update.note(phase="trying")
-        self._left = driver.left(self._system)
-
-    def _give_up(self, error: Failure | OSError, before: set[str] | None) -> NoReturn:
+    def _give_up(self, error: Failure | OSError, added: set[str] | None) -> NoReturn:
         """Ends the run with why it could not be had, and what there is instead.
 
-        :param before: what the layer had added before this run, where that was to bring the first driver.
+        :param added: what the layer had added before this run, where that was to bring the first driver.
         """
-        reason, update, old = self._undone(error), self.update, self.update.kept.driver.version
-        if update.kept.phase not in ("trying", "back"):
-            raise self._without_what_came(reason, before) from error
-        self._system.log.say(f"note: the update of the driver from {old} failed: {reason.wanted}")
+        reason, old, now = self._undone(error), replaced.noted(self._files), ""
         self._system.work.extend(self._wanted.software.install_seconds)
         try:
-            restored = update.back()
-        except Failure as also:
-            raise reason.but(
-                why=f"{reason.why}; and {also.why}: {also.wanted}; found: {also.found}",
-                next=f"{also.next}. For the update: {reason.next}",
-            ) from also
-        raise reason.but(
-            why=f"{reason.why}; the update is given up",
-            next=f"the driver {old} is back: {restored}. For another try: {reason.next}",
-        ) from error
-
-    def _without_what_came(self, reason: Failure, before: set[str] | None) -> Failure:
-        """Why it could not be had, and what there is instead, where nothing was kept."""
-        now = ""
-        if before is None:
-            if self._was not in ("", driver.library_version(self._system)):
-                now = f"The driver {self._was} can't be put back: nothing of it could be kept."
-        elif {*self.apt.records()} - before or self._files.exists(driver_installer.INSTALLED.path):
-            try:
-                self.apt.tidy(before) if before else self.take_back()
-                self._files.finish()  # the run that fails takes back nothing of that
-            except (Failure, OSError) as also:
-                now = f"What had come could not be taken back: {self._undone(also).found}."
-            else:
+            if old:
+                now = f"The driver {self._put_back(old)} is back."
+            elif added is not None and (self.apt.records().keys() - added or driver_installer.is_there(self._system)):
+                self.apt.tidy(added) if added else self.take_back()
                 now = "What had come is gone again, with its logs."
-        return reason.but(next=f"{reason.next} ({now})") if now else reason
+            elif self._was not in ("", driver.library_version(self._system)):
+                now = f"The driver {self._was} can't be put back: no repository has it."
+            self._files.finish()  # the run that fails takes back nothing of that
+        except (Failure, OSError) as also:
+            failed = self._undone(also)
+            now = f"What was there before can't be put back: {failed.wanted}; found: {failed.found}; {failed.next}."
+        raise reason.but(next=f"{reason.next} ({now})" if now else reason.next) from error
+
+    def _put_back(self, old: Replaced) -> str:
+        """The driver from before, by its packages' names; returns its version. Pins hold it: those of the settings
+        would have an owner's own upgrade bring what has failed.
+
+        :raises Failure: it can't be had; the next run tries the wanted one again.
+        """
+        apt, names = self.apt, {one.name for one in old.packages}
+        self._system.log.say("putting back the driver from before")
+        came = [name for name in apt.installed().present if FAMILY.search(name) and name not in names]
+        gone = [f"{name}-" for name in came if not apt.of_others([name])]
+        words = [f"{one.name}={one.version}" for one in old.packages]
+        pins = [f"Package: {one.name}\nPin: version {one.version}\nPin-Priority: 1001\n" for one in old.packages]
+        version, _ = self._bring(old.driver.flavour, Way("\n".join(pins), (*words, *gone)))
+        for mark in ("auto", "manual"):
+            apt.mark(mark, [one.name for one in old.packages if one.mark == mark])
+        apt.settle()
+        replaced.forget(self._files)
+        return version
 
     def _undone(self, error: Failure | OSError) -> Failure:
         """What failed, its files put back."""

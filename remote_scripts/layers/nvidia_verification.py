@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from remote_scripts.both.nvidia_verification import Answer, Tried, Wanted
 from remote_scripts.notes import handover
-from remote_scripts.nvidia import driver_update, nvidia
+from remote_scripts.nvidia import nvidia
 from remote_scripts.tools import kernel
 from remote_scripts.tools.device import as_nobody
 from remote_scripts.tools.done import NOT_FOUND, TIMED_OUT, Done
@@ -58,7 +58,7 @@ class _Verification:
         handover.need_rest(system)
         system.files.remove_tree(_FOLDER)  # of a run that was killed
         system.files.need_folder(_FOLDER)
-        phase, boot_id = driver_update.noted(system).phase, kernel.boot_id(system)
+        boot_id = kernel.boot_id(system)
         before = nvidia.loaded(system)
         smi = self.part("nvidia-smi", self.ask_driver)
         # That may have loaded it; a container has its host's.
@@ -76,7 +76,6 @@ class _Verification:
             loaded=loaded.version,
             flavour=loaded.flavour,
             boot_id=boot_id,
-            update=phase,
         )
         system.files.remove_tree(_FOLDER)
         return answer
@@ -203,32 +202,26 @@ class _Verification:
             return self._in_engine(engine, capabilities, command)
         return self._in_k3s(capabilities, command)
 
-    def _options(self, engine: str) -> list[str] | Done:
+    def _options(self, engine: str) -> tuple[str, ...]:
         """How the engine is told to give the cards. docker takes CDI names from 25 on, and all by itself from 28.3 on;
-        before, the toolkit's runtime does. Or what `docker --version` ended with.
+        before, the toolkit's runtime does.
         """
         if engine == "podman":
-            return ["--device", "nvidia.com/gpu=all", "--security-opt", "label=disable"]
-        done = self.run("docker", "--version")
-        number = re.search(r"[0-9]+", done.text)
-        if done.status:
-            return done
+            return "--device", "nvidia.com/gpu=all", "--security-opt", "label=disable"
         if not self.wanted.cdi:
-            return ["--runtime=nvidia", "--gpus", "all"]
+            return "--runtime=nvidia", "--gpus", "all"
+        number = re.search(r"[0-9]+", self.run("docker", "--version").text)
         if number and int(number[0]) >= 25:
-            return ["--device", "nvidia.com/gpu=all"]
-        return ["--runtime=nvidia", "-e", "NVIDIA_VISIBLE_DEVICES=all"]
+            return "--device", "nvidia.com/gpu=all"
+        return "--runtime=nvidia", "-e", "NVIDIA_VISIBLE_DEVICES=all"
 
     def _in_engine(self, engine: str, capabilities: str, command: list[str]) -> Done:
-        options = self._options(engine)
-        if isinstance(options, Done):
-            return options
         image = self.wanted.image
         inspected = self.run(engine, "image", "inspect", image)
         # Also where that can't be told it ends with an error.
         was_missing = inspected.status != 0 and _NO_IMAGE.search(inspected.output + inspected.error)
         self.run(engine, "rm", "-f", _CONTAINER)  # of a run that was killed
-        given = ("-e", f"NVIDIA_DRIVER_CAPABILITIES={capabilities}", *options)
+        given = ("-e", f"NVIDIA_DRIVER_CAPABILITIES={capabilities}", *self._options(engine))
         done = self.run(engine, "run", "--rm", "--name", _CONTAINER, *given, image, *command)
         if done.status >= TIMED_OUT:
             self.system.run.ask(engine, "rm", "-f", _CONTAINER)

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from remote_scripts.apt.os_release import distribution
+from remote_scripts.apt.packages import LIBRARIES, Installed, installed, recorded
 from remote_scripts.both.read_system import Answer, Runtime, Wanted
 from remote_scripts.notes import kept_agents
-from remote_scripts.nvidia import driver, driver_update, engine_conf, nvidia
-from remote_scripts.nvidia.os_release import distribution
-from remote_scripts.nvidia.packages import LIBRARIES, Installed, installed, recorded
+from remote_scripts.nvidia import driver, engine_conf, nvidia, replaced
 from remote_scripts.tools import kernel
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.pci import DEVICES, driver_of, ids_of
@@ -129,9 +129,7 @@ def _of_driver(system: System, loaded: nvidia.Module) -> Iterator[tuple[str, str
     noted = driver.left(system)
     if not noted.version:
         return
-    if given_up := system.files.need_text(f"{HOME}/given-up").strip():
-        yield "packages", f"the update to {given_up} was given up, {noted.version} is back"
-    if driver_update.noted(system).phase in ("trying", "back"):
+    if replaced.is_open(system.files):
         yield "packages", "an update was cut short"
     version = driver.library_version(system)
     if version != noted.version:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from remote_scripts.apt.apt import Apt
+from remote_scripts.apt.asked import AskedApt
+from remote_scripts.apt.packages import Plan
 from remote_scripts.boot import boot
-from remote_scripts.both.nvidia_packages import Repository, Said, Try, Wanted
+from remote_scripts.both.nvidia_packages import Said, Try, Wanted
 from remote_scripts.both.software import Installer
-from remote_scripts.nvidia import driver, driver_installer
-from remote_scripts.nvidia.apt import Apt
-from remote_scripts.nvidia.asked_apt import AskedApt
+from remote_scripts.nvidia import driver, driver_installer, replaced
 from remote_scripts.nvidia.driver import FAMILY, LAYER, PINS
-from remote_scripts.nvidia.driver_update import Update
 from remote_scripts.nvidia.engines import is_there
 from remote_scripts.nvidia.nvidia import Module
-from remote_scripts.nvidia.packages import Plan
 from remote_scripts.tools.system import System
 
 # What the files of NVIDIA's installer take at the least.
@@ -57,7 +55,6 @@ class Choice:
         self._files = system.files
         self._wanted = wanted
         self.apt = Apt(system, wanted.software, LAYER, "NVIDIA's packages")
-        self.update = Update(self.apt, wanted.target)
         self._left = driver.left(system)
         self._was = driver.library_version(system)
         self._name = wanted.software.context.name
@@ -128,17 +125,6 @@ class Choice:
 
     # What apt would do.
 
-    def add_repositories(self, apt: AskedApt) -> None:
-        """The repositories, and further pins, for an apt aside; their lists are fetched.
-
-        :raises Failure: one can't be had.
-        """
-        for file in self._wanted.files:
-            if "/preferences.d/" in file.path:
-                apt.pin(file.path.rpartition("/")[2], file.content)
-        unverified = "ca-certificates" in self._wanted.prerequisites and not apt.is_whole("ca-certificates")
-        add_repositories(apt, self._wanted.repositories, unverified=unverified)
-
     def said(self, apt: AskedApt) -> tuple[Said, Way]:
         """What it would do, and how.
 
@@ -149,7 +135,7 @@ class Choice:
         headers, lacking = self._headers(apt)
         # Debian's headers of a newer kernel bring that.
         with_headers = {*apt.simulate_install(headers).coming} if headers else set()
-        beside = [self._resolved(apt, word) for word in (*self._beside, *headers) if not self.apt.is_whole(word)]
+        beside = [apt.resolved(word) for word in (*self._beside, *headers) if not self.apt.is_whole(word)]
         room = boot.free_on(self._system, "/usr")
         said = Said(chosen=None, was=there, room=room, lacking=lacking if staying is None else (), pins=self._pinned())
         for number, version in self._ways(there, staying):
@@ -165,7 +151,7 @@ class Choice:
                     version=found.version,
                     comes=tuple(f"{name}={new}" for name, new in found.plan.coming.items()),
                     removes=tuple(self.apt.of_others(going, FAMILY)),
-                    way_back=not self.update.lost(apt) if not stays and self._replaces(way, found.plan) else None,
+                    way_back=replaced.can_be_had(apt) if not stays and self._replaces(way, found.plan) else None,
                     needs=apt.bytes_of(found.plan) + (_RUN_BYTES if found.run else 0),
                 )
                 return said, found
@@ -213,7 +199,7 @@ class Choice:
         of_run = way.run is not None or (stays and driver.run_version(self._system) != "")
         pins = "" if of_run else self._pins(version)
         apt.pin(PINS.rpartition("/")[2], pins)
-        own = [] if stays else [self._resolved(apt, word) for word in way.packages]
+        own = [] if stays else [apt.resolved(word) for word in way.packages]
         # What an installer takes the place of makes way.
         present = self.apt.installed().present
         gone = [f"{name}-" for name in present if way.run and not stays and FAMILY.search(name)]
@@ -237,16 +223,6 @@ class Choice:
             against = f"apt has no {way.driver}, and leaves {by_then or 'none'}"
         return Way(pins, (*words, *gone), plan, by_then, against, None if stays else way.run)
 
-    def _resolved(self, apt: AskedApt, word: str) -> str:
-        """NAME=VERSION, of what is there or else the newest that is offered, for a NAME=PATTERN: apt takes no pattern
-        that begins with a star.
-        """
-        name, has_pattern, pattern = word.partition("=")
-        if not has_pattern:
-            return word
-        versions = [self.apt.installed().whole.get(name, ""), *apt.offered(name)[name]]
-        return f"{name}={next((version for version in versions if fnmatch.fnmatchcase(version, pattern)), pattern)}"
-
     def _pinned(self) -> tuple[str, ...]:
         """The owner's files that give versions of the driver's packages a priority."""
         folder = PINS.rpartition("/")[0]
@@ -264,17 +240,3 @@ class Choice:
         offered = apt.offered(*names)
         lacking = [kernel for name, kernel in bare.items() if not offered[name] and not self.apt.is_whole(name)]
         return [name for name in names if offered[name] or "headers" not in name], tuple(lacking)
-
-
-def add_repositories(apt: AskedApt, repositories: Sequence[Repository], *, unverified: bool) -> None:
-    """Repositories for an apt aside; their lists are fetched. Arguments as of `Apt.refresh`.
-
-    :raises Failure: one can't be had.
-    """
-    for repository in repositories:
-        key = f"{apt.folder}/{repository.keyring.rpartition('/')[2]}"
-        apt.fetch(repository.key_url, key, unverified=unverified)
-        line = repository.line.replace(repository.keyring, apt.system.files.name(key))
-        is_new = not apt.file_of(repository.url)  # asked so, the system's apt would write its cache
-        apt.add_source(repository.list_file.rpartition("/")[2], f"{line.strip()}\n", is_new=is_new)
-    apt.refresh(unverified=unverified)

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from remote_scripts.apt.packages import need_answer
 from remote_scripts.boot import boot
 from remote_scripts.nvidia import nvidia
 from remote_scripts.nvidia.nvidia import Module
-from remote_scripts.nvidia.packages import need_answer
 from remote_scripts.tools import kernel
 from remote_scripts.tools.done import NOT_FOUND
 from remote_scripts.tools.files import HOME
@@ -22,7 +22,6 @@ from remote_scripts.tools.notes import Note
 from remote_scripts.tools.pci import DEVICES, driver_of
 from remote_scripts.tools.system import System
 
-UPDATE = f"{HOME}/update"
 NVIDIA_SMI = "/usr/bin/nvidia-smi"
 UNINSTALL = "/usr/bin/nvidia-uninstall"
 #: The driver's own packages: what may be replaced by another version, flavour or source of it. Not the container
@@ -55,7 +54,7 @@ class Left:
     version: str = ""
     source: str = ""
     target: str = ""
-    flavour: str = ""
+    flavour: Literal["open", "proprietary", ""] = ""
 
 
 NOTE = Note(f"{HOME}/nvidia-driver", Left)

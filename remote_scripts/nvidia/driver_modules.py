@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Literal
 
+from remote_scripts.apt.apt import Apt
 from remote_scripts.boot import boot
 from remote_scripts.both.symptoms import Target
 from remote_scripts.nvidia import driver, nvidia
-from remote_scripts.nvidia.apt import Apt
-from remote_scripts.nvidia.nvidia import DAEMON, MODULES, Module
+from remote_scripts.nvidia.nvidia import Module
 from remote_scripts.tools import kernel
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -62,7 +61,7 @@ def load(apt: Apt, wanted: Module) -> tuple[Literal["yes", "no"], str]:
     """Loads them at once where that can be done.
 
     :returns: whether a reboot is needed, yes or no, and why.
-    :raises Failure: the kernel doesn't take the module.
+    :raises Failure: the kernel doesn't take the module; with what the driver has said of the card.
     """
     system = apt.system
     loaded = nvidia.loaded(system)
@@ -73,63 +72,19 @@ def load(apt: Apt, wanted: Module) -> tuple[Literal["yes", "no"], str]:
     if loaded != wanted:
         if holder := driver.holder(system):
             return "yes", f"{holder} has a card, and gives it up at a boot"
-        load_module(apt, wanted.version)
+        before = {*kernel.ring(system)}  # each line with its time
+        done = apt.do("modprobe", "nvidia", seconds=120)
+        if done.status != 0:
+            messages = [line for line in kernel.ring(system) if line not in before and _OF_THE_DRIVER.search(line)]
+            apt.explain(
+                "\n".join([done.said_text.rstrip("\n"), *messages]),
+                f"the module nvidia of {wanted.version}, loaded",
+                "nothing can use the card without it",
+                "look at `dmesg | grep NVRM`; is there a card of NVIDIA's, free of other drivers (`lspci -nnk`)?",
+            )
         why = f"{wanted.version} was loaded: nothing else had the card"
     system.run.do("modprobe", "nvidia-uvm", seconds=120)  # the verification says whether programs can open it
     return "no", why
-
-
-def load_module(apt: Apt, version: str) -> None:
-    """Loads the module itself.
-
-    :raises Failure: the kernel doesn't take it; with what the driver has said of the card.
-    """
-    system = apt.system
-    before = {*kernel.ring(system)}  # each line with its time
-    done = apt.do("modprobe", "nvidia", seconds=120)
-    if done.status == 0:
-        return
-    messages = [line for line in kernel.ring(system) if line not in before and _OF_THE_DRIVER.search(line)]
-    apt.explain(
-        "\n".join([done.said_text.rstrip("\n"), *messages]),
-        f"the module nvidia of {version}, loaded",
-        "nothing can use the card without it",
-        "look at `dmesg | grep NVRM`; is there a card of NVIDIA's, free of other drivers (`lspci -nnk`)?",
-    )
-
-
-def unload(apt: Apt) -> Callable[[], None] | None:
-    """Unloads them; None: something uses one of them, and all stay. NVIDIA's daemon, which keeps cards initialised, is
-    stopped for that, and goes on where that doesn't help.
-
-    :returns: what starts the daemon again, if it was stopped.
-    """
-    system = apt.system
-    is_active = system.run.ask("systemctl", "is-active", "-q", DAEMON).status == 0
-    has_stopped = is_active and system.run.do("systemctl", "stop", DAEMON).status == 0
-
-    def start_daemon() -> None:
-        if has_stopped:
-            system.run.do("systemctl", "start", DAEMON)
-
-    lines = [line.split() for line in system.run.ask("lsmod").text.split("\n")]
-    there = {words[0]: words[2:] for words in lines if words and words[0] in MODULES}
-    names = [name for name in MODULES if name in there]
-    if any(map(_is_used, there.values())) or (
-        apt.do("rmmod", *names, seconds=60).status != 0 and nvidia.loaded(system).version
-    ):
-        start_daemon()
-        return None
-    return start_daemon
-
-
-def _is_used(words: list[str]) -> bool:
-    """By anything but each other.
-
-    :param words: of lsmod: how many use a module, and the modules among them.
-    """
-    users = words[1].split(",") if len(words) > 1 else []
-    return int(words[0]) > len(users) or not {*users} <= {*MODULES}
 
 
 def blacklist(apt: Apt, target: Target) -> None:

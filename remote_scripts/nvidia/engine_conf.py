@@ -15,7 +15,7 @@ from remote_scripts.tools.system import System
 
 LAYER = "toolkit"
 DOCKER = "/etc/docker/daemon.json"
-#: The step that must follow.
+#: The step that must follow: docker takes it over.
 RESTART = "restart-docker"
 # As nvidia-ctk writes it.
 _RUNTIME = {"args": [], "path": "nvidia-container-runtime"}

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from remote_scripts.both.nvidia_packages import Repository, Try, Wanted
+from remote_scripts.both.apt import Repository
+from remote_scripts.both.nvidia_packages import Try, Wanted
 from remote_scripts.both.software import Installer, Software
 from remote_scripts.both.symptoms import Context, Flavour, Target
 from remote_scripts.tools.system import System
@@ -223,14 +224,8 @@ _SCRIPTS = {
     '[ -e "$HOMELAB_ROOT/fails/load-$v" ] && { echo "modprobe: ERROR: could not insert nvidia: No such device"; exit 1; }\n'
     '[ "$k" = open ] && k="Open Kernel Module for x86_64" || k="x86_64 Kernel Module"\n'
     'mkdir -p "$p"; echo "NVRM version: NVIDIA UNIX $k  $v  Release Build" >"$p/version"',
-    "rmmod": 'rm -f "$HOMELAB_ROOT/proc/driver/nvidia/version"',
-    "lsmod": 'echo Module Size Used by; [ -e "$HOMELAB_ROOT/proc/driver/nvidia/version" ] || exit 0\n'
-    '[ -e "$HOMELAB_ROOT/fails/in-use" ] && echo nvidia 1 1 || echo nvidia 1 0',
-    "nvidia-smi": 'read a b <"$HOMELAB_ROOT/proc/driver/nvidia/version" || exit 9\nfor v in $b; do [ -e "$HOMELAB_ROOT/fails/smi-$v" ] && exit 9; done; exit 0',
     "systemctl": '[ "$1" = is-active ] && exit 3; exit 0',
     "update-initramfs": '[ -e "$HOMELAB_ROOT/fails/initramfs" ] && exit 0; for k in "$HOMELAB_ROOT"/boot/vmlinuz-*; do echo made >>"$HOMELAB_ROOT/boot/initrd.img-${k##*vmlinuz-}"; done',
-    "curl": 'for w; do [ "$b" = -o ] && o=$w; b=$w; u=$w; done; cp "$REPOS/${u##*/}" "$o" 2>/dev/null || { echo "curl: (22) 404"; exit 22; }',
-    "sync": '[ ! -e "$HOMELAB_ROOT/fails/sync" ]',
     "dmesg": "exit 0",
 }
 _FOLDERS = (
@@ -423,6 +418,6 @@ class Machine:
         path = self.repos["nvidia"].folder.parent / f"NVIDIA-Linux-x86_64-{BY_RUN}.run"
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         arguments = ("--silent", *(("--no-kernel-module",) if target == "lxc" else ()))
-        run = Installer(version=BY_RUN, url=f"https://x/{path.name}", sha256=sha256, arguments=arguments)
+        run = Installer(version=BY_RUN, url=f"copy:{path}", sha256=sha256, arguments=arguments)
         flavour: Flavour | None = None if target == "lxc" else "proprietary"
         return Try(driver=driver, flavour=flavour, packages=("build-essential",), run=run)

@@ -8,7 +8,6 @@ The driver is three packages of one version, and another one is somebody's own.
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,16 +64,10 @@ class Machine:
             "modinfo": self._modinfo,
             "modprobe": self._modprobe,
             "find": lambda _a, _i: 0,
-            "lsmod": lambda _a, _i: (
-                "Module Size Used by\n" + ("nvidia_uvm 1 0\nnvidia 1 2 nvidia_uvm\n" if self.loaded() else "")
-            ),
             "dmesg": lambda _a, _i: "",
-            "nvidia-smi": lambda _a, _i: "GPU 0: NVIDIA A2\n",
             "systemctl": lambda a, _i: "no\n" if a[0] == "show" else 3 if a[0] == "is-active" else 0,
             "update-initramfs": self._initramfs,
             "env": self._env,
-            "curl": self._curl,
-            "sha256sum": lambda a, _i: f"{hashlib.sha256(Path(a[0]).read_bytes()).hexdigest()}  {a[0]}\n",
             "tail": lambda _a, _i: 1,
             str(host.root / "usr/bin/nvidia-uninstall"): self._uninstall,
             "/usr/lib/apt/apt-helper": self._helper,
@@ -190,18 +183,16 @@ class Machine:
         )
 
     def _helper(self, arguments: Sequence[str], _stdin: bytes) -> int:
-        self._put(_words(arguments)[-1].removeprefix(str(self.host.root)), "key\n")
+        """Of a file that has a checksum, the installer's, its version is the content."""
+        _act, url, path, *sha256 = _words(arguments)
+        content = f"{url.rpartition('-')[2].removesuffix('.run')}\n" if sha256 else "key\n"
+        self._put(path.removeprefix(str(self.host.root)), content)
         return 0
 
-    def _apt(self, arguments: Sequence[str], _stdin: bytes, folder: str = "") -> Done | int | str:
+    def _apt(self, arguments: Sequence[str], _stdin: bytes) -> Done | int | str:
         simulated, (act, *names) = "-s" in arguments, _words(arguments)
         if act in ("indextargets", "update"):
             return ""
-        if act == "download":
-            for word in names:
-                name, _, version = word.partition("=")
-                self._put(f"{folder}/{name}_{version}_amd64.deb", f"{name} {version}\n")
-            return 0
         if names == ["-f"]:
             self._configure()
             return 0
@@ -217,7 +208,7 @@ class Machine:
         for name in [name for name in (word.partition("=")[0] for word in names) if name in self._auto()]:
             self._apt_mark(["manual", name], b"")
         for name in come:
-            if name not in names and not any(word.startswith(f"{name}=") or f"/{name}_" in word for word in names):
+            if name not in names and not any(word.startswith(f"{name}=") for word in names):
                 self._apt_mark(["auto", name], b"")
         return self._configure()
 
@@ -234,10 +225,7 @@ class Machine:
             gone += more
         for word in words:
             name, _, pattern = word.partition("=")
-            if word.endswith(".deb"):
-                name, _, version = Path(word).read_text().strip().partition(" ")
-                come[name] = version
-            elif act in ("remove", "purge") or word.endswith("-"):
+            if act in ("remove", "purge") or word.endswith("-"):
                 gone.append(name.rstrip("-"))
             else:
                 come[name] = next(one for one in self.offered()[name] if fnmatch.fnmatchcase(one, pattern or "*"))
@@ -303,8 +291,9 @@ class Machine:
         built = {f"/usr/lib/modules/{kernel}/nvidia.ko" for kernel in KERNELS if name == MODULES}
         libraries = (self.host.root / LIBRARIES[1:]).glob("libnvidia-ml.so.*") if name == LIBRARY else ()
         named = {f"{LIBRARIES}/{library.name}" for library in libraries}
-        for path in sorted({*self._files(name, package.version.partition("-")[0]), *built, *named}):
-            self._remove(path)
+        if package.state != "config-files":  # else the files there are another's
+            for path in sorted({*self._files(name, package.version.partition("-")[0]), *built, *named}):
+                self._remove(path)
         self._set(name, "" if purge else "config-files", package.version)
         if purge:
             self._apt_mark(["manual", name], b"")
@@ -358,9 +347,6 @@ class Machine:
     # NVIDIA's installer.
 
     def _env(self, arguments: Sequence[str], stdin: bytes) -> Done | int | str:
-        if arguments[0] == "-C":
-            folder = arguments[1].removeprefix(str(self.host.root))
-            return self._apt(arguments[3:], stdin, folder)
         if "--uninstall" in arguments:
             return self._uninstall((), b"")
         version = Path(arguments[2]).read_text().strip()
@@ -384,11 +370,6 @@ class Machine:
             if path.name != "libnvidia-ml.so.1":
                 self._remove(f"{LIBRARIES}/{path.name}")
         self._remove(f"{LIBRARIES}/libnvidia-ml.so.1")
-        return 0
-
-    def _curl(self, arguments: Sequence[str], _stdin: bytes) -> int:
-        path = arguments[arguments.index("-o") + 1].removeprefix(str(self.host.root))
-        self._put(path, f"{arguments[-1].rpartition('-')[2].removesuffix('.run')}\n")
         return 0
 
 

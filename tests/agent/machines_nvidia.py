@@ -51,7 +51,7 @@ def _installed(host: Host, path: str, answer: str) -> Stand:
 
 
 class Docker(Nvidia):
-    """The same with docker, which reads its configuration when it is started, and a toolkit without a service of its own."""
+    """The same with docker, which reads its configuration when it is told to, and a toolkit without a service of its own."""
 
     _CONF, _READ = "/etc/docker/daemon.json", "/sys/docker"
 
@@ -71,7 +71,6 @@ class Docker(Nvidia):
     def add_programs(self) -> None:
         super().add_programs()
         self.host.programs |= {
-            "docker": self._docker,
             "systemctl": self._systemctl,
             "journalctl": lambda _arguments, _stdin: "",
             "nvidia-ctk": self._nvidia_ctk,
@@ -89,11 +88,8 @@ class Docker(Nvidia):
             return 1
         return 0
 
-    def _docker(self, arguments: Sequence[str], _stdin: bytes) -> str:
-        return "web\n" if arguments[0] == "ps" else ""
-
     def _systemctl(self, arguments: Sequence[str], _stdin: bytes) -> int:
-        if arguments[0] == "restart":
+        if arguments[0] in ("restart", "reload-or-restart"):
             return self._start()
         return int(arguments[0] == "cat")
 

@@ -1,4 +1,4 @@
-"""nvidia/apt.py: what of apt's and dpkg's answers isn't taken for something else, with functions in their place; and packages of a second architecture, which a
+"""apt/apt.py: what of apt's and dpkg's answers isn't taken for something else, with functions in their place; and packages of a second architecture, which a
 system has for Steam and Wine, with this machine's own. What a layer does with it is in test_nvidia_packages.py."""
 
 from __future__ import annotations
@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from remote_scripts.both.software import Installer
-from remote_scripts.nvidia import driver_installer
-from remote_scripts.nvidia.apt import Apt
-from remote_scripts.nvidia.packages import installed
+from remote_scripts.apt.apt import Apt
+from remote_scripts.apt.packages import installed
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
 from tests.agent import apt_kit
@@ -171,19 +169,3 @@ def test_what_apt_cannot_do_now_is_said(host: Host, said: Done, words: str) -> N
     with pytest.raises(Failure) as raised:
         apt.install(["y"])
     assert words in f"{raised.value.found} {raised.value.next}"
-
-
-def test_no_try_of_a_download_begins_once_its_time_is_up(host: Host) -> None:
-    """It would take away what a slow line has brought, which the next run goes on with."""
-    given: list[str] = []
-
-    def curl(arguments: Sequence[str], _stdin: bytes) -> Done:
-        given.extend(arguments)
-        return Done(28, b"timed out\n")
-
-    host.programs["curl"] = curl
-    installer = Installer(version="580.1", url="https://x/y.run", sha256="")
-    with pytest.raises(Failure):
-        driver_installer.fetch(Apt(host.system(), SOFTWARE, "it"), installer, "/var/lib/homelab/downloads/y.run")
-    times = {option: given[given.index(option) + 1] for option in ("--max-time", "--retry-max-time")}
-    assert len({*times.values()}) == 1

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
+from remote_scripts.apt.apt import Apt
 from remote_scripts.both.container_toolkit import Wanted
 from remote_scripts.both.software import Software
 from remote_scripts.both.symptoms import Context
 from remote_scripts.layers import container_toolkit
-from remote_scripts.nvidia import engine_conf
-from remote_scripts.nvidia.apt import Apt
-from remote_scripts.nvidia.engines import Engines
+from remote_scripts.nvidia import engine_conf, engines
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -102,14 +101,14 @@ def test_an_engine_that_doesnt_start_gets_its_configuration_back_and_its_journal
     host.programs |= {
         "systemctl": lambda _arguments, _stdin: Done(1, b"Job failed\n"),
         "journalctl": lambda _arguments, _stdin: "no such runtime\n",
-        "docker": lambda _arguments, _stdin: "",
     }
+    conf.system.is_container = True
     apt = Apt(conf.system, SOFTWARE, "toolkit")
 
     def change() -> None:
         engine_conf.configure(conf.system, "it", cdi=False)
         assert "nvidia" in host.read(DAEMON)
-        Engines(apt, is_container=True).restart_docker()
+        engines.tell_docker(apt)
 
     with pytest.raises(Failure) as failure:
         conf.system.changing(change)
@@ -156,71 +155,32 @@ def test_a_link_that_leads_nowhere_is_said_before_anything_is_changed(host: Host
 
 
 class Docker:
-    """docker, whose restart stops the containers that run; none of them has a restart policy."""
+    """docker, which learns of runtimes as it runs, and of CDI when it is started."""
 
     def __init__(self, host: Host) -> None:
-        self.running, self.starts = {"web", "db"}, True
+        self.told: list[str] = []
         host.write("/usr/bin/dockerd", "")
-        host.programs |= {"docker": self._docker, "systemctl": self._systemctl, "journalctl": lambda *_: ""}
-
-    def _docker(self, arguments: Sequence[str], _stdin: bytes) -> Done | str:
-        if arguments[0] == "ps":
-            return "".join(f"{name}\n" for name in sorted(self.running))
-        if arguments[0] == "start":
-            self.running.add(arguments[1])
-        return ""
+        host.programs |= {"systemctl": self._systemctl, "journalctl": lambda *_: ""}
 
     def _systemctl(self, arguments: Sequence[str], _stdin: bytes) -> int:
-        if arguments[0] == "restart":
-            self.running.clear()
-            if not self.starts:
-                self.starts = True  # with what it had before
-                return 1
+        self.told += [arguments[0]] if "re" in arguments[0] else []
         return 0
 
 
-def restart(host: Host) -> None:
-    system = host.system()
-    system.changing(lambda: Engines(Apt(system, SOFTWARE, "toolkit"), is_container=False).restart_docker())
-
-
-def test_containers_run_again_where_docker_didnt_start_with_what_was_configured(host: Host) -> None:
+@pytest.mark.parametrize(("cdi", "verb"), [(False, "reload-or-restart"), (True, "restart")])
+def test_docker_takes_its_configuration_over_once_and_is_restarted_for_cdi_alone(
+    host: Host, conf: Conf, capfd: pytest.CaptureFixture[str], verb: str, *, cdi: bool
+) -> None:
     docker = Docker(host)
-    docker.starts = False
-    host.system().files.set_pending("restart-docker")
-    with pytest.raises(Failure, match="it isn't running; its configuration was put back"):
-        restart(host)
-    assert docker.running == {"web", "db"}
+    apt = Apt(conf.system, SOFTWARE, "toolkit")
+    conf.configure(cdi=cdi)
+    assert [conf.system.changing(lambda: engines.tell_docker(apt, cdi=cdi)) for _ in range(2)] == [True, False]
+    assert docker.told == [verb] and ("no restart policy stay off" in capfd.readouterr().err) is cdi
+    conf.system.changing(lambda: engine_conf.give_back(conf.system))
+    assert conf.system.changing(lambda: engines.tell_docker(apt)) and not host.exists("/var/lib/homelab")
 
 
-def test_docker_that_doesnt_say_which_containers_run_is_not_restarted(host: Host) -> None:
-    docker = Docker(host)
-    host.system().files.set_pending("restart-docker")
-    host.programs["docker"] = lambda *_: Done(1, b"", b"permission denied\n")
-    with pytest.raises(Failure, match="permission denied"):
-        restart(host)
-    assert docker.running == {"web", "db"}
-
-
-def test_containers_run_again_where_a_restart_was_cut_short(host: Host) -> None:
-    docker = Docker(host)
-    host.system().files.set_pending("restart-docker")
-    real = host.programs["docker"]
-
-    def killed(arguments: Sequence[str], stdin: bytes) -> Any:
-        if arguments[0] == "start":
-            raise KeyboardInterrupt
-        return real(arguments, stdin)
-
-    host.programs["docker"] = killed
-    with pytest.raises(KeyboardInterrupt):
-        restart(host)
-    host.programs["docker"] = real
-    restart(host)
-    assert docker.running == {"web", "db"} and not host.exists("/var/lib/homelab")
-
-
-def test_docker_is_restarted_once_more_where_the_run_failed_later_and_put_its_configuration_back(
+def test_docker_is_told_once_more_where_the_run_failed_later_and_put_its_configuration_back(
     host: Host, conf: Conf
 ) -> None:
     host.write(DAEMON, "{}\n")
@@ -229,24 +189,13 @@ def test_docker_is_restarted_once_more_where_the_run_failed_later_and_put_its_co
 
     def change() -> None:
         engine_conf.configure(conf.system, "it", cdi=False)
-        Engines(apt, is_container=False).restart_docker()
+        engines.tell_docker(apt)
         raise OSError("the disk is full")
 
     with pytest.raises(OSError, match="full"):
         conf.system.changing(change)
-    engines = Engines(apt, is_container=False)
-    conf.system.changing(engines.restart_docker)
-    assert host.read(DAEMON) == "{}\n" and engines.restarted and not host.exists("/var/lib/homelab")
-
-
-def test_containers_that_a_restart_stops_are_started_again_once(host: Host, capfd: pytest.CaptureFixture[str]) -> None:
-    docker = Docker(host)
-    host.system().files.set_pending("restart-docker")
-    restart(host)
-    assert docker.running == {"db", "web"} and "run again afterwards: db web" in capfd.readouterr().err
-    docker.running.clear()
-    restart(host)
-    assert not docker.running and not host.exists("/var/lib/homelab")
+    assert conf.system.changing(lambda: engines.tell_docker(apt))
+    assert host.read(DAEMON) == "{}\n" and not host.exists("/var/lib/homelab")
 
 
 Specified = Callable[..., tuple[str, int]]

@@ -17,7 +17,6 @@ import pytest
 from remote_scripts.both import (
     container_cards,
     container_verification,
-    driver_update,
     nvidia_packages,
     nvidia_verification,
 )
@@ -490,7 +489,6 @@ SOFTWARE = Software(context=Context(name="it"), lock_seconds=0)
         ("apply", "container_cards", container_cards.Wanted(ctid=950)),
         ("apply", "container_verification", container_verification.Wanted(ctid=950)),
         ("apply", "nvidia_packages", nvidia_packages.Wanted(target="host", software=SOFTWARE)),
-        ("revert", "driver_update", driver_update.Wanted(target="host", software=SOFTWARE)),
         ("apply", "nvidia_verification", nvidia_verification.Wanted(seconds=60)),
         ("apply", "handover", Wanted(cards=(BIG,))),
         ("revert", "handover", Wanted()),

@@ -62,7 +62,6 @@ def found(cards: int = 1, **changes: Any) -> Answer:
         "loaded": "580.105.08",
         "flavour": "open",
         "boot_id": "b1",
-        "update": "",
         **changes,
     }
     return of_plain(Answer, answer)

@@ -16,10 +16,10 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal, NoReturn
 
+from remote_scripts.apt.asked import HELPER, INSTALL, AskedApt
+from remote_scripts.apt.packages import RECORDS, Record, Reverted, recorded
 from remote_scripts.both.software import Software
 from remote_scripts.both.symptoms import recognise
-from remote_scripts.nvidia.asked_apt import INSTALL, AskedApt
-from remote_scripts.nvidia.packages import RECORDS, Record, Reverted, recorded
 from remote_scripts.tools.done import TIMED_OUT, Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
@@ -104,16 +104,12 @@ class Apt(AskedApt):
             environment=_ENVIRONMENT,
         )
 
-    def get(self, *arguments: str, seconds: float = 0, folder: str = "") -> Done:
-        """apt-get, which asks nothing and keeps all configuration.
-
-        :param folder: where it works; by default anywhere.
-        """
+    def get(self, *arguments: str, seconds: float = 0) -> Done:
+        """apt-get, which asks nothing and keeps all configuration."""
         options = [f"DPkg::Lock::Timeout={self.software.lock_seconds}", "Acquire::Retries=3", "Dpkg::Use-Pty=0"]
         # What dpkg was unpacking when it was killed can be removed, too: its state is reinst-required.
         options += [f"Dpkg::Options::=--force-{what}" for what in ("confdef", "confold", "remove-reinstreq")]
-        command = [*(("env", "-C", self.system.files.name(folder)) if folder else ()), "apt-get", "-y", "-q"]
-        command += [word for option in options for word in ("-o", option)]
+        command = ["apt-get", "-y", "-q", *(word for option in options for word in ("-o", option))]
         return self._retry_while_locked(*command, *arguments, seconds=seconds)
 
     def _retry_while_locked(self, *arguments: str, seconds: float = 0) -> Done:
@@ -171,7 +167,6 @@ class Apt(AskedApt):
         self,
         words: Iterable[str],
         *,
-        needed: Sequence[str] = (),
         recommends: bool = False,
         may_remove: re.Pattern[str] = _NOTHING,
     ) -> None:
@@ -179,8 +174,7 @@ class Apt(AskedApt):
         then: apt-get also fails if an unrelated package can't be configured, and that does no harm here. What is there
         at its version stays untouched, and keeps its mark; a version may go down.
 
-        :param words: NAME, NAME=PATTERN or a file; NAME-, of one that goes.
-        :param needed: NAME=VERSION of those in the files.
+        :param words: NAME or NAME=PATTERN; NAME-, of one that goes.
         :param recommends: with what they recommend.
         :param may_remove: names that may go, besides what this program added.
         :raises Failure: they can't be had.
@@ -192,8 +186,7 @@ class Apt(AskedApt):
         words = [word for word in words if not self.is_whole(word)]
         if not words:
             return
-        shown = " ".join(word.rpartition("/")[2] for word in words)
-        what = f"to install {shown}"
+        what = f"to install {' '.join(words)}"
         plan = self.simulate_install(words, recommends=recommends)
         if plan.why:
             self.explain_install(plan.why, what)
@@ -201,7 +194,7 @@ class Apt(AskedApt):
         names = {word.partition("=")[0] for word in words}
         automatic = names & self.installed().present.keys() & self.marked("auto")
         self._note(plan.changes)
-        self.system.log.say(f"installing {shown}")
+        self.system.log.say(f"installing {' '.join(words)}")
         self.system.files.changed = True
         # It fetches gigabytes, too: a slow line mustn't end it while it unpacks.
         seconds = self.software.download_seconds + self.software.install_seconds
@@ -212,9 +205,14 @@ class Apt(AskedApt):
         there = self.installed()
         is_done = [there.whole.get(name) == version for name, version in plan.coming.items()]
         is_done += [name not in there.present for name in plan.going]
-        is_done += map(self.is_whole, needed or [word for word in words if not word.endswith("-")])
+        is_done += [self.is_whole(word) for word in words if not word.endswith("-")]
         if not all(is_done):
             self.explain_install(done, what)
+
+    def download(self, url: str, path: str, sha256: str) -> Done:
+        """A large file, which apt compares with its checksum; of one that broke off it fetches the rest."""
+        words = ("-o", "Acquire::Retries=3", "download-file", url, self.system.files.name(path), f"SHA256:{sha256}")
+        return self.do(HELPER, *words, seconds=self.software.download_seconds)
 
     def fetch_packages(self, words: Sequence[str], *, recommends: bool = False) -> None:
         """Into apt's cache, before what they replace goes; arguments as of `install`.

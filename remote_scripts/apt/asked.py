@@ -14,15 +14,16 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NoReturn
 
+from remote_scripts.apt.packages import ANSWER_BYTES, ASK_SECONDS, Installed, Plan, announced, installed, need_answer
 from remote_scripts.both.software import Software
 from remote_scripts.both.symptoms import recognise
-from remote_scripts.nvidia.packages import ANSWER_BYTES, ASK_SECONDS, Installed, Plan, announced, installed, need_answer
 from remote_scripts.tools.done import TIMED_OUT, Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.log import STEPS
 from remote_scripts.tools.system import System
 
-_HELPER = "/usr/lib/apt/apt-helper"
+#: Fetches a file.
+HELPER = "/usr/lib/apt/apt-helper"
 _ASIDE = "/run/homelab/apt-"
 #: An engine lacks its network, or its build, without what it recommends; else it is taken where that is asked for.
 INSTALL = (
@@ -115,6 +116,16 @@ class AskedApt:
             if name and origin.endswith("Packages") and version not in versions.setdefault(name, []):
                 versions[name].append(version)
         return versions
+
+    def resolved(self, word: str) -> str:
+        """NAME=VERSION, of what is there or else the newest that is offered, for a NAME=PATTERN: apt takes no pattern
+        that begins with a star.
+        """
+        name, has_pattern, pattern = word.partition("=")
+        if not has_pattern:
+            return word
+        versions = [self.installed().whole.get(name, ""), *self.offered(name)[name]]
+        return f"{name}={next((version for version in versions if fnmatch.fnmatchcase(version, pattern)), pattern)}"
 
     def lacking(self, words: Sequence[str]) -> list[str]:
         """What the repositories don't offer, and what of other releases they do, a line each.
@@ -216,30 +227,29 @@ class AskedApt:
         """Pins for an apt aside, in the place of the system's of that name."""
         self.system.files.write(f"{self.folder}/preferences/{name}", text.encode(), 0o644)
 
-    def refresh(self, *, unverified: bool) -> None:
+    def refresh(self) -> None:
         """Fetches the lists of the sources that were added aside; on a system that has no lists yet, all of them.
 
-        :param unverified: a server isn't asked who it is; the keys' fingerprints say whether its lists are true.
         :raises Failure: one can't be had.
         """
         here = self.system.files.name(self.folder)
         only = {"Dir::Etc::sourceparts": f"{here}/only", "Dir::Etc::sourcelist": "/dev/null"}
         settings = only | {"APT::Get::List-Cleanup": "0", "APT::Update::Error-Mode": "any"}
         if not any("_Packages" in name for name in self.system.files.names(_FOLDERS["lists"][1])):
-            self._ask("apt-get", "-q", "update", *_unverified(unverified))  # what others lack isn't ours
-        done = self._ask("apt-get", "-q", "update", *_options(settings), *_unverified(unverified))
+            self._ask("apt-get", "-q", "update")  # what others lack isn't ours
+        done = self._ask("apt-get", "-q", "update", *_options(settings))
         if done.status != 0:
             wanted, why = "the lists of packages, by apt-get update", "what they have decides what can be installed"
             self.explain(done.all_text, wanted, why)
         self._ask("apt-cache", "gencaches")  # each question takes half the time
 
-    def fetch(self, url: str, path: str, *, unverified: bool = False) -> None:
-        """A file by apt's own means; arguments as of `refresh`.
+    def fetch(self, url: str, path: str) -> None:
+        """A small file by apt's own means.
 
         :raises Failure: it can't be had.
         """
         files = self.system.files
-        done = self._ask(_HELPER, *_unverified(unverified), "download-file", url, files.name(path))
+        done = self._ask(HELPER, "download-file", url, files.name(path))
         if done.status != 0 or not files.is_file(path):
             self.explain(done.all_text, url, "it is the key of a repository that is needed")
 
@@ -289,7 +299,3 @@ def _include(path: str | None) -> str:
 
 def _options(settings: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(word for name, value in settings.items() for word in ("-o", f"{name}={value}"))
-
-
-def _unverified(unverified: bool) -> tuple[str, ...]:
-    return _options({"Acquire::https::Verify-Peer": "false"}) if unverified else ()
