@@ -220,8 +220,8 @@ def of_host(facts: HostFacts, name: str, *, for_vms: bool = True) -> list[Troubl
     log_messages = messages(facts.kernel_log)
     kinds = ("system", "host") if for_vms else ("system",)
     # VFIO may be allowed to go on without interrupt remapping.
-    allowed = "no-remapping" if facts.unsafe_interrupts else ""
-    rows = [row for row in signs() if row.of in kinds and row.name != allowed]
+    allowed = ("no-remapping", "interrupts-misdescribed") if facts.unsafe_interrupts else ()
+    rows = [row for row in signs() if row.of in kinds and row.name not in allowed]
     return stories(_troubles(name, rows, lambda _: log_messages))
 
 
