@@ -92,4 +92,4 @@ def _with_stack(
 
 
 def _tell(lines: list[str]) -> None:
-    pulumi.log.info(clean("\n".join(["Result, if this run ends well", *(f"  {line}" for line in lines)])))
+    pulumi.log.info(clean("\n".join(["Result", *(f"  {line}" for line in lines)])))

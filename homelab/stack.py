@@ -66,11 +66,10 @@ def load() -> Settings:
     gc.enable()
     # As the language host passes it; pulumi.Config can't list keys, so that an unknown one would go unnoticed.
     configuration = json.loads(os.environ.get("PULUMI_CONFIG", "{}"))
-    errors = _unread(configuration)
+    errors, file = _unread(configuration), stack_file.path_of(pulumi.get_stack())
+    values = {key.removeprefix("homelab:"): text for key, text in configuration.items() if key.startswith("homelab:")}
     try:
-        settings = parse(
-            {key.removeprefix("homelab:"): text for key, text in configuration.items() if key.startswith("homelab:")}
-        )
+        settings = parse(values, file if secret_settings.file_of_configuration(configuration, file) else None)
     except HomelabError as error:
         raise_all([*errors, error])
         raise

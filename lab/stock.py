@@ -9,7 +9,7 @@ from pathlib import Path
 from lab.host.cluster import Cluster, share_keys
 from lab.host.installed import fetch_lists, install_base, install_driver
 from lab.host.kernel_files import Build, write_kernel
-from lab.host.pve_packages import stock_packages
+from lab.host.pve_packages import is_pve9, stock_packages
 from lab.host.state import HostState
 from lab.scenario import File, Scenario
 
@@ -213,7 +213,8 @@ def _pve(host: HostState, scenario: Scenario) -> None:
     host.write(
         "/etc/pve/storage.cfg",
         (
-            "dir: local\n\tpath /var/lib/vz\n\tcontent iso,vztmpl,backup\n\n"
+            # Proxmox VE's installer lets it take disk images from 9.0 on (pve-installer, StorageConfig.pm).
+            f"dir: local\n\tpath /var/lib/vz\n\tcontent iso,vztmpl,backup{',import' if is_pve9(host) else ''}\n\n"
             + (
                 "zfspool: local-zfs\n\tpool rpool/data\n\tsparse\n\tcontent images,rootdir\n"
                 if scenario.boot.is_zfs

@@ -13,8 +13,8 @@ from typing import Any
 
 from homelab.cli.pulumi import PASSWORD
 from homelab.errors import Declined, HomelabError, Mistake
-from homelab.init.ask import Ask, say
-from homelab.remote import first_contact
+from homelab.init.ask import Ask, helps, say
+from homelab.remote import first_contact, logins
 from homelab.remote.first_contact import HostKey
 from homelab.settings import Host
 from homelab.settings.parsing import load_host
@@ -40,7 +40,7 @@ def parse_address(text: str) -> tuple[str, str, int]:
     """
     match = re.fullmatch(r"(?:([\w.-]+)@)?(?:\[([\da-fA-F:]+)\]|([^:@\s]+)|([\da-fA-F:]{3,}))(?::(\d{1,5}))?", text)
     if match is None or not 0 < int(match[5] or 22) < 65536:
-        raise Mistake(f"{text or 'nothing'} isn't [USER@]HOST[:PORT], such as 192.168.0.202")
+        raise Mistake(f"{text or 'nothing'} isn't [USER@]HOST[:PORT], such as 192.168.0.202.")
     return match[1] or "root", match[2] or match[3] or match[4], int(match[5] or 22)
 
 
@@ -82,8 +82,11 @@ def of_guest(address: str, identity: str | None) -> dict[str, object]:
     """`address` and `ssh` of a VM's guest, for the settings. The host key that it shows first is taken for its own,
     which is said. No password is sent there.
 
+    :param address: `none`: it is to have no software from here.
     :raises Mistake: it can't be reached, your known_hosts has another key of it, or none of your keys logs in.
     """
+    if address.lower() == "none":
+        return {}
     user, where, port = parse_address(address)
     try:
         key = first_contact.host_key(where, port)
@@ -162,6 +165,14 @@ def settings_path(path: PurePath, home: PurePath | None = None) -> str:
     return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else path.as_posix()
 
 
+def public_key(access: Access) -> str:
+    """The public key that is let in there, for new guests, too; empty: an agent has it, and no usual file."""
+    if access.install:
+        return first_contact.public_line(access.install)
+    files = sorted((Path.home() / ".ssh").glob("id_*.pub"))
+    return logins.public_half(access.host.ssh.key) or next((file.read_text("utf-8").strip() for file in files), "")
+
+
 def installed(access: Access) -> None:
     """Puts the public key onto the host, and logs in with it.
 
@@ -194,17 +205,15 @@ def _confirm(expected: str | None, address: str, port: int, key: HostKey, ask: A
     )
     if standing == "another":
         say("Your known_hosts has another key of it: the host was reinstalled, or this is another machine.")
-    if not ask.confirm("Is it the same?"):
-        raise Declined(
-            "Nothing was done: with the wrong host key, root's commands would go to another machine. To answer without "
-            "a question, give the fingerprint that the console shows with --host-key."
-        )
+    if not ask.confirm("Is it the same?", helps("host key", address=address)):
+        raise Declined("Nothing was done: root's commands might go to another machine. --host-key answers in advance.")
 
 
 def _by_password(address: str, ssh: dict[str, Any], ask: Ask) -> Host:
     given = os.environ.get(PASSWORD, "")
     for _ in range(1 if given else _TRIES):
-        password = given or ask.secret(f"{ssh['user']}'s password there (used once, never stored)")
+        question = f"{ssh['user']}'s password there (used once, never stored)"
+        password = given or ask.secret(question, helps("password"))
         host = host_at(address, {**ssh, "password": password}) if password else None
         if host and first_contact.refusal(host) is None:
             return host

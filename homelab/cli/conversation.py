@@ -22,8 +22,9 @@ from homelab.facts.host import HostFacts
 from homelab.host.named import named
 from homelab.init import cards as init_cards
 from homelab.init import draft as init_draft
+from homelab.init import new as init_new
 from homelab.init import settings as init_settings
-from homelab.init.ask import Ask, say, show
+from homelab.init.ask import Ask, helps, say, show, to_type
 from homelab.init.cards import Card, Use
 from homelab.init.draft import Draft
 from homelab.judged import text as plan_text
@@ -66,7 +67,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     text_before = read_settings(file)
     own_text = init_settings.without_example(text_before)
     values = init_settings.values_in(own_text)
-    before = parse(values) if values.get("hosts") else None
+    before = parse(values, file) if values.get("hosts") else None
     hosts = before.hosts if before else {}
 
     entry = access.access_to(arguments.address, arguments.host_key, arguments.identity, hosts, ask)
@@ -77,7 +78,11 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     say("", f"{node}: Proxmox VE {facts.pve}, kernel {facts.kernel}{facts.cluster.described}")
     say(*([f"  {init_cards.guest(config, facts)}" for config in init_cards.takers(facts)] or [_NO_GUESTS]))
     login = {**entry.login, **init_settings.place(facts, node, name)} if entry.login else {}
-    draft = Draft(name, login, facts, own_text, arguments.set, project.stack_of(folder, pulumi.stack))
+    # What is refused whatever the answers are.
+    raise_all(judged(facts, OfHost(name, host.model_copy(update={"gpus": {}}))).host.against)
+    stock = init_new.stock_of(Api(entry.host, facts.cluster.node))
+    new = init_new.offers(stock, facts, access.public_key(entry))
+    draft = Draft(name, login, facts, own_text, arguments.set, project.stack_of(folder, pulumi.stack), new)
 
     @cache
     def planned_of(text: str) -> Tree:
@@ -100,22 +105,24 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
             raise init_draft.refused(card, use, error) from None
         return use
 
-    # What is refused whatever the answers are.
-    raise_all(judged(facts, OfHost(name, host.model_copy(update={"gpus": {}}))).host.against)
     vms, containers = before.guests_on(entry.name) if before else ({}, {})
     guests: list[Vm | Container] = [*vms.values(), *containers.values()]
     known = named(vms, containers)
     has = {key: tuple(one.guest_id for one in guests if key in one.cards) for key in host.gpus}
-    given = _given(arguments, host, facts, ask, has, meant)
+    given = _given(arguments, host, draft, ask, has, meant)
     if not given and not arguments.set:
         say(*(f"  {key} → {_whom(host.gpus[key].use, ids, facts)}" for key, ids in has.items()))
         change = f" beside these. To change it: homelab init {name} --card CARD=WHO"
         raise Declined(f"No card was given to anybody{change if has else ': there is nothing to set up.'}")
-    inside = _inside(arguments.identity, host, facts, ask, given, vms.values()) if arguments.nvidia else {}
+    having = {vm.vmid for vm in vms.values() if vm.nvidia}
+    inside = _inside(arguments, host, facts, ask, given, having) if arguments.nvidia or arguments.guest else {}
     text = draft.written(given, inside)
     planned = planned_of(text)
+    say(*pulumi.fetch_plugin())
     say("", "What `pulumi up` will do, after it has shown it and asked:")
-    say(*(f"  {card.key} → {_whom(use.use, (*use.vms, *use.containers), facts)}" for card, use in given.items()))
+    for card, use in given.items():
+        made = f"new: {use.new.about}; its id is {use.new.id}" if use.new else ""
+        say(f"  {card.key} → {made or _whom(use.use, (*use.vms, *use.containers), facts)}")
     if (nvidia := planned.wanted.host.nvidia) and not entry.host.nvidia:
         say(f"  NVIDIA's driver {nvidia.driver} is installed on {node}")
     say(*(f"  NVIDIA's driver is installed in VM {vmid}" for vmid in inside))
@@ -130,7 +137,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
         key, user = access.settings_path(entry.install), entry.host.ssh.user
         making = "" if entry.install.exists() else f"makes the SSH key {key}, without a passphrase, and "
         say(f"It {making}puts your public key {key}.pub into {user}'s authorized_keys on {entry.host.address}.")
-    while arguments.dry_run or not ask.line(QUESTION, "y" if ask.yes else "n", _agreed):
+    while arguments.dry_run or not ask.line(QUESTION, "y" if ask.yes else "n", _agreed, helps("plan")):
         changes = difflib.unified_diff(text_before.splitlines(), text.splitlines(), "now", "then", lineterm="")
         show("", *(f"  {line}" for line in (changes if text_before else text.splitlines())), "")
         say(plan_text.of_plan(planned))
@@ -150,19 +157,17 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     done.append(f"{file.name} is written")
     os.environ.update({} if passphrase is None else {PASSPHRASE: passphrase})
     pulumi.make_stack()
-    if passphrase is not None:
-        say("Pulumi asks for the passphrase at each command; where this line has run, it doesn't:")
-        show(f"  {_setting_it(passphrase)}")
     url = next(iter(re.findall(r"Backend URL: (\S+)", state)), project.LOCAL)
     folder_of_state = f"{url.removeprefix('file://').partition('?')[0]}/.pulumi"
     say(
         f"Pulumi keeps its state, which `pulumi destroy` needs, in "
         f"{folder_of_state if url.startswith('file:') else url}.",
-        "Next: pulumi up --suppress-outputs",
+        "Next:" if passphrase is None else "Next (without the first line Pulumi asks for the passphrase each time):",
     )
+    show(*([] if passphrase is None else [f"  {_setting_it(passphrase)}"]), "  pulumi up --suppress-outputs")
 
 
-_NO_GUESTS = "  It has no VM or container yet. `pulumi up` can make one: homelab's examples/settings/new-vm.yaml."
+_NO_GUESTS = "  It has no VM or container yet."
 
 
 def _setting_it(passphrase: str, *, windows: bool = os.name == "nt") -> str:
@@ -195,29 +200,34 @@ def _parsed(values: Mapping[str, object], file: str) -> Settings:
 
 
 def _inside(
-    identity: str | None, host: Host, facts: HostFacts, ask: Ask, given: Mapping[Card, Use], vms: Collection[Vm]
+    arguments: argparse.Namespace, host: Host, facts: HostFacts, ask: Ask, given: Mapping[Card, Use], having: set[int]
 ) -> dict[int, dict[str, object]]:
-    """Logins at the guests of VMs that get NVIDIA's cards, by the VMs' ids (`--nvidia`).
+    """Logins at the guests of VMs that get NVIDIA's cards, by the VMs' ids (`--nvidia`), as `--guest` or a person says.
 
-    :param vms: those of the settings: one that has NVIDIA's software there is left out.
+    :param having: VMs that are left out: the settings have NVIDIA's software in them.
     """
-    having = {vm.vmid for vm in vms if vm.nvidia}
     vmids = {vmid for card, use in given.items() if card.is_nvidia for vmid in use.vms} - having
+    asked = {str(one.id): one for one in init_cards.takers(facts) if one.id in vmids and not one.is_windows}
+    said = {vmid: where for vmid, _, where in (one.partition("=") for one in arguments.guest)}
+    for vmid in said.keys() - asked.keys():
+        raise Mistake(f"--guest {vmid}: no VM that gets NVIDIA's driver; these do: {', '.join(asked) or 'none'}.")
     logins = dict[int, dict[str, object]]()
-    for config in init_cards.takers(facts):
-        if config.id in vmids and not config.is_windows:
-            known = ""
-            with suppress(HomelabError):  # no agent, or it doesn't run
-                known = guest_address.asked(Api(host, facts.cluster.node), config.id)
-            question = f"Where does VM {config.id}'s guest accept SSH? [USER@]ADDRESS{known and f' [{known}]'}:"
-            logins[config.id] = ask.line(question, known, partial(access.of_guest, identity=identity))
-    return logins
+    for vmid, config in asked.items():
+        answer = said.get(vmid, "")
+        with suppress(HomelabError):  # no agent, or it doesn't run
+            answer = answer or guest_address.asked(Api(host, facts.cluster.node), config.id)
+        help_ = helps("guest", vmid=vmid, name=config.name)
+        say(*[f"{help_['text']} Without a question: {help_['option']}."] * (vmid not in said))
+        question = f"Where does VM {vmid} itself accept SSH? [USER@]ADDRESS or none{answer and f' [{answer}]'}:"
+        parsed = partial(access.of_guest, identity=arguments.identity)
+        logins[config.id] = Ask(ask.yes or vmid in said).line(question, answer, parsed, help_)
+    return {vmid: login for vmid, login in logins.items() if login}
 
 
 def _given(
     arguments: argparse.Namespace,
     host: Host,
-    facts: HostFacts,
+    draft: Draft,
     ask: Ask,
     has: Mapping[str, Collection[int]],
     meant: Meant,
@@ -226,6 +236,7 @@ def _given(
 
     :param has: who has one by the settings.
     """
+    facts = draft.facts
     configured = {place: gpu for gpu, place in resolving.resolve(facts, host.gpus)[0].items()}
     all_cards = init_cards.cards(facts, configured)
     named: dict[Card, str] = {}
@@ -251,7 +262,7 @@ def _given(
                 called = ", ".join(filter(None, [str(card), consoles.screen(facts, card.place)]))
                 say("", f"{card.key}: {called}; {', '.join(users[card]) or 'nobody'} has it.")
                 say(*unfit.remarks(facts, "  For VMs", card.place))
-                use = _accepted(_asked(ask, answer, partial(meant, card, given)), ask)
+                use = _accepted(_asked(ask, draft, answer, partial(meant, card, given)), ask)
             else:
                 having = ", ".join(users[card])
                 say(f"{card.key} ({card}) stays with {having}; --card {card.key}={answer} sets it up here.")
@@ -260,14 +271,20 @@ def _given(
     return given
 
 
-def _asked(ask: Ask, suggested: str, parsed: Callable[[str], Use]) -> Use:
-    """Who gets a card: asked until `up` would take the answer."""
-    try:
-        parsed(suggested)
-    except Mistake as mistake:  # what `up` refuses isn't preselected
-        say(f"  {mistake}")
-        suggested = "nobody"
-    return ask.line(f"Who gets it? A VM, containers, host or nobody; ? helps [{suggested}]:", suggested, parsed)
+def _asked(ask: Ask, draft: Draft, suggested: str, parsed: Callable[[str], Use]) -> Use:
+    """Who gets a card: asked until `up` would take the answer. Where there is no guest yet, all answers are shown, and
+    what the person must mend first for a VM, or for the host and containers."""
+    is_bare, refused = not init_cards.takers(draft.facts), list[str]()
+    for answer in dict.fromkeys([suggested, *([init_cards.READY, "host"] if is_bare else [])]):
+        try:
+            parsed(answer)
+        except Mistake as mistake:
+            say(f"  {mistake}")
+            refused.append(answer)
+    say(*([f"  {init_draft.answers(draft, refused)}"] if is_bare else []))
+    suggested = "nobody" if suggested in refused else suggested  # what `up` refuses isn't preselected
+    question = f"Who gets it? A VM, containers, host or nobody; ? helps [{suggested}]:"
+    return ask.line(question, suggested, parsed, helps("card"))
 
 
 def _accepted(use: Use, ask: Ask) -> Use:
@@ -276,12 +293,20 @@ def _accepted(use: Use, ask: Ask) -> Use:
     if use.refused is None or ask.yes:
         return replace(use, more={})
     say(f"{use.refused.found}: {use.refused.why}.")
-    return use if ask.confirm(f"Give it all the same ({', '.join(use.more)})?") else Use()
+    sets = " ".join(f'--set "gpus.CARD.{key}={init_settings.flow(value)}"' for key, value in use.more.items())
+    help_ = helps("setting", sets=sets, otherwise=to_type(use.refused.next))
+    return use if ask.confirm(f"Give it all the same ({', '.join(use.more)})?", help_) else Use()
 
 
 def _whom(use: str, ids: Collection[int], facts: HostFacts) -> str:
     guests = [init_cards.guest(config, facts) for config in init_cards.takers(facts) if config.id in ids]
-    nobody = "the host itself" if use == "host" else "nobody so far"
+    nobody = (
+        "the host itself"
+        if use == "host"
+        else "ready for VMs, and tried in a small one"
+        if use == "vm"
+        else "nobody so far"
+    )
     return f"{'in turn: ' if use == 'shared' else ''}{'; '.join(guests) or nobody}"
 
 
@@ -295,7 +320,9 @@ def _passphrase(ask: Ask, known: str) -> str | None:
     if ask.yes:
         return ""
     say("", "Pulumi encrypts secrets, in the settings file and in its state, with a passphrase of your choice.")
-    while (first := ask.secret("A passphrase for Pulumi's secrets (Enter: none)")) and ask.secret("Again") != first:
+    question = "A passphrase for Pulumi's secrets (Enter: none; ? helps)"
+    help_ = helps("passphrase")
+    while (first := ask.secret(question, help_)) and ask.secret("Again", help_) != first:
         say("That was another one.")
     return first
 

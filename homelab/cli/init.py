@@ -33,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
     add("address", metavar="[USER@]HOST[:PORT]", help="the host; or its name in the settings")
     stack = "write Pulumi.STACK.yaml (default: the stack that Pulumi has selected, else homelab)"
     add("--stack", type=_stack, help=stack)
-    whom = "rtx5090=103 (a VM), =901,950 (containers), =103,901 (in turn), =host, =nobody"
+    whom = (
+        "rtx5090=103 (a VM), =901,950 (containers), =103,901 (in turn), =new-vm, =new-container, =vms, =host, =nobody"
+    )
     add("--card", action="append", default=[], metavar="CARD=WHO", help=f"who gets a card: {whom}")
     add(
         "--set",
@@ -42,7 +44,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH=VALUE",
         help="any setting, such as vms.sandbox.nvidia.driver=580",
     )
-    add("--nvidia", action="store_true", help="NVIDIA's driver in the VMs, too; it asks for their guests' addresses")
+    add("--nvidia", action="store_true", help="NVIDIA's driver in the VMs, too; it asks for the VMs' addresses")
+    where = "for --nvidia: where a VM accepts SSH; 103=none: no driver there"
+    add("--guest", action="append", default=[], metavar="VMID=[USER@]ADDRESS", help=where)
     add("--host-key", metavar="KEY", help="the host's key or its SHA256 fingerprint, as its console shows it")
     add("--identity", metavar="FILE", help="log in with this private key")
     add("--yes", action="store_true", help="ask nothing: take the preselected answers")

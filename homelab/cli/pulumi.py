@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from homelab import events
@@ -78,6 +80,16 @@ class Pulumi:
             encoding="utf-8",
             errors="replace",
         )
+
+    def fetch_plugin(self) -> list[str]:
+        """Fetches the plugin that `up` needs, unless it is there; returns a sentence where it can't be had."""
+        install = ("plugin", "install", "resource", "command", version("pulumi-command"))
+        process = self.run(*install)
+        if process.returncode == 0:
+            return []
+        problem = re.search(r"(?:warning|error): .+|$", process.stderr) or [""]
+        cure = f"`pulumi {' '.join(install)} --file ARCHIVE`, from https://github.com/pulumi/pulumi-command/releases"
+        return [f"Pulumi's plugin, which `pulumi up` needs, can't be fetched: {problem[0]}. With its archive: {cure}."]
 
     def make_stack(self) -> None:
         """Makes the stack, unless it exists, and selects it.

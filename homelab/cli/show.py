@@ -14,10 +14,12 @@ from dataclasses import replace
 from homelab.cli import stack_options
 from homelab.contract import VERSION, without_nulls
 from homelab.findings import Finding
+from homelab.judged import text as plan_text
 from homelab.judged.tree import Settings
 from homelab.reading import planning
 from homelab.show import reading, terminal, traits, tree
 from homelab.show.cards import ShownGuest
+from homelab.text import clean
 
 WELL = 0
 
@@ -30,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     stack_options.add(parser)
     parser.add_argument("--host", help="show only this host of the settings")
     parser.add_argument("--json", action="store_true", help="print the same as JSON, by the names of the outputs")
+    parser.add_argument("--undo", action="store_true", help="show what `pulumi destroy` undoes instead")
     return parser
 
 
@@ -38,10 +41,15 @@ def trees(arguments: argparse.Namespace) -> list[tree.TreeNode]:
 
     :raises HomelabError: the configuration or a host can't be read.
     """
+    return [of_host(wanted) for wanted in _hosts(arguments)]
+
+
+def _hosts(arguments: argparse.Namespace) -> list[Settings]:
+    # What the settings want of each host.
     file = stack_options.read(arguments)
     settings, stack = file.guests(), stack_options.noted(arguments, file)
     hosts = [file.host(name, arguments.identity) for name in file.asked(arguments.host)]
-    return [of_host(Settings(name, host, *settings.guests_on(name), stack)) for name, host in hosts]
+    return [Settings(name, host, *settings.guests_on(name), stack) for name, host in hosts]
 
 
 def of_host(wanted: Settings) -> tree.TreeNode:
@@ -72,6 +80,9 @@ def of_host(wanted: Settings) -> tree.TreeNode:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     arguments = parser().parse_args(argv)
+    if arguments.undo:
+        print(clean("\n".join(plan_text.of_undone(planning.undone(wanted)) for wanted in _hosts(arguments))))
+        return WELL
     shown = trees(arguments)
     if arguments.json:
         hosts = {str(one.data["host"]): without_nulls(one.values()) for one in shown}

@@ -97,7 +97,8 @@ def loader(facts: HostFacts, _host: Host) -> Iterator[HomelabError]:
 
 
 def iommu(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
-    """A gate: the IOMMU can be on. The firmware offers it, and no word on the command line switches it off for good."""
+    """A gate: the IOMMU can be on, and VMs can run. The firmware offers it, and no word on the command line switches it
+    off for good."""
     if not (host.wants_iommu or host.gives_cards):
         return
     intel = remapping.is_intel(facts)
@@ -116,6 +117,8 @@ def iommu(facts: HostFacts, host: Host) -> Iterator[HomelabError]:
             why="that word switches the IOMMU off, and no later word switches it on again",
             next=f"remove {word} (/etc/default/grub, or /etc/kernel/cmdline), and run `pulumi up` again",
         )
+    if host.gives_cards:
+        yield from (one.error for one in kernel_log.of_host(facts, facts.cluster.node) if one.lasts)
 
 
 def _switching_off(facts: HostFacts, intel: bool) -> list[str]:

@@ -156,6 +156,8 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         except HomelabError as error:  # nothing of the state is left to be given back: no reason to fail
             tell(f"{inputs.host}: it can't be read again ({error.wanted}: {error.found})")
         hosts = self.stack.host_names()
+        if hosts[:1] == [inputs.host]:  # by `destroy`, with all others
+            tell("`pulumi stack rm --preserve-config` removes the stack; without that, its settings file goes, too")
         if hosts and inputs.host not in hosts:
             # What has a new name is made first, and what had the old one undone then; the state doesn't tell that both
             # are one host.

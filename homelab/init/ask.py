@@ -7,12 +7,16 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from homelab.errors import Mistake
+from homelab.later import later
 from homelab.text import clean
+
+tables = later("homelab.tables")
 
 AnswerT = TypeVar("AnswerT")
 
@@ -41,38 +45,50 @@ def to_type(text: str) -> str:
     )
 
 
+#: What helps to answer a question: `option`, which answers it where nobody is asked, and `text`, which `?` shows.
+Help = Mapping[str, str]
+
+
+def helps(question: str, **values: object) -> Help:
+    """What questions.yaml has of a question, about these values."""
+    row = tables.read(Path(__file__).with_name("questions.yaml"))[question]
+    return {key: text.format(**values) for key, text in row.items()}
+
+
 @dataclass(frozen=True)
 class Ask:
     """`yes`: nobody is asked (`--yes`); the default answers."""
 
     yes: bool
 
-    def line(self, question: str, default: str, parse: Callable[[str], AnswerT]) -> AnswerT:
+    def line(self, question: str, default: str, parse: Callable[[str], AnswerT], help_: Help) -> AnswerT:
         """An answer, parsed; at a mistaken one, the question again.
 
-        :raises Mistake: the input has ended; or the default is mistaken, and nobody is asked.
+        :raises Mistake: the input has ended; or there is no default, or a mistaken one, and nobody is asked.
         """
         while True:
-            answer = default if self.yes else _typed(input, f"{question} ").strip() or default
+            if self.yes and not default:
+                raise _no_answer(question, help_)
+            answer = default if self.yes else _typed(input, f"{question} ", help_).strip() or default
             try:
                 return parse(answer)
             except Mistake as mistake:
                 if self.yes:
-                    raise
+                    raise Mistake(f"{mistake} Another answer: {help_['option']}.") from None
                 say(f"  {mistake}")
 
-    def confirm(self, question: str, default: bool = False) -> bool:
-        """Yes or no."""
-        return self.line(f"{question} [{'Y/n' if default else 'y/N'}]", "y" if default else "n", _yes_or_no)
+    def confirm(self, question: str, help_: Help) -> bool:
+        """Yes or no; no, where the answer is empty."""
+        return self.line(f"{question} [y/N, ? helps]", "n", _yes_or_no, help_)
 
-    def secret(self, question: str) -> str:
+    def secret(self, question: str, help_: Help) -> str:
         """A line that isn't shown while it is typed.
 
         :raises Mistake: the input has ended, or nobody is asked.
         """
         if self.yes:
-            raise _no_answer(question)
-        return _typed(getpass.getpass, f"{question}: ")
+            raise _no_answer(question, help_)
+        return _typed(getpass.getpass, f"{question}: ", help_)
 
 
 def _yes_or_no(text: str) -> bool:
@@ -81,18 +97,18 @@ def _yes_or_no(text: str) -> bool:
     return text.lower().startswith("y")
 
 
-def _typed(read: Callable[[str], str], question: str) -> str:
-    try:
-        answer = (read if sys.stdin.isatty() else input)(clean(question))
-    except EOFError:
-        raise _no_answer(question) from None
-    if not sys.stdin.isatty():
-        say("")  # nothing has echoed the answer's end of line
-    return answer
+def _typed(read: Callable[[str], str], question: str, help_: Help) -> str:
+    while True:
+        try:
+            answer = (read if sys.stdin.isatty() else input)(clean(question))
+        except EOFError:
+            raise _no_answer(question, help_) from None
+        if not sys.stdin.isatty():
+            say("")  # nothing has echoed the answer's end of line
+        if answer.strip() != "?" or "text" not in help_:
+            return answer
+        say(f"  {help_['text']}", f"  Without a question: {help_['option']}.")
 
 
-def _no_answer(question: str) -> Mistake:
-    return Mistake(
-        f"No answer to “{question.strip()}”: give it by an option, or a password by HOMELAB_PASSWORD (homelab init "
-        "--help); or run it in a terminal."
-    )
+def _no_answer(question: str, help_: Help) -> Mistake:
+    return Mistake(f"No answer to “{question.strip()}”. Run it in a terminal, or answer in advance: {help_['option']}.")

@@ -12,6 +12,7 @@ from homelab.errors import HomelabError
 from homelab.facts.classes import NVIDIA
 from homelab.facts.guests import GuestConfig
 from homelab.facts.host import HostFacts
+from homelab.init.new import New
 from homelab.properties import same
 from homelab.vm.cards import VmCard, lines_of
 from homelab.vm.plan import seen_of
@@ -44,13 +45,14 @@ class Card:
 @dataclass(frozen=True)
 class Use:
     """What becomes of a card. `use`: as in the settings, empty: nothing; `vms`, `containers`: ids; `more`: settings of
-    the card that open a gate, such as allowConsole; `refused`: why that gate is closed without them; `notes`: for the
-    guests' owner."""
+    the card that open a gate, such as allowConsole; `new`: the guest, where it is to be made; `refused`: why that gate
+    is closed without them; `notes`: for the guests' owner."""
 
     use: str = ""
     vms: tuple[int, ...] = ()
     containers: tuple[int, ...] = ()
     more: Mapping[str, Any] = field(default_factory=dict)
+    new: New | None = None
     refused: HomelabError | None = field(default=None, compare=False)
     notes: Sequence[str] = field(default=(), compare=False)
 
@@ -76,6 +78,8 @@ def cards(facts: HostFacts, configured: Mapping[str, str]) -> list[Card]:
     return found
 
 
+#: The answer for a card that is made ready for VMs, of which none gets it yet.
+READY = "vms"
 # As people call them. A Matrox G200, or ASPEED's, is the screen of a server's management controller (BMC).
 _SHORTER = (
     (r"^(rtx|gtx|rx|gt)-(?=[a-z]?[0-9])", r"\1"),
@@ -95,9 +99,12 @@ def key_of(name: str, taken: Collection[str], otherwise: str) -> str:
     return next(key for key in (base, *(f"{base}-{number}" for number in range(2, 999))) if key not in taken)
 
 
-def guest_key(number: int, facts: HostFacts, taken: Collection[str], otherwise: str) -> str:
-    """A free name for a guest in the settings."""
-    config = facts.guests.config(number)
+def guest_key(number: int, facts: HostFacts, taken: Collection[str], otherwise: str, new: New | None = None) -> str:
+    """A free name for a guest in the settings.
+
+    :param new: it, where it is to be made.
+    """
+    config = new or facts.guests.config(number)
     return key_of(config.name if config else "", taken, otherwise)
 
 
@@ -124,7 +131,7 @@ def users(facts: HostFacts, card: Card) -> list[str]:
 
 def suggested(facts: HostFacts, card: Card, taken: Collection[int] = ()) -> str:
     """The preselected answer: the guests that have the card (of several VMs the one that runs with it); else the only
-    guest that could get it; else nobody.
+    guest that could get it, or where there is no guest, none yet; else nobody.
 
     :param taken: VMs that get another card.
     """
@@ -137,6 +144,8 @@ def suggested(facts: HostFacts, card: Card, taken: Collection[int] = ()) -> str:
         return "nobody"
     kind = "lxc" if {device.address for device in functions} & set(facts.nvidia_minors) else "vm"
     able = [config.id for config in takers(facts) if config.kind == kind]
+    if kind == "vm" and not takers(facts):
+        return READY
     return str(able[0]) if len(able) == 1 and able[0] not in taken else "nobody"
 
 

@@ -4,8 +4,8 @@ it" can be taken."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from homelab.errors import HomelabError, Mistake
@@ -13,7 +13,8 @@ from homelab.facts.host import HostFacts
 from homelab.host.named import Named, meant
 from homelab.init import settings as init_settings
 from homelab.init.ask import to_type
-from homelab.init.cards import Card, Use, guest, takers
+from homelab.init.cards import READY, Card, Use, guest, takers
+from homelab.init.new import New
 from homelab.judged.tree import Settings as OfHost
 from homelab.judged.tree import Tree, judged
 from homelab.settings import Settings, parse
@@ -34,6 +35,8 @@ class Draft:
     """`PATH=VALUE` each (`--set`)."""
     stack: str = ""
     """PROJECT/STACK."""
+    new: Mapping[str, New] = field(default_factory=dict)
+    """Guests that can be made, by the answers that mean them."""
 
     def written(self, given: Mapping[Card, Use], inside: Mapping[int, Mapping[str, object]] = {}) -> str:
         """The file's text with these cards given; `inside` as of `init_settings.addition`."""
@@ -64,13 +67,25 @@ class Draft:
             return [error.retold(next="give it to somebody else, or correct --set or the settings file")]
 
 
-_WHOM = {"lxc": "containers", "shared": "a VM and containers in turn", "host": "the host itself"}
-_HELP = """Numbers or names of guests, or a word; such as
-    103: a VM
-    901,950: containers, together
-    103,901,950: in turn: the containers have it, and the VM while it runs
-    host: programs on the host itself
-    nobody: the card stays as it is"""
+_WHOM = {"vm": "a VM", "lxc": "containers", "shared": "a VM and containers in turn", "host": "the host itself"}
+
+
+def answers(draft: Draft, refused: Collection[str] = ()) -> str:
+    """All answers to "who gets it", a line each.
+
+    :param refused: of `vms` and `host` those that `up` would refuse: so it would a new VM, or a new container.
+    """
+    able = takers(draft.facts)
+    vms = [str(one.id) for one in able if one.kind == "vm"][:1]
+    containers = [str(one.id) for one in able if one.kind == "lxc"][:2]
+    of_guests = [f"{one.id}: {guest(one, draft.facts)}" for one in able]
+    of_guests += [f"{','.join(containers)}: these containers, together"] if containers[1:] else []
+    of_guests += [f"{','.join([*vms, *containers])}: in turn, the VM while it runs"] if vms and containers else []
+    lines = {READY: (READY, "no guest yet: it is made ready for VMs, and tried in a small one, which is removed again")}
+    lines |= {answer: (READY if one.kind == "vm" else "host", one.about) for answer, one in draft.new.items()}
+    lines |= {"host": ("host", "programs on the host itself"), "nobody": ("", "the card stays as it is")}
+    said = [f"{word}: {text}{' (not yet: see above)' * (of in refused)}" for word, (of, text) in lines.items()]
+    return "\n    ".join(["there are, by number, name or word:", *of_guests, *said])
 
 
 def parse_use(text: str, card: Card, draft: Draft, known: Iterable[Named] = ()) -> Use:
@@ -83,18 +98,18 @@ def parse_use(text: str, card: Card, draft: Draft, known: Iterable[Named] = ()) 
     words, facts = text.lower().split(), draft.facts
     if words in (["nobody"], ["none"]):
         return Use()
-    if words == ["?"]:
-        raise Mistake(_HELP)
-    able = takers(facts)
-    guests = meant(text, [one for one in known if one.id in {config.id for config in able}], able)
-    if not guests and words != ["host"]:
-        there = "; ".join([*(guest(config, facts) for config in able), "host", "nobody"])
-        raise Mistake(f"{text or 'nothing'} can't have {card.key}; there are: {there}")
+    able, new = takers(facts), draft.new.get(" ".join(words))
+    there = [one for one in known if one.id in {config.id for config in able}]
+    guests = [new] if new else meant(text, there, able)
+    if not guests and words not in ([READY], ["host"]):
+        what = "" if words == ["?"] else f"{text or 'nothing'} can't have {card.key}; "
+        raise Mistake(f"{what}{answers(draft)}")
     vms = tuple(one.id for one in guests if one.kind == "vm")
     containers = tuple(one.id for one in guests if one.kind == "lxc")
     if len(vms) > 1 and not containers:
         raise Mistake("One VM at a time can have a card: give one number, or a VM's with containers', in turn.")
-    plain = Use("shared" if vms and containers else "vm" if vms else "lxc" if containers else "host", vms, containers)
+    kind = "shared" if vms and containers else "lxc" if containers else "host" if words == ["host"] else "vm"
+    plain = Use(kind, vms, containers, new=new)
     if "." in card.place and plain.use != "vm":
         raise Mistake(f"{card.key} is a virtual function: only a VM can have it.")
     # What `up` refuses, and settings of the card would allow.
@@ -108,7 +123,7 @@ def parse_use(text: str, card: Card, draft: Draft, known: Iterable[Named] = ()) 
             use = replace(plain, more={key: openers[key] for key in keys})
             if not (draft.refused(card, use) if keys else errors):
                 return replace(use, refused=next(iter(errors), None), notes=_notes(draft, card, use))
-    is_able = vms and not draft.refused(card, Use("lxc"))
+    is_able = plain.use in ("vm", "shared") and not draft.refused(card, Use("lxc"))
     raise refused(card, plain, errors[0], "; containers, or the host itself, can have it" if is_able else "")
 
 
@@ -125,6 +140,6 @@ def refused(card: Card, use: Use, error: HomelabError, but: str = "") -> Mistake
 
     :param but: what is possible, as the sentence's end.
     """
-    whom = f"VM {use.vms[0]}" if use.use == "vm" else _WHOM[use.use]
+    whom = f"VM {use.vms[0]}" if use.use == "vm" and use.vms and not use.new else _WHOM[use.use]
     lines = f"{card.key} can't go to {whom}: {error.found}{but}.", f"why:  {error.why}", f"next: {to_type(error.next)}"
     return Mistake("\n    ".join(lines))

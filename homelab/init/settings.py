@@ -15,6 +15,7 @@ from homelab.errors import Mistake
 from homelab.facts.host import HostFacts
 from homelab.fields.types import is_name
 from homelab.init.cards import Card, Use, guest_key, is_taken_over, mapping_of
+from homelab.init.new import New
 from homelab.nvidia.checks import fitting_cudas, fitting_drivers
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.settings import Host, Nvidia, Settings, stack_file
@@ -37,7 +38,7 @@ def values_in(text: str) -> dict[str, Any]:
     try:
         return dict(stack_file.readable(stack_file.values_of(stack_file.parsed(text))))
     except yaml.YAMLError as error:
-        raise Mistake(f"The settings file isn't one of Pulumi's: {error}. Correct it, or take another stack.") from None
+        raise Mistake(f"The settings file: {stack_file.not_yaml(error)}. Correct it, or take another stack.") from None
 
 
 def without_example(text: str) -> str:
@@ -85,12 +86,17 @@ def addition(
         lines += [f"      {key}:{'' if block else ' ' + flow(value)}"]
         lines += [f"        {inner}: {flow(item)}" for inner, item in value.items()] if block else []
     lines += [] if "nvidia" in host else _driver(given, facts)
+    new = {use.new.id: use.new for use in given.values() if use.new}
+    downloads = {file: about for one in new.values() for file, about in one.downloads.items()}
+    lines += ["      downloads:"] if downloads else []
+    lines += [f"        {file}: {flow(about)}" for file, about in downloads.items()]
     lines += ["      gpus:"] if given else []
     for card, use in given.items():
         found = {} if card.key in own_gpus else card.find
         mapping = mapping_of(card, use.vms, facts)
         by_hand = {"mapping": mapping} if mapping != card.key else {}
-        gpu = {**found, **by_hand, "use": use.use, **use.more}
+        tried = {"passthroughTest": True} if use.use == "vm" and not use.vms else {}
+        gpu = {**found, **by_hand, "use": use.use, **tried, **use.more}
         mappings[card.key] = {**own_gpus.get(card.key, {}), **gpu}.get("mapping") or card.key
         lines.append(f"        {card.key}: {flow(gpu)} # {card}")
     keys = {card.key for card in given}
@@ -100,7 +106,7 @@ def addition(
         names = {entry.get(id_key): key for key, entry in entries.items()}
         getting = {number: key for number, key in names.items() if keys & {*map(_card, entries[key].get("gpus") or ())}}
         for number in (number for use in given.values() for number in getattr(use, section) if number not in getting):
-            getting[number] = names.get(number) or guest_key(number, facts, taken, section[:2])
+            getting[number] = names.get(number) or guest_key(number, facts, taken, section[:2], new.get(number))
             taken.append(getting[number])
         lines += [f"  homelab:{section}:"] if getting else []
         for number, key in getting.items():
@@ -109,13 +115,16 @@ def addition(
             taken_over = [
                 card for card in cards if section == "vms" and is_taken_over(number, card, mappings[card.key], facts)
             ]
-            new = [{"gpu": card.key, "takeOver": True} if card in taken_over else card.key for card in cards]
+            uses = [{"gpu": card.key, "takeOver": True} if card in taken_over else card.key for card in cards]
             lines.append(f"    {key}:")
             if key not in entries:
                 lines += [f"      host: {name}", f"      {id_key}: {number}"]
             if key not in entries or number in inside:
-                lines += _software(section, number, cards, facts, inside.get(number, {}))
-            lines.append(f"      gpus: {flow([*kept, *new])}")
+                lines += _software(section, number, cards, facts, inside.get(number, {}), new.get(number))
+            lines.append(f"      gpus: {flow([*kept, *uses])}")
+            if key not in entries and number in new:
+                lines.append("      create: # Proxmox VE's own keys, as qm and pct take them")
+                lines += [f"        {name}: {flow(value)}" for name, value in new[number].create.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -140,10 +149,10 @@ def _driver(given: Mapping[Card, Use], facts: HostFacts) -> list[str]:
 
 
 def _software(
-    section: str, number: int, cards: Iterable[Card], facts: HostFacts, inside: Mapping[str, object]
+    section: str, number: int, cards: Iterable[Card], facts: HostFacts, inside: Mapping[str, object], new: New | None
 ) -> list[str]:
-    """NVIDIA's software inside a guest: in a running container the driver's libraries; in a VM's guest that can be
-    logged in to the driver; all else behind `#`."""
+    """NVIDIA's software inside a guest: in a container that runs, or is made of a known system, the driver's libraries;
+    in a VM's guest that can be logged in to the driver; all else behind `#`."""
     ids = tuple(card.id for card in cards if card.is_nvidia)
     config = facts.guests.config(number)
     if not ids or (config and config.is_windows):
@@ -152,12 +161,14 @@ def _software(
     cudas = fitting_cudas(Request("vm", Nvidia(driver=driver), SystemFacts(cards=ids)))[:1]
     more = {"cuda": cudas[0], "containerToolkit": "docker"} if cudas else {"containerToolkit": "docker"}
     if section == "containers":
-        off = "# " if number not in facts.guests.running or (config and config.nvidia_mounts) else ""
+        is_made = new is not None and "ostype" in new.create
+        off = "" if is_made or (number in facts.guests.running and not (config and config.nvidia_mounts)) else "# "
         return [f"      {off}nvidia: {{}} # the driver's libraries; to compile, and for Docker in it: {flow(more)}"]
     if inside:
         software = {**inside, "nvidia": {"driver": driver}}
         return [f"      {key}: {flow(value)}" for key, value in software.items()]
-    login = '{user: root, hostKey: "ssh-ed25519 AAAA…", privateKeyFile: ~/.ssh/id_ed25519}'
+    user = new.create.get("ciuser", "root") if new else "root"
+    login = f'{{user: {user}, hostKey: "ssh-ed25519 AAAA…", privateKeyFile: ~/.ssh/id_ed25519}}'
     return [
         "      # NVIDIA's software in this VM, over SSH (cuda and containerToolkit only if you want them):",
         "      # address: 192.168.0.50",

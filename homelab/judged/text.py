@@ -31,9 +31,22 @@ def of_guests(tree: Tree) -> list[str]:
     for container, (to_be, of_it) in tree.containers.items():
         lines += container_plan.lines(container, wanted.containers[container], to_be, tree.told(of_it), facts)
     for place, of_leaving in tree.leaving.items():
-        lines += preview.leaving_lines(place, of_leaving, facts)
+        lines += preview.leaving_lines(place, of_leaving, facts, "isn't in the settings any more")
     lines += [f"  {step}" for mapping in tree.mappings.values() for step in mapping.steps]
     parts = [*tree.mappings.values(), *tree.leaving.values(), *tree.systems.values()]
     lines += [f"  {line}" for part in map(tree.told, parts) for line in part.met]
     lines += [stack.text for stack in tree.stacks]
     return [*lines, *(f"  note: {remark}" for remark in tree.unread)]
+
+
+def of_undone(tree: Tree) -> str:
+    """What `pulumi destroy` undoes on a host.
+
+    :param tree: as of `planning.undone`.
+    """
+    lines = [f"{tree.wanted.name} ({tree.wanted.host.address}), with `pulumi destroy`:"]
+    for place, judged in tree.leaving.items():
+        lines += preview.leaving_lines(place, judged, tree.facts, "is undone")
+    lines += dict.fromkeys(f"  {file.named}" for file in tree.files)
+    lines += [f"  refused: {error.wanted}: {error.found}; {error.next}" for error in tree.refusals]
+    return "\n".join([*lines, "  what stays: docs/undo.md; the running kernel keeps what it has until the next boot"])

@@ -6,11 +6,12 @@ count, the steps say: `up` refuses what it would do, and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from homelab.cards.mapping import judge_mapping
+from homelab.container import makers
 from homelab.container import plan as container_plan
 from homelab.container.plan import ContainerWish
 from homelab.errors import HomelabError
@@ -25,6 +26,7 @@ from homelab.settings import Container, Host, Vm
 from homelab.vm import preview
 from homelab.vm.cards import Wish
 from homelab.vm.plan import judge_vm, seen_of
+from remote_scripts.notes.container_note import Cards
 
 JudgedT = TypeVar("JudgedT", bound=Judged)
 
@@ -152,7 +154,7 @@ def judged(facts: HostFacts, wanted: Settings) -> Tree:
     return Tree(
         wanted=wanted,
         facts=facts,
-        host=of_host,
+        host=replace(of_host, remarks=[*of_host.remarks, *_with_own_lines(facts, wanted, slots)]),
         mappings={name: judge_mapping(facts, host, name, slots[name]) for name in slots if host.gpus[name].may_leave},
         vms=_vms(facts, wanted, want),
         containers=_containers(facts, wanted, want),
@@ -184,6 +186,17 @@ def _containers(facts: HostFacts, wanted: Settings, want: Wanted) -> dict[str, t
         under_ha = ha.refused_under_ha(facts, host, [], [container])
         found[name] = wish, replace(of_it, against=[*of_it.against, *under_ha])
     return found
+
+
+def _with_own_lines(facts: HostFacts, wanted: Settings, slots: Mapping[str, str]) -> Iterator[str]:
+    """Remarks on containers that have a card in turn by lines of their own: who starts its VM takes them down."""
+    for name in (one for one in wanted.host.hands_over if one in slots):
+        known = [one.ctid for one in wanted.containers.values() if name in one.cards or one.numbers]
+        for config in facts.containers_with(slots[name]):
+            given = makers.addresses(facts.container_note(config.id).given.cards or Cards())
+            if config.id not in known and given.isdisjoint(one.address for one in facts.functions(slots[name])):
+                who = f"gpus.{name}: container {config.id} ({config.name}) has it by lines of its own, too"
+                yield f"{who}: a start of the card's VM shuts the container down, until the card is back"
 
 
 def judged_systems(wanted: Settings, facts: HostFacts, of_nvidia: Sequence[Stack] = ()) -> dict[str, Judged]:

@@ -128,7 +128,7 @@ def cards_known_to_driver(request: Request) -> Iterator[HomelabError]:
 def flavour_possible(request: Request) -> Iterator[HomelabError]:
     """All cards, the branch and the settings take one flavour of the modules. A container has no modules."""
     driver, wanted, data = request.driver, request.settings.flavour, request.data
-    if driver is None or request.target == "lxc" or request.flavour(driver):
+    if driver is None or request.flavours(driver):
         return
     found = [f"{driver_text(driver)} has the {' and '.join(data.flavours(driver.major))} ones"]
     found += [f"nvidia.flavour is {wanted}"] if wanted != "auto" else []

@@ -31,14 +31,15 @@ _ABSENT = re.compile(r"([^ =]+)(?:=\S+)? isn't offered(?:; there is (.+))?")
 # -- the ways to the driver ------------------------------------------------------------------------------------
 def tries(request: Request) -> tuple[Try, ...]:
     """The ways to the driver, the best first: by packages, of each driver that may be taken, then by NVIDIA's
-    installer. Empty: distribution or a container's host version isn't known, or nothing fits."""
-    ways = [way for driver in request.drivers for way in _ways(request, driver) if request.distribution]
+    installer. One that is there may have the modules of either flavour: the open ones come first. Empty: distribution
+    or a container's host version isn't known, or nothing fits."""
+    kinds = ((driver, flavour) for driver in request.drivers for flavour in request.flavours(driver))
+    ways = [way for kind in kinds for way in _ways(request, *kind) if request.distribution]
     # NVIDIA's installer, after which nothing looks, is the last one.
     return tuple(sorted(ways, key=lambda way: way.run is not None))
 
 
-def _ways(request: Request, driver: Version) -> Iterator[Try]:
-    flavour = request.flavour(driver) if request.target != "lxc" else None
+def _ways(request: Request, driver: Version, flavour: Flavour | None) -> Iterator[Try]:
     source, branch, every = request.settings.source, driver.major, request.capabilities
     rows = [row for row in request.data.names if row.id == request.system.distribution and source != "run"]
     alone: tuple[Capability, ...] = ("compute",)

@@ -131,21 +131,20 @@ class Request:
 
     def suits(self, driver: Version) -> bool:
         """Whether a driver knows all cards, has modules for them, and runs CUDA."""
-        has_modules = self.target == "lxc" or self.flavour(driver) is not None
-        return has_modules and self.runs_cuda(driver) and self._knows_all(driver)
+        return bool(self.flavours(driver)) and self.runs_cuda(driver) and self._knows_all(driver)
 
     def _knows_all(self, driver: Version) -> bool:
         return all(row.known_to(driver) for row in self.generations.values())
 
-    def flavour(self, driver: Version) -> Flavour | None:
-        """The modules that settings, all cards and the branch allow, open where both are; None where none are."""
+    def flavours(self, driver: Version) -> list[Flavour | None]:
+        """The modules that settings, all cards and the branch allow, open first. A container has none: one None."""
         rows, wanted = self.generations.values(), self.settings.flavour
-        possible = (
+        possible: list[Flavour | None] = [
             flavour
             for flavour in self.data.flavours(driver.major)
             if wanted in ("auto", flavour) and all(row.modules in ("both", flavour) for row in rows)
-        )
-        return next(possible, None)
+        ]
+        return [None] if self.target == "lxc" else possible
 
     def runs_cuda(self, driver: Version) -> bool:
         """Whether a driver runs what the wanted CUDA compiles, with limits where the settings allow them."""

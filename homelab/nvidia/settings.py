@@ -85,7 +85,8 @@ class Nvidia(Model):
     driver's libraries in a container of a small Ubuntu image with a pinned digest. The image is removed again if it had
     to be fetched; if it can't be fetched, `up` says that this was not checked."""
     flavour: Literal["auto", "open", "proprietary"] = "auto"
-    """Which kernel modules. `auto`: the open ones wherever cards and branch allow them."""
+    """Which kernel modules. `auto`: the open ones wherever cards and branch allow them; a driver that is there stays as
+    it is."""
     source: Literal["auto", "packages", "run"] = "auto"
     """`packages`, or `run` for NVIDIA's own installer. `auto`: packages where the repositories have the version, else
     the installer."""

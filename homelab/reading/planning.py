@@ -17,6 +17,7 @@ from homelab.errors import HomelabError, NoPythonError, UnreachableError
 from homelab.facts.host import HostFacts
 from homelab.host import handover, plan
 from homelab.host.reboot import wanted as wanted_reboot
+from homelab.host.settings import IommuSettings
 from homelab.judged.tree import Settings, Tree, judged, judged_systems
 from homelab.nvidia import judge, preview, reading
 from homelab.nvidia.reading import SystemReading
@@ -73,6 +74,18 @@ def planned(
         raise
     except HomelabError as error:  # such as a /boot that is too full
         return replace(tree, others=[*tree.others, error])
+
+
+def undone(wanted: Settings) -> Tree:
+    """What `pulumi destroy` undoes on a host: the steps of settings that want nothing of it.
+
+    :raises HomelabError: the host can't be read.
+    """
+    iommu = IommuSettings(enable=False, passthrough=False)
+    host = wanted.host.model_copy(update={"gpus": {}, "nvidia": None, "downloads": {}, "iommu": iommu})
+    tree = planned(replace(wanted, host=host, vms={}, containers={}), PATIENCE_SECONDS, is_changed=True)
+    rest = {one.path: plan.PlannedFile("removed", one.path) for one in tree.facts.managed}
+    return replace(tree, files=[*(rest | {file.what: file for file in tree.files}).values()])
 
 
 def _with_files(session: ssh.Session, tree: Tree) -> Tree:

@@ -105,16 +105,17 @@ def wait_for_boot(host: Host, old_boot_id: str | None, say: Callable[[str], None
             last_problem, last_refusal = error.found, error
         if time.monotonic() - last_told >= TELL_SECONDS:
             last_told = time.monotonic()
-            tell_meanwhile(f"waiting for the host: {last_told - started:.0f} s")
+            # The limit within what a terminal of 100 columns shows of it.
+            tell_meanwhile(f"restarts: {last_told - started:.0f} s, at most {patience}; see its console meanwhile")
         if time.monotonic() - started > patience:
             if patience == host.timeouts.boot or confirmation.boot:
                 waited = time.monotonic() - started
                 raise last_refusal or _never_back(host, last_problem, waited, confirmation.boot)
             patience = host.timeouts.boot
             say(
-                f"{host.address} is not back after {host.timeouts.reboot} s ({last_problem}); if it only lacks its "
-                f"network, it ends this boot {host.timeouts.rollback} s after its start and reboots by itself into "
-                "what it had before: waiting for that"
+                f"{host.address} is not back after {host.timeouts.reboot} s ({last_problem}): look at its screen or "
+                f"its remote console. If it only lacks its network, it ends this boot {host.timeouts.rollback} s after "
+                f"its start and reboots by itself into what it had before: waiting for that until {patience} s"
             )
         time.sleep(RETRY_SECONDS if last_refusal is None else REFUSED_SECONDS)
 

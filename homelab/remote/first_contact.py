@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -113,17 +114,28 @@ def refusal(host: Host) -> LoginRefusedError | None:
     return None
 
 
+@cache
+def _new_key(_path: Path) -> asyncssh.SSHKey:
+    return asyncssh.generate_private_key("ssh-ed25519", comment="homelab")
+
+
+def public_line(path: Path) -> str:
+    """The public key (type and base64) of a private key, also of one that `made` is to make there."""
+    text = path.read_text(encoding="utf-8") if path.exists() else _new_key(path).export_private_key().decode("ascii")
+    return logins.public_half(text)
+
+
 def made(path: Path) -> str:
     """Makes a key pair without a passphrase at `path` and `path`.pub, unless it exists; returns the public key's line
     (type and base64).
     """
     if not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        key = asyncssh.generate_private_key("ssh-ed25519", comment="homelab")
+        key = _new_key(path)
         path.with_name(f"{path.name}.pub").write_bytes(key.export_public_key())
         # Half a key would stand in the way of the next run.
         replace_whole(path, key.export_private_key())
-    return logins.public_half(path.read_text(encoding="utf-8"))
+    return public_line(path)
 
 
 def authorizing(line: str, user: str) -> str:

@@ -134,7 +134,7 @@ async def _connected(host: Host, timeout: float) -> _Connection:
         raise HomelabError(
             wanted=f"the public key of {host.address}, pinned in ssh.hostKey or hostKeyFile, and a private key without "
             "a passphrase, in OpenSSH or PEM format",
-            found=str(error),
+            found=f"one that is cut off or mistaken: {error}",
             why="without them the program can't tell the right host, or can't log in to it",
             next="take the whole line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address; keep the "
             "private key as a Pulumi secret (ssh.privateKey), or in an agent (ssh.agent: true)",

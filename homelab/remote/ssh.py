@@ -123,7 +123,9 @@ class Session:
         seconds = seconds or self._host.timeouts.api
         try:
             work = self._exchange(command, script, seconds, on_line)
-            status, output, log = loop.run(work, f"{self._host.address}, for up to {seconds:.0f} s")
+            wanted = {"read": "to be read", "plan": "to say what `pulumi up` changes"}.get(verb.split()[0], "to answer")
+            limit = f"a busy host takes its time, a hanging one is given up after {seconds:.0f} s; Ctrl-C ends it"
+            status, output, log = loop.run(work, f"{self._host.address} {wanted}: {limit}")
         except (OSError, asyncssh.Error) as error:
             raise _connection_lost(self._host, error, verb, seconds) from error
         if status != 0:

@@ -84,9 +84,7 @@ def settings_of(parts: Mapping[str, Mapping[str, object]]) -> Settings:
     try:
         settings = parse(_with_placeholders(parts, (), outputs))
     except HomelabError as error:
-        # They stand in no file of settings.
-        in_file = "correct Pulumi.<stack>.yaml"
-        raise Refusal(error.retold(next=error.next.replace(in_file, "correct what the program describes"))) from None
+        raise Refusal(error) from None
     for ssh in [host.ssh for host in settings.hosts.values()] + [vm.ssh for vm in settings.vms.values() if vm.ssh]:
         ssh.know_later(outputs)
     return settings

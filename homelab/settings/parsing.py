@@ -5,28 +5,32 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
+import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from homelab.errors import HomelabError
+from homelab.fields.paths import text_of
 from homelab.host.settings import Host
 from homelab.settings.whole import Settings
 
 
-def parse(values: Mapping[str, Any]) -> Settings:
+def parse(values: Mapping[str, Any], file: Path | None = None) -> Settings:
     """Settings, or a part of them. The models' rules alone apply, so that what can't be carried out can still be
     removed.
 
     :param values: key (without `homelab:`) -> value, or its text, as Pulumi has it: structured values as JSON.
+    :param file: the stack's file that they are from, for messages; None: it isn't known.
     :raises HomelabError: one error that names every mistake.
     """
     try:
         return Settings.model_validate({key: decoded(value) for key, value in values.items()})
     except ValidationError as error:
-        raise _explain(error) from None
+        raise _explain(error, file) from None
 
 
 def load_host(hosts: Any, name: str) -> Host:
@@ -64,26 +68,49 @@ _SECRET_PLACES = {"ssh", "proxy", "password", "cipassword", "mirror", "create"}
 _SECTION_ERRORS = {"dict_type", "list_type", "model_type"}
 
 
-def _explain(error: ValidationError) -> HomelabError:
+# What pydantic's errors of a type (`int_parsing`) want.
+_WANTED = {"int": "a whole number", "bool": "true or false", "string": "a text", "list": "a list, such as [rtx5090]"}
+_WANTED |= dict.fromkeys(("dict", "model"), "a group of keys")
+
+
+def _explain(error: ValidationError, file: Path | None) -> HomelabError:
     """The error for the user, with a line for each of pydantic's errors. It quotes no value that may be secret."""
-    lines = []
+    lines, root = [], yaml.compose(text_of(file), yaml.SafeLoader) if file else None
     for problem in error.errors(include_url=False):
         # A key may be any JSON string, with a terminal's control characters too.
         place = ".".join(_visible(str(part)) for part in problem["loc"] if part != "[key]")
-        text = problem["msg"].removeprefix("Value error, ")
+        text = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        shown = _visible(repr(problem["input"])) if _may_be_shown(problem) else ""
+        kind, _, how = problem["type"].partition("_")
         if problem["type"] == "extra_forbidden":
             text = f"unknown key{_suggestion(problem['loc'])}"
         elif problem["type"] == "missing":
             text = "missing"
-        elif _may_be_shown(problem):
-            text = f"{text}; found {_visible(repr(problem['input']))}"
-        lines.append(f"homelab:{place}{': ' if place else ''}{text}")
+        elif kind in _WANTED and how in ("parsing", "type", "from_float"):
+            text = f"{shown or 'what stands there'} isn't {_WANTED[kind]}"
+        elif shown:
+            text = f"{text}; found {shown}"
+        at = f"{file.name}:{_line(root, problem['loc'] or text.partition(':')[0].split('.'))}: " if file else ""
+        lines.append(f"{at}homelab:{place}{': ' if place else ''}{text}")
     return HomelabError(
         wanted="valid settings",
         found=("\n        ").join(lines),
         why="checked before anything was changed",
-        next="correct Pulumi.<stack>.yaml; docs/settings.md describes the keys",
+        next=f"correct {file or 'the settings'}; docs/settings.md describes the keys",
     )
+
+
+def _line(node: Any, place: Sequence[int | str]) -> int:
+    """The line of a place in a whole file, or of what it would be in."""
+    line = 1
+    for names in (("config",), (f"homelab:{place[0]}", place[0]), *((part,) for part in place[1:])):
+        nodes = node.value if isinstance(node, yaml.CollectionNode) else []
+        pairs = nodes if isinstance(node, yaml.MappingNode) else [(one, one) for one in nodes]
+        found = [pair for number, pair in enumerate(pairs) if {number, pair[0].value} & {*names}]
+        if not found:
+            break
+        line, node = found[0][0].start_mark.line + 1, found[0][1]
+    return line
 
 
 def _may_be_shown(problem: ErrorDetails) -> bool:

@@ -61,6 +61,13 @@ def parsed(text: str, loader: type[Loader] = Loader) -> Any:
     return yaml.load(text, Loader=loader)  # noqa: S506 (derived from the safe one)
 
 
+def not_yaml(error: Exception) -> str:
+    """Where a file isn't YAML. The parser's own message may quote the line, and that a secret."""
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}" if mark else "it"
+    return f"{where} isn't YAML in UTF-8: often a tab, or a quote, bracket or colon that is missing there or above"
+
+
 def is_encrypted(value: Any) -> bool:
     """Whether a value of a stack's file is one that Pulumi has encrypted."""
     return isinstance(value, dict) and list(value) == ["secure"]
@@ -109,14 +116,12 @@ class StackFile:
         try:
             content = parsed(text_of(path))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            # A parser's message may quote the line, and that a secret.
-            problem = error.strerror if isinstance(error, OSError) else "it isn't valid YAML"
             others = ", ".join(sorted(file.name for file in project().glob("Pulumi.*.yaml")))
             raise HomelabError(
                 wanted=f"a stack's configuration in {path}",
-                found=str(problem),
+                found=getattr(error, "strerror", None) or not_yaml(error),
                 why="it says how the host is reached",
-                next=f"give --stack NAME or --config-file FILE (here: {others or 'none'}); `homelab init` makes one",
+                next=f"correct it, or give --stack, or --config-file (here: {others or 'none'}), or `homelab init`",
             ) from None
         check(content, str(path))
         values = values_of(content)
@@ -151,7 +156,7 @@ class StackFile:
                 why="one host is looked at at a time",
                 next=f"say which: --host {next(iter(hosts))}",
             )
-        host = parse({"hosts": readable({chosen: hosts[chosen]})}).hosts[chosen]
+        host = parse({"hosts": readable({chosen: hosts[chosen]})}, self.path).hosts[chosen]
         return chosen, host.model_copy(update={"ssh": host.ssh.by_key(identity)})
 
     def host_names(self) -> list[str]:
@@ -169,7 +174,7 @@ class StackFile:
         :raises HomelabError: they are mistaken.
         """
         kinds = ("hosts", "vms", "containers")
-        return parse({kind: readable(self.values[kind]) for kind in kinds if self.values.get(kind)})
+        return parse({kind: readable(self.values[kind]) for kind in kinds if self.values.get(kind)}, self.path)
 
 
 def unread(keys: Iterable[Any]) -> list[str]:

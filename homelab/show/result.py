@@ -41,6 +41,7 @@ def lines(outputs: Mapping[str, Any], words: Mapping[str, str], kept: Collection
         summary += _changed(name, host, words.get(name, "").strip())
     summary += [
         "To undo it: `pulumi destroy` gives back every file, VM and container as it was",
+        "  `homelab show --undo` lists what it undoes",
         '  "delete" there undoes a change: no guest is deleted but those that homelab made',
         "  running guests with a card restart; the host doesn't: its next boot is as before",
     ]

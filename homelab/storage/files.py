@@ -8,11 +8,15 @@ from collections.abc import Iterable, Mapping
 from homelab.errors import HomelabError
 from homelab.settings import Container, Host, Vm
 
-# Content -> its name in messages, its tab in the web interface.
+# Content -> its name in messages, its tab in the web interface, another way to get one.
 _CONTENTS = {
-    "iso": ("ISO image", "ISO Images"),
-    "vztmpl": ("container template", "CT Templates"),
-    "import": ("disk image", "Import"),
+    "iso": ("ISO image", "ISO Images", "; Windows': https://www.microsoft.com/software-download/windows11, by hand"),
+    "vztmpl": (
+        "container template",
+        "CT Templates",
+        "; or `pveam available`, then `pveam download {} NAME` on the host",
+    ),
+    "import": ("disk image", "Import", ""),
 }
 
 
@@ -69,8 +73,8 @@ def storage_refusal(name: str, volume: str, storages: Iterable[Mapping[str, obje
     :param storages: as GET /nodes/NODE/storage lists them.
     """
     storage, content, file = parts(volume)
-    kind, _ = _CONTENTS[content]
-    contents = {str(row["storage"]): _contents(row) for row in storages if row.get("enabled", 1)}
+    kind = _CONTENTS[content][0]
+    contents = {str(row["storage"]): contents_of(row) for row in storages if row.get("enabled", 1)}
     takes = contents.get(storage, set())
     if content in takes:
         return None
@@ -89,7 +93,8 @@ def storage_refusal(name: str, volume: str, storages: Iterable[Mapping[str, obje
     )
 
 
-def _contents(row: Mapping[str, object]) -> set[str]:
+def contents_of(row: Mapping[str, object]) -> set[str]:
+    """What a storage takes, as GET /nodes/NODE/storage says it."""
     return {content for content in str(row.get("content", "")).split(",") if content}
 
 
@@ -101,13 +106,11 @@ def missing(place: str, volume: str, volumes: Iterable[str]) -> HomelabError:
     :param volumes: those of the same content on the storage.
     """
     storage, content, _ = parts(volume)
-    kind, tab = _CONTENTS[content]
+    kind, tab, by_hand = _CONTENTS[content]
     return HomelabError(
         wanted=f"{volume}, as {place} names it",
         found=f"it is not on the storage; there are: {', '.join(sorted(volumes)) or 'none'}",
         why=f"the guest is to be made of this {kind}",
-        next=f"upload it (web interface: {storage} -> {tab} -> Upload; Windows' ISO image comes from Microsoft by hand "
-        "alone: https://www.microsoft.com/software-download/windows11); or let Proxmox VE download it, with "
-        "hosts.NAME.downloads (docs/settings-host.md), a template of containers also by hand: `pveam available`, then "
-        f"`pveam download {storage} NAME`; or name one that is there",
+        next=f"upload it (web interface: {storage} -> {tab} -> Upload{by_hand.format(storage)}); or let Proxmox VE "
+        "download it, with hosts.NAME.downloads (docs/settings-host.md); or name one that is there",
     )

@@ -111,14 +111,14 @@ def leaving(facts: HostFacts, wanted: Collection[int], stack: str) -> dict[str, 
     return found
 
 
-def leaving_lines(place: str, judged: JudgedGuest, facts: HostFacts) -> list[str]:
+def leaving_lines(place: str, judged: JudgedGuest, facts: HostFacts, why: str) -> list[str]:
     """Such a guest's lines of a host's plan."""
     config = facts.guests.config(judged.guest)
     assert config is not None
     return [
         _head(place.partition(".")[2], config, judged),
         *(f"    {step}" for step in judged.steps),
-        f"    {place} isn't in the settings any more: the {config.guest_kind.label} has back what it was before; one "
+        f"    {place} {why}: the {config.guest_kind.label} has back what it was before; one "
         "that was made here is removed, unless it is protected",
     ]
 

@@ -62,19 +62,12 @@ def peer_of(host: HostState, path: str) -> Peer | None:
 
 def nodes(call: Call) -> list[dict[str, Any]]:
     """GET /nodes."""
-    found = _node_resources(call.host)
-    for entry in found:
-        del entry["cgroup-mode"]
-    return found
-
-
-def _node_resources(host: HostState) -> list[dict[str, Any]]:
     found = []
-    for name, about in Members(host).nodes.items():
-        there = _host_of(host, name)
-        entry: dict[str, Any] = {"id": f"node/{name}", "type": "node", "node": name, "level": "", "cgroup-mode": 2}
-        online = name == host.node or about["online"]
-        found.append(entry | {"status": "online" if online else "offline"} | (_usage(there) if there else {}))
+    for name, about in Members(call.host).nodes.items():
+        there = _host_of(call.host, name)
+        status = "online" if name == call.host.node or about["online"] else "offline"
+        entry = {"id": f"node/{name}", "type": "node", "node": name, "level": "", "status": status}
+        found.append(entry | (_usage(there) if there else {}))
     return found
 
 

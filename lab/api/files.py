@@ -152,19 +152,16 @@ def _content(host: HostState, url: str) -> bytes:
 def _require_same(content: bytes, target: str, checksum: tuple[str, str] | None, log: Callable[[str], None]) -> None:
     if checksum is None:
         raise Died(f"refusing to override existing file '{target}'")
-    got = _sum(checksum[0], content)
-    if got != checksum[1].lower():
-        log("calculating checksum of existing file...")
-        raise Died(f"checksum mismatch: got '{got}' != expect '{checksum[1]}', aborting")
-    log("calculating checksum of existing file...OK, got correct file already, no need to download")
+    _require_sum(*checksum, content, log, " of existing file")
 
 
-def _require_sum(algorithm: str, wanted: str, content: bytes, log: Callable[[str], None]) -> None:
+def _require_sum(algorithm: str, wanted: str, content: bytes, log: Callable[[str], None], of: str = "") -> None:
     got = _sum(algorithm, content)
     if got != wanted.lower():
-        log("calculating checksum...")
-        raise Died(f"checksum mismatch: got '{got}' != expect '{wanted}'")
-    log("calculating checksum...OK, checksum verified")
+        log(f"calculating checksum{of}...")
+        raise Died(f"checksum mismatch: got '{got}' != expect '{wanted}'{', aborting' if of else ''}")
+    right = "got correct file already, no need to download" if of else "checksum verified"
+    log(f"calculating checksum{of}...OK, {right}")
 
 
 def _sum(algorithm: str, content: bytes) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
+from lab.host import network
+from lab.host.addresses import ADDRESS, INTERFACE, PREFIX
 from lab.host.catalogue import SUBSYSTEM_VENDORS, VENDORS
 from lab.host.devices import load_devices
 from lab.host.kernel import RunningKernel
@@ -55,14 +58,29 @@ def pci(call: Call) -> list[dict[str, Any]]:
     return found
 
 
+# -- what new guests are made of -------------------------------------------------------------------------------
+def interfaces(call: Call) -> list[dict[str, Any]]:
+    """GET /nodes/{node}/network: the bridge alone."""
+    of_bridge = {"type": "bridge", "bridge_ports": "", "bridge_fd": "0", "bridge_stp": "off", "priority": 3}
+    inet = {"method": "static", "address": ADDRESS, "cidr": f"{ADDRESS}/{PREFIX}", "netmask": f"{PREFIX}"}
+    state = {"iface": INTERFACE, "families": ["inet"], "method6": "manual", "active": 1, "autostart": 1}
+    return [{**state, **of_bridge, **inet}]
+
+
+def templates(call: Call) -> list[dict[str, Any]]:
+    """GET /nodes/{node}/aplinfo: the templates of containers that `pveam available` lists."""
+    files = [one for one in network.data(call.host)["files"] if "/images/system/" in one["url"]]
+    sums = {one["url"]: hashlib.sha512(one["text"].encode()).hexdigest() for one in files}
+    return [{"template": url.rpartition("/")[2], "location": url, "sha512sum": sums[url]} for url in sums]
+
+
 # -- storages --------------------------------------------------------------------------------------------------
 def content_of_storage(call: Call) -> list[dict[str, Any]]:
     """GET /nodes/{node}/storage/{storage}/content: the files of a directory. Disks of guests stand in their configurations alone here."""
     storages = Storages(call.host)
-    storage = storages.get(call.parameters["storage"])
+    files = storages.files(storages.get(call.parameters["storage"]))
     wanted, vmid = call.parameters.get("content"), call.parameters.get("vmid")
-    found = [one for one in storages.files(storage) if wanted in (None, one["content"])]
-    return found if vmid is None else []
+    return [one for one in files if wanted in (None, one["content"]) and vmid is None]
 
 
 def storage_status(call: Call) -> list[dict[str, Any]]:
@@ -82,9 +100,7 @@ def change_storage(call: Call) -> dict[str, str]:
         raise Died("detected modified configuration - file changed by other user? Try again.")
     for key in split_list(call.parameters.get("delete", "")):
         storage.settings.pop(key, None)
-    for key in ("content", "disable"):
-        if key in call.parameters:
-            storage.settings[key] = str(call.parameters[key])
+    storage.settings |= {key: str(call.parameters[key]) for key in ("content", "disable") if key in call.parameters}
     storages.save()
     return {"storage": storage.name, "type": storage.kind}
 

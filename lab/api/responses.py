@@ -172,6 +172,8 @@ HANDLERS: dict[tuple[str, str], Handler] = {
     ("PUT", "/storage/{storage}"): node.change_storage,
     ("GET", "/nodes"): cluster.nodes,
     ("GET", "/nodes/{node}/hardware/pci"): node.pci,
+    ("GET", "/nodes/{node}/aplinfo"): node.templates,
+    ("GET", "/nodes/{node}/network"): node.interfaces,
     ("GET", "/nodes/{node}/storage"): node.storage_status,
     ("GET", "/nodes/{node}/storage/{storage}/content"): node.content_of_storage,
     ("DELETE", "/nodes/{node}/storage/{storage}/content/{volume}"): files.remove,

@@ -89,7 +89,6 @@ def revert(system: System, wanted: Wanted) -> Changed:
     was_tried = trial.drop(system, wanted.name, wanted.rollback_after)  # first: it makes room on an ESP
     if files.changed or files.is_pending(_STEP):
         loaders.make_menus(system, loader)
-        system.log.say("note: the running kernel keeps its command line until the next reboot")
     changed = files.changed or was_tried
     _finish_initramfs(system)
     files.remove(f"{HOME}/wanted-boot")

@@ -126,7 +126,7 @@ class Work:
             self.go_on(wait.what)
             if now - told_at >= PROGRESS_SECONDS:
                 told_at = now
-                self._log.say(f"{wait.what}: {now - began:.0f} s")
+                self._log.say(f"{wait.what}: {now - began:.0f} s{f', at most {seconds:.0f}' * math.isfinite(seconds)}")
             time.sleep(_TRY_SECONDS)
 
     @contextlib.contextmanager

@@ -254,15 +254,18 @@ def test_a_pattern_takes_the_newest_that_fits_and_what_is_there_stays(machine: M
 
 
 # -- a driver that is there ----------------------------------------------------------------------------------------
-def test_a_driver_that_is_there_and_fits_is_left_and_no_server_is_asked(machine: Machine) -> None:
+@pytest.mark.parametrize("flavour", ["open", "proprietary"])
+def test_a_driver_that_is_there_and_fits_is_left_and_no_server_is_asked(machine: Machine, flavour: str) -> None:
     machine.add_source("nvidia")
-    machine.apt("install", "nvidia-dkms-580-open", "libnvidia-compute-580", "nvidia-utils-580")
+    modules = f"nvidia-dkms-580{'-open' * (flavour == 'open')}"
+    machine.apt("install", modules, "libnvidia-compute-580", "nvidia-utils-580")
     (machine.root / "etc/apt/sources.list.d/theirs.list").unlink()
     before, marks = machine.versions(), machine.marks()
-    wanted = machine.wanted(repositories=(), tries=machine.wanted().tries)
+    tries = (*machine.wanted().tries, *machine.wanted(flavour="proprietary").tries)
+    wanted = machine.wanted(repositories=(), tries=tries)
     dead = replace(machine.repository("nvidia"), line="deb [trusted=yes] copy:/nowhere ./", key_url="copy:/nowhere/key")
     wanted = replace(wanted, repositories=(dead,))
-    assert (read(machine, wanted).chosen, read(machine, wanted).version) == (0, NEW)
+    assert (read(machine, wanted).chosen, read(machine, wanted).version) == (int(flavour != "open"), NEW)
     answer = apply(machine, wanted)
     assert (answer.source, answer.version, answer.packages) == ("found", NEW, ())
     assert not (machine.root / "etc/apt/sources.list.d/homelab-nvidia.list").exists()

@@ -12,7 +12,7 @@ from pathlib import Path
 from lab import Lab
 from lab.engine import install, stacks
 from tests.conftest import PROJECT
-from tests.e2e.terminal import Conversation, Terminal
+from tests.e2e.terminal import LINES, Conversation, Terminal
 from tests.engine_stack import quick_start
 
 PASSPHRASE = "correct horse"
@@ -23,7 +23,7 @@ ENTER = "\r"
 
 @dataclass
 class Person:
-    """Somebody at a terminal of 100 columns, in the folder of a project.
+    """Somebody at a terminal, in the folder of a project.
 
     ``inherited``: the environment that the machine gives; ``home``: where it has nothing of this person's yet.
     """
@@ -33,6 +33,8 @@ class Person:
     engine: install.Engine
     lab: Lab
     inherited: Mapping[str, str]
+    columns: int = 100
+    lines: int = LINES
 
     @classmethod
     def of_a_new_machine(cls, folder: Path, engine: install.Engine, lab: Lab, environ: Mapping[str, str]) -> Person:
@@ -66,8 +68,9 @@ class Person:
         return terminal.answer(*log_in(self.lab), *talk), terminal.lines()
 
     def terminal(self, *command: str, keeps: bool = False, **environment: str) -> Terminal:
-        """A program in a terminal of 100 columns."""
-        return Terminal([*command], 100, self.environment | environment, self.folder, keeps=keeps)
+        """A program in this person's terminal."""
+        environment = self.environment | environment
+        return Terminal([*command], self.columns, environment, self.folder, keeps=keeps, lines=self.lines)
 
     def at_a_terminal(self, verb: str) -> Terminal:
         """The real `pulumi up` or `pulumi destroy`, with its display, to its end."""

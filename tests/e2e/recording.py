@@ -32,7 +32,7 @@ _OWN = [
     (re.compile(r"\d+(\.\d+)?m?s\b"), "…s"),
 ]
 # Of a step that takes longer than some seconds (tools/log.py).
-_WHERE_IT_IS = re.compile(r"(: |, )\d+ s(: |$)")
+_WHERE_IT_IS = re.compile(r"(: |, )\d+ s(, at most \d+.*)?(: |$)")
 
 
 def shortened(lines: Sequence[str]) -> Iterator[str]:

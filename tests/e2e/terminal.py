@@ -44,12 +44,19 @@ class Terminal:
     """
 
     def __init__(
-        self, command: list[str], columns: int, environment: dict[str, str], folder: str | Path, *, keeps: bool = False
+        self,
+        command: list[str],
+        columns: int,
+        environment: dict[str, str],
+        folder: str | Path,
+        *,
+        keeps: bool = False,
+        lines: int = LINES,
     ) -> None:
         self._written = ""
-        self._screen = _Screen(columns, LINES)
+        self._screen = _Screen(columns, lines)
         self._stream = pyte.Stream(self._screen)
-        self._shown = [""] * LINES
+        self._shown = [""] * lines
         #: The screens that were there after each thing that was written.
         self.seen: list[list[str]] = []
         self._keeps = keeps
@@ -58,7 +65,7 @@ class Terminal:
             command[1:],
             cwd=str(folder),
             env=environment,
-            dimensions=(LINES, columns),
+            dimensions=(lines, columns),
             encoding="utf-8",
             codec_errors="replace",
             timeout=PATIENCE,

@@ -69,9 +69,7 @@ def test_the_preview_of_a_pull_request_and_up_which_goes_on_after_one_that_was_k
         shown.answer()
         lines = shown.lines()
         # The plan, each message once (also what the engine says of the killed one), the result, and what next; no row for each resource.
-        plan, result, hints = (
-            lines.index(line) for line in ("Plan", "Result, if this run ends well", "Your own host: README.md#use-it")
-        )
+        plan, result, hints = (lines.index(line) for line in ("Plan", "Result", "Your own host: README.md#use-it"))
         assert any("+ VM 103 (Sandbox)" in line for line in lines[plan:result]), lines
         assert result - plan < 40 and "Diagnostics:" not in lines and not terminal.rows(lines), lines
         assert sum("pve: verified: kernel" in line for line in lines) == 1, lines

@@ -53,7 +53,8 @@ def test_vms_are_made_from_nothing_to_cuda_past_what_is_refused_changed_in_place
         "qm create 900 --name noble --machine q35 --bios ovmf --memory 2048 --net0 virtio,bridge=vmbr0 --scsihw virtio-scsi-single "
         "--efidisk0 local-lvm:1,efitype=4m --scsi0 local-lvm:3; qm set 900 --template 1"
     )
-    # A stock storage takes no disk images: said before anything is changed, with the command that allows it.
+    # A storage of before 9.0 takes no disk images: said before anything is changed, with the command that allows it.
+    stack.lab.run("pvesh set /storage/local --content backup,iso,vztmpl")
     message = refusal(stack)
     assert "takes backup, iso, vztmpl, and not `import`" in message
     assert "pvesm set local --content backup,import,iso,vztmpl" in message

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ with open(os.environ["FAKE_PULUMI_LOG"], "a") as log:
 if arguments[:1] == ["whoami"]:
     if "FAKE_LOGGED_OUT" in os.environ: sys.exit(3)
     print("User: me\\nBackend URL: file://~")
+if arguments[:1] == ["plugin"] and "FAKE_OFFLINE" in os.environ: sys.exit("warning: Error downloading plugin: no such host")
 if arguments[:2] == ["stack", "--show-name"]: sys.exit("no stack selected")
 if arguments[:2] == ["stack", "ls"]: print(json.dumps([{{"name": name}} for name in os.environ.get("FAKE_STACKS", "").split()]))
 if arguments[:3] == ["stack", "select", "--create"]:
@@ -146,7 +148,9 @@ def answering(monkeypatch: pytest.MonkeyPatch, *answers: str, stops_at: int | No
 CARD = ("--card", "rtx5090=103", "--yes")
 
 
-def test_from_an_address_and_a_password_to_settings(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_an_address_and_a_password_to_settings(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     stock = desk.lab.snapshot()
     assert run(desk, capsys, *desk.where, *desk.key, *CARD) == 0, desk.out
     assert desk.config["homelab:hosts"]["pve"].keys() == {"address", "ssh", "gpus"}
@@ -159,13 +163,18 @@ def test_from_an_address_and_a_password_to_settings(desk: Desk, capsys: pytest.C
     assert desk.authorized.read_text().count(line) == 1
     put = {path for path, entry in desk.lab.snapshot().items() if stock.get(path) != entry}
     assert put == {"etc/pve/priv/authorized_keys"} and desk.lab.connection["password"] not in desk.out + desk.err
-    assert [call["arguments"][0] for call in desk.pulumi] == ["stack", "whoami", "stack"]
+    assert [call["arguments"][0] for call in desk.pulumi] == ["stack", "whoami", "plugin", "stack"]
     assert not any("HOMELAB_PASSWORD" in call["environment"] for call in desk.pulumi)
 
     # A second run finds everything, and a card goes on as it is.
     keys, text = desk.authorized.read_text(), desk.file.read_text()
+    monkeypatch.setenv("FAKE_OFFLINE", "1")
     assert run(desk, capsys, "pve", *CARD) == 0, desk.out
     assert desk.authorized.read_text() == keys and desk.file.read_text() == text
+    # What `up` would lack is said before its plan.
+    said = desk.out.partition("What `pulumi up` will do")[0]
+    assert "can't be fetched: warning: Error downloading plugin: no such host" in said
+    assert f"`pulumi plugin install resource command {version('pulumi-command')} --file" in said
     # And one that is to give nothing says who has what.
     assert run(desk, capsys, "pve", "--yes") == 1
     assert "rtx5090 → VM 103 (Sandbox), running" in desk.out and "homelab init pve --card CARD=WHO" in desk.out
@@ -263,8 +272,16 @@ def test_nvidias_driver_inside_a_vm_whose_guest_is_asked_for(
     guest = desk.lab.guest(103)
     where = f"{guest['host']}:{guest['port']}"
     asked = [*desk.where, *desk.key, "--card", "rtx5090=103", "--nvidia"]
-    answering(monkeypatch, "127.0.0.1:1", where, *["no"] * 9)
+    assert run(desk, capsys, *asked, "--yes", "--guest", "104=192.0.2.1") == 2
+    assert "--guest 104: no VM that gets NVIDIA's driver; these do: 103" in desk.out
+    assert run(desk, capsys, *asked, "--yes") == 2 and "Another answer: --guest 103=[USER@]ADDRESS" in desk.out
+    assert run(desk, capsys, *asked, "--yes", "--guest", "103=none", "--dry-run") == 0
+    assert "NVIDIA's driver is installed in VM 103" not in desk.out
+    answering(monkeypatch, "?", "127.0.0.1:1", where, *["no"] * 9)
     assert run(desk, capsys, *asked) == 2
+    assert (
+        "in VM 103 (Sandbox) over SSH, at the VM's own address, not the host's. USER is root, or has sudo" in desk.out
+    )
     assert "an SSH server at 127.0.0.1:1" in desk.out and "takes none of your keys: `ssh-copy-id root@" in desk.out
     key = desk.folder / "home" / ".ssh" / "id_ed25519"
     key.parent.mkdir(mode=0o700)
@@ -462,7 +479,11 @@ def test_ctrl_c_at_a_question_leaves_everything_as_it_was(
         assert "Nothing was changed." in desk.out
         assert not desk.file.exists() and not desk.keys
         assert not (desk.folder / "home/.ssh").exists()
-        assert {call["arguments"][-2] for call in desk.pulumi} <= {"--verbose", "--show-name"}
+        assert {call["arguments"][-2] for call in desk.pulumi} <= {
+            "--verbose",
+            "--show-name",
+            version("pulumi-command"),
+        }
 
 
 def test_when_the_answers_end_the_question_is_named(
@@ -470,7 +491,7 @@ def test_when_the_answers_end_the_question_is_named(
 ) -> None:
     answering(monkeypatch, "y")
     assert run(desk, capsys, *desk.where) == 2
-    assert "homelab init --help" in desk.out and not desk.file.exists()
+    assert "in advance: --card CARD=WHO." in desk.out and not desk.file.exists()
 
 
 @pytest.mark.parametrize("step", ["authorize", "make", "write_settings", "make_stack"])

@@ -18,12 +18,12 @@ from homelab.errors import HomelabError
 from homelab.facts.host import HostFacts
 from homelab.host import plan
 from homelab.judged.tree import Tree
-from homelab.settings import Container, parse
+from homelab.settings import Container, Vm, parse
 from homelab.vm.plan import UNFINISHED
 from remote_scripts.notes.container_note import Cards
 from tests.rows import rows
 from tests.unit import test_doctor_stack as of_file
-from tests.unit.hosts import NODES, container_note, desktop, device, device_nodes, settings, told
+from tests.unit.hosts import NODES, container_note, desktop, device, device_nodes, settings, told, tree
 from tests.unit.test_doctor import BARE, inside, reading
 from tests.unit.test_moved_containers import probe
 
@@ -274,6 +274,24 @@ def test_while_a_shared_card_is_away_no_container_is_compared_with_the_settings(
     read, entry = reading(BASE, inside({}), facts=facts), {"host": "pve", "ctid": 901, "gpuAssignment": "0,1"}
     report = diagnose(read, 901, tree=judged(tmp_path, read, entry))
     assert report.well and "not compared with the settings: gpus.rtx5090 is with VM 103" in report.notes
+
+
+def test_a_container_that_has_a_card_in_turn_by_lines_of_its_own_is_named_before_its_vm_takes_it_down() -> None:
+    host = settings({"big": {"match": "10de:2b85", "use": "shared"}}, nvidia={"driver": "580"})
+    vm = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["big"]})
+    # The second one is another card's.
+    own = [conf("lxc", 950, "hostname: media\ndev0: /dev/nvidia1"), conf("lxc", 951, "dev0: /dev/nvidia0")]
+    listed = container(ctid=950, gpuAssignment=None, gpus=["big"])
+    given = container_note(950, Cards(functions=("0000:01:00.0",)), "/dev/nvidia1", identity="")
+    for facts, containers, is_told in (
+        (shared(configs=own), {}, True),
+        (shared(configs=own), {"media": listed}, False),
+        # It has them from an earlier run, and loses them in this one.
+        (shared(configs=own, ledger=given), {}, False),
+    ):
+        remarks = tree(facts, host, {"sandbox": vm}, containers).host.remarks
+        said = [one for one in remarks if "lines of its own" in one]
+        assert [one.startswith("gpus.big: container 950 (media) has it") for one in said] == [True] * is_told
 
 
 def test_libraries_are_no_cure_of_a_container_that_the_preview_refuses(tmp_path: Path) -> None:

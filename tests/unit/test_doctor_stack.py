@@ -112,10 +112,11 @@ def test_a_file_that_is_not_there_or_not_yaml(tmp_path: Path) -> None:
     with pytest.raises(HomelabError, match="Pulumi.homelab.yaml"):
         StackFile.read(tmp_path / "Pulumi.none.yaml")
     broken = tmp_path / "Pulumi.broken.yaml"
-    broken.write_text("config: {password: hunter2")
-    with pytest.raises(HomelabError) as raised:
-        StackFile.read(broken)
-    assert "hunter2" not in str(raised.value)
+    for text, line in ("config: {password: hunter2", 1), ("config:\n\tpassword: hunter2\n", 2):
+        broken.write_text(text)
+        with pytest.raises(HomelabError, match=f"line {line} isn't YAML in UTF-8: often a tab, or a quote") as raised:
+            StackFile.read(broken)
+        assert "hunter2" not in str(raised.value)
 
 
 def test_what_is_no_text_and_no_list_is_a_mistake_in_words(tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ def test_what_is_no_text_and_no_list_is_a_mistake_in_words(tmp_path: Path) -> No
         StackFile.read(file).host(None)
     ai = {"host": "pve", "ctid": 901, "gpus": "big"}
     mistaken = written(tmp_path, {"hosts": {"pve": host()}, "containers": {"ai": ai}})
-    with pytest.raises(HomelabError, match=r"homelab:containers\.ai\.gpus: Input should be a valid list"):
+    with pytest.raises(HomelabError, match=r"x\.yaml:\d+: homelab:containers\.ai\.gpus: what .* isn't a list"):
         mistaken.guests()
 
 

@@ -115,6 +115,8 @@ def test_a_storage_that_cannot_take_it_is_refused(row: dict[str, Any], found: st
 def test_a_missing_file_is_named_with_what_to_upload(volume: str, said: str) -> None:
     error = files.missing("vms.gaming.create", volume, ["local:iso/other.iso"])
     assert volume in error.wanted and "local:iso/other.iso" in error.found and said in error.next
+    # What is another way for one kind isn't said of the others.
+    assert ("microsoft.com" in error.next, "pveam" in error.next) == (":iso/" in volume, ":vztmpl/" in volume)
 
 
 def test_the_plan_says_whence_each_file_comes_and_what_becomes_of_it() -> None:

@@ -14,10 +14,12 @@ from homelab.errors import Mistake
 from homelab.facts.host import HostFacts
 from homelab.init import cards as init_cards
 from homelab.init import draft as init_draft
+from homelab.init import new as init_new
 from homelab.init import settings as init_settings
 from homelab.init.ask import to_type
 from homelab.init.cards import Use
 from homelab.init.draft import Draft
+from homelab.init.new import Stock
 from homelab.settings import parse
 from tests.conftest import PROJECT
 from tests.rows import rows
@@ -172,6 +174,7 @@ def test_a_card_is_named_by_its_name_its_slot_or_its_id() -> None:
         ("Sandbox", Use("vm", (103,))),
         ("ai-lab,OLD, 901", Use("lxc", (), (901, 902))),
         ("host", Use("host")),
+        ("vms", Use("vm")),
         ("nobody", Use()),
     ],
 )
@@ -182,13 +185,15 @@ def test_what_a_card_is_for(text: str, use: Use) -> None:
 @rows(
     ("text", "found"),
     [
-        ("104", "104 can't have rtx5090; there are: VM 103 (Sandbox), running; container 901 (ai-lab), running"),
+        ("104", "104 can't have rtx5090; there are, by number, name or word"),
         ("", "nothing can't have"),
         ("901,", ""),
         ("901,host", "there are"),
         (",", "there are"),
         ("vm:901", "there are"),
-        ("?", "103,901,950: in turn"),
+        ("?", "103: VM 103 (Sandbox), running"),
+        ("?", "901,902: these containers, together"),
+        ("?", "103,901,902: in turn"),
     ],
 )
 def test_what_a_card_can_not_be_for_is_named(text: str, found: str) -> None:
@@ -203,6 +208,77 @@ def test_a_name_that_two_guests_have_is_none_of_them() -> None:
     two = [*GUESTS["configs"], {"kind": "vm", "id": 104, "lines": "name: AI-lab\n"}]
     with pytest.raises(Mistake, match="ai-lab can't have rtx5090"):
         parse_use("ai-lab", host(guests={**GUESTS, "configs": two}))
+
+
+LOCAL = {"storage": "local", "content": "iso,vztmpl,backup,import", "avail": 5}
+TEMPLATE = "debian-13-standard_13.1-2_amd64.tar.zst"
+STOCK = Stock(
+    storages=[
+        LOCAL,
+        {"storage": "small", "content": "images", "avail": 1},
+        {"storage": "local-lvm", "content": "rootdir,images", "avail": 3},
+    ],
+    bridges=[{"iface": "vmbr1"}, {"iface": "vmbr0", "gateway": "192.168.0.1"}],
+    templates=[
+        {"template": name, "location": f"http://download.proxmox.com/images/system/{name}", "sha512sum": "0" * 128}
+        for name in ("debian-9-standard_9.7-1_amd64.tar.gz", TEMPLATE, "debian-13-standard_13.1-1_amd64.tar.zst")
+    ],
+    volumes=["local:iso/Fedora.iso", "local:iso/Win11.iso", "local:vztmpl/alpine-3.22-default_1_amd64.tar.xz"],
+    next_id=100,
+)
+
+
+def test_new_guests_are_filled_in_from_what_the_host_has() -> None:
+    """Container 100 is on another node of the cluster, and VM 103 on this one."""
+    found = init_new.offers(STOCK, host(), hosts.KEY)
+    assert [*found] == [
+        "new-vm",
+        "new-container",
+        "new-vm:fedora.iso",
+        "new-container:alpine-3.22-default_1_amd64.tar.xz",
+    ]
+    assert [one.id for one in found.values()] == [101, 102, 104, 105]
+    vm, container, by_iso, alpine = found.values()
+    assert vm.create["scsi0"] == "local-lvm:0,import-from=local:import/ubuntu-24.04-noble.qcow2"
+    assert (vm.create["net0"], vm.create["sshkeys"]) == ("virtio,bridge=vmbr0", hosts.KEY)
+    assert (by_iso.create["ide2"], by_iso.downloads) == ("local:iso/Fedora.iso,media=cdrom", {})
+    [download] = container.downloads.values()
+    assert container.create["ostemplate"] == f"local:vztmpl/{TEMPLATE}"
+    assert download["url"] == f"https://download.proxmox.com/images/system/{TEMPLATE}"
+    assert (container.create["ostype"], "ostype" in alpine.create, alpine.downloads) == ("debian", False, {})
+    # Nobody could log in without a key; and where no storage takes disks, there are no guests.
+    assert [*init_new.offers(STOCK, host(), "")] == ["new-vm:fedora.iso"]
+    assert init_new.offers(replace(STOCK, storages=[LOCAL]), host(), hosts.KEY) == {}
+    old = replace(STOCK, storages=[{**LOCAL, "content": "iso"}, *STOCK.storages[1:]])
+    assert "import-from=local:" in init_new.offers(old, host(), hosts.KEY)["new-vm"].create["scsi0"]
+
+
+def test_a_new_guest_stands_in_the_settings_with_what_it_is_made_of() -> None:
+    new = init_new.offers(STOCK, host(), hosts.KEY)
+    [card, screen] = init_cards.cards(host(), {})
+    draft = Draft("pve", ACCESS, host(), "", new=new)
+
+    def written(**answers: Any) -> Any:
+        uses = {one: init_draft.parse_use(answers[one.key], one, draft) for one in (card, screen) if one.key in answers}
+        return config(draft.written(uses))
+
+    made = written(rtx5090="new-vm", card="NEW-VM")
+    assert made["homelab:vms"]["ubuntu"]["gpus"] == ["rtx5090", "card"]
+    assert made["homelab:vms"]["ubuntu"]["create"] == new["new-vm"].create
+    assert [*made["homelab:hosts"]["pve"]["downloads"]] == ["ubuntu-24.04-noble.qcow2"]
+    assert "passthroughTest" not in made["homelab:hosts"]["pve"]["gpus"]["rtx5090"]
+    assert written(rtx5090="vms")["homelab:hosts"]["pve"]["gpus"]["rtx5090"]["passthroughTest"] is True
+    both = written(rtx5090="new-container", card="host")
+    assert both["homelab:containers"]["debian"]["nvidia"] == {}
+    assert both["homelab:hosts"]["pve"]["nvidia"] == {"driver": "580"}
+    # Another run, before it is made.
+    text = draft.written({card: init_draft.parse_use("new-vm", card, draft)})
+    again = replace(draft, text=text, login={})
+    assert config(again.written({screen: init_draft.parse_use("new-vm", screen, again)})) == made
+    # Which of them can't be had yet, their list says.
+    shown = init_draft.answers(draft, ["host"]).splitlines()
+    assert [line.split(":")[0].strip() for line in shown if "not yet" in line][-1] == "host"
+    assert sum("not yet" in line for line in shown) == 3
 
 
 def test_what_a_vm_cant_have_is_said_in_a_sentence_and_then_why_and_what_to_type() -> None:
@@ -377,7 +453,7 @@ def test_a_vm_is_judged_with_the_card_before_it_gets_it() -> None:
 
 def test_a_template_takes_no_card_and_keeps_none_from_others() -> None:
     facts = with_card_by_hand(105)
-    assert init_cards.suggested(facts, init_cards.cards(facts, {})[0]) == "nobody"
+    assert init_cards.suggested(facts, init_cards.cards(facts, {})[0]) == "vms"
     with pytest.raises(Mistake, match="105 can't have rtx5090"):
         parse_use("105", facts)
 
@@ -484,5 +560,5 @@ def test_the_example_that_nobody_filled_in_counts_for_nothing_and_any_other_file
 
 
 def test_a_file_that_is_no_yaml_is_refused_with_its_line() -> None:
-    with pytest.raises(Mistake, match="isn't one of Pulumi's"):
+    with pytest.raises(Mistake, match="The settings file: line 1 isn't YAML"):
         init_settings.values_in("config: [")

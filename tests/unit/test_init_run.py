@@ -101,12 +101,14 @@ def test_a_shell_of_a_simulated_host_takes_nobodys_own_host(
 def test_an_answer_that_is_none_is_asked_for_again_and_the_end_of_the_input_ends_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("maybe\ny\n"))
-    assert Ask(False).confirm("Sure?") is True
-    assert "y or n" in capsys.readouterr().out
-    for question in (Ask(False).confirm, Ask(False).secret):
-        with pytest.raises(Mistake, match="No answer"):
-            question("Sure?")
+    helps = {"option": "--sure", "text": "It is about the card."}
+    monkeypatch.setattr(sys, "stdin", io.StringIO("maybe\n?\ny\n?\nword\n"))
+    assert Ask(False).confirm("Sure?", helps) is True and Ask(False).secret("Word", helps) == "word"
+    said = capsys.readouterr().out
+    assert "y or n" in said and said.count("It is about the card.\n  Without a question: --sure.") == 2
+    for question in (Ask(False).confirm, Ask(False).secret, Ask(True).secret):
+        with pytest.raises(Mistake, match=r"No answer to “Sure\?.*: --sure"):
+            question("Sure?", helps)
 
 
 # -- what it gives to others ---------------------------------------------------------------------------------------------
@@ -362,10 +364,14 @@ def test_a_revoked_key_is_refused_even_if_it_is_given(given: str | None, folder:
         access._confirm(given, "192.0.2.1", 22, key, Ask(True))
 
 
-def test_a_key_that_the_person_doesnt_confirm_declines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
-    with pytest.raises(Declined, match="--host-key"):
-        access._confirm(None, "192.0.2.1", 22, first_contact.of_line(hosts.KEY), Ask(False))
+def test_a_key_that_the_person_doesnt_confirm_declines(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for ask_, answers in ((Ask(False), "?\nn\n"), (Ask(True), "")):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(answers))
+        with pytest.raises(Declined, match="--host-key"):
+            access._confirm(None, "192.0.2.1", 22, first_contact.of_line(hosts.KEY), ask_)
+        assert ("(https://192.0.2.1:8006)" in capsys.readouterr().out) == bool(answers)
 
 
 def test_a_host_of_the_settings_is_reached_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:

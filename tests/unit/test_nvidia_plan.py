@@ -65,10 +65,8 @@ def refusal(
 
 
 def installer(asked: Wanted) -> Installer:
-    """The last way's, which is the only one of its kind for its driver."""
-    run = asked.tries[-1].run
-    assert run is not None
-    return run
+    """That of the first way by one, with the modules that come."""
+    return next(way.run for way in asked.tries if way.run)
 
 
 def ways(asked: Wanted) -> list[str]:
@@ -322,6 +320,12 @@ def test_a_flavour_that_can_be_is_taken() -> None:
     plan = planned("vm", UBUNTU | {"cards": (RTX_3090,)}, flavour="proprietary")
     assert {way.flavour for way in plan.tries} == {"proprietary"}
     assert ways(plan) == ["580 packages", "595 packages", "580 run", "595 run"], "620 has the open ones alone"
+
+
+def test_a_driver_that_is_there_may_have_the_modules_of_either_flavour_and_one_that_comes_has_the_open_ones() -> None:
+    tries = planned("vm", UBUNTU | {"cards": (RTX_3090,)}, driver="580").tries
+    in_order = [key for key, _ in itertools.groupby((way.run is not None, way.flavour) for way in tries)]
+    assert in_order == [(False, "open"), (False, "proprietary"), (True, "open"), (True, "proprietary")]
 
 
 def test_branches_from_615_on_have_the_open_modules_alone() -> None:

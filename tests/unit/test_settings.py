@@ -13,7 +13,7 @@ import pytest
 from homelab.errors import HomelabError
 from homelab.remote import logins, loop
 from homelab.resources.command import connection
-from homelab.settings import Settings, load_host, parse
+from homelab.settings import Settings, load_host, parse, stack_file
 from remote_scripts.both.terms import Terms
 from tests.rows import rows
 from tests.unit.hosts import KEY, values
@@ -94,7 +94,10 @@ def test_a_pci_address_is_a_slot_or_a_function_in_any_notation(written: str, mea
             "expected an IP address or a host name, such as 192.168.0.202 or pve.lan; found",
         ),
         ({"address": "pve lan; reboot"}, "expected an IP address or a host name"),
-        ({"reboot": "never"}, "Input should be 'auto' or 'manual'; found 'never'"),
+        ({"reboot": "never"}, "should be 'auto' or 'manual'; found 'never'"),
+        ({"timeouts": {"api": "x"}}, "hosts.pve.timeouts.api: 'x' isn't a whole number"),
+        ({"gpus": []}, "hosts.pve.gpus: what stands there isn't a group of keys"),
+        ({"ssh": {"agent": True, "hostKey": KEY[:-1]}}, "80 characters: this text has 79"),
         ({"timeouts": {"reboot": 0}}, "homelab:hosts.pve.timeouts.reboot"),
         ({"ssh": {"hostKey": KEY}}, "expected exactly one of privateKeyFile, privateKey, password, agent"),
         ({"ssh": {"hostKey": KEY, "agent": True, "password": "x"}}, "expected exactly one of"),
@@ -110,6 +113,20 @@ def test_a_mistake_is_named_with_its_place(changes: dict[str, Any], said: str) -
     assert [line[:7] for line in message.splitlines() if not line.startswith(" ")] == [
         "wanted:", "found: ", "why:   ", "next:  ",
     ]  # fmt: skip
+
+
+def test_a_mistake_is_named_with_the_line_that_has_it_or_what_it_would_be_in(tmp_path: Path) -> None:
+    file = tmp_path / "Pulumi.mine.yaml"
+    text = (
+        "config:\n  vms:\n    sandbox:\n      host: pve\n      vmid: sandbox\n      gpus:\n        - a\n        - 1\n"
+    )
+    file.write_text(f"{text}  homelab:hosts:\n    pve:\n      address: 192.0.2.1\n")
+    with pytest.raises(HomelabError) as raised:
+        parse(stack_file.values_of(stack_file.parsed(file.read_text().replace("  vms", "  homelab:vms"))), file)
+    said = str(raised.value)
+    assert "Pulumi.mine.yaml:5: homelab:vms.sandbox.vmid: 'sandbox' isn't a whole number" in said
+    assert "Pulumi.mine.yaml:8: homelab:vms.sandbox.gpus.1: what stands there isn't a group of keys" in said
+    assert "Pulumi.mine.yaml:10: homelab:hosts.pve.ssh: missing" in said and f"next:   correct {file};" in said
 
 
 def test_every_mistake_is_named_at_once() -> None:
@@ -167,10 +184,13 @@ def test_a_host_key_file_that_is_no_key_is_refused(tmp_path: Path, text: str) ->
         connection(host)
 
 
-@rows("key", [*(KEY[:kept] for kept in range(17, len(KEY), 7)), KEY.replace("ssh-ed25519", "ssh-rsa")])
+AS_RSA = KEY.replace("ssh-ed25519", "ssh-rsa")
+
+
+@rows("key", [*(AS_RSA[:kept] for kept in range(17, len(AS_RSA), 7)), AS_RSA])
 def test_a_host_key_that_is_not_whole_is_a_sentence_where_the_host_is_logged_into(key: str) -> None:
     host = loaded(hosts(ssh={"hostKey": key, "agent": True})).hosts["pve"]
-    with pytest.raises(HomelabError, match="pinned in ssh.hostKey(.|\n)*take the whole line"):
+    with pytest.raises(HomelabError, match="pinned in ssh.hostKey(.|\n)*one that is cut off(.|\n)*take the whole line"):
         loop.run(logins.reach(host))
 
 

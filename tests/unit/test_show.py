@@ -443,6 +443,7 @@ def test_the_result_names_guests_checks_changes_and_the_way_back() -> None:
         "  changed there: kernel command line (iommu, vfio-pci), initramfs",
         '  to boot once without passthrough: pick "without GPU passthrough" in the boot menu',
         "To undo it: `pulumi destroy` gives back every file, VM and container as it was",
+        "  `homelab show --undo` lists what it undoes",
         '  "delete" there undoes a change: no guest is deleted but those that homelab made',
         "  running guests with a card restart; the host doesn't: its next boot is as before",
         "  NVIDIA's software stays in vms.sandbox, unless nvidia.onDestroy is purge there",

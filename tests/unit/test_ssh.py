@@ -37,6 +37,7 @@ from homelab.resources import command, kept_agent
 from homelab.settings import Host
 from homelab.stack import Refusal
 from remote_scripts.both import nothing, start_guests
+from remote_scripts.both.needed import Wanted as Needed
 from remote_scripts.both.run_guard import Wanted as Guard
 from remote_scripts.both.stack_folder import Wanted as StackFolder
 from remote_scripts.tools.log import Log
@@ -933,9 +934,27 @@ def test_who_waits_is_told_every_few_seconds_for_how_long(monkeypatch: pytest.Mo
     said: list[str] = []
     monkeypatch.setattr(boots, "tell_meanwhile", said.append)
     boot, _ = restarted(monkeypatch, *[OFF] * 8, "new", patience=600)
-    seconds = [int(line.removeprefix("waiting for the host: ").removesuffix(" s")) for line in said]
+    form = r"restarts: (\d+) s, at most 600; see its console meanwhile"
+    seconds = [int(found[1]) for line in said if (found := re.fullmatch(form, line))]
     assert boot == "new" and len(said) >= 3
     assert all(5 <= later - earlier <= 10 for earlier, later in itertools.pairwise([0, *seconds])), said
+
+
+def test_what_a_host_is_asked_and_until_when_is_said_to_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def run(work: Coroutine[Any, Any, Any], awaited: str) -> tuple[int, bytes, str]:
+        work.close()
+        told.append(awaited)
+        return 0, b"{}", ""
+
+    monkeypatch.setattr(loop, "run", run)
+    session = ssh.Session(Host.model_validate({"address": "192.0.2.1", "ssh": {"hostKey": KEY, "agent": True}}))
+    session.ask("read", "initramfs", Needed(needed=True))
+    session.plan([("initramfs", Needed(needed=True))])
+    wanted = [" to be read: a busy host", " to say what `pulumi up` changes: a busy host"]
+    assert [any(one.startswith(f"192.0.2.1{text}") for text in wanted) for one in told] == [True, True], told
+    assert all("given up after 60 s; Ctrl-C ends it" in one for one in told), told
 
 
 def test_progress_of_a_run_goes_to_its_line_not_to_the_messages(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ class Person:
         where = [f"{ssh['host']}:{ssh['port']}", "--host-key", ssh["hostKey"]]
         shown = self.homelab_at_a_console("init", *where, *options, "--yes", HOMELAB_PASSWORD=ssh["password"])
         text = "\n".join(shown)
-        assert "Next: pulumi up" in text and ssh["password"] not in text
+        assert "  pulumi up --suppress-outputs" in text and ssh["password"] not in text
         return shown
 
     def begin_up(self) -> tuple[Terminal, Path]:
