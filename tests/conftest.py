@@ -122,6 +122,7 @@ WITH_ENGINE = {
     "e2e/test_drift.py": 8,
     "e2e/test_preview.py": 15,
     "e2e/test_released.py": 9,
+    "e2e/test_roads.py": 60,
 }
 
 

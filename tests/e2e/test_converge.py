@@ -19,7 +19,7 @@ def test_from_stock_to_bound_and_back(stack_on: Callable[..., Stack]) -> None:
     """By an `up` that can be read at a terminal. With systemd-boot; GRUB has it in the other tests. From `homelab init` on: tests/e2e/test_init.py. What other hosts are bound by: tests/lab/test_bound_hosts.py (test_a_host_is_bound_by_what_is_planned_for_it_and_given_back)."""
     stack = stack_on("intel-zfs", vms={"sandbox": {"vmid": 103, "gpus": ["rtx4070"]}})
     stock = stack.lab.snapshot()
-    before = stack.drivers()
+    before = stack.machine.drivers()
     mark = stack.lab.mark()
 
     # A first `up` at a terminal of 80 columns, as a person sees it.
@@ -38,9 +38,9 @@ def test_from_stock_to_bound_and_back(stack_on: Callable[..., Stack]) -> None:
     assert text.count("thekernelcommandlinegetsintel_iommu=oniommu=pt") == 1, text
     assert "homelab.vfio=" not in text.partition("Outputs:")[0] and text.count("itstopsVM103(Sandbox)") <= 2
 
-    bound = {address for address, driver in stack.drivers().items() if driver == "vfio-pci"}
+    bound = {address for address, driver in stack.machine.drivers().items() if driver == "vfio-pci"}
     assert bound == {address for address in before if address.startswith("0000:01:00")}
-    others = {address: driver for address, driver in stack.drivers().items() if address not in bound}
+    others = {address: driver for address, driver in stack.machine.drivers().items() if address not in bound}
     assert others == {address: before[address] for address in others}
     assert [boot["reason"] for boot in stack.lab.boots(since=mark)] == ["reboot"]
     asked = [entry for entry in stack.lab.commands(since=mark) if "sys.stdin.buffer.readline()" in entry["command"]]
@@ -80,6 +80,6 @@ def test_from_stock_to_bound_and_back(stack_on: Callable[..., Stack]) -> None:
     assert listed == {path for path in kept if path.startswith("etc/") and "etc/pve/" not in path and path not in left}
     given_back(stack, stock)
     assert not (stack.lab.root / "var/lib/homelab").exists()
-    assert stack.drivers()[min(bound)] == "vfio-pci"  # until a reboot, as it said
+    assert stack.machine.drivers()[min(bound)] == "vfio-pci"  # until a reboot, as it said
     stack.lab.reboot()
-    assert stack.drivers() == before
+    assert stack.machine.drivers() == before
