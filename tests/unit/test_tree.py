@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from homelab.facts.guests import GuestConfig
 from homelab.host.plan import PlannedReboot
-from homelab.judged.tree import Tree
+from homelab.judged import tree as judging
+from homelab.judged.text import of_undone
+from homelab.judged.tree import Settings, Tree
+from homelab.nvidia.settings import Nvidia
+from homelab.reading import planning
+from homelab.settings import Container, Vm
 from remote_scripts.both.reboot import Reason
+from remote_scripts.nvidia import driver, engine_conf
+from remote_scripts.reading.answer import Managed
+from tests.rows import rows
 from tests.unit.hosts import tree, vm_note
 from tests.unit.test_cards import facts_config, two_in_one_group, vm
 
@@ -78,3 +88,85 @@ def test_a_locked_guest_that_leaves_the_settings_is_refused_with_its_change() ->
     tree = judged(f"{LINES}\nlock: backup", "two", second="machine: q35\nname: two")
     assert tree.leaving["vms.sandbox"].steps
     assert "it is locked (backup)" in [error.found for error in tree.parts_refused]
+
+
+MARK, DISK = "#Created by Pulumi%3A p/s/", {"scsi0": "local-lvm:8"}
+OURS = f"{MARK}sandbox 0123456789abcdef\n{LINES}"
+
+
+def a_vm(**more: Any) -> dict[str, Vm]:
+    return {"sandbox": Vm.model_validate({"host": "pve", "vmid": 103, "gpus": [], **more})}
+
+
+def undone(monkeypatch: pytest.MonkeyPatch, wanted: Settings, lines: str, kind: str = "vm", **more: Any) -> str:
+    """What `homelab show --undo` says, of a host with guest 103, which runs."""
+    facts, host = two_in_one_group()
+    configs = [GuestConfig(kind=kind, id=103, lines=lines)]
+    facts = replace(facts, guests=replace(facts.guests, configs=configs, running=frozenset([103])), **more)
+    monkeypatch.setattr(planning, "planned", lambda wanted, *_, **__: judging.judged(facts, wanted))
+    host = host.model_copy(update={"node": "pve"})
+    return of_undone(planning.undone(replace(wanted, host=wanted.host or host)))
+
+
+DELETED, GIVEN_BACK = (
+    "VM 103 (one) is deleted with its disks",
+    "vms.sandbox is undone: the VM has back what it was before",
+)
+
+
+@rows(
+    ("vms", "lines", "is_given", "said"),
+    [
+        (a_vm(create=DISK), OURS, True, [DELETED]),
+        (a_vm(create=DISK), OURS, False, [DELETED]),  # it has no card
+        (a_vm(create=DISK), f"#mine\n#so: {OURS[1:]}", False, [DELETED]),
+        ({}, OURS, True, [f"{DELETED}, unless it was protected"]),
+        (a_vm(create=DISK | {"protect": True}), OURS, True, ["it stays, as it is protected", GIVEN_BACK]),
+        (a_vm(create=DISK | {"protect": True}), OURS, False, ["it stays, as it is protected", "running: no change"]),
+        (a_vm(), OURS, True, ["it is shut down and started again", GIVEN_BACK]),
+        (a_vm(create=DISK), LINES, True, ["it is shut down and started again", GIVEN_BACK]),
+        (a_vm(create=DISK), OURS.replace("p/s/", "p/s2/"), False, []),
+    ],
+)
+def test_a_guest_that_was_made_here_is_deleted_by_a_destroy_unless_it_is_protected(
+    monkeypatch: pytest.MonkeyPatch, vms: dict[str, Vm], lines: str, is_given: bool, said: list[str]
+) -> None:
+    ledger = vm_note(103, LINES, "hostpci0") if is_given else {}
+    text = undone(monkeypatch, Settings("pve", None, vms, stack="p/s"), lines, ledger=ledger)  # type: ignore[arg-type]
+    assert all(one in text for one in said), text
+    assert ("deleted" in text) is any("deleted" in one for one in said) and ("103" in text) is bool(said)
+    if said == [DELETED]:
+        assert f"\n  {DELETED}\n" in text and "vms.sandbox" not in text and "shut down" not in text
+
+
+def test_a_container_that_was_made_here_is_deleted_likewise(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {"host": "pve", "ctid": 103, "gpus": [], "create": {"ostemplate": "a", "rootfs": "local-lvm:8"}}
+    wanted = Settings("pve", None, {}, {"box": Container.model_validate(made)}, "p/s")  # type: ignore[arg-type]
+    text = undone(monkeypatch, wanted, f"{MARK}box\nhostname: box\n", "lxc")
+    assert "\n  container 103 (box) is deleted with its disks\n" in text and "containers.box" not in text
+
+
+@pytest.mark.parametrize("on_destroy", ["keep", "purge"])
+def test_what_else_a_destroy_removes_is_listed(monkeypatch: pytest.MonkeyPatch, on_destroy: str) -> None:
+    layers = {driver.LAYER: "/etc/apt/a", engine_conf.LAYER: "/etc/docker/daemon.json", "vfio": "/etc/v"}
+    managed = [Managed(layer, path, "ok") for layer, path in layers.items()]
+    mapping = '{"gpu": "g", "path": "0000:01:00", "had_flag": false, "before": '
+    ledger = {
+        "mapping/pve/one": f"{mapping}null}}",
+        "mapping/pve/two": f'{mapping}"node=pve"}}',
+        "mapping/other/three": f"{mapping}null}}",
+        "file/pve/local:import+noble.qcow2": "{}",
+    }
+    host = two_in_one_group()[1].model_copy(
+        update={"node": "pve", "nvidia": Nvidia.model_validate({"onDestroy": on_destroy})}
+    )
+    lines = undone(monkeypatch, Settings("pve", host, stack="p/s"), LINES, managed=managed, ledger=ledger).splitlines()
+    kept = ("keeps", " (nvidia.onDestroy: keep)") if on_destroy == "keep" else ("removes", "")
+    assert [line for line in lines if line.startswith(("  keeps", "  removes", "  gives back"))] == [
+        f"  {kept[0]} /etc/apt/a{kept[1]}",
+        f"  {kept[0]} /etc/docker/daemon.json{kept[1]}",
+        "  removes /etc/v",
+        "  removes the PCI mapping one, unless a VM has it that isn't this stack's",
+        "  gives back the PCI mapping two, unless a VM has it that isn't this stack's",
+        "  removes local:import/noble.qcow2, which was downloaded, unless a guest uses it",
+    ]
