@@ -153,8 +153,11 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
         :param drift: options that differ from those `before`.
         :returns: the keys of the options that were changed.
         :raises ElsewhereError: it is on another node.
+        :raises HomelabError: another guest has its id.
         """
         options, current = inputs.config, self.config(inputs)
+        if not is_marked(inputs.mark, current):
+            raise id_in_use(inputs.kind, inputs.vmid, inputs.mark, current)
         changed: dict[str, str | None] = {}
         for key in _differing(inputs, before, drift):
             if key not in options:
@@ -216,6 +219,9 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
             if not self._has_moved_to(inputs, outputs.instance, error.node):
                 raise GoneError from None
             return replace(outputs, drift=[MOVED])
+        if not is_marked(inputs.mark, config):
+            _say(inputs, f"drift: {inputs.label} isn't the {inputs.kind.label} that was created here")
+            return replace(outputs, drift=["description"])
         drift = [key for key, value in outputs.written.items() if not same(key, config.get(key), value)]
         for key in drift:
             _say(inputs, f"drift: {key} is {config.get(key, 'not there')} instead of {outputs.written[key]}")

@@ -46,8 +46,9 @@ def judge(name: str, vm: Vm, wish: Wish, seen: SeenVm, facts: HostFacts, stack: 
     :param stack: PROJECT/STACK: a card is taken from VMs that have it from this stack, and from no others.
     """
     title = f"VM {vm.vmid} to be as vms.{name} says"
-    if absent := [*refusals.absent(VM, vm.vmid, f"vms.{name}", facts, is_made=vm.create is not None)]:
-        return JudgedGuest(title=title, steps=[f"VM {vm.vmid} isn't there"], against=absent)
+    if absent := [*refusals.absent(VM, vm.vmid, f"vms.{name}", facts, stack, is_made=vm.create is not None)]:
+        steps = [f"VM {vm.vmid}: not there -> created" if vm.create else f"VM {vm.vmid} isn't there"]
+        return JudgedGuest(title=title, steps=steps, against=absent)
     if len(wish.cards) < len(vm.gpus):
         return JudgedGuest(title=title, runs=seen.runs, will_run=seen.runs)
     kept = (f"vms.{name}.gpus ({use.gpu})" for use in vm.gpus if use.driver == "keep")

@@ -170,3 +170,35 @@ def test_what_else_a_destroy_removes_is_listed(monkeypatch: pytest.MonkeyPatch, 
         "  gives back the PCI mapping two, unless a VM has it that isn't this stack's",
         "  removes local:import/noble.qcow2, which was downloaded, unless a guest uses it",
     ]
+
+
+@rows(
+    ("lines", "stack", "found"),
+    [
+        (LINES, "p/s", "there is a VM 103 already: one"),
+        (OURS.replace("p/s/", "p/s2/"), "p/s", "there is a VM 103 already: one"),
+        (OURS.replace("sandbox", "old"), "p/s", "this stack has created VM 103 as vms.old"),
+        (OURS, "p/s", ""),
+        (LINES, "", ""),
+    ],
+)
+def test_a_guest_of_somebody_elses_that_has_the_id_of_one_to_be_made_is_refused(
+    lines: str, stack: str, found: str
+) -> None:
+    facts, host = two_in_one_group()
+    facts = replace(facts, guests=replace(facts.guests, configs=[facts_config(103, lines)]))
+    vms = a_vm(create=DISK, gpus=["one"])
+    refused = tree(facts, host, vms, stack=stack).vms["sandbox"][1].refusals
+    assert [error.found for error in refused][:1] == [found] * bool(found) or not found
+    assert any("already" in error.found or "has created" in error.found for error in refused) is bool(found)
+
+
+@pytest.mark.parametrize("lines", ["hostname: theirs", f"{MARK}box\nhostname: box"])
+def test_a_container_of_somebody_elses_is_refused_likewise(lines: str) -> None:
+    facts, host = two_in_one_group()
+    configs = [GuestConfig(kind="lxc", id=103, lines=lines)]
+    facts = replace(facts, guests=replace(facts.guests, configs=configs))
+    made = {"host": "pve", "ctid": 103, "gpus": [], "create": {"ostemplate": "a", "rootfs": "local-lvm:8"}}
+    box = {"box": Container.model_validate(made)}
+    found = [error.found for error in tree(facts, host, {}, box, "p/s").containers["box"][1].refusals]
+    assert found == ["there is a container 103 already: theirs"] * ("theirs" in lines)
