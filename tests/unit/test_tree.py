@@ -90,6 +90,7 @@ def test_a_locked_guest_that_leaves_the_settings_is_refused_with_its_change() ->
     assert "it is locked (backup)" in [error.found for error in tree.parts_refused]
 
 
+HOST = two_in_one_group()[1].model_copy(update={"node": "pve"})
 MARK, DISK = "#Created by Pulumi%3A p/s/", {"scsi0": "local-lvm:8"}
 OURS = f"{MARK}sandbox 0123456789abcdef\n{LINES}"
 
@@ -100,12 +101,11 @@ def a_vm(**more: Any) -> dict[str, Vm]:
 
 def undone(monkeypatch: pytest.MonkeyPatch, wanted: Settings, lines: str, kind: str = "vm", **more: Any) -> str:
     """What `homelab show --undo` says, of a host with guest 103, which runs."""
-    facts, host = two_in_one_group()
+    facts, _ = two_in_one_group()
     configs = [GuestConfig(kind=kind, id=103, lines=lines)]
     facts = replace(facts, guests=replace(facts.guests, configs=configs, running=frozenset([103])), **more)
     monkeypatch.setattr(planning, "planned", lambda wanted, *_, **__: judging.judged(facts, wanted))
-    host = host.model_copy(update={"node": "pve"})
-    return of_undone(planning.undone(replace(wanted, host=wanted.host or host)))
+    return of_undone(planning.undone(wanted))
 
 
 DELETED, GIVEN_BACK = (
@@ -132,7 +132,7 @@ def test_a_guest_that_was_made_here_is_deleted_by_a_destroy_unless_it_is_protect
     monkeypatch: pytest.MonkeyPatch, vms: dict[str, Vm], lines: str, is_given: bool, said: list[str]
 ) -> None:
     ledger = vm_note(103, LINES, "hostpci0") if is_given else {}
-    text = undone(monkeypatch, Settings("pve", None, vms, stack="p/s"), lines, ledger=ledger)  # type: ignore[arg-type]
+    text = undone(monkeypatch, Settings("pve", HOST, vms, stack="p/s"), lines, ledger=ledger)
     assert all(one in text for one in said), text
     assert ("deleted" in text) is any("deleted" in one for one in said) and ("103" in text) is bool(said)
     if said == [DELETED]:
@@ -141,7 +141,7 @@ def test_a_guest_that_was_made_here_is_deleted_by_a_destroy_unless_it_is_protect
 
 def test_a_container_that_was_made_here_is_deleted_likewise(monkeypatch: pytest.MonkeyPatch) -> None:
     made = {"host": "pve", "ctid": 103, "gpus": [], "create": {"ostemplate": "a", "rootfs": "local-lvm:8"}}
-    wanted = Settings("pve", None, {}, {"box": Container.model_validate(made)}, "p/s")  # type: ignore[arg-type]
+    wanted = Settings("pve", HOST, {}, {"box": Container.model_validate(made)}, "p/s")
     text = undone(monkeypatch, wanted, f"{MARK}box\nhostname: box\n", "lxc")
     assert "\n  container 103 (box) is deleted with its disks\n" in text and "containers.box" not in text
 
@@ -157,9 +157,7 @@ def test_what_else_a_destroy_removes_is_listed(monkeypatch: pytest.MonkeyPatch, 
         "mapping/other/three": f"{mapping}null}}",
         "file/pve/local:import+noble.qcow2": "{}",
     }
-    host = two_in_one_group()[1].model_copy(
-        update={"node": "pve", "nvidia": Nvidia.model_validate({"onDestroy": on_destroy})}
-    )
+    host = HOST.model_copy(update={"nvidia": Nvidia.model_validate({"onDestroy": on_destroy})})
     lines = undone(monkeypatch, Settings("pve", host, stack="p/s"), LINES, managed=managed, ledger=ledger).splitlines()
     kept = ("keeps", " (nvidia.onDestroy: keep)") if on_destroy == "keep" else ("removes", "")
     assert [line for line in lines if line.startswith(("  keeps", "  removes", "  gives back"))] == [
