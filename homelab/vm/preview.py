@@ -120,8 +120,7 @@ def leaving(
             change=change,
             guest=config.id,
             is_deleted=goes,
-            remarks=["it stays, as it is protected (protect: true), if that was so at the last `pulumi up`"]
-            * (made != "" and not goes),
+            remarks=["it stays, as it is protected, if it was at the last `pulumi up`"] * (made != "" and not goes),
         )
     return found
 
