@@ -121,7 +121,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     say(*pulumi.fetch_plugin())
     say("", "What `pulumi up` will do, after it has shown it and asked:")
     for card, use in given.items():
-        made = f"new: {use.new.about}; its id is {use.new.id}" if use.new else ""
+        made = f"new: {use.new.about}; id {use.new.id}. `pulumi destroy` deletes it with its disks" if use.new else ""
         say(f"  {card.key} → {made or _whom(use.use, (*use.vms, *use.containers), facts)}")
     if (nvidia := planned.wanted.host.nvidia) and not entry.host.nvidia:
         say(f"  NVIDIA's driver {nvidia.driver} is installed on {node}")

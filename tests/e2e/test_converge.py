@@ -5,14 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from homelab.judged.text import of_undone
-from homelab.judged.tree import Settings
-from homelab.reading import planning
-from homelab.settings.stack_file import StackFile
-from tests import connections
 from tests.e2e.conftest import Stack
 from tests.e2e.terminal import Terminal, readable, said_meanwhile
-from tests.e2e.test_gpu_vm import conf, given_back, with_card
+from tests.e2e.test_gpu_vm import conf, given_back, undone_of, with_card
 
 
 def test_from_stock_to_bound_and_back(stack_on: Callable[..., Stack]) -> None:
@@ -68,11 +63,10 @@ def test_from_stock_to_bound_and_back(stack_on: Callable[..., Stack]) -> None:
     assert [one for one in stack.lab.programs(since=mark) if one["program"] not in ("ip", "lspci", "qm", "pct")] == []
 
     # What `homelab show --undo` lists is what a `destroy` then changes.
-    (host,) = StackFile.read(stack.folder / "Pulumi.lab.yaml").guests().hosts.values()
-    undone = of_undone(planning.undone(Settings("pve", host, stack="homelab/lab")))
-    connections.end_all()
+    undone = undone_of(stack)
     listed, kept = set(re.findall(r"(?:removes|rebuilds) /(etc\S+)", undone)), stack.lab.snapshot()
     assert "VM 103 (Sandbox), running: it is shut down and started again\n    hostpci0: mapping=" in undone
+    assert "  removes the PCI mapping rtx4070, unless" in undone
     gone = stack.destroy()
     times = [gone.output.count(text) for text in ("the running kernel keeps", "stack rm --preserve-config")]
     assert times == [2, 2], "when it happens, and at the end"

@@ -96,6 +96,8 @@ def test_a_host_as_installed_is_set_up_and_given_back(engine: install.Engine, tm
         person.columns, person.lines = 80, 24
         shown, screen = person.init([("Who gets it", f"{answer}{ENTER}"), *agree()])
         assert said in " ".join(shown.partition("Who gets it")[0].split())
+        is_said = "`pulumi destroy` deletes it with its disks" in " ".join(shown.split())
+        assert is_said is answer.startswith("new-"), shown
         assert not [line for line in screen if len(line) > 80]
         done = "".join("".join(person.at_a_terminal("up").lines()).split())
         assert "".join(result.split()) in done
