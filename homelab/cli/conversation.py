@@ -19,7 +19,7 @@ from homelab.cli.pulumi import Pulumi, installed, selected_stack
 from homelab.cli.settings_file import read_settings, write_settings
 from homelab.errors import Declined, HomelabError, Mistake, UnreachableError, raise_all
 from homelab.facts.host import HostFacts
-from homelab.host.named import named
+from homelab.host.named import Named, named
 from homelab.init import cards as init_cards
 from homelab.init import draft as init_draft
 from homelab.init import new as init_new
@@ -37,9 +37,8 @@ from homelab.remote.proxmox.api import Api
 from homelab.settings import Container, Host, Settings, Vm, parse, stack_file
 from homelab.settings import project as project_folder
 
-# What an answer means for a card, and whether `up` would take it with the other cards' uses; without these, the plan of
-# all tells.
-Meant = Callable[[Card, Mapping[Card, Use] | None, str], Use]
+# What an answer means for a card; `up` would take it with the other cards' uses.
+Meant = Callable[[Card, Mapping[Card, Use], str], Use]
 _PASSPHRASES = (PASSPHRASE, f"{PASSPHRASE}_FILE")
 QUESTION = "Go on? [y/N, ? shows the file and the whole plan]"
 # In a stack's file, or what `pulumi whoami` says of a backend that keeps the keys to secrets itself.
@@ -81,7 +80,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     # What is refused whatever the answers are.
     raise_all(judged(facts, OfHost(name, host.model_copy(update={"gpus": {}}))).host.against)
     stock = init_new.stock_of(Api(entry.host, facts.cluster.node))
-    new = init_new.offers(stock, facts, access.public_key(entry))
+    new = init_new.offers(stock, access.public_key(entry))
     draft = Draft(name, login, facts, own_text, arguments.set, project.stack_of(folder, pulumi.stack), new)
 
     @cache
@@ -92,10 +91,10 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
         raise_all(tree.refusals)
         return tree
 
-    def meant(card: Card, others: Mapping[Card, Use] | None, text: str) -> Use:
-        use = init_draft.parse_use(text, card, draft, known)
+    def meant(card: Card, others: Mapping[Card, Use], text: str) -> Use:
+        use = init_draft.parse_use(text, card, draft, known, others)
         try:
-            if use.use and others is not None:
+            if use.use:
                 planned_of(draft.written({**others, card: use}))
         except UnreachableError:
             raise
@@ -109,7 +108,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     guests: list[Vm | Container] = [*vms.values(), *containers.values()]
     known = named(vms, containers)
     has = {key: tuple(one.guest_id for one in guests if key in one.cards) for key in host.gpus}
-    given = _given(arguments, host, draft, ask, has, meant)
+    given = _given(arguments, host, draft, ask, has, known, meant)
     if not given and not arguments.set:
         say(*(f"  {key} → {_whom(host.gpus[key].use, ids, facts)}" for key, ids in has.items()))
         change = f" beside these. To change it: homelab init {name} --card CARD=WHO"
@@ -230,11 +229,14 @@ def _given(
     draft: Draft,
     ask: Ask,
     has: Mapping[str, Collection[int]],
+    known: Sequence[Named],
     meant: Meant,
 ) -> dict[Card, Use]:
     """Who gets which card: by `--card`, else asked, of cards that nobody has.
 
     :param has: who has one by the settings.
+    :param known: the host's guests in the settings.
+    :param meant: for questions; what `--card` gives is judged by the plan of all.
     """
     facts = draft.facts
     configured = {place: gpu for gpu, place in resolving.resolve(facts, host.gpus)[0].items()}
@@ -244,8 +246,8 @@ def _given(
         which, _, who = text.partition("=")
         found = [card for card in all_cards if which.strip().lower() in card.names]
         if len(found) != 1:
-            known = ", ".join(f"{card.key} ({card})" for card in all_cards) or "none"
-            raise Mistake(f"--card {text}: {len(found)} of that name; the host has {known}")
+            there = ", ".join(f"{card.key} ({card})" for card in all_cards) or "none"
+            raise Mistake(f"--card {text}: {len(found)} of that name; the host has {there}")
         named[found[0]] = who
     given: dict[Card, Use] = {}
     nvidia = [card for card in all_cards if card.is_nvidia]
@@ -253,7 +255,7 @@ def _given(
     for card in all_cards:
         use = Use()
         if card in named:
-            use = _accepted(meant(card, None, named[card]), ask)
+            use = _accepted(init_draft.parse_use(named[card], card, draft, known, given), ask)
         elif card in users and card.place not in configured and not (ask.yes and named):
             taken = {vmid for ids in (*has.values(), *(one.vms for one in given.values())) for vmid in ids}
             answer = init_cards.suggested(facts, card, taken)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from homelab.facts.host import HostFacts
 from homelab.storage.files import contents_of, parts
 
 if TYPE_CHECKING:
@@ -72,23 +70,23 @@ class New:
     downloads: Mapping[str, Mapping[str, str]] = field(default_factory=dict, hash=False)
     """Files that Proxmox VE downloads for it, as the settings have them."""
     id: int = 0
+    """Of an offer: the least that it can have."""
 
     @property
     def kind(self) -> str:
         return "lxc" if "rootfs" in self.create else "vm"
 
 
-def offers(stock: Stock, facts: HostFacts, key: str) -> dict[str, New]:
+def offers(stock: Stock, key: str) -> dict[str, New]:
     """The new guests that can be had, by the answer that means each; what starts from a file of the host comes last.
 
     :param key: the public key that its owner logs in with; empty: it isn't known, and nobody could log in to a guest
         that is made without one.
     """
-    free = (number for number in itertools.count(stock.next_id) if number not in facts.cluster.guests)
     bridge = next((str(row["iface"]) for row in sorted(stock.bridges, key=lambda row: "gateway" not in row)), "vmbr0")
     found = {**_vms(stock, key, bridge), **(_containers(stock, key, bridge) if key else {})}
     ordered = sorted(found.items(), key=lambda one: ":" in one[0])
-    return {answer.lower(): replace(new, id=next(free)) for answer, new in ordered}
+    return {answer.lower(): replace(new, id=stock.next_id) for answer, new in ordered}
 
 
 def _vms(stock: Stock, key: str, bridge: str) -> dict[str, New]:

@@ -229,15 +229,13 @@ STOCK = Stock(
 
 
 def test_new_guests_are_filled_in_from_what_the_host_has() -> None:
-    """Container 100 is on another node of the cluster, and VM 103 on this one."""
-    found = init_new.offers(STOCK, host(), hosts.KEY)
+    found = init_new.offers(STOCK, hosts.KEY)
     assert [*found] == [
         "new-vm",
         "new-container",
         "new-vm:fedora.iso",
         "new-container:alpine-3.22-default_1_amd64.tar.xz",
     ]
-    assert [one.id for one in found.values()] == [101, 102, 104, 105]
     vm, container, by_iso, alpine = found.values()
     assert vm.create["scsi0"] == "local-lvm:0,import-from=local:import/ubuntu-24.04-noble.qcow2"
     assert (vm.create["net0"], vm.create["sshkeys"]) == ("virtio,bridge=vmbr0", hosts.KEY)
@@ -247,14 +245,14 @@ def test_new_guests_are_filled_in_from_what_the_host_has() -> None:
     assert download["url"] == f"https://download.proxmox.com/images/system/{TEMPLATE}"
     assert (container.create["ostype"], "ostype" in alpine.create, alpine.downloads) == ("debian", False, {})
     # Nobody could log in without a key; and where no storage takes disks, there are no guests.
-    assert [*init_new.offers(STOCK, host(), "")] == ["new-vm:fedora.iso"]
-    assert init_new.offers(replace(STOCK, storages=[LOCAL]), host(), hosts.KEY) == {}
+    assert [*init_new.offers(STOCK, "")] == ["new-vm:fedora.iso"]
+    assert init_new.offers(replace(STOCK, storages=[LOCAL]), hosts.KEY) == {}
     old = replace(STOCK, storages=[{**LOCAL, "content": "iso"}, *STOCK.storages[1:]])
-    assert "import-from=local:" in init_new.offers(old, host(), hosts.KEY)["new-vm"].create["scsi0"]
+    assert "import-from=local:" in init_new.offers(old, hosts.KEY)["new-vm"].create["scsi0"]
 
 
 def test_a_new_guest_stands_in_the_settings_with_what_it_is_made_of() -> None:
-    new = init_new.offers(STOCK, host(), hosts.KEY)
+    new = init_new.offers(STOCK, hosts.KEY)
     [card, screen] = init_cards.cards(host(), {})
     draft = Draft("pve", ACCESS, host(), "", new=new)
 
@@ -262,8 +260,8 @@ def test_a_new_guest_stands_in_the_settings_with_what_it_is_made_of() -> None:
         uses = {one: init_draft.parse_use(answers[one.key], one, draft) for one in (card, screen) if one.key in answers}
         return config(draft.written(uses))
 
-    made = written(rtx5090="new-vm", card="NEW-VM")
-    assert made["homelab:vms"]["ubuntu"]["gpus"] == ["rtx5090", "card"]
+    made = written(rtx5090="new-vm")
+    assert made["homelab:vms"]["ubuntu"]["gpus"] == ["rtx5090"]
     assert made["homelab:vms"]["ubuntu"]["create"] == new["new-vm"].create
     assert [*made["homelab:hosts"]["pve"]["downloads"]] == ["ubuntu-24.04-noble.qcow2"]
     assert "passthroughTest" not in made["homelab:hosts"]["pve"]["gpus"]["rtx5090"]
@@ -271,14 +269,32 @@ def test_a_new_guest_stands_in_the_settings_with_what_it_is_made_of() -> None:
     both = written(rtx5090="new-container", card="host")
     assert both["homelab:containers"]["debian"]["nvidia"] == {}
     assert both["homelab:hosts"]["pve"]["nvidia"] == {"driver": "580"}
-    # Another run, before it is made.
-    text = draft.written({card: init_draft.parse_use("new-vm", card, draft)})
-    again = replace(draft, text=text, login={})
-    assert config(again.written({screen: init_draft.parse_use("new-vm", screen, again)})) == made
     # Which of them can't be had yet, their list says.
     shown = init_draft.answers(draft, ["host"]).splitlines()
     assert [line.split(":")[0].strip() for line in shown if "not yet" in line][-1] == "host"
     assert sum("not yet" in line for line in shown) == 3
+
+
+def test_each_answer_is_a_new_guest_with_an_id_that_nobody_has() -> None:
+    """Container 100 is on another node of the cluster, and VM 103 on this one; the settings have 104, not made yet."""
+    new = init_new.offers(STOCK, hosts.KEY)
+    [card, screen] = init_cards.cards(host(), {})
+    other = {"host": "pve", "vmid": 104, "gpus": [], "create": {"scsi0": "local-lvm:8"}}
+    before = {"homelab:hosts": {"pve": {**ACCESS, "gpus": {}}}, "homelab:vms": {"ubuntu": other}}
+    draft = Draft("pve", {}, host(), yaml.safe_dump({"config": before}), ["vms.later.vmid=101"], new=new)
+    first = {card: init_draft.parse_use("new-vm", card, draft)}
+    both = {**first, screen: init_draft.parse_use("NEW-VM", screen, draft, given=first)}
+    made = config(draft.written(both))["homelab:vms"]
+    got = {name: (vm["vmid"], vm.get("gpus")) for name, vm in made.items()}
+    assert got == {
+        "ubuntu": (104, []),
+        "later": (101, None),
+        "ubuntu-2": (102, ["rtx5090"]),
+        "ubuntu-3": (105, ["card"]),
+    }
+    # The same run again changes nothing.
+    again = replace(draft, text=draft.written(first))
+    assert again.written({card: init_draft.parse_use("new-vm", card, again)}) == again.text
 
 
 def test_what_a_vm_cant_have_is_said_in_a_sentence_and_then_why_and_what_to_type() -> None:
