@@ -38,7 +38,7 @@ from homelab.settings import Container, Host, Settings, Vm, parse, stack_file
 from homelab.settings import project as project_folder
 
 # What an answer means for a card; `up` would take it with the other cards' uses.
-Meant = Callable[[Card, Mapping[Card, Use], str], Use]
+Meant = Callable[[Card, Mapping[Card, Use], Collection[str], str], Use]
 _PASSPHRASES = (PASSPHRASE, f"{PASSPHRASE}_FILE")
 QUESTION = "Go on? [y/N, ? shows the file and the whole plan]"
 # In a stack's file, or what `pulumi whoami` says of a backend that keeps the keys to secrets itself.
@@ -91,8 +91,8 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
         raise_all(tree.refusals)
         return tree
 
-    def meant(card: Card, others: Mapping[Card, Use], text: str) -> Use:
-        use = init_draft.parse_use(text, card, draft, known, others)
+    def meant(card: Card, others: Mapping[Card, Use], refused: Collection[str], text: str) -> Use:
+        use = init_draft.parse_use(text, card, draft, known, others, refused)
         try:
             if use.use:
                 planned_of(draft.written({**others, card: use}))
@@ -101,7 +101,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
         except Mistake:  # what is set may be of a guest, or a card, that comes with a later answer
             return use
         except HomelabError as error:
-            raise init_draft.refused(card, use, error) from None
+            raise init_draft.refusal(card, use, error) from None
         return use
 
     vms, containers = before.guests_on(entry.name) if before else ({}, {})
@@ -273,20 +273,23 @@ def _given(
     return given
 
 
-def _asked(ask: Ask, draft: Draft, suggested: str, parsed: Callable[[str], Use]) -> Use:
+def _asked(ask: Ask, draft: Draft, suggested: str, parsed: Callable[[Collection[str], str], Use]) -> Use:
     """Who gets a card: asked until `up` would take the answer. Where there is no guest yet, all answers are shown, and
     what the person must mend first for a VM, or for the host and containers."""
     is_bare, refused = not init_cards.takers(draft.facts), list[str]()
-    for answer in dict.fromkeys([suggested, *([init_cards.READY, "host"] if is_bare else [])]):
+    own = [answer for answer in draft.new if ":" not in answer]  # another file makes no difference
+    for answer in dict.fromkeys([*(["host", init_cards.READY, *own] if is_bare else []), suggested]):
+        if draft.alike.get(answer) in refused:
+            continue
         try:
-            parsed(answer)
+            parsed(refused, answer)
         except Mistake as mistake:
             say(f"  {mistake}")
             refused.append(answer)
     say(*([f"  {init_draft.answers(draft, refused)}"] if is_bare else []))
     suggested = "nobody" if suggested in refused else suggested  # what `up` refuses isn't preselected
     question = f"Who gets it? A VM, containers, host or nobody; ? helps [{suggested}]:"
-    return ask.line(question, suggested, parsed, helps("card"))
+    return ask.line(question, suggested, partial(parsed, refused), helps("card"))
 
 
 def _accepted(use: Use, ask: Ask) -> Use:

@@ -40,6 +40,11 @@ class Draft:
     """Guests that can be made, by the answers that mean them."""
 
     @property
+    def alike(self) -> dict[str, str]:
+        """New guests' answers, each with the one that is refused for their kind: `vms`, or `host` for containers."""
+        return {answer: READY if one.kind == "vm" else "host" for answer, one in self.new.items()}
+
+    @property
     def before(self) -> dict[str, Any]:
         """The file's values now, by key without `homelab:`."""
         return init_settings.values_in(self.text)
@@ -88,7 +93,8 @@ _WHOM = {"vm": "a VM", "lxc": "containers", "shared": "a VM and containers in tu
 def answers(draft: Draft, refused: Collection[str] = ()) -> str:
     """All answers to "who gets it", a line each.
 
-    :param refused: of `vms` and `host` those that `up` would refuse: so it would a new VM, or a new container.
+    :param refused: of them those that `up` would refuse, as was said: with `vms` each new VM, with `host` each new
+        container.
     """
     able = takers(draft.facts)
     vms = [str(one.id) for one in able if one.kind == "vm"][:1]
@@ -96,18 +102,27 @@ def answers(draft: Draft, refused: Collection[str] = ()) -> str:
     of_guests = [f"{one.id}: {guest(one, draft.facts)}" for one in able]
     of_guests += [f"{','.join(containers)}: these containers, together"] if containers[1:] else []
     of_guests += [f"{','.join([*vms, *containers])}: in turn, the VM while it runs"] if vms and containers else []
-    lines = {READY: (READY, "no guest yet: it is made ready for VMs, and tried in a small one, which is removed again")}
-    lines |= {answer: (READY if one.kind == "vm" else "host", one.about) for answer, one in draft.new.items()}
-    lines |= {"host": ("host", "programs on the host itself"), "nobody": ("", "the card stays as it is")}
-    said = [f"{word}: {text}{' (not yet: see above)' * (of in refused)}" for word, (of, text) in lines.items()]
+    lines = {READY: "no VM gets it yet: it is made ready, and tried in a small VM, which is removed again"}
+    lines |= {answer: one.about for answer, one in draft.new.items()}
+    lines |= {"host": "programs on the host itself", "nobody": "the card stays as it is"}
+    marks = {word: " (not yet: see above)" for word in lines if {word, draft.alike.get(word)} & {*refused}}
+    said = [f"{word}: {text}{marks.get(word, '')}" for word, text in lines.items()]
     return "\n    ".join(["there are, by number, name or word:", *of_guests, *said])
 
 
-def parse_use(text: str, card: Card, draft: Draft, known: Iterable[Named] = (), given: Mapping[Card, Use] = {}) -> Use:
+def parse_use(
+    text: str,
+    card: Card,
+    draft: Draft,
+    known: Iterable[Named] = (),
+    given: Mapping[Card, Use] = {},
+    refused: Collection[str] = (),
+) -> Use:
     """The use that an answer means: guests by number or name, `host`, `nobody`.
 
     :param known: the host's guests by their names in the settings.
     :param given: what the other answers mean.
+    :param refused: as of `answers`.
     :raises Mistake: there is no such guest, or `up` would refuse it, whatever the person accepts; or a `?` asks for
         help.
     """
@@ -120,7 +135,7 @@ def parse_use(text: str, card: Card, draft: Draft, known: Iterable[Named] = (), 
     guests = [new] if new else meant(text, there, able)
     if not guests and words not in ([READY], ["host"]):
         what = "" if words == ["?"] else f"{text or 'nothing'} can't have {card.key}; "
-        raise Mistake(f"{what}{answers(draft)}")
+        raise Mistake(f"{what}{answers(draft, refused)}")
     vms = tuple(one.id for one in guests if one.kind == "vm")
     containers = tuple(one.id for one in guests if one.kind == "lxc")
     if len(vms) > 1 and not containers:
@@ -140,8 +155,8 @@ def parse_use(text: str, card: Card, draft: Draft, known: Iterable[Named] = (), 
             use = replace(plain, more={key: openers[key] for key in keys})
             if not (draft.refused(card, use) if keys else errors):
                 return replace(use, refused=next(iter(errors), None), notes=_notes(draft, card, use))
-    is_able = plain.use in ("vm", "shared") and not draft.refused(card, Use("lxc"))
-    raise refused(card, plain, errors[0], "; containers, or the host itself, can have it" if is_able else "")
+    is_able = plain.use in ("vm", "shared") and "host" not in refused and not draft.refused(card, Use("lxc"))
+    raise refusal(card, plain, errors[0], "; containers, or the host itself, can have it" if is_able else "")
 
 
 def _notes(draft: Draft, card: Card, use: Use) -> list[str]:
@@ -152,7 +167,7 @@ def _notes(draft: Draft, card: Card, use: Use) -> list[str]:
     ]
 
 
-def refused(card: Card, use: Use, error: HomelabError, but: str = "") -> Mistake:
+def refusal(card: Card, use: Use, error: HomelabError, but: str = "") -> Mistake:
     """Why a card can't go there: a sentence that says it, then the reason and what to type.
 
     :param but: what is possible, as the sentence's end.

@@ -269,10 +269,14 @@ def test_a_new_guest_stands_in_the_settings_with_what_it_is_made_of() -> None:
     both = written(rtx5090="new-container", card="host")
     assert both["homelab:containers"]["debian"]["nvidia"] == {}
     assert both["homelab:hosts"]["pve"]["nvidia"] == {"driver": "580"}
-    # Which of them can't be had yet, their list says.
-    shown = init_draft.answers(draft, ["host"]).splitlines()
-    assert [line.split(":")[0].strip() for line in shown if "not yet" in line][-1] == "host"
-    assert sum("not yet" in line for line in shown) == 3
+    # Which of them can't be had yet, their list says, also after a mistake.
+    for text, refused in (("?", ["host"]), ("new-cm", ["host", "new-vm"])):
+        with pytest.raises(Mistake) as raised:
+            init_draft.parse_use(text, card, draft, refused=refused)
+        assert [line.split(":")[0].strip() for line in str(raised.value).splitlines() if "not yet" in line] == [
+            *(["new-vm"] if "new-vm" in refused else []), "new-container", "new-container", "host",
+        ]  # fmt: skip
+    assert "vms: no VM gets it yet" in str(raised.value)
 
 
 def test_each_answer_is_a_new_guest_with_an_id_that_nobody_has() -> None:
@@ -309,6 +313,10 @@ def test_what_a_vm_cant_have_is_said_in_a_sentence_and_then_why_and_what_to_type
     assert why.startswith("    why:  starting a VM with the card takes every device of the group")
     assert 'is named in --set "gpus.rtx5090.allowGroupMembers=[ADDRESS]"' in step
     assert parse_use("103", host(disk), allowGroupMembers=["0000:01:00.2"]).use == "vm"
+    # What the plan says of the host and containers, counts.
+    with pytest.raises(Mistake, match=r"NVMe disk \[144d:a80c\]\.\n"):
+        card = init_cards.cards(host(disk), {})[0]
+        init_draft.parse_use("103", card, Draft("pve", ACCESS, host(disk), ""), refused=["host"])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +21,10 @@ from homelab.cli.pulumi import Pulumi
 from homelab.cli.settings_file import read_settings, write_settings
 from homelab.errors import Declined, HomelabError, LoginRefusedError, Mistake, UnreachableError
 from homelab.init import ask
+from homelab.init import draft as draft_of
 from homelab.init.ask import Ask
+from homelab.init.cards import Use
+from homelab.init.new import New
 from homelab.init.settings import values_in
 from homelab.remote import first_contact, logins
 from homelab.settings import parse
@@ -109,6 +112,29 @@ def test_an_answer_that_is_none_is_asked_for_again_and_the_end_of_the_input_ends
     for question in (Ask(False).confirm, Ask(False).secret, Ask(True).secret):
         with pytest.raises(Mistake, match=r"No answer to “Sure\?.*: --sure"):
             question("Sure?", helps)
+
+
+@pytest.mark.parametrize("mended", ["host", "vms", "new-vm"])
+def test_each_answer_on_a_host_without_guests_is_judged_before_it_is_offered(
+    mended: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `up` would, and with what was said of it marked in each list: also in the one that `?` shows."""
+
+    def parsed(refused: Collection[str], answer: str) -> Use:
+        if answer == "?":
+            raise Mistake(draft_of.answers(draft, refused))
+        if answer == mended:
+            raise Mistake(f"mend what {answer} needs")
+        return Use()
+
+    new = {"new-vm": New("ubuntu", "Ubuntu", {}), "new-container": New("debian", "Debian", {"rootfs": "a:8"})}
+    draft = draft_of.Draft("pve", {}, hosts.desktop(), "", new=new)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("?\nnobody\n"))
+    conversation._asked(Ask(False), draft, "vms", parsed)
+    said = capsys.readouterr().out
+    marked = {line.split(":")[0].strip() for line in said.splitlines() if "not yet" in line}
+    assert marked == {mended, {"host": "new-container"}.get(mended, "new-vm")}
+    assert said.count(f"mend what {mended} needs") == 1 and said.count("not yet") == 2 * len(marked)
 
 
 # -- what it gives to others ---------------------------------------------------------------------------------------------
