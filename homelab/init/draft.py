@@ -168,10 +168,11 @@ def _notes(draft: Draft, card: Card, use: Use) -> list[str]:
 
 
 def refusal(card: Card, use: Use, error: HomelabError, but: str = "") -> Mistake:
-    """Why a card can't go there: a sentence that says it, then the reason and what to type.
+    """Why a card can't go there: a sentence that says it, then what is missed, the reason and what to type.
 
     :param but: what is possible, as the sentence's end.
     """
     whom = f"VM {use.vms[0]}" if use.use == "vm" and use.vms and not use.new else _WHOM[use.use]
-    lines = f"{card.key} can't go to {whom}: {error.found}{but}.", f"why:  {error.why}", f"next: {to_type(error.next)}"
+    first = f"{card.key} can't go to {whom}: {error.found}{but}."
+    lines = first, f"wanted: {error.wanted}", f"why:    {error.why}", f"next:   {to_type(error.next)}"
     return Mistake("\n    ".join(lines))

@@ -542,6 +542,7 @@ def test_a_host_as_installed_is_told_before_anything_is_written_that_it_has_no_h
     answering(monkeypatch, "host", "nobody")
     assert run(desk, capsys, *desk.where, *desk.key) == 1
     assert "`pvesh set /nodes/localhost/apt/repositories --handle no-subscription`" in desk.out
+    assert "    wanted: hosts.pve: headers of each installed kernel\n" in desk.out
 
 
 @pytest.mark.parametrize("desk", ["mixed"], indirect=True)

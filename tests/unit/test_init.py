@@ -305,12 +305,13 @@ def test_what_a_vm_cant_have_is_said_in_a_sentence_and_then_why_and_what_to_type
     disk = hosts.device("0000:01:00.2", "144d:a80c", "010802", 16)
     with pytest.raises(Mistake) as raised:
         parse_use("103", host(disk))
-    first, why, step = str(raised.value).splitlines()
+    first, wanted, why, step = str(raised.value).splitlines()
+    assert wanted.startswith("    wanted: ") and "rtx5090" in wanted
     assert first == (
         "rtx5090 can't go to VM 103: it shares its IOMMU group with 0000:01:00.2 NVMe disk [144d:a80c]; containers, or "
         "the host itself, can have it."
     )
-    assert why.startswith("    why:  starting a VM with the card takes every device of the group")
+    assert why.startswith("    why:    starting a VM with the card takes every device of the group")
     assert 'is named in --set "gpus.rtx5090.allowGroupMembers=[ADDRESS]"' in step
     assert parse_use("103", host(disk), allowGroupMembers=["0000:01:00.2"]).use == "vm"
     # What the plan says of the host and containers, counts.
