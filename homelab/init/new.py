@@ -93,7 +93,7 @@ def _vms(stock: Stock, key: str, bridge: str) -> dict[str, New]:
     disks, storage = _storage(stock, "images"), _storage(stock, "import", "local")
     vm = {"cores": 4, "memory": 8192, "ostype": "l26", "net0": f"virtio,bridge={bridge}"}
     system = {"scsi0": f"{disks}:0,import-from={storage}:import/{_IMAGE}", "size": _SYSTEM_GIB, **vm}
-    login = {"ide2": f"{disks}:cloudinit", "ciuser": "ubuntu", "sshkeys": key, "ipconfig0": "ip=dhcp"}
+    login = {"ide2": f"{disks}:cloudinit", "ciuser": "ubuntu", "sshkeys": key, "ipconfig0": "ip=dhcp", "agent": 1}
     about = "a VM with Ubuntu 24.04; your SSH key logs in as ubuntu"
     downloads = {_IMAGE: {"url": _IMAGE_URL, "storage": storage}}
     found = {"new-vm": New("ubuntu", about, {**system, "serial0": "socket", **login}, downloads)} if key else {}

@@ -99,6 +99,10 @@ def addition(
         gpu = {**found, **by_hand, "use": use.use, **tried, **use.more}
         mappings[card.key] = {**own_gpus.get(card.key, {}), **gpu}.get("mapping") or card.key
         lines.append(f"        {card.key}: {flow(gpu)} # {card}")
+    ssh = {**host, **login}.get("ssh", {})
+    way = {key: ssh[key] for key in ("privateKeyFile", "agent") if key in ssh} or {
+        "privateKeyFile": "~/.ssh/id_ed25519"
+    }
     keys = {card.key for card in given}
     taken = [*before.get("vms", ()), *before.get("containers", ())]
     for section, id_key in (("vms", "vmid"), ("containers", "ctid")):
@@ -120,7 +124,7 @@ def addition(
             if key not in entries:
                 lines += [f"      host: {name}", f"      {id_key}: {number}"]
             if key not in entries or number in inside:
-                lines += _software(section, number, cards, facts, inside.get(number, {}), new.get(number))
+                lines += _software(section, number, cards, facts, inside.get(number, {}), new.get(number), way)
             lines.append(f"      gpus: {flow([*kept, *uses])}")
             if key not in entries and number in new:
                 lines.append("      create: # Proxmox VE's own keys, as qm and pct take them")
@@ -149,10 +153,19 @@ def _driver(given: Mapping[Card, Use], facts: HostFacts) -> list[str]:
 
 
 def _software(
-    section: str, number: int, cards: Iterable[Card], facts: HostFacts, inside: Mapping[str, object], new: New | None
+    section: str,
+    number: int,
+    cards: Iterable[Card],
+    facts: HostFacts,
+    inside: Mapping[str, object],
+    new: New | None,
+    way: Mapping[str, object],
 ) -> list[str]:
     """NVIDIA's software inside a guest: in a container that runs, or is made of a known system, the driver's libraries;
-    in a VM's guest that can be logged in to the driver; all else behind `#`."""
+    in a VM's guest that can be logged in to the driver; all else behind `#`.
+
+    :param way: what logs in to the host.
+    """
     ids = tuple(card.id for card in cards if card.is_nvidia)
     config = facts.guests.config(number)
     if not ids or (config and config.is_windows):
@@ -168,10 +181,10 @@ def _software(
         software = {**inside, "nvidia": {"driver": driver}}
         return [f"      {key}: {flow(value)}" for key, value in software.items()]
     user = new.create.get("ciuser", "root") if new else "root"
-    login = f'{{user: {user}, hostKey: "ssh-ed25519 AAAA…", privateKeyFile: ~/.ssh/id_ed25519}}'
+    login = flow({"user": user, "hostKey": "ssh-ed25519 AAAA…", **way})
     return [
         "      # NVIDIA's software in this VM, over SSH (cuda and containerToolkit only if you want them):",
-        "      # address: 192.168.0.50",
+        "      # address: 192.168.0.50 # as your router's leases name it; or `agent`, with qemu-guest-agent in it",
         f"      # ssh: {login}",
         f"      # nvidia: {flow({'driver': driver, **more})}",
     ]

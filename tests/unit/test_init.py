@@ -251,6 +251,11 @@ def test_new_guests_are_filled_in_from_what_the_host_has() -> None:
     assert "import-from=local:" in init_new.offers(old, hosts.KEY)["new-vm"].create["scsi0"]
 
 
+def again_of(access: dict[str, Any]) -> str:
+    """The settings of a host without cards."""
+    return yaml.safe_dump({"config": {"homelab:hosts": {"pve": {**access, "gpus": {}}}}})
+
+
 def test_a_new_guest_stands_in_the_settings_with_what_it_is_made_of() -> None:
     new = init_new.offers(STOCK, hosts.KEY)
     [card, screen] = init_cards.cards(host(), {})
@@ -266,6 +271,15 @@ def test_a_new_guest_stands_in_the_settings_with_what_it_is_made_of() -> None:
     assert [*made["homelab:hosts"]["pve"]["downloads"]] == ["ubuntu-24.04-noble.qcow2"]
     assert "passthroughTest" not in made["homelab:hosts"]["pve"]["gpus"]["rtx5090"]
     assert written(rtx5090="vms")["homelab:hosts"]["pve"]["gpus"]["rtx5090"]["passthroughTest"] is True
+    # What logs in to the host logs in to it, too; and it can be found.
+    for way in ({"privateKeyFile": "~/.ssh/homelab_ed25519"}, {"agent": True}):
+        access = {**ACCESS, "ssh": {"hostKey": hosts.KEY, **way}}
+        given = {card: init_draft.parse_use("new-vm", card, draft)}
+        for one in (replace(draft, login=access), replace(draft, login={}, text=again_of(access))):
+            text = one.written(given)
+            assert f"user: ubuntu, hostKey: ssh-ed25519 AAAA…, {init_settings.flow(way)[1:]}" in text
+            assert "# address: 192.168.0.50 # as your router's leases name it" in text
+    assert new["new-vm"].create["agent"] == 1
     both = written(rtx5090="new-container", card="host")
     assert both["homelab:containers"]["debian"]["nvidia"] == {}
     assert both["homelab:hosts"]["pve"]["nvidia"] == {"driver": "580"}
@@ -284,8 +298,8 @@ def test_each_answer_is_a_new_guest_with_an_id_that_nobody_has() -> None:
     new = init_new.offers(STOCK, hosts.KEY)
     [card, screen] = init_cards.cards(host(), {})
     other = {"host": "pve", "vmid": 104, "gpus": [], "create": {"scsi0": "local-lvm:8"}}
-    before = {"homelab:hosts": {"pve": {**ACCESS, "gpus": {}}}, "homelab:vms": {"ubuntu": other}}
-    draft = Draft("pve", {}, host(), yaml.safe_dump({"config": before}), ["vms.later.vmid=101"], new=new)
+    before = f"{again_of(ACCESS)}  homelab:vms: {init_settings.flow({'ubuntu': other})}\n"
+    draft = Draft("pve", {}, host(), before, ["vms.later.vmid=101"], new=new)
     first = {card: init_draft.parse_use("new-vm", card, draft)}
     both = {**first, screen: init_draft.parse_use("NEW-VM", screen, draft, given=first)}
     made = config(draft.written(both))["homelab:vms"]
