@@ -113,6 +113,10 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
         say(*(f"  {key} → {_whom(host.gpus[key].use, ids, facts)}" for key, ids in has.items()))
         change = f" beside these. To change it: homelab init {name} --card CARD=WHO"
         raise Declined(f"No card was given to anybody{change if has else ': there is nothing to set up.'}")
+    for card, use in given.items():
+        if card.is_nvidia and use.new and use.vms:
+            then = f"the driver comes after the first `pulumi up`: `homelab init {name} --card {card.key}={use.new.id}"
+            say("", f"VM {use.new.id} ({use.new.name}) isn't made yet: {then} --nvidia`.")
     having = {vm.vmid for vm in vms.values() if vm.nvidia}
     inside = _inside(arguments, host, facts, ask, given, having) if arguments.nvidia or arguments.guest else {}
     text = draft.written(given, inside)

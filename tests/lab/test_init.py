@@ -295,6 +295,17 @@ def test_nvidias_driver_inside_a_vm_whose_guest_is_asked_for(
     assert (vm["address"], vm["ssh"], vm["nvidia"]) == (guest["host"], ssh, {"driver": "580"})
 
 
+def test_nvidias_driver_in_a_vm_that_isnt_made_yet_comes_after_the_first_up(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [*desk.where, *desk.key, "--card", "rtx5090=new-vm", "--yes", "--dry-run"]
+    then = "the driver comes after the first `pulumi up`: `homelab init pve --card rtx5090=100 --nvidia`"
+    tries = [(0, ["--nvidia"]), (2, ["--guest", "100=192.0.2.1"]), (2, ["--set", "vms.ubuntu.nvidia.cuda=13.0"])]
+    for status, options in tries:
+        assert run(desk, capsys, *asked, *options) == status, desk.out
+        assert f"VM 100 (ubuntu) isn't made yet: {then}" in " ".join(desk.out.split())
+
+
 def test_what_up_refuses_for_a_vm_isnt_preselected_and_what_it_meets_is_said(
     desk: Desk, capsys: pytest.CaptureFixture[str]
 ) -> None:
