@@ -80,7 +80,9 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     # What is refused whatever the answers are.
     raise_all(judged(facts, OfHost(name, host.model_copy(update={"gpus": {}}))).host.against)
     stock = init_new.stock_of(Api(entry.host, facts.cluster.node))
-    new = init_new.offers(stock, access.public_key(entry))
+    owners_key = access.public_key(entry)
+    say(*([] if owners_key else [_NO_KEY]))
+    new = init_new.offers(stock, owners_key)
     draft = Draft(name, login, facts, own_text, arguments.set, project.stack_of(folder, pulumi.stack), new)
 
     @cache
@@ -170,6 +172,10 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     show(*([] if passphrase is None else [f"  {_setting_it(passphrase)}"]), "  pulumi up --suppress-outputs")
 
 
+_NO_KEY = (
+    "  No new VM with Ubuntu and no new container is offered: your public key isn't known; set the host's "
+    "ssh.privateKeyFile."
+)
 _NO_GUESTS = "  It has no VM or container yet."
 
 

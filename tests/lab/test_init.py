@@ -25,6 +25,7 @@ from homelab.cli import conversation, project
 from homelab.cli.command_line import main
 from homelab.cli.pulumi import Pulumi
 from homelab.host import gates
+from homelab.init import settings as init_settings
 from homelab.remote import first_contact
 from lab import Lab
 from lab.scenario import SCENARIO_FOLDER
@@ -389,6 +390,16 @@ def test_the_agent_logs_in_and_the_settings_say_so(
         assert run(desk, capsys, *desk.where, *desk.key, *CARD) == 0, desk.out
         assert "Logged in as root with the SSH agent." in desk.out
         assert desk.config["homelab:hosts"]["pve"]["ssh"]["agent"] is True
+        # A new guest gets its key, as nothing else is known.
+        assert run(desk, capsys, "pve", "--card", "rtx5090=new-vm", "--yes") == 0, desk.out
+    line = key.export_public_key().decode("ascii").split()[1]
+    assert desk.config["homelab:vms"]["ubuntu"]["create"]["sshkeys"].split()[1] == line
+    login = {"password": desk.lab.connection["password"]}
+    text = yaml.safe_dump({"config": {**desk.config, "homelab:allowPlainSecrets": True}})
+    desk.file.write_text(text.replace("agent: true", init_settings.flow(login)[1:-1]))
+    assert run(desk, capsys, "pve", "--card", "rtx5090=?", "--yes") == 2
+    assert "No new VM with Ubuntu and no new container is offered: your public key isn't known" in desk.out
+    assert "  new-vm: " not in desk.out
 
 
 @pytest.mark.parametrize("desk", ["bound-by-hand"], indirect=True)
