@@ -15,7 +15,7 @@ from homelab.cards import consoles, resolving, unfit
 from homelab.cli import access, project
 from homelab.cli.access import Access
 from homelab.cli.project import PASSPHRASE
-from homelab.cli.pulumi import Pulumi, installed, selected_stack
+from homelab.cli.pulumi import PLUGIN_SECONDS, Pulumi, installed, selected_stack
 from homelab.cli.settings_file import read_settings, write_settings
 from homelab.errors import Declined, HomelabError, Mistake, UnreachableError, raise_all
 from homelab.facts.host import HostFacts
@@ -123,7 +123,6 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     inside = _inside(arguments, host, facts, ask, given, having) if arguments.nvidia or arguments.guest else {}
     text = draft.written(given, inside)
     planned = planned_of(text)
-    say(*pulumi.fetch_plugin())
     say("", "What `pulumi up` will do, after it has shown it and asked:")
     for card, use in given.items():
         made = f"new: {use.new.about}; its id is {use.new.id}" if use.new else ""
@@ -150,6 +149,8 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
             say("Nothing was done: --dry-run.")
             return
 
+    say(f"Fetching Pulumi's plugin, unless it is there; at most {PLUGIN_SECONDS:g} s ...")
+    say(*pulumi.fetch_plugin())
     if entry.install:
         access.installed(entry)
         done.append("your public key is on the host")

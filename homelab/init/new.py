@@ -17,8 +17,9 @@ Rows = Sequence[Mapping[str, Any]]
 _IMAGE = "ubuntu-24.04-noble.qcow2"
 _IMAGE_URL = "https://cloud-images.ubuntu.com/noble/current/noble-server-cloudimg-amd64.img"
 _SYSTEM_GIB = 64
-# Windows takes other options (examples/settings/windows-vm.yaml), and virtio-win.iso is no system.
-_WINDOWS = re.compile(r"win", re.IGNORECASE)
+# Windows takes other options (examples/settings/windows-vm.yaml), and virtio-win.iso is no system. A comma
+# would end the file's name in a drive's option.
+_NOT_OFFERED = re.compile(r"(?<![a-z])win|,", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def _vms(stock: Stock, key: str, bridge: str) -> dict[str, New]:
     found = {"new-vm": New("ubuntu", about, {**system, "serial0": "socket", **login}, downloads)} if key else {}
     for volume in stock.volumes:
         _, content, file = parts(volume)
-        if content == "iso" and not _WINDOWS.search(file):
+        if content == "iso" and not _NOT_OFFERED.search(file):
             drives = {"scsi0": f"{disks}:{_SYSTEM_GIB}", "ide2": f"{volume},media=cdrom", "boot": "order=scsi0;ide2"}
             about = "a VM that starts from this ISO image; you install it at its console"
             found[f"new-vm:{file}"] = New(_name(file), about, {**drives, **vm})

@@ -223,7 +223,11 @@ STOCK = Stock(
         {"template": name, "location": f"http://download.proxmox.com/images/system/{name}", "sha512sum": "0" * 128}
         for name in ("debian-9-standard_9.7-1_amd64.tar.gz", TEMPLATE, "debian-13-standard_13.1-1_amd64.tar.zst")
     ],
-    volumes=["local:iso/Fedora.iso", "local:iso/Win11.iso", "local:vztmpl/alpine-3.22-default_1_amd64.tar.xz"],
+    volumes=[
+        *(f"local:iso/{name}.iso" for name in ("Fedora", "Win11", "virtio-win-0.1.285", "en-us_windows_11", "a,b")),
+        "local:iso/darwin.iso",
+        "local:vztmpl/alpine-3.22-default_1_amd64.tar.xz",
+    ],
     next_id=100,
 )
 
@@ -234,9 +238,10 @@ def test_new_guests_are_filled_in_from_what_the_host_has() -> None:
         "new-vm",
         "new-container",
         "new-vm:fedora.iso",
+        "new-vm:darwin.iso",
         "new-container:alpine-3.22-default_1_amd64.tar.xz",
     ]
-    vm, container, by_iso, alpine = found.values()
+    vm, container, by_iso, _, alpine = found.values()
     assert vm.create["scsi0"] == "local-lvm:0,import-from=local:import/ubuntu-24.04-noble.qcow2"
     assert (vm.create["net0"], vm.create["sshkeys"]) == ("virtio,bridge=vmbr0", hosts.KEY)
     assert (by_iso.create["ide2"], by_iso.downloads) == ("local:iso/Fedora.iso,media=cdrom", {})
@@ -245,7 +250,7 @@ def test_new_guests_are_filled_in_from_what_the_host_has() -> None:
     assert download["url"] == f"https://download.proxmox.com/images/system/{TEMPLATE}"
     assert (container.create["ostype"], "ostype" in alpine.create, alpine.downloads) == ("debian", False, {})
     # Nobody could log in without a key; and where no storage takes disks, there are no guests.
-    assert [*init_new.offers(STOCK, "")] == ["new-vm:fedora.iso"]
+    assert [*init_new.offers(STOCK, "")] == ["new-vm:fedora.iso", "new-vm:darwin.iso"]
     assert init_new.offers(replace(STOCK, storages=[LOCAL]), hosts.KEY) == {}
     old = replace(STOCK, storages=[{**LOCAL, "content": "iso"}, *STOCK.storages[1:]])
     assert "import-from=local:" in init_new.offers(old, hosts.KEY)["new-vm"].create["scsi0"]

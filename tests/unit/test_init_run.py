@@ -14,7 +14,9 @@ from types import SimpleNamespace
 import asyncssh
 import pytest
 
+from homelab import text
 from homelab.cli import access, command_line, conversation, init, project
+from homelab.cli import pulumi as pulumi_cli
 from homelab.cli.access import Access
 from homelab.cli.command_line import main
 from homelab.cli.pulumi import Pulumi
@@ -202,6 +204,15 @@ def test_what_is_set_of_a_host_counts_for_its_first_reading(host: str) -> None:
         conversation._as_set(entry, SETTINGS, ["hosts.pve.timeouts.apii=99"], "f")
 
 
+def test_a_plugin_that_takes_too_long_is_waited_for_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "pulumi"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(pulumi_cli, "PLUGIN_SECONDS", 0.2)
+    [said] = Pulumi(str(program), tmp_path, "homelab").fetch_plugin()
+    assert "can't be fetched: not within 0.2 s. With its archive: `pulumi plugin install" in said
+
+
 # -- the settings file -----------------------------------------------------------------------------------------------------
 def test_every_byte_of_the_settings_is_read_and_written_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "Pulumi.homelab.yaml"
@@ -325,6 +336,8 @@ def test_in_a_terminal_sentences_are_folded_between_words_and_commands_stay_whol
     monkeypatch.setattr(sys, "stdout", shown)
     ask.say("    not possible for a VM because: another card first", "wanted: one\nfound:  two")
     ask.show("  read -rs PULUMI_CONFIG_PASSPHRASE; export PULUMI_CONFIG_PASSPHRASE")
+    monkeypatch.setattr(text, "_IN_A_CLONE", False)  # a page's name becomes longer before it is folded
+    ask.say("its display and xVga: docs/cards.md")
     assert shown.getvalue().splitlines() == [
         "    not possible for a VM",
         "      because: another card",
@@ -332,6 +345,8 @@ def test_in_a_terminal_sentences_are_folded_between_words_and_commands_stay_whol
         "wanted: one",
         "found:  two",
         "  read -rs PULUMI_CONFIG_PASSPHRASE; export PULUMI_CONFIG_PASSPHRASE",
+        "its display and xVga: `homelab",
+        "  docs cards`",
     ]
 
 
