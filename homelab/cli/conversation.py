@@ -19,7 +19,7 @@ from homelab.cli.pulumi import PLUGIN_SECONDS, Pulumi, installed, selected_stack
 from homelab.cli.settings_file import read_settings, write_settings
 from homelab.errors import Declined, HomelabError, Mistake, UnreachableError, raise_all
 from homelab.facts.host import HostFacts
-from homelab.host.named import Named, named
+from homelab.host.named import named
 from homelab.init import cards as init_cards
 from homelab.init import draft as init_draft
 from homelab.init import new as init_new
@@ -83,7 +83,9 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     owners_key = access.public_key(entry)
     say(*([] if owners_key else [_NO_KEY]))
     new = init_new.offers(stock, owners_key)
-    draft = Draft(name, login, facts, own_text, arguments.set, project.stack_of(folder, pulumi.stack), new)
+    vms, containers = before.guests_on(entry.name) if before else ({}, {})
+    stack, known = project.stack_of(folder, pulumi.stack), named(vms, containers)
+    draft = Draft(name, login, facts, own_text, arguments.set, stack, new, known)
 
     @cache
     def planned_of(text: str) -> Tree:
@@ -94,7 +96,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
         return tree
 
     def meant(card: Card, others: Mapping[Card, Use], refused: Collection[str], text: str) -> Use:
-        use = init_draft.parse_use(text, card, draft, known, others, refused)
+        use = init_draft.parse_use(text, card, draft, others, refused)
         try:
             if use.use:
                 planned_of(draft.written({**others, card: use}))
@@ -106,11 +108,9 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
             raise init_draft.refusal(card, use, error) from None
         return use
 
-    vms, containers = before.guests_on(entry.name) if before else ({}, {})
     guests: list[Vm | Container] = [*vms.values(), *containers.values()]
-    known = named(vms, containers)
     has = {key: tuple(one.guest_id for one in guests if key in one.cards) for key in host.gpus}
-    given = _given(arguments, host, draft, ask, has, known, meant)
+    given = _given(arguments, host, draft, ask, has, meant)
     if not given and not arguments.set:
         say(*(f"  {key} → {_whom(host.gpus[key].use, ids, facts)}" for key, ids in has.items()))
         change = f" beside these. To change it: homelab init {name} --card CARD=WHO"
@@ -173,10 +173,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     show(*([] if passphrase is None else [f"  {_setting_it(passphrase)}"]), "  pulumi up --suppress-outputs")
 
 
-_NO_KEY = (
-    "  No new VM with Ubuntu and no new container is offered: your public key isn't known; set the host's "
-    "ssh.privateKeyFile."
-)
+_NO_KEY = "  new-vm and new-container aren't offered: your public key isn't known; set the host's ssh.privateKeyFile."
 _NO_GUESTS = "  It has no VM or container yet."
 
 
@@ -240,13 +237,11 @@ def _given(
     draft: Draft,
     ask: Ask,
     has: Mapping[str, Collection[int]],
-    known: Sequence[Named],
     meant: Meant,
 ) -> dict[Card, Use]:
     """Who gets which card: by `--card`, else asked, of cards that nobody has.
 
     :param has: who has one by the settings.
-    :param known: the host's guests in the settings.
     :param meant: for questions; what `--card` gives is judged by the plan of all.
     """
     facts = draft.facts
@@ -257,8 +252,8 @@ def _given(
         which, _, who = text.partition("=")
         found = [card for card in all_cards if which.strip().lower() in card.names]
         if len(found) != 1:
-            there = ", ".join(f"{card.key} ({card})" for card in all_cards) or "none"
-            raise Mistake(f"--card {text}: {len(found)} of that name; the host has {there}")
+            known = ", ".join(f"{card.key} ({card})" for card in all_cards) or "none"
+            raise Mistake(f"--card {text}: {len(found)} of that name; the host has {known}")
         named[found[0]] = who
     given: dict[Card, Use] = {}
     nvidia = [card for card in all_cards if card.is_nvidia]
@@ -266,7 +261,7 @@ def _given(
     for card in all_cards:
         use = Use()
         if card in named:
-            use = _accepted(init_draft.parse_use(named[card], card, draft, known, given), ask)
+            use = _accepted(init_draft.parse_use(named[card], card, draft, given), ask)
         elif card in users and card.place not in configured and not (ask.yes and named):
             taken = {vmid for ids in (*has.values(), *(one.vms for one in given.values())) for vmid in ids}
             answer = init_cards.suggested(facts, card, taken)
@@ -316,14 +311,8 @@ def _accepted(use: Use, ask: Ask) -> Use:
 
 def _whom(use: str, ids: Collection[int], facts: HostFacts) -> str:
     guests = [init_cards.guest(config, facts) for config in init_cards.takers(facts) if config.id in ids]
-    nobody = (
-        "the host itself"
-        if use == "host"
-        else "ready for VMs, and tried in a small one"
-        if use == "vm"
-        else "nobody so far"
-    )
-    return f"{'in turn: ' if use == 'shared' else ''}{'; '.join(guests) or nobody}"
+    alone = {"host": "the host itself", "vm": "ready for VMs, and tried in a small one"}
+    return f"{'in turn: ' if use == 'shared' else ''}{'; '.join(guests) or alone.get(use, 'nobody so far')}"
 
 
 def _passphrase(ask: Ask, known: str) -> str | None:

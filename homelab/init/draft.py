@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,28 +38,27 @@ class Draft:
     """PROJECT/STACK."""
     new: Mapping[str, New] = field(default_factory=dict)
     """Guests that can be made, by the answers that mean them."""
+    known: Sequence[Named] = ()
+    """The host's guests by their names in the settings."""
 
     @property
     def alike(self) -> dict[str, str]:
         """New guests' answers, each with the one that is refused for their kind: `vms`, or `host` for containers."""
         return {answer: READY if one.kind == "vm" else "host" for answer, one in self.new.items()}
 
-    @property
-    def before(self) -> dict[str, Any]:
-        """The file's values now, by key without `homelab:`."""
-        return init_settings.values_in(self.text)
-
     def written(self, given: Mapping[Card, Use], inside: Mapping[int, Mapping[str, object]] = {}) -> str:
         """The file's text with these cards given; `inside` as of `init_settings.addition`."""
-        more = init_settings.addition(self.name, self.login, given, self.facts, self.before, inside)
+        before = init_settings.values_in(self.text)
+        more = init_settings.addition(self.name, self.login, given, self.facts, before, inside)
         return init_settings.merged(self.text, more, self.sets, self.name)
 
     def made(self, new: New, card: Card, given: Mapping[Card, Use]) -> New:
         """A new guest with its id: the one that the settings have of it already, with the card; else one that nobody
         has, on the host, in the settings or by another answer."""
         section, key = ("vms", "vmid") if new.kind == "vm" else ("containers", "ctid")
-        entries = [one for one in self.before.get(section, {}).values() if one.get("host") == self.name]
-        same = [one[key] for one in entries if one.get("create") == new.create and card.key in one.get("gpus", ())]
+        entries = init_settings.values_in(self.text).get(section, {}).values()
+        mine = [one for one in entries if one.get("host") == self.name and card.key in (one.get("gpus") or ())]
+        same = [one[key] for one in mine if one.get("create") == new.create]
         taken = {int(number) for number in re.findall(r"\b(?:vmid|ctid)\W+(\d+)", self.written(given))}
         free = (number for number in itertools.count(new.id) if number not in {*taken, *self.facts.cluster.guests})
         return replace(new, id=next(itertools.chain(same, free)))
@@ -111,16 +110,10 @@ def answers(draft: Draft, refused: Collection[str] = ()) -> str:
 
 
 def parse_use(
-    text: str,
-    card: Card,
-    draft: Draft,
-    known: Iterable[Named] = (),
-    given: Mapping[Card, Use] = {},
-    refused: Collection[str] = (),
+    text: str, card: Card, draft: Draft, given: Mapping[Card, Use] = {}, refused: Collection[str] = ()
 ) -> Use:
     """The use that an answer means: guests by number or name, `host`, `nobody`.
 
-    :param known: the host's guests by their names in the settings.
     :param given: what the other answers mean.
     :param refused: as of `answers`.
     :raises Mistake: there is no such guest, or `up` would refuse it, whatever the person accepts; or a `?` asks for
@@ -131,7 +124,7 @@ def parse_use(
         return Use()
     able, new = takers(facts), draft.new.get(" ".join(words))
     new = new and draft.made(new, card, given)
-    there = [one for one in known if one.id in {config.id for config in able}]
+    there = [one for one in draft.known if one.id in {config.id for config in able}]
     guests = [new] if new else meant(text, there, able)
     if not guests and words not in ([READY], ["host"]):
         what = "" if words == ["?"] else f"{text or 'nothing'} can't have {card.key}; "

@@ -399,7 +399,7 @@ def test_the_agent_logs_in_and_the_settings_say_so(
     text = yaml.safe_dump({"config": {**desk.config, "homelab:allowPlainSecrets": True}})
     desk.file.write_text(text.replace("agent: true", init_settings.flow(login)[1:-1]))
     assert run(desk, capsys, "pve", "--card", "rtx5090=?", "--yes") == 2
-    assert "No new VM with Ubuntu and no new container is offered: your public key isn't known" in desk.out
+    assert "new-vm and new-container aren't offered: your public key isn't known" in desk.out
     assert "  new-vm: " not in desk.out
 
 
