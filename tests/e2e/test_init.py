@@ -69,8 +69,8 @@ ANSWERS: dict[str, tuple[str, str, str]] = {
     # answer: scenario, what is said before it is asked, what `up` ends with
     "vms": ("", "can't go to the host itself: 6.14.11-4-pve", "RTX 5090: a test VM has seen it"),
     "new-vm": ("", "can't go to the host itself: 6.14.11-4-pve", "→ VM 100 (ubuntu)"),
-    "new-vm:debian-13.1.0-amd64-netinst.iso": ("", "new-vm:debian-13.1.0-amd64-netinst.iso: ", "→ VM 102 (debian)"),
-    "new-container": ("", "before you rely on it there are, by number", "→ container 101 (debian)"),
+    "new-vm:debian-13.1.0-amd64-netinst.iso": ("", "new-vm:debian-13.1.0-amd64-netinst.iso: ", "→ VM 100 (debian)"),
+    "new-container": ("", "before you rely on it there are, by number", "→ container 100 (debian)"),
     "host": ("firmware-off", "can't go to a VM: no DMAR table", "host pve: NVIDIA driver 580"),
     "103": ("rtx5090", "VM 103 (Sandbox), running", "→ VM 103 (Sandbox)"),
 }
