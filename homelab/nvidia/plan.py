@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from homelab.errors import HomelabError
 from homelab.nvidia.checks import card_text, cuda_advice, driver_text, fitting_drivers, refusals, sha256_advice
-from homelab.nvidia.compatibility import Flavour, Key
+from homelab.nvidia.compatibility import CudaLibrary, Flavour, Key
 from homelab.nvidia.request import Request
 from homelab.nvidia.settings import Nvidia
 from homelab.nvidia.versions import Version, flavour_of_kernel, of_kernel, parse
@@ -121,9 +121,12 @@ def software(settings: Nvidia, of: Context) -> Software:
     )
 
 
-def context(request: Request) -> Context:
-    """The context of what fails on the system, without the flavour, which is that of the loaded modules."""
-    system, driver = request.system, str(request.driver) if request.driver else None
+def context(request: Request, version: str = "") -> Context:
+    """The context of what fails on the system, without the flavour, which is that of the loaded modules.
+
+    :param version: the driver's, where it is installed.
+    """
+    system, driver = request.system, version or (str(request.driver) if request.driver else None)
     return Context(
         name=request.name,
         target=request.target,
@@ -181,12 +184,17 @@ def _beside(request: Request) -> Iterator[str]:
         yield f"{package}={cuda}-*" if len(cuda.numbers) > 2 else package
         # nvcc hands half of its work to the compiler, which its package doesn't bring everywhere.
         yield "build-essential"
-        for row in data.libraries_beside(settings.cudnn, nccl=settings.nccl):
+        for row in beside_cuda(request):
             yield from (name.format(major=cuda.major) for name in row.packages)
     if runtime := settings.container_toolkit:
         yield from data.toolkit.packages
         if settings.docker == "install" and data.toolkit.runtimes[runtime]:
             yield data.toolkit.runtimes[runtime]
+
+
+def beside_cuda(request: Request) -> tuple[CudaLibrary, ...]:
+    """cuDNN and NCCL, as far as they are wanted; the settings have neither without CUDA."""
+    return request.data.libraries_beside(request.settings.cudnn, nccl=request.settings.nccl)
 
 
 def index(request: Request) -> nvidia_index.Wanted:

@@ -139,7 +139,7 @@ def of_host(
     slots_of_vms = {gpu["slot"] for gpu in want.gpus.values() if gpu["use"] == "vm"}
     cards = tuple(device.id for device in facts.display_devices if device.slot not in slots_of_vms)
     # A card's current driver says nothing about the next boot.
-    request = _request("host", host, f"hosts.{name}", reading.system if reading else None, cards=cards)
+    request = _request("host", host, f"hosts.{name}", reading, cards=cards)
     return Stack.of("the host", request, reading) if request else None
 
 
@@ -196,7 +196,7 @@ def _guest_system(guest: Vm | Container, config: GuestConfig | None, reading: Sy
     if config.is_windows:
         return SystemFacts(distribution="windows", version="")
     if reading is not None:
-        return reading.system
+        return reading
     kind = config.values.get("ostype", "unmanaged") if config.kind == "lxc" else "unmanaged"
     return SystemFacts() if kind in ("debian", "ubuntu", "unmanaged") else SystemFacts(distribution=kind, version="")
 

@@ -13,7 +13,7 @@ What doesn't work is recognised by its text and answered with the cause and the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import pulumi
@@ -117,9 +117,10 @@ class NvidiaVerification(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(SystemInputs):
-        """`wanted`: fields of `nvidia.expected.Expected`; `done`, `started`: what it is done again after."""
+        """`facts`: the system's (NvidiaSystem), empty in the state of an earlier version; `done`, `started`: what it is
+        done again after, first what the packages' step has answered."""
 
-        wanted: dict[str, Any]
+        facts: dict[str, Any] = field(default_factory=dict)
         timeout: int
         done: Any
         started: str

@@ -4,25 +4,26 @@ restarts a guest, NvidiaVerification uses the stack from inside."""
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.facts import names
 from homelab.nvidia import judge, verification
-from homelab.nvidia.expected import Expected
 from homelab.nvidia.plan import notes
 from homelab.nvidia.preview import Stack
-from homelab.nvidia.reading import SystemReading
+from homelab.nvidia.reading import SystemReading, facts_of, request_of
 from homelab.nvidia.request import Request
 from homelab.nvidia.resource import LAYERS, GuestReboot, NvidiaSystem, NvidiaVerification
 from homelab.nvidia.settings import Nvidia
-from homelab.nvidia.state import facts_of
 from homelab.reading import stacks
-from homelab.remote import ssh
+from homelab.remote import scripts, ssh
 from homelab.resources import nvidia_steps as steps
 from homelab.resources.work.base import raised
 from homelab.resources.work.systems import Ask, SystemWork
+from homelab.shapes import SystemState
 from homelab.text import tell
 from remote_scripts.both.nothing import Wanted
+from remote_scripts.both.nvidia_packages import Answer as Installed
 from remote_scripts.both.nvidia_verification import Answer
 from remote_scripts.tools.plain import of_plain
 
@@ -95,7 +96,7 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
             self.hold_or_fail(inputs)
         stack = _needed(self.wanted_stack(inputs), inputs.system_name)
         system = self.read_system_in_time(inputs, stack.timeouts.reboot)
-        request = Request(inputs.target, stack, system.system, inputs.system_name)
+        request = Request(inputs.target, stack, system, inputs.system_name)
         session = ssh.Session(self.reached(inputs))
         found = stacks.asked(session, Stack.of(inputs.system_name, request, system, inputs.ctid))
         raise_all(found.errors)
@@ -154,16 +155,16 @@ class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
                 next="look for what loads the other one early: `lsinitramfs /boot/initrd.img-$(uname -r) | grep -E "
                 "'nouveau|nvidia'`, `journalctl -b`",
             )
-        tell(f"{name}: it is back, kernel {reading.system.running}")
+        tell(f"{name}: it is back, kernel {reading.running}")
         return GuestReboot.Outputs(boot_id=reading.boot_id)
 
 
 def reboot_reason(reading: SystemReading, version: str) -> str:
     """Why the running kernel can't use the installed driver; empty where it can."""
-    if reading.system.nouveau:
+    if reading.nouveau:
         return "nouveau has the card, and lets go of it at a boot alone"
-    if reading.system.loaded and reading.system.loaded != version:
-        return f"the module of {reading.system.loaded} is loaded, and {version} is installed"
+    if reading.loaded and reading.loaded != version:
+        return f"the module of {reading.loaded} is loaded, and {version} is installed"
     return ""
 
 
@@ -183,10 +184,11 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
             # It may have been started a moment ago.
             self.read_system_in_time(inputs, stack.timeouts.reboot)
         ask = self.asking(inputs, float(stack.timeouts.verify) + SLACK_SECONDS)
-        expected = Expected(**inputs.wanted)
-        wanted = steps.verification(stack, expected)
+        request = request_of(inputs.target, inputs.system_name, cast("SystemState", inputs.facts), stack)
+        installed = of_plain(Installed, scripts.answer(inputs.done[0]))
+        wanted = steps.verification(request, installed)
         found = of_plain(Answer, ask("apply", "nvidia_verification", wanted, proxy=stack.proxy_address))
-        result, errors = verification.judge(found, expected)
+        result, errors = verification.judge(found, request, installed)
         raise_all(errors)
         for what in result["unchecked"]:
             tell(f"{inputs.system_name}: not checked: {what}")

@@ -109,6 +109,6 @@ def _follower(session: ssh.Session, name: str, container: Container, version: st
         tell(f"containers.{name} was not asked whether it can have the driver {version}: it could not be read")
         return None
     # Its cards may come in this very run, or be seen only once the host's module is loaded.
-    system = dataclasses.replace(inside.system, host_driver=version, cards=None)
+    system = dataclasses.replace(inside, host_driver=version, cards=None)
     request = Request("lxc", container.nvidia, system, f"containers.{name}")
     return Stack.of(f"container {container.ctid}", request, inside, container.ctid)

@@ -72,7 +72,7 @@ class World:
 
 
 def request_of(world: World, **stack: object) -> Request:
-    return Request("host", Nvidia.model_validate(stack), parse(world.reading(0)).system, "hosts.pve")
+    return Request("host", Nvidia.model_validate(stack), parse(world.reading(0)), "hosts.pve")
 
 
 def on_host(world: World, driver: str = "595") -> Stack:
