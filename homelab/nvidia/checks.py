@@ -1,8 +1,8 @@
 """Refusals of NVIDIA stacks that can't work, before anything is changed: each check is a function from a request to
 errors.
 
-A check that lacks a fact gives no error: what the settings alone decide is refused from the settings alone, the rest
-once the system was read. What its repositories have, the system's apt says (`plan.refused`).
+A check that lacks a fact gives no error: it refuses once the system was read. What its repositories have, the system's
+apt says (`plan.refused`).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ data/facts.yaml, and what apt says on that system.
 
 `tries` are the ways to the driver, the best first; the system simulates them (layers/nvidia_packages.py) and answers
 with the first that apt can carry out. `refused` says what can't work: before apt's answer by facts and settings, then
-by that answer. So the same functions serve the settings alone, a preview and `up`.
+by that answer. So the same functions serve a system that isn't there yet, a preview and `up`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The NVIDIA stacks of a host and its guests in a preview, and their refusals: from the settings alone, then from a
-reading of the host, then by what apt says on each system (homelab/reading/stacks.py)."""
+"""The NVIDIA stacks of a host and its guests, and their refusals: from a reading of the host, then by what apt says on
+each system (homelab/reading/stacks.py)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from homelab.container import plan as container_plan
 from homelab.errors import HomelabError
@@ -21,57 +21,17 @@ if TYPE_CHECKING:
     from homelab.facts.host import HostFacts
     from homelab.host.plan import Wanted as HostPlan
     from homelab.nvidia.reading import SystemReading
-    from homelab.settings import Container, Host, Settings, Vm
+    from homelab.settings import Container, Host, Vm
     from remote_scripts.both.symptoms import Target
-
-
-def from_settings(settings: Settings) -> list[HomelabError]:
-    """Refusals that the settings alone decide, such as a driver that doesn't know a card's id, or a container that
-    wants another driver than its host gets."""
-    requests = []
-    for host in settings.hosts.values():
-        # The host may have more cards than those that the settings name.
-        named = tuple(gpu.match for gpu in host.gpus.values() if gpu.use != "vm" and gpu.match)
-        requests.append(_request("host", host, f"hosts.{host.name}", cards=named or None))
-        for vm in host.vms:
-            requests.append(_request("vm", vm, f"vms.{vm.name}", cards=_card_ids(host, vm.cards)))
-        for one in host.containers:
-            driver, cards = host.nvidia.driver if host.nvidia else None, _card_ids(host, one.cards)
-            requests.append(_request("lxc", one, f"containers.{one.name}", cards=cards, host_driver=driver))
-    return [error for request in requests if request for error in plan.refused(request)]
-
-
-def _request(
-    target: Target, of: Host | Vm | Container, place: str, system: SystemFacts | None = None, **values: Any
-) -> Request | None:
-    """The request for the stack that the settings want on a host or in a guest; None: none.
-
-    :param system: its facts, as far as they were read.
-    :param values: those of its facts that are known otherwise. A container's settings that name a version of its
-        host's driver are more precise than that.
-    """
-    if of.nvidia is None:
-        return None
-    driver, own = values.get("host_driver"), of.nvidia.driver
-    if driver and own and fits(parse(own), parse(driver)):
-        values["host_driver"] = None
-    return Request(target, of.nvidia, dataclasses.replace(system or SystemFacts(), **values), place)
-
-
-def _card_ids(host: Host, names: Collection[str]) -> tuple[str, ...] | None:
-    # A card that is set by its address alone has no id yet, so that a guest's cards aren't known.
-    ids = [gpu.match for name in names if (gpu := host.gpus[name]).match]
-    return tuple(ids) if 0 < len(ids) == len(names) else None
 
 
 @dataclass(frozen=True)
 class Stack:
-    """NVIDIA's stack on a system, in a preview or an `up`. `label`: the system, for a person; `reading`: of it, None:
-    it isn't there yet, or wasn't read; `ctid`: of a container; `is_new`: it isn't there yet; `said`: what apt says
-    there, None: it wasn't asked, or needn't be; `errors`: what refuses the stack.
+    """NVIDIA's stack on a system, in a preview or an `up`. `reading`: of it, None: it isn't there yet, or wasn't read;
+    `ctid`: of a container; `is_new`: it isn't there yet; `said`: what apt says there, None: it wasn't asked, or needn't
+    be; `errors`: what refuses the stack.
     """
 
-    label: str
     request: Request
     reading: SystemReading | None = None
     ctid: int = 0
@@ -80,9 +40,9 @@ class Stack:
     errors: list[HomelabError] = field(default_factory=list)
 
     @classmethod
-    def of(cls, label: str, request: Request, reading: SystemReading | None, ctid: int | None = None) -> Stack:
+    def of(cls, request: Request, reading: SystemReading | None, ctid: int | None = None) -> Stack:
         """The stack by what is known before apt is asked."""
-        return cls(label, request, reading, ctid or 0, errors=plan.refused(request))
+        return cls(request, reading, ctid or 0, errors=plan.refused(request))
 
     @property
     def is_done(self) -> bool:
@@ -124,7 +84,7 @@ class Stack:
         # Of one that comes altogether that line says all.
         differences = judge.steps(reading, self.request.settings) if reading and reading.steps else []
         notes = (f"note: {note}" for note in plan.notes(self.request, self.known))
-        return "\n    ".join([f"  NVIDIA's stack in {self.label}: {what}", *differences, *notes])
+        return "\n    ".join([f"  NVIDIA's stack of {self.request.name}: {what}", *differences, *notes])
 
 
 def of_host(
@@ -136,19 +96,21 @@ def of_host(
     :param want: the host's plan from the same reading.
     :param reading: of it as a system.
     """
+    if host.nvidia is None:
+        return None
     slots_of_vms = {gpu["slot"] for gpu in want.gpus.values() if gpu["use"] == "vm"}
-    cards = tuple(device.id for device in facts.display_devices if device.slot not in slots_of_vms)
     # A card's current driver says nothing about the next boot.
-    request = _request("host", host, f"hosts.{name}", reading, cards=cards)
-    return Stack.of("the host", request, reading) if request else None
+    cards = tuple(device.id for device in facts.display_devices if device.slot not in slots_of_vms)
+    system = dataclasses.replace(reading or SystemFacts(), cards=cards)
+    return Stack.of(Request("host", host.nvidia, system, f"hosts.{name}"), reading)
 
 
 def of_guests(
     on_host: Stack | None,
     facts: HostFacts,
     want: HostPlan,
-    vms: dict[str, Vm],
-    containers: dict[str, Container],
+    vms: Mapping[str, Vm],
+    containers: Mapping[str, Container],
     readings: Mapping[str, SystemReading],
 ) -> list[Stack]:
     """The stacks that a host's guests are to have.
@@ -164,23 +126,26 @@ def of_guests(
     driver_cards = container_plan.cards(facts, want, vms, driver_comes=on_host is not None)
     stacks = []
 
-    def add(target: Target, guest: Vm | Container, name: str, slots: Collection[str] | None, **values: Any) -> None:
-        config, reading = facts.guests.config(guest.guest_id), readings.get(str(guest.guest_id))
-        cards = None if slots is None else tuple(one.id for one in facts.display_devices if one.slot in slots)
-        label, section = ("VM", "vms") if target == "vm" else ("container", "containers")
-        system = _guest_system(guest, config, reading)
-        if request := _request(target, guest, f"{section}.{name}", system, cards=cards, **values):
-            ctid = guest.guest_id if target == "lxc" else 0
-            stack = Stack.of(f"{label} {guest.guest_id} ({name})", request, reading, ctid)
-            stacks.append(dataclasses.replace(stack, is_new=config is None))
+    def add(
+        target: Target, guest: Vm | Container, place: str, slots: Collection[str] | None, driver: str | None
+    ) -> None:
+        stack, config, reading = guest.nvidia, facts.guests.config(guest.guest_id), readings.get(str(guest.guest_id))
+        if stack is not None:
+            # A version that the settings name is more precise than its branch.
+            is_named = driver and stack.driver and fits(parse(stack.driver), parse(driver))
+            cards = None if slots is None else tuple(one.id for one in facts.display_devices if one.slot in slots)
+            system = _guest_system(guest, config, reading)
+            system = dataclasses.replace(system, cards=cards, host_driver=None if is_named else driver)
+            found = Stack.of(Request(target, stack, system, place), reading, guest.guest_id if target == "lxc" else 0)
+            stacks.append(dataclasses.replace(found, is_new=config is None))
 
     for name, vm in vms.items():
-        add("vm", vm, name, [want.gpus[gpu]["slot"] for gpu in vm.cards if gpu in want.gpus])
+        add("vm", vm, f"vms.{name}", [want.gpus[gpu]["slot"] for gpu in vm.cards if gpu in want.gpus], None)
     for name, container in containers.items():
         # One that can't have one of its cards, container.plan refuses.
         numbers, refused = container_plan.numbers(name, container, driver_cards, want)
         slots = None if refused else [driver_cards.slots[number] for number in numbers]
-        add("lxc", container, name, slots, host_driver=driver)
+        add("lxc", container, f"containers.{name}", slots, driver)
     return stacks
 
 

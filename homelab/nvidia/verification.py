@@ -107,24 +107,26 @@ class _Use:
         """The error for what isn't as expected."""
         return self.request.refusal(wanted=what, found=found, why=why, next=next)
 
-    def unrecognised(self, what: str, part: Tried, why: str, next: str) -> HomelabError:
-        """The error for a failure without a known symptom."""
+    def explained(self, part: Tried, what: str, why: str, next: str, log: str = "") -> list[HomelabError]:
+        """Why a program fails: by the symptom in what it has printed, or else by that itself.
+
+        :param log: lines of the kernel's, in which the symptom may be, too.
+        """
+        if known := recognise(f"{log}\n{part.output}", self.context):
+            return known
         if part.status == _TIMED_OUT:
-            return self.error(
-                what,
-                "it wasn't done in the time that nvidia.timeouts.verify gives to all checks",
+            found = "it wasn't done in the time that nvidia.timeouts.verify gives to all checks"
+            why = (
                 "a card that doesn't answer hangs every program that asks it; or something was only slow, such as "
-                "fetching an image",
-                "read `dmesg | grep -E 'NVRM|Xid'`; else set a longer nvidia.timeouts.verify, and run `pulumi up` "
-                "again",
+                "fetching an image"
             )
+            next = (
+                "read `dmesg | grep -E 'NVRM|Xid'`; else set a longer nvidia.timeouts.verify, and run `pulumi up` again"
+            )
+            return [self.error(what, found, why, next)]
         lines = [line for line in part.output.splitlines() if line.strip()]
         quoted = "\n".join(lines[-_QUOTED:]) or "nothing was said"
-        return self.error(what, f"status {part.status}: {quoted}", why, next)
-
-    def explained(self, part: Tried, what: str, why: str, next: str) -> list[HomelabError]:
-        """A program's failure by its symptom, else as of `unrecognised`."""
-        return recognise(part.output, self.context) or [self.unrecognised(what, part, why, next)]
+        return [self.error(what, f"status {part.status}: {quoted}", why, next)]
 
 
 def judge(found: Answer, request: Request, installed: Installed) -> tuple[NvidiaOutput, list[HomelabError]]:
@@ -296,14 +298,8 @@ def _no_cards(use: _Use) -> list[HomelabError]:
     vague."""
     smi, log = use.found.nvidia_smi, "\n".join(since_loaded(use.found.kernel_log)[-_LOG_LINES:])
     vague = smi.status == _TIMED_OUT or any(text in smi.output for text in _VAGUE_MESSAGES)
-    return recognise(f"{log}\n{smi.output}" if vague else smi.output, use.context) or [
-        use.unrecognised(
-            "nvidia-smi that lists the cards",
-            smi,
-            "nothing could use them",
-            f"{AGAIN}; else run `nvidia-smi` there and read `dmesg | grep NVRM`",
-        )
-    ]
+    again = f"{AGAIN}; else run `nvidia-smi` there and read `dmesg | grep NVRM`"
+    return use.explained(smi, "nvidia-smi that lists the cards", "nothing could use them", again, log if vague else "")
 
 
 def _driver_and_cards(use: _Use) -> Iterator[HomelabError]:

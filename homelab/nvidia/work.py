@@ -94,11 +94,11 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
     def _plan(self, inputs: NvidiaSystem.Inputs, generation: dict[str, int]) -> NvidiaSystem.Outputs:
         if inputs.target != "vm":
             self.hold_or_fail(inputs)
-        stack = _needed(self.wanted_stack(inputs), inputs.system_name)
+        stack = self.needed_stack(inputs)
         system = self.read_system_in_time(inputs, stack.timeouts.reboot)
         request = Request(inputs.target, stack, system, inputs.system_name)
         session = ssh.Session(self.reached(inputs))
-        found = stacks.asked(session, Stack.of(inputs.system_name, request, system, inputs.ctid))
+        found = stacks.asked(session, Stack.of(request, system, inputs.ctid))
         raise_all(found.errors)
         if inputs.target == "host":
             raise_all(stacks.refused_by_containers(session, found, self.stack.containers(inputs.host)))
@@ -107,17 +107,6 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
         if inputs.agent:
             session.put_agent(inputs.agent_owner, float(self.reached(inputs).timeouts.step))
         return NvidiaSystem.Outputs(facts=facts_of(system, inputs.target), generation=generation, stale=False)
-
-
-def _needed(stack: Nvidia | None, name: str) -> Nvidia:
-    if stack is None:
-        raise HomelabError(
-            wanted=f"homelab:{name}.nvidia in the stack's configuration",
-            found="it is missing",
-            why="it says what is to be installed there",
-            next="put it back, or run `pulumi up` to give NVIDIA's stack there up",
-        )
-    return stack
 
 
 class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
@@ -179,7 +168,7 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
 
     def create(self, inputs: NvidiaVerification.Inputs) -> NvidiaVerification.Outputs:
         # The state has no secret, and nothing that says only how.
-        stack = _needed(self.wanted_stack(inputs), inputs.system_name)
+        stack = self.needed_stack(inputs)
         if inputs.target == "vm":
             # It may have been started a moment ago.
             self.read_system_in_time(inputs, stack.timeouts.reboot)

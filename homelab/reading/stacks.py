@@ -111,4 +111,4 @@ def _follower(session: ssh.Session, name: str, container: Container, version: st
     # Its cards may come in this very run, or be seen only once the host's module is loaded.
     system = dataclasses.replace(inside, host_driver=version, cards=None)
     request = Request("lxc", container.nvidia, system, f"containers.{name}")
-    return Stack.of(f"container {container.ctid}", request, inside, container.ctid)
+    return Stack.of(request, inside, container.ctid)
