@@ -160,9 +160,9 @@ class NvidiaGuestStack(Component):
         :param after: what they are done again after, besides the packages.
         """
         system, done = self._system, [*self._done, *after]
-        if system.nvidia.container_toolkit is not None:
+        if (runtime := system.nvidia.container_toolkit) is not None:
             both = pulumi.Output.all(self._request, self._installed)
-            configure = both.apply(lambda values: steps.toolkit(*values))
+            configure = both.apply(lambda values: steps.toolkit(runtime, *values))
             last = toolkit = self._step("toolkit", "container_toolkit", configure, last)
             done.append(toolkit.stdout)
         verified = NvidiaVerification(

@@ -7,7 +7,7 @@ import dataclasses
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from homelab.container import plan as container_plan
 from homelab.errors import HomelabError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from homelab.facts.host import HostFacts
     from homelab.host.plan import Wanted as HostPlan
     from homelab.nvidia.reading import SystemReading
+    from homelab.nvidia.settings import Nvidia
     from homelab.settings import Container, Host, Vm
     from remote_scripts.both.symptoms import Target
 
@@ -40,9 +41,16 @@ class Stack:
     errors: list[HomelabError] = field(default_factory=list)
 
     @classmethod
-    def of(cls, request: Request, reading: SystemReading | None, ctid: int | None = None) -> Stack:
-        """The stack by what is known before apt is asked."""
-        return cls(request, reading, ctid or 0, errors=plan.refused(request))
+    def of(
+        cls, target: Target, settings: Nvidia, name: str, reading: SystemReading | None, ctid: int = 0, **known: Any
+    ) -> Stack:
+        """The stack by what is known before apt is asked.
+
+        :param name: as of `Request`.
+        :param known: the system's facts that are known otherwise than by the reading.
+        """
+        request = Request(target, settings, dataclasses.replace(reading or SystemFacts(), **known), name)
+        return cls(request, reading, ctid, errors=plan.refused(request))
 
     @property
     def is_done(self) -> bool:
@@ -101,8 +109,7 @@ def of_host(
     slots_of_vms = {gpu["slot"] for gpu in want.gpus.values() if gpu["use"] == "vm"}
     # A card's current driver says nothing about the next boot.
     cards = tuple(device.id for device in facts.display_devices if device.slot not in slots_of_vms)
-    system = dataclasses.replace(reading or SystemFacts(), cards=cards)
-    return Stack.of(Request("host", host.nvidia, system, f"hosts.{name}"), reading)
+    return Stack.of("host", host.nvidia, f"hosts.{name}", reading, cards=cards)
 
 
 def of_guests(
@@ -129,15 +136,17 @@ def of_guests(
     def add(
         target: Target, guest: Vm | Container, place: str, slots: Collection[str] | None, driver: str | None
     ) -> None:
-        stack, config, reading = guest.nvidia, facts.guests.config(guest.guest_id), readings.get(str(guest.guest_id))
-        if stack is not None:
+        config, reading = facts.guests.config(guest.guest_id), readings.get(str(guest.guest_id))
+        if guest.nvidia is not None:
             # A version that the settings name is more precise than its branch.
-            is_named = driver and stack.driver and fits(parse(stack.driver), parse(driver))
-            cards = None if slots is None else tuple(one.id for one in facts.display_devices if one.slot in slots)
-            system = _guest_system(guest, config, reading)
-            system = dataclasses.replace(system, cards=cards, host_driver=None if is_named else driver)
-            found = Stack.of(Request(target, stack, system, place), reading, guest.guest_id if target == "lxc" else 0)
-            stacks.append(dataclasses.replace(found, is_new=config is None))
+            is_named = driver and guest.nvidia.driver and fits(parse(guest.nvidia.driver), parse(driver))
+            known = {
+                **_distribution(guest, config),
+                "cards": None if slots is None else tuple(one.id for one in facts.display_devices if one.slot in slots),
+                "host_driver": None if is_named else driver,
+            }
+            stack = Stack.of(target, guest.nvidia, place, reading, guest.guest_id if target == "lxc" else 0, **known)
+            stacks.append(dataclasses.replace(stack, is_new=config is None))
 
     for name, vm in vms.items():
         add("vm", vm, f"vms.{name}", [want.gpus[gpu]["slot"] for gpu in vm.cards if gpu in want.gpus], None)
@@ -153,17 +162,15 @@ def of_guests(
 _TEMPLATE = re.compile(r"(?:.*/)?(debian|ubuntu)-(\d+(?:\.\d+)?)-.*\.(?:tar\.\w+|qcow2|raw|vmdk)")
 
 
-def _guest_system(guest: Vm | Container, config: GuestConfig | None, reading: SystemReading | None) -> SystemFacts:
-    """The facts of a guest as a system: from a reading of it, else from its configuration, else from its template."""
+def _distribution(guest: Vm | Container, config: GuestConfig | None) -> dict[str, str]:
+    """What is known of a guest's distribution without a reading of it: from its configuration, else from its
+    template."""
     if config is None:
         known = next(filter(None, map(_TEMPLATE.fullmatch, guest.volumes)), None)
-        return SystemFacts(distribution=known[1], version=known[2]) if known else SystemFacts()
-    if config.is_windows:
-        return SystemFacts(distribution="windows", version="")
-    if reading is not None:
-        return reading
+        return {"distribution": known[1], "version": known[2]} if known else {}
     kind = config.values.get("ostype", "unmanaged") if config.kind == "lxc" else "unmanaged"
-    return SystemFacts() if kind in ("debian", "ubuntu", "unmanaged") else SystemFacts(distribution=kind, version="")
+    kind = "windows" if config.is_windows else kind
+    return {} if kind in ("debian", "ubuntu", "unmanaged") else {"distribution": kind, "version": ""}
 
 
 def powered_off(facts: HostFacts, vms: Mapping[str, Vm], containers: Mapping[str, Container]) -> Iterator[HomelabError]:

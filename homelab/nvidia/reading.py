@@ -5,32 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import cast
 
-from homelab.errors import HomelabError
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.nvidia.settings import Nvidia
 from homelab.shapes import SystemState
 from remote_scripts.both.read_system import Answer
 from remote_scripts.both.symptoms import Target
-from remote_scripts.tools.plain import FormError, of_plain, to_plain
+from remote_scripts.tools.plain import of_plain, to_plain
 
 #: A reading of a system.
 SystemReading = Answer
 
 
 def parse(answer: Mapping[str, object]) -> SystemReading:
-    """A reading in the answer of the layer read_system.
-
-    :raises HomelabError: it isn't a reading.
-    """
-    try:
-        return of_plain(SystemReading, answer, "reading")
-    except FormError as error:
-        raise HomelabError(
-            wanted="the reading of a system, as read_system gives it",
-            found=str(error),
-            why="an NVIDIA stack is planned from it",
-            next="run `pulumi up --refresh`, which puts the same version of both parts there",
-        ) from error
+    """A reading in the answer of the layer read_system."""
+    return of_plain(SystemReading, answer, "reading")
 
 
 def facts_of(reading: SystemReading, target: Target) -> SystemState:

@@ -8,9 +8,8 @@ cause once; any other is quoted.
 from __future__ import annotations
 
 import csv
-import io
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -73,8 +72,7 @@ class _Use:
     def release(self) -> str | None:
         """Of nvcc."""
         nvcc = self.found.nvcc
-        match = re.search(r"release (\d+\.\d+)", nvcc.output) if nvcc and nvcc.status == 0 else None
-        return match[1] if match else None
+        return _first(r"release (\d+\.\d+)", nvcc.output) if nvcc and nvcc.status == 0 else None
 
     @property
     def driver(self) -> str:
@@ -141,11 +139,9 @@ def judge(found: Answer, request: Request, installed: Installed) -> tuple[Nvidia
     if unfetched := _unfetched_image(request, found.container):
         found = replace(found, container=None)
     use = _Use(found, request, installed)
-    interface = re.search(r"NVENC (\d+\.\d+)", use.loads.get("libnvidia-encode.so.1", ""))
+    loads = defaultdict(str, use.loads)
     beside = {
-        row.name: match[1]
-        for row in request.data.cuda_libraries
-        if (match := re.match(r"loaded, \S+ (\d+(?:\.\d+)+)", use.loads.get(row.soname, "")))
+        row.name: _first(r"^loaded, \S+ (\d+(?:\.\d+)+)", loads[row.soname]) for row in request.data.cuda_libraries
     }
     output: NvidiaOutput = {
         "driver": use.driver,
@@ -156,14 +152,19 @@ def judge(found: Answer, request: Request, installed: Installed) -> tuple[Nvidia
         "container": _succeeded("container", found.container),
         "uvm": _succeeded("uvm", found.uvm),
         "video": use.loads_all("video"),
-        "nvenc": interface[1] if interface else None,
+        "nvenc": _first(r"NVENC (\d+\.\d+)", loads["libnvidia-encode.so.1"]),
         "graphics": use.loads_all("graphics"),
-        "cudnn": beside.get("cudnn"),
-        "nccl": beside.get("nccl"),
+        "cudnn": beside["cudnn"],
+        "nccl": beside["nccl"],
         "cdi": _specification(found)[1] or None,
         "unchecked": unfetched,
     }
     return output, _unique([*_errors(use), *_libraries(use)])
+
+
+def _first(pattern: str, text: str) -> str | None:
+    match = re.search(pattern, text)
+    return match[1] if match else None
 
 
 def _specification(found: Answer) -> tuple[str, str]:
@@ -194,12 +195,9 @@ def _unfetched_image(request: Request, container: Tried | None) -> list[str]:
 
 def _cards_of_smi(output: str) -> list[dict[str, str | None]]:
     """The cards of nvidia-smi's table: names of `_COLUMNS` -> text; None for [N/A]."""
-    lines = output.splitlines()
-    start = next((number for number, line in enumerate(lines) if line.startswith("index")), None)
-    if start is None:
-        return []
+    _, head, rows = f"\n{output}".partition("\nindex,")
     cards = []
-    for fields in csv.DictReader(io.StringIO("\n".join(lines[start:])), skipinitialspace=True):
+    for fields in csv.DictReader(f"{head}{rows}".strip().splitlines(), skipinitialspace=True):
         # A warning below the table has no second field.
         values = {str(key).partition(" ")[0]: value for key, value in fields.items() if isinstance(value, str)}
         if not values.get("uuid", "").startswith(("GPU-", "MIG-")):

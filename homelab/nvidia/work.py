@@ -12,7 +12,6 @@ from homelab.nvidia import judge, verification
 from homelab.nvidia.plan import notes
 from homelab.nvidia.preview import Stack
 from homelab.nvidia.reading import SystemReading, facts_of, request_of
-from homelab.nvidia.request import Request
 from homelab.nvidia.resource import LAYERS, GuestReboot, NvidiaSystem, NvidiaVerification
 from homelab.nvidia.settings import Nvidia
 from homelab.reading import stacks
@@ -96,13 +95,13 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
             self.hold_or_fail(inputs)
         stack = self.needed_stack(inputs)
         system = self.read_system_in_time(inputs, stack.timeouts.reboot)
-        request = Request(inputs.target, stack, system, inputs.system_name)
         session = ssh.Session(self.reached(inputs))
-        found = stacks.asked(session, Stack.of(request, system, inputs.ctid))
+        asked = Stack.of(inputs.target, stack, inputs.system_name, system, inputs.ctid or 0)
+        found = stacks.asked(session, asked)
         raise_all(found.errors)
         if inputs.target == "host":
             raise_all(stacks.refused_by_containers(session, found, self.stack.containers(inputs.host)))
-        for note in notes(request, found.known):
+        for note in notes(found.request, found.known):
             tell(f"{inputs.system_name}: {note}")
         if inputs.agent:
             session.put_agent(inputs.agent_owner, float(self.reached(inputs).timeouts.step))

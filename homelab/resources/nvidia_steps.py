@@ -8,25 +8,24 @@ from homelab.facts.kernel_log import OF_MODULES
 from homelab.nvidia import plan
 from homelab.nvidia.request import Request
 from homelab.remote.scripts import file
+from homelab.shapes import Runtime
 from remote_scripts.both import container_toolkit, nvidia_verification
 from remote_scripts.both.nvidia_packages import Answer
 
 
-def toolkit(request: Request, installed: Answer) -> container_toolkit.Wanted:
+def toolkit(runtime: Runtime, request: Request, installed: Answer) -> container_toolkit.Wanted:
     """What the layer container_toolkit is to do.
 
+    :param runtime: that of the settings.
     :param installed: what the packages' step has answered.
-    :raises ValueError: the settings have no container toolkit.
     """
     settings, data = request.settings, request.data.toolkit
-    if settings.container_toolkit is None:
-        raise ValueError("the settings have no container toolkit")
     return container_toolkit.Wanted(
         target=request.target,
-        runtime=settings.container_toolkit,
+        runtime=runtime,
         software=plan.software(settings, plan.context(request)),
         cdi=plan.cdi(request),
-        cdi_options=data.without_groups if settings.container_toolkit == "podman" else (),
+        cdi_options=data.without_groups if runtime == "podman" else (),
         options_since=str(data.groups_since),
         podman_reads=str(data.podman_reads_groups),
         driver=installed.version,

@@ -77,7 +77,7 @@ def request_of(world: World, **stack: object) -> Request:
 
 def on_host(world: World, driver: str = "595") -> Stack:
     """What comes of the host's own question."""
-    stack = Stack.of(request_of(world, driver=driver), parse(world.reading(0)))
+    stack = Stack.of("host", Nvidia(driver=driver), "hosts.pve", parse(world.reading(0)))
     return stacks.asked(cast(ssh.Session, world), stack)
 
 
