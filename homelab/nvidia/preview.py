@@ -14,7 +14,7 @@ from homelab.errors import HomelabError
 from homelab.nvidia import judge, plan
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.nvidia.versions import fits, parse
-from remote_scripts.both.nvidia_packages import Said
+from remote_scripts.both.nvidia_packages import Said, Try
 
 if TYPE_CHECKING:
     from homelab.facts.guests import GuestConfig
@@ -67,9 +67,9 @@ class Stack:
         return dataclasses.replace(self, said=said, errors=plan.refused(self.request, said))
 
     @property
-    def driver_to_be(self) -> dict[str, str]:
-        """The driver that the system gets, or that is there and stays, as of `plan.driver_to_be`."""
-        return plan.driver_to_be(self.request, self.known)
+    def coming(self) -> Try | None:
+        """The driver that the system gets, or that is there and stays, as of `plan.coming`."""
+        return plan.coming(self.request, self.known)
 
     @property
     def known(self) -> Said | None:
@@ -129,7 +129,9 @@ def of_guests(
     :param readings: a guest's id -> the reading of that system.
     """
     # That a host has none at all, container.plan refuses.
-    driver = on_host.driver_to_be.get("driver") if on_host else facts.nvidia.version or None
+    driver = facts.nvidia.version or None
+    if on_host is not None:
+        driver = on_host.coming.driver if on_host.coming else None
     driver_cards = container_plan.cards(facts, want, vms, driver_comes=on_host is not None)
     stacks = []
 

@@ -97,8 +97,9 @@ def _with_files(session: ssh.Session, tree: Tree) -> Tree:
     values: CardValues | None = card_values.wanted(want.gpus, host.gpus)
     if values and not values.values and not any(file.layer == "values" for file in tree.facts.managed):
         values = None
-    driver = next((stack.driver_to_be for stack in tree.stacks if stack.request.target == "host"), {})
-    to_be = wanted_reboot(host, want.words, want.functions, driver.get("driver", ""), driver.get("flavour", ""))
+    driver = next((stack.coming for stack in tree.stacks if stack.request.target == "host"), None)
+    version, flavour = (driver.driver, driver.flavour or "") if driver else ("", "")
+    to_be = wanted_reboot(host, want.words, want.functions, version, flavour)
     writing = _writing(host, want, tree.wanted.containers.values(), values, tree.facts, tree.wanted.vms)
     *written, restart = session.plan([*writing, ("reboot", to_be)])
     files = [plan.PlannedFile(**file) for answer in written for file in answer["files"]]

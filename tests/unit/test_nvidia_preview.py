@@ -107,8 +107,7 @@ def test_a_plan_says_what_apt_would_do_and_the_boot_is_planned_with_that() -> No
     asked = stack.answered(Said(chosen=0, version="595.58.03", was="590.48.01", way_back=False))
     assert asked.errors == [] and "595.58.03" in asked.text and asked.is_replaced
     assert "no way back" in asked.text
-    to_be = asked.driver_to_be
-    assert (to_be["driver"], to_be["flavour"]) == ("595.58.03", "open")
+    assert asked.coming and (asked.coming.driver, asked.coming.flavour) == ("595.58.03", "open")
 
 
 def test_what_apt_can_not_do_is_refused_before_anything_is_changed() -> None:
@@ -125,8 +124,7 @@ def test_the_driver_of_a_system_that_is_as_it_is_wanted_is_the_one_that_is_there
     inside = replace(seen(steps=("packages",), **DEBIAN), asked=digest, libraries="580.178.04")
     (stack,) = stacks_of(found, facts, {"host": inside})
     assert stack.is_done and not stack.is_replaced and "as they are wanted, driver 580.178.04" in stack.text
-    to_be = stack.driver_to_be
-    assert (to_be["driver"], to_be["flavour"]) == ("580.178.04", "open")
+    assert stack.coming and (stack.coming.driver, stack.coming.flavour) == ("580.178.04", "open")
 
 
 def test_a_card_set_by_address_is_refused_once_the_host_was_read() -> None:
