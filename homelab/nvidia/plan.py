@@ -183,8 +183,9 @@ def _beside(request: Request) -> Iterator[str]:
 
 
 def beside_cuda(request: Request) -> tuple[CudaLibrary, ...]:
-    """cuDNN and NCCL, as far as they are wanted; the settings have neither without CUDA."""
-    return request.data.libraries_beside(request.settings.cudnn, nccl=request.settings.nccl)
+    """The wanted cuDNN, by its major version, and NCCL; the settings have neither without CUDA."""
+    wanted = {"cudnn": request.settings.cudnn, "nccl": "2" if request.settings.nccl else None}
+    return tuple(row for row in request.data.cuda_libraries if wanted[row.name] == row.version)
 
 
 def index(request: Request) -> nvidia_index.Wanted:

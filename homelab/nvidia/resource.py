@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pulumi
 
 from homelab.remote import scripts
-from homelab.resources.base import Act, HostInputs, Probe, Values
+from homelab.resources.base import Act, HostInputs, Probe
 from homelab.shapes import NvidiaOutput, SystemState
 
 # What the steps leave on a system, in the order in which they do.
@@ -89,10 +89,9 @@ class GuestReboot(Act):
         generation: str
 
     @classmethod
-    def replacing(cls, state: Values, changed: Values) -> set[str]:
-        """The packages' step may answer in other words, with a new version of this program, that no reboot is needed:
-        then this one looks again."""
-        return {key for key in super().replacing(state, changed) if key != "step" or _may_need_a_reboot(changed[key])}
+    def says_nothing(cls, key: str, new: Any) -> bool:
+        """An answer of the packages' step that no reboot is needed is no reason to look."""
+        return key == "step" and isinstance(new, str) and scripts.answer(new).get("reboot") != "yes"
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
@@ -101,11 +100,6 @@ class GuestReboot(Act):
         boot_id: str
 
     boot_id: pulumi.Output[str]
-
-
-def _may_need_a_reboot(step: Any) -> bool:
-    # Does an answer of the packages' step ask for a reboot, as far as it is known?
-    return not isinstance(step, str) or scripts.answer(step).get("reboot") == "yes"
 
 
 class NvidiaVerification(Act):

@@ -247,8 +247,13 @@ _PROGRAMS = {
 def _errors(use: _Use) -> Iterator[HomelabError]:
     found, cards = use.found, use.cards
     yield from _driver_and_cards(use) if cards else _no_cards(use)
-    if found.nvcc:
-        yield from _compiler(use, found.nvcc)
+    if found.nvcc and use.request.cuda and use.release != (short := use.request.cuda.short):
+        yield from use.explained(
+            found.nvcc,
+            f"nvcc of CUDA {use.request.cuda}",
+            "CUDA programs are compiled with it, for the cards and drivers that this release knows",
+            f"{AGAIN}; by hand: `apt-get install --reinstall cuda-nvcc-{short.replace('.', '-')}` there",
+        )
     program_errors: list[HomelabError] = []
     for key, part in {"program": found.program, "container": found.container}.items():
         # Nothing works without the driver, nor a program without its compiler.
@@ -335,19 +340,6 @@ def _driver_and_cards(use: _Use) -> Iterator[HomelabError]:
             "those that were meant",
             "in its host's settings look at gpuAssignment (vms.…, containers.…) and `lspci -nn -d 10de:`; for a "
             "missing one read `dmesg | grep NVRM`",
-        )
-
-
-def _compiler(use: _Use, nvcc: Tried) -> Iterator[HomelabError]:
-    what, short = f"nvcc of CUDA {use.request.cuda}", use.request.cuda.short if use.request.cuda else ""
-    if use.release is None:
-        again = f"{AGAIN}; by hand: `apt-get install --reinstall cuda-nvcc-{short.replace('.', '-')}` there"
-        yield from use.explained(nvcc, what, "CUDA programs are compiled with it", again)
-    elif use.release != short:
-        yield use.error(
-            what,
-            f"nvcc is of {use.release}",
-            "what it compiles could be for other cards and drivers than those that were meant",
         )
 
 

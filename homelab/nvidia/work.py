@@ -54,10 +54,11 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
             tell(f"{name}: NVIDIA's stack was not compared: {away}")
             return outputs
         # What leaves the stack isn't looked at.
-        system = self._reading(inputs) if self.wanted_stack(inputs) is not None else None
-        if system is None:
+        reading = self._reading(inputs) if self.wanted_stack(inputs) is not None else None
+        if reading is None:
             return outputs
-        reading, has_agent = system
+        # Of a VM, which alone keeps one of its own.
+        has_agent = reading.agents.get(inputs.agent_owner, "") == inputs.agent
         stack = Nvidia.model_construct(**inputs.nvidia)
         old, new = outputs.facts, facts_of(reading, inputs.target)
         changed = [key for key in new if old.get(key) != new.get(key)]
@@ -72,19 +73,18 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
         generation = raised(outputs.generation, drifted, LAYERS)
         return dataclasses.replace(outputs, generation=generation, stale=bool(changed) or not has_agent)
 
-    def _reading(self, inputs: NvidiaSystem.Inputs) -> tuple[SystemReading, bool] | None:
-        """The system as a refresh sees it, and whether a VM has its agent: a host and its containers on the host's one
-        connection; None where it can't be reached."""
+    def _reading(self, inputs: NvidiaSystem.Inputs) -> SystemReading | None:
+        """The system as a refresh sees it: a host and its containers on the host's one connection; None where it can't
+        be reached."""
         if inputs.target != "vm":
             found = self.facts_of_refresh(inputs).systems.get(str(inputs.ctid or "host"))
             if isinstance(found, HomelabError):
                 raise found
             if found is None:
                 tell(f"{inputs.system_name}: it doesn't run, or is locked: NVIDIA's stack in it was not compared")
-            return (found, True) if isinstance(found, SystemReading) else None
+            return found if isinstance(found, SystemReading) else None
         try:
-            system = self.read_system(inputs)
-            return system, system.agents.get(inputs.agent_owner, "") == inputs.agent
+            return self.read_system(inputs)
         except UnreachableError as error:
             # A VM may be off for good reasons; that is no reason to stop the refresh of everything else.
             tell(f"{inputs.system_name}: can't be reached, and wasn't compared: {error.found}")

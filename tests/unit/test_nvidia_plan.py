@@ -14,7 +14,7 @@ import pytest
 from homelab.errors import HomelabError
 from homelab.nvidia.checks import fitting_cudas, fitting_drivers
 from homelab.nvidia.compatibility import Target, load
-from homelab.nvidia.plan import cdi, coming, described, notes, refused, tries, wanted
+from homelab.nvidia.plan import beside_cuda, cdi, coming, described, notes, refused, tries, wanted
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.nvidia.settings import Nvidia
 from remote_scripts.both.nvidia_packages import Said, Try, Wanted
@@ -177,12 +177,18 @@ def test_cudnn_and_nccl_are_those_of_the_major_release_of_cuda(cuda: str, major:
         f"libnccl2=*+cuda{major}.*",
         f"libnccl-dev=*+cuda{major}.*",
     )
-    assert [row.soname for row in load().libraries_beside("9", nccl=True)] == ["libcudnn.so.9", "libnccl.so.2"]
+    assert [row.soname for row in beside_cuda(request("vm", UBUNTU, cuda=cuda, cudnn="9", nccl=True))] == [
+        "libcudnn.so.9",
+        "libnccl.so.2",
+    ]
 
 
 def test_cuda_alone_brings_neither() -> None:
     plan = planned("vm", UBUNTU, driver="580", cuda="12.8")
-    assert plan.beside == ("cuda-toolkit-12-8", "build-essential") and load().libraries_beside(None, nccl=False) == ()
+    assert (
+        plan.beside == ("cuda-toolkit-12-8", "build-essential")
+        and beside_cuda(request("vm", UBUNTU, cuda="12.8")) == ()
+    )
 
 
 @pytest.mark.parametrize("settings", [{"cudnn": "9"}, {"nccl": True}])

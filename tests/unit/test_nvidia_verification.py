@@ -232,7 +232,7 @@ def test_what_wasnt_asked_for_is_null() -> None:
     [
         ({"driver": "580.95.05"}, ("driver 580.95.05", "580.105.08 is in use", "reboot")),
         ({"flavour": "proprietary"}, ("the proprietary kernel modules", "open ones are loaded", "--refresh")),
-        ({"cuda": "13.0"}, ("CUDA 13.0", "nvcc is of 12.8", "--refresh")),
+        ({"cuda": "13.0"}, ("CUDA 13.0", "release 12.8, V12.8.93", "--refresh")),
         ({"cards": ("10de:2684",)}, ("10de:2684 (Ada)", "NVIDIA GeForce RTX 5090 (10de:2b85)", "gpuAssignment")),
         ({"cards": ("10de:2b85", "10de:2b85")}, ("2 card(s)", "1 in nvidia-smi", "dmesg")),
         ({"cards": ("10de:2b85", "10de:9999")}, ("10de:9999 (unknown)", "1 in nvidia-smi", "dmesg")),
