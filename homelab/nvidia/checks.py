@@ -15,11 +15,6 @@ from homelab.nvidia.request import Request
 from homelab.nvidia.versions import Version, fits, of_kernel, parse
 
 
-def refusals(request: Request) -> list[HomelabError]:
-    """Every reason to refuse a stack, as far as its facts are known; empty where there is none."""
-    return [error for check in CHECKS for error in check(request)]
-
-
 def card_text(request: Request, *devices: str) -> str:
     """Cards for a message: their ids and generations.
 
@@ -264,6 +259,7 @@ def cuda_advice(request: Request, offered: Container[str] | None = None) -> str:
     return f'set nvidia.cuda: "{newest}"' + (f", or an older one that fits ({', '.join(others)})" if others else "")
 
 
+#: All of them, in the order in which they are said.
 CHECKS: tuple[Callable[[Request], Iterator[HomelabError]], ...] = (
     supported_system,
     has_a_card,

@@ -14,7 +14,7 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 from homelab.errors import HomelabError
-from homelab.nvidia.checks import card_text, cuda_advice, driver_text, fitting_drivers, refusals, sha256_advice
+from homelab.nvidia.checks import CHECKS, card_text, cuda_advice, driver_text, fitting_drivers, sha256_advice
 from homelab.nvidia.compatibility import CudaLibrary, Flavour, Key
 from homelab.nvidia.request import Request
 from homelab.nvidia.settings import Nvidia
@@ -235,7 +235,7 @@ def refused(request: Request, said: Said | None = None) -> list[HomelabError]:
 
     :param said: what apt says on the system; None: it wasn't asked, and facts and settings alone decide.
     """
-    errors = refusals(request)
+    errors = [error for check in CHECKS for error in check(request)]
     return errors if errors or said is None else list(_by_apt(request, said))
 
 

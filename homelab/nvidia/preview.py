@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -148,6 +148,14 @@ def of_guests(
                 "host_driver": None if is_named else driver,
             }
             stack = Stack.of(target, guest.nvidia, place, reading, guest.guest_id if target == "lxc" else 0, **known)
+            if config and guest.wanted_power == "keep" and guest.guest_id not in facts.guests.running:
+                off = stack.request.refusal(
+                    wanted="a guest that runs",
+                    found=f"{guest.guest_id} is off, and {place}.power is keep",
+                    why="NVIDIA's stack is installed from inside the guest",
+                    next=f"start it, or set {place}.power: running",
+                )
+                stack = dataclasses.replace(stack, errors=[*stack.errors, off])
             stacks.append(dataclasses.replace(stack, is_new=config is None))
 
     for name, vm in vms.items():
@@ -173,19 +181,3 @@ def _distribution(guest: Vm | Container, config: GuestConfig | None) -> dict[str
     kind = config.values.get("ostype", "unmanaged") if config.kind == "lxc" else "unmanaged"
     kind = "windows" if config.is_windows else kind
     return {} if kind in ("debian", "ubuntu", "unmanaged") else {"distribution": kind, "version": ""}
-
-
-def powered_off(facts: HostFacts, vms: Mapping[str, Vm], containers: Mapping[str, Container]) -> Iterator[HomelabError]:
-    """Refusals of guests that are off and stay off (`power: keep`), as their stack is installed from inside."""
-    guests: dict[str, Vm | Container] = {f"vms.{name}": vm for name, vm in vms.items()}
-    guests |= {f"containers.{name}": container for name, container in containers.items()}
-    staying = {place: one.guest_id for place, one in guests.items() if one.nvidia and one.wanted_power == "keep"}
-    for place, guest in staying.items():
-        # A guest that doesn't exist is refused elsewhere.
-        if guest not in facts.guests.running and facts.guests.config(guest):
-            yield HomelabError(
-                wanted=f"{place} running",
-                found=f"{guest} is off, and {place}.power is keep",
-                why="NVIDIA's stack is installed from inside the guest",
-                next=f"start it, or set {place}.power: running",
-            )

@@ -27,7 +27,7 @@ def facts_of(reading: SystemReading, target: Target) -> SystemState:
     return cast("SystemState", facts if target == "host" else facts | {"kernels": [reading.running]})
 
 
-def request_of(target: Target, name: str, facts: SystemState, stack: Nvidia) -> Request:
+def request_of(target: Target, name: str, facts: Mapping[str, object], stack: Nvidia) -> Request:
     """The request by such facts.
 
     :param name: the system's, in the settings.

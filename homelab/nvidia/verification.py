@@ -86,9 +86,8 @@ class _Use:
 
     @cached_property
     def context(self) -> Context:
-        found = self.found
-        known = "specification" if found.cdi and found.loaded in found.cdi.split() else None
-        flavour = cast("Flavour | None", found.flavour or None)
+        known = "specification" if self.found.cdi and self.found.loaded in self.found.cdi.split() else None
+        flavour = cast("Flavour | None", self.found.flavour or None)
         return replace(plan.context(self.request, self.installed.version), flavour=flavour, known=known)
 
     def demands(self, capability: str) -> bool:
@@ -200,10 +199,9 @@ def _cards_of_smi(output: str) -> list[dict[str, str | None]]:
     for fields in csv.DictReader(f"{head}{rows}".strip().splitlines(), skipinitialspace=True):
         # A warning below the table has no second field.
         values = {str(key).partition(" ")[0]: value for key, value in fields.items() if isinstance(value, str)}
-        if not values.get("uuid", "").startswith(("GPU-", "MIG-")):
-            continue
-        texts = {name: values.get(heading, "[N/A]").strip() for heading, name in _COLUMNS.items()}
-        cards.append({name: None if text.startswith("[") else text for name, text in texts.items()})
+        if values.get("uuid", "").startswith(("GPU-", "MIG-")):
+            texts = {name: values.get(heading, "[N/A]").strip() for heading, name in _COLUMNS.items()}
+            cards.append({name: None if text.startswith("[") else text for name, text in texts.items()})
     return [{**card, "device": _device(card["device"]), "address": _address(card["address"])} for card in cards]
 
 

@@ -4,7 +4,6 @@ restarts a guest, NvidiaVerification uses the stack from inside."""
 from __future__ import annotations
 
 import dataclasses
-from typing import cast
 
 from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.facts import names
@@ -19,7 +18,6 @@ from homelab.remote import scripts, ssh
 from homelab.resources import nvidia_steps as steps
 from homelab.resources.work.base import raised
 from homelab.resources.work.systems import Ask, SystemWork
-from homelab.shapes import SystemState
 from homelab.text import tell
 from remote_scripts.both.nothing import Wanted
 from remote_scripts.both.nvidia_packages import Answer as Installed
@@ -115,7 +113,6 @@ class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
 
     def create(self, inputs: GuestReboot.Inputs) -> GuestReboot.Outputs:
         name, version = inputs.system_name, inputs.driver
-        patience = float(inputs.timeout)
         old = ""
 
         def restart(ask: Ask, current: SystemReading) -> None:
@@ -130,11 +127,11 @@ class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
             ask("apply", "reboot_guest", Wanted())
 
         # Over the same connection: a guest that is on its way down takes no new one.
-        reading = self.read_system_in_time(inputs, patience, then=restart)
+        reading = self.read_system_in_time(inputs, inputs.timeout, then=restart)
         if not old:
             return GuestReboot.Outputs(boot_id=reading.boot_id)
         if reading.boot_id == old:
-            reading = self.read_system_in_time(inputs, patience, old)
+            reading = self.read_system_in_time(inputs, inputs.timeout, old)
         if reason_left := reboot_reason(reading, version):
             raise HomelabError(
                 wanted=f"{name}: NVIDIA's driver {version} in use after a reboot",
@@ -172,7 +169,7 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
             # It may have been started a moment ago.
             self.read_system_in_time(inputs, stack.timeouts.reboot)
         ask = self.asking(inputs, float(stack.timeouts.verify) + SLACK_SECONDS)
-        request = request_of(inputs.target, inputs.system_name, cast("SystemState", inputs.facts), stack)
+        request = request_of(inputs.target, inputs.system_name, inputs.facts, stack)
         installed = of_plain(Installed, scripts.answer(inputs.done[0]))
         wanted = steps.verification(request, installed)
         found = of_plain(Answer, ask("apply", "nvidia_verification", wanted, proxy=stack.proxy_address))

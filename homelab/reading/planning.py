@@ -66,8 +66,7 @@ def planned(
     patience = OUTAGE_SECONDS if timeout is None else timeout
     of_api = probe.check(wanted.name, host, facts, vms, containers, patience)
     of_new, remarks = _of_new_guests(session, facts, {**vms, **containers})
-    off = preview.powered_off(facts, vms, containers)
-    tree = replace(tree, others=[*tree.others, *of_api, *of_new, *off], unread=[*tree.unread, *remarks])
+    tree = replace(tree, others=[*tree.others, *of_api, *of_new], unread=[*tree.unread, *remarks])
     try:
         return tree if tree.refusals else _with_files(session, tree)
     except UnreachableError:

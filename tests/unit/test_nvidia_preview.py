@@ -140,9 +140,9 @@ def test_a_card_set_by_address_is_refused_once_the_host_was_read() -> None:
 def test_a_guest_that_is_off_and_stays_off_is_named() -> None:
     found = settings(vm={"driver": "580"})
     guests = {"configs": [{"kind": "vm", "id": 103, "lines": "machine: q35"}], "mappings": "", "reservations": ""}
-    (error,) = preview.powered_off(desktop(guests={**guests, "running": []}), found.vms, found.containers)
-    assert error.wanted == "vms.v running" and "power is keep" in error.found
-    assert not [*preview.powered_off(desktop(guests={**guests, "running": [103]}), found.vms, found.containers)]
+    _, (error,) = described(found, guests={**guests, "running": []})
+    assert error.wanted == "vms.v: a guest that runs" and "power is keep" in error.found
+    assert described(found, guests={**guests, "running": [103]})[1] == []
 
 
 def test_the_hosts_driver_is_for_the_cards_that_stay_with_it() -> None:
