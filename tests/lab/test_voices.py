@@ -198,7 +198,7 @@ MIXED: dict[str, Act] = {
     "the VM off": "qm shutdown 103",
     "its card taken out": "qm shutdown 103; qm set 103 --delete hostpci0",
     "a line gone, with libraries": "pct stop 201; pct set 201 --delete dev0; pct start 201",
-    "libraries gone": "pct exec 201 -- apt-get -y remove libnvidia-ml1 libcuda1 nvidia-smi",
+    "libraries gone": "pct exec 201 -- bash -c 'rm $HOMELAB_ROOT/usr/lib/x86_64-linux-gnu/libnvidia-ml.so*'",
     "a container off": "pct stop 201",
     "a container locked": "pct set 201 --lock backup",
     "the service off": "systemctl disable homelab-nvidia-nodes.service",
