@@ -127,7 +127,8 @@ class Machine:
 
     def toolkit_step(self, version: str, capabilities: Sequence[str] = ()) -> Asked:
         """The container toolkit's, after the first one, which has left this driver."""
-        return Asked("container_toolkit", steps.toolkit(self.request(), self.installed(version, capabilities)))
+        runtime, installed = self.settings.container_toolkit or "docker", self.installed(version, capabilities)
+        return Asked("container_toolkit", steps.toolkit(runtime, self.request(), installed))
 
     # -- what is there ----------------------------------------------------------------------------------------
     def tree(self) -> dict[str, tuple[int, bytes]]:
