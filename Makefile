@@ -11,7 +11,7 @@ WORKERS ?= auto
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help .ready .engine up down preview pull-request-preview outputs test test-lab test-nightly test-plain test-fast test-metal test-metal-core test-windows lint format docs bench lock clean
+.PHONY: help .ready .engine up down preview pull-request-preview outputs test test-lab test-nightly test-plain test-fast test-metal test-metal-core test-node test-windows lint format docs bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 32
@@ -75,6 +75,13 @@ test-metal: .venv/.dev ## test on a real kernel, a Debian under QEMU (Linux; an 
 test-metal-core: .venv/.dev ## run only the part of test-metal from a stock host to a bound card
 	@$(VENV) -m tests.metal.prerequisites
 	@$(VENV) -m pytest -m core tests/metal
+
+# Of the tier's options, each by a variable of its name.
+NODE_OPTIONS = $(if $(CARD),--card "$(CARD)") $(if $(SLOW),--slow "$(SLOW)") $(if $(YES),--yes) $(if $(HOST_KEY),--host-key "$(HOST_KEY)") \
+  $(if $(IDENTITY),--identity "$(IDENTITY)") $(if $(RECORD),--record "$(RECORD)") $(if $(ROADS),--roads "$(ROADS)")
+
+test-node: .venv/.dev ## run roads on a throw-away Proxmox VE node: NODE=root@ADDRESS (docs/node.md; CARD=first SLOW=20 YES=1 RECORD=FOLDER)
+	@$(VENV) -m tests.scratch -m tests.node "$(NODE)" $(NODE_OPTIONS)
 
 test-windows: .venv/.dev ## test with Pulumi and Python for Windows, under Wine, on the simulated host (Linux)
 	@$(VENV) -m tests.windows.prerequisites

@@ -7,7 +7,8 @@ from typing import Any
 import pulumi
 from pulumi_command import remote
 
-from homelab.guest.resource import Guest, goes_away
+from homelab.guest.mark import goes_away
+from homelab.guest.resource import Guest
 from homelab.host.resource import HostProbe
 from homelab.resources.command import Place, Request, step
 from homelab.settings import Container, Host, Vm
@@ -79,7 +80,7 @@ class GuestComponent(Component):
             "power": guest.wanted_power,
             "shutdown": guest.shutdown.model_dump(mode="json"),
             "instance": self._instance,
-            "goes_away": goes_away(guest),
+            "goes_away": goes_away(guest.create),
             "boot": boot,
         }
         self._boot_id = pulumi.Output.from_input(boot).apply(lambda seen: seen["id"])

@@ -14,7 +14,7 @@ import pulumi
 
 from homelab.container import makers
 from homelab.container.resource import ContainerProbe, ContainerVerification
-from homelab.guest.resource import goes_away
+from homelab.guest.mark import goes_away
 from homelab.later import later
 from homelab.remote import scripts
 from homelab.resources import limits
@@ -102,7 +102,7 @@ class GpuLxc(GuestComponent):
                     ctid=container.ctid,
                     proxy=stack.proxy_address,
                 ),
-                undone=not goes_away(container),
+                undone=not goes_away(container.create),
                 identity=identity,
                 opts=self._part(given),
             )
@@ -147,7 +147,7 @@ def _wanted(container: Container, owner: str, *, cards: Cards, rebooted_at: int)
         shutdown=container.shutdown.timeout,
         otherwise=container.shutdown.otherwise,
     )
-    return ContainerCards(ctid=container.ctid, cards=cards, terms=terms, goes_away=goes_away(container))
+    return ContainerCards(ctid=container.ctid, cards=cards, terms=terms, goes_away=goes_away(container.create))
 
 
 def _method(answer: dict[str, Any]) -> str | None:

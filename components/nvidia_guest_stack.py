@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 from pulumi_command import remote
 
-from homelab.guest.resource import goes_away
+from homelab.guest.mark import goes_away
 from homelab.host.resource import HostProbe
 from homelab.later import later
 from homelab.nvidia.resource import GuestReboot, NvidiaSystem, NvidiaVerification
@@ -125,7 +125,7 @@ class NvidiaGuestStack(Component):
             depends_on=(gpu_vm,),
             after=gpu_vm.in_force,
             started=gpu_vm.started,
-            stays=not goes_away(vm),
+            stays=not goes_away(vm.create),
         )
         return cls(system)
 
@@ -149,7 +149,7 @@ class NvidiaGuestStack(Component):
             after=pulumi.Output.concat(gpu_lxc.in_force, " ", boot.driver),
             ctid=container.ctid,
             started=gpu_lxc.started,
-            stays=not goes_away(container),
+            stays=not goes_away(container.create),
         )
         return cls(system)
 

@@ -121,6 +121,8 @@ class JudgedGuest(Judged):
     """Whether it runs now."""
     will_run: bool = False
     """Whether it runs afterwards."""
+    is_deleted: bool = False
+    """It goes with its disks: this program has made it."""
     options: dict[str, str | None] = field(default_factory=dict)
     """All of it; None: it isn't to have the key."""
     change: dict[str, str | None] = field(default_factory=dict)

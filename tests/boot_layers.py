@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import zipfile
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from homelab.remote import agent
 from homelab.settings import Timeouts
@@ -19,6 +20,9 @@ from remote_scripts.both.terms import Terms
 from remote_scripts.notes.container_note import Cards
 from remote_scripts.tools import modules
 from tests import sent_along
+
+if TYPE_CHECKING:
+    from tests.host import Host
 
 # As the settings have it where they say nothing.
 ROLLBACK_SECONDS = Timeouts().rollback
@@ -79,6 +83,14 @@ def archive_with(*changes: tuple[str, str, str]) -> str:
         assert old in texts[f"remote_scripts.{module}"], f"{module}: {old}"
         texts[f"remote_scripts.{module}"] = texts[f"remote_scripts.{module}"].replace(old, new)
     return base64.b64encode(modules.packed(texts)).decode()
+
+
+def asked_of(host: Host, verb: str, layer: str, wanted: Any, *changes: tuple[str, str, str]) -> str:
+    """What a layer answers, or says, asked as a session asks it, with other text in some of the agent's modules."""
+    # Of no version that is kept on the host.
+    request = json.dumps(json.loads(agent.asked(verb, agent.request(layer, wanted))) | {"version": "of a test"})
+    command = f"{agent.command_in_memory('root')} 2>&1"
+    return sent_along.answer(host.run(command, input=f"{request}\n{archive_with(*changes)}\n", check=False))
 
 
 def container_cards(ctid: int, cards: Cards, *, timeout: int = 5) -> Asked:

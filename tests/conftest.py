@@ -63,6 +63,7 @@ NEEDS_UNIX = {
     "unit/test_doctor_stack.py::test_the_stack_is_the_one_that_pulumi_has_selected": "a script of sh stands in for Pulumi",
     "unit/test_init_run.py::test_a_key_of_a_user_is_put_into_the_users_home": "runs the host's command in bash",
     "unit/test_init_run.py::test_a_link_stays_one_and_who_may_read_the_file_stays": "symbolic links and modes of files",
+    "unit/test_init_run.py::test_a_plugin_that_takes_too_long_is_waited_for_no_longer": "a script of sh stands in for Pulumi",
     "unit/test_init_run.py::test_a_preview_for_a_program_is_shown_on_standard_error": "a script of sh stands in for Pulumi",
     "unit/test_init_run.py::test_half_a_key_of_an_ended_run_is_in_nobodys_way": "modes of files",
     "unit/test_log_texts.py::test_the_hosts_grep_leaves_no_half_of_a_message": "the host's grep",
@@ -122,6 +123,7 @@ WITH_ENGINE = {
     "e2e/test_drift.py": 8,
     "e2e/test_preview.py": 15,
     "e2e/test_released.py": 9,
+    "e2e/test_roads.py": 60,
 }
 
 

@@ -25,6 +25,7 @@ from lab.engine import install, stacks
 from lab.host.command_server import MARK
 from tests import key_service, quick_python
 from tests.conftest import PROJECT
+from tests.host import Host
 from tests.plain import PLAIN
 from tests.waiting import PATIENCE
 
@@ -256,7 +257,7 @@ class EngineStack:
         return result
 
     def last_words(self) -> str:
-        """What the host has said last, for a run that has hung. A simulated one has nothing to add: its logs are kept in its folder."""
+        """What the host has said last, for a run that has hung."""
         return ""
 
     def events(self, *, partial: bool = False) -> list[dict[str, Any]]:
@@ -327,3 +328,25 @@ class EngineStack:
     def unlock(self) -> None:
         """What `pulumi cancel` does after a run that was killed, without a start of the CLI; the command itself: tests/e2e/test_kill.py."""
         shutil.rmtree((self.backend or self.folder) / ".pulumi" / "locks")
+
+
+@dataclass(kw_only=True)
+class HostStack(EngineStack):
+    """A stack, and the host that it is about.
+
+    ``home``: of the person whose stack it is, if not this machine's.
+    """
+
+    machine: Host
+    home: Path | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return super().environment | ({"HOME": str(self.home)} if self.home else {})
+
+    def last_words(self) -> str:
+        return self.machine.last_words()
+
+    def kept_as(self, folder: Path) -> None:
+        """A copy of the stack's own files: configuration and state, without what was logged."""
+        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns("events-*.jsonl"))

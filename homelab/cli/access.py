@@ -166,11 +166,11 @@ def settings_path(path: PurePath, home: PurePath | None = None) -> str:
 
 
 def public_key(access: Access) -> str:
-    """The public key that is let in there, for new guests, too; empty: an agent has it, and no usual file."""
+    """The public key that is let in there, for new guests, too; empty: none is known, as a password logs in."""
     if access.install:
         return first_contact.public_line(access.install)
-    files = sorted((Path.home() / ".ssh").glob("id_*.pub"))
-    return logins.public_half(access.host.ssh.key) or next((file.read_text("utf-8").strip() for file in files), "")
+    ssh = access.host.ssh
+    return logins.ask_the_agent() if ssh.agent else logins.public_half(ssh.key)
 
 
 def installed(access: Access) -> None:

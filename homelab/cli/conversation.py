@@ -15,7 +15,7 @@ from homelab.cards import consoles, resolving, unfit
 from homelab.cli import access, project
 from homelab.cli.access import Access
 from homelab.cli.project import PASSPHRASE
-from homelab.cli.pulumi import Pulumi, installed, selected_stack
+from homelab.cli.pulumi import PLUGIN_SECONDS, Pulumi, installed, selected_stack
 from homelab.cli.settings_file import read_settings, write_settings
 from homelab.errors import Declined, HomelabError, Mistake, UnreachableError, raise_all
 from homelab.facts.host import HostFacts
@@ -37,9 +37,8 @@ from homelab.remote.proxmox.api import Api
 from homelab.settings import Container, Host, Settings, Vm, parse, stack_file
 from homelab.settings import project as project_folder
 
-# What an answer means for a card, and whether `up` would take it with the other cards' uses; without these, the plan of
-# all tells.
-Meant = Callable[[Card, Mapping[Card, Use] | None, str], Use]
+# What an answer means for a card; `up` would take it with the other cards' uses.
+Meant = Callable[[Card, Mapping[Card, Use], Collection[str], str], Use]
 _PASSPHRASES = (PASSPHRASE, f"{PASSPHRASE}_FILE")
 QUESTION = "Go on? [y/N, ? shows the file and the whole plan]"
 # In a stack's file, or what `pulumi whoami` says of a backend that keeps the keys to secrets itself.
@@ -81,8 +80,12 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     # What is refused whatever the answers are.
     raise_all(judged(facts, OfHost(name, host.model_copy(update={"gpus": {}}))).host.against)
     stock = init_new.stock_of(Api(entry.host, facts.cluster.node))
-    new = init_new.offers(stock, facts, access.public_key(entry))
-    draft = Draft(name, login, facts, own_text, arguments.set, project.stack_of(folder, pulumi.stack), new)
+    owners_key = access.public_key(entry)
+    say(*([] if owners_key else [_NO_KEY]))
+    new = init_new.offers(stock, owners_key)
+    vms, containers = before.guests_on(entry.name) if before else ({}, {})
+    stack, known = project.stack_of(folder, pulumi.stack), named(vms, containers)
+    draft = Draft(name, login, facts, own_text, arguments.set, stack, new, known)
 
     @cache
     def planned_of(text: str) -> Tree:
@@ -92,36 +95,37 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
         raise_all(tree.refusals)
         return tree
 
-    def meant(card: Card, others: Mapping[Card, Use] | None, text: str) -> Use:
-        use = init_draft.parse_use(text, card, draft, known)
+    def meant(card: Card, others: Mapping[Card, Use], refused: Collection[str], text: str) -> Use:
+        use = init_draft.parse_use(text, card, draft, others, refused)
         try:
-            if use.use and others is not None:
+            if use.use:
                 planned_of(draft.written({**others, card: use}))
         except UnreachableError:
             raise
         except Mistake:  # what is set may be of a guest, or a card, that comes with a later answer
             return use
         except HomelabError as error:
-            raise init_draft.refused(card, use, error) from None
+            raise init_draft.refusal(card, use, error) from None
         return use
 
-    vms, containers = before.guests_on(entry.name) if before else ({}, {})
     guests: list[Vm | Container] = [*vms.values(), *containers.values()]
-    known = named(vms, containers)
     has = {key: tuple(one.guest_id for one in guests if key in one.cards) for key in host.gpus}
     given = _given(arguments, host, draft, ask, has, meant)
     if not given and not arguments.set:
         say(*(f"  {key} → {_whom(host.gpus[key].use, ids, facts)}" for key, ids in has.items()))
         change = f" beside these. To change it: homelab init {name} --card CARD=WHO"
         raise Declined(f"No card was given to anybody{change if has else ': there is nothing to set up.'}")
+    for card, use in given.items():
+        if card.is_nvidia and use.new and use.vms:
+            then = f"the driver comes after the first `pulumi up`: `homelab init {name} --card {card.key}={use.new.id}"
+            say("", f"VM {use.new.id} ({use.new.name}) isn't made yet: {then} --nvidia`.")
     having = {vm.vmid for vm in vms.values() if vm.nvidia}
     inside = _inside(arguments, host, facts, ask, given, having) if arguments.nvidia or arguments.guest else {}
     text = draft.written(given, inside)
     planned = planned_of(text)
-    say(*pulumi.fetch_plugin())
     say("", "What `pulumi up` will do, after it has shown it and asked:")
     for card, use in given.items():
-        made = f"new: {use.new.about}; its id is {use.new.id}" if use.new else ""
+        made = f"new: {use.new.about}; id {use.new.id}. `pulumi destroy` deletes it with its disks" if use.new else ""
         say(f"  {card.key} → {made or _whom(use.use, (*use.vms, *use.containers), facts)}")
     if (nvidia := planned.wanted.host.nvidia) and not entry.host.nvidia:
         say(f"  NVIDIA's driver {nvidia.driver} is installed on {node}")
@@ -145,6 +149,8 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
             say("Nothing was done: --dry-run.")
             return
 
+    say(f"Fetching Pulumi's plugin, unless it is there; at most {PLUGIN_SECONDS:g} s ...")
+    say(*pulumi.fetch_plugin())
     if entry.install:
         access.installed(entry)
         done.append("your public key is on the host")
@@ -167,6 +173,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     show(*([] if passphrase is None else [f"  {_setting_it(passphrase)}"]), "  pulumi up --suppress-outputs")
 
 
+_NO_KEY = "  new-vm and new-container aren't offered: your public key isn't known; set the host's ssh.privateKeyFile."
 _NO_GUESTS = "  It has no VM or container yet."
 
 
@@ -235,6 +242,7 @@ def _given(
     """Who gets which card: by `--card`, else asked, of cards that nobody has.
 
     :param has: who has one by the settings.
+    :param meant: for questions; what `--card` gives is judged by the plan of all.
     """
     facts = draft.facts
     configured = {place: gpu for gpu, place in resolving.resolve(facts, host.gpus)[0].items()}
@@ -253,7 +261,7 @@ def _given(
     for card in all_cards:
         use = Use()
         if card in named:
-            use = _accepted(meant(card, None, named[card]), ask)
+            use = _accepted(init_draft.parse_use(named[card], card, draft, given), ask)
         elif card in users and card.place not in configured and not (ask.yes and named):
             taken = {vmid for ids in (*has.values(), *(one.vms for one in given.values())) for vmid in ids}
             answer = init_cards.suggested(facts, card, taken)
@@ -271,20 +279,23 @@ def _given(
     return given
 
 
-def _asked(ask: Ask, draft: Draft, suggested: str, parsed: Callable[[str], Use]) -> Use:
+def _asked(ask: Ask, draft: Draft, suggested: str, parsed: Callable[[Collection[str], str], Use]) -> Use:
     """Who gets a card: asked until `up` would take the answer. Where there is no guest yet, all answers are shown, and
     what the person must mend first for a VM, or for the host and containers."""
     is_bare, refused = not init_cards.takers(draft.facts), list[str]()
-    for answer in dict.fromkeys([suggested, *([init_cards.READY, "host"] if is_bare else [])]):
+    own = [answer for answer in draft.new if ":" not in answer]  # another file makes no difference
+    for answer in dict.fromkeys([*(["host", init_cards.READY, *own] if is_bare else []), suggested]):
+        if draft.alike.get(answer) in refused:
+            continue
         try:
-            parsed(answer)
+            parsed(refused, answer)
         except Mistake as mistake:
             say(f"  {mistake}")
             refused.append(answer)
     say(*([f"  {init_draft.answers(draft, refused)}"] if is_bare else []))
     suggested = "nobody" if suggested in refused else suggested  # what `up` refuses isn't preselected
     question = f"Who gets it? A VM, containers, host or nobody; ? helps [{suggested}]:"
-    return ask.line(question, suggested, parsed, helps("card"))
+    return ask.line(question, suggested, partial(parsed, refused), helps("card"))
 
 
 def _accepted(use: Use, ask: Ask) -> Use:
@@ -300,14 +311,8 @@ def _accepted(use: Use, ask: Ask) -> Use:
 
 def _whom(use: str, ids: Collection[int], facts: HostFacts) -> str:
     guests = [init_cards.guest(config, facts) for config in init_cards.takers(facts) if config.id in ids]
-    nobody = (
-        "the host itself"
-        if use == "host"
-        else "ready for VMs, and tried in a small one"
-        if use == "vm"
-        else "nobody so far"
-    )
-    return f"{'in turn: ' if use == 'shared' else ''}{'; '.join(guests) or nobody}"
+    alone = {"host": "the host itself", "vm": "ready for VMs, and tried in a small one"}
+    return f"{'in turn: ' if use == 'shared' else ''}{'; '.join(guests) or alone.get(use, 'nobody so far')}"
 
 
 def _passphrase(ask: Ask, known: str) -> str | None:

@@ -8,9 +8,11 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
-from rich.console import Console
-from rich.markdown import Markdown
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markdown import CodeBlock, Markdown
+from rich.text import Text
 
 from homelab import template
 from homelab.show import terminal
@@ -18,16 +20,39 @@ from homelab.show import terminal
 _PLACES = ("*", "docs/*", "docs/adr/*", "examples/*", "examples/*/*")
 
 
-def name_of(place: Path) -> str:
-    """What a page is called by: its file without the end; a README by its folder."""
-    return place.parent.name if place.stem == "README" and place.parent.name.strip(".") else place.stem
-
-
-def pages() -> dict[str, Path]:
-    """Each page, and what pages link to, by its name."""
+def pages() -> list[Path]:
+    """Each page, and what pages link to; what lies higher comes first."""
     root = template.folder()
-    files = [file for place in _PLACES for file in sorted(root.glob(place)) if file.suffix != ".svg" and file.is_file()]
-    return {name_of(file.relative_to(root)): file for file in files}
+    files = [file for place in _PLACES for file in sorted(root.glob(place)) if file.is_file()]
+    return [file for file in files if file.suffix != ".svg" and file.stem != "__init__"]
+
+
+def page(place: str) -> Path | None:
+    """A page by the end of its path, with or without its suffix; a README also by its folder.
+
+    Of two, the one that lies higher.
+    """
+    asked = [part for part in Path(place).parts if part != ".."]
+    for file in pages():
+        ways = [
+            file,
+            file.with_suffix(""),
+            *([file.parent] if file.stem == "README" and file.parent != template.folder() else []),
+        ]
+        if any(list(way.relative_to(template.folder()).parts[-len(asked) :]) == asked for way in ways):
+            return file
+    return None
+
+
+class _Code(CodeBlock):
+    """Lines to copy, which aren't folded."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(str(self.text).rstrip(), style="cyan", no_wrap=True, overflow="ignore")
+
+
+class _Page(Markdown):
+    elements: ClassVar = {**Markdown.elements, "fence": _Code, "code_block": _Code}
 
 
 def section(text: str, anchor: str) -> str:
@@ -47,14 +72,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--path", action="store_true", help="print where it lies instead")
     arguments = parser.parse_args(argv)
     place, _, anchor = arguments.page.partition("#")
-    file = pages().get(name_of(Path(place)))
+    file = page(place)
     if not file:
         parser.error(f"there is no page {place}: `homelab docs` lists them")
     text, console = section(file.read_text(encoding="utf-8"), anchor), Console(width=terminal.width(100))
     if arguments.path:
         print(file)
     elif console.is_terminal and file.suffix == ".md":
-        console.print(Markdown(text, hyperlinks=False))
+        console.print(_Page(text, hyperlinks=False), crop=False)
     else:
         print(text)
     return 0

@@ -37,13 +37,8 @@ def parser() -> argparse.ArgumentParser:
         "rtx5090=103 (a VM), =901,950 (containers), =103,901 (in turn), =new-vm, =new-container, =vms, =host, =nobody"
     )
     add("--card", action="append", default=[], metavar="CARD=WHO", help=f"who gets a card: {whom}")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="PATH=VALUE",
-        help="any setting, such as vms.sandbox.nvidia.driver=580",
-    )
+    setting = "any setting, such as vms.sandbox.nvidia.driver=580"
+    add("--set", action="append", default=[], metavar="PATH=VALUE", help=setting)
     add("--nvidia", action="store_true", help="NVIDIA's driver in the VMs, too; it asks for the VMs' addresses")
     where = "for --nvidia: where a VM accepts SSH; 103=none: no driver there"
     add("--guest", action="append", default=[], metavar="VMID=[USER@]ADDRESS", help=where)

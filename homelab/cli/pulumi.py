@@ -18,6 +18,8 @@ from homelab.events import Event
 
 # The environment variable with the host's password.
 PASSWORD = "HOMELAB_PASSWORD"
+# How long the plugin's download may take, in seconds: some 20 MB.
+PLUGIN_SECONDS = 300.0
 # The stack of a project where Pulumi has none selected.
 DEFAULT_STACK = "homelab"
 
@@ -68,8 +70,11 @@ class Pulumi:
         inherited = {name: value for name, value in os.environ.items() if name != PASSWORD}
         return {**inherited, **events.ENVIRONMENT, "PULUMI_SKIP_UPDATE_CHECK": "true"}
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """What the CLI says, which can ask nothing."""
+    def run(self, *arguments: str, seconds: float | None = None) -> subprocess.CompletedProcess[str]:
+        """What the CLI says, which can ask nothing.
+
+        :raises subprocess.TimeoutExpired: not within these seconds; None: it is waited for.
+        """
         return subprocess.run(
             [self.program, *arguments, "--non-interactive"],
             cwd=self.folder,
@@ -79,15 +84,19 @@ class Pulumi:
             text=True,
             encoding="utf-8",
             errors="replace",
+            timeout=seconds,
         )
 
     def fetch_plugin(self) -> list[str]:
         """Fetches the plugin that `up` needs, unless it is there; returns a sentence where it can't be had."""
         install = ("plugin", "install", "resource", "command", version("pulumi-command"))
-        process = self.run(*install)
-        if process.returncode == 0:
-            return []
-        problem = re.search(r"(?:warning|error): .+|$", process.stderr) or [""]
+        try:
+            process = self.run(*install, seconds=PLUGIN_SECONDS)
+            if process.returncode == 0:
+                return []
+            problem = re.search(r"(?:warning|error): .+|$", process.stderr) or [""]
+        except subprocess.TimeoutExpired:
+            problem = [f"not within {PLUGIN_SECONDS:g} s"]
         cure = f"`pulumi {' '.join(install)} --file ARCHIVE`, from https://github.com/pulumi/pulumi-command/releases"
         return [f"Pulumi's plugin, which `pulumi up` needs, can't be fetched: {problem[0]}. With its archive: {cure}."]
 

@@ -31,8 +31,9 @@ def parser() -> argparse.ArgumentParser:
     )
     stack_options.add(parser)
     parser.add_argument("--host", help="show only this host of the settings")
-    parser.add_argument("--json", action="store_true", help="print the same as JSON, by the names of the outputs")
-    parser.add_argument("--undo", action="store_true", help="show what `pulumi destroy` undoes instead")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print the same as JSON, by the names of the outputs")
+    form.add_argument("--undo", action="store_true", help="show what `pulumi destroy` undoes instead")
     return parser
 
 

@@ -236,7 +236,7 @@ def judge_container(wish: ContainerWish, facts: HostFacts, stack: str = "") -> J
     config, note = facts.guests.config(wish.ctid), facts.container_note(wish.ctid)
     place, runs = f"containers.{wish.name}", wish.ctid in facts.guests.running
     title = f"container {_title(config) if config else wish.ctid} to be as {place} says"
-    absent = [*refusals.absent(CONTAINER, wish.ctid, place, facts, is_made=wish.is_made)]
+    absent = [*refusals.absent(CONTAINER, wish.ctid, place, facts, stack, is_made=wish.is_made)]
     if config is None or absent:
         steps = [
             f"container {wish.ctid}: not there -> created" if wish.is_made else f"container {wish.ctid} isn't there"

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from remote_scripts.notes.guest_note import Note
 from remote_scripts.pve import container_conf, reservations, vm_conf
@@ -87,6 +88,12 @@ class GuestConfig(answer.GuestConfig):
         if self.kind == "lxc":
             return self.container.options
         return dict(self._next)
+
+    @property
+    def described(self) -> dict[str, str]:
+        """Its values, with the lines of its description that are in the reading: those with a mark of who made it."""
+        lines = (line for line in sections_of(self.lines)[""] if line.startswith("#"))
+        return {**self.values, "description": "\n".join(unquote(line[1:]) for line in lines)}
 
     @property
     def options(self) -> dict[str, str]:

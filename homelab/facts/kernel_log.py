@@ -220,13 +220,13 @@ def of_host(facts: HostFacts, name: str, *, for_vms: bool = True) -> list[Troubl
     log_messages = messages(facts.kernel_log)
     kinds = ("system", "host") if for_vms else ("system",)
     # VFIO may be allowed to go on without interrupt remapping.
-    allowed = "no-remapping" if facts.unsafe_interrupts else ""
-    rows = [row for row in signs() if row.of in kinds and row.name != allowed]
+    allowed = ("no-remapping", "interrupts-misdescribed") if facts.unsafe_interrupts else ()
+    rows = [row for row in signs() if row.of in kinds and row.name not in allowed]
     return stories(_troubles(name, rows, lambda _: log_messages))
 
 
 def of_text(text: str, context: Context, guest: int | None = None) -> list[Trouble]:
-    """What any program's output tells, by the rows of all tables, whatever addresses it names.
+    """What any program's output tells, by the rows of all tables, whatever addresses it names: remarks last.
 
     :param guest: the id of the one that it is about, which the commands of `next` then name.
     """
@@ -236,8 +236,8 @@ def of_text(text: str, context: Context, guest: int | None = None) -> list[Troub
         for row in start_signs()
         if (match := compiled(row.pattern).search(log.text))
     ]
-    found += map(Trouble, recognise(text, context))
-    return stories([*found, *_troubles(context.name, signs(), lambda _: log.messages)])
+    found += [*map(Trouble, recognise(text, context)), *_troubles(context.name, signs(), lambda _: log.messages)]
+    return sorted(stories(found), key=lambda trouble: trouble.harmless)
 
 
 def of_iommu(lines: Iterable[str]) -> list[str]:

@@ -107,8 +107,3 @@ class Guest(Owned):
             shutdown=guest.shutdown.model_dump(mode="json"),
             opts=opts,
         )
-
-
-def goes_away(guest: Vm | Container) -> bool:
-    """Whether a `destroy` removes the guest itself."""
-    return guest.create is not None and not guest.create.protect

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from homelab.errors import ElsewhereError, GoneError, HomelabError, NotThereError
+from homelab.guest.mark import id_in_use, is_marked, names_another_instance
 from homelab.guest.options import tables
 from homelab.guest.resource import Guest
 from homelab.guest.settings import is_disk, system_disk
@@ -82,7 +83,7 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
                 self._finish(inputs, self.config(inputs))
         else:
             if not is_marked(inputs.mark, current) or "lock" in current:
-                raise id_in_use(inputs, current)
+                raise id_in_use(inputs.kind, inputs.vmid, inputs.mark, current)
             _say(inputs, "it was made by an earlier run that was interrupted: finishing it")
             # The resource that made it before, such as the one that this one replaces, no longer removes it.
             self._finish(inputs, current, description=marked_anew(inputs.mark, instance, current))
@@ -152,8 +153,11 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
         :param drift: options that differ from those `before`.
         :returns: the keys of the options that were changed.
         :raises ElsewhereError: it is on another node.
+        :raises HomelabError: another guest has its id.
         """
         options, current = inputs.config, self.config(inputs)
+        if not is_marked(inputs.mark, current):
+            raise id_in_use(inputs.kind, inputs.vmid, inputs.mark, current)
         changed: dict[str, str | None] = {}
         for key in _differing(inputs, before, drift):
             if key not in options:
@@ -215,6 +219,9 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
             if not self._has_moved_to(inputs, outputs.instance, error.node):
                 raise GoneError from None
             return replace(outputs, drift=[MOVED])
+        if not is_marked(inputs.mark, config):
+            _say(inputs, f"drift: {inputs.label} isn't the {inputs.kind.label} that was created here")
+            return replace(outputs, drift=["description"])
         drift = [key for key, value in outputs.written.items() if not same(key, config.get(key), value)]
         for key in drift:
             _say(inputs, f"drift: {key} is {config.get(key, 'not there')} instead of {outputs.written[key]}")
@@ -335,54 +342,11 @@ def with_address(key: str, value: str, current: Mapping[str, str]) -> str:
     return value + "".join(f",{name}={text}" for name, text in kept.items() if f"{name}=" not in value)
 
 
-def is_marked(mark: str, config: dict[str, str]) -> bool:
-    """Does the guest's description carry this mark? What only begins so is the mark of another name."""
-    return re.search(rf"{re.escape(mark)}(?!\S)", config.get("description", "")) is not None
-
-
-def names_another_instance(mark: str, instance: str, config: dict[str, str]) -> bool:
-    """Does the guest's description name another making of it than `instance`?"""
-    match = re.search(rf"{re.escape(mark)} ([0-9a-f]{{16}})(?!\S)", config.get("description", ""))
-    return match is not None and instance not in ("", match[1])
-
-
 def marked_anew(mark: str, instance: str, config: dict[str, str]) -> str:
     """The description of a guest that carries the mark, with this making of it named in it; whatever else the user has
     written there stays."""
     text = config["description"].removesuffix("\n")
     return re.sub(rf"{re.escape(mark)}(?: [0-9a-f]{{16}})?(?!\S)", lambda _: f"{mark} {instance}", text, count=1)
-
-
-def id_in_use(inputs: Guest.Inputs, config: dict[str, str]) -> HomelabError:
-    """Why a guest isn't made where there is one of its id.
-
-    :param config: of the one that is there.
-    """
-    stack, _, name = inputs.mark.rpartition("/")
-    wanted = f"{inputs.label} ({name}) created"
-    adopting = f"leave `create` out of {inputs.place} to adopt that {inputs.kind.label} as it is"
-    if (match := re.search(rf"{re.escape(stack)}/([^\s/]+)", config.get("description", ""))) and match[1] != name:
-        return HomelabError(
-            wanted=wanted,
-            found=f"this stack has created {inputs.label} as {inputs.section}.{match[1]}",
-            why="under another name Pulumi would make a new guest, and delete this one with its disks; nothing was "
-            "changed",
-            next=f"put the name {match[1]} back in the settings; or {adopting}, which a destroy leaves there",
-        )
-    id_key, name_key = ("vmid", "name") if inputs.guest_kind == "qemu" else ("ctid", "hostname")
-    return HomelabError(
-        wanted=wanted,
-        found=f"there is a {inputs.label} already: {config.get(name_key, 'without a name')}"
-        + (f", locked ({config['lock']})" if "lock" in config else ""),
-        why="it is not this program's, or not finished; nothing was changed",
-        next=(
-            "if an earlier run of this stack was making it: wait until the task on the node has ended, then run the "
-            "same again, which finishes it. Otherwise "
-            if config.get("lock") in ("create", "clone")
-            else ""
-        )
-        + f"choose another {id_key}, or {adopting}",
-    )
 
 
 def reason_to_keep(inputs: Guest.Inputs, instance: str, config: dict[str, str], adopted: list[str]) -> str | None:

@@ -323,7 +323,14 @@ class PlannedFile:
 # How many lines of a file's diff a plan shows.
 DIFF_LINES = 16
 # Change of a file -> the verb for the plan. Given back: the original file; made: from other files.
-FILES = {"new": "writes", "changed": "changes", "given back": "gives back", "removed": "removes", "made": "rebuilds"}
+FILES = {
+    "new": "writes",
+    "changed": "changes",
+    "given back": "gives back",
+    "removed": "removes",
+    "made": "rebuilds",
+    "kept": "keeps",
+}
 
 
 def describe(

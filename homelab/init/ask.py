@@ -24,7 +24,7 @@ AnswerT = TypeVar("AnswerT")
 def say(*lines: str) -> None:
     """Shows text, made safe to show; in a terminal folded between words."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 2**20
-    for line in [line for text in lines for line in text.split("\n")]:
+    for line in [line for text in lines for line in clean(text).split("\n")]:
         indent = line[: len(line) - len(line.lstrip())] + "  "
         show(textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False))
 

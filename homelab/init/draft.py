@@ -4,7 +4,8 @@ it" can be taken."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -37,12 +38,30 @@ class Draft:
     """PROJECT/STACK."""
     new: Mapping[str, New] = field(default_factory=dict)
     """Guests that can be made, by the answers that mean them."""
+    known: Sequence[Named] = ()
+    """The host's guests by their names in the settings."""
+
+    @property
+    def alike(self) -> dict[str, str]:
+        """New guests' answers, each with the one that is refused for their kind: `vms`, or `host` for containers."""
+        return {answer: READY if one.kind == "vm" else "host" for answer, one in self.new.items()}
 
     def written(self, given: Mapping[Card, Use], inside: Mapping[int, Mapping[str, object]] = {}) -> str:
         """The file's text with these cards given; `inside` as of `init_settings.addition`."""
         before = init_settings.values_in(self.text)
         more = init_settings.addition(self.name, self.login, given, self.facts, before, inside)
         return init_settings.merged(self.text, more, self.sets, self.name)
+
+    def made(self, new: New, card: Card, given: Mapping[Card, Use]) -> New:
+        """A new guest with its id: the one that the settings have of it already, with the card; else one that nobody
+        has, on the host, in the settings or by another answer."""
+        section, key = ("vms", "vmid") if new.kind == "vm" else ("containers", "ctid")
+        entries = init_settings.values_in(self.text).get(section, {}).values()
+        mine = [one for one in entries if one.get("host") == self.name and card.key in (one.get("gpus") or ())]
+        same = [one[key] for one in mine if one.get("create") == new.create]
+        taken = {int(number) for number in re.findall(r"\b(?:vmid|ctid)\W+(\d+)", self.written(given))}
+        free = (number for number in itertools.count(new.id) if number not in {*taken, *self.facts.cluster.guests})
+        return replace(new, id=next(itertools.chain(same, free)))
 
     def of_host(self, settings: Settings) -> OfHost:
         """What such settings want of the host."""
@@ -73,7 +92,8 @@ _WHOM = {"vm": "a VM", "lxc": "containers", "shared": "a VM and containers in tu
 def answers(draft: Draft, refused: Collection[str] = ()) -> str:
     """All answers to "who gets it", a line each.
 
-    :param refused: of `vms` and `host` those that `up` would refuse: so it would a new VM, or a new container.
+    :param refused: of them those that `up` would refuse, as was said: with `vms` each new VM, with `host` each new
+        container.
     """
     able = takers(draft.facts)
     vms = [str(one.id) for one in able if one.kind == "vm"][:1]
@@ -81,17 +101,21 @@ def answers(draft: Draft, refused: Collection[str] = ()) -> str:
     of_guests = [f"{one.id}: {guest(one, draft.facts)}" for one in able]
     of_guests += [f"{','.join(containers)}: these containers, together"] if containers[1:] else []
     of_guests += [f"{','.join([*vms, *containers])}: in turn, the VM while it runs"] if vms and containers else []
-    lines = {READY: (READY, "no guest yet: it is made ready for VMs, and tried in a small one, which is removed again")}
-    lines |= {answer: (READY if one.kind == "vm" else "host", one.about) for answer, one in draft.new.items()}
-    lines |= {"host": ("host", "programs on the host itself"), "nobody": ("", "the card stays as it is")}
-    said = [f"{word}: {text}{' (not yet: see above)' * (of in refused)}" for word, (of, text) in lines.items()]
+    lines = {READY: "no VM gets it yet: it is made ready, and tried in a small VM, which is removed again"}
+    lines |= {answer: one.about for answer, one in draft.new.items()}
+    lines |= {"host": "programs on the host itself", "nobody": "the card stays as it is"}
+    marks = {word: " (not yet: see above)" for word in lines if {word, draft.alike.get(word)} & {*refused}}
+    said = [f"{word}: {text}{marks.get(word, '')}" for word, text in lines.items()]
     return "\n    ".join(["there are, by number, name or word:", *of_guests, *said])
 
 
-def parse_use(text: str, card: Card, draft: Draft, known: Iterable[Named] = ()) -> Use:
+def parse_use(
+    text: str, card: Card, draft: Draft, given: Mapping[Card, Use] = {}, refused: Collection[str] = ()
+) -> Use:
     """The use that an answer means: guests by number or name, `host`, `nobody`.
 
-    :param known: the host's guests by their names in the settings.
+    :param given: what the other answers mean.
+    :param refused: as of `answers`.
     :raises Mistake: there is no such guest, or `up` would refuse it, whatever the person accepts; or a `?` asks for
         help.
     """
@@ -99,11 +123,12 @@ def parse_use(text: str, card: Card, draft: Draft, known: Iterable[Named] = ()) 
     if words in (["nobody"], ["none"]):
         return Use()
     able, new = takers(facts), draft.new.get(" ".join(words))
-    there = [one for one in known if one.id in {config.id for config in able}]
+    new = new and draft.made(new, card, given)
+    there = [one for one in draft.known if one.id in {config.id for config in able}]
     guests = [new] if new else meant(text, there, able)
     if not guests and words not in ([READY], ["host"]):
         what = "" if words == ["?"] else f"{text or 'nothing'} can't have {card.key}; "
-        raise Mistake(f"{what}{answers(draft)}")
+        raise Mistake(f"{what}{answers(draft, refused)}")
     vms = tuple(one.id for one in guests if one.kind == "vm")
     containers = tuple(one.id for one in guests if one.kind == "lxc")
     if len(vms) > 1 and not containers:
@@ -123,8 +148,8 @@ def parse_use(text: str, card: Card, draft: Draft, known: Iterable[Named] = ()) 
             use = replace(plain, more={key: openers[key] for key in keys})
             if not (draft.refused(card, use) if keys else errors):
                 return replace(use, refused=next(iter(errors), None), notes=_notes(draft, card, use))
-    is_able = plain.use in ("vm", "shared") and not draft.refused(card, Use("lxc"))
-    raise refused(card, plain, errors[0], "; containers, or the host itself, can have it" if is_able else "")
+    is_able = plain.use in ("vm", "shared") and "host" not in refused and not draft.refused(card, Use("lxc"))
+    raise refusal(card, plain, errors[0], "; containers, or the host itself, can have it" if is_able else "")
 
 
 def _notes(draft: Draft, card: Card, use: Use) -> list[str]:
@@ -135,11 +160,12 @@ def _notes(draft: Draft, card: Card, use: Use) -> list[str]:
     ]
 
 
-def refused(card: Card, use: Use, error: HomelabError, but: str = "") -> Mistake:
-    """Why a card can't go there: a sentence that says it, then the reason and what to type.
+def refusal(card: Card, use: Use, error: HomelabError, but: str = "") -> Mistake:
+    """Why a card can't go there: a sentence that says it, then what is missed, the reason and what to type.
 
     :param but: what is possible, as the sentence's end.
     """
     whom = f"VM {use.vms[0]}" if use.use == "vm" and use.vms and not use.new else _WHOM[use.use]
-    lines = f"{card.key} can't go to {whom}: {error.found}{but}.", f"why:  {error.why}", f"next: {to_type(error.next)}"
+    first = f"{card.key} can't go to {whom}: {error.found}{but}."
+    lines = first, f"wanted: {error.wanted}", f"why:    {error.why}", f"next:   {to_type(error.next)}"
     return Mistake("\n    ".join(lines))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from homelab.facts.host import HostFacts
 from homelab.storage.files import contents_of, parts
 
 if TYPE_CHECKING:
@@ -19,8 +17,9 @@ Rows = Sequence[Mapping[str, Any]]
 _IMAGE = "ubuntu-24.04-noble.qcow2"
 _IMAGE_URL = "https://cloud-images.ubuntu.com/noble/current/noble-server-cloudimg-amd64.img"
 _SYSTEM_GIB = 64
-# Windows takes other options (examples/settings/windows-vm.yaml), and virtio-win.iso is no system.
-_WINDOWS = re.compile(r"win", re.IGNORECASE)
+# Windows takes other options (examples/settings/windows-vm.yaml), and virtio-win.iso is no system. A comma
+# would end the file's name in a drive's option.
+_NOT_OFFERED = re.compile(r"(?<![a-z])win|,", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -72,36 +71,36 @@ class New:
     downloads: Mapping[str, Mapping[str, str]] = field(default_factory=dict, hash=False)
     """Files that Proxmox VE downloads for it, as the settings have them."""
     id: int = 0
+    """Of an offer: the least that it can have."""
 
     @property
     def kind(self) -> str:
         return "lxc" if "rootfs" in self.create else "vm"
 
 
-def offers(stock: Stock, facts: HostFacts, key: str) -> dict[str, New]:
+def offers(stock: Stock, key: str) -> dict[str, New]:
     """The new guests that can be had, by the answer that means each; what starts from a file of the host comes last.
 
     :param key: the public key that its owner logs in with; empty: it isn't known, and nobody could log in to a guest
         that is made without one.
     """
-    free = (number for number in itertools.count(stock.next_id) if number not in facts.cluster.guests)
     bridge = next((str(row["iface"]) for row in sorted(stock.bridges, key=lambda row: "gateway" not in row)), "vmbr0")
     found = {**_vms(stock, key, bridge), **(_containers(stock, key, bridge) if key else {})}
     ordered = sorted(found.items(), key=lambda one: ":" in one[0])
-    return {answer.lower(): replace(new, id=next(free)) for answer, new in ordered}
+    return {answer.lower(): replace(new, id=stock.next_id) for answer, new in ordered}
 
 
 def _vms(stock: Stock, key: str, bridge: str) -> dict[str, New]:
     disks, storage = _storage(stock, "images"), _storage(stock, "import", "local")
     vm = {"cores": 4, "memory": 8192, "ostype": "l26", "net0": f"virtio,bridge={bridge}"}
     system = {"scsi0": f"{disks}:0,import-from={storage}:import/{_IMAGE}", "size": _SYSTEM_GIB, **vm}
-    login = {"ide2": f"{disks}:cloudinit", "ciuser": "ubuntu", "sshkeys": key, "ipconfig0": "ip=dhcp"}
+    login = {"ide2": f"{disks}:cloudinit", "ciuser": "ubuntu", "sshkeys": key, "ipconfig0": "ip=dhcp", "agent": 1}
     about = "a VM with Ubuntu 24.04; your SSH key logs in as ubuntu"
     downloads = {_IMAGE: {"url": _IMAGE_URL, "storage": storage}}
     found = {"new-vm": New("ubuntu", about, {**system, "serial0": "socket", **login}, downloads)} if key else {}
     for volume in stock.volumes:
         _, content, file = parts(volume)
-        if content == "iso" and not _WINDOWS.search(file):
+        if content == "iso" and not _NOT_OFFERED.search(file):
             drives = {"scsi0": f"{disks}:{_SYSTEM_GIB}", "ide2": f"{volume},media=cdrom", "boot": "order=scsi0;ide2"}
             about = "a VM that starts from this ISO image; you install it at its console"
             found[f"new-vm:{file}"] = New(_name(file), about, {**drives, **vm})

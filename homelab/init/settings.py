@@ -21,6 +21,7 @@ from homelab.nvidia.request import Request, SystemFacts
 from homelab.settings import Host, Nvidia, Settings, stack_file
 from homelab.text import clean
 
+_USUAL_KEY = {"privateKeyFile": "~/.ssh/id_ed25519"}
 HEAD = """# yaml-language-server: $schema=docs/config.schema.json
 # `homelab init` wrote this file; run it again to add a card. An editor that knows the schema above explains each key.
 """
@@ -99,6 +100,8 @@ def addition(
         gpu = {**found, **by_hand, "use": use.use, **tried, **use.more}
         mappings[card.key] = {**own_gpus.get(card.key, {}), **gpu}.get("mapping") or card.key
         lines.append(f"        {card.key}: {flow(gpu)} # {card}")
+    ssh = {**host, **login}.get("ssh", {})
+    same = {"ssh": {key: ssh[key] for key in ("privateKeyFile", "agent") if key in ssh} or _USUAL_KEY}
     keys = {card.key for card in given}
     taken = [*before.get("vms", ()), *before.get("containers", ())]
     for section, id_key in (("vms", "vmid"), ("containers", "ctid")):
@@ -120,7 +123,7 @@ def addition(
             if key not in entries:
                 lines += [f"      host: {name}", f"      {id_key}: {number}"]
             if key not in entries or number in inside:
-                lines += _software(section, number, cards, facts, inside.get(number, {}), new.get(number))
+                lines += _software(section, number, cards, facts, inside.get(number, same), new.get(number))
             lines.append(f"      gpus: {flow([*kept, *uses])}")
             if key not in entries and number in new:
                 lines.append("      create: # Proxmox VE's own keys, as qm and pct take them")
@@ -156,10 +159,13 @@ def _fitting(cards: tuple[str, ...]) -> tuple[str, list[str]]:
 
 
 def _software(
-    section: str, number: int, cards: Iterable[Card], facts: HostFacts, inside: Mapping[str, object], new: New | None
+    section: str, number: int, cards: Iterable[Card], facts: HostFacts, login: Mapping[str, Any], new: New | None
 ) -> list[str]:
     """NVIDIA's software inside a guest: in a container that runs, or is made of a known system, the driver's libraries;
-    in a VM's guest that can be logged in to the driver; all else behind `#`."""
+    in a VM's guest that can be logged in to the driver; all else behind `#`.
+
+    :param login: of such a guest; without `address` what is proposed in its place.
+    """
     ids = tuple(card.id for card in cards if card.is_nvidia)
     config = facts.guests.config(number)
     if not ids or (config and config.is_windows):
@@ -170,15 +176,15 @@ def _software(
         is_made = new is not None and "ostype" in new.create
         off = "" if is_made or (number in facts.guests.running and not (config and config.nvidia_mounts)) else "# "
         return [f"      {off}nvidia: {{}} # the driver's libraries; to compile, and for Docker in it: {flow(more)}"]
-    if inside:
-        software = {**inside, "nvidia": {"driver": driver}}
+    if "address" in login:
+        software = {**login, "nvidia": {"driver": driver}}
         return [f"      {key}: {flow(value)}" for key, value in software.items()]
     user = new.create.get("ciuser", "root") if new else "root"
-    login = f'{{user: {user}, hostKey: "ssh-ed25519 AAAA…", privateKeyFile: ~/.ssh/id_ed25519}}'
+    proposed = {"user": user, "hostKey": "ssh-ed25519 AAAA…", **login["ssh"]}
     return [
         "      # NVIDIA's software in this VM, over SSH (cuda and containerToolkit only if you want them):",
-        "      # address: 192.168.0.50",
-        f"      # ssh: {login}",
+        "      # address: 192.168.0.50 # as your router's leases name it; or `agent`, with qemu-guest-agent in it",
+        f"      # ssh: {flow(proposed)}",
         f"      # nvidia: {flow({'driver': driver, **more})}",
     ]
 

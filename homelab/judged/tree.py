@@ -44,6 +44,8 @@ class Settings:
     """The same."""
     stack: str = ""
     """PROJECT/STACK, whose guests may lose what they have from it; empty: it isn't known."""
+    undone: dict[int, Vm | Container] = field(default_factory=dict)
+    """Guests that a `destroy` undoes, by their ids."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def judged(facts: HostFacts, wanted: Settings) -> Tree:
         mappings={name: judge_mapping(facts, host, name, slots[name]) for name in slots if host.gpus[name].may_leave},
         vms=_vms(facts, wanted, want),
         containers=_containers(facts, wanted, want),
-        leaving=preview.leaving(facts, ids, stack),
+        leaving=preview.leaving(facts, ids, stack, wanted.undone),
         systems=judged_systems(wanted, facts),
     )
 

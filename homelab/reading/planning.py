@@ -6,6 +6,7 @@ change, its layers answer themselves, with the verb `plan`, which changes nothin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from homelab.cards import remapping
 from homelab.cards import values as card_values
 from homelab.container import makers
 from homelab.errors import HomelabError, NoPythonError, UnreachableError
+from homelab.facts.guests import ledger_entry
 from homelab.facts.host import HostFacts
 from homelab.host import handover, plan
 from homelab.host.reboot import wanted as wanted_reboot
@@ -75,6 +77,15 @@ def planned(
         return replace(tree, others=[*tree.others, error])
 
 
+#: The layers of NVIDIA's stack that write files.
+_OF_NVIDIA = ("nvidia-packages", "toolkit")
+#: What is noted of a node beside files and guests -> what `pulumi destroy` does with it.
+_NOTED = {
+    "mapping": "the PCI mapping {}, unless a VM has it that isn't this stack's",
+    "file": "{}, which was downloaded, unless a guest uses it",
+}
+
+
 def undone(wanted: Settings) -> Tree:
     """What `pulumi destroy` undoes on a host: the steps of settings that want nothing of it.
 
@@ -82,8 +93,18 @@ def undone(wanted: Settings) -> Tree:
     """
     iommu = IommuSettings(enable=False, passthrough=False)
     host = wanted.host.model_copy(update={"gpus": {}, "nvidia": None, "downloads": {}, "iommu": iommu})
-    tree = planned(replace(wanted, host=host, vms={}, containers={}), PATIENCE_SECONDS, is_changed=True)
+    guests = {vm.vmid: vm for vm in wanted.vms.values()} | {one.ctid: one for one in wanted.containers.values()}
+    nothing = replace(wanted, host=host, vms={}, containers={}, undone=guests)
+    tree = planned(nothing, PATIENCE_SECONDS, is_changed=True)
     rest = {one.path: plan.PlannedFile("removed", one.path) for one in tree.facts.managed}
+    if wanted.host.nvidia is None or wanted.host.nvidia.on_destroy == "keep":
+        stay = [one.path for one in tree.facts.managed if one.layer in _OF_NVIDIA]
+        rest |= {path: plan.PlannedFile("kept", f"{path} (nvidia.onDestroy: keep)") for path in stay}
+    of_node = (re.fullmatch(rf"(mapping|file)/{re.escape(host.node_name)}/(.+)", name) for name in tree.facts.ledger)
+    for noted in filter(None, of_node):
+        is_back = (ledger_entry(tree.facts.ledger, noted[0]) or {}).get("before")
+        what = _NOTED[noted[1]].format(noted[2].replace("+", "/", 1))
+        rest[noted[0]] = plan.PlannedFile("given back" if is_back else "removed", what)
     return replace(tree, files=[*(rest | {file.what: file for file in tree.files}).values()])
 
 

@@ -10,6 +10,7 @@ import os
 import shlex
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import cast
@@ -226,17 +227,19 @@ async def _keys_of_the_agent(exit_stack: AsyncExitStack, timeout: float) -> Sequ
     return keys
 
 
-def ask_the_agent() -> None:
+def ask_the_agent() -> str:
     """Checks that this machine's SSH agent answers, before pulumi-command uses it, which would wait without end.
+    Returns the public half of its first key, as `type base64`; empty: it has certificates alone.
 
     :raises LoginRefusedError: there is no agent, it has no key, or it doesn't answer.
     """
 
-    async def ask() -> None:
+    async def ask() -> Sequence[asyncssh.SSHKeyPair]:
         async with AsyncExitStack() as exit_stack:
-            await _keys_of_the_agent(exit_stack, AGENT_SECONDS)
+            return await _keys_of_the_agent(exit_stack, AGENT_SECONDS)
 
-    loop.run(ask())
+    plain = [key for key in loop.run(ask()) if b"-cert-" not in key.algorithm]
+    return next((f"{key.algorithm.decode()} {b64encode(key.public_data).decode()}" for key in plain), "")
 
 
 def _no_key_of_the_agent(problem: str) -> LoginRefusedError:

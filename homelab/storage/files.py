@@ -78,18 +78,19 @@ def storage_refusal(name: str, volume: str, storages: Iterable[Mapping[str, obje
     takes = contents.get(storage, set())
     if content in takes:
         return None
-    others = ", ".join(sorted(key for key in contents if content in contents[key])) or "none"
-    unfit = f"it takes {', '.join(sorted(takes))}, and not `{content}`"
+    others = sorted(key for key in contents if content in contents[key])
+    unfit = f"{storage} takes {', '.join(sorted(takes))}, and not `{content}`"
     found = unfit if takes else "the node has no such storage, or it is switched off"
     allowed = ",".join(sorted({*takes, content}))
+    ways = [f"set {name}.storage to one of them"] if others else []
+    ways += [f"allow it (`pvesm set {storage} --content {allowed}` on the host)"] if takes else []
     old = " (from Proxmox VE 8.4 on)" if content == "import" else ""
     return HomelabError(
         wanted=f"{file} downloaded to the storage {storage}, for {name}",
-        found=f"{found}; for {kind}s there are: {others}",
+        found=f"{found}; for {kind}s there are: {', '.join(others) or 'none'}",
         why=f"Proxmox VE keeps a {kind} only on a storage with that content{old}, and only on one of files: a "
         "directory, NFS, CIFS, CephFS",
-        next=f"set {name}.storage to one of them"
-        + (f", or allow it (`pvesm set {storage} --content {allowed}` on the host)" if takes else ""),
+        next=", or ".join(ways) or f"switch on, or add, a storage of files that takes `{content}`",
     )
 
 

@@ -12,8 +12,10 @@ from homelab.errors import HomelabError
 from homelab.facts.guests import GuestConfig
 from homelab.facts.host import HostFacts
 from homelab.findings import JudgedGuest
+from homelab.guest.mark import goes_away, made_as
 from homelab.host import ha
 from homelab.host.plan import Wanted
+from homelab.properties import mark_of
 from homelab.settings import Container, Host, Vm
 from homelab.shapes import CardPlan
 from homelab.vm import refusals
@@ -44,8 +46,9 @@ def judge(name: str, vm: Vm, wish: Wish, seen: SeenVm, facts: HostFacts, stack: 
     :param stack: PROJECT/STACK: a card is taken from VMs that have it from this stack, and from no others.
     """
     title = f"VM {vm.vmid} to be as vms.{name} says"
-    if absent := [*refusals.absent(VM, vm.vmid, f"vms.{name}", facts, is_made=vm.create is not None)]:
-        return JudgedGuest(title=title, steps=[f"VM {vm.vmid} isn't there"], against=absent)
+    if absent := [*refusals.absent(VM, vm.vmid, f"vms.{name}", facts, stack, is_made=vm.create is not None)]:
+        steps = [f"VM {vm.vmid}: not there -> created" if vm.create else f"VM {vm.vmid} isn't there"]
+        return JudgedGuest(title=title, steps=steps, against=absent)
     if len(wish.cards) < len(vm.gpus):
         return JudgedGuest(title=title, runs=seen.runs, will_run=seen.runs)
     kept = (f"vms.{name}.gpus ({use.gpu})" for use in vm.gpus if use.driver == "keep")
@@ -85,28 +88,39 @@ def lines(
     return found
 
 
-def leaving(facts: HostFacts, wanted: Collection[int], stack: str) -> dict[str, JudgedGuest]:
+def leaving(
+    facts: HostFacts, wanted: Collection[int], stack: str, undone: Mapping[int, Vm | Container]
+) -> dict[str, JudgedGuest]:
     """The guests of this stack that the settings don't have any more, by their places there.
 
     :param wanted: ids of those that the settings have.
     :param stack: PROJECT/STACK.
+    :param undone: by their ids, those of the settings that a `destroy` undoes.
     """
     found = {}
     for config in sorted(facts.guests.configs, key=lambda one: one.id):
         owners_stack, _, name = facts.note_of(config.id).owner.rpartition("/")
-        if not stack or owners_stack != stack or config.id in wanted:
+        guest = undone.get(config.id)
+        made = made_as(mark_of(stack), config.described) if guest is None or guest.create else ""  # else it is adopted
+        if not stack or config.id in wanted or not (owners_stack == stack or (made and guest)):
             continue
-        kind, runs = config.guest_kind, config.id in facts.guests.running
+        kind, runs, name = config.guest_kind, config.id in facts.guests.running, name or made
+        goes = bool(made) and (guest is None or goes_away(guest.create))
+        named = f"{kind.label} {config.id} ({config.name or name})"
         change = change_to(seen_of(facts, config.id), Wish(name, config.id, []))
+        # Whether one was protected that the settings don't have any more, the state alone knows.
+        deleted = "deleted with its disks" + ("" if guest else ", unless it was protected")
         found[f"{'vms' if kind is VM else 'containers'}.{name}"] = JudgedGuest(
-            title=f"{kind.label} {config.id} ({config.name or name}) as it was before",
-            steps=changes(change, config.options),
-            against=ha.refused_to_change(facts, kind, config.id) if change else [],
+            title=f"{named} {'gone' if goes else 'as it was before'}",
+            steps=[deleted] if goes else changes(change, config.options),
+            against=ha.refused_to_change(facts, kind, config.id) if change and not goes else [],
             held=[*refusals.locked(kind, config.id, config.name or name, config.values.get("lock"))],
             runs=runs,
-            will_run=runs,
+            will_run=runs and not goes,
             change=change,
             guest=config.id,
+            is_deleted=goes,
+            remarks=["it stays, as it is protected, if it was at the last `pulumi up`"] * (made != "" and not goes),
         )
     return found
 
@@ -115,11 +129,13 @@ def leaving_lines(place: str, judged: JudgedGuest, facts: HostFacts, why: str) -
     """Such a guest's lines of a host's plan."""
     config = facts.guests.config(judged.guest)
     assert config is not None
+    name, kind = place.partition(".")[2], config.guest_kind
+    if judged.is_deleted:
+        return [f"  {kind.label} {config.id} ({config.name or name}) is {judged.steps[0]}"]
     return [
-        _head(place.partition(".")[2], config, judged),
-        *(f"    {step}" for step in judged.steps),
-        f"    {place} {why}: the {config.guest_kind.label} has back what it was before; one "
-        "that was made here is removed, unless it is protected",
+        _head(name, config, judged),
+        *(f"    {line}" for line in (*judged.steps, *judged.remarks)),
+        f"    {place} {why}: the {kind.label} has back what it was before",
     ]
 
 

@@ -37,7 +37,7 @@ _PENDING = "pve:pending"
 _PASSED_ON = re.compile(
     r"(dev[0-9]+|lxc\.cgroup2?\.devices\.allow|hostname|net[0-9]+|rootfs|"
     r"mp[0-9]+|unprivileged|lock|template|ostype|hookscript|delete)\s*[:=]|"
-    r"lxc\.mount\.entry\s*[:=]\s*(/dev[/\s]|/\S*(nvidia|libcuda))|\["
+    r"lxc\.mount\.entry\s*[:=]\s*(/dev[/\s]|/\S*(nvidia|libcuda))|\[|#.*Created by Pulumi"
 )
 _DRM_NODE = re.compile(r"/dev/dri/(card|render)D?[0-9]+")
 # pct(1): the mode of a node that dev[n] makes, unless it says another.
@@ -239,8 +239,8 @@ def paths_of(nodes: Iterable[str], address: str) -> list[str]:
 
 def passed_on(text: str) -> str:
     """The lines of a configuration that are passed on to be judged: devices, their rules, what is needed beside them,
-    its disks, and the network cards by which it is known. No others: they may hold passwords (lxc.environment, mount
-    options). Of an option that waits for the next start the key is told.
+    its disks, the network cards by which it is known, and the mark of who made it. No others: they may hold passwords
+    (lxc.environment, mount options). Of an option that waits for the next start the key is told.
     """
     lines: list[str] = []
     section = ""

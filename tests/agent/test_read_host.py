@@ -171,15 +171,18 @@ def test_a_card_that_a_vm_gets_at_its_next_start_is_told_and_a_snapshots_is_not(
 
 
 def test_all_that_waits_for_a_vms_next_start_is_named_without_secrets(host: Host) -> None:
+    mark = "#Created by Pulumi%3A p/s/dev 0123456789abcdef"
     waits = "cipassword: secret-1\ncores: 4\nargs: -fw_cfg secret-2\nmemory: 4096\ndelete: cpu,!tags\n#secret-3: x\nno option"
-    host.write("/etc/pve/qemu-server/103.conf", f"cores: 2\n[PENDING]\n{waits}\n[snap]\nsockets: 2\n")
+    host.write("/etc/pve/qemu-server/103.conf", f"#secret\n{mark}\ncores: 2\n[PENDING]\n{waits}\n[snap]\nsockets: 2\n")
     (config,) = (one for one in read(host).guests.configs if one.id == 103)
     assert sorted(config.waiting) == ["args", "cipassword", "cores", "cpu", "memory", "tags"]
     assert "secret" not in config.lines and config.waiting["memory"] == "4096"
+    assert config.described["description"] == "Created by Pulumi: p/s/dev 0123456789abcdef"
 
 
 def test_of_a_container_the_lines_about_devices_and_disks_are_passed_on_and_no_others(host: Host) -> None:
     lines = [
+        "#Created by Pulumi%3A p/s/ai 0123456789abcdef",
         "mp0: local-lvm:vm-901-disk-1,mp=/x",
         "hostname: ai",
         "lxc.mount.entry = /dev dev none bind",
@@ -188,6 +191,7 @@ def test_of_a_container_the_lines_about_devices_and_disks_are_passed_on_and_no_o
         "dev0: /dev/nvidia0",
     ]
     others = ["lxc.environment: A=secret", "lxc.mount.entry: //srv/media srv/media cifs password=secret"]
+    others.append("#secret")
     host.write("etc/pve/lxc/901.conf", "\n".join([*others, *lines, ""]))
     assert read(host).guests.configs[0].lines.splitlines() == lines
 

@@ -22,7 +22,9 @@ from lab.engine import install
 from tests import connections, quick_python
 from tests.conftest import PROJECT
 from tests.e2e.person import ENTER, PROGRAM, Person
-from tests.engine_stack import EngineStack, Result
+from tests.e2e.roads import remove_guests
+from tests.engine_stack import HostStack, Result
+from tests.host import Host, LabHost
 from tests.lab.stack_kit import gpus_of, host_settings
 
 # What an `up` says before anything is changed (HostProbe); nothing where the host's settings are as they were.
@@ -30,21 +32,19 @@ _SAID_OF_REBOOT = re.compile(r"pve: reboot: (one, because|by you|not needed)")
 
 
 @dataclass(kw_only=True)
-class Stack(EngineStack):
+class Stack(HostStack):
     """A stack on a lab of its own.
 
     ``stock``: the host before the first `up`, and ``first``: that run, of a stack that was taken after it (`converged`).
-    ``home``: of the person whose stack it is (`by_init`), if not this machine's.
     """
 
+    machine: Host = field(init=False)
     lab: Lab
-    home: Path | None = None
     stock: dict[str, SnapshotEntry] = field(default_factory=dict)
     first: Result | None = None
 
-    @property
-    def environment(self) -> dict[str, str]:
-        return super().environment | ({"HOME": str(self.home)} if self.home else {})
+    def __post_init__(self) -> None:
+        self.machine = LabHost(self.lab)
 
     def up(self, *arguments: str, ok: bool = True) -> Result:
         """As of the engine's stack; what it said of a reboot beforehand is held against the boots that the host has made."""
@@ -63,14 +63,6 @@ class Stack(EngineStack):
         """What was done to a container's power, in order."""
         asked = [call["path"] for call in self.lab.api_calls(mark) if call["method"] == "POST"]
         return [path.rpartition("/")[2] for path in asked if f"/lxc/{ctid}/status/" in path]
-
-    def drivers(self) -> dict[str, str]:
-        """PCI address -> driver, as the host's sysfs has it."""
-        found = {}
-        for path in (self.lab.root / "sys/bus/pci/devices").iterdir():
-            driver = path / "driver"
-            found[path.name] = driver.readlink().name if driver.is_symlink() else ""
-        return found
 
 
 def stack_of(
@@ -200,6 +192,37 @@ def stack_on(tmp_path: Path, engine: install.Engine, labs: Labs) -> Iterator[Cal
     yield make
     for lab in own:
         lab.stop()
+
+
+@pytest.fixture
+def on(
+    request: pytest.FixtureRequest, tmp_path: Path, engine: install.Engine, labs: Labs
+) -> Iterator[Callable[[str], HostStack]]:
+    """`on("rtx5090")`: a stack of a host without guests, which no settings give anything yet: the node that this run is for (tests/node), or else a lab
+    with that scenario."""
+    tier, made = request.config.pluginmanager.get_plugin("node"), list[HostStack]()
+
+    def make(scenario: str) -> HostStack:
+        (tmp_path / "stack").mkdir()
+        if tier is None:
+            _, lab = labs.take(scenario, lambda folder: Lab.start(scenario, state=folder / "lab"))
+            stack: HostStack = Stack(tmp_path / "stack", engine, lab=lab)
+            settings = stack.machine.settings
+            remove_guests(stack.machine)
+        else:
+            stack = HostStack(tmp_path / "stack", engine, machine=tier.host, patience=tier.patience)
+            settings = tier.settings
+            remove_guests(stack.machine, "90??")
+        stack.config = {"homelab:hosts": {"pve": settings}, "homelab:plan": "auto"}
+        stack.create()
+        made.append(stack)
+        return stack
+
+    yield make
+    for stack in made if tier is not None else []:  # what a road that has failed leaves would be in the next one's way
+        if stack.urns():
+            stack.run("cancel", "--yes")
+            stack.run("destroy", "--yes", "--skip-preview")
 
 
 @pytest.fixture

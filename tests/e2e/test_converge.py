@@ -5,21 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from homelab.judged.text import of_undone
-from homelab.judged.tree import Settings
-from homelab.reading import planning
-from homelab.settings.stack_file import StackFile
-from tests import connections
 from tests.e2e.conftest import Stack
 from tests.e2e.terminal import Terminal, readable, said_meanwhile
-from tests.e2e.test_gpu_vm import conf, given_back, with_card
+from tests.e2e.test_gpu_vm import conf, given_back, undone_of, with_card
 
 
 def test_from_stock_to_bound_and_back(stack_on: Callable[..., Stack]) -> None:
     """By an `up` that can be read at a terminal. With systemd-boot; GRUB has it in the other tests. From `homelab init` on: tests/e2e/test_init.py. What other hosts are bound by: tests/lab/test_bound_hosts.py (test_a_host_is_bound_by_what_is_planned_for_it_and_given_back)."""
     stack = stack_on("intel-zfs", vms={"sandbox": {"vmid": 103, "gpus": ["rtx4070"]}})
     stock = stack.lab.snapshot()
-    before = stack.drivers()
+    before = stack.machine.drivers()
     mark = stack.lab.mark()
 
     # A first `up` at a terminal of 80 columns, as a person sees it.
@@ -38,9 +33,9 @@ def test_from_stock_to_bound_and_back(stack_on: Callable[..., Stack]) -> None:
     assert text.count("thekernelcommandlinegetsintel_iommu=oniommu=pt") == 1, text
     assert "homelab.vfio=" not in text.partition("Outputs:")[0] and text.count("itstopsVM103(Sandbox)") <= 2
 
-    bound = {address for address, driver in stack.drivers().items() if driver == "vfio-pci"}
+    bound = {address for address, driver in stack.machine.drivers().items() if driver == "vfio-pci"}
     assert bound == {address for address in before if address.startswith("0000:01:00")}
-    others = {address: driver for address, driver in stack.drivers().items() if address not in bound}
+    others = {address: driver for address, driver in stack.machine.drivers().items() if address not in bound}
     assert others == {address: before[address] for address in others}
     assert [boot["reason"] for boot in stack.lab.boots(since=mark)] == ["reboot"]
     asked = [entry for entry in stack.lab.commands(since=mark) if "sys.stdin.buffer.readline()" in entry["command"]]
@@ -68,11 +63,10 @@ def test_from_stock_to_bound_and_back(stack_on: Callable[..., Stack]) -> None:
     assert [one for one in stack.lab.programs(since=mark) if one["program"] not in ("ip", "lspci", "qm", "pct")] == []
 
     # What `homelab show --undo` lists is what a `destroy` then changes.
-    (host,) = StackFile.read(stack.folder / "Pulumi.lab.yaml").guests().hosts.values()
-    undone = of_undone(planning.undone(Settings("pve", host, stack="homelab/lab")))
-    connections.end_all()
+    undone = undone_of(stack)
     listed, kept = set(re.findall(r"(?:removes|rebuilds) /(etc\S+)", undone)), stack.lab.snapshot()
     assert "VM 103 (Sandbox), running: it is shut down and started again\n    hostpci0: mapping=" in undone
+    assert "  removes the PCI mapping rtx4070, unless" in undone
     gone = stack.destroy()
     times = [gone.output.count(text) for text in ("the running kernel keeps", "stack rm --preserve-config")]
     assert times == [2, 2], "when it happens, and at the end"
@@ -80,6 +74,6 @@ def test_from_stock_to_bound_and_back(stack_on: Callable[..., Stack]) -> None:
     assert listed == {path for path in kept if path.startswith("etc/") and "etc/pve/" not in path and path not in left}
     given_back(stack, stock)
     assert not (stack.lab.root / "var/lib/homelab").exists()
-    assert stack.drivers()[min(bound)] == "vfio-pci"  # until a reboot, as it said
+    assert stack.machine.drivers()[min(bound)] == "vfio-pci"  # until a reboot, as it said
     stack.lab.reboot()
-    assert stack.drivers() == before
+    assert stack.machine.drivers() == before

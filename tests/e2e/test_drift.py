@@ -73,7 +73,7 @@ def test_what_changed_is_named_and_mended_without_a_needless_reboot_and_a_host_t
     assert "0000:01:00.0 is on nouveau, not on vfio-pci" in up.output
     assert {name for operation, name in up.steps if operation == "create-replacement"} == REBOOT
     assert len(stack.lab.boots(since=mark)) == 1
-    assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
+    assert stack.machine.drivers()["0000:01:00.0"] == "vfio-pci"
 
     outputs = stack.output()
     out_of_reach(stack.lab)

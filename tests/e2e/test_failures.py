@@ -69,13 +69,13 @@ def test_a_bad_day_ends_with_one_clear_message_each_and_the_next_up_goes_on(
     stack.lab.run(f'rm "{hanging}"')
 
     # A host without its network comes back as it was.
-    before, mark = stack.drivers(), stack.lab.mark()
+    before, mark = stack.machine.drivers(), stack.lab.mark()
     # Which guests run is asked for a minute before the restart, and may not be known.
     stack.host["timeouts"] = {"connect": 5, "reboot": 50, "rollback": 30}
     stack.lab.fault("no-network-when", "homelab.vfio")
     stack.lab.fault("timers-run-fast", 15)
     one_message(stack.up(ok=False), "it has returned by itself to what it was", "was not confirmed within 30 s")
-    assert stack.drivers() == before
+    assert stack.machine.drivers() == before
     assert [boot["network"] for boot in stack.lab.boots(since=mark)] == [False, True]
     stack.lab.machine.clear_faults()
     assert stack.lab.snapshot()["boot/grub/grub.cfg"] == stock["boot/grub/grub.cfg"]
@@ -98,7 +98,7 @@ def test_a_bad_day_ends_with_one_clear_message_each_and_the_next_up_goes_on(
     stack.lab.fault("update-grub", None)
     stack.up("--refresh")
     assert [boot["reason"] for boot in stack.lab.boots(since=mark)] == ["power"], "no other restart was needed"
-    assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
+    assert stack.machine.drivers()["0000:01:00.0"] == "vfio-pci"
 
     # Every resource has a limit, also those of which nothing hung.
     assert [one["urn"] for one in stack.resources() if one["custom"] and not one.get("customTimeouts")] == []

@@ -10,7 +10,11 @@ import pytest
 
 from homelab.cli.doctor import WELL
 from homelab.cli.doctor import main as doctor
+from homelab.judged.text import of_undone
+from homelab.judged.tree import Settings
+from homelab.reading import planning
 from homelab.remote import host_session
+from homelab.settings.stack_file import StackFile
 from tests import connections
 from tests.e2e.conftest import Stack, refusal
 from tests.engine_stack import name_of
@@ -47,6 +51,15 @@ def given_back(stack: Stack, stock: dict[str, Any]) -> None:
     """All is as in the snapshot."""
     now = stack.lab.snapshot()
     assert now == stock
+
+
+def undone_of(stack: Stack) -> str:
+    """What `homelab show --undo` says."""
+    settings = StackFile.read(stack.folder / "Pulumi.lab.yaml").guests()
+    (host,) = settings.hosts.values()
+    undone = of_undone(planning.undone(Settings("pve", host, *settings.guests_on("pve"), stack="homelab/lab")))
+    connections.end_all()
+    return undone
 
 
 def power_calls(stack: Stack, mark: Any) -> list[str]:

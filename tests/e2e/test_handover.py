@@ -17,10 +17,6 @@ CONTAINERS = {"phoenix": {"ctid": 901, "gpus": ["big"], "power": "running"}}
 AWAY = "gpus.big is with VM 103 since"
 
 
-def runs(stack: Stack, ctid: int) -> bool:
-    return bool(stack.lab.run(f"pct status {ctid}").stdout == "status: running\n")
-
-
 def handed(stack: Stack) -> dict[str, bool]:
     """What of the handover is on the host, and whether the VM names it."""
     root = stack.lab.root
@@ -61,16 +57,19 @@ def test_a_vm_takes_the_card_from_containers_and_gives_it_back(converged: Callab
         "a VM's start ends the containers"
     )
     assert "homelab.vfio" not in stack.lab.run("cat $HOMELAB_ROOT/proc/cmdline").stdout
-    assert stack.drivers()[CARD] == "vfio-pci", "it ran before, and runs again, with the card"
+    assert stack.machine.drivers()[CARD] == "vfio-pci", "it ran before, and runs again, with the card"
     config = stack.lab.run("qm config 103").stdout
     assert "hookscript: local:snippets/homelab-handover.sh" in config and "mapping=big,driver=keep" in config
     # Proxmox VE's own stop and start.
     stack.lab.run("qm stop 103")
-    wait_until(lambda: runs(stack, 901))
+    wait_until(lambda: 901 in stack.machine.guests_on())
     wait_until(lambda: not (stack.lab.root / "var/lib/homelab/handover/big.state").exists())
-    assert stack.drivers()[CARD] == "nvidia" and opens(stack, 901, "/dev/nvidia0", NOBODY)
+    assert stack.machine.drivers()[CARD] == "nvidia" and opens(stack, 901, "/dev/nvidia0", NOBODY)
     stack.lab.run("qm start 103")
-    assert [stack.drivers()[one] for one in (CARD, AUDIO)] == ["vfio-pci", "vfio-pci"] and not runs(stack, 901)
+    assert [stack.machine.drivers()[one] for one in (CARD, AUDIO)] == [
+        "vfio-pci",
+        "vfio-pci",
+    ] and 901 not in stack.machine.guests_on()
     again = stack.up("--refresh")
     assert again.changed == set() and f"phoenix: not compared: {AWAY}" in again.output
     container = stack.config["homelab:containers"]["phoenix"]
@@ -78,13 +77,13 @@ def test_a_vm_takes_the_card_from_containers_and_gives_it_back(converged: Callab
     stack.write_config()
     assert AWAY in stack.up(ok=False).message
     assert AWAY in stack.destroy(ok=False).message
-    assert stack.drivers()[CARD] == "vfio-pci" and "hookscript" in stack.lab.run("qm config 103").stdout
+    assert stack.machine.drivers()[CARD] == "vfio-pci" and "hookscript" in stack.lab.run("qm config 103").stdout
     del container["method"]
     stack.write_config()
     stack.lab.run("qm stop 103")
-    wait_until(lambda: runs(stack, 901))
+    wait_until(lambda: 901 in stack.machine.guests_on())
     wait_until(lambda: not (stack.lab.root / "var/lib/homelab/handover/big.state").exists())
-    assert stack.drivers()[CARD] == "nvidia" and opens(stack, 901, "/dev/nvidia0", NOBODY)
+    assert stack.machine.drivers()[CARD] == "nvidia" and opens(stack, 901, "/dev/nvidia0", NOBODY)
 
     stack.lab.run("qm set 103 --delete hookscript; systemctl disable homelab-handover.timer")
     mended = stack.up("--refresh")
@@ -100,7 +99,7 @@ def test_a_vm_takes_the_card_from_containers_and_gives_it_back(converged: Callab
     all_of_it, nothing = dict.fromkeys(handed(stack), True), dict.fromkeys(handed(stack), False)
 
     def is_the_containers() -> bool:
-        return stack.drivers()[CARD] == "nvidia" and opens(stack, 901, "/dev/nvidia0", NOBODY)
+        return stack.machine.drivers()[CARD] == "nvidia" and opens(stack, 901, "/dev/nvidia0", NOBODY)
 
     def is_shared() -> bool:
         config = stack.lab.run("qm config 103").stdout
@@ -115,7 +114,9 @@ def test_a_vm_takes_the_card_from_containers_and_gives_it_back(converged: Callab
     stack.host["gpus"] = {"big": {"match": "10de:2b85", "allowContainers": [901, 950]}}
     stack.config["homelab:vms"], stack.config["homelab:containers"] = both[0], {}
     stack.up()
-    assert [stack.drivers()[one] for one in (CARD, AUDIO)] == ["vfio-pci", "vfio-pci"] and handed(stack) == nothing
+    assert [stack.machine.drivers()[one] for one in (CARD, AUDIO)] == ["vfio-pci", "vfio-pci"] and handed(
+        stack
+    ) == nothing
     assert (
         "hostpci0: mapping=big,pcie=1" in stack.lab.run("qm config 103").stdout
         and stack.lab.snapshot()[of_container] == stock[of_container]

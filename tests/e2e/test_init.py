@@ -69,8 +69,8 @@ ANSWERS: dict[str, tuple[str, str, str]] = {
     # answer: scenario, what is said before it is asked, what `up` ends with
     "vms": ("", "can't go to the host itself: 6.14.11-4-pve", "RTX 5090: a test VM has seen it"),
     "new-vm": ("", "can't go to the host itself: 6.14.11-4-pve", "→ VM 100 (ubuntu)"),
-    "new-vm:debian-13.1.0-amd64-netinst.iso": ("", "new-vm:debian-13.1.0-amd64-netinst.iso: ", "→ VM 102 (debian)"),
-    "new-container": ("", "before you rely on it there are, by number", "→ container 101 (debian)"),
+    "new-vm:debian-13.1.0-amd64-netinst.iso": ("", "new-vm:debian-13.1.0-amd64-netinst.iso: ", "→ VM 100 (debian)"),
+    "new-container": ("", "before you rely on it there are, by number", "→ container 100 (debian)"),
     "host": ("firmware-off", "can't go to a VM: no DMAR table", "host pve: NVIDIA driver 580"),
     "103": ("rtx5090", "VM 103 (Sandbox), running", "→ VM 103 (Sandbox)"),
 }
@@ -96,6 +96,8 @@ def test_a_host_as_installed_is_set_up_and_given_back(engine: install.Engine, tm
         person.columns, person.lines = 80, 24
         shown, screen = person.init([("Who gets it", f"{answer}{ENTER}"), *agree()])
         assert said in " ".join(shown.partition("Who gets it")[0].split())
+        is_said = "`pulumi destroy` deletes it with its disks" in " ".join(shown.split())
+        assert is_said is answer.startswith("new-"), shown
         assert not [line for line in screen if len(line) > 80]
         done = "".join("".join(person.at_a_terminal("up").lines()).split())
         assert "".join(result.split()) in done

@@ -69,7 +69,7 @@ def test_of_two_runs_the_second_gets_one_sentence_each_goes_on_where_one_was_kil
         comes_to_rest(stack)
     assert stack.run("refresh", "--clear-pending-creates", "--yes").code == 0
     assert "pending operations" not in stack.up().output
-    assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
+    assert stack.machine.drivers()["0000:01:00.0"] == "vfio-pci"
     assert [boot["reason"] for boot in stack.lab.boots()] == ["start", "reboot"]
     assert stack.up("--refresh").changed == set()
     # And a destroy.
@@ -171,7 +171,7 @@ def test_a_run_whose_host_says_nothing_more_ends_with_a_sentence_and_the_next_ru
     comes_to_rest(stack)
     stack.host["timeouts"] = usual
     stack.up()
-    assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
+    assert stack.machine.drivers()["0000:01:00.0"] == "vfio-pci"
 
 
 def test_ctrl_c_ends_a_step_where_it_waits_and_the_next_run_goes_on(stack_on: Callable[..., Stack]) -> None:
@@ -192,4 +192,4 @@ def test_ctrl_c_ends_a_step_where_it_waits_and_the_next_run_goes_on(stack_on: Ca
     assert "wanted: the run at work that has started this step" in said, said
     assert [boot["reason"] for boot in stack.lab.boots()] == ["start"]
     stack.up()
-    assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
+    assert stack.machine.drivers()["0000:01:00.0"] == "vfio-pci"

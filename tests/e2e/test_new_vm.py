@@ -11,7 +11,7 @@ import yaml
 from tests.conftest import PROJECT
 from tests.e2e.conftest import Stack, refusal
 from tests.e2e.nvidia import reached
-from tests.e2e.test_gpu_vm import conf, given_back, power_calls, vms, with_card
+from tests.e2e.test_gpu_vm import conf, given_back, power_calls, undone_of, vms, with_card
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJXQnY2nn8pYE3d0ZV8cJ1mkkfZ0w1eYF5mC5p4Jm1Xb somebody@pc"
 
@@ -113,7 +113,14 @@ def test_vms_are_made_from_nothing_to_cuda_past_what_is_refused_changed_in_place
     assert [one for one in power_calls(stack, mark) if one.startswith("200")] == ["200 shutdown", "200 start"]
     assert with_card(stack)["0000:01:00.0"] == 200 and "name: gaming" in conf(stack, 202)
 
+    undone = undone_of(stack)
+    for vmid, name in ((201, "copy"), (202, "gaming")):
+        assert f"  VM {vmid} ({name}) is deleted with its disks\n" in undone and f"vms.{name}" not in undone
+    assert "VM 200 (dev), running: it is shut down" in undone and "it stays, as it is protected" in undone
+    assert undone.count("which was downloaded, unless a guest uses it") == 2, undone
     gone = stack.destroy_as_left()
+    left = [(stack.lab.root / f"etc/pve/qemu-server/{vmid}.conf").exists() for vmid in (200, 201, 202)]
+    assert left == [True, False, False]
     assert "VM 200 stays: it is protected" in gone.output and "size=80G" in conf(stack, 200)
     assert "hostpci" not in conf(stack, 200), "its card goes all the same"
     assert not list((stack.lab.root / "var/lib/vz/import").iterdir())

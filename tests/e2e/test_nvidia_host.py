@@ -88,8 +88,8 @@ def test_one_of_two_identical_cards_to_a_vm_the_other_to_containers_with_the_dri
     stack.lab.run("pct set 201 --onboot 0; qm set 103 --net0 virtio,bridge=vmbr0")
     stack.config["homelab:vms"]["sandbox"] |= reached(stack.lab)
     stack.up()
-    assert stack.drivers()["0000:1d:00.0"] == "vfio-pci"
-    assert stack.drivers()["0000:1e:00.0"] == "nvidia"
+    assert stack.machine.drivers()["0000:1d:00.0"] == "vfio-pci"
+    assert stack.machine.drivers()["0000:1e:00.0"] == "nvidia"
     assert opens(stack, 201, "/dev/nvidia0", NOBODY)  # it runs again, though our reboot stopped it
     assert opens(stack, 201, "/dev/nvidia-uvm", NOBODY)
     assert "dev0: /dev/nvidia0,mode=0666" in conf(stack, 202)
@@ -141,9 +141,9 @@ def test_one_of_two_identical_cards_to_a_vm_the_other_to_containers_with_the_dri
     stack.config["homelab:vms"] = {}
     stack.up()
     assert "hostpci" not in stack.lab.run("qm config 103").stdout
-    assert (len(stack.lab.boots()), stack.drivers()["0000:1d:00.0"]) == (boots, "vfio-pci")
+    assert (len(stack.lab.boots()), stack.machine.drivers()["0000:1d:00.0"]) == (boots, "vfio-pci")
     stack.host["gpus"]["vm"]["use"] = "lxc"
     stack.config["homelab:containers"]["transcode"]["gpus"] = ["containers", "vm"]
     stack.up()
-    assert (len(stack.lab.boots()), stack.drivers()["0000:1d:00.0"]) == (boots + 1, "nvidia")
+    assert (len(stack.lab.boots()), stack.machine.drivers()["0000:1d:00.0"]) == (boots + 1, "nvidia")
     assert all(opens(stack, 202, f"/dev/nvidia{number}", NOBODY) for number in (0, 1))

@@ -80,7 +80,7 @@ def test_the_plan_is_printed_and_nothing_is_changed_and_an_owner_who_restarts_th
     one_message(stack.up("--refresh", ok=False), "reboot pve when it suits you")
     stack.lab.reboot()
     assert "pve-booted" in stack.up("--refresh").changed
-    assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
+    assert stack.machine.drivers()["0000:01:00.0"] == "vfio-pci"
 
 
 def test_previews_after_the_first_up_ask_the_host_only_where_they_have_to_and_what_they_say_of_a_change_is_what_up_makes(
@@ -143,7 +143,7 @@ def test_previews_after_the_first_up_ask_the_host_only_where_they_have_to_and_wh
     up = stack.up()  # which holds its sentence against the boots that follow
     assert why in up.output
     assert {name for _, name in preview.planned} == up.changed
-    assert stack.drivers()["0000:01:00.0"] == "nouveau"
+    assert stack.machine.drivers()["0000:01:00.0"] == "nouveau"
     assert {name: (folder / name).read_text().strip() for name in had} == had
     after = stack.lab.snapshot("etc")
     changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}

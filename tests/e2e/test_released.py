@@ -22,10 +22,10 @@ def test_a_host_and_a_state_of_a_release_are_gone_on_with_and_given_back(
     stack = stack_on(scenario, **released.SCENARIOS[scenario])
     stock = stack.lab.snapshot()
     released.bring_back(stack, path)
-    drivers, boots = stack.drivers(), len(stack.lab.boots())
+    drivers, boots = stack.machine.drivers(), len(stack.lab.boots())
 
     stack.up("--refresh")
-    assert (stack.drivers(), len(stack.lab.boots())) == (drivers, boots)
+    assert (stack.machine.drivers(), len(stack.lab.boots())) == (drivers, boots)
     stack.destroy_as_left()
     given_back(stack, stock)
     assert not (stack.lab.root / "var/lib/homelab").exists()

@@ -32,5 +32,9 @@ def test_a_guest_of_a_killed_run_and_files_that_were_edited_by_hand_are_named(
         work.delete(HostProbe.Inputs(host="pve", settings=""), nothing)
         kept = "/var/backups/homelab/etc/a.0a1b2c3d, /var/backups/homelab/etc/b.0a1b2c3d"
         assert said.pop(0).endswith(f"of any stack: files of this program's as they had been edited by hand: {kept}")
+        assert (
+            said.pop()
+            == "`pulumi stack rm --preserve-config` removes the stack; without that, its settings file goes, too"
+        )
         assert len(said) == 1 and said[0].startswith("pve: VM 103 (") and "a run was killed" in said[0]
         assert "104" not in said[0] and (lab.root / "etc/pve/qemu-server/103.conf").exists()

@@ -25,6 +25,7 @@ from homelab.cli import conversation, project
 from homelab.cli.command_line import main
 from homelab.cli.pulumi import Pulumi
 from homelab.host import gates
+from homelab.init import settings as init_settings
 from homelab.remote import first_contact
 from lab import Lab
 from lab.scenario import SCENARIO_FOLDER
@@ -171,8 +172,8 @@ def test_from_an_address_and_a_password_to_settings(
     monkeypatch.setenv("FAKE_OFFLINE", "1")
     assert run(desk, capsys, "pve", *CARD) == 0, desk.out
     assert desk.authorized.read_text() == keys and desk.file.read_text() == text
-    # What `up` would lack is said before its plan.
-    said = desk.out.partition("What `pulumi up` will do")[0]
+    # What `up` would lack is said.
+    said = desk.out.partition("Fetching Pulumi's plugin, unless it is there; at most 300 s ...")[2]
     assert "can't be fetched: warning: Error downloading plugin: no such host" in said
     assert f"`pulumi plugin install resource command {version('pulumi-command')} --file" in said
     # And one that is to give nothing says who has what.
@@ -210,6 +211,7 @@ def test_what_is_shown_is_what_is_done(desk: Desk, capsys: pytest.CaptureFixture
     assert run(desk, capsys, *desk.where, *desk.key, *CARD, "--dry-run") == 0, desk.out
     shown = desk.out
     assert "hostpci0: not there -> mapping=rtx5090,pcie=1" in shown and not desk.file.exists() and not desk.keys
+    assert {call["arguments"][0] for call in desk.pulumi} == {"stack", "whoami"}
     assert run(desk, capsys, *desk.where, *desk.key, *CARD) == 0, desk.out
     text = desk.file.read_text().partition("encryptionsalt")[0]
     assert "".join(f"  {line}\n" for line in text.splitlines()) in shown
@@ -295,6 +297,17 @@ def test_nvidias_driver_inside_a_vm_whose_guest_is_asked_for(
     assert (vm["address"], vm["ssh"], vm["nvidia"]) == (guest["host"], ssh, {"driver": "580"})
 
 
+def test_nvidias_driver_in_a_vm_that_isnt_made_yet_comes_after_the_first_up(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [*desk.where, *desk.key, "--card", "rtx5090=new-vm", "--yes", "--dry-run"]
+    then = "the driver comes after the first `pulumi up`: `homelab init pve --card rtx5090=100 --nvidia`"
+    tries = [(0, ["--nvidia"]), (2, ["--guest", "100=192.0.2.1"]), (2, ["--set", "vms.ubuntu.nvidia.cuda=13.0"])]
+    for status, options in tries:
+        assert run(desk, capsys, *asked, *options) == status, desk.out
+        assert f"VM 100 (ubuntu) isn't made yet: {then}" in " ".join(desk.out.split())
+
+
 def test_what_up_refuses_for_a_vm_isnt_preselected_and_what_it_meets_is_said(
     desk: Desk, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -378,6 +391,16 @@ def test_the_agent_logs_in_and_the_settings_say_so(
         assert run(desk, capsys, *desk.where, *desk.key, *CARD) == 0, desk.out
         assert "Logged in as root with the SSH agent." in desk.out
         assert desk.config["homelab:hosts"]["pve"]["ssh"]["agent"] is True
+        # A new guest gets its key, as nothing else is known.
+        assert run(desk, capsys, "pve", "--card", "rtx5090=new-vm", "--yes") == 0, desk.out
+    line = key.export_public_key().decode("ascii").split()[1]
+    assert desk.config["homelab:vms"]["ubuntu"]["create"]["sshkeys"].split()[1] == line
+    login = {"password": desk.lab.connection["password"]}
+    text = yaml.safe_dump({"config": {**desk.config, "homelab:allowPlainSecrets": True}})
+    desk.file.write_text(text.replace("agent: true", init_settings.flow(login)[1:-1]))
+    assert run(desk, capsys, "pve", "--card", "rtx5090=?", "--yes") == 2
+    assert "new-vm and new-container aren't offered: your public key isn't known" in desk.out
+    assert "  new-vm: " not in desk.out
 
 
 @pytest.mark.parametrize("desk", ["bound-by-hand"], indirect=True)
@@ -479,11 +502,7 @@ def test_ctrl_c_at_a_question_leaves_everything_as_it_was(
         assert "Nothing was changed." in desk.out
         assert not desk.file.exists() and not desk.keys
         assert not (desk.folder / "home/.ssh").exists()
-        assert {call["arguments"][-2] for call in desk.pulumi} <= {
-            "--verbose",
-            "--show-name",
-            version("pulumi-command"),
-        }
+        assert {call["arguments"][-2] for call in desk.pulumi} <= {"--verbose", "--show-name"}
 
 
 def test_when_the_answers_end_the_question_is_named(
@@ -542,6 +561,7 @@ def test_a_host_as_installed_is_told_before_anything_is_written_that_it_has_no_h
     answering(monkeypatch, "host", "nobody")
     assert run(desk, capsys, *desk.where, *desk.key) == 1
     assert "`pvesh set /nodes/localhost/apt/repositories --handle no-subscription`" in desk.out
+    assert "    wanted: hosts.pve: headers of each installed kernel\n" in desk.out
 
 
 @pytest.mark.parametrize("desk", ["mixed"], indirect=True)

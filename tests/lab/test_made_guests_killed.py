@@ -9,7 +9,8 @@ from typing import TypeVar
 
 import pytest
 
-from homelab.guest.work import GuestWork, id_in_use
+from homelab.guest.mark import id_in_use
+from homelab.guest.work import GuestWork
 from homelab.remote.proxmox import api as api_module
 from lab import Lab
 from tests.lab.killed_kit import until_done
@@ -25,7 +26,7 @@ CONTAINER = made_guest("lxc", "c", CONTAINER_CONFIG)
 @pytest.mark.parametrize(("lock", "waits"), [({"lock": "create"}, True), ({"lock": "backup"}, False), ({}, False)])
 def test_one_that_a_task_still_makes_is_waited_for(lock: dict[str, str], waits: bool) -> None:
     """Its description, by which it is known, comes with the task's end."""
-    error = id_in_use(VM, lock)
+    error = id_in_use(VM.kind, VM.vmid, VM.mark, lock)
     assert ("wait until the task on the node has ended" in error.next) is waits and "choose another vmid" in error.next
 
 

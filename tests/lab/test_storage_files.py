@@ -285,7 +285,7 @@ def test_a_storage_without_the_content_is_refused_by_a_preview(lab: Lab) -> None
 @pytest.mark.parametrize(
     ("vm", "container", "named"),
     [
-        ({"sata0": "local:iso/Win11.iso,media=cdrom"}, None, "comes from Microsoft by hand alone"),
+        ({"sata0": "local:iso/Win11.iso,media=cdrom"}, None, "Windows': https://www.microsoft.com/"),
         ({"scsi0": "local:0,import-from=local:import/a.qcow2"}, None, "upload it"),
         ({"scsi0": "local:0,import-from=nowhere:import/a.qcow2"}, None, "upload it"),
         (None, {"ostemplate": "local:vztmpl/a.tar.zst"}, "pveam download local NAME"),

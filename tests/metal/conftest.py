@@ -49,7 +49,7 @@ def first_up(hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> FirstUp:
     folder = tmp_path_factory.mktemp("first-up")
     machine = hosts.intel()
     stack = hosts.stack(machine, folder / "stack", GPUS)
-    files, drivers, boots = stack.files(), stack.drivers(), stack.boots()
+    files, drivers, boots = stack.machine.files(), stack.machine.drivers(), stack.machine.boots()
     assert machine.run("ls /sys/kernel/iommu_groups") == ""  # or nothing would be shown by what follows
     result = stack.up()
     kept = folder / "kept"
@@ -60,8 +60,8 @@ def first_up(hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> FirstUp:
         boots,
         result,
         stack,
-        stack.boots(),
-        stack.drivers(),
+        stack.machine.boots(),
+        stack.machine.drivers(),
         machine.run("dmesg"),
         kept,
     )

@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from homelab.remote import agent
 from lab.engine import install, stacks
 from remote_scripts.both.passthrough_test import Wanted as PassthroughTest
-from tests import sent_along
-from tests.boot_layers import archive_with
-from tests.engine_stack import EngineStack
+from tests.boot_layers import asked_of
+from tests.engine_stack import HostStack
 from tests.metal.image import Image
 from tests.metal.machine import AMD, INTEL, NO_IOMMU, SCREEN, Machine, card, nvme, second_disk
 from tests.metal.prerequisites import call
@@ -27,14 +25,6 @@ OWN_DRIVERS = {".0": "bochs-drm", ".1": "snd_hda_intel"}
 
 #: Settings of a host, in seconds. Everything on an emulated processor takes its time, and more on a busy machine.
 TIMEOUTS = {"connect": 60, "reboot": 600, "rollback": 900}
-
-# What is to be as it was after `destroy`. The initramfs is compared by its list of contents: two of the same files differ in times.
-_FILES = r"""
-where='/etc /boot /usr/local /root /var/lib/homelab /usr/lib/systemd'
-find $where -xdev ! -name 'initrd.img-*' -printf '%p %y %m %u:%g %l\n' 2>/dev/null | sort
-find $where -xdev -type f ! -name 'initrd.img-*' -print0 2>/dev/null | sort -z | xargs -0 sha256sum
-for image in /boot/initrd.img-*; do echo "$image"; lsinitramfs "$image" | sort; done
-"""
 
 # Proxmox VE's API, as far as a host needs it whose cards nobody has: what makes a ticket, and pvedaemon, which is a stand-in. What they keep lies
 # where nothing is compared.
@@ -67,33 +57,10 @@ sync
 
 
 @dataclass(kw_only=True)
-class MetalStack(EngineStack):
+class MetalStack(HostStack):
     """A stack on an emulated host."""
 
     machine: Machine
-
-    def drivers(self) -> dict[str, str]:
-        """PCI address -> driver, as the host's sysfs has it."""
-        text = self.machine.run(
-            "cd /sys/bus/pci/devices; for one in *; do "
-            'printf "%s %s\\n" "$one" "$(basename "$(readlink "$one/driver")")"; done'
-        )
-        return {line.split(" ")[0]: line.split(" ")[1] for line in text.splitlines()}
-
-    def last_words(self) -> str:
-        return self.machine.last_words()
-
-    def files(self) -> list[str]:
-        """The host's files: names, modes, owners, contents."""
-        return self.machine.run(_FILES).splitlines()
-
-    def boots(self) -> int:
-        """How often the host was booted since it was made."""
-        return len(self.machine.run("journalctl --list-boots --no-pager --quiet").splitlines())
-
-    def kept_as(self, folder: Path) -> None:
-        """A copy of the stack's own files: configuration and state, without what was logged."""
-        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns("events-*.jsonl"))
 
 
 #: The halves of the passthrough test, for any QEMU: what is to be booted, and what its console file says.
@@ -104,13 +71,10 @@ REPORT = "_answer(system, wanted, None, system.files.read(f'{FOLDER}/console', _
 def half_of_test(machine: Machine, half: str) -> Any:
     """What a half of the passthrough test answers, for the card."""
     functions = {one: IDS[one[-2:]] for one in CARD}
-    request = agent.request("passthrough_test", PassthroughTest(functions=functions, timeout=600))
+    wanted = PassthroughTest(functions=functions, timeout=600)
     begin = "    _remove_leftovers(system)\n"
-    changed = archive_with(("layers.passthrough_test", begin, f"    return {half}\n{begin}"))
-    # Of no version that is kept on the host.
-    asked = json.dumps(json.loads(agent.asked("apply", request)) | {"version": "a half"})
-    output = machine.run(agent.command_in_memory("root"), input=f"{asked}\n{changed}\n")
-    return json.loads(sent_along.answer(output))
+    change = ("layers.passthrough_test", begin, f"    return {half}\n{begin}")
+    return json.loads(asked_of(machine, "apply", "passthrough_test", wanted, change))
 
 
 def own_drivers(*functions: str) -> dict[str, str]:

@@ -10,19 +10,16 @@ import json
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.host import BOOT_SECONDS, HostError, SshHost
 from tests.metal import prerequisites
 from tests.metal.image import FIRST_BOOT, Image
 from tests.metal.prerequisites import call
 
-#: How long an emulated host on a busy machine may take from its power button to SSH, in seconds.
-BOOT_SECONDS = 900
-#: For one command on it.
-COMMAND_SECONDS = 1200
 # Resets that are told of in so short a time are one: no boot is that fast.
 _ONE_RESET_SECONDS = 5
 
@@ -93,10 +90,6 @@ def _port(number: int, *, isolated: bool) -> list[str]:
     ]
 
 
-class MachineError(Exception):
-    """The emulated machine didn't do what was asked; with the end of its serial console."""
-
-
 @dataclass(frozen=True)
 class Firmware:
     """UEFI: its code, and a copy of its variables that is the machine's own."""
@@ -112,7 +105,7 @@ class Firmware:
         ]  # fmt: skip
 
 
-class Machine:
+class Machine(SshHost):
     """One emulated host.
 
     :param devices: what QEMU is told of processor, IOMMU and cards.
@@ -126,9 +119,9 @@ class Machine:
         self.image = image
         self.folder = folder
         self.devices = list(devices)
-        self.port = _free_port()
+        super().__init__("127.0.0.1", _free_port(), image.key, folder / "known_hosts")
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {image.host_key}\n")
+        self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {image.host_key}\n")
         self._disk = disk or folder / "disk.qcow2"
         self._format = "raw" if disk else "qcow2"
         if disk is None:
@@ -207,14 +200,8 @@ class Machine:
         try:
             self._process.wait(BOOT_SECONDS)
         except subprocess.TimeoutExpired:
-            raise self._error(f"it is still on after {BOOT_SECONDS} s") from None
+            raise self.error(f"it is still on after {BOOT_SECONDS} s") from None
         self.stop()
-
-    def reboot(self) -> None:
-        """As a person would, on the host; returns when it is back."""
-        before = self.boot_id()
-        self.run("systemd-run --quiet --on-active=1 --timer-property=AccuracySec=100ms systemctl reboot")
-        self.wait_for_boot(before)
 
     # -- the monitor -----------------------------------------------------------------------------------------------------
     def save(self, snapshot: str) -> None:
@@ -239,90 +226,19 @@ class Machine:
         assert self._monitor is not None
         answer = self._monitor.execute("human-monitor-command", {"command-line": command})
         if answer.strip():
-            raise self._error(f"{command}: {answer.strip()}")
+            raise self.error(f"{command}: {answer.strip()}")
 
     @property
     def _socket(self) -> Path:
         return self.folder / "qmp"
 
-    # -- inside ----------------------------------------------------------------------------------------------------------
-    @property
-    def settings(self) -> dict[str, Any]:
-        """How the program reaches it."""
-        ssh = {"port": self.port, "hostKey": self.image.host_key, "privateKeyFile": str(self.image.key)}
-        return {"address": "127.0.0.1", "ssh": ssh}
-
-    def ssh(self, *options: str) -> list[str]:
-        """The command line of OpenSSH's client, to which a command is added."""
-        given = {
-            "BatchMode": "yes", "UserKnownHostsFile": self.folder / "known_hosts", "IdentitiesOnly": "yes", "ConnectTimeout": 5,
-            # A host that goes down may keep the connection open and say nothing any more.
-            "ServerAliveInterval": 5, "ServerAliveCountMax": 6, "LogLevel": "ERROR",
-        }  # fmt: skip
-        arguments = [part for key, value in given.items() for part in ("-o", f"{key}={value}")]
-        return [
-            "ssh",
-            "-F",
-            "none",
-            "-i",
-            str(self.image.key),
-            "-p",
-            str(self.port),
-            *arguments,
-            *options,
-            "root@127.0.0.1",
-        ]
-
-    def run(self, command: str, *, input: str = "", check: bool = True, seconds: float = COMMAND_SECONDS) -> str:
-        """What the command, run by root's shell, prints.
-
-        :raises MachineError: it fails (with ``check``), or takes too long.
-        """
-        try:
-            done = subprocess.run(
-                [*self.ssh(), f"export LC_ALL=C; {command}"],
-                input=input,
-                capture_output=True,
-                text=True,
-                timeout=seconds,
-            )
-        except subprocess.TimeoutExpired:
-            raise self._error(f"`{command}` took longer than {seconds} s") from None
-        if check and done.returncode:
-            raise self._error(f"`{command}` ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-        return done.stdout
-
-    def wait_for_ssh(self) -> None:
-        self._wait(bool, BOOT_SECONDS, "it can't be reached")
-
-    def wait_for_boot(self, before: str, seconds: float = BOOT_SECONDS) -> None:
-        """Until it answers with another boot id than ``before``."""
-        self._wait(lambda boot_id: boot_id not in ("", before), seconds, "it has not come back from its reboot")
-
-    def _wait(self, enough: Any, seconds: float, otherwise: str) -> None:
-        # Nothing outside tells when its sshd listens: QEMU takes connections for it from the start.
-        deadline = time.monotonic() + seconds
-        while True:
+    def _wait(self, enough: Callable[[str], bool], seconds: float, otherwise: str) -> None:
+        def enough_or_over(boot_id: str) -> bool:
             if not self.running:
-                raise self._error("QEMU has ended")
-            if enough(self.boot_id()):
-                return
-            if time.monotonic() > deadline:
-                raise self._error(f"{otherwise} after {seconds} s")
-            time.sleep(0.3)
+                raise self.error("QEMU has ended")
+            return enough(boot_id)
 
-    def boot_id(self) -> str:
-        """Empty: nobody answers."""
-        try:
-            done = subprocess.run(
-                [*self.ssh(), "cat /proc/sys/kernel/random/boot_id"], capture_output=True, text=True, timeout=15
-            )
-        except subprocess.TimeoutExpired:
-            return ""
-        return done.stdout.strip()
-
-    def _error(self, text: str) -> MachineError:
-        return MachineError(f"{text}\n{self.last_words()}")
+        super()._wait(enough_or_over, seconds, otherwise)
 
     def last_words(self) -> str:
         """The end of its serial console and of what QEMU has said."""
@@ -346,9 +262,7 @@ class _Monitor:
                 break
             except (FileNotFoundError, ConnectionRefusedError):
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise MachineError(
-                        f"QEMU has not started: {(path.parent / 'qemu.log').read_text()[-2000:]}"
-                    ) from None
+                    raise HostError(f"QEMU has not started: {(path.parent / 'qemu.log').read_text()[-2000:]}") from None
                 time.sleep(0.02)
         self._connection.settimeout(300)
         self._events: list[str] = []
@@ -360,22 +274,22 @@ class _Monitor:
     def execute(self, command: str, arguments: dict[str, Any] | None = None) -> str:
         """What the command returns; events in between are kept.
 
-        :raises MachineError: it failed.
+        :raises HostError: it failed.
         """
         self._connection.sendall(json.dumps({"execute": command, "arguments": arguments or {}}).encode() + b"\n")
         while line := self._lines.readline():
             answer = json.loads(line)
             if "error" in answer:
-                raise MachineError(f"{command}: {answer['error']['desc']}")
+                raise HostError(f"{command}: {answer['error']['desc']}")
             self._note(answer)
             if "return" in answer:
                 return answer["return"] if isinstance(answer["return"], str) else ""
-        raise MachineError(f"{command}: QEMU has ended")
+        raise HostError(f"{command}: QEMU has ended")
 
     def wait_for(self, event: str, seconds: float) -> None:
         """Until QEMU has told of the event once more than it was waited for.
 
-        :raises MachineError: it has not.
+        :raises HostError: it has not.
         """
         deadline = time.monotonic() + seconds
         while event not in self._events:
@@ -383,9 +297,9 @@ class _Monitor:
             try:
                 line = self._lines.readline()
             except TimeoutError:
-                raise MachineError(f"no {event} within {seconds} s") from None
+                raise HostError(f"no {event} within {seconds} s") from None
             if not line:
-                raise MachineError(f"QEMU ended before {event}")
+                raise HostError(f"QEMU ended before {event}")
             self._note(json.loads(line))
         self._events.remove(event)
         self._connection.settimeout(300)

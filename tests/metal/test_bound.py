@@ -19,15 +19,15 @@ REBOOT = {"pve-reboot", "pve-booted"}
 def test_destroy_and_a_reboot_give_everything_back(bound: MetalStack, first_up: FirstUp) -> None:
     gone = bound.destroy()
     assert "the running kernel keeps the old command line" in gone.output
-    assert bound.files() == first_up.files_before
-    assert {bound.drivers()[one] for one in CARD} == {"vfio-pci"}  # until a reboot, as it said
+    assert bound.machine.files() == first_up.files_before
+    assert {bound.machine.drivers()[one] for one in CARD} == {"vfio-pci"}  # until a reboot, as it said
     bound.machine.reboot()
-    assert bound.drivers() == first_up.drivers_before
+    assert bound.machine.drivers() == first_up.drivers_before
     assert bound.machine.run("ls /sys/kernel/iommu_groups") == ""
 
 
 def test_tampering_is_named_and_mended_without_a_reboot(bound: MetalStack) -> None:
-    files, boot = bound.files(), bound.machine.boot_id()
+    files, boot = bound.machine.files(), bound.machine.boot_id()
     bound.machine.run(
         "echo GRUB_CMDLINE_LINUX_DEFAULT=quiet >>/etc/default/grub.d/zz-homelab-iommu.cfg; "
         "rm /etc/initramfs-tools/scripts/init-top/homelab-vfio; update-grub"
@@ -39,24 +39,24 @@ def test_tampering_is_named_and_mended_without_a_reboot(bound: MetalStack) -> No
     assert mended.changed == {"pve-cmdline", "pve-initrd", "pve-bind", *REBOOT, "pve-probe"} & mended.changed
     assert {"pve-cmdline", "pve-initrd"} <= mended.changed
     assert not [name for operation, name in mended.steps if operation == "create-replacement"], "no reboot is shown"
-    assert bound.files() == files
+    assert bound.machine.files() == files
     assert bound.machine.boot_id() == boot  # the running kernel had it all
     assert bound.up("--refresh").changed == set()
 
 
 def test_a_card_that_was_bound_to_its_driver_by_hand_is_mended_by_one_reboot(bound: MetalStack) -> None:
-    boots = bound.boots()
+    boots = bound.machine.boots()
     bound.machine.run(
         f"cd /sys/bus/pci/devices/{CARD[0]}; echo {CARD[0]} >driver/unbind; echo >driver_override; modprobe bochs; "
         f"echo {CARD[0]} >/sys/bus/pci/drivers_probe"
     )
-    assert bound.drivers()[CARD[0]] == "bochs-drm"
+    assert bound.machine.drivers()[CARD[0]] == "bochs-drm"
     preview = bound.preview("--refresh")
     assert f"{CARD[0]} is on bochs-drm, not on vfio-pci" in preview.output
     mended = bound.up("--refresh")
     assert mended.changed == REBOOT
-    assert bound.boots() == boots + 1
-    assert {bound.drivers()[one] for one in CARD} == {"vfio-pci"}
+    assert bound.machine.boots() == boots + 1
+    assert {bound.machine.drivers()[one] for one in CARD} == {"vfio-pci"}
 
 
 def test_the_second_boot_entry_gives_the_card_back_for_one_boot(bound: MetalStack, first_up: FirstUp) -> None:
@@ -66,9 +66,9 @@ def test_the_second_boot_entry_gives_the_card_back_for_one_boot(bound: MetalStac
     )
     bound.machine.run(f"grub-reboot '{entry}'", check=True)
     bound.machine.reboot()
-    assert bound.drivers() == first_up.drivers_before
+    assert bound.machine.drivers() == first_up.drivers_before
     bound.machine.reboot()
-    assert {bound.drivers()[one] for one in CARD} == {"vfio-pci"}
+    assert {bound.machine.drivers()[one] for one in CARD} == {"vfio-pci"}
 
 
 def test_a_kernel_installed_meanwhile_is_bound_too(bound: MetalStack) -> None:
@@ -81,7 +81,7 @@ def test_a_kernel_installed_meanwhile_is_bound_too(bound: MetalStack) -> None:
     assert re.search(r"/vfio-pci\.ko", contents)
     bound.machine.reboot()
     assert bound.machine.run("uname -r").strip() == version
-    drivers = bound.drivers()
+    drivers = bound.machine.drivers()
     assert {drivers[one] for one in CARD} == {"vfio-pci"}
     assert {one: drivers[one] for one in NEIGHBOUR} == own_drivers(*NEIGHBOUR)
     assert bound.up("--refresh").changed == set()
@@ -115,7 +115,7 @@ def test_a_host_whose_power_fails_during_the_reboot_is_told_of_and_the_next_up_f
     bound.host["timeouts"] |= {"connect": 60, "reboot": 600}
     bound.up("--refresh")
     assert "iommu=pt" not in bound.machine.run("cat /proc/cmdline").split()
-    assert {bound.drivers()[one] for one in CARD} == {"vfio-pci"}
+    assert {bound.machine.drivers()[one] for one in CARD} == {"vfio-pci"}
     assert bound.machine.run("ls /etc/systemd/system | grep homelab", check=False) == ""
     assert bound.up("--refresh").changed == set()
 
@@ -133,7 +133,7 @@ def test_a_host_that_comes_up_without_its_network_gives_itself_back(bound: Metal
     failed = Result(process.returncode, "", bound.events())
     assert "it has returned by itself to what it was" in failed.message
     # What was confirmed before is what it comes back with.
-    assert {bound.drivers()[one] for one in CARD} == {"vfio-pci"}
+    assert {bound.machine.drivers()[one] for one in CARD} == {"vfio-pci"}
     words = bound.machine.run("cat /proc/cmdline").split()
     assert {"intel_iommu=on", "iommu=pt"} <= set(words)
 
@@ -155,19 +155,19 @@ def test_a_reboot_that_nobody_waits_for_is_judged_by_the_host_which_stays(bound:
     assert "is up with 10.0.2.15" in bound.machine.run(judged, seconds=900)
     assert bound.machine.run("while ls /etc/systemd/system | grep -q homelab; do sleep 1; done", seconds=60) == ""
     assert "judged by this host itself" in bound.up().output
-    assert {bound.drivers()[one] for one in CARD} == {"vfio-pci"}
+    assert {bound.machine.drivers()[one] for one in CARD} == {"vfio-pci"}
 
 
 def test_a_reboot_that_nobody_waits_for_is_undone_where_the_host_is_out_of_reach(bound: MetalStack) -> None:
     applied_by_hand(bound)
-    boots = bound.boots()
+    boots = bound.machine.boots()
     bound.machine.run("systemd-run --on-active=1 systemctl reboot")
     bound.machine.connect_network(False)
     bound.machine.wait_for_reset(600)  # the person's
     bound.machine.wait_for_reset(1800)  # the end of the trial
     bound.machine.connect_network(True)
     bound.machine.wait_for_ssh()
-    assert bound.boots() == boots + 2
+    assert bound.machine.boots() == boots + 2
     assert "iommu=pt" in bound.machine.run("cat /proc/cmdline").split()
     assert "judged by this host itself" in bound.machine.run("cat /var/lib/homelab/rolled-back")
     assert "it has returned by itself to what it was" in bound.up(ok=False).message

@@ -15,9 +15,10 @@ from homelab.remote import agent
 from remote_scripts.both import handover, hookscript, read_host
 from remote_scripts.notes.card import Card
 from tests import sent_along
+from tests.host import HostError
 from tests.metal.host import BUILD, CARD, IDS, NEIGHBOUR, REPORT, Hosts, half_of_test, own_drivers
 from tests.metal.image import GUEST
-from tests.metal.machine import Machine, MachineError
+from tests.metal.machine import Machine
 from tests.metal.test_lxc import CONTAINER as A_CONTAINER
 from tests.metal.test_lxc import CTID
 
@@ -53,10 +54,8 @@ rm -f /dev/nvidia*
 
 def drivers(machine: Machine) -> list[str]:
     """Of the card's functions and of the one beside it."""
-    text = machine.run(
-        f'cd /sys/bus/pci/devices; for one in {" ".join((*CARD, NEIGHBOUR[0]))}; do basename "$(readlink $one/driver)"; done'
-    )
-    return text.split()
+    found = machine.drivers()
+    return [found[one] for one in (*CARD, NEIGHBOUR[0])]
 
 
 def state(machine: Machine) -> str:
@@ -142,7 +141,7 @@ def test_the_only_card_goes_with_its_modules_and_comes_back_with_them(host: Mach
 
 def test_a_program_of_the_hosts_that_has_it_is_named_and_all_is_as_before(host: Machine) -> None:
     host.run("systemd-run --quiet --unit=ollama bash -c 'exec 3</dev/nvidia0; sleep 3600'")
-    with pytest.raises(MachineError, match=r"in use by sleep \(PID \d+ of ollama.service\)"):
+    with pytest.raises(HostError, match=r"in use by sleep \(PID \d+ of ollama.service\)"):
         host.run(f"qm start {VMID}", seconds=600)
     assert state(host) == "HELD"
     host.run("systemctl stop ollama")
@@ -152,7 +151,7 @@ def test_a_program_of_the_hosts_that_has_it_is_named_and_all_is_as_before(host: 
 def test_an_unbind_that_never_ends_holds_nobody(host: Machine) -> None:
     host.run("echo Y >/sys/module/nvidia/parameters/held")
     before = float(host.run("cut -d ' ' -f 1 /proc/uptime"))
-    with pytest.raises(MachineError, match="unbinding it has not come to an end"):
+    with pytest.raises(HostError, match="unbinding it has not come to an end"):
         host.run(f"qm start {VMID}", seconds=300)
     took = float(host.run("cut -d ' ' -f 1 /proc/uptime")) - before
     assert state(host) == "STUCK" and not runs(host) and took < 240
@@ -163,7 +162,7 @@ def test_an_unbind_that_never_ends_holds_nobody(host: Machine) -> None:
     )
     # Nothing is tried again, by nobody, and nobody waits.
     host.run(f"{PROGRAM} reconcile", seconds=60)
-    with pytest.raises(MachineError, match="STUCK"):
+    with pytest.raises(HostError, match="STUCK"):
         host.run(f"qm start {VMID}", seconds=60)
     assert host.run("qm status 103") == "status: stopped\n"
     # The host can be read, by lspci and by the program.

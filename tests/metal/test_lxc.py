@@ -13,6 +13,7 @@ from remote_scripts.both.container_verification import Wanted as ContainerVerifi
 from remote_scripts.notes.container_note import Cards, mount_lines
 from tests import sent_along
 from tests.boot_layers import Asked
+from tests.host import BUSYBOX
 from tests.metal.host import CARD, Hosts
 from tests.metal.image import GUEST
 from tests.metal.machine import Machine
@@ -27,13 +28,10 @@ CONF = "arch: amd64\nhostname: ai-lab\nunprivileged: 0\nlxc.cgroup2.devices.allo
 CONTAINER = f"""
 set -e
 root=/var/lib/lxc/{CTID}/rootfs
-mkdir -p $root/{{bin,dev,proc,sys,etc,tmp}} /etc/pve/nodes/$(hostname)/{{lxc,qemu-server}}
+mkdir -p /etc/pve/nodes/$(hostname)/{{lxc,qemu-server}}
+{BUSYBOX}
 ln -sfn nodes/$(hostname) /etc/pve/local
 ln -sfn local/lxc local/qemu-server /etc/pve
-cp /bin/busybox $root/bin/
-for library in $(ldd /bin/busybox | grep -o '/[^ ]*'); do cp -L --parents $library $root; done
-for applet in $(busybox --list); do [ $applet = busybox ] || ln -sf busybox $root/bin/$applet; done
-printf 'root:x:0:0::/:/bin/sh\\nnobody:x:65534:65534::/:/bin/sh\\n' >$root/etc/passwd
 printf '#!/bin/sh\\nwhile :; do /bin/sleep 3600; done\\n' >$root/bin/idle
 chmod 755 $root/bin/idle
 cat >/var/lib/lxc/{CTID}/base <<'BASE'

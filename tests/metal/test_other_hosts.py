@@ -15,10 +15,10 @@ pytestmark = [pytest.mark.metal, pytest.mark.timeout(3600)]
 
 
 def bound_by_one_reboot(stack: MetalStack, *words: str) -> None:
-    boots = stack.boots()
+    boots = stack.machine.boots()
     stack.up()
-    assert stack.boots() == boots + 1
-    drivers = stack.drivers()
+    assert stack.machine.boots() == boots + 1
+    drivers = stack.machine.drivers()
     assert {drivers[one] for one in CARD} == {"vfio-pci"}
     assert {one: drivers[one] for one in NEIGHBOUR} == own_drivers(*NEIGHBOUR)
     assert set(words) <= set(stack.machine.run("cat /proc/cmdline").split())
@@ -76,16 +76,16 @@ def test_uefi_with_systemd_boot(hosts: Hosts, tmp_path: Path) -> None:
     machine = hosts.uefi()
     as_systemd_boot(machine)
     stack = hosts.stack(machine, tmp_path / "stack", GPUS)
-    files, entries = stack.files(), machine.run(_ESP)
+    files, entries = stack.machine.files(), machine.run(_ESP)
 
     bound_by_one_reboot(stack, "intel_iommu=on", "iommu=pt")
     without = "homelab-without-gpu-" + machine.run("uname -r").strip() + ".conf"
     assert f"loader/entries/{without}:" in machine.run(_ESP)
 
     boot_once(machine, without)
-    drivers = stack.drivers()
+    drivers = stack.machine.drivers()
     assert {one: drivers[one] for one in (*CARD, *NEIGHBOUR)} == own_drivers(*CARD, *NEIGHBOUR)
 
     stack.destroy()
-    assert stack.files() == files
+    assert stack.machine.files() == files
     assert machine.run(_ESP) == entries

@@ -71,10 +71,10 @@ def boot_again(stack: MetalStack) -> None:
 
 def finishes_and_gives_everything_back(stack: MetalStack, before: FirstUp) -> None:
     stack.up("--refresh")
-    assert {stack.drivers()[one] for one in CARD} == {"vfio-pci"}
+    assert {stack.machine.drivers()[one] for one in CARD} == {"vfio-pci"}
     assert stack.up("--refresh").changed == set()
     stack.destroy()
-    assert stack.files() == before.files_before
+    assert stack.machine.files() == before.files_before
 
 
 def after_destroy(moment: Moment, hosts: Hosts, first_up: FirstUp, folder: Path) -> None:
@@ -83,8 +83,8 @@ def after_destroy(moment: Moment, hosts: Hosts, first_up: FirstUp, folder: Path)
     stack.machine.stop()
     boot_again(stack)
     # No stack is left that could mend anything.
-    assert stack.files() == first_up.files_before
-    assert stack.drivers() == first_up.drivers_before
+    assert stack.machine.files() == first_up.files_before
+    assert stack.machine.drivers() == first_up.drivers_before
 
 
 def during_up(moment: Moment, hosts: Hosts, first_up: FirstUp, folder: Path) -> None:
@@ -99,18 +99,18 @@ def during_destroy(moment: Moment, hosts: Hosts, first_up: FirstUp, folder: Path
     cut_after(stack, stack.start("destroy", "--yes", "--skip-preview"), moment.within(DESTROY_SECONDS))
     boot_again(stack)
     stack.destroy()
-    assert stack.files() == first_up.files_before
+    assert stack.machine.files() == first_up.files_before
 
 
 def after_up(moment: Moment, hosts: Hosts, first_up: FirstUp, folder: Path) -> None:
     stack = hosts.stack(hosts.intel("bound"), folder, GPUS, first_up.kept)
-    files = stack.files()
+    files = stack.machine.files()
     stack.machine.run(TAMPER)
     stack.up("--refresh")
     stack.machine.stop()
     boot_again(stack)
-    assert stack.files() == files
-    assert {stack.drivers()[one] for one in CARD} == {"vfio-pci"}
+    assert stack.machine.files() == files
+    assert {stack.machine.drivers()[one] for one in CARD} == {"vfio-pci"}
     assert stack.up("--refresh").changed == set()
 
 

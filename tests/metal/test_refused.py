@@ -22,11 +22,11 @@ with open("/dev/nvme0n1", "r+b") as disk:
 
 def refused(stack: MetalStack, *said: str) -> None:
     """An `up` that fails with these words and changes nothing: no file, no driver, no boot."""
-    before = (stack.files(), stack.drivers(), stack.machine.boot_id())
+    before = (stack.machine.files(), stack.machine.drivers(), stack.machine.boot_id())
     failed = stack.up(ok=False)
     for text in said:
         assert text in failed.message
-    assert (stack.files(), stack.drivers(), stack.machine.boot_id()) == before
+    assert (stack.machine.files(), stack.machine.drivers(), stack.machine.boot_id()) == before
 
 
 def test_identical_cards_must_be_told_apart(hosts: Hosts, tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from remote_scripts.boot import trial_entry
 from remote_scripts.both.cmdline import Wanted as Cmdline
 from remote_scripts.both.confirm_boot import Wanted as Confirm
 from tests import sent_along
+from tests.host import BOOT_SECONDS
 from tests.metal.host import Hosts
-from tests.metal.machine import BOOT_SECONDS, INTEL, SCREEN, Machine, second_disk
+from tests.metal.machine import INTEL, SCREEN, Machine, second_disk
 from tests.metal.test_other_hosts import as_systemd_boot
 
 pytestmark = [pytest.mark.metal, pytest.mark.timeout(7200)]

@@ -362,8 +362,7 @@ def test_a_container_that_leaves_the_settings_is_told_what_becomes_of_it() -> No
             f"container 901 (ai-lab), running: {RESTARTED}",
             "dev0: /dev/nvidia0,mode=0666 -> /dev/sda",
             f"{raw}: there -> not there",
-            "containers.phoenix isn't in the settings any more: the container has back what it was before; one that was "
-            "made here is removed, unless it is protected",
+            "containers.phoenix isn't in the settings any more: the container has back what it was before",
         ],
         [],
     )

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from homelab.facts.guests import ledger_entry
-from homelab.guest.work import marked_anew, names_another_instance
+from homelab.guest.mark import names_another_instance
+from homelab.guest.work import marked_anew
 from homelab.remote import ledger
 from homelab.resources.work.base import StackTexts
 from tests.rows import rows

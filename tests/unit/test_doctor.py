@@ -947,7 +947,7 @@ def test_the_json_has_what_the_text_has() -> None:
     ("log", "why", "tool"),
     [
         ("TASK ERROR: Device /dev/nvidia0 does not exist", "names a device node that the host hasn't got", ""),
-        ("TASK ERROR: VM is locked (backup)", "another task has this guest", "unlock {}`"),
+        ("TASK ERROR: VM is locked (backup)", "another task has this guest locked", "unlock {}`"),
         (
             "lxc.hook.pre-start: Failed to run lxc.hook.pre-start",
             "what comes before the container's start",

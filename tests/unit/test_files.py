@@ -93,13 +93,14 @@ def test_a_storage_that_takes_it_stands_against_nothing() -> None:
     ("row", "found", "next_step"),
     [
         ({"storage": "other"}, "no such storage, or it is switched off; for ISO images there are: other", "a.storage"),
-        ({"enabled": 0}, "no such storage", "a.storage"),
-        ({"content": "images,rootdir"}, "it takes images, rootdir, and not `iso`; for ISO images there are: none", "pvesm set local --content images,iso,rootdir"),
+        ({"enabled": 0}, "no such storage", "switch on, or add, a storage of files that takes `iso`"),
+        ({"content": "images,rootdir"}, "local takes images, rootdir, and not `iso`; for ISO images there are: none", "allow it (`pvesm set local --content images,iso,rootdir` on the host)"),
     ],
 )  # fmt: skip
 def test_a_storage_that_cannot_take_it_is_refused(row: dict[str, Any], found: str, next_step: str) -> None:
     error = files.storage_refusal("hosts.pve.downloads.a", "local:iso/a.iso", [{**ROW, **row}])
     assert error is not None and found in error.found and next_step in error.next
+    assert ("one of them" in error.next) == ("none" not in error.found)
 
 
 @rows(

@@ -223,22 +223,25 @@ STOCK = Stock(
         {"template": name, "location": f"http://download.proxmox.com/images/system/{name}", "sha512sum": "0" * 128}
         for name in ("debian-9-standard_9.7-1_amd64.tar.gz", TEMPLATE, "debian-13-standard_13.1-1_amd64.tar.zst")
     ],
-    volumes=["local:iso/Fedora.iso", "local:iso/Win11.iso", "local:vztmpl/alpine-3.22-default_1_amd64.tar.xz"],
+    volumes=[
+        *(f"local:iso/{name}.iso" for name in ("Fedora", "Win11", "virtio-win-0.1.285", "en-us_windows_11", "a,b")),
+        "local:iso/darwin.iso",
+        "local:vztmpl/alpine-3.22-default_1_amd64.tar.xz",
+    ],
     next_id=100,
 )
 
 
 def test_new_guests_are_filled_in_from_what_the_host_has() -> None:
-    """Container 100 is on another node of the cluster, and VM 103 on this one."""
-    found = init_new.offers(STOCK, host(), hosts.KEY)
+    found = init_new.offers(STOCK, hosts.KEY)
     assert [*found] == [
         "new-vm",
         "new-container",
         "new-vm:fedora.iso",
+        "new-vm:darwin.iso",
         "new-container:alpine-3.22-default_1_amd64.tar.xz",
     ]
-    assert [one.id for one in found.values()] == [101, 102, 104, 105]
-    vm, container, by_iso, alpine = found.values()
+    vm, container, by_iso, _, alpine = found.values()
     assert vm.create["scsi0"] == "local-lvm:0,import-from=local:import/ubuntu-24.04-noble.qcow2"
     assert (vm.create["net0"], vm.create["sshkeys"]) == ("virtio,bridge=vmbr0", hosts.KEY)
     assert (by_iso.create["ide2"], by_iso.downloads) == ("local:iso/Fedora.iso,media=cdrom", {})
@@ -247,14 +250,19 @@ def test_new_guests_are_filled_in_from_what_the_host_has() -> None:
     assert download["url"] == f"https://download.proxmox.com/images/system/{TEMPLATE}"
     assert (container.create["ostype"], "ostype" in alpine.create, alpine.downloads) == ("debian", False, {})
     # Nobody could log in without a key; and where no storage takes disks, there are no guests.
-    assert [*init_new.offers(STOCK, host(), "")] == ["new-vm:fedora.iso"]
-    assert init_new.offers(replace(STOCK, storages=[LOCAL]), host(), hosts.KEY) == {}
+    assert [*init_new.offers(STOCK, "")] == ["new-vm:fedora.iso", "new-vm:darwin.iso"]
+    assert init_new.offers(replace(STOCK, storages=[LOCAL]), hosts.KEY) == {}
     old = replace(STOCK, storages=[{**LOCAL, "content": "iso"}, *STOCK.storages[1:]])
-    assert "import-from=local:" in init_new.offers(old, host(), hosts.KEY)["new-vm"].create["scsi0"]
+    assert "import-from=local:" in init_new.offers(old, hosts.KEY)["new-vm"].create["scsi0"]
+
+
+def again_of(access: dict[str, Any]) -> str:
+    """The settings of a host without cards."""
+    return yaml.safe_dump({"config": {"homelab:hosts": {"pve": {**access, "gpus": {}}}}})
 
 
 def test_a_new_guest_stands_in_the_settings_with_what_it_is_made_of() -> None:
-    new = init_new.offers(STOCK, host(), hosts.KEY)
+    new = init_new.offers(STOCK, hosts.KEY)
     [card, screen] = init_cards.cards(host(), {})
     draft = Draft("pve", ACCESS, host(), "", new=new)
 
@@ -262,37 +270,73 @@ def test_a_new_guest_stands_in_the_settings_with_what_it_is_made_of() -> None:
         uses = {one: init_draft.parse_use(answers[one.key], one, draft) for one in (card, screen) if one.key in answers}
         return config(draft.written(uses))
 
-    made = written(rtx5090="new-vm", card="NEW-VM")
-    assert made["homelab:vms"]["ubuntu"]["gpus"] == ["rtx5090", "card"]
+    made = written(rtx5090="new-vm")
+    assert made["homelab:vms"]["ubuntu"]["gpus"] == ["rtx5090"]
     assert made["homelab:vms"]["ubuntu"]["create"] == new["new-vm"].create
     assert [*made["homelab:hosts"]["pve"]["downloads"]] == ["ubuntu-24.04-noble.qcow2"]
     assert "passthroughTest" not in made["homelab:hosts"]["pve"]["gpus"]["rtx5090"]
     assert written(rtx5090="vms")["homelab:hosts"]["pve"]["gpus"]["rtx5090"]["passthroughTest"] is True
+    # What logs in to the host logs in to it, too; and it can be found.
+    for way in ({"privateKeyFile": "~/.ssh/homelab_ed25519"}, {"agent": True}):
+        access = {**ACCESS, "ssh": {"hostKey": hosts.KEY, **way}}
+        given = {card: init_draft.parse_use("new-vm", card, draft)}
+        for one in (replace(draft, login=access), replace(draft, login={}, text=again_of(access))):
+            text = one.written(given)
+            assert f"user: ubuntu, hostKey: ssh-ed25519 AAAA…, {init_settings.flow(way)[1:]}" in text
+            assert "# address: 192.168.0.50 # as your router's leases name it" in text
+    assert new["new-vm"].create["agent"] == 1
     both = written(rtx5090="new-container", card="host")
     assert both["homelab:containers"]["debian"]["nvidia"] == {}
     assert both["homelab:hosts"]["pve"]["nvidia"] == {"driver": "580"}
-    # Another run, before it is made.
-    text = draft.written({card: init_draft.parse_use("new-vm", card, draft)})
-    again = replace(draft, text=text, login={})
-    assert config(again.written({screen: init_draft.parse_use("new-vm", screen, again)})) == made
-    # Which of them can't be had yet, their list says.
-    shown = init_draft.answers(draft, ["host"]).splitlines()
-    assert [line.split(":")[0].strip() for line in shown if "not yet" in line][-1] == "host"
-    assert sum("not yet" in line for line in shown) == 3
+    # Which of them can't be had yet, their list says, also after a mistake.
+    for text, refused in (("?", ["host"]), ("new-cm", ["host", "new-vm"])):
+        with pytest.raises(Mistake) as raised:
+            init_draft.parse_use(text, card, draft, refused=refused)
+        assert [line.split(":")[0].strip() for line in str(raised.value).splitlines() if "not yet" in line] == [
+            *(["new-vm"] if "new-vm" in refused else []), "new-container", "new-container", "host",
+        ]  # fmt: skip
+    assert "vms: no VM gets it yet" in str(raised.value)
+
+
+def test_each_answer_is_a_new_guest_with_an_id_that_nobody_has() -> None:
+    """Container 100 is on another node of the cluster, and VM 103 on this one; the settings have 104, not made yet."""
+    new = init_new.offers(STOCK, hosts.KEY)
+    [card, screen] = init_cards.cards(host(), {})
+    other = {"host": "pve", "vmid": 104, "gpus": [], "create": {"scsi0": "local-lvm:8"}}
+    before = f"{again_of(ACCESS)}  homelab:vms: {init_settings.flow({'ubuntu': other})}\n"
+    draft = Draft("pve", {}, host(), before, ["vms.later.vmid=101"], new=new)
+    first = {card: init_draft.parse_use("new-vm", card, draft)}
+    both = {**first, screen: init_draft.parse_use("NEW-VM", screen, draft, given=first)}
+    made = config(draft.written(both))["homelab:vms"]
+    got = {name: (vm["vmid"], vm.get("gpus")) for name, vm in made.items()}
+    assert got == {
+        "ubuntu": (104, []),
+        "later": (101, None),
+        "ubuntu-2": (102, ["rtx5090"]),
+        "ubuntu-3": (105, ["card"]),
+    }
+    # The same run again changes nothing.
+    again = replace(draft, text=draft.written(first))
+    assert again.written({card: init_draft.parse_use("new-vm", card, again)}) == again.text
 
 
 def test_what_a_vm_cant_have_is_said_in_a_sentence_and_then_why_and_what_to_type() -> None:
     disk = hosts.device("0000:01:00.2", "144d:a80c", "010802", 16)
     with pytest.raises(Mistake) as raised:
         parse_use("103", host(disk))
-    first, why, step = str(raised.value).splitlines()
+    first, wanted, why, step = str(raised.value).splitlines()
+    assert wanted.startswith("    wanted: ") and "rtx5090" in wanted
     assert first == (
         "rtx5090 can't go to VM 103: it shares its IOMMU group with 0000:01:00.2 NVMe disk [144d:a80c]; containers, or "
         "the host itself, can have it."
     )
-    assert why.startswith("    why:  starting a VM with the card takes every device of the group")
+    assert why.startswith("    why:    starting a VM with the card takes every device of the group")
     assert 'is named in --set "gpus.rtx5090.allowGroupMembers=[ADDRESS]"' in step
     assert parse_use("103", host(disk), allowGroupMembers=["0000:01:00.2"]).use == "vm"
+    # What the plan says of the host and containers, counts.
+    with pytest.raises(Mistake, match=r"NVMe disk \[144d:a80c\]\.\n"):
+        card = init_cards.cards(host(disk), {})[0]
+        init_draft.parse_use("103", card, Draft("pve", ACCESS, host(disk), ""), refused=["host"])
 
 
 @pytest.mark.parametrize(

@@ -7,21 +7,26 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import SimpleNamespace
 
 import asyncssh
 import pytest
 
+from homelab import text
 from homelab.cli import access, command_line, conversation, init, project
+from homelab.cli import pulumi as pulumi_cli
 from homelab.cli.access import Access
 from homelab.cli.command_line import main
 from homelab.cli.pulumi import Pulumi
 from homelab.cli.settings_file import read_settings, write_settings
 from homelab.errors import Declined, HomelabError, LoginRefusedError, Mistake, UnreachableError
 from homelab.init import ask
+from homelab.init import draft as draft_of
 from homelab.init.ask import Ask
+from homelab.init.cards import Use
+from homelab.init.new import New
 from homelab.init.settings import values_in
 from homelab.remote import first_contact, logins
 from homelab.settings import parse
@@ -111,6 +116,29 @@ def test_an_answer_that_is_none_is_asked_for_again_and_the_end_of_the_input_ends
             question("Sure?", helps)
 
 
+@pytest.mark.parametrize("mended", ["host", "vms", "new-vm"])
+def test_each_answer_on_a_host_without_guests_is_judged_before_it_is_offered(
+    mended: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `up` would, and with what was said of it marked in each list: also in the one that `?` shows."""
+
+    def parsed(refused: Collection[str], answer: str) -> Use:
+        if answer == "?":
+            raise Mistake(draft_of.answers(draft, refused))
+        if answer == mended:
+            raise Mistake(f"mend what {answer} needs")
+        return Use()
+
+    new = {"new-vm": New("ubuntu", "Ubuntu", {}), "new-container": New("debian", "Debian", {"rootfs": "a:8"})}
+    draft = draft_of.Draft("pve", {}, hosts.desktop(), "", new=new)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("?\nnobody\n"))
+    conversation._asked(Ask(False), draft, "vms", parsed)
+    said = capsys.readouterr().out
+    marked = {line.split(":")[0].strip() for line in said.splitlines() if "not yet" in line}
+    assert marked == {mended, {"host": "new-container"}.get(mended, "new-vm")}
+    assert said.count(f"mend what {mended} needs") == 1 and said.count("not yet") == 2 * len(marked)
+
+
 # -- what it gives to others ---------------------------------------------------------------------------------------------
 def test_pulumi_gets_no_password_of_the_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOMELAB_PASSWORD", "hunter2")
@@ -174,6 +202,15 @@ def test_what_is_set_of_a_host_counts_for_its_first_reading(host: str) -> None:
     assert found.timeouts.connect == 99 and found.gpus == entry.host.gpus
     with pytest.raises(Mistake, match="correct --set, or f"):
         conversation._as_set(entry, SETTINGS, ["hosts.pve.timeouts.apii=99"], "f")
+
+
+def test_a_plugin_that_takes_too_long_is_waited_for_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "pulumi"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(pulumi_cli, "PLUGIN_SECONDS", 0.2)
+    [said] = Pulumi(str(program), tmp_path, "homelab").fetch_plugin()
+    assert "can't be fetched: not within 0.2 s. With its archive: `pulumi plugin install" in said
 
 
 # -- the settings file -----------------------------------------------------------------------------------------------------
@@ -299,6 +336,8 @@ def test_in_a_terminal_sentences_are_folded_between_words_and_commands_stay_whol
     monkeypatch.setattr(sys, "stdout", shown)
     ask.say("    not possible for a VM because: another card first", "wanted: one\nfound:  two")
     ask.show("  read -rs PULUMI_CONFIG_PASSPHRASE; export PULUMI_CONFIG_PASSPHRASE")
+    monkeypatch.setattr(text, "_IN_A_CLONE", False)  # a page's name becomes longer before it is folded
+    ask.say("its display and xVga: docs/cards.md")
     assert shown.getvalue().splitlines() == [
         "    not possible for a VM",
         "      because: another card",
@@ -306,6 +345,8 @@ def test_in_a_terminal_sentences_are_folded_between_words_and_commands_stay_whol
         "wanted: one",
         "found:  two",
         "  read -rs PULUMI_CONFIG_PASSPHRASE; export PULUMI_CONFIG_PASSPHRASE",
+        "its display and xVga: `homelab",
+        "  docs cards`",
     ]
 
 

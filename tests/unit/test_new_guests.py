@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from homelab.errors import ElsewhereError, GoneError, NotThereError
+from homelab.errors import ElsewhereError, GoneError, HomelabError, NotThereError
+from homelab.guest.mark import id_in_use
 from homelab.guest.resource import Guest
-from homelab.guest.work import GuestWork, id_in_use
+from homelab.guest.work import GuestWork
 from homelab.shapes import ShutdownInputs
+from remote_scripts.pve.guest_kinds import VM
 from tests.rows import rows
 from tests.unit.test_created_vms import texts
 
@@ -122,7 +124,12 @@ def test_one_that_has_moved_is_not_removed() -> None:
     ],
 )
 def test_whose_the_guest_of_its_id_is_is_said(config: dict[str, str], found: str) -> None:
-    assert id_in_use(INPUTS, config).found == found
+    assert id_in_use(VM, 103, MARK, config).found == found
+
+
+def test_somebody_elses_that_has_taken_its_id_since_is_not_changed() -> None:
+    with pytest.raises(HomelabError, match="there is a VM 103 already: theirs"):
+        GuestWork.change(Guests({"pve1": {"name": "theirs"}}), INPUTS, INPUTS, ["memory"])
 
 
 def test_each_making_of_it_has_a_name_of_its_own() -> None:
@@ -151,6 +158,7 @@ def test_one_that_was_elsewhere_is_changed_once_it_is_back() -> None:
         ({"pve1": OURS}, []),
         ({"pve1": {**OURS, "memory": "1024"}}, ["memory"]),
         ({"pve1": {key: value for key, value in OURS.items() if key != "cores"}}, ["cores"]),
+        ({"pve1": {**OURS, "description": "mine"}}, ["description"]),
         ({"pve2": OURS}, ["node"]),
         ({}, None),
     ],

@@ -143,9 +143,17 @@ def test_an_xid_is_told_by_its_number_unless_another_explains_it() -> None:
 def test_on_a_machine_of_its_own_no_fault_is_blamed_on_passthrough() -> None:
     for name in ("fallen-off-the-bus", "gsp-timeout", "not-reset", "gsp-not-started", "memory-broken"):
         for text in TEXTS[name]:
-            for target in (None, "host"):
-                (error,) = recognise(text, Context(target=target))
-                assert not re.search(r"\bVMs?\b|guest|FLR|vfio", f"{error.why} {error.next}")
+            (error,) = recognise(text, Context(target="host"))
+            assert not re.search(r"\bVMs?\b|guest|FLR|vfio", f"{error.why} {error.next}")
+
+
+@rows("row", [row for row in symptoms() if any(cause.when.target for cause in row.causes)], ids=lambda row: row.name)
+def test_a_text_that_comes_from_nobody_knows_where_is_answered_for_both_places(row: Symptom) -> None:
+    """As `homelab doctor log -` has it: for a container or a VM, and for the system that has the driver."""
+    (error,) = recognise(TEXTS[row.name][0], Context())
+    told, places = f"{error.why} {error.next}", {cause.when.target for cause in row.causes}
+    word = r"\bcontainer|where the program runs" if "lxc" in places else r"\bVM\b|Proxmox VE's"
+    assert re.search(word, told)
 
 
 def test_a_long_line_is_cut() -> None:

@@ -345,7 +345,7 @@ def test_the_kernel_log_of_a_card_that_works_is_nobodys_business() -> None:
     ("part", "text", "words"),
     [
         ("program", TEXTS["no-kernel-image"][0], "older than the card"),
-        ("program", TEXTS["no-kernel-image"][1], "older than the card"),
+        ("program", TEXTS["architecture-unknown"][0], "older than the card"),
         ("program", TEXTS["driver-too-old-for-cuda"][0], "older than the CUDA toolkit"),
         ("program", "CUDA error 999: unknown error", "nvidia-uvm isn't loaded"),
         ("program", TEXTS["compiler-missing"][0], "g++"),

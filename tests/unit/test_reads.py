@@ -125,8 +125,8 @@ AT, IS = "the PCI mapping m: ", "node=pve,path=0000:01:00"
     ("work", "state", "answer", "drift"),
     [
         (GuestWork, CREATED, None, None),
-        (GuestWork, CREATED, {"cores": 2}, []),
-        (GuestWork, CREATED, {"cores": 4}, ["cores"]),
+        (GuestWork, CREATED, {"cores": 2, "description": "made by x"}, []),
+        (GuestWork, CREATED, {"cores": 4, "description": "made by x"}, ["cores"]),
         (CardMappingWork, MAPPED, None, None),
         (CardMappingWork, MAPPED, {"map": ["node=other,path=0000:01:00"]}, None),
         (CardMappingWork, MAPPED, {"map": ["node=pve,path=0000:02:00"]}, [f"{AT}node=pve,path=0000:02:00 -> {IS}"]),

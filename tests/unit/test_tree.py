@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from homelab.facts.guests import GuestConfig
 from homelab.host.plan import PlannedReboot
-from homelab.judged.tree import Tree
+from homelab.judged import tree as judging
+from homelab.judged.text import of_undone
+from homelab.judged.tree import Settings, Tree
+from homelab.nvidia.settings import Nvidia
+from homelab.reading import planning
+from homelab.settings import Container, Vm
 from remote_scripts.both.reboot import Reason
+from remote_scripts.nvidia import driver, engine_conf
+from remote_scripts.reading.answer import Managed
+from tests.rows import rows
 from tests.unit.hosts import tree, vm_note
 from tests.unit.test_cards import facts_config, two_in_one_group, vm
 
@@ -78,3 +88,115 @@ def test_a_locked_guest_that_leaves_the_settings_is_refused_with_its_change() ->
     tree = judged(f"{LINES}\nlock: backup", "two", second="machine: q35\nname: two")
     assert tree.leaving["vms.sandbox"].steps
     assert "it is locked (backup)" in [error.found for error in tree.parts_refused]
+
+
+HOST = two_in_one_group()[1].model_copy(update={"node": "pve"})
+MARK, DISK = "#Created by Pulumi%3A p/s/", {"scsi0": "local-lvm:8"}
+OURS = f"{MARK}sandbox 0123456789abcdef\n{LINES}"
+
+
+def a_vm(**more: Any) -> dict[str, Vm]:
+    return {"sandbox": Vm.model_validate({"host": "pve", "vmid": 103, "gpus": [], **more})}
+
+
+def undone(monkeypatch: pytest.MonkeyPatch, wanted: Settings, lines: str, kind: str = "vm", **more: Any) -> str:
+    """What `homelab show --undo` says, of a host with guest 103, which runs."""
+    facts, _ = two_in_one_group()
+    configs = [GuestConfig(kind=kind, id=103, lines=lines)]
+    facts = replace(facts, guests=replace(facts.guests, configs=configs, running=frozenset([103])), **more)
+    monkeypatch.setattr(planning, "planned", lambda wanted, *_, **__: judging.judged(facts, wanted))
+    return of_undone(planning.undone(wanted))
+
+
+DELETED, GIVEN_BACK = (
+    "VM 103 (one) is deleted with its disks",
+    "vms.sandbox is undone: the VM has back what it was before",
+)
+
+
+@rows(
+    ("vms", "lines", "is_given", "said"),
+    [
+        (a_vm(create=DISK), OURS, True, [DELETED]),
+        (a_vm(create=DISK), OURS, False, [DELETED]),  # it has no card
+        (a_vm(create=DISK), f"#mine\n#so: {OURS[1:]}", False, [DELETED]),
+        ({}, OURS, True, [f"{DELETED}, unless it was protected"]),
+        (a_vm(create=DISK | {"protect": True}), OURS, True, ["it stays, as it is protected", GIVEN_BACK]),
+        (a_vm(create=DISK | {"protect": True}), OURS, False, ["it stays, as it is protected", "running: no change"]),
+        (a_vm(), OURS, True, ["it is shut down and started again", GIVEN_BACK]),
+        (a_vm(create=DISK), LINES, True, ["it is shut down and started again", GIVEN_BACK]),
+        (a_vm(create=DISK), OURS.replace("p/s/", "p/s2/"), False, []),
+    ],
+)
+def test_a_guest_that_was_made_here_is_deleted_by_a_destroy_unless_it_is_protected(
+    monkeypatch: pytest.MonkeyPatch, vms: dict[str, Vm], lines: str, is_given: bool, said: list[str]
+) -> None:
+    ledger = vm_note(103, LINES, "hostpci0") if is_given else {}
+    text = undone(monkeypatch, Settings("pve", HOST, vms, stack="p/s"), lines, ledger=ledger)
+    assert all(one in text for one in said), text
+    assert ("deleted" in text) is any("deleted" in one for one in said) and ("103" in text) is bool(said)
+    if said == [DELETED]:
+        assert f"\n  {DELETED}\n" in text and "vms.sandbox" not in text and "shut down" not in text
+
+
+def test_a_container_that_was_made_here_is_deleted_likewise(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {"host": "pve", "ctid": 103, "gpus": [], "create": {"ostemplate": "a", "rootfs": "local-lvm:8"}}
+    wanted = Settings("pve", HOST, {}, {"box": Container.model_validate(made)}, "p/s")
+    text = undone(monkeypatch, wanted, f"{MARK}box\nhostname: box\n", "lxc")
+    assert "\n  container 103 (box) is deleted with its disks\n" in text and "containers.box" not in text
+
+
+@pytest.mark.parametrize("on_destroy", ["keep", "purge"])
+def test_what_else_a_destroy_removes_is_listed(monkeypatch: pytest.MonkeyPatch, on_destroy: str) -> None:
+    layers = {driver.LAYER: "/etc/apt/a", engine_conf.LAYER: "/etc/docker/daemon.json", "vfio": "/etc/v"}
+    managed = [Managed(layer, path, "ok") for layer, path in layers.items()]
+    mapping = '{"gpu": "g", "path": "0000:01:00", "had_flag": false, "before": '
+    ledger = {
+        "mapping/pve/one": f"{mapping}null}}",
+        "mapping/pve/two": f'{mapping}"node=pve"}}',
+        "mapping/other/three": f"{mapping}null}}",
+        "file/pve/local:import+noble.qcow2": "{}",
+    }
+    host = HOST.model_copy(update={"nvidia": Nvidia.model_validate({"onDestroy": on_destroy})})
+    lines = undone(monkeypatch, Settings("pve", host, stack="p/s"), LINES, managed=managed, ledger=ledger).splitlines()
+    kept = ("keeps", " (nvidia.onDestroy: keep)") if on_destroy == "keep" else ("removes", "")
+    assert [line for line in lines if line.startswith(("  keeps", "  removes", "  gives back"))] == [
+        f"  {kept[0]} /etc/apt/a{kept[1]}",
+        f"  {kept[0]} /etc/docker/daemon.json{kept[1]}",
+        "  removes /etc/v",
+        "  removes the PCI mapping one, unless a VM has it that isn't this stack's",
+        "  gives back the PCI mapping two, unless a VM has it that isn't this stack's",
+        "  removes local:import/noble.qcow2, which was downloaded, unless a guest uses it",
+    ]
+
+
+@rows(
+    ("lines", "stack", "found"),
+    [
+        (LINES, "p/s", "there is a VM 103 already: one"),
+        (OURS.replace("p/s/", "p/s2/"), "p/s", "there is a VM 103 already: one"),
+        (OURS.replace("sandbox", "old"), "p/s", "this stack has created VM 103 as vms.old"),
+        (OURS, "p/s", ""),
+        (LINES, "", ""),
+    ],
+)
+def test_a_guest_of_somebody_elses_that_has_the_id_of_one_to_be_made_is_refused(
+    lines: str, stack: str, found: str
+) -> None:
+    facts, host = two_in_one_group()
+    facts = replace(facts, guests=replace(facts.guests, configs=[facts_config(103, lines)]))
+    vms = a_vm(create=DISK, gpus=["one"])
+    refused = tree(facts, host, vms, stack=stack).vms["sandbox"][1].refusals
+    assert [error.found for error in refused][:1] == [found] * bool(found) or not found
+    assert any("already" in error.found or "has created" in error.found for error in refused) is bool(found)
+
+
+@pytest.mark.parametrize("lines", ["hostname: theirs", f"{MARK}box\nhostname: box"])
+def test_a_container_of_somebody_elses_is_refused_likewise(lines: str) -> None:
+    facts, host = two_in_one_group()
+    configs = [GuestConfig(kind="lxc", id=103, lines=lines)]
+    facts = replace(facts, guests=replace(facts.guests, configs=configs))
+    made = {"host": "pve", "ctid": 103, "gpus": [], "create": {"ostemplate": "a", "rootfs": "local-lvm:8"}}
+    box = {"box": Container.model_validate(made)}
+    found = [error.found for error in tree(facts, host, {}, box, "p/s").containers["box"][1].refusals]
+    assert found == ["there is a container 103 already: theirs"] * ("theirs" in lines)

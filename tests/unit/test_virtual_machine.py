@@ -66,13 +66,13 @@ def net(value: str) -> dict[str, str]:
     ],
 )  # fmt: skip
 def test_what_differs_is_changed_and_no_more(changes: dict[str, Any], drift: list[str], done: list[Any]) -> None:
-    work = Work()
+    work = Work(config={**CONFIG, "description": BEFORE.mark})
     work.change(dataclasses.replace(BEFORE, **changes), BEFORE, drift)
     assert work.done == done
 
 
 def test_what_is_gone_already_is_not_taken_away() -> None:
-    work = Work()
+    work = Work(config={**CONFIG, "description": BEFORE.mark})
     work.change(BEFORE, dataclasses.replace(BEFORE, config={**BEFORE.config, "args": "-x", "numa": "1"}), [])
     assert work.done == [{"args": None}]
 
@@ -168,7 +168,7 @@ def test_a_run_that_finishes_a_guest_makes_no_disk_of_it_again() -> None:
 
 
 def test_a_disk_that_is_there_is_not_made_again() -> None:
-    work = Work(config={**CONFIG, "scsi1": "local:vm-103-disk-1,size=8G"})
+    work = Work(config={**CONFIG, "scsi1": "local:vm-103-disk-1,size=8G", "description": BEFORE.mark})
     work.change(dataclasses.replace(BEFORE, config={**BEFORE.config, "scsi1": "local:8"}), BEFORE, [])
     assert work.done == []
 
@@ -192,7 +192,7 @@ def test_a_containers_change_goes_to_the_api_with_what_it_had_of_its_network_car
         BEFORE, guest_kind="lxc", config={"net0": "name=eth0,bridge=vmbr0", "swap": "0", "cores": "1"}
     )
     after = dataclasses.replace(before, config={"net0": "name=eth0,bridge=vmbr1,ip=dhcp", "cores": "2"})
-    work = Work(config={"net0": net, "swap": "0", "cores": "1"})
+    work = Work(config={"net0": net, "swap": "0", "cores": "1", "description": BEFORE.mark})
     assert work.change(after, before, []) == ["net0", "cores", "swap"]
     net = "name=eth0,bridge=vmbr1,ip=dhcp,hwaddr=BC:24:11:AA:BB:CC,host-managed=1"
     assert work.done == [("put", {"net0": net, "cores": "2", "delete": "swap"})]

@@ -1,0 +1,327 @@
+"""Roads that can be run on Proxmox VE itself, too: `make test-node` (tests/node); else on the lab.
+
+Each begins with a host without guests, makes its own (tests/e2e/roads.py), and ends with every byte as it was. What it needs of a node beside that, its mark
+says: `card`, one that can be given away; `nvidia`, one of NVIDIA's with its driver; `quorum`, that the node can be cut off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from remote_scripts.both import guest_cards
+from remote_scripts.both.terms import Terms
+from remote_scripts.notes import owed
+from tests import sampling
+from tests.boot_layers import asked_of
+from tests.conftest import PROJECT
+from tests.e2e.person import PROGRAM
+from tests.e2e.roads import CT, NEW_CT, NEW_VM, TEMPLATE, VM, conf, make_guests, rootfs, settle, stop
+from tests.engine_stack import HostStack
+from tests.host import Host
+from tests.waiting import wait_until
+
+On = Callable[[str], HostStack]
+
+
+def given_back(host: Host, before: list[str]) -> None:
+    """Every byte is as it was."""
+    other = sorted(set(host.files()) ^ set(before))
+    assert not other, "\n".join(other)
+
+
+def with_card(stack: HostStack, **more: Any) -> str:
+    """The host's first card that isn't its screen, in the settings; its address."""
+    card = stack.machine.card()
+    assert card is not None
+    stack.host["gpus"] = {"card": {"address": card[0], "match": card[1], **more}}
+    return card[0]
+
+
+@pytest.mark.node
+def test_init_by_ssh_alone_an_up_and_a_destroy_after_which_its_key_is_gone_too(on: On, tmp_path: Path) -> None:
+    stack = on("rtx5090")
+    host, (settings,) = stack.machine, stack.config["homelab:hosts"].values()
+    before = host.files()
+    for name in PROGRAM:
+        (stack.folder / name).symlink_to(PROJECT / name)
+    stack.home = tmp_path / "home"
+    stack.home.mkdir()
+    environment = {**stack.environment, **host.password}
+    identity = [] if host.password else ["--identity", settings["ssh"]["privateKeyFile"]]
+    where = f"root@{settings['address']}:{settings['ssh'].get('port', 22)}"
+    told = ["--host-key", settings["ssh"]["hostKey"], "--stack", "lab", "--yes", *identity]
+    command = [sys.executable, "-m", "homelab", "init", where, *told, "--set", f"timeouts.api={host.slow * 60 + 1}"]
+    stack.config = {}
+    stack.write_config()
+    ran = subprocess.run(command, cwd=stack.folder, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    stack.config = yaml.safe_load((stack.folder / "Pulumi.lab.yaml").read_text())["config"]
+    [own] = stack.config["homelab:hosts"].values()
+    own["timeouts"] = settings["timeouts"]
+    stack.up()
+    assert (stack.up().changed, stack.up("--refresh").changed) == (set(), set())
+    gone = stack.destroy_as_left()
+    if host.password:
+        assert host.files() != before, "its key is there"
+        [remove] = set(re.findall(r"this removes it[^`]*`([^`]*)`", " ".join(gone.output.split())))
+        host.run(remove)
+    given_back(host, before)
+
+
+@pytest.mark.node
+def test_a_vm_and_a_container_are_made_past_wrong_values_mended_after_five_changes_by_hand_and_removed(on: On) -> None:
+    stack = on("rtx5090")
+    host = stack.machine
+    own = shlex.split(make_guests(host).replace("-ID", f"-{NEW_VM}"))
+    before, mark = host.files(), host.tasks()
+    vm = {"machine": "q35", "bios": "seabios", "cores": 1, "memory": 512, "ostype": "l26", "cpu": "x86-64-v2"}
+    vm |= {key.lstrip("-"): value for key, value in zip(own[::2], own[1::2], strict=True)}
+    ct = {
+        "ostemplate": f"local:vztmpl/{TEMPLATE}",
+        "rootfs": rootfs(host),
+        "memory": 64,
+        "onboot": 0,
+        "ostype": "unmanaged",
+        "arch": "amd64",
+    }
+    vms = {"made": {"host": "pve", "vmid": NEW_VM, "power": "running", "create": vm}}
+    containers = {"box": {"host": "pve", "ctid": NEW_CT, "gpuAssignment": "none", "power": "running", "create": ct}}
+    stack.config |= {"homelab:vms": vms, "homelab:containers": containers}
+    # Refused beforehand, in Proxmox VE's own words, all at once.
+    wrong = {"net0": "virtio,bridge=nobridge", "scsi0": "nowhere:4", "ide2": "local:iso/none.iso,media=cdrom"}
+    vms["made"]["create"] = vm | wrong
+    containers["box"]["create"] = ct | {"rootfs": "neverwhere:1", "ostemplate": "local:vztmpl/nothing_1_amd64.tar.gz"}
+    refused = stack.preview(ok=False).output
+    said = ["'nobridge'", "'nowhere'", "local:iso/none.iso", "'neverwhere'", "local:vztmpl/nothing_1_amd64.tar.gz"]
+    assert [one for one in said if one not in refused] == [], refused
+    assert (host.tasks(mark), sorted(set(host.files()) ^ set(before))) == ([], [])
+    vms["made"]["create"], containers["box"]["create"] = vm, ct
+    stack.up()
+    settle(host)
+    assert host.guests_on() == {NEW_VM, NEW_CT}
+    assert (stack.up().changed, stack.up("--refresh").changed) == (set(), set())
+
+    # By hand: an option of each, one that is taken away, a guest that is switched off, and the agent.
+    host.run(
+        f"qm set {NEW_VM} --cores 2 --delete ostype; pct set {NEW_CT} --onboot 1; pct stop {NEW_CT}; "
+        'rm "$HOMELAB_ROOT"/var/lib/homelab/agents/*/agent.pyz'
+    )
+    mended = stack.up("--refresh")
+    named = ["cores is 2 instead of 1", "ostype", "onboot is 1 instead of 0", "this program's agent is missing"]
+    assert [one for one in named if one not in mended.output] == [], mended.output
+    assert host.guests_on() == {NEW_VM, NEW_CT}
+    assert {"cores: 1", "ostype: l26"} <= {*conf(host, NEW_VM).splitlines()} and "onboot: 0" in conf(host, NEW_CT)
+    host.run(f"qm stop {NEW_VM}; qm destroy {NEW_VM}")
+    assert "made-vm" in stack.up("--refresh").changed
+    assert host.guests_on() == {NEW_VM, NEW_CT} and stack.up("--refresh").changed == set()
+    settle(host)
+    stack.destroy_as_left()
+    assert host.guests_on() == set()
+    given_back(host, before)
+
+
+#: What an owner does by a command, and whether the VM is to run then. He doesn't start it where homelab is about to, whose shutdown isn't noted yet.
+ACTS = {
+    "stop": (f"qm stop {VM}", False),
+    "shutdown": (f"qm shutdown {VM}", False),
+    "start": (
+        f"if [ -e $HOMELAB_ROOT{owed.OWED} ] && grep -q '\"ours\": *\\[\\]' $HOMELAB_ROOT{owed.OWED}; then false; else qm stop {VM}; qm start {VM}; fi",
+        True,
+    ),
+    "edit": (f"qm set {VM} --description his", True),
+}
+POINTS, ACTED = "/run/homelab-node-tier", "/run/homelab-node-tier-acted"
+
+
+def asked(host: Host, verb: str, at: tuple[str, str, str] | None = None, **more: Any) -> str:
+    """What the layer says that changes the VM, whose tasks have ended then."""
+    wanted = guest_cards.Wanted(vmid=VM, terms=Terms(owner="p/s/vm", shutdown=60 * host.slow), **more)
+    said = asked_of(host, verb, "guest_cards", wanted, at or stop())
+    settle(host)
+    return said
+
+
+def up(host: Host, at: tuple[str, str, str] | None = None) -> str:
+    """A change for which it is switched off and on."""
+    return asked(host, "apply", at, options={"vga": "none"}, digest=json.loads(asked(host, "read"))["digest"])
+
+
+@pytest.mark.node
+@pytest.mark.timeout(7200)
+def test_what_a_vms_owner_does_at_drawn_moments_of_a_change_counts_and_a_run_that_was_killed_is_gone_on_with(
+    on: On,
+) -> None:
+    """As tests/lab/test_owners_acts.py, by commands, and at the stop point of an agent that is sent along (tests/e2e/roads.py)."""
+    host = on("rtx5090").machine
+    make_guests(host, VM)
+    before = conf(host, VM)
+
+    up(host)
+    moments, problems = int(host.read(POINTS)), list[str]()
+    assert moments > 10 and "vga: none" in conf(host, VM) and host.guests_on() == {VM}
+    drawn = sampling.drawn("an owner's acts on a node")
+    for _ in range(int(os.environ.get("DRAWS") or 4)):
+        asked(host, "revert")
+        host.run(f"qm start {VM}; qm set {VM} --delete description; rm -f $HOMELAB_ROOT{ACTED}", check=False)
+        settle(host)
+        if conf(host, VM) != before or host.guests_on() != {VM}:
+            problems.append(f"it isn't as before, {host.guests_on()}:\n{before}\n{conf(host, VM)}")
+        act, number, killed = drawn.choice([*ACTS]), drawn.randrange(1, moments + 1), drawn.random() < 0.5
+        command, wanted = ACTS[act]
+        said = up(host, stop(number, f"{command} && touch $HOMELAB_ROOT{ACTED}", killed=killed))
+        if killed:
+            said += up(host)
+        runs, what = VM in host.guests_on(), f"{act} at {number} of {moments}{', killed' if killed else ''}"
+        has_acted = host.succeeds(f"[ -e $HOMELAB_ROOT{ACTED} ]")
+        if has_acted and not wanted and runs:
+            problems.append(f"{what}: it was started against its owner\n{said}")
+        if (wanted or not has_acted) and not runs and not (killed and owed.UNKNOWN in said):
+            problems.append(f"{what}: it was left off\n{said}")
+        if has_acted and act == "edit" and "description: his" not in conf(host, VM) and "#his" not in conf(host, VM):
+            problems.append(f"{what}: the edit is lost\n{conf(host, VM)}")
+        if "vga: none" not in conf(host, VM):
+            problems.append(f"{what}: the change is lost\n{conf(host, VM)}")
+    asked(host, "revert")
+    assert not problems, "\n".join(problems)
+
+
+@pytest.mark.node("quorum")
+@pytest.mark.timeout(7200)
+def test_without_quorum_nothing_is_changed_and_a_run_that_loses_it_in_its_midst_is_gone_on_with(on: On) -> None:
+    stack = on("rtx5090")
+    host = stack.machine
+    make_guests(host, VM)
+    before = host.files()
+    create = {"machine": "q35", "cores": 1, "memory": 512, "ostype": "l26"}
+    stack.config["homelab:vms"] = {"made": {"host": "pve", "vmid": NEW_VM, "power": "stopped", "create": create}}
+    host.run(host.quorum(lost=True))
+    try:
+        refused = stack.up(ok=False)
+    finally:
+        host.run(host.quorum(lost=False))
+    assert "quorum" in refused.message, refused.output
+    assert conf(host, NEW_VM) == ""
+    stack.up()
+    assert "cores: 1" in conf(host, NEW_VM)
+    stack.destroy_as_left()
+    given_back(host, before)
+
+    # Lost at a drawn request of a change, for longer than pmxcfs takes to say so, and back before the next run.
+    up(host)
+    moments = int(host.read(POINTS))
+    for number in sampling.drawn("quorum on a node").sample(range(1, moments + 1), 3):
+        asked(host, "revert")
+        back = f"(sleep {15 * host.slow}; {host.quorum(lost=False)}) >/dev/null 2>&1 </dev/null &"
+        said = up(host, stop(number, f"{host.quorum(lost=True)}; {back}"))
+        host.run(host.quorum(lost=False))
+        said += up(host)
+        assert "vga: none" in conf(host, VM) and host.guests_on() == {VM}, f"{number} of {moments}: {said}"
+    asked(host, "revert")
+    assert host.guests_on() == {VM}
+    given_back(host, before)
+
+
+@pytest.mark.node("card")
+@pytest.mark.timeout(7200)
+def test_from_stock_by_one_boot_on_trial_to_a_card_in_a_vm_mended_after_five_changes_by_hand_and_back(on: On) -> None:
+    stack = on("phoenix")
+    host, address = stack.machine, with_card(stack)
+    make_guests(host, VM, CT)
+    stack.config["homelab:vms"] = {"own": {"host": "pve", "vmid": VM, "gpus": ["card"]}}
+    before, drivers, boots, boot = host.files(), host.drivers(), host.boots(), host.boot_id()
+    stack.up()
+    assert boot != host.boot_id() and host.boots() in (boots, boots + 1), "one reboot"
+    assert host.guests_on() == {VM, CT}, "both ran before"
+    bound = {one: driver for one, driver in host.drivers().items() if driver == "vfio-pci"}
+    assert (
+        address in bound
+        and {one: drivers[one] for one in drivers if one not in bound}.items() <= host.drivers().items()
+    )
+    assert "hostpci0: mapping=card" in conf(host, VM)
+    assert (stack.up().changed, stack.up("--refresh").changed) == (set(), set())
+
+    # By hand: the mapping, the VM's option, the initramfs's script, what GRUB or systemd-boot is given, and the note of the boot.
+    configured, boot = host.files(), host.boot_id()
+    host.run(
+        f'pvesh delete /cluster/mapping/pci/card; qm set {VM} --delete hostpci0; cd "$HOMELAB_ROOT/etc"; '
+        "rm initramfs-tools/scripts/init-top/homelab-vfio ../var/lib/homelab/wanted-boot; "
+        'for one in default/grub.d/zz-homelab-*.cfg; do [ ! -e "$one" ] || echo "# by hand" >>"$one"; done; '
+        '[ ! -e kernel/cmdline ] || sed -i "s/ iommu=pt//" kernel/cmdline'
+    )
+    mended = stack.up("--refresh")
+    assert {"own-cards", "pve-initrd", "pve-cmdline"} <= mended.changed, mended.output
+    assert (host.boot_id(), host.guests_on()) == (boot, {VM, CT}), "the running kernel had all of it"
+    assert sorted(set(host.files()) ^ set(configured)) == []
+
+    stack.destroy_as_left()
+    assert host.guests_on() == {VM, CT}
+    given_back(host, before)
+    host.reboot()
+    assert host.drivers() == drivers
+
+
+@pytest.mark.node("card")
+@pytest.mark.timeout(3600)
+def test_a_container_has_a_card_by_an_up_and_not_after_a_destroy(on: On) -> None:
+    stack = on("phoenix")
+    host = stack.machine
+    with_card(stack, use="lxc")
+    make_guests(host, CT)
+    stack.config["homelab:containers"] = {"box": {"host": "pve", "ctid": CT, "gpus": ["card"]}}
+    before, boot = host.files(), host.boot_id()
+    stack.up()
+    nodes = re.findall(r"/dev/(?:nvidia\d+|dri/\w+)", conf(host, CT))
+    assert nodes and host.guests_on() == {CT} and host.boot_id() == boot
+    opens = f"pct exec {CT} -- dd if={nodes[0]} of=/dev/null count=0"
+    assert host.succeeds(opens) and stack.up("--refresh").changed == set()
+    stack.destroy_as_left()
+    assert not host.succeeds(opens) and host.guests_on() == {CT}
+    given_back(host, before)
+
+
+@pytest.mark.node("nvidia")
+@pytest.mark.timeout(3600)
+def test_a_card_in_turn_goes_to_a_vm_and_back_also_where_its_hook_is_killed(on: On) -> None:
+    """What of settings and of the host's files comes in between: tests/e2e/test_handover.py."""
+    stack = on("phoenix")
+    host, address = stack.machine, with_card(stack, use="shared")
+    make_guests(host, VM, CT)
+    host.run(f"qm stop {VM}")
+    settle(host)
+    before, drivers = host.files(), host.drivers()
+    stack.host["nvidia"] = {"driver": "580", "onDestroy": "purge"}
+    stack.config["homelab:vms"] = {"own": {"host": "pve", "vmid": VM, "gpus": ["card"]}}
+    stack.config["homelab:containers"] = {"box": {"host": "pve", "ctid": CT, "gpus": ["card"]}}
+    stack.up()
+
+    def is_with(guest: int) -> bool:
+        driver = "vfio-pci" if guest == VM else drivers[address]
+        return host.guests_on() == {guest} and host.drivers()[address] == driver
+
+    assert is_with(CT)
+    host.run(f"qm start {VM}")
+    assert is_with(VM) and stack.up("--refresh").changed == set()
+    host.run(f"qm stop {VM}")
+    wait_until(lambda: is_with(CT))
+    # What a VM's start asks is killed on its way: the next start takes the card all the same.
+    for seconds in (0.3, 1, 2):
+        hook = f'"$HOMELAB_ROOT/usr/local/sbin/homelab-handover" hook {VM} pre-start'
+        host.run(f"timeout -s KILL {seconds * host.slow} {hook}", check=False)
+        host.run(f"qm start {VM}")
+        assert is_with(VM)
+        host.run(f"qm stop {VM}")
+        wait_until(lambda: is_with(CT))
+    stack.destroy_as_left()
+    assert host.guests_on() == {CT} and host.drivers() == drivers
+    given_back(host, before)
