@@ -283,7 +283,7 @@ _AWAY = "rmmod nvidia_uvm; rmmod nvidia"
             (
                 "mv $HOMELAB_ROOT/etc/docker $HOMELAB_ROOT/root/d; systemctl restart docker",
                 "mv $HOMELAB_ROOT/root/d $HOMELAB_ROOT/etc/docker; systemctl restart docker",
-                ("isn't installed or not configured",),
+                ("isn't installed or isn't configured",),
             ),
         ],
         2,
