@@ -10,7 +10,6 @@ libraries alone, of exactly its host's version. Undone on `onDestroy: purge` by 
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -36,12 +35,11 @@ from .gpu_vm import GpuVm
 from .host_reboot import HostReboot
 
 if TYPE_CHECKING:
-    from homelab.nvidia import expected, plan, state
+    from homelab.nvidia import plan, reading
     from homelab.resources import nvidia_steps as steps
 else:
-    expected = later("homelab.nvidia.expected")
     plan = later("homelab.nvidia.plan")
-    state = later("homelab.nvidia.state")
+    reading = later("homelab.nvidia.reading")
     steps = later("homelab.resources.nvidia_steps")
 
 
@@ -65,7 +63,7 @@ class NvidiaGuestStack(Component):
         self._place = system.keep_agent(f"{name}-agent", self._nvidia_system, self._part())
 
         facts = self._nvidia_system.facts
-        self._request = facts.apply(lambda seen: state.request_of(system.target, system.name, seen, stack))
+        self._request = facts.apply(lambda seen: reading.request_of(system.target, system.name, seen, stack))
         packages = self._step("packages", "nvidia_packages", self._request.apply(plan.wanted), self._nvidia_system)
         self._installed = packages.stdout.apply(lambda text: of_plain(Answer, scripts.answer(text)))
         boot_generation = self._generation("boot")
@@ -162,15 +160,15 @@ class NvidiaGuestStack(Component):
         :param after: what they are done again after, besides the packages.
         """
         system, done = self._system, [*self._done, *after]
-        both = pulumi.Output.all(self._request, self._installed)
-        if system.nvidia.container_toolkit is not None:
-            configure = both.apply(lambda values: steps.toolkit(*values))
+        if (runtime := system.nvidia.container_toolkit) is not None:
+            both = pulumi.Output.all(self._request, self._installed)
+            configure = both.apply(lambda values: steps.toolkit(runtime, *values))
             last = toolkit = self._step("toolkit", "container_toolkit", configure, last)
             done.append(toolkit.stdout)
         verified = NvidiaVerification(
             f"{self.pulumi_resource_name}-verified",
             **system.inputs,
-            wanted=both.apply(lambda values: dataclasses.asdict(expected.Expected.of(*values))),
+            facts=self._nvidia_system.facts,
             timeout=system.nvidia.timeouts.verify,
             done=pulumi.Output.all(*done),
             started=system.started,

@@ -10,7 +10,6 @@ import os
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING
 
 import grpc
 import pulumi
@@ -19,15 +18,8 @@ from pulumi.runtime.proto import engine_pb2, engine_pb2_grpc
 
 from homelab.errors import HomelabError, raise_all
 from homelab.events import WILL_REFUSE
-from homelab.later import later
 from homelab.settings import Settings, parse, stack_file
 from homelab.settings import secrets as secret_settings
-
-if TYPE_CHECKING:
-    from homelab.nvidia import preview
-else:
-    preview = later("homelab.nvidia.preview")
-
 
 # By this exit status a program tells the language host that it has shown why it ends (pulumi-language-python, main.go).
 # With any other, "an unhandled error occurred" follows the message.
@@ -74,8 +66,6 @@ def load() -> Settings:
         raise_all([*errors, error])
         raise
     errors += _unsafe(settings)
-    if settings.stacks:
-        errors += preview.from_settings(settings)
     raise_all(errors)
     return settings
 

@@ -11,7 +11,7 @@ from homelab.doctor.devices import Case, is_for_everybody, names
 from homelab.doctor.reading import OK
 from homelab.findings import Finding, Stage
 from homelab.host import plan
-from homelab.nvidia.checks import refusals
+from homelab.nvidia import plan as nvidia_plan
 from homelab.nvidia.judge import mismatch
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.settings import Nvidia
@@ -58,7 +58,9 @@ def _no_driver(case: Case) -> Finding:
             "leave a card to the host: `use: lxc` in the settings for one of them, `pulumi up`; or take it out of "
             "the VM that has it"
         )
-    elif refused := refusals(Request("host", Nvidia(), SystemFacts(cards=ids, running=case.reading.facts.kernel))):
+    elif refused := nvidia_plan.refused(
+        Request("host", Nvidia(), SystemFacts(cards=ids, running=case.reading.facts.kernel))
+    ):
         step = refused[0].next
     return Finding(
         "NVIDIA's driver loaded on the host",

@@ -143,12 +143,19 @@ def _driver(given: Mapping[Card, Use], facts: HostFacts) -> list[str]:
     if any(facts.kept_by_hand(device) or facts.named_at_next_boot(device) for device in functions):
         lines.append("      takeOver: true # the host's driver gets what settings of your own keep from it")
     if ids := tuple(card.id for card in staying if card.is_nvidia):
-        driver = next(iter(fitting_drivers(Request("host", Nvidia(), SystemFacts(cards=ids)))), "580")
+        driver, _ = _fitting(ids)
         off, why = "", "NVIDIA's driver on the host: what stays there can't be used without it"
         if (loaded := facts.nvidia.version) and all(use.use != "shared" for use in staying.values()):
             off, why = "# ", f"in place of {loaded}, which is loaded, and stays"
         lines.append(f"      {off}nvidia: {flow({'driver': driver})} # {why}")
     return lines
+
+
+def _fitting(cards: tuple[str, ...]) -> tuple[str, list[str]]:
+    """The branch of NVIDIA's driver to propose for cards, and the releases of CUDA that go with it."""
+    request = Request("host", Nvidia(), SystemFacts(cards=cards))
+    driver = next(iter(fitting_drivers(request)), "580")
+    return driver, fitting_cudas(request.trial(driver=driver))
 
 
 def _software(
@@ -163,8 +170,7 @@ def _software(
     config = facts.guests.config(number)
     if not ids or (config and config.is_windows):
         return []
-    driver = next(iter(fitting_drivers(Request("vm", Nvidia(), SystemFacts(cards=ids)))), "580")
-    cudas = fitting_cudas(Request("vm", Nvidia(driver=driver), SystemFacts(cards=ids)))[:1]
+    driver, cudas = _fitting(ids)
     more = {"cuda": cudas[0], "containerToolkit": "docker"} if cudas else {"containerToolkit": "docker"}
     if section == "containers":
         is_made = new is not None and "ostype" in new.create

@@ -1,8 +1,8 @@
 """Refusals of NVIDIA stacks that can't work, before anything is changed: each check is a function from a request to
 errors.
 
-A check that lacks a fact gives no error: what the settings alone decide is refused from the settings alone, the rest
-once the system was read. What its repositories have, the system's apt says (`plan.refused`).
+A check that lacks a fact gives no error: it refuses once the system was read. What its repositories have, the system's
+apt says (`plan.refused`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,6 @@ from homelab.errors import HomelabError
 from homelab.facts.classes import NVIDIA
 from homelab.nvidia.request import Request
 from homelab.nvidia.versions import Version, fits, of_kernel, parse
-
-
-def refusals(request: Request) -> list[HomelabError]:
-    """Every reason to refuse a stack, as far as its facts are known; empty where there is none."""
-    return [error for check in CHECKS for error in check(request)]
 
 
 def card_text(request: Request, *devices: str) -> str:
@@ -264,6 +259,7 @@ def cuda_advice(request: Request, offered: Container[str] | None = None) -> str:
     return f'set nvidia.cuda: "{newest}"' + (f", or an older one that fits ({', '.join(others)})" if others else "")
 
 
+#: All of them, in the order in which they are said.
 CHECKS: tuple[Callable[[Request], Iterator[HomelabError]], ...] = (
     supported_system,
     has_a_card,

@@ -219,11 +219,6 @@ class Facts(_Row):
         rows = [row for capability, row in self.capabilities.items() if capability in capabilities]
         return tuple(name for row in rows for name in (row.bare if bare else row.libraries))
 
-    def libraries_beside(self, cudnn: str | None, *, nccl: bool) -> tuple[CudaLibrary, ...]:
-        """The rows of the wanted cuDNN (by its major version) and NCCL."""
-        wanted = {"cudnn": cudnn, "nccl": "2" if nccl else None}
-        return tuple(row for row in self.cuda_libraries if wanted[row.name] == row.version)
-
     def known_releases(self, today: datetime.date) -> str:
         """The newest branch of the data, and its age, in a sentence for a person."""
         days = (today - self.as_of).days

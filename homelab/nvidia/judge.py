@@ -5,14 +5,11 @@ libraries are of one version. Pure: preview, refresh and doctor ask the same fun
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, cast
 
 from homelab.errors import HomelabError
 from homelab.findings import Judged, Stage
 from homelab.settings import Container, Host, Nvidia
-
-if TYPE_CHECKING:  # NVIDIA's data is of no use where nothing of it is installed
-    from homelab.nvidia.reading import SystemReading
+from remote_scripts.both.read_system import Answer as SystemReading
 
 
 def installing(host: Host, containers: Iterable[Container]) -> list[str]:
@@ -62,15 +59,14 @@ def judge_system(
         known.
     :param against: what refuses the stack.
     """
-    error, of_stack = found if isinstance(found, HomelabError) else None, [*against]
-    is_read = found is not None and error is None
-    differences = steps(cast("SystemReading", found), stack, libraries=libraries) if is_read else []
+    of_stack, is_read = [*against], isinstance(found, SystemReading)
+    differences = steps(found, stack, libraries=libraries) if isinstance(found, SystemReading) else []
     return Judged(
         title=f"{what} to be as the settings say",
         why="it was changed since the last `pulumi up`, or that has never run, or was cut short; programs find no card "
         "unless the loaded module and all of NVIDIA's libraries have the same version",
         steps=differences or (["packages: they aren't what the settings say"] if of_stack and is_read else []),
-        against=[*([error] if error else ()), *of_stack],
+        against=[*([found] if isinstance(found, HomelabError) else ()), *of_stack],
         stage=stage,
     )
 

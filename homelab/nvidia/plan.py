@@ -3,18 +3,19 @@ data/facts.yaml, and what apt says on that system.
 
 `tries` are the ways to the driver, the best first; the system simulates them (layers/nvidia_packages.py) and answers
 with the first that apt can carry out. `refused` says what can't work: before apt's answer by facts and settings, then
-by that answer. So the same functions serve the settings alone, a preview and `up`.
+by that answer. So the same functions serve a system that isn't there yet, a preview and `up`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 from homelab.errors import HomelabError
-from homelab.nvidia.checks import card_text, cuda_advice, driver_text, fitting_drivers, refusals, sha256_advice
-from homelab.nvidia.compatibility import Flavour, Key
+from homelab.nvidia.checks import CHECKS, card_text, cuda_advice, driver_text, fitting_drivers, sha256_advice
+from homelab.nvidia.compatibility import CudaLibrary, Flavour, Key
 from homelab.nvidia.request import Request
 from homelab.nvidia.settings import Nvidia
 from homelab.nvidia.versions import Version, flavour_of_kernel, of_kernel, parse
@@ -71,23 +72,12 @@ def _installer(request: Request, driver: Version, flavour: Flavour | None) -> In
     return Installer(version=version, url=url, sha256=sha256, arguments=arguments)
 
 
-def driver_to_be(request: Request, said: Said | None = None) -> dict[str, str]:
-    """The driver that the system gets, as far as it is known: `driver`, a branch or a version; `flavour`, empty without
-    modules; `source`: packages, run, or either. Empty: it isn't known."""
-    ways = _coming(request, said)
-    if not ways:
-        return {}
-    kinds = {"run" if way.run else "packages" for way in ways}
-    return {
-        "driver": (said.version if said else "") or ways[0].driver,
-        "flavour": ways[0].flavour or "",
-        "source": kinds.pop() if len(kinds) == 1 else "either",
-    }
-
-
-def _coming(request: Request, said: Said | None) -> tuple[Try, ...]:
+def coming(request: Request, said: Said | None = None) -> Try | None:
+    """The way that is taken, with the driver's version where that is known; the best one where apt wasn't asked. None:
+    it isn't known."""
     ways = tries(request)
-    return ways if said is None or said.chosen is None else (ways[said.chosen],)
+    way = ways[(said and said.chosen) or 0] if ways else None
+    return replace(way, driver=said.version or way.driver) if way and said else way
 
 
 # -- what the system is asked, and told to do ------------------------------------------------------------------
@@ -121,9 +111,12 @@ def software(settings: Nvidia, of: Context) -> Software:
     )
 
 
-def context(request: Request) -> Context:
-    """The context of what fails on the system, without the flavour, which is that of the loaded modules."""
-    system, driver = request.system, str(request.driver) if request.driver else None
+def context(request: Request, version: str = "") -> Context:
+    """The context of what fails on the system, without the flavour, which is that of the loaded modules.
+
+    :param version: the driver's, where it is installed.
+    """
+    system, driver = request.system, version or (str(request.driver) if request.driver else None)
     return Context(
         name=request.name,
         target=request.target,
@@ -181,12 +174,18 @@ def _beside(request: Request) -> Iterator[str]:
         yield f"{package}={cuda}-*" if len(cuda.numbers) > 2 else package
         # nvcc hands half of its work to the compiler, which its package doesn't bring everywhere.
         yield "build-essential"
-        for row in data.libraries_beside(settings.cudnn, nccl=settings.nccl):
+        for row in beside_cuda(request):
             yield from (name.format(major=cuda.major) for name in row.packages)
     if runtime := settings.container_toolkit:
         yield from data.toolkit.packages
         if settings.docker == "install" and data.toolkit.runtimes[runtime]:
             yield data.toolkit.runtimes[runtime]
+
+
+def beside_cuda(request: Request) -> tuple[CudaLibrary, ...]:
+    """The wanted cuDNN, by its major version, and NCCL; the settings have neither without CUDA."""
+    wanted = {"cudnn": request.settings.cudnn, "nccl": "2" if request.settings.nccl else None}
+    return tuple(row for row in request.data.cuda_libraries if wanted[row.name] == row.version)
 
 
 def index(request: Request) -> nvidia_index.Wanted:
@@ -236,7 +235,7 @@ def refused(request: Request, said: Said | None = None) -> list[HomelabError]:
 
     :param said: what apt says on the system; None: it wasn't asked, and facts and settings alone decide.
     """
-    errors = refusals(request)
+    errors = [error for check in CHECKS for error in check(request)]
     return errors if errors or said is None else list(_by_apt(request, said))
 
 
@@ -296,12 +295,12 @@ def _way_out(request: Request, said: Said) -> str:
 # -- what a person reads ---------------------------------------------------------------------------------------
 def described(request: Request, said: Said | None = None) -> str:
     """The stack for a preview."""
-    settings, ways = request.settings, _coming(request, said)
-    to_be, capabilities = driver_to_be(request, said), ways[0].capabilities if ways else request.capabilities
-    version = to_be["driver"] if to_be else str(request.driver or "")
+    settings, way = request.settings, coming(request, said)
+    capabilities = way.capabilities if way else request.capabilities
+    version = way.driver if way else str(request.driver or "")
     cards = ", ".join(sorted({row.name for row in request.generations.values()}))
-    modules = f" ({to_be['flavour']} kernel modules{cards and f', for {cards}'})" if to_be.get("flavour") else ""
-    source = {"packages": "from packages", "run": "by NVIDIA's installer"}.get(to_be.get("source", ""))
+    modules = f" ({way.flavour} kernel modules{cards and f', for {cards}'})" if way and way.flavour else ""
+    source = ("by NVIDIA's installer" if way.run else "from packages") if way and said else None
     if said and said.version == said.was != "" and said.way_back is None:
         source = "which is there"
     parts = [
@@ -321,9 +320,9 @@ def described(request: Request, said: Said | None = None) -> str:
 
 def notes(request: Request, said: Said | None = None) -> list[str]:
     """What a person is to know of a stack that is not refused."""
-    to_be = driver_to_be(request, said)
-    driver = parse(to_be["driver"]) if to_be else request.driver
-    found = [*_cards_notes(request), *_libraries_notes(request, said)]
+    way = coming(request, said)
+    driver = parse(way.driver) if way else request.driver
+    found = [*_cards_notes(request), *_libraries_notes(request, way.capabilities if way else request.capabilities)]
     if driver:
         found += _driver_notes(request, driver)
     if said:
@@ -367,15 +366,13 @@ def _driver_notes(request: Request, driver: Version) -> Iterator[str]:
         )
 
 
-def _libraries_notes(request: Request, said: Said | None) -> Iterator[str]:
-    ways = _coming(request, said)
-    coming = ways[0].capabilities if ways else request.capabilities
-    if lacking := [capability for capability in request.capabilities if capability not in coming]:
+def _libraries_notes(request: Request, come: Sequence[str]) -> Iterator[str]:
+    if lacking := [capability for capability in request.capabilities if capability not in come]:
         yield (
             f"its repositories don't offer the packages of {', '.join(lacking)} in the driver's version: the driver is "
             "installed without them; to demand them, name them in nvidia.capabilities"
         )
-    if "graphics" in coming and request.target == "lxc":
+    if "graphics" in come and request.target == "lxc":
         yield (
             "graphics in a container needs the host's module nvidia-drm, and its nodes in /dev/dri, which the "
             "container must have been given; only the libraries are installed and checked here"

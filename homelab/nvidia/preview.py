@@ -1,11 +1,11 @@
-"""The NVIDIA stacks of a host and its guests in a preview, and their refusals: from the settings alone, then from a
-reading of the host, then by what apt says on each system (homelab/reading/stacks.py)."""
+"""The NVIDIA stacks of a host and its guests, and their refusals: from a reading of the host, then by what apt says on
+each system (homelab/reading/stacks.py)."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,64 +14,25 @@ from homelab.errors import HomelabError
 from homelab.nvidia import judge, plan
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.nvidia.versions import fits, parse
-from remote_scripts.both.nvidia_packages import Said
+from remote_scripts.both.nvidia_packages import Said, Try
 
 if TYPE_CHECKING:
     from homelab.facts.guests import GuestConfig
     from homelab.facts.host import HostFacts
     from homelab.host.plan import Wanted as HostPlan
     from homelab.nvidia.reading import SystemReading
-    from homelab.settings import Container, Host, Settings, Vm
+    from homelab.nvidia.settings import Nvidia
+    from homelab.settings import Container, Host, Vm
     from remote_scripts.both.symptoms import Target
-
-
-def from_settings(settings: Settings) -> list[HomelabError]:
-    """Refusals that the settings alone decide, such as a driver that doesn't know a card's id, or a container that
-    wants another driver than its host gets."""
-    requests = []
-    for host in settings.hosts.values():
-        # The host may have more cards than those that the settings name.
-        named = tuple(gpu.match for gpu in host.gpus.values() if gpu.use != "vm" and gpu.match)
-        requests.append(_request("host", host, f"hosts.{host.name}", cards=named or None))
-        for vm in host.vms:
-            requests.append(_request("vm", vm, f"vms.{vm.name}", cards=_card_ids(host, vm.cards)))
-        for one in host.containers:
-            driver, cards = host.nvidia.driver if host.nvidia else None, _card_ids(host, one.cards)
-            requests.append(_request("lxc", one, f"containers.{one.name}", cards=cards, host_driver=driver))
-    return [error for request in requests if request for error in plan.refused(request)]
-
-
-def _request(
-    target: Target, of: Host | Vm | Container, place: str, system: SystemFacts | None = None, **values: Any
-) -> Request | None:
-    """The request for the stack that the settings want on a host or in a guest; None: none.
-
-    :param system: its facts, as far as they were read.
-    :param values: those of its facts that are known otherwise. A container's settings that name a version of its
-        host's driver are more precise than that.
-    """
-    if of.nvidia is None:
-        return None
-    driver, own = values.get("host_driver"), of.nvidia.driver
-    if driver and own and fits(parse(own), parse(driver)):
-        values["host_driver"] = None
-    return Request(target, of.nvidia, dataclasses.replace(system or SystemFacts(), **values), place)
-
-
-def _card_ids(host: Host, names: Collection[str]) -> tuple[str, ...] | None:
-    # A card that is set by its address alone has no id yet, so that a guest's cards aren't known.
-    ids = [gpu.match for name in names if (gpu := host.gpus[name]).match]
-    return tuple(ids) if 0 < len(ids) == len(names) else None
 
 
 @dataclass(frozen=True)
 class Stack:
-    """NVIDIA's stack on a system, in a preview or an `up`. `label`: the system, for a person; `reading`: of it, None:
-    it isn't there yet, or wasn't read; `ctid`: of a container; `is_new`: it isn't there yet; `said`: what apt says
-    there, None: it wasn't asked, or needn't be; `errors`: what refuses the stack.
+    """NVIDIA's stack on a system, in a preview or an `up`. `reading`: of it, None: it isn't there yet, or wasn't read;
+    `ctid`: of a container; `is_new`: it isn't there yet; `said`: what apt says there, None: it wasn't asked, or needn't
+    be; `errors`: what refuses the stack.
     """
 
-    label: str
     request: Request
     reading: SystemReading | None = None
     ctid: int = 0
@@ -80,9 +41,16 @@ class Stack:
     errors: list[HomelabError] = field(default_factory=list)
 
     @classmethod
-    def of(cls, label: str, request: Request, reading: SystemReading | None, ctid: int | None = None) -> Stack:
-        """The stack by what is known before apt is asked."""
-        return cls(label, request, reading, ctid or 0, errors=plan.refused(request))
+    def of(
+        cls, target: Target, settings: Nvidia, name: str, reading: SystemReading | None, ctid: int = 0, **known: Any
+    ) -> Stack:
+        """The stack by what is known before apt is asked.
+
+        :param name: as of `Request`.
+        :param known: the system's facts that are known otherwise than by the reading.
+        """
+        request = Request(target, settings, dataclasses.replace(reading or SystemFacts(), **known), name)
+        return cls(request, reading, ctid, errors=plan.refused(request))
 
     @property
     def is_done(self) -> bool:
@@ -99,9 +67,9 @@ class Stack:
         return dataclasses.replace(self, said=said, errors=plan.refused(self.request, said))
 
     @property
-    def driver_to_be(self) -> dict[str, str]:
-        """The driver that the system gets, or that is there and stays, as of `plan.driver_to_be`."""
-        return plan.driver_to_be(self.request, self.known)
+    def coming(self) -> Try | None:
+        """The driver that the system gets, or that is there and stays, as of `plan.coming`."""
+        return plan.coming(self.request, self.known)
 
     @property
     def known(self) -> Said | None:
@@ -124,7 +92,7 @@ class Stack:
         # Of one that comes altogether that line says all.
         differences = judge.steps(reading, self.request.settings) if reading and reading.steps else []
         notes = (f"note: {note}" for note in plan.notes(self.request, self.known))
-        return "\n    ".join([f"  NVIDIA's stack in {self.label}: {what}", *differences, *notes])
+        return "\n    ".join([f"  NVIDIA's stack of {self.request.name}: {what}", *differences, *notes])
 
 
 def of_host(
@@ -136,19 +104,20 @@ def of_host(
     :param want: the host's plan from the same reading.
     :param reading: of it as a system.
     """
+    if host.nvidia is None:
+        return None
     slots_of_vms = {gpu["slot"] for gpu in want.gpus.values() if gpu["use"] == "vm"}
-    cards = tuple(device.id for device in facts.display_devices if device.slot not in slots_of_vms)
     # A card's current driver says nothing about the next boot.
-    request = _request("host", host, f"hosts.{name}", reading.system if reading else None, cards=cards)
-    return Stack.of("the host", request, reading) if request else None
+    cards = tuple(device.id for device in facts.display_devices if device.slot not in slots_of_vms)
+    return Stack.of("host", host.nvidia, f"hosts.{name}", reading, cards=cards)
 
 
 def of_guests(
     on_host: Stack | None,
     facts: HostFacts,
     want: HostPlan,
-    vms: dict[str, Vm],
-    containers: dict[str, Container],
+    vms: Mapping[str, Vm],
+    containers: Mapping[str, Container],
     readings: Mapping[str, SystemReading],
 ) -> list[Stack]:
     """The stacks that a host's guests are to have.
@@ -160,27 +129,42 @@ def of_guests(
     :param readings: a guest's id -> the reading of that system.
     """
     # That a host has none at all, container.plan refuses.
-    driver = on_host.driver_to_be.get("driver") if on_host else facts.nvidia.version or None
+    driver = facts.nvidia.version or None
+    if on_host is not None:
+        driver = on_host.coming.driver if on_host.coming else None
     driver_cards = container_plan.cards(facts, want, vms, driver_comes=on_host is not None)
     stacks = []
 
-    def add(target: Target, guest: Vm | Container, name: str, slots: Collection[str] | None, **values: Any) -> None:
+    def add(
+        target: Target, guest: Vm | Container, place: str, slots: Collection[str] | None, driver: str | None
+    ) -> None:
         config, reading = facts.guests.config(guest.guest_id), readings.get(str(guest.guest_id))
-        cards = None if slots is None else tuple(one.id for one in facts.display_devices if one.slot in slots)
-        label, section = ("VM", "vms") if target == "vm" else ("container", "containers")
-        system = _guest_system(guest, config, reading)
-        if request := _request(target, guest, f"{section}.{name}", system, cards=cards, **values):
-            ctid = guest.guest_id if target == "lxc" else 0
-            stack = Stack.of(f"{label} {guest.guest_id} ({name})", request, reading, ctid)
+        if guest.nvidia is not None:
+            # A version that the settings name is more precise than its branch.
+            is_named = driver and guest.nvidia.driver and fits(parse(guest.nvidia.driver), parse(driver))
+            known = {
+                **_distribution(guest, config),
+                "cards": None if slots is None else tuple(one.id for one in facts.display_devices if one.slot in slots),
+                "host_driver": None if is_named else driver,
+            }
+            stack = Stack.of(target, guest.nvidia, place, reading, guest.guest_id if target == "lxc" else 0, **known)
+            if config and guest.wanted_power == "keep" and guest.guest_id not in facts.guests.running:
+                off = stack.request.refusal(
+                    wanted="a guest that runs",
+                    found=f"{guest.guest_id} is off, and {place}.power is keep",
+                    why="NVIDIA's stack is installed from inside the guest",
+                    next=f"start it, or set {place}.power: running",
+                )
+                stack = dataclasses.replace(stack, errors=[*stack.errors, off])
             stacks.append(dataclasses.replace(stack, is_new=config is None))
 
     for name, vm in vms.items():
-        add("vm", vm, name, [want.gpus[gpu]["slot"] for gpu in vm.cards if gpu in want.gpus])
+        add("vm", vm, f"vms.{name}", [want.gpus[gpu]["slot"] for gpu in vm.cards if gpu in want.gpus], None)
     for name, container in containers.items():
         # One that can't have one of its cards, container.plan refuses.
         numbers, refused = container_plan.numbers(name, container, driver_cards, want)
         slots = None if refused else [driver_cards.slots[number] for number in numbers]
-        add("lxc", container, name, slots, host_driver=driver)
+        add("lxc", container, f"containers.{name}", slots, driver)
     return stacks
 
 
@@ -188,30 +172,12 @@ def of_guests(
 _TEMPLATE = re.compile(r"(?:.*/)?(debian|ubuntu)-(\d+(?:\.\d+)?)-.*\.(?:tar\.\w+|qcow2|raw|vmdk)")
 
 
-def _guest_system(guest: Vm | Container, config: GuestConfig | None, reading: SystemReading | None) -> SystemFacts:
-    """The facts of a guest as a system: from a reading of it, else from its configuration, else from its template."""
+def _distribution(guest: Vm | Container, config: GuestConfig | None) -> dict[str, str]:
+    """What is known of a guest's distribution without a reading of it: from its configuration, else from its
+    template."""
     if config is None:
         known = next(filter(None, map(_TEMPLATE.fullmatch, guest.volumes)), None)
-        return SystemFacts(distribution=known[1], version=known[2]) if known else SystemFacts()
-    if config.is_windows:
-        return SystemFacts(distribution="windows", version="")
-    if reading is not None:
-        return reading.system
+        return {"distribution": known[1], "version": known[2]} if known else {}
     kind = config.values.get("ostype", "unmanaged") if config.kind == "lxc" else "unmanaged"
-    return SystemFacts() if kind in ("debian", "ubuntu", "unmanaged") else SystemFacts(distribution=kind, version="")
-
-
-def powered_off(facts: HostFacts, vms: Mapping[str, Vm], containers: Mapping[str, Container]) -> Iterator[HomelabError]:
-    """Refusals of guests that are off and stay off (`power: keep`), as their stack is installed from inside."""
-    guests: dict[str, Vm | Container] = {f"vms.{name}": vm for name, vm in vms.items()}
-    guests |= {f"containers.{name}": container for name, container in containers.items()}
-    staying = {place: one.guest_id for place, one in guests.items() if one.nvidia and one.wanted_power == "keep"}
-    for place, guest in staying.items():
-        # A guest that doesn't exist is refused elsewhere.
-        if guest not in facts.guests.running and facts.guests.config(guest):
-            yield HomelabError(
-                wanted=f"{place} running",
-                found=f"{guest} is off, and {place}.power is keep",
-                why="NVIDIA's stack is installed from inside the guest",
-                next=f"start it, or set {place}.power: running",
-            )
+    kind = "windows" if config.is_windows else kind
+    return {} if kind in ("debian", "ubuntu", "unmanaged") else {"distribution": kind, "version": ""}

@@ -1,39 +1,36 @@
-"""A reading of a system (layers/read_system.py): the facts that its stack is planned from, and its drift."""
+"""A reading of a system (layers/read_system.py), its facts in a stack's state, and the request by these."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from typing import cast
 
-from homelab.errors import HomelabError
-from homelab.nvidia.request import SystemFacts
+from homelab.nvidia.request import Request, SystemFacts
+from homelab.nvidia.settings import Nvidia
+from homelab.shapes import SystemState
 from remote_scripts.both.read_system import Answer
-from remote_scripts.tools.plain import FormError, of_plain
+from remote_scripts.both.symptoms import Target
+from remote_scripts.tools.plain import of_plain, to_plain
 
-
-@dataclass(frozen=True, kw_only=True)
-class SystemReading(Answer):
-    """A reading of a system. `boot_id`: of the system's kernel, in a container of the host's; `steps`: those that were
-    applied there; `drift`: each step that left something else than is there, with that.
-    """
-
-    @property
-    def system(self) -> SystemFacts:
-        """The facts that its stack is planned from."""
-        return SystemFacts(**{field.name: getattr(self, field.name) for field in fields(SystemFacts)})
+#: A reading of a system.
+SystemReading = Answer
 
 
 def parse(answer: Mapping[str, object]) -> SystemReading:
-    """A reading in the answer of the layer read_system.
+    """A reading in the answer of the layer read_system."""
+    return of_plain(SystemReading, answer, "reading")
 
-    :raises HomelabError: it isn't a reading.
+
+def facts_of(reading: SystemReading, target: Target) -> SystemState:
+    """A system's facts for a stack's state, without those that the steps themselves change."""
+    facts = {name: to_plain(getattr(reading, name)) for name in SystemState.__annotations__}
+    return cast("SystemState", facts if target == "host" else facts | {"kernels": [reading.running]})
+
+
+def request_of(target: Target, name: str, facts: Mapping[str, object], stack: Nvidia) -> Request:
+    """The request by such facts.
+
+    :param name: the system's, in the settings.
+    :param stack: the settings.
     """
-    try:
-        return of_plain(SystemReading, answer, "reading")
-    except FormError as error:
-        raise HomelabError(
-            wanted="the reading of a system, as read_system gives it",
-            found=str(error),
-            why="an NVIDIA stack is planned from it",
-            next="run `pulumi up --refresh`, which puts the same version of both parts there",
-        ) from error
+    return Request(target, stack, of_plain(SystemFacts, facts), name)

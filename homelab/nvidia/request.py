@@ -13,32 +13,10 @@ from homelab.facts.classes import NVIDIA
 from homelab.nvidia.compatibility import Distribution, Facts, Flavour, Generation, Target, load
 from homelab.nvidia.settings import Nvidia
 from homelab.nvidia.versions import Version, fits, parse, reaches
-from homelab.shapes import Capability, Runtime
+from homelab.shapes import Capability
+from remote_scripts.both.read_system import SystemFacts as SystemFacts
 
 _CAPABILITIES: tuple[Capability, ...] = ("compute", "video", "graphics")
-
-
-@dataclass(frozen=True)
-class SystemFacts:
-    """A system's facts; None for each that wasn't read yet.
-
-    `kernels`: installed ones, as `uname -r` prints them; `running`: the running one. `cards`: vendor:device of the
-    graphics cards. `host_driver`: in a container, the version of the host's loaded driver, empty where none is loaded.
-    `loaded`: the version of the loaded nvidia module, empty where none is; `nouveau`: whether nouveau has the card.
-    `runtimes`: installed ones. `mok_enrolled`: whether Secure Boot accepts DKMS's key.
-    """
-
-    distribution: str | None = None
-    version: str | None = None
-    kernels: tuple[str, ...] | None = None
-    running: str | None = None
-    secure_boot: bool | None = None
-    mok_enrolled: bool | None = None
-    cards: tuple[str, ...] | None = None
-    host_driver: str | None = None
-    loaded: str | None = None
-    nouveau: bool | None = None
-    runtimes: tuple[Runtime, ...] | None = None
 
 
 @dataclass(frozen=True)

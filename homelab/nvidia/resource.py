@@ -13,13 +13,13 @@ What doesn't work is recognised by its text and answered with the cause and the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import pulumi
 
 from homelab.remote import scripts
-from homelab.resources.base import Act, HostInputs, Probe, Values
+from homelab.resources.base import Act, HostInputs, Probe
 from homelab.shapes import NvidiaOutput, SystemState
 
 # What the steps leave on a system, in the order in which they do.
@@ -89,10 +89,9 @@ class GuestReboot(Act):
         generation: str
 
     @classmethod
-    def replacing(cls, state: Values, changed: Values) -> set[str]:
-        """The packages' step may answer in other words, with a new version of this program, that no reboot is needed:
-        then this one looks again."""
-        return {key for key in super().replacing(state, changed) if key != "step" or _may_need_a_reboot(changed[key])}
+    def says_nothing(cls, key: str, new: Any) -> bool:
+        """An answer of the packages' step that no reboot is needed is no reason to look."""
+        return key == "step" and isinstance(new, str) and scripts.answer(new).get("reboot") != "yes"
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
@@ -101,11 +100,6 @@ class GuestReboot(Act):
         boot_id: str
 
     boot_id: pulumi.Output[str]
-
-
-def _may_need_a_reboot(step: Any) -> bool:
-    # Does an answer of the packages' step ask for a reboot, as far as it is known?
-    return not isinstance(step, str) or scripts.answer(step).get("reboot") == "yes"
 
 
 class NvidiaVerification(Act):
@@ -117,9 +111,10 @@ class NvidiaVerification(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(SystemInputs):
-        """`wanted`: fields of `nvidia.expected.Expected`; `done`, `started`: what it is done again after."""
+        """`facts`: the system's (NvidiaSystem), empty in the state of an earlier version; `done`, `started`: what it is
+        done again after, first what the packages' step has answered."""
 
-        wanted: dict[str, Any]
+        facts: dict[str, Any] = field(default_factory=dict)
         timeout: int
         done: Any
         started: str

@@ -15,20 +15,19 @@ def _release(value: Any) -> Any:
     return f"{value}.0" if type(value) is int else written(value)
 
 
-_WORDS = "version"
 BranchText = Annotated[
     WrittenText,
     Text(
-        _WORDS,
+        "version",
         r"[0-9]{3}(?:\.[0-9]{2,3}(?:\.[0-9]{2})?)?",
         'a branch ("580") or an exact version ("580.105.08"); open or proprietary is `flavour`',
     ),
 ]
 # The major versions that data/facts.yaml has.
-Cudnn = Annotated[Literal["9"], InWords(_WORDS), BeforeValidator(written)]
+Cudnn = Annotated[Literal["9"], InWords("version"), BeforeValidator(written)]
 CudaText = Annotated[
     WrittenText,
-    Text(_WORDS, r"[0-9]{1,2}\.[0-9]{1,2}(?:\.[0-9])?", 'a release ("13.0") or an update of one ("13.0.1")'),
+    Text("version", r"[0-9]{1,2}\.[0-9]{1,2}(?:\.[0-9])?", 'a release ("13.0") or an update of one ("13.0.1")'),
     BeforeValidator(_release),
 ]
 

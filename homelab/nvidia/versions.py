@@ -41,8 +41,6 @@ def parse(text: str) -> Version:
 
     :raises ValueError: it isn't dotted numbers.
     """
-    if not _DOTTED.fullmatch(text):
-        raise ValueError(f"expected dotted numbers such as 580.105.08, found {text!r}")
     return Version(tuple(int(number) for number in text.split(".")), text)
 
 

@@ -8,21 +8,19 @@ import dataclasses
 from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.facts import names
 from homelab.nvidia import judge, verification
-from homelab.nvidia.expected import Expected
 from homelab.nvidia.plan import notes
 from homelab.nvidia.preview import Stack
-from homelab.nvidia.reading import SystemReading
-from homelab.nvidia.request import Request
+from homelab.nvidia.reading import SystemReading, facts_of, request_of
 from homelab.nvidia.resource import LAYERS, GuestReboot, NvidiaSystem, NvidiaVerification
 from homelab.nvidia.settings import Nvidia
-from homelab.nvidia.state import facts_of
 from homelab.reading import stacks
-from homelab.remote import ssh
+from homelab.remote import scripts, ssh
 from homelab.resources import nvidia_steps as steps
 from homelab.resources.work.base import raised
 from homelab.resources.work.systems import Ask, SystemWork
 from homelab.text import tell
 from remote_scripts.both.nothing import Wanted
+from remote_scripts.both.nvidia_packages import Answer as Installed
 from remote_scripts.both.nvidia_verification import Answer
 from remote_scripts.tools.plain import of_plain
 
@@ -54,10 +52,11 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
             tell(f"{name}: NVIDIA's stack was not compared: {away}")
             return outputs
         # What leaves the stack isn't looked at.
-        system = self._reading(inputs) if self.wanted_stack(inputs) is not None else None
-        if system is None:
+        reading = self._reading(inputs) if self.wanted_stack(inputs) is not None else None
+        if reading is None:
             return outputs
-        reading, has_agent = system
+        # Of a VM, which alone keeps one of its own.
+        has_agent = reading.agents.get(inputs.agent_owner, "") == inputs.agent
         stack = Nvidia.model_construct(**inputs.nvidia)
         old, new = outputs.facts, facts_of(reading, inputs.target)
         changed = [key for key in new if old.get(key) != new.get(key)]
@@ -72,19 +71,18 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
         generation = raised(outputs.generation, drifted, LAYERS)
         return dataclasses.replace(outputs, generation=generation, stale=bool(changed) or not has_agent)
 
-    def _reading(self, inputs: NvidiaSystem.Inputs) -> tuple[SystemReading, bool] | None:
-        """The system as a refresh sees it, and whether a VM has its agent: a host and its containers on the host's one
-        connection; None where it can't be reached."""
+    def _reading(self, inputs: NvidiaSystem.Inputs) -> SystemReading | None:
+        """The system as a refresh sees it: a host and its containers on the host's one connection; None where it can't
+        be reached."""
         if inputs.target != "vm":
             found = self.facts_of_refresh(inputs).systems.get(str(inputs.ctid or "host"))
             if isinstance(found, HomelabError):
                 raise found
             if found is None:
                 tell(f"{inputs.system_name}: it doesn't run, or is locked: NVIDIA's stack in it was not compared")
-            return (found, True) if isinstance(found, SystemReading) else None
+            return found if isinstance(found, SystemReading) else None
         try:
-            system = self.read_system(inputs)
-            return system, system.agents.get(inputs.agent_owner, "") == inputs.agent
+            return self.read_system(inputs)
         except UnreachableError as error:
             # A VM may be off for good reasons; that is no reason to stop the refresh of everything else.
             tell(f"{inputs.system_name}: can't be reached, and wasn't compared: {error.found}")
@@ -93,30 +91,19 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
     def _plan(self, inputs: NvidiaSystem.Inputs, generation: dict[str, int]) -> NvidiaSystem.Outputs:
         if inputs.target != "vm":
             self.hold_or_fail(inputs)
-        stack = _needed(self.wanted_stack(inputs), inputs.system_name)
+        stack = self.needed_stack(inputs)
         system = self.read_system_in_time(inputs, stack.timeouts.reboot)
-        request = Request(inputs.target, stack, system.system, inputs.system_name)
         session = ssh.Session(self.reached(inputs))
-        found = stacks.asked(session, Stack.of(inputs.system_name, request, system, inputs.ctid))
+        asked = Stack.of(inputs.target, stack, inputs.system_name, system, inputs.ctid or 0)
+        found = stacks.asked(session, asked)
         raise_all(found.errors)
         if inputs.target == "host":
             raise_all(stacks.refused_by_containers(session, found, self.stack.containers(inputs.host)))
-        for note in notes(request, found.known):
+        for note in notes(found.request, found.known):
             tell(f"{inputs.system_name}: {note}")
         if inputs.agent:
             session.put_agent(inputs.agent_owner, float(self.reached(inputs).timeouts.step))
         return NvidiaSystem.Outputs(facts=facts_of(system, inputs.target), generation=generation, stale=False)
-
-
-def _needed(stack: Nvidia | None, name: str) -> Nvidia:
-    if stack is None:
-        raise HomelabError(
-            wanted=f"homelab:{name}.nvidia in the stack's configuration",
-            found="it is missing",
-            why="it says what is to be installed there",
-            next="put it back, or run `pulumi up` to give NVIDIA's stack there up",
-        )
-    return stack
 
 
 class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
@@ -126,7 +113,6 @@ class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
 
     def create(self, inputs: GuestReboot.Inputs) -> GuestReboot.Outputs:
         name, version = inputs.system_name, inputs.driver
-        patience = float(inputs.timeout)
         old = ""
 
         def restart(ask: Ask, current: SystemReading) -> None:
@@ -141,11 +127,11 @@ class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
             ask("apply", "reboot_guest", Wanted())
 
         # Over the same connection: a guest that is on its way down takes no new one.
-        reading = self.read_system_in_time(inputs, patience, then=restart)
+        reading = self.read_system_in_time(inputs, inputs.timeout, then=restart)
         if not old:
             return GuestReboot.Outputs(boot_id=reading.boot_id)
         if reading.boot_id == old:
-            reading = self.read_system_in_time(inputs, patience, old)
+            reading = self.read_system_in_time(inputs, inputs.timeout, old)
         if reason_left := reboot_reason(reading, version):
             raise HomelabError(
                 wanted=f"{name}: NVIDIA's driver {version} in use after a reboot",
@@ -154,16 +140,16 @@ class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
                 next="look for what loads the other one early: `lsinitramfs /boot/initrd.img-$(uname -r) | grep -E "
                 "'nouveau|nvidia'`, `journalctl -b`",
             )
-        tell(f"{name}: it is back, kernel {reading.system.running}")
+        tell(f"{name}: it is back, kernel {reading.running}")
         return GuestReboot.Outputs(boot_id=reading.boot_id)
 
 
 def reboot_reason(reading: SystemReading, version: str) -> str:
     """Why the running kernel can't use the installed driver; empty where it can."""
-    if reading.system.nouveau:
+    if reading.nouveau:
         return "nouveau has the card, and lets go of it at a boot alone"
-    if reading.system.loaded and reading.system.loaded != version:
-        return f"the module of {reading.system.loaded} is loaded, and {version} is installed"
+    if reading.loaded and reading.loaded != version:
+        return f"the module of {reading.loaded} is loaded, and {version} is installed"
     return ""
 
 
@@ -178,15 +164,16 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
 
     def create(self, inputs: NvidiaVerification.Inputs) -> NvidiaVerification.Outputs:
         # The state has no secret, and nothing that says only how.
-        stack = _needed(self.wanted_stack(inputs), inputs.system_name)
+        stack = self.needed_stack(inputs)
         if inputs.target == "vm":
             # It may have been started a moment ago.
             self.read_system_in_time(inputs, stack.timeouts.reboot)
         ask = self.asking(inputs, float(stack.timeouts.verify) + SLACK_SECONDS)
-        expected = Expected(**inputs.wanted)
-        wanted = steps.verification(stack, expected)
+        request = request_of(inputs.target, inputs.system_name, inputs.facts, stack)
+        installed = of_plain(Installed, scripts.answer(inputs.done[0]))
+        wanted = steps.verification(request, installed)
         found = of_plain(Answer, ask("apply", "nvidia_verification", wanted, proxy=stack.proxy_address))
-        result, errors = verification.judge(found, expected)
+        result, errors = verification.judge(found, request, installed)
         raise_all(errors)
         for what in result["unchecked"]:
             tell(f"{inputs.system_name}: not checked: {what}")

@@ -68,8 +68,7 @@ def planned(
     patience = OUTAGE_SECONDS if timeout is None else timeout
     of_api = probe.check(wanted.name, host, facts, vms, containers, patience)
     of_new, remarks = _of_new_guests(session, facts, {**vms, **containers})
-    off = preview.powered_off(facts, vms, containers)
-    tree = replace(tree, others=[*tree.others, *of_api, *of_new, *off], unread=[*tree.unread, *remarks])
+    tree = replace(tree, others=[*tree.others, *of_api, *of_new], unread=[*tree.unread, *remarks])
     try:
         return tree if tree.refusals else _with_files(session, tree)
     except UnreachableError:
@@ -118,8 +117,9 @@ def _with_files(session: ssh.Session, tree: Tree) -> Tree:
     values: CardValues | None = card_values.wanted(want.gpus, host.gpus)
     if values and not values.values and not any(file.layer == "values" for file in tree.facts.managed):
         values = None
-    driver = next((stack.driver_to_be for stack in tree.stacks if stack.request.target == "host"), {})
-    to_be = wanted_reboot(host, want.words, want.functions, driver.get("driver", ""), driver.get("flavour", ""))
+    driver = next((stack.coming for stack in tree.stacks if stack.request.target == "host"), None)
+    version, flavour = (driver.driver, driver.flavour or "") if driver else ("", "")
+    to_be = wanted_reboot(host, want.words, want.functions, version, flavour)
     writing = _writing(host, want, tree.wanted.containers.values(), values, tree.facts, tree.wanted.vms)
     *written, restart = session.plan([*writing, ("reboot", to_be)])
     files = [plan.PlannedFile(**file) for answer in written for file in answer["files"]]

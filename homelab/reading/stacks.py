@@ -13,7 +13,6 @@ from homelab.errors import HomelabError, UnreachableError
 from homelab.nvidia import reading
 from homelab.nvidia.plan import index, wanted
 from homelab.nvidia.preview import Stack
-from homelab.nvidia.request import Request
 from homelab.remote import ssh
 from homelab.settings import Container
 from homelab.text import tell
@@ -109,6 +108,5 @@ def _follower(session: ssh.Session, name: str, container: Container, version: st
         tell(f"containers.{name} was not asked whether it can have the driver {version}: it could not be read")
         return None
     # Its cards may come in this very run, or be seen only once the host's module is loaded.
-    system = dataclasses.replace(inside.system, host_driver=version, cards=None)
-    request = Request("lxc", container.nvidia, system, f"containers.{name}")
-    return Stack.of(f"container {container.ctid}", request, inside, container.ctid)
+    known = {"host_driver": version, "cards": None}
+    return Stack.of("lxc", container.nvidia, f"containers.{name}", inside, container.ctid, **known)

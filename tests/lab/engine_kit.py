@@ -40,6 +40,7 @@ from homelab.settings import load_host
 from lab import Lab
 from tests import connections, forked_agent
 from tests.conftest import PROJECT
+from tests.lab.stack_kit import shell
 
 PROJECT_NAME, STACK = "homelab", "lab"
 COMMAND = "command:remote:Command"
@@ -284,20 +285,29 @@ class _Engine(MockMonitor):
 
     def _command(self, inputs: Properties, verb: str) -> Properties:
         """What pulumi-command does, by the agent that is kept there; before a step, what the program's hooks do (homelab/resources/command.py)."""
+        lab = self.stack.lab
+        of_host, asked = inputs["connection"]["host"] == lab.connection["host"], inputs["stdin"]
         if verb == "create" and not inputs.get("create"):
+            if not of_host:
+                return {"stdout": "", "stderr": ""}  # NvidiaSystem has put it there
             owner = json.loads(inputs["stdin"])["input"]["owner"]
             (name,) = json.loads(self._texts["hosts"])  # of the one host
             host = load_host(self._texts["hosts"], name)
             ssh.Session(host).put_agent(owner, float(host.timeouts.step))
             return {"stdout": "", "stderr": ""}
-        environment, asked = self.stack.lab.machine.environment(), inputs["stdin"]
-        kept = self.stack.lab.root / re.findall(r'"\$HOMELAB_ROOT"/?(\S+agent\.pyz)', inputs[verb])[0].lstrip("/")
-        if kept.exists() and kept.stat().st_size:
+        environment = lab.machine.environment()
+        kept = lab.root / re.findall(r'"\$HOMELAB_ROOT"/?(\S+agent\.pyz)', inputs[verb])[0].lstrip("/")
+        if of_host and kept.exists() and kept.stat().st_size:
             do = {"create": "apply", "delete": "revert"}[verb]
             done = forked_agent.answered(environment, do, json.loads(asked)["layer"], asked.encode(), Path("/"))
         else:
             done = subprocess.run(
-                ["bash", "-c", inputs[verb]], input=asked, env=environment, capture_output=True, text=True, check=False
+                ["bash", "-c", inputs[verb]] if of_host else [*shell(lab, 103), inputs[verb]],
+                input=asked,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
             )
         self.run.told += done.stderr.splitlines()
         if done.returncode:

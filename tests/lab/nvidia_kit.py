@@ -10,7 +10,6 @@ from typing import Any
 
 from homelab.nvidia import plan as planning
 from homelab.nvidia.compatibility import Target
-from homelab.nvidia.expected import Expected
 from homelab.nvidia.reading import SystemReading, parse
 from homelab.nvidia.request import Request
 from homelab.nvidia.settings import Nvidia
@@ -95,7 +94,7 @@ class Machine:
 
     def request(self) -> Request:
         """What follows from settings and a reading."""
-        return Request(self.target, self.settings, self.read().system, "it")
+        return Request(self.target, self.settings, self.read(), "it")
 
     def packages_step(self, **settings: Any) -> Asked:
         """Driver, CUDA, toolkit: the first step."""
@@ -128,7 +127,8 @@ class Machine:
 
     def toolkit_step(self, version: str, capabilities: Sequence[str] = ()) -> Asked:
         """The container toolkit's, after the first one, which has left this driver."""
-        return Asked("container_toolkit", steps.toolkit(self.request(), self.installed(version, capabilities)))
+        runtime, installed = self.settings.container_toolkit or "docker", self.installed(version, capabilities)
+        return Asked("container_toolkit", steps.toolkit(runtime, self.request(), installed))
 
     # -- what is there ----------------------------------------------------------------------------------------
     def tree(self) -> dict[str, tuple[int, bytes]]:
@@ -164,20 +164,22 @@ class Machine:
         return {name: version for name, state, version in (line.split(" ") for line in lines) if state == "installed"}
 
 
-def wanted_of(machine: Machine, settings: dict[str, Any]) -> tuple[nvidia_verification.Wanted, Expected]:
-    """What of a stack is tried, and what it is to have."""
+def wanted_of(machine: Machine, settings: dict[str, Any]) -> tuple[Request, Answer]:
+    """A stack, and what its packages' step is to have answered."""
     machine.want(**settings)
-    request = Request(machine.target, machine.settings, machine.read().system, "vms.gaming")
-    version = request.system.host_driver or VERSION
+    request = Request(machine.target, machine.settings, machine.read(), "vms.gaming")
     capabilities = machine.settings.capabilities or ("compute", "video")
-    wanted = Expected.of(request, machine.installed(version, capabilities))
-    return steps.verification(machine.settings, wanted), wanted
+    return request, machine.installed(request.system.host_driver or VERSION, capabilities)
+
+
+def used(machine: Machine, request: Request, installed: Answer) -> Any:
+    """What the verification of a stack puts out, and what it says."""
+    return judge(machine.verify(steps.verification(request, installed)), request, installed)
 
 
 def verified(machine: Machine, settings: dict[str, Any]) -> Any:
-    """What the verification of a stack puts out, and what it says."""
-    tried, wanted = wanted_of(machine, settings)
-    return judge(machine.verify(tried), wanted)
+    """The same of the stack that is wanted and there now."""
+    return used(machine, *wanted_of(machine, settings))
 
 
 _KEYRING = (

@@ -61,6 +61,23 @@ def host_settings(lab: Lab) -> dict[str, Any]:
     }
 
 
+def reached(lab: Lab, vmid: int = 103, *, sudo: bool = False) -> dict[str, Any]:
+    """A VM's settings by which its guest is reached: as root, or as the user that its image has, with sudo."""
+    guest = lab.guest(vmid)
+    ssh = {name: guest[name] for name in ("port", "hostKey", "privateKeyFile")}
+    if sudo:
+        ssh["user"] = guest["user"]
+    return {"address": guest["host"], "ssh": ssh}
+
+
+def shell(lab: Lab, vmid: int) -> list[str]:
+    """What runs a command in a VM, as root, over SSH."""
+    guest = lab.guest(vmid)
+    options = [f"-oUserKnownHostsFile={guest['hostKeyFile']}", "-oStrictHostKeyChecking=no", "-oLogLevel=ERROR"]
+    where = ["-i", guest["privateKeyFile"], "-p", str(guest["port"]), f"root@{guest['host']}"]
+    return ["ssh", "-F", "none", *options, *where]
+
+
 def gpus_of(scenario: str | Path) -> dict[str, Any]:
     """The cards that the scenario's own stack names, as `make up SCENARIO=…` uses it."""
     gpus: dict[str, Any] = yaml.safe_load((PROJECT / "lab" / "stacks" / f"{scenario}.yaml").read_text())["gpus"]

@@ -31,7 +31,7 @@ def phoenix(kept_systems: KeptSystems) -> Container:
 )
 def test_a_vm(kept_systems: KeptSystems, distribution: str) -> None:
     vm = kept_systems.take(("vm", distribution), lambda folder: VirtualMachine(folder, distribution))
-    system = vm.read().system
+    system = vm.read()
     assert f"{system.distribution}-{system.version}" == distribution
     assert system.kernels == (system.running,) == (vm.output("uname -r").strip(),)
     assert system.secure_boot is False and system.mok_enrolled is None
@@ -42,23 +42,23 @@ def test_a_vm(kept_systems: KeptSystems, distribution: str) -> None:
 
 def test_a_vms_secure_boot_its_key_and_the_runtimes_that_packages_bring(tmp_path: Path) -> None:
     vm = VirtualMachine(tmp_path, system={"secure-boot": True, "mok-enrolled": True})
-    assert (vm.read().system.secure_boot, vm.read().system.mok_enrolled) == (True, True)
+    assert (vm.read().secure_boot, vm.read().mok_enrolled) == (True, True)
     vm.enrolled(False)
-    assert vm.read().system.mok_enrolled is False
+    assert vm.read().mok_enrolled is False
     (vm.root / MOK.lstrip("/")).unlink()
     vm.output("apt-get -qq update && apt-get -qq install -y docker.io podman")
-    system = vm.read().system
+    system = vm.read()
     assert (system.mok_enrolled, sorted(system.runtimes or ())) == (False, ["docker", "podman"])
     vm.output("apt-get -qq remove -y docker.io containerd")
-    assert sorted(vm.read().system.runtimes or ()) == ["podman"]
+    assert sorted(vm.read().runtimes or ()) == ["podman"]
 
 
 def test_a_host_with_its_kernels_and_what_has_the_card(tmp_path: Path) -> None:
     host = ProxmoxHost(Host(tmp_path, "rtx5090", running=True))
     reading = host.read()
-    assert (reading.system.distribution, reading.system.version) == ("debian", "13")
-    assert reading.system.kernels == ("6.14.11-4-pve", "6.17.2-1-pve")
-    assert reading.system.nouveau is True
+    assert (reading.distribution, reading.version) == ("debian", "13")
+    assert reading.kernels == ("6.14.11-4-pve", "6.17.2-1-pve")
+    assert reading.nouveau is True
     assert reading.boot_id == (host.root / "proc/sys/kernel/random/boot_id").read_text().strip()
     assert not reading.steps and not reading.drift
 
@@ -70,9 +70,9 @@ def test_of_a_host_with_a_driver_cards_that_vms_get_are_not_its_own_until_they_c
     # Generous: the lab's programs start a Python each, and this machine may be busy.
     assert time.monotonic() - start < 15
     assert not [line for line in host.host.programs()[asked:] if line["program"] == "apt-get"]
-    assert reading.libraries == reading.system.loaded == "580.105.08"
-    assert {"10de:2b85", "10de:2684"} <= set(reading.system.cards or ())
-    cards = host.read(passed=("0000:01:00",)).system.cards or ()
+    assert reading.libraries == reading.loaded == "580.105.08"
+    assert {"10de:2b85", "10de:2684"} <= set(reading.cards or ())
+    cards = host.read(passed=("0000:01:00",)).cards or ()
     assert "10de:2b85" not in cards and "10de:2684" in cards
 
     device = "$HOMELAB_ROOT/sys/bus/pci/devices/0000:01:00.0"
@@ -82,7 +82,7 @@ def test_of_a_host_with_a_driver_cards_that_vms_get_are_not_its_own_until_they_c
     host.output("echo 0000:01:00.0 >$HOMELAB_ROOT/sys/bus/pci/drivers_probe")
 
     def counts(**about: Any) -> bool:
-        return "10de:2b85" in (host.read(**about).system.cards or ())
+        return "10de:2b85" in (host.read(**about).cards or ())
 
     assert counts(staying=("0000:01:00",)) and not counts(released=True)
     running = host.root / "proc/cmdline"
@@ -94,7 +94,7 @@ def test_of_a_host_with_a_driver_cards_that_vms_get_are_not_its_own_until_they_c
 
 
 def test_a_container_has_the_cards_whose_nodes_it_has_and_one_that_is_off_or_gone_is_named(phoenix: Container) -> None:
-    system = phoenix.read().system
+    system = phoenix.read()
     assert (system.distribution, system.version) == ("ubuntu", "24.04")
     assert system.cards == ("10de:2b85",), "nvidia0 is the first card"
     assert system.host_driver == "580.105.08" and system.kernels == ()

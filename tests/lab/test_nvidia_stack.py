@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from homelab.nvidia.plan import refused
-from homelab.nvidia.verification import judge
 from remote_scripts.both.nvidia_packages import Said
 from remote_scripts.tools.plain import of_plain
 from tests import sampling
@@ -25,6 +24,7 @@ from tests.lab.nvidia_kit import (
     Machine,
     ProxmoxHost,
     VirtualMachine,
+    used,
     verified,
     wanted_of,
     with_repository,
@@ -58,7 +58,7 @@ def test_a_vm_gets_the_driver_without_a_reboot_and_is_given_back(tmp_path: Path)
     # The card stays initialised: at once, and after each boot.
     assert vm.output(PERSISTENCE) == "Enabled\n"
     reading = vm.read()
-    assert reading.system.loaded == answer["version"] and reading.steps == ("packages",) and not reading.drift
+    assert reading.loaded == answer["version"] and reading.steps == ("packages",) and not reading.drift
     vm.reboot()
     assert vm.output(PERSISTENCE) == "Enabled\n"
     assert not vm.install()["changed"] and not vm.read().drift
@@ -102,7 +102,7 @@ def test_all_of_a_stack_comes_by_one_step_is_used_from_inside_and_is_given_back(
 
 def test_a_container_gets_the_hosts_libraries_and_its_docker_the_cards_and_is_given_back(tmp_path: Path) -> None:
     inside = Container(tmp_path)
-    before, version = inside.tree(), inside.read().system.host_driver
+    before, version = inside.tree(), inside.read().host_driver
     wanted: dict[str, Any] = {"cuda": "13.0", "containerToolkit": "docker", "docker": "install"}
     answer = inside.install(**wanted)
     assert (answer["version"], answer["source"], answer["reboot"]) == (version, "packages", "no-module")
@@ -111,15 +111,15 @@ def test_a_container_gets_the_hosts_libraries_and_its_docker_the_cards_and_is_gi
     assert inside.answer("apply", toolkit)["cdi"] == f"/{CDI}"
     assert json.loads((inside.root / DAEMON).read_text())["features"] == {"cdi": True}
     assert not inside.answer("apply", toolkit)["changed"]
-    tried, meant = wanted_of(inside, wanted)
-    output, errors = judge(inside.verify(tried), meant)
+    meant = wanted_of(inside, wanted)
+    output, errors = used(inside, *meant)
     assert (errors, output["driver"], output["program"], output["container"]) == ([], version, True, True)
     assert (output["uvm"], output["video"], bool(output["nvenc"])) == (True, True, True)
 
     # Somebody gives it another driver's library.
     library = f"$HOMELAB_ROOT/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.{version}"
     inside.output(f"mv {library} {library.replace(str(version), '580.65.06')}")
-    (error,) = judge(inside.verify(tried), meant)[1]
+    (error,) = used(inside, *meant)[1]
     assert "the container's libraries" in error.why
     inside.output(f"mv {library.replace(str(version), '580.65.06')} {library}")
 
@@ -127,7 +127,7 @@ def test_a_container_gets_the_hosts_libraries_and_its_docker_the_cards_and_is_gi
     text = conf.read_text()
     for change, words in sampling.sample(NODES, 1, "nodes"):
         inside.host.output(f"pct stop 901; sed -i '{change}' {conf}; pct start 901")
-        found = judge(inside.verify(tried), meant)[1]
+        found = used(inside, *meant)[1]
         assert words in "\n".join(error.why for error in found), found
         inside.host.output("pct stop 901")
         conf.write_text(text)
@@ -152,13 +152,13 @@ NODES = [
 
 def test_nouveau_keeps_the_card_until_the_reboot(tmp_path: Path) -> None:
     vm = VirtualMachine(tmp_path, card="2684")
-    assert vm.read().system.nouveau
+    assert vm.read().nouveau
     answer = vm.install(driver="580.159.03", source=sampling.sample(["packages", "run"], 1, "nouveau")[0])
     assert answer["reboot"] == "yes" and "nouveau has a card" in answer["why"]
     (error,) = verified(vm, {"driver": "580"})[1]
     assert "nouveau" in error.why
     vm.reboot()
-    system = vm.read().system
+    system = vm.read()
     assert (system.loaded, system.nouveau) == ("580.159.03", False)
 
 
@@ -207,7 +207,7 @@ def test_k3s_is_restarted_once_to_find_the_runtime_and_runs_a_container_with_the
         (vm.root / path).parent.mkdir(parents=True, exist_ok=True)
         (vm.root / path).write_text(text)
     vm.output(f"chmod +x $HOMELAB_ROOT/usr/local/bin/k3s; systemctl daemon-reload; systemctl start {unit}")
-    assert "k3s" in (vm.read().system.runtimes or ())
+    assert "k3s" in (vm.read().runtimes or ())
     wanted = {**SETTINGS, "containerToolkit": "k3s"}
     vm.want(**wanted)
     toolkit = vm.toolkit_step(VERSION)

@@ -120,8 +120,8 @@ def test_a_driver_that_its_owner_has_pinned(owner: Owner) -> None:
     """It stays; libraries come in its very version. With another branch the pin is named before anything is done."""
     status, said = owner.init("--card", "01:00=110")
     assert status == 0 and "in place of 590.48.01, which is loaded, and stays" in said and "pins versions" not in said
-    assert "NVIDIA's stack in container 110 (frigate): driver 590.48.01" in said
-    assert "NVIDIA's stack in the host" not in said
+    assert "NVIDIA's stack of containers.frigate: driver 590.48.01" in said
+    assert "NVIDIA's stack of hosts." not in said
     status, said = owner.init("--card", "01:00=110", "--set", "nvidia.driver=580")
     assert status == 0 and "/etc/apt/preferences.d/nvidia-pin pins versions of NVIDIA's packages" in said
     assert "580.178.04 comes in place of 590.48.01 all the same" in said

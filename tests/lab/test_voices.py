@@ -24,7 +24,7 @@ from lab import Lab
 from tests import connections, forked_agent, sampling
 from tests.lab.engine_kit import InProcess, Run
 from tests.lab.host_kit import rebound
-from tests.lab.stack_kit import host_settings
+from tests.lab.stack_kit import host_settings, reached
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
@@ -198,10 +198,24 @@ MIXED: dict[str, Act] = {
     "the VM off": "qm shutdown 103",
     "its card taken out": "qm shutdown 103; qm set 103 --delete hostpci0",
     "a line gone, with libraries": "pct stop 201; pct set 201 --delete dev0; pct start 201",
-    "libraries gone": "pct exec 201 -- apt-get -y remove libnvidia-ml1 libcuda1 nvidia-smi",
+    "libraries gone": "pct exec 201 -- bash -c 'rm $HOMELAB_ROOT/usr/lib/x86_64-linux-gnu/libnvidia-ml.so*'",
     "a container off": "pct stop 201",
     "a container locked": "pct set 201 --lock backup",
     "the service off": "systemctl disable homelab-nvidia-nodes.service",
+}
+
+
+def without_libraries(tested: HostToHear) -> None:
+    """The driver's libraries in VM 103 are gone; the module is loaded, and the packages are installed."""
+    for path in (tested.lab.state / "guests/103/root/usr/lib").rglob("libnvidia-ml.so*"):
+        path.unlink()
+
+
+IN_A_VM: dict[str, Act] = {
+    "libraries gone": without_libraries,
+    "the VM off": "qm shutdown 103",
+    "the VM locked": "qm set 103 --lock backup",
+    "the card taken out": "qm shutdown 103; qm set 103 --delete hostpci0",
 }
 
 
@@ -269,6 +283,9 @@ BASES = {
         "qm set 103 --onboot 0; qm shutdown 103; pvesh set /storage/local --content images,iso,vztmpl,backup,rootdir,snippets",
         idle="systemctl stop homelab-handover.timer",
         again="systemctl start homelab-handover.timer",
+    ),
+    "NVIDIA in a VM": Base(
+        "bound-by-hand", OF_A_HOST | IN_A_VM, ONE, {"sandbox": {**SANDBOX["sandbox"], "nvidia": {}}}
     ),
     "NVIDIA in containers": Base(
         "mixed",
@@ -363,6 +380,9 @@ class HostToHear:
         for section, guests in (("vms", base.vms), ("containers", base.containers)):
             if guests:
                 config[section] = {name: {"host": "pve", **copy.deepcopy(one)} for name, one in guests.items()}
+        for one in config.get("vms", {}).values():
+            if "nvidia" in one:
+                one.update(reached(self.lab, one["vmid"]))
         self._own = InProcess(self.lab, folder / "stack", config)
         self.stack = self._own
 
@@ -370,6 +390,9 @@ class HostToHear:
         """The first `up`."""
         if self.base.first:
             self.lab.run(self.base.first)
+        for one in self._own.config.get("vms", {}).values():
+            if "nvidia" in one:
+                self.lab.wait_guest(one["vmid"], 60)
         if self.base.until != 0:
             first = self.stack.up(refresh=False, killed_after=self.base.until)
             assert first.error is None or self.base.until, first

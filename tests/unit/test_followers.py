@@ -72,12 +72,12 @@ class World:
 
 
 def request_of(world: World, **stack: object) -> Request:
-    return Request("host", Nvidia.model_validate(stack), parse(world.reading(0)).system, "hosts.pve")
+    return Request("host", Nvidia.model_validate(stack), parse(world.reading(0)), "hosts.pve")
 
 
 def on_host(world: World, driver: str = "595") -> Stack:
     """What comes of the host's own question."""
-    stack = Stack.of("the host", request_of(world, driver=driver), parse(world.reading(0)))
+    stack = Stack.of("host", Nvidia(driver=driver), "hosts.pve", parse(world.reading(0)))
     return stacks.asked(cast(ssh.Session, world), stack)
 
 
@@ -252,7 +252,7 @@ def test_of_a_guest_that_is_not_there_yet_its_host_says_what_nvidias_repository_
 ) -> None:
     world, system = World(), SystemFacts(distribution="debian", version="13", host_driver="595.58.03")
     request = Request("lxc", Nvidia.model_validate({"cuda": cuda}), system, "containers.new")
-    new = stacks.asked(cast(ssh.Session, world), Stack("container 960", request, ctid=960, is_new=True))
+    new = stacks.asked(cast(ssh.Session, world), Stack(request, ctid=960, is_new=True))
     assert world.calls == ["read nvidia_index 0"] and new.said is None
     assert [error.found for error in new.errors] == (
         ["cuda-toolkit-12-8 isn't offered; there is cuda-toolkit-13-1"] if is_refused else []

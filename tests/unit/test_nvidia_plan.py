@@ -6,6 +6,7 @@ from __future__ import annotations
 import datetime
 import fnmatch
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from homelab.errors import HomelabError
 from homelab.nvidia.checks import fitting_cudas, fitting_drivers
 from homelab.nvidia.compatibility import Target, load
-from homelab.nvidia.plan import cdi, described, driver_to_be, notes, refused, tries, wanted
+from homelab.nvidia.plan import beside_cuda, cdi, coming, described, notes, refused, tries, wanted
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.nvidia.settings import Nvidia
 from remote_scripts.both.nvidia_packages import Said, Try, Wanted
@@ -176,12 +177,18 @@ def test_cudnn_and_nccl_are_those_of_the_major_release_of_cuda(cuda: str, major:
         f"libnccl2=*+cuda{major}.*",
         f"libnccl-dev=*+cuda{major}.*",
     )
-    assert [row.soname for row in load().libraries_beside("9", nccl=True)] == ["libcudnn.so.9", "libnccl.so.2"]
+    assert [row.soname for row in beside_cuda(request("vm", UBUNTU, cuda=cuda, cudnn="9", nccl=True))] == [
+        "libcudnn.so.9",
+        "libnccl.so.2",
+    ]
 
 
 def test_cuda_alone_brings_neither() -> None:
     plan = planned("vm", UBUNTU, driver="580", cuda="12.8")
-    assert plan.beside == ("cuda-toolkit-12-8", "build-essential") and load().libraries_beside(None, nccl=False) == ()
+    assert (
+        plan.beside == ("cuda-toolkit-12-8", "build-essential")
+        and beside_cuda(request("vm", UBUNTU, cuda="12.8")) == ()
+    )
 
 
 @pytest.mark.parametrize("settings", [{"cudnn": "9"}, {"nccl": True}])
@@ -517,7 +524,7 @@ def test_what_comes_is_said_as_far_as_it_is_known() -> None:
     assert before.startswith("driver 580 (open kernel modules, for Blackwell), its compute and video libraries, ")
     assert "CUDA 12.8, cuDNN 9, NCCL, container toolkit for docker, what its repositories have is asked" in before
     assert after.startswith("driver 580.178.04 (open kernel modules, for Blackwell), from packages, ")
-    assert driver_to_be(asked) == {"driver": "580", "flavour": "open", "source": "either"}
+    assert coming(asked) == tries(asked)[0]
     stays = Said(chosen=0, version="580.178.04", was="580.178.04")
     assert "(open kernel modules, for Blackwell), which is there, its" in described(asked, stays)
     replaced = Said(chosen=0, version="580.178.04", was="570.195.03", way_back=True)
@@ -529,10 +536,10 @@ def test_what_comes_is_said_as_far_as_it_is_known() -> None:
     assert "in place of" not in described(asked, modules)
     assert described(asked, modules).endswith(", 2 packages come or change (3400 MB)")
     run = Said(chosen=len(tries(asked)) - 1, version="595.91.07")
-    assert driver_to_be(asked, run) == {"driver": "595.91.07", "flavour": "open", "source": "run"}
+    assert coming(asked, run) == replace(tries(asked)[-1], driver="595.91.07")
     assert "by NVIDIA's installer" in described(asked, run)
     unread = request("lxc")
-    assert driver_to_be(unread) == {} and described(unread).startswith("the host's driver, ")
+    assert coming(unread) is None and described(unread).startswith("the host's driver, ")
 
 
 # -- kernels and Secure Boot -----------------------------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +10,13 @@ import pytest
 from homelab import tables
 from homelab.errors import HomelabError
 from homelab.nvidia import verification
-from homelab.nvidia.expected import Expected
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.nvidia.settings import Nvidia
 from homelab.nvidia.verification import judge
 from homelab.shapes import NvidiaOutput
-from remote_scripts.both import nvidia_packages
+from remote_scripts.both.nvidia_packages import Answer as Installed
 from remote_scripts.both.nvidia_verification import Answer
+from remote_scripts.both.symptoms import Target
 from remote_scripts.tools.plain import of_plain
 from tests.rows import rows
 
@@ -38,9 +36,29 @@ ROW = "{}, NVIDIA GeForce RTX 5090, GPU-0b11d014-{}, 580.105.08, 32607 MiB, 0000
 NODES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia0")
 ENCODE, DECODE, EGL, GLX = "libnvidia-encode.so.1", "libnvcuvid.so.1", "libEGL_nvidia.so.0", "libGLX_nvidia.so.0"
 MISSING = "cannot open shared object file: No such file or directory"
-WANTED = Expected(
-    "vms.gaming", "vm", "580.105.08", ["10de:2b85"], "12.8", "docker", "open", True, False, None, "6.8.0-86-generic"
-)
+Expected = tuple[Request, Installed]
+
+
+def expected(
+    driver: str = "580.105.08",
+    cards: tuple[str, ...] | None = ("10de:2b85",),
+    flavour: Any = "open",
+    demanded: list[str] | None = None,
+    target: Target = "vm",
+    host_driver: str | None = None,
+    **settings: Any,
+) -> Expected:
+    """A stack with CUDA and docker's toolkit, with changes, and what the packages' step has answered."""
+    wanted = Nvidia.model_validate({"cuda": "12.8", "containerToolkit": "docker", "capabilities": demanded, **settings})
+    facts = SystemFacts("ubuntu", "24.04", None, "6.8.0-86-generic", False, None, cards, host_driver)
+    installed = Installed(
+        version=driver, source="packages", flavour=flavour, capabilities=("compute", "video"), reboot="no", why="",
+        cuda="12.8", toolkit="1.18.0-1", packages=(), changed=True,
+    )  # fmt: skip
+    return Request(target, wanted, facts, "vms.gaming"), installed
+
+
+WANTED = expected()
 
 
 def done(output: str = "", status: int = 0) -> dict[str, Any]:
@@ -68,11 +86,11 @@ def found(cards: int = 1, **changes: Any) -> Answer:
 
 
 def errors(wanted: Expected = WANTED, **changes: Any) -> list[HomelabError]:
-    return judge(found(**changes), wanted)[1]
+    return judge(found(**changes), *wanted)[1]
 
 
 def test_what_works_is_put_out_and_there_is_nothing_to_say() -> None:
-    output, said = judge(found(), WANTED)
+    output, said = judge(found(), *WANTED)
     assert said == []
     assert output == {
         "driver": "580.105.08",
@@ -106,12 +124,12 @@ LACKING = done(f"{ENCODE}: {MISSING}\n{DECODE}: loaded\n")
 
 
 def test_a_driver_that_was_there_without_video_is_left_alone() -> None:
-    output, said = judge(found(libraries=LACKING), WANTED)
+    output, said = judge(found(libraries=LACKING), *WANTED)
     assert (said, output["video"]) == ([], None)
 
 
 def test_video_that_was_demanded_and_is_missing_is_an_error() -> None:
-    output, (error,) = judge(found(libraries=LACKING), replace(WANTED, demanded=("compute", "video")))
+    output, (error,) = judge(found(libraries=LACKING), *expected(demanded=["compute", "video"]))
     assert output["video"] is False and "NVENC and NVDEC" in error.wanted and ENCODE in error.found
 
 
@@ -124,7 +142,7 @@ def test_a_library_that_is_there_and_does_not_work_is_an_error(said: str) -> Non
 
 
 def test_a_library_that_was_only_loaded_tells_no_version() -> None:
-    output, said = judge(found(libraries=done(f"{ENCODE}: loaded\n{DECODE}: loaded\n")), WANTED)
+    output, said = judge(found(libraries=done(f"{ENCODE}: loaded\n{DECODE}: loaded\n")), *WANTED)
     assert (said, output["video"], output["nvenc"]) == ([], True, None)
 
 
@@ -133,7 +151,7 @@ def test_a_card_without_a_decoder_is_no_fault_of_the_libraries() -> None:
 
 
 def test_graphics_that_load_are_put_out() -> None:
-    output, said = judge(found(libraries=done(f"{EGL}: loaded\n{GLX}: loaded\n")), WANTED)
+    output, said = judge(found(libraries=done(f"{EGL}: loaded\n{GLX}: loaded\n")), *WANTED)
     assert (said, output["graphics"], output["video"]) == ([], True, None)
 
 
@@ -144,13 +162,13 @@ def test_a_container_that_lacks_what_the_system_has_is_an_error() -> None:
 
 def test_libraries_of_a_system_without_cards_are_not_judged_beside_the_driver() -> None:
     smi = done("No devices were found", 6)
-    said = errors(replace(WANTED, demanded=("compute", "video")), nvidia_smi=smi, libraries=LACKING)
+    said = errors(expected(demanded=["compute", "video"]), nvidia_smi=smi, libraries=LACKING)
     assert said and not [error for error in said if "NVENC" in error.wanted]
 
 
 # -- CDI -------------------------------------------------------------------------------------------------------
 def test_a_specification_of_the_driver_that_runs_is_put_out() -> None:
-    output, said = judge(found(cdi="/etc/cdi/nvidia.yaml 580.105.08"), WANTED)
+    output, said = judge(found(cdi="/etc/cdi/nvidia.yaml 580.105.08"), *WANTED)
     assert (said, output["cdi"]) == ([], "580.105.08")
 
 
@@ -174,17 +192,17 @@ def test_of_a_specification_one_error_is_enough(name: str) -> None:
 
 @pytest.mark.parametrize("text", [None, "", "/etc/cdi/management.yaml "], ids=["unused", "none", "without libraries"])
 def test_nothing_is_said_of_a_specification_that_names_no_driver(text: str | None) -> None:
-    output, said = judge(found(cdi=text), WANTED)
+    output, said = judge(found(cdi=text), *WANTED)
     assert (said, output["cdi"]) == ([], None)
 
 
 # -- beside CUDA -----------------------------------------------------------------------------------------------
-BESIDE = replace(WANTED, libraries=("libcudnn.so.9", "libnccl.so.2"))
+BESIDE = expected(cudnn="9", nccl=True)
 CUDNN, NCCL = "libcudnn.so.9: loaded, cuDNN 9.10.2 for CUDA 12.9\n", "libnccl.so.2: loaded, NCCL 2.27.3\n"
 
 
 def test_cudnn_and_nccl_are_put_out_with_their_versions() -> None:
-    output, said = judge(found(libraries=done(CUDNN + NCCL)), BESIDE)
+    output, said = judge(found(libraries=done(CUDNN + NCCL)), *BESIDE)
     assert (said, output["cudnn"], output["nccl"]) == ([], "9.10.2", "2.27.3")
 
 
@@ -200,48 +218,12 @@ def test_a_cudnn_that_does_not_serve_is_an_error(text: str, why: str) -> None:
 
 def test_what_wasnt_asked_for_is_null() -> None:
     output, said = judge(
-        found(nvcc=None, program=None, container=None, uvm=None), replace(WANTED, cuda=None, runtime=None)
+        found(nvcc=None, program=None, container=None, uvm=None), *expected(cuda=None, containerToolkit=None)
     )
     assert said == []
     assert {key: output[key] for key in ("cuda", "program", "container", "uvm")} == dict.fromkeys(
         ("cuda", "program", "container", "uvm")
     )
-
-
-def test_it_goes_through_a_stacks_state() -> None:
-    wanted = Expected(**json.loads(json.dumps(asdict(WANTED))))
-    assert judge(found(), wanted) == judge(found(), WANTED)
-
-
-def test_it_follows_from_a_request_and_what_was_installed() -> None:
-    system = SystemFacts(
-        "ubuntu", "24.04", running="6.8.0-86-generic", kernels=("6.8.0-86-generic",), cards=("10DE:2B85", "1002:744c")
-    )
-    settings = Nvidia.model_validate({"driver": "580.105.08", "cuda": "12.8.1", "containerToolkit": "podman"})
-    request = Request("vm", settings, system, "vms.gaming")
-    capabilities = ("compute", "video")
-    installed = nvidia_packages.Answer(
-        version="580.105.08",
-        source="packages",
-        flavour="open",
-        capabilities=capabilities,
-        reboot="no",
-        why="",
-        cuda="12.8",
-        toolkit="1.18.0-1",
-        packages=(),
-        changed=True,
-    )
-    wanted = Expected.of(request, installed)
-    assert (wanted.driver, wanted.cards, wanted.cuda, wanted.runtime) == (
-        "580.105.08",
-        ["10de:2b85"],
-        "12.8.1",
-        "podman",
-    )
-    assert (wanted.flavour, wanted.needs_open, wanted.context.kernel) == ("open", True, "6.8.0-86-generic")
-    assert (wanted.capabilities, wanted.demanded, wanted.cdi) == (capabilities, (), True)  # podman's
-    assert judge(found(), wanted)[1] == []
 
 
 # -- what isn't as wanted --------------------------------------------------------------------------------------
@@ -250,47 +232,45 @@ def test_it_follows_from_a_request_and_what_was_installed() -> None:
     [
         ({"driver": "580.95.05"}, ("driver 580.95.05", "580.105.08 is in use", "reboot")),
         ({"flavour": "proprietary"}, ("the proprietary kernel modules", "open ones are loaded", "--refresh")),
-        ({"cuda": "13.0"}, ("CUDA 13.0", "nvcc is of 12.8", "--refresh")),
-        ({"cards": ["10de:2684"]}, ("Ada (10de:2684)", "NVIDIA GeForce RTX 5090 (10de:2b85)", "gpuAssignment")),
-        ({"cards": ["10de:2b85", "10de:2b85"]}, ("2 card(s)", "1 in nvidia-smi", "dmesg")),
-        ({"cards": ["10de:2b85", "10de:9999"]}, ("unknown (10de:9999)", "1 in nvidia-smi", "dmesg")),
+        ({"cuda": "13.0"}, ("CUDA 13.0", "release 12.8, V12.8.93", "--refresh")),
+        ({"cards": ("10de:2684",)}, ("10de:2684 (Ada)", "NVIDIA GeForce RTX 5090 (10de:2b85)", "gpuAssignment")),
+        ({"cards": ("10de:2b85", "10de:2b85")}, ("2 card(s)", "1 in nvidia-smi", "dmesg")),
+        ({"cards": ("10de:2b85", "10de:9999")}, ("10de:9999 (unknown)", "1 in nvidia-smi", "dmesg")),
     ],
 )  # fmt: skip
 def test_what_differs_is_told(wanted: dict[str, Any], words: tuple[str, str, str]) -> None:
-    (error,) = errors(replace(WANTED, **wanted))
+    (error,) = errors(expected(**wanted))
     assert error.wanted.startswith("vms.gaming: ")
     assert (words[0] in error.wanted, words[1] in error.found, words[2] in error.next) == (True, True, True)
 
 
 def test_two_cards_in_any_order_are_the_two_that_were_wanted() -> None:
     rows = ROW.format(0, 0, 1) + ROW.format(1, 1, 2).replace("0x2B85", "0x2684").replace("5090", "4090")
-    wanted = replace(WANTED, cards=["10de:2684", "10DE:2B85"])
+    wanted = expected(cards=("10de:2684", "10DE:2B85"))
     inside = done("GPU 0: a (UUID: x)\nGPU 1: b (UUID: y)\n")
     assert errors(wanted, nvidia_smi=done(HEAD + rows), container=inside) == []
 
 
 def test_a_container_that_sees_fewer_cards_is_told() -> None:
-    (error,) = errors(
-        replace(WANTED, cards=None), cards=2, container=done("GPU 0: NVIDIA GeForce RTX 5090 (UUID: x)\n")
-    )
+    (error,) = errors(expected(cards=None), cards=2, container=done("GPU 0: NVIDIA GeForce RTX 5090 (UUID: x)\n"))
     assert "all of its 2 cards" in error.wanted and "lists 1" in error.found
 
 
 def test_cards_that_nobody_knows_may_be_any() -> None:
-    assert errors(replace(WANTED, cards=None), cards=3) == []
+    assert errors(expected(cards=None), cards=3) == []
 
 
 def test_an_nvidia_smi_that_knows_neither_ids_nor_capabilities_counts() -> None:
     head = "index, name, uuid, driver_version, memory.total [MiB], pci.bus_id\n"
     row = "0, GeForce GTX 1080, GPU-1, 470.256.02, 8118 MiB, 00000000:01:00.0\nWARNING: infoROM is corrupted at gpu 0000:01:00.0\n"
-    wanted = replace(WANTED, driver="470.256.02", cards=["10de:1b80"])
-    output, said = judge(found(nvidia_smi=done(head + row)), wanted)
+    wanted = expected(driver="470.256.02", cards=("10de:1b80",))
+    output, said = judge(found(nvidia_smi=done(head + row)), *wanted)
     assert (said, len(output["gpus"]), output["gpus"][0]["computeCapability"]) == ([], 1, None)
 
 
 def test_what_isnt_known_of_a_card_is_null() -> None:
     text = HEAD + ROW.format(0, 0, 1).replace("32607 MiB", "[N/A]").replace("12.0", "[Not Supported]")
-    card = judge(found(nvidia_smi=done(text)), WANTED)[0]["gpus"][0]
+    card = judge(found(nvidia_smi=done(text)), *WANTED)[0]["gpus"][0]
     assert (card["memory"], card["computeCapability"]) == (None, None)
 
 
@@ -342,7 +322,7 @@ def test_what_the_kernel_said_before_the_module_was_last_loaded_explains_nothing
 
 
 def test_in_a_container_the_same_text_is_the_hosts_business() -> None:
-    wanted = replace(WANTED, target="lxc", host_driver="580.105.08", flavour=None)
+    wanted = expected(target="lxc", host_driver="580.105.08", flavour=None)
     (error,) = errors(
         wanted, nvidia_smi=done(TEXTS["version-mismatch"][0], 18), program=done("x", 1), container=None, uvm=None
     )
@@ -381,7 +361,7 @@ def test_the_kernel_log_of_a_card_that_works_is_nobodys_business() -> None:
 )
 def test_a_program_that_fails_with_a_working_driver_has_another_cause(part: str, text: str, words: str) -> None:
     changes: dict[str, Any] = {part: done(text, 1)}
-    output, (error,) = judge(found(**changes), WANTED)
+    output, (error,) = judge(found(**changes), *WANTED)
     assert words in error.why + error.next, str(error)
     quoted = [" ".join(line.split())[:50] for line in text.splitlines()]
     assert any(line in error.found for line in quoted)
@@ -395,7 +375,7 @@ def test_an_engine_that_doesnt_know_a_specification_that_is_there_is_restarted(c
 
 
 def test_a_program_that_ends_well_and_says_nothing_hasnt_passed() -> None:
-    output, (error,) = judge(found(program=done("")), WANTED)
+    output, (error,) = judge(found(program=done("")), *WANTED)
     assert output["program"] is False and "nothing was said" in error.found
 
 
@@ -414,7 +394,7 @@ def test_a_program_that_ends_well_and_says_nothing_hasnt_passed() -> None:
 def test_why_an_ordinary_user_cant_use_cuda(target: Any, reason: str, words: str) -> None:
     text = f"/dev/nvidiactl: opened\n/dev/nvidia-uvm: {reason}\n/dev/nvidia0: {reason}\n"
     missing = done("CUDA error 999: unknown error", 1)
-    (error,) = errors(replace(WANTED, target=target), uvm=done(text, 1), program=missing)
+    (error,) = errors(expected(target=target), uvm=done(text, 1), program=missing)
     assert words in error.why + error.next
     assert f"/dev/nvidia-uvm: {reason}" in error.found and error.wanted.endswith("opened by an ordinary user")
 
@@ -436,7 +416,7 @@ def test_a_compiler_that_isnt_there_is_told() -> None:
 
 def test_different_failures_are_all_told() -> None:
     said = errors(
-        replace(WANTED, driver="590"),
+        expected(driver="590"),
         program=done(TEXTS["no-kernel-image"][0], 1),
         container=done(TEXTS["runtime-not-configured"][0], 125),
     )
@@ -456,7 +436,7 @@ IMAGE = "docker.io/library/ubuntu@sha256:80dd"
     ],
 )
 def test_an_image_that_cannot_be_fetched_is_named_as_not_checked(said: str) -> None:
-    output, errors = judge(found(container={"status": 125, "output": f"Unable to find image locally\n{said}"}), WANTED)
+    output, errors = judge(found(container={"status": 125, "output": f"Unable to find image locally\n{said}"}), *WANTED)
     assert (errors, output["container"]) == ([], None)
     assert [said[-300:] in one for one in output["unchecked"]] == [True]
 
@@ -465,5 +445,5 @@ def test_an_image_that_cannot_be_fetched_is_named_as_not_checked(said: str) -> N
     "said", ["Cannot connect to the Docker daemon at unix:///var/run/docker.sock.", "could not select device driver"]
 )
 def test_an_engine_that_does_not_work_is_still_an_error(said: str) -> None:
-    output, errors = judge(found(container={"status": 125, "output": said}), WANTED)
+    output, errors = judge(found(container={"status": 125, "output": said}), *WANTED)
     assert errors and output["container"] is False and output["unchecked"] == []

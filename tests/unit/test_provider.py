@@ -170,7 +170,7 @@ def test_what_a_refresh_found_asks_for_an_update() -> None:
 
 
 def test_an_act_is_done_again_unless_only_ignored_inputs_change() -> None:
-    inputs = {"host": "pve", "wanted": {"cuda": "12.8"}, "timeout": 1}
+    inputs = {"host": "pve", "facts": {"running": "6.8"}, "timeout": 1}
     state = {**inputs, "result": {"driver": "1"}}
     assert replaced(NvidiaVerification, state, inputs) is None
     assert replaced(NvidiaVerification, state, {**inputs, "timeout": 2}) is None

@@ -42,12 +42,7 @@ class SystemWork(Work[SystemT, OutputsT]):
             return self.host(inputs)
         vm = self._guest(inputs)
         if not isinstance(vm, Vm) or vm.ssh is None:
-            raise HomelabError(
-                wanted=f"homelab:{inputs.system_name}.ssh in the stack's configuration",
-                found="it is missing",
-                why="it says how to reach the guest",
-                next="put it back, or run `pulumi up` to give the guest up",
-            )
+            raise _missing(inputs, "ssh")
         return self.host(inputs).model_copy(update={"ssh": vm.ssh, "address": inputs.address})
 
     def wanted_stack(self, inputs: SystemT) -> Nvidia | None:
@@ -56,6 +51,15 @@ class SystemWork(Work[SystemT, OutputsT]):
             return self.host(inputs).nvidia
         guest = self._guest(inputs)
         return guest.nvidia if guest else None
+
+    def needed_stack(self, inputs: SystemT) -> Nvidia:
+        """The same.
+
+        :raises HomelabError: they have none any more.
+        """
+        if stack := self.wanted_stack(inputs):
+            return stack
+        raise _missing(inputs, "nvidia")
 
     def _guest(self, inputs: SystemT) -> Vm | Container | None:
         name = inputs.system_name.rpartition(".")[2]
@@ -131,6 +135,15 @@ def _read(ask: Ask, inputs: SystemInputs) -> SystemReading:
     # What was for a VM so far, and isn't any more, is on vfio-pci until the host restarts.
     wanted = read_system.Wanted(passed=passed, staying=staying, released=inputs.target == "host")
     return reading.parse(ask("read", "read_system", wanted))
+
+
+def _missing(inputs: SystemInputs, key: str) -> HomelabError:
+    return HomelabError(
+        wanted=f"homelab:{inputs.system_name}.{key} in the stack's configuration",
+        found="it is missing",
+        why="it says how to reach the system, or what is to be installed there",
+        next="put it back, or run `pulumi up` to give that up",
+    )
 
 
 def _never_there(inputs: SystemInputs, last: str, seconds: float, *, restarted: bool) -> HomelabError:
