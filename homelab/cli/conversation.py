@@ -27,6 +27,7 @@ from homelab.init import settings as init_settings
 from homelab.init.ask import Ask, helps, say, show, to_type
 from homelab.init.cards import Card, Use
 from homelab.init.draft import Draft
+from homelab.init.new import New
 from homelab.judged import text as plan_text
 from homelab.judged.tree import Settings as OfHost
 from homelab.judged.tree import Tree, judged
@@ -79,13 +80,15 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     login = {**entry.login, **init_settings.place(facts, node, name)} if entry.login else {}
     # What is refused whatever the answers are.
     raise_all(judged(facts, OfHost(name, host.model_copy(update={"gpus": {}}))).host.against)
-    stock = init_new.stock_of(Api(entry.host, facts.cluster.node))
     owners_key = access.public_key(entry)
     say(*([] if owners_key else [_NO_KEY]))
-    new = init_new.offers(stock, owners_key)
     vms, containers = before.guests_on(entry.name) if before else ({}, {})
     stack, known = project.stack_of(folder, pulumi.stack), named(vms, containers)
-    draft = Draft(name, login, facts, own_text, arguments.set, stack, new, known)
+
+    def offers() -> Mapping[str, New]:
+        return init_new.offers(init_new.stock_of(Api(entry.host, facts.cluster.node)), owners_key)
+
+    draft = Draft(name, login, facts, own_text, arguments.set, stack, offers, known)
 
     @cache
     def planned_of(text: str) -> Tree:
@@ -283,9 +286,9 @@ def _asked(ask: Ask, draft: Draft, suggested: str, parsed: Callable[[Collection[
     """Who gets a card: asked until `up` would take the answer. Where there is no guest yet, all answers are shown, and
     what the person must mend first for a VM, or for the host and containers."""
     is_bare, refused = not init_cards.takers(draft.facts), list[str]()
-    own = [answer for answer in draft.new if ":" not in answer]  # another file makes no difference
+    own = [answer for answer in draft.new if ":" not in answer] if is_bare else []  # another file makes no difference
     for answer in dict.fromkeys([*(["host", init_cards.READY, *own] if is_bare else []), suggested]):
-        if draft.alike.get(answer) in refused:
+        if refused and draft.alike.get(answer) in refused:
             continue
         try:
             parsed(refused, answer)

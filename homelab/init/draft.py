@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from homelab.errors import HomelabError, Mistake
@@ -36,10 +37,18 @@ class Draft:
     """`PATH=VALUE` each (`--set`)."""
     stack: str = ""
     """PROJECT/STACK."""
-    new: Mapping[str, New] = field(default_factory=dict)
-    """Guests that can be made, by the answers that mean them."""
+    offers: Callable[[], Mapping[str, New]] = dict
+    """Says which guests can be made, by the answers that mean them."""
     known: Sequence[Named] = ()
     """The host's guests by their names in the settings."""
+
+    @cached_property
+    def new(self) -> Mapping[str, New]:
+        """The offers. The node is asked for what they are made of where an answer, or a list of all, wants them.
+
+        :raises ApiError: it refused, or didn't answer.
+        """
+        return self.offers()
 
     @property
     def alike(self) -> dict[str, str]:
@@ -122,7 +131,8 @@ def parse_use(
     words, facts = text.lower().split(), draft.facts
     if words in (["nobody"], ["none"]):
         return Use()
-    able, new = takers(facts), draft.new.get(" ".join(words))
+    able, word = takers(facts), " ".join(words)
+    new = draft.new.get(word) if word.startswith("new-") else None
     new = new and draft.made(new, card, given)
     there = [one for one in draft.known if one.id in {config.id for config in able}]
     guests = [new] if new else meant(text, there, able)

@@ -264,7 +264,7 @@ def again_of(access: dict[str, Any]) -> str:
 def test_a_new_guest_stands_in_the_settings_with_what_it_is_made_of() -> None:
     new = init_new.offers(STOCK, hosts.KEY)
     [card, screen] = init_cards.cards(host(), {})
-    draft = Draft("pve", ACCESS, host(), "", new=new)
+    draft = Draft("pve", ACCESS, host(), "", offers=lambda: new)
 
     def written(**answers: Any) -> Any:
         uses = {one: init_draft.parse_use(answers[one.key], one, draft) for one in (card, screen) if one.key in answers}
@@ -297,13 +297,27 @@ def test_a_new_guest_stands_in_the_settings_with_what_it_is_made_of() -> None:
     assert "vms: no VM gets it yet" in str(raised.value)
 
 
+def test_a_node_is_asked_what_new_guests_are_made_of_where_an_answer_wants_one() -> None:
+    """A storage whose files can't be listed is in nobody's way who gives a card to a VM that is there."""
+
+    def refused() -> dict[str, init_new.New]:
+        raise AssertionError("the node was asked")
+
+    draft = Draft("pve", ACCESS, host(), "", offers=refused)
+    card = init_cards.cards(host(), {})[0]
+    assert init_draft.parse_use("103", card, draft).vms == (103,)
+    assert init_draft.parse_use("nobody", card, draft) == Use()
+    with pytest.raises(AssertionError, match="the node was asked"):
+        init_draft.parse_use("new-vm", card, draft)
+
+
 def test_each_answer_is_a_new_guest_with_an_id_that_nobody_has() -> None:
     """Container 100 is on another node of the cluster, and VM 103 on this one; the settings have 104, not made yet."""
     new = init_new.offers(STOCK, hosts.KEY)
     [card, screen] = init_cards.cards(host(), {})
     other = {"host": "pve", "vmid": 104, "gpus": [], "create": {"scsi0": "local-lvm:8"}}
     before = f"{again_of(ACCESS)}  homelab:vms: {init_settings.flow({'ubuntu': other})}\n"
-    draft = Draft("pve", {}, host(), before, ["vms.later.vmid=101"], new=new)
+    draft = Draft("pve", {}, host(), before, ["vms.later.vmid=101"], offers=lambda: new)
     first = {card: init_draft.parse_use("new-vm", card, draft)}
     both = {**first, screen: init_draft.parse_use("NEW-VM", screen, draft, given=first)}
     made = config(draft.written(both))["homelab:vms"]

@@ -130,7 +130,7 @@ def test_each_answer_on_a_host_without_guests_is_judged_before_it_is_offered(
         return Use()
 
     new = {"new-vm": New("ubuntu", "Ubuntu", {}), "new-container": New("debian", "Debian", {"rootfs": "a:8"})}
-    draft = draft_of.Draft("pve", {}, hosts.desktop(), "", new=new)
+    draft = draft_of.Draft("pve", {}, hosts.desktop(), "", offers=lambda: new)
     monkeypatch.setattr(sys, "stdin", io.StringIO("?\nnobody\n"))
     conversation._asked(Ask(False), draft, "vms", parsed)
     said = capsys.readouterr().out
