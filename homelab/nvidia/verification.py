@@ -158,7 +158,7 @@ def judge(found: Answer, request: Request, installed: Installed) -> tuple[Nvidia
         "cdi": _specification(found)[1] or None,
         "unchecked": unfetched,
     }
-    return output, _unique([*_errors(use), *_libraries(use)])
+    return output, _with_way_back(use, _unique([*_errors(use), *_libraries(use)]))
 
 
 def _first(pattern: str, text: str) -> str | None:
@@ -178,6 +178,16 @@ def _unique(errors: list[HomelabError]) -> list[HomelabError]:
     for error in errors:
         by_cause.setdefault((error.wanted, error.why), error)
     return list(by_cause.values())
+
+
+def _with_way_back(use: _Use, errors: list[HomelabError]) -> list[HomelabError]:
+    """The errors, of which the first says how the driver comes back that an update has replaced. A container's is its
+    host's."""
+    before, now = use.installed.before, use.installed.version
+    if not errors or before in ("", now) or use.request.target == "lxc":
+        return errors
+    way_back = f'to have the driver before again, set nvidia.driver: "{before}" and run `pulumi up`'
+    return [errors[0].retold(next=f"{errors[0].next}; or {way_back}"), *errors[1:]]
 
 
 def _unfetched_image(request: Request, container: Tried | None) -> list[str]:

@@ -26,7 +26,7 @@ def file(name: str) -> str:
 
 
 # Keys of an answer that describe one run of the layer, and not the system.
-_RUN_KEYS = frozenset(("why", "changed", "restarted"))
+_RUN_KEYS = frozenset(("why", "changed", "restarted", "before"))
 
 
 def same_answers(old: Any, new: Any) -> bool:

@@ -89,7 +89,8 @@ class Said:
 class Answer:
     """What is there now. `source`: `found`: somebody else's driver, left as it is; `reboot`: `no-module`: a container
     has none of its own; `why`: that; `cuda`, `toolkit`: what nvcc and the toolkit's package say, empty: none is wanted;
-    `packages`: those that were added and are there.
+    `packages`: those that were added and are there. `before`: the driver that was replaced now, and that a repository
+    still has, empty: none.
     """
 
     version: str
@@ -102,6 +103,7 @@ class Answer:
     toolkit: str
     packages: tuple[str, ...]
     changed: bool
+    before: str = ""
 
 
 def lacking_headers(name: str, kernels: Sequence[str], target: Target) -> Failure:

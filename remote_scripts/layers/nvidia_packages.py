@@ -119,6 +119,7 @@ class _Work(Choice):
         except (Failure, OSError) as error:
             self._give_up(error, added if is_first else None)
         sources.put_file(apt, PINS, "" if source == "run" else self._pins(way.driver))
+        old = replaced.noted(files)
         replaced.forget(files)
         self.tidy(way)
         # A login finds its compiler; what that says is verified (homelab/nvidia/verification.py).
@@ -138,6 +139,7 @@ class _Work(Choice):
             toolkit=apt.installed().whole.get("nvidia-container-toolkit", ""),
             packages=tuple(apt.of_layer()),
             changed=files.changed,
+            before=old.driver.version if old else "",
         )
 
     def take_back(self) -> list[str]:

@@ -83,7 +83,8 @@ class Choice:
             and not self._half_configured()
             and driver_installer.is_whole(system)
             and not driver.lacking(system, self._wanted.libraries)
-            and driver.is_source_wanted(self._left, "run" if way.run else "packages")
+            # What we have installed by the other road makes way.
+            and self._left.source != ("packages" if way.run else "run")
             and (self._left.source != "packages" or all(map(self.apt.is_whole, way.packages)))
         )
         modules = (driver.module(system, kernel) for kernel in self._kernels())
@@ -94,9 +95,9 @@ class Choice:
         return [] if wanted.target == "lxc" else driver.kernels_of(self._system, wanted.target)
 
     def _bare_kernels(self) -> dict[str, str]:
-        """Wanted packages of headers -> kernels that have none, from wherever."""
-        names = {f"{prefix}{kernel}": kernel for kernel in self._kernels() for prefix in driver.HEADERS}
-        bare = {name: kernel for name, kernel in names.items() if not driver.has_headers(self._system, kernel)}
+        """Wanted packages of headers -> kernels that have none, whichever package would have brought them."""
+        kernels = (one for one in self._kernels() if not self._files.is_folder(f"/usr/lib/modules/{one}/build"))
+        bare = {f"{prefix}{kernel}": kernel for kernel in kernels for prefix in driver.HEADERS}
         return {name: bare[name] for name in self._wanted.headers if name in bare}
 
     def _half_configured(self) -> bool:

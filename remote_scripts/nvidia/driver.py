@@ -71,11 +71,6 @@ def kernels(system: System) -> list[str]:
 HEADERS = ("linux-headers-", "proxmox-headers-")
 
 
-def has_headers(system: System, kernel: str) -> bool:
-    """Whether a kernel's headers are there, whichever package brought them."""
-    return system.files.is_folder(f"/usr/lib/modules/{kernel}/build")
-
-
 def kernels_of(system: System, target: str) -> list[str]:
     """The same of a host, a VM or a container: a VM's is the one that runs."""
     return kernels(system) if target == "host" else [kernel.running(system)]
@@ -160,15 +155,6 @@ def fits(version: str, driver: str) -> bool:
     :param driver: such as 580.105.08, or 580.
     """
     return bool(version) and (version == driver or ("." not in driver and version.startswith(f"{driver}.")))
-
-
-def is_source_wanted(left: Left, source: str) -> bool:
-    """Whether the driver that is there may stay: not if we installed it from packages and the installer's is wanted
-    now, or the other way round.
-
-    :param source: packages, run or either.
-    """
-    return (left.source, source) not in (("packages", "run"), ("run", "packages"))
 
 
 def _by_version(name: str) -> list[tuple[int, str | int]]:

@@ -336,6 +336,19 @@ def test_an_update_leaves_nothing_of_the_one_before(old: Machine) -> None:
     assert revert(old, wanted) == () and {*old.versions()} == {"dpkg", "gdm"}
 
 
+def test_an_update_that_does_not_work_after_its_boot_goes_back_by_the_version_that_it_names(old: Machine) -> None:
+    versions, marks = old.versions(), old.marks()
+    answer = apply(old, old.wanted("595", "host"))
+    assert (answer.version, answer.before) == (LATER, OLD)
+    old.boot()
+    without_cache(old)
+    assert apply(old, old.wanted(answer.before, "host")).reboot == "yes"
+    old.boot()
+    assert works(old, OLD) and old.loaded == OLD and (old.versions(), old.marks()) == (versions, marks)
+    old.apt("dist-upgrade")
+    assert old.versions() == versions and apply(old, old.wanted(OLD, "host")).before == ""
+
+
 def test_a_driver_that_no_repository_has_any_more_has_no_way_back_and_is_updated_all_the_same(
     old: Machine, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -348,7 +361,8 @@ def test_a_driver_that_no_repository_has_any_more_has_no_way_back_and_is_updated
         assert "is back" not in refusal(old, old.wanted("595", "host")).next
         assert f"{OLD} can't be put back if {LATER} fails: no repository has it" in capfd.readouterr().err
         old.fail()
-        assert apply(old, old.wanted("595", "host")).version == LATER
+        answer = apply(old, old.wanted("595", "host"))
+        assert (answer.version, answer.before) == (LATER, "")
     finally:
         nvidia._rows = rows
         (nvidia.folder / "Packages").write_text(text)

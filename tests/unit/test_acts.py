@@ -31,6 +31,7 @@ def said(**other: Any) -> str:
     [
         (said(), True),
         (said(why="nothing else had the card", changed="no", restarted="no"), True),
+        (said(before="570.211.01"), True),
         (said(restarted="yes"), False),
         (said(version="580.211.01"), False),
         (said(reboot="yes"), False),

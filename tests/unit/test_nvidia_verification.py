@@ -46,6 +46,7 @@ def expected(
     demanded: list[str] | None = None,
     target: Target = "vm",
     host_driver: str | None = None,
+    before: str = "",
     **settings: Any,
 ) -> Expected:
     """A stack with CUDA and docker's toolkit, with changes, and what the packages' step has answered."""
@@ -53,7 +54,7 @@ def expected(
     facts = SystemFacts("ubuntu", "24.04", None, "6.8.0-86-generic", False, None, cards, host_driver)
     installed = Installed(
         version=driver, source="packages", flavour=flavour, capabilities=("compute", "video"), reboot="no", why="",
-        cuda="12.8", toolkit="1.18.0-1", packages=(), changed=True,
+        cuda="12.8", toolkit="1.18.0-1", packages=(), changed=True, before=before,
     )  # fmt: skip
     return Request(target, wanted, facts, "vms.gaming"), installed
 
@@ -412,6 +413,15 @@ def test_a_compiler_that_isnt_there_is_told() -> None:
     assert [error.wanted for error in said][0] == "vms.gaming: nvcc of CUDA 12.8"
     assert "--reinstall cuda-nvcc-12-8`" in said[0].next
     assert len(said) == 1
+
+
+def test_an_update_that_does_not_work_says_once_how_the_driver_before_comes_back() -> None:
+    failed = {"program": done("boom", 1), "container": done("bang", 1)}
+    first, second = errors(expected(before="570.211.01"), **failed)
+    assert 'set nvidia.driver: "570.211.01"' in first.next and "570" not in second.next
+    # The flavour alone was another one; a container's driver is its host's.
+    for wanted in (expected(before="580.105.08"), expected(before="570.211.01", target="lxc", flavour=None)):
+        assert not [error for error in errors(wanted, **failed) if "nvidia.driver" in error.next]
 
 
 def test_different_failures_are_all_told() -> None:
