@@ -27,6 +27,7 @@ from homelab.resources.system import InstalledDriver, System, address_of
 from homelab.settings import Container, Host, Vm
 from homelab.shapes import CardPlan, NvidiaOutput
 from remote_scripts.both.nvidia_packages import Answer
+from remote_scripts.both.read_system import SystemFacts
 from remote_scripts.tools.plain import of_plain
 
 from .component import Component
@@ -35,12 +36,9 @@ from .gpu_vm import GpuVm
 from .host_reboot import HostReboot
 
 if TYPE_CHECKING:
-    from homelab.nvidia import plan, reading
-    from homelab.resources import nvidia_steps as steps
+    from homelab.nvidia import plan, request
 else:
-    plan = later("homelab.nvidia.plan")
-    reading = later("homelab.nvidia.reading")
-    steps = later("homelab.resources.nvidia_steps")
+    plan, request = later("homelab.nvidia.plan"), later("homelab.nvidia.request")
 
 
 class NvidiaGuestStack(Component):
@@ -62,8 +60,10 @@ class NvidiaGuestStack(Component):
         )
         self._place = system.keep_agent(f"{name}-agent", self._nvidia_system, self._part())
 
-        facts = self._nvidia_system.facts
-        self._request = facts.apply(lambda seen: reading.request_of(system.target, system.name, seen, stack))
+        # All steps are planned here, by what the state has of the system: so this program's newer data change them.
+        self._request = self._nvidia_system.facts.apply(
+            lambda seen: request.Request.of(system.target, stack, system.name, of_plain(SystemFacts, seen))
+        )
         packages = self._step("packages", "nvidia_packages", self._request.apply(plan.wanted), self._nvidia_system)
         self._installed = packages.stdout.apply(lambda text: of_plain(Answer, scripts.answer(text)))
         boot_generation = self._generation("boot")
@@ -162,7 +162,7 @@ class NvidiaGuestStack(Component):
         system, done = self._system, [*self._done, *after]
         if (runtime := system.nvidia.container_toolkit) is not None:
             both = pulumi.Output.all(self._request, self._installed)
-            configure = both.apply(lambda values: steps.toolkit(runtime, *values))
+            configure = both.apply(lambda values: plan.toolkit(runtime, *values))
             last = toolkit = self._step("toolkit", "container_toolkit", configure, last)
             done.append(toolkit.stdout)
         verified = NvidiaVerification(

@@ -194,19 +194,6 @@ class CardTest(TypedDict):
     functions: list[TestedFunction]
 
 
-class SystemState(TypedDict):
-    """What of a system decides which packages its NVIDIA stack is (fields as of `nvidia.request.SystemFacts`), without
-    what the steps change, and what a verification's errors depend on."""
-
-    distribution: NotRequired[str | None]
-    version: NotRequired[str | None]
-    kernels: list[str]
-    running: NotRequired[str | None]
-    secure_boot: NotRequired[bool | None]
-    cards: list[str]
-    host_driver: NotRequired[str | None]
-
-
 class CardInUse(TypedDict):
     """A card as nvidia-smi shows it; null: it doesn't say."""
 

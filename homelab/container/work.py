@@ -13,7 +13,6 @@ from homelab.facts.guests import guest_note
 from homelab.facts.host import HostFacts
 from homelab.host import gates, plan
 from homelab.nvidia import judge
-from homelab.nvidia.reading import SystemReading
 from homelab.remote import ssh
 from homelab.remote.ledger import stack_of
 from homelab.resources.work.base import Work, stopped_by_reboot
@@ -23,6 +22,7 @@ from homelab.text import tell
 from remote_scripts.both.container_cards import Left
 from remote_scripts.both.container_cards import Wanted as ContainerCards
 from remote_scripts.both.container_verification import Wanted
+from remote_scripts.both.read_system import Answer as SystemReading
 from remote_scripts.notes.container_note import ContainerNote
 from remote_scripts.pve.guest_kinds import CONTAINER
 from remote_scripts.tools.plain import of_plain

@@ -13,7 +13,7 @@ from homelab.findings import Finding, Stage
 from homelab.host import plan
 from homelab.nvidia import plan as nvidia_plan
 from homelab.nvidia.judge import mismatch
-from homelab.nvidia.request import Request, SystemFacts
+from homelab.nvidia.request import Request
 from homelab.settings import Nvidia
 
 NOT_PERMITTED = "Operation not permitted"
@@ -58,9 +58,7 @@ def _no_driver(case: Case) -> Finding:
             "leave a card to the host: `use: lxc` in the settings for one of them, `pulumi up`; or take it out of "
             "the VM that has it"
         )
-    elif refused := nvidia_plan.refused(
-        Request("host", Nvidia(), SystemFacts(cards=ids, running=case.reading.facts.kernel))
-    ):
+    elif refused := nvidia_plan.refused(Request.of("host", Nvidia(), cards=ids, running=case.reading.facts.kernel)):
         step = refused[0].next
     return Finding(
         "NVIDIA's driver loaded on the host",

@@ -13,8 +13,8 @@ from homelab.findings import Finding, Turn, cured
 from homelab.host import handover
 from homelab.judged.tree import Tree
 from homelab.nvidia import judge
-from homelab.nvidia.reading import SystemReading
 from homelab.settings import Host
+from remote_scripts.both.read_system import Answer as SystemReading
 
 
 def diagnose(reading: Reading, tree: Tree) -> Report:

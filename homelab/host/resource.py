@@ -28,10 +28,11 @@ from homelab.resources.base import Act, HostInputs, Probe, Values, digest
 from homelab.shapes import BOOT_LAYERS, BootSeen, CardPlan, DeviceSeen, HostPlan, IommuSeen
 
 if TYPE_CHECKING:
+    from homelab.nvidia import compatibility
     from homelab.remote import agent
     from homelab.settings import Host
 else:
-    agent = later("homelab.remote.agent")
+    agent, compatibility = later("homelab.remote.agent"), later("homelab.nvidia.compatibility")
 
 # How a host and its guests are reached, and how long what is done there may take: no gate reads that.
 _REACHED: dict[str, object] = {**dict.fromkeys(("address", "ssh", "timeouts"), True), "nvidia": {"timeouts"}}
@@ -44,12 +45,14 @@ class HostProbe(Probe):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(HostInputs):
-        """`settings`: digest of the host's (Probe); `guests`: of its guests', which gates read, too; `agent`: the
-        version of this program's agent; `preview`: whether the program runs in one, which no state keeps.
+        """`settings`: digest of the host's (Probe); `guests`: of its guests', which gates read, too; `data`: of
+        NVIDIA's data, where software is installed by them; `agent`: the version of this program's agent; `preview`:
+        whether the program runs in one, which no state keeps.
         """
 
         settings: str
         guests: str = ""
+        data: str = ""
         agent: str = ""
         preview: bool = False
 
@@ -71,11 +74,13 @@ class HostProbe(Probe):
     def of(cls, host: Host, *, opts: pulumi.ResourceOptions | None = None) -> HostProbe:
         """The probe of a host of the settings."""
         guests = sorted(f"{guest.name}={digest(guest, _REACHED)}" for guest in (*host.vms, *host.containers))
+        of_guests = (*(vm.nvidia for vm in host.vms), *(container.nvidia for container in host.containers))
         return cls(
             f"{host.name}-probe",
             host=host.name,
             settings=cls.settings_of(host),
             guests=" ".join(guests),
+            data=compatibility.digest() if any((host.nvidia, *of_guests)) else "",
             agent=agent.version(),
             preview=pulumi.runtime.is_dry_run(),
             opts=opts,

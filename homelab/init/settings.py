@@ -17,7 +17,7 @@ from homelab.fields.types import is_name
 from homelab.init.cards import Card, Use, guest_key, is_taken_over, mapping_of
 from homelab.init.new import New
 from homelab.nvidia.checks import fitting_cudas, fitting_drivers
-from homelab.nvidia.request import Request, SystemFacts
+from homelab.nvidia.request import Request
 from homelab.settings import Host, Nvidia, Settings, stack_file
 from homelab.text import clean
 
@@ -153,7 +153,7 @@ def _driver(given: Mapping[Card, Use], facts: HostFacts) -> list[str]:
 
 def _fitting(cards: tuple[str, ...]) -> tuple[str, list[str]]:
     """The branch of NVIDIA's driver to propose for cards, and the releases of CUDA that go with it."""
-    request = Request("host", Nvidia(), SystemFacts(cards=cards))
+    request = Request.of("host", Nvidia(), cards=cards)
     driver = next(iter(fitting_drivers(request)), "580")
     return driver, fitting_cudas(request.trial(driver=driver))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -227,6 +228,11 @@ class Facts(_Row):
             f"{self.recommended[0]} is recommended; that is of {self.as_of}, {days} days old"
         )
         return text if days <= _DAYS_UNTIL_OLD else f"{text}: there may be newer ones; update this program"
+
+
+def digest() -> str:
+    """16 hexadecimal digits that change with the file."""
+    return hashlib.sha256(FILE.read_text(encoding="utf-8").encode()).hexdigest()[:16]
 
 
 @functools.cache

@@ -19,10 +19,10 @@ from homelab.nvidia.compatibility import CudaLibrary, Flavour, Key
 from homelab.nvidia.request import Request
 from homelab.nvidia.settings import Nvidia
 from homelab.nvidia.versions import Version, flavour_of_kernel, of_kernel, parse
-from homelab.shapes import Capability
-from remote_scripts.both import nvidia_index
+from homelab.shapes import Capability, Runtime
+from remote_scripts.both import container_toolkit, nvidia_index
 from remote_scripts.both.apt import AptFile, Repository
-from remote_scripts.both.nvidia_packages import Said, Try, Wanted, lacking_headers
+from remote_scripts.both.nvidia_packages import Answer, Said, Try, Wanted, lacking_headers
 from remote_scripts.both.software import Installer, Software
 from remote_scripts.both.symptoms import Context
 
@@ -227,6 +227,26 @@ def cdi(request: Request) -> str:
     runtime = request.settings.container_toolkit
     # The toolkit's service skips systems without nvidia.ko in modules.dep, such as containers.
     return "/etc/cdi/nvidia.yaml" if runtime and (request.target == "lxc" or runtime == "podman") else ""
+
+
+def toolkit(runtime: Runtime, request: Request, installed: Answer) -> container_toolkit.Wanted:
+    """What the system is told to do for the container toolkit.
+
+    :param runtime: that of the settings.
+    :param installed: what the packages' step has answered.
+    """
+    settings, data = request.settings, request.data.toolkit
+    return container_toolkit.Wanted(
+        target=request.target,
+        runtime=runtime,
+        software=software(settings, context(request)),
+        cdi=cdi(request),
+        cdi_options=data.without_groups if runtime == "podman" else (),
+        options_since=str(data.groups_since),
+        podman_reads=str(data.podman_reads_groups),
+        driver=installed.version,
+        capabilities=(*installed.capabilities, *(("demanded",) if settings.capabilities else ())),
+    )
 
 
 # -- what can't be ---------------------------------------------------------------------------------------------

@@ -3,16 +3,15 @@ each system (homelab/reading/stacks.py)."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from homelab.container import plan as container_plan
 from homelab.errors import HomelabError
 from homelab.nvidia import judge, plan
-from homelab.nvidia.request import Request, SystemFacts
+from homelab.nvidia.request import Request
 from homelab.nvidia.versions import fits, parse
 from remote_scripts.both.nvidia_packages import Said, Try
 
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
     from homelab.facts.guests import GuestConfig
     from homelab.facts.host import HostFacts
     from homelab.host.plan import Wanted as HostPlan
-    from homelab.nvidia.reading import SystemReading
     from homelab.nvidia.settings import Nvidia
     from homelab.settings import Container, Host, Vm
+    from remote_scripts.both.read_system import Answer as SystemReading
     from remote_scripts.both.symptoms import Target
 
 
@@ -44,12 +43,8 @@ class Stack:
     def of(
         cls, target: Target, settings: Nvidia, name: str, reading: SystemReading | None, ctid: int = 0, **known: Any
     ) -> Stack:
-        """The stack by what is known before apt is asked.
-
-        :param name: as of `Request`.
-        :param known: the system's facts that are known otherwise than by the reading.
-        """
-        request = Request(target, settings, dataclasses.replace(reading or SystemFacts(), **known), name)
+        """The stack by what is known before apt is asked, as of `Request.of`."""
+        request = Request.of(target, settings, name, reading, **known)
         return cls(request, reading, ctid, errors=plan.refused(request))
 
     @property
@@ -64,7 +59,7 @@ class Stack:
 
     def answered(self, said: Said) -> Stack:
         """The stack with what apt says on its system."""
-        return dataclasses.replace(self, said=said, errors=plan.refused(self.request, said))
+        return replace(self, said=said, errors=plan.refused(self.request, said))
 
     @property
     def coming(self) -> Try | None:
@@ -155,8 +150,8 @@ def of_guests(
                     why="NVIDIA's stack is installed from inside the guest",
                     next=f"start it, or set {place}.power: running",
                 )
-                stack = dataclasses.replace(stack, errors=[*stack.errors, off])
-            stacks.append(dataclasses.replace(stack, is_new=config is None))
+                stack = replace(stack, errors=[*stack.errors, off])
+            stacks.append(replace(stack, is_new=config is None))
 
     for name, vm in vms.items():
         add("vm", vm, f"vms.{name}", [want.gpus[gpu]["slot"] for gpu in vm.cards if gpu in want.gpus], None)

@@ -7,6 +7,7 @@ import datetime
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from homelab.errors import HomelabError
 from homelab.facts.classes import NVIDIA
@@ -14,21 +15,33 @@ from homelab.nvidia.compatibility import Distribution, Facts, Flavour, Generatio
 from homelab.nvidia.settings import Nvidia
 from homelab.nvidia.versions import Version, fits, parse, reaches
 from homelab.shapes import Capability
-from remote_scripts.both.read_system import SystemFacts as SystemFacts
+from remote_scripts.both.read_system import SystemFacts
 
 _CAPABILITIES: tuple[Capability, ...] = ("compute", "video", "graphics")
 
 
 @dataclass(frozen=True)
 class Request:
-    """The request for one system's stack. `name`: the system's place in the settings, such as `vms.gaming`."""
+    """The request for one system's stack. `name`: the system's place in the settings, such as `vms.gaming`. Only `of`
+    makes one."""
 
     target: Target
     settings: Nvidia
-    system: SystemFacts = SystemFacts()
-    name: str = "this system"
+    name: str
+    system: SystemFacts
     data: Facts = field(default_factory=load)
     today: datetime.date = field(default_factory=datetime.date.today)
+
+    @classmethod
+    def of(
+        cls, target: Target, settings: Nvidia, name: str = "", system: SystemFacts | None = None, **known: Any
+    ) -> Request:
+        """The request by what is known of a system.
+
+        :param system: a reading of it, or the facts of one that a stack's state has; None: it wasn't read.
+        :param known: facts that are known otherwise.
+        """
+        return cls(target, settings, name, replace(system or SystemFacts(), **known))
 
     def trial(self, **values: object) -> Request:
         """The same with other settings.

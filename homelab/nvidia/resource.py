@@ -1,7 +1,7 @@
 """The resources of NVIDIA's stack on a system: what the system is, a guest's reboot, the look from inside.
 
 NvidiaSystem waits until the system answers, reads it, asks its apt, and refuses what can't be before anything is
-installed: on a host also for the containers that follow its driver. A refresh compares it with what the steps left
+installed. What containers say against their host's driver, its plan has asked (HostProbe). A refresh compares it with what the steps left
 there: a layer that differs gets a higher `generation`, with which its step runs again, and what follows it.
 
 GuestReboot restarts a guest from inside, only if its running kernel can't use the installed driver: another nvidia
@@ -13,14 +13,15 @@ What doesn't work is recognised by its text and answered with the cause and the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import pulumi
 
 from homelab.remote import scripts
 from homelab.resources.base import Act, HostInputs, Probe
-from homelab.shapes import NvidiaOutput, SystemState
+from homelab.shapes import NvidiaOutput
+from remote_scripts.both.read_system import SystemFacts
 
 # What the steps leave on a system, in the order in which they do.
 LAYERS = ("packages", "boot", "toolkit")
@@ -57,14 +58,15 @@ class NvidiaSystem(Probe):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """`facts`: what the stack is planned from; `generation`: layer -> how often it drifted."""
+        """`facts`: what all steps are planned from, without what they change; `generation`: layer -> how often it
+        drifted."""
 
-        facts: SystemState
+        facts: SystemFacts
         generation: dict[str, int]
         stale: bool
 
     if TYPE_CHECKING:
-        facts: pulumi.Output[SystemState]
+        facts: pulumi.Output[SystemFacts]
     generation: pulumi.Output[dict[str, int]]
 
     def generation_of(self, layer: str) -> pulumi.Output[int]:
@@ -114,7 +116,7 @@ class NvidiaVerification(Act):
         """`facts`: the system's (NvidiaSystem), empty in the state of an earlier version; `done`, `started`: what it is
         done again after, first what the packages' step has answered."""
 
-        facts: dict[str, Any] = field(default_factory=dict)
+        facts: SystemFacts = SystemFacts()
         timeout: int
         done: Any
         started: str

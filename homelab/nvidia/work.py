@@ -7,21 +7,23 @@ import dataclasses
 
 from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.facts import names
-from homelab.nvidia import judge, verification
-from homelab.nvidia.plan import notes
+from homelab.facts.kernel_log import OF_MODULES
+from homelab.nvidia import judge, plan, verification
 from homelab.nvidia.preview import Stack
-from homelab.nvidia.reading import SystemReading, facts_of, request_of
+from homelab.nvidia.request import Request
 from homelab.nvidia.resource import LAYERS, GuestReboot, NvidiaSystem, NvidiaVerification
 from homelab.nvidia.settings import Nvidia
 from homelab.reading import stacks
 from homelab.remote import scripts, ssh
-from homelab.resources import nvidia_steps as steps
 from homelab.resources.work.base import raised
 from homelab.resources.work.systems import Ask, SystemWork
 from homelab.text import tell
-from remote_scripts.both.nothing import Wanted
+from remote_scripts.both import nothing
 from remote_scripts.both.nvidia_packages import Answer as Installed
-from remote_scripts.both.nvidia_verification import Answer
+from remote_scripts.both.nvidia_verification import Answer, Wanted
+from remote_scripts.both.read_system import Answer as SystemReading
+from remote_scripts.both.read_system import SystemFacts
+from remote_scripts.both.symptoms import Target
 from remote_scripts.tools.plain import of_plain
 
 
@@ -58,9 +60,9 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
         # Of a VM, which alone keeps one of its own.
         has_agent = reading.agents.get(inputs.agent_owner, "") == inputs.agent
         stack = Nvidia.model_construct(**inputs.nvidia)
-        old, new = outputs.facts, facts_of(reading, inputs.target)
-        changed = [key for key in new if old.get(key) != new.get(key)]
-        told = [f"{key.replace('_', ' ')} is {new.get(key)} instead of {old.get(key)}" for key in changed]
+        old, new = vars(outputs.facts), vars(lasting(reading, inputs.target))
+        changed = [key for key in new if old[key] != new[key]]
+        told = [f"{key.replace('_', ' ')} is {new[key]} instead of {old[key]}" for key in changed]
         told += [] if has_agent else ["this program's agent there is missing, or another one"]
         for difference in [*judge.steps(reading, stack), *told]:
             tell(f"{name}: drift: {difference}")
@@ -97,13 +99,18 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
         asked = Stack.of(inputs.target, stack, inputs.system_name, system, inputs.ctid or 0)
         found = stacks.asked(session, asked)
         raise_all(found.errors)
-        if inputs.target == "host":
-            raise_all(stacks.refused_by_containers(session, found, self.stack.containers(inputs.host)))
-        for note in notes(found.request, found.known):
+        for note in plan.notes(found.request, found.known):
             tell(f"{inputs.system_name}: {note}")
         if inputs.agent:
             session.put_agent(inputs.agent_owner, float(self.reached(inputs).timeouts.step))
-        return NvidiaSystem.Outputs(facts=facts_of(system, inputs.target), generation=generation, stale=False)
+        return NvidiaSystem.Outputs(facts=lasting(system, inputs.target), generation=generation, stale=False)
+
+
+def lasting(reading: SystemReading, target: Target) -> SystemFacts:
+    """What of a reading isn't changed by the steps themselves."""
+    facts = {name: getattr(reading, name) for name in ("distribution", "version", "running", "secure_boot", "cards")}
+    kernels = reading.kernels if target == "host" else (reading.running or "",)
+    return SystemFacts(**facts, kernels=kernels, host_driver=reading.host_driver)
 
 
 class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
@@ -124,7 +131,7 @@ class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
             if not old:
                 tell(f"{name}: rebooting it, because {reason}")
             old = current.boot_id
-            ask("apply", "reboot_guest", Wanted())
+            ask("apply", "reboot_guest", nothing.Wanted())
 
         # Over the same connection: a guest that is on its way down takes no new one.
         reading = self.read_system_in_time(inputs, inputs.timeout, then=restart)
@@ -169,9 +176,9 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
             # It may have been started a moment ago.
             self.read_system_in_time(inputs, stack.timeouts.reboot)
         ask = self.asking(inputs, float(stack.timeouts.verify) + SLACK_SECONDS)
-        request = request_of(inputs.target, inputs.system_name, inputs.facts, stack)
+        request = Request.of(inputs.target, stack, inputs.system_name, inputs.facts)
         installed = of_plain(Installed, scripts.answer(inputs.done[0]))
-        wanted = steps.verification(request, installed)
+        wanted = tried(request, installed)
         found = of_plain(Answer, ask("apply", "nvidia_verification", wanted, proxy=stack.proxy_address))
         result, errors = verification.judge(found, request, installed)
         raise_all(errors)
@@ -181,3 +188,26 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
         seen = ", ".join(names.told_apart(cards))
         tell(f"{inputs.system_name}: verified from inside: {seen}, driver {result.get('driver')}")
         return NvidiaVerification.Outputs(result=result)
+
+
+def tried(request: Request, installed: Installed) -> Wanted:
+    """What is tried on a system: without cards nothing.
+
+    :param installed: what the packages' step has answered.
+    """
+    settings, data, has_cards = request.settings, request.data, bool(request.devices)
+    engine = settings.container_toolkit if has_cards else None
+    of_driver = data.libraries(installed.capabilities)
+    return Wanted(
+        nvcc=plan.nvcc(request.cuda) if request.cuda else "",
+        program=scripts.file("vector_addition.cu") if settings.cuda and has_cards else "",
+        engine=engine or "",
+        image=data.toolkit.image,
+        cdi=bool(engine and plan.cdi(request)),
+        uvm=has_cards,
+        libraries=(*of_driver, *(row.soname for row in plan.beside_cuda(request))) if has_cards else (),
+        bare=data.libraries(installed.capabilities, bare=True) if engine else (),
+        loader=scripts.file("load_libraries.py") if has_cards else "",
+        kernel_log=OF_MODULES if request.target != "lxc" else "",
+        seconds=settings.timeouts.verify,
+    )

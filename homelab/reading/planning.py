@@ -21,18 +21,18 @@ from homelab.host import handover, plan
 from homelab.host.reboot import wanted as wanted_reboot
 from homelab.host.settings import IommuSettings
 from homelab.judged.tree import Settings, Tree, judged, judged_systems
-from homelab.nvidia import judge, preview, reading
-from homelab.nvidia.reading import SystemReading
+from homelab.nvidia import judge, preview
 from homelab.reading import stacks, systems
 from homelab.remote import ssh
 from homelab.remote.proxmox import probe
 from homelab.remote.proxmox.api import OUTAGE_SECONDS
 from homelab.settings import Container, Host, Vm
-from remote_scripts.both import judge_guests, read_system
+from remote_scripts.both import judge_guests
 from remote_scripts.both.card_values import Wanted as CardValues
 from remote_scripts.both.cmdline import Wanted as Cmdline
 from remote_scripts.both.handover import Wanted as Handover
 from remote_scripts.both.needed import Wanted as Needed
+from remote_scripts.both.read_system import Answer as SystemReading
 from remote_scripts.tools.plain import of_plain
 
 # How long a host may be out of reach, or its API, while nothing is changed, in seconds.
@@ -235,7 +235,7 @@ def _read_vms(
         try:
             vm_host = host.model_copy(update={"ssh": vm.ssh, "address": vm.static_address})
             session = ssh.Session(vm_host, min(timeout or VM_SECONDS, VM_SECONDS))
-            found[str(vm.vmid)] = reading.parse(session.ask("read", "read_system", read_system.Wanted()))
+            found[str(vm.vmid)] = systems.asked(session.ask)
             sessions[f"vms.{name}"] = session
         except NoPythonError as error:
             refused.append(error.retold(wanted=f"Python in vms.{name}"))

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 from homelab.container.libraries import WITH_APT
 from homelab.errors import HomelabError, UnreachableError
 from homelab.facts.host import HostFacts
-from homelab.nvidia import reading
 from homelab.remote import ssh
-from remote_scripts.both import read_system
+from remote_scripts.both.read_system import Answer as SystemReading
+from remote_scripts.both.read_system import Wanted
+from remote_scripts.tools.plain import of_plain
+
+
+def asked(ask: Callable[..., Any], wanted: Wanted | None = None, **where: int) -> SystemReading:
+    """A reading of one system.
+
+    :param ask: as `Session.ask`, which `where` is for.
+    """
+    return of_plain(SystemReading, ask("read", "read_system", wanted or Wanted(), **where), "reading")
 
 
 def read(session: ssh.Session, facts: HostFacts, systems: Iterable[str]) -> HostFacts:
@@ -21,12 +31,12 @@ def read(session: ssh.Session, facts: HostFacts, systems: Iterable[str]) -> Host
     :returns: the facts, with what was read.
     :raises UnreachableError: the host's connection was lost.
     """
-    found, wanted = dict[str, object](), read_system.Wanted()
+    found = dict[str, object]()
     for system in systems:
         ctid = 0 if system == "host" else int(system)
         try:
             if not ctid or _is_read(facts, ctid):
-                found[system] = reading.parse(session.ask("read", "read_system", wanted, ctid=ctid))
+                found[system] = asked(session.ask, ctid=ctid)
         except UnreachableError:
             raise
         except HomelabError as error:

@@ -83,8 +83,7 @@ class Choice:
             and not self._half_configured()
             and driver_installer.is_whole(system)
             and not driver.lacking(system, self._wanted.libraries)
-            # What we have installed by the other road makes way.
-            and self._left.source != ("packages" if way.run else "run")
+            and driver.is_source_wanted(self._left, "run" if way.run else "packages")
             and (self._left.source != "packages" or all(map(self.apt.is_whole, way.packages)))
         )
         modules = (driver.module(system, kernel) for kernel in self._kernels())
@@ -144,14 +143,13 @@ class Choice:
             stays = (number, version) == (staying, there)
             found = self._simulated(apt, way, version, beside, with_headers, stays=stays)
             if not found.against:
-                going = found.plan.going
                 said = replace(
                     said,
                     against=tuple(against),
                     chosen=number,
                     version=found.version,
                     comes=tuple(f"{name}={new}" for name, new in found.plan.coming.items()),
-                    removes=tuple(self.apt.of_others(going, FAMILY)),
+                    removes=tuple(self.apt.of_others(found.plan.going, FAMILY)),
                     way_back=replaced.can_be_had(apt) if not stays and self._replaces(way, found.plan) else None,
                     needs=apt.bytes_of(found.plan) + (_RUN_BYTES if found.run else 0),
                 )

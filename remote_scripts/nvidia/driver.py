@@ -157,6 +157,15 @@ def fits(version: str, driver: str) -> bool:
     return bool(version) and (version == driver or ("." not in driver and version.startswith(f"{driver}.")))
 
 
+def is_source_wanted(left: Left, source: str) -> bool:
+    """Whether the driver that is there may stay: not if we installed it from packages and the installer's is wanted
+    now, or the other way round.
+
+    :param source: packages, run or either.
+    """
+    return (left.source, source) not in (("packages", "run"), ("run", "packages"))
+
+
 def _by_version(name: str) -> list[tuple[int, str | int]]:
     """As `sort -V` has them."""
     return [(1, int(part)) if part.isdigit() else (0, part) for part in re.split(r"([0-9]+)", name)]

@@ -1,7 +1,8 @@
 """NVIDIA's driver on a host, and its device nodes. The kernel makes none of them but those in /dev/dri; who needs one
 makes it. That isn't left to nvidia-modprobe: not every driver brings it (it is a package of its own on Debian), so that
-this would be needed beside it. Majors come from /proc/devices (uvm's and caps' change with kernels), minors of cards from
-/proc/driver/nvidia/gpus. What is there and can't be read raises an OSError: it isn't taken for no driver, or no card.
+this would be needed beside it. Majors come from /proc/devices (uvm's and caps' change with kernels), minors of cards
+from /proc/driver/nvidia/gpus. What is there and can't be read raises an OSError: it isn't taken for no driver, or no
+card.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from homelab.nvidia.reading import parse
-from remote_scripts.both.read_system import Wanted
+from remote_scripts.both.read_system import Answer, Wanted
 from remote_scripts.nvidia import driver
+from remote_scripts.tools.plain import of_plain
 from tests.agent.kit import Host, Refused
 
 HOME = "/var/lib/homelab"
@@ -20,7 +20,7 @@ LIBRARIES = "/usr/lib/x86_64-linux-gnu"
 def read(host: Host) -> dict[str, Any]:
     host.programs.setdefault("uname", lambda *_: "6.8.0-90-generic\n")
     found: dict[str, Any] = host.ask("read", "read_system", Wanted())
-    parse(found)
+    of_plain(Answer, found)
     return found
 
 

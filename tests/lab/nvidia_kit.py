@@ -10,15 +10,16 @@ from typing import Any
 
 from homelab.nvidia import plan as planning
 from homelab.nvidia.compatibility import Target
-from homelab.nvidia.reading import SystemReading, parse
 from homelab.nvidia.request import Request
 from homelab.nvidia.settings import Nvidia
 from homelab.nvidia.verification import judge
+from homelab.nvidia.work import tried
+from homelab.reading import systems
 from homelab.remote.scripts import answer
-from homelab.resources import nvidia_steps as steps
 from lab.api.guest_system import environment_of
 from remote_scripts.both import nvidia_verification, read_system
 from remote_scripts.both.nvidia_packages import Answer
+from remote_scripts.both.read_system import Answer as SystemReading
 from remote_scripts.tools.plain import of_plain
 from tests import forked_agent
 from tests.boot_layers import Asked
@@ -90,11 +91,15 @@ class Machine:
 
     def read(self, **wanted: Any) -> SystemReading:
         """A reading."""
-        return parse(self.answer("read", Asked("read_system", read_system.Wanted(**wanted))))
+
+        def ask(verb: str, layer: str, asked: object) -> dict[str, Any]:
+            return self.answer(verb, Asked(layer, asked))
+
+        return systems.asked(ask, read_system.Wanted(**wanted))
 
     def request(self) -> Request:
         """What follows from settings and a reading."""
-        return Request(self.target, self.settings, self.read(), "it")
+        return Request.of(self.target, self.settings, "it", self.read())
 
     def packages_step(self, **settings: Any) -> Asked:
         """Driver, CUDA, toolkit: the first step."""
@@ -128,7 +133,7 @@ class Machine:
     def toolkit_step(self, version: str, capabilities: Sequence[str] = ()) -> Asked:
         """The container toolkit's, after the first one, which has left this driver."""
         runtime, installed = self.settings.container_toolkit or "docker", self.installed(version, capabilities)
-        return Asked("container_toolkit", steps.toolkit(runtime, self.request(), installed))
+        return Asked("container_toolkit", planning.toolkit(runtime, self.request(), installed))
 
     # -- what is there ----------------------------------------------------------------------------------------
     def tree(self) -> dict[str, tuple[int, bytes]]:
@@ -167,14 +172,14 @@ class Machine:
 def wanted_of(machine: Machine, settings: dict[str, Any]) -> tuple[Request, Answer]:
     """A stack, and what its packages' step is to have answered."""
     machine.want(**settings)
-    request = Request(machine.target, machine.settings, machine.read(), "vms.gaming")
+    request = Request.of(machine.target, machine.settings, "vms.gaming", machine.read())
     capabilities = machine.settings.capabilities or ("compute", "video")
     return request, machine.installed(request.system.host_driver or VERSION, capabilities)
 
 
 def used(machine: Machine, request: Request, installed: Answer) -> Any:
     """What the verification of a stack puts out, and what it says."""
-    return judge(machine.verify(steps.verification(request, installed)), request, installed)
+    return judge(machine.verify(tried(request, installed)), request, installed)
 
 
 def verified(machine: Machine, settings: dict[str, Any]) -> Any:

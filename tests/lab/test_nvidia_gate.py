@@ -12,11 +12,11 @@ import yaml
 from homelab.errors import HomelabError
 from homelab.judged import text
 from homelab.judged.tree import Settings, Tree
-from homelab.nvidia import reading
-from homelab.reading import planning
+from homelab.reading import planning, systems
 from homelab.remote.ssh import _failed
 from homelab.settings import Container, Host, Vm
 from lab import Lab
+from remote_scripts.tools.plain import of_plain
 from tests.lab.stack_kit import host_of
 
 SCENARIOS = Path(__file__).parents[2] / "lab/scenarios"
@@ -118,13 +118,12 @@ def test_a_vm_that_does_not_answer_is_no_reason_to_refuse_and_is_said(lab: Lab) 
 
 
 def test_a_vm_without_python_is_refused_with_what_installs_it(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    def parse(answer: dict[str, object]) -> reading.SystemReading:
+    def parse(form: Any, answer: dict[str, object], what: str) -> Any:
         if str(answer["running"]).endswith("-pve"):
-            return of_host(answer)
+            return of_plain(form, answer, what)
         raise _failed("read read_system", "", "sh: 1: /usr/bin/python3: not found\n", 127)
 
-    of_host = reading.parse
-    monkeypatch.setattr(reading, "parse", parse)
+    monkeypatch.setattr(systems, "of_plain", parse)
     (error,) = against(lab, vm(lab, 110, driver="580"))
     assert error.wanted == "Python in vms.box" and "apt-get install python3" in error.next
 

@@ -10,8 +10,8 @@ from homelab.facts.host import HostFacts, parse
 from homelab.host import gates
 from homelab.judged import text
 from homelab.judged.tree import Settings, Tree, judged
-from homelab.nvidia.reading import SystemReading
 from homelab.settings import Container, Host, Vm
+from remote_scripts.both.read_system import Answer as SystemReading
 from remote_scripts.notes.container_note import Cards, ContainerNote, Given
 from remote_scripts.notes.guest_note import Note, identity
 from remote_scripts.pve.vm_conf import options

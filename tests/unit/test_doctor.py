@@ -21,8 +21,7 @@ from homelab.findings import Finding, Stage, Turn
 from homelab.host import plan
 from homelab.judged.tree import judged_systems
 from homelab.nvidia import preview
-from homelab.nvidia.reading import facts_of
-from homelab.nvidia.work import NvidiaSystemWork
+from homelab.nvidia.work import NvidiaSystemWork, lasting
 from homelab.settings import Container, Host, Nvidia, Vm
 from remote_scripts.tools.plain import of_plain
 from tests.conftest import shared
@@ -805,7 +804,7 @@ def test_refresh_preview_and_doctor_say_the_same_of_what_is_installed(
     about: dict[str, Any] = {"host": "pve", "system_name": "hosts.pve", "address": "", "after": "", "passed": []}
     resource = NvidiaSystemWork.resource
     inputs = resource.Inputs(target="host", nvidia={"container_toolkit": "docker"}, stays=True, **about)
-    before = resource.Outputs(facts=facts_of(system, "host"), generation={}, stale=False)
+    before = resource.Outputs(facts=lasting(system, "host"), generation={}, stale=False)
     after = NvidiaSystemWork({}).read(inputs, before)
     assert capsys.readouterr().out.splitlines() == [f"hosts.pve: drift: {line}" for line in lines]
     again = {layer for layer, times in after.generation.items() if times}

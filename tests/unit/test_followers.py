@@ -8,20 +8,21 @@ from typing import Any, cast
 
 import pytest
 
-from homelab.errors import HomelabError, SeveralErrors, UnreachableError, raise_all
+from homelab.errors import HomelabError, UnreachableError
 from homelab.nvidia import plan
 from homelab.nvidia.preview import Stack
-from homelab.nvidia.reading import parse
-from homelab.nvidia.request import Request, SystemFacts
+from homelab.nvidia.request import Request
 from homelab.nvidia.resource import NvidiaSystem
 from homelab.nvidia.versions import fits
 from homelab.nvidia.versions import parse as version_of
 from homelab.nvidia.work import NvidiaSystemWork
 from homelab.reading import planning, stacks
 from homelab.remote import host_session, ssh
-from homelab.settings import Container, Nvidia
+from homelab.settings import Nvidia
 from homelab.settings import parse as parse_settings
 from remote_scripts.both.nvidia_packages import Said, Wanted
+from remote_scripts.both.read_system import Answer as SystemReading
+from remote_scripts.tools.plain import of_plain
 from tests.unit.hosts import KEY, desktop, gpu, tree
 
 OLD, NEW = "590.48.01", "595.58.03"
@@ -72,89 +73,53 @@ class World:
 
 
 def request_of(world: World, **stack: object) -> Request:
-    return Request("host", Nvidia.model_validate(stack), parse(world.reading(0)), "hosts.pve")
+    return Request.of("host", Nvidia.model_validate(stack), "hosts.pve", read(world))
+
+
+def read(world: World, ctid: int = 0) -> SystemReading:
+    return of_plain(SystemReading, world.reading(ctid), "reading")
 
 
 def on_host(world: World, driver: str = "595") -> Stack:
     """What comes of the host's own question."""
-    stack = Stack.of("host", Nvidia(driver=driver), "hosts.pve", parse(world.reading(0)))
+    stack = Stack.of("host", Nvidia(driver=driver), "hosts.pve", read(world))
     return stacks.asked(cast(ssh.Session, world), stack)
 
 
-def need(world: World, driver: str = "595", **stack: object) -> None:
-    containers = {
-        name: Container.model_validate(
-            {"host": "pve", "ctid": ctid, "gpuAssignment": "all", **({} if ctid == 960 else {"nvidia": stack})}
-        )
-        for name, ctid in (("ai", 901), ("media", 950), ("plain", 960))
-    }
+def refusals(world: World, driver: str = "595", **stack: object) -> list[HomelabError]:
+    """What its containers say against the driver that the host would get."""
     host = on_host(world, driver)
-    raise_all(host.errors)
-    raise_all(stacks.refused_by_containers(cast(ssh.Session, world), host, containers))
+    known = {"host_driver": host.said.version if host.said else ""}
+    settings = Nvidia.model_validate(stack)
+    followers = [
+        Stack.of("lxc", settings, f"containers.{name}", read(world, ctid), ctid, **known)
+        for name, ctid in (("ai", 901), ("media", 950))
+    ]
+    found = stacks.asked_after(host, [(cast(ssh.Session, world), one) for one in followers])
+    return [*host.errors, *(error for one in found for error in one.errors)]
 
 
 def test_a_version_that_every_container_can_have_is_asked_for_and_nothing_is_changed() -> None:
     world = World()
-    need(world)
-    assert world.calls[0] == "read nvidia_packages 0"
-    assert {*world.calls[1:]} == {
-        f"read {layer} {ctid}" for layer in ("read_system", "nvidia_packages") for ctid in (901, 950)
-    }
+    assert refusals(world) == [] and world.calls[0] == "read nvidia_packages 0"
+    assert {*world.calls[1:]} == {f"read nvidia_packages {ctid}" for ctid in (901, 950)}
 
 
-def test_one_that_a_container_cannot_have_is_refused_in_its_name() -> None:
-    with pytest.raises(HomelabError) as refused:
-        need(World(_950=(OLD,)), source="packages")
-    error = refused.value
-    assert error.wanted.startswith("containers.media: ") and NEW in error.wanted + error.found
-    assert f"hosts.pve would get {NEW} in place of {OLD}" in error.why
-    assert error.why.count("nothing was changed") == 1
-
-
-def test_a_container_that_gets_its_first_card_now_is_not_refused_for_having_none(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    world, reading = World(), World().reading
-    monkeypatch.setattr(world, "reading", lambda ctid: reading(ctid) | ({"cards": []} if ctid else {}))
-    need(world)
-    assert "read nvidia_packages 901" in world.calls
-
-
-def test_all_that_cannot_have_it_are_told_at_once() -> None:
-    with pytest.raises(SeveralErrors, match="2 problems"):
-        need(World(_901=(OLD,), _950=(OLD,)), source="packages")
+def test_each_that_cannot_have_it_is_told_by_its_name() -> None:
+    errors = refusals(World(_901=(OLD,), _950=(OLD,)), source="packages")
+    assert [error.wanted.partition(":")[0] for error in errors] == ["containers.ai", "containers.media"]
+    for error in errors:
+        assert NEW in error.wanted + error.found and f"hosts.pve would get {NEW} in place of {OLD}" in error.why
+        assert error.why.count("nothing was changed") == 1
 
 
 def test_without_packages_of_it_nvidias_installer_does_where_its_checksum_is_known() -> None:
-    need(World(_950=(OLD,)))
+    assert refusals(World(_950=(OLD,))) == []
 
 
 def test_a_branch_means_the_version_that_the_host_would_get() -> None:
-    with pytest.raises(HomelabError, match=r"containers\.ai: "):
-        need(World(_0=(OLD, NEW), _901=("595.71.05",)), source="packages")
-
-
-@pytest.mark.parametrize(("there", "driver"), [("", "595"), (OLD, "590"), (OLD, OLD)])
-def test_where_no_driver_is_replaced_no_container_is_asked(there: str, driver: str) -> None:
-    world = World()
-    world.there = there
-    need(world, driver)
-    assert world.calls == ["read nvidia_packages 0"]
-
-
-def test_a_container_that_is_off_is_left_out(capfd: pytest.CaptureFixture[str]) -> None:
-    world = World(_901=())
-    world.fails["read read_system 901"] = HomelabError(wanted="an answer from it", found="it is off", why="", next="-")
-    need(world, source="packages")
-    assert "containers.ai was not asked whether it can have the driver" in capfd.readouterr().out
-
-
-@pytest.mark.parametrize("call", ["read read_system 901", "read nvidia_packages 901"])
-def test_a_host_that_does_not_answer_any_more_is_no_container_that_is_off(call: str) -> None:
-    world = World()
-    world.fails[call] = UnreachableError(wanted="a", found="b", why="c", next="d")
-    with pytest.raises(UnreachableError):
-        need(world)
+    (error,) = refusals(World(_0=(OLD, NEW), _901=("595.71.05",)), source="packages")
+    assert error.wanted.startswith("containers.ai: ")
 
 
 def test_a_system_that_is_as_it_is_wanted_is_not_asked() -> None:
@@ -250,9 +215,10 @@ def test_a_vm_that_is_lost_between_two_questions_is_no_host_out_of_reach(monkeyp
 def test_of_a_guest_that_is_not_there_yet_its_host_says_what_nvidias_repository_lacks(
     cuda: str, is_refused: bool
 ) -> None:
-    world, system = World(), SystemFacts(distribution="debian", version="13", host_driver="595.58.03")
-    request = Request("lxc", Nvidia.model_validate({"cuda": cuda}), system, "containers.new")
-    new = stacks.asked(cast(ssh.Session, world), Stack(request, ctid=960, is_new=True))
+    world, settings = World(), Nvidia.model_validate({"cuda": cuda})
+    known = {"distribution": "debian", "version": "13", "host_driver": "595.58.03"}
+    new = Stack.of("lxc", settings, "containers.new", None, 960, **known)
+    new = stacks.asked(cast(ssh.Session, world), dataclasses.replace(new, is_new=True))
     assert world.calls == ["read nvidia_index 0"] and new.said is None
     assert [error.found for error in new.errors] == (
         ["cuda-toolkit-12-8 isn't offered; there is cuda-toolkit-13-1"] if is_refused else []
@@ -286,7 +252,7 @@ def test_an_up_asks_apt_before_anything_and_says_that_a_branch_gets_no_more_fixe
     world = World()
     world.there, world.wanted = NEW, {"driver": "590"}
     outputs = planned(world, monkeypatch)
-    assert outputs.generation == {"packages": 0, "boot": 0, "toolkit": 0} and outputs.facts["version"] == "13"
+    assert outputs.generation == {"packages": 0, "boot": 0, "toolkit": 0} and outputs.facts.version == "13"
     assert {call.partition(" ")[0] for call in world.calls} == {"read"}
     assert "hosts.pve: branch 590 has reached its end of life" in capsys.readouterr().out
 
@@ -301,10 +267,3 @@ def test_an_up_of_what_is_done_judges_the_very_driver_that_is_there(
     planned(world, monkeypatch)
     assert "with 590.40.01 its programs run within" in capsys.readouterr().out
     assert not [call for call in world.calls if "packages" in call]
-
-
-def test_an_up_refuses_an_update_that_a_container_can_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(_950=(OLD,))
-    with pytest.raises(HomelabError, match=f"hosts.pve would get {NEW} in place of {OLD}"):
-        planned(world, monkeypatch, source="packages")
-    assert {call.partition(" ")[0] for call in world.calls} == {"read"}

@@ -13,7 +13,7 @@ from homelab.nvidia.work import GuestRebootWork, NvidiaSystemWork
 from homelab.remote import boots, ssh
 from homelab.remote.proxmox import guest_address
 from homelab.resources.work import systems
-from homelab.shapes import SystemState
+from remote_scripts.both.read_system import SystemFacts
 from tests.unit.hosts import KEY, settings
 
 VERSION = "595.10.02"
@@ -165,8 +165,8 @@ def test_a_refresh_sees_a_vms_agent_that_is_missing_or_another_one(
     guest = Guest(("1", NEW))
     guest.agent = there
     monkeypatch.setattr(ssh, "Session", guest.connect)
-    facts: SystemState = {"kernels": ["6.8.0-90-generic"], "cards": ["10de:2b85"], "secure_boot": False}
-    facts |= {"distribution": "ubuntu", "version": "24.04", "running": "6.8.0-90-generic"}
+    kernel = "6.8.0-90-generic"
+    facts = SystemFacts("ubuntu", "24.04", (kernel,), kernel, secure_boot=False, cards=("10de:2b85",))
     # An older version's state knows fewer layers.
     before = NvidiaSystem.Outputs(facts=facts, generation={"packages": 3}, stale=False)
     inputs = NvidiaSystem.Inputs(**SYSTEM, agent="1", agent_owner="homelab-lab")

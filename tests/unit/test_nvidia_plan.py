@@ -15,7 +15,7 @@ from homelab.errors import HomelabError
 from homelab.nvidia.checks import fitting_cudas, fitting_drivers
 from homelab.nvidia.compatibility import Target, load
 from homelab.nvidia.plan import beside_cuda, cdi, coming, described, notes, refused, tries, wanted
-from homelab.nvidia.request import Request, SystemFacts
+from homelab.nvidia.request import Request
 from homelab.nvidia.settings import Nvidia
 from remote_scripts.both.nvidia_packages import Said, Try, Wanted
 from remote_scripts.both.software import Installer
@@ -47,7 +47,7 @@ CONTAINER: dict[str, Any] = {"distribution": "ubuntu", "version": "24.04", "host
 
 
 def request(target: Target, system: dict[str, Any] | None = None, **settings: Any) -> Request:
-    return Request(target, Nvidia.model_validate(settings), SystemFacts(**(system or {})), "vms.gaming", today=TODAY)
+    return replace(Request.of(target, Nvidia.model_validate(settings), "vms.gaming", **(system or {})), today=TODAY)
 
 
 def planned(target: Target, system: dict[str, Any], **settings: Any) -> Wanted:
@@ -641,7 +641,7 @@ def test_the_settings_checksum_comes_before_the_known_one() -> None:
 @pytest.mark.parametrize("driver", ["595", "580.105.09", "580.105", "58"])
 def test_a_container_can_not_have_another_version_than_its_host(driver: str) -> None:
     settings = Nvidia().model_copy(update={"driver": driver})
-    errors = refused(Request("lxc", settings, SystemFacts(**CONTAINER), "ct"))
+    errors = refused(Request.of("lxc", settings, "ct", **CONTAINER))
     assert [error.wanted for error in errors] == ["ct: the version of the host's driver"]
 
 

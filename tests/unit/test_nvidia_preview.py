@@ -16,9 +16,9 @@ from homelab.judged.tree import judged_systems
 from homelab.nvidia import plan as nvidia_plan
 from homelab.nvidia import preview
 from homelab.nvidia.preview import Stack
-from homelab.nvidia.reading import SystemReading
 from homelab.settings import Container, Settings, parse
 from remote_scripts.both.nvidia_packages import Said
+from remote_scripts.both.read_system import Answer as SystemReading
 from tests.rows import rows
 from tests.unit.hosts import KEY, desktop, device, seen, tree
 

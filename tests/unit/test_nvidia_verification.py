@@ -10,12 +10,13 @@ import pytest
 from homelab import tables
 from homelab.errors import HomelabError
 from homelab.nvidia import verification
-from homelab.nvidia.request import Request, SystemFacts
+from homelab.nvidia.request import Request
 from homelab.nvidia.settings import Nvidia
 from homelab.nvidia.verification import judge
 from homelab.shapes import NvidiaOutput
 from remote_scripts.both.nvidia_packages import Answer as Installed
 from remote_scripts.both.nvidia_verification import Answer
+from remote_scripts.both.read_system import SystemFacts
 from remote_scripts.both.symptoms import Target
 from remote_scripts.tools.plain import of_plain
 from tests.rows import rows
@@ -56,7 +57,7 @@ def expected(
         version=driver, source="packages", flavour=flavour, capabilities=("compute", "video"), reboot="no", why="",
         cuda="12.8", toolkit="1.18.0-1", packages=(), changed=True, before=before,
     )  # fmt: skip
-    return Request(target, wanted, facts, "vms.gaming"), installed
+    return Request.of(target, wanted, "vms.gaming", facts), installed
 
 
 WANTED = expected()

@@ -14,7 +14,7 @@ from docs.tables.markdown import anchors
 from homelab import __version__
 from homelab.cli import docs
 from homelab.nvidia.checks import fitting_cudas
-from homelab.nvidia.request import Request, SystemFacts
+from homelab.nvidia.request import Request
 from homelab.settings import Nvidia
 from tests.conftest import PROJECT
 from tests.e2e import recording
@@ -79,7 +79,7 @@ def test_readme_pages_examples_and_pictures_name_one_folder_one_release_of_cuda_
     ]
     text = "\n".join(file.read_text(encoding="utf-8").replace("&#160;", " ") for file in files)
     assert {*re.findall(r"(?:~|/home/anna)/((?:home)?lab)\b", text)} == {"lab"}
-    fitting = fitting_cudas(Request("vm", Nvidia(driver="580"), SystemFacts(cards=("10de:2b85",))))
+    fitting = fitting_cudas(Request.of("vm", Nvidia(driver="580"), cards=("10de:2b85",)))
     assert {*re.findall(r"cuda(?:=|: )\"?(\d+\.\d+)", text)} == {fitting[0]}
     sentences = re.findall(r"This writes [^<\n]*", text)
     assert sentences == ["This writes a Pulumi project with Pulumi.homelab.yaml into ~/lab."] * 2

@@ -20,6 +20,7 @@ from pulumi.runtime.proto import source_pb2
 from pydantic import BaseModel
 
 from homelab import tables
+from homelab.nvidia import compatibility
 from homelab.nvidia.resource import LAYERS
 from homelab.resources import command, kept_agent
 from homelab.resources.base import declared
@@ -287,3 +288,18 @@ def test_the_programs_resources_keep_their_urns_and_what_each_comes_after(
     monkeypatch.setattr(MockMonitor, "RegisterResource", noted)
     told(changed(program["changes"]))
     assert registered == program["resources"]
+
+
+@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
+def test_newer_data_of_nvidias_have_the_hosts_planned_anew_that_install_by_them(
+    told: Callable[[dict[str, Any]], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `--skip-preview`, too, all is asked that stands against what they change."""
+    without = tuple(DATA["without"]["nvidia"])
+    settings = [changed({}, without), changed({}, (*without, "hosts.pve.nvidia"))]
+    before = [told(one)[PROBE] for one in settings]
+    newer = tmp_path / "facts.yaml"
+    newer.write_text(compatibility.FILE.read_text(encoding="utf-8") + "# of today\n", encoding="utf-8")
+    monkeypatch.setattr(compatibility, "FILE", newer)
+    after = [told(one)[PROBE] for one in settings]
+    assert before[0] != after[0] and before[1] == after[1]

@@ -1037,7 +1037,7 @@ def systems_of(session: _Answering, *names: str) -> dict[str, object]:
 def test_stacks_are_read_on_the_host_and_in_containers_that_run_and_that_nothing_works_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("homelab.nvidia.reading.parse", lambda answer: answer)
+    monkeypatch.setattr("homelab.reading.systems.of_plain", lambda _form, answer, _what: answer)
     assert systems_of(_Answering(), "host", "901", "902") == {"host": {"read": 0}, "901": {"read": 901}}
     for lines in ("lock: backup", "ostype: alpine"):
         configs = [{"kind": "lxc", "id": 901, "lines": lines}]
@@ -1047,7 +1047,7 @@ def test_stacks_are_read_on_the_host_and_in_containers_that_run_and_that_nothing
 def test_where_nobody_knows_what_runs_no_container_counts_as_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("homelab.nvidia.reading.parse", lambda answer: answer)
+    monkeypatch.setattr("homelab.reading.systems.of_plain", lambda _form, answer, _what: answer)
     found = systems_of(_Answering(running=[], unlisted="refused"), "901", "902")
     assert found == {"901": {"read": 901}, "902": "stopped"}
 
@@ -1055,7 +1055,7 @@ def test_where_nobody_knows_what_runs_no_container_counts_as_off(
 def test_a_container_that_stops_while_the_host_is_read_counts_as_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("homelab.nvidia.reading.parse", lambda answer: answer)
+    monkeypatch.setattr("homelab.reading.systems.of_plain", lambda _form, answer, _what: answer)
     session = _Answering(running=[901, 902], later={"running": [901]})
     assert systems_of(session, "901", "902") == {"901": {"read": 901}}
     known: list[dict[str, object]] = [{"running": [901, 902]}, {"running": [], "unlisted": "refused"}]

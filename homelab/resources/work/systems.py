@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
-from homelab.nvidia import reading
-from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.resource import SystemInputs
+from homelab.reading import systems
 from homelab.remote import boots, ssh
 from homelab.resources.work.base import OutputsT, Work
 from homelab.settings import Container, Host, Nvidia, Vm
 from homelab.text import tell
-from remote_scripts.both import read_system
+from remote_scripts.both.read_system import Answer as SystemReading
+from remote_scripts.both.read_system import Wanted
 
 SystemT = TypeVar("SystemT", bound=SystemInputs)
 
@@ -133,8 +133,7 @@ class SystemWork(Work[SystemT, OutputsT]):
 def _read(ask: Ask, inputs: SystemInputs) -> SystemReading:
     passed, staying = tuple(inputs.passed), tuple(inputs.staying or ())
     # What was for a VM so far, and isn't any more, is on vfio-pci until the host restarts.
-    wanted = read_system.Wanted(passed=passed, staying=staying, released=inputs.target == "host")
-    return reading.parse(ask("read", "read_system", wanted))
+    return systems.asked(ask, Wanted(passed=passed, staying=staying, released=inputs.target == "host"))
 
 
 def _missing(inputs: SystemInputs, key: str) -> HomelabError:
