@@ -7,15 +7,17 @@ What is said of which texts: tests/unit/test_nvidia_verification.py. With the en
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from homelab.nvidia.plan import refused
+from homelab.nvidia.plan import refused, wanted
 from remote_scripts.both.nvidia_packages import Said
 from remote_scripts.tools.plain import of_plain
 from tests import sampling
+from tests.boot_layers import Asked
 from tests.lab.host_kit import Host
 from tests.lab.nvidia_kit import (
     GUESTS,
@@ -64,6 +66,24 @@ def test_a_vm_gets_the_driver_without_a_reboot_and_is_given_back(tmp_path: Path)
     assert not vm.install()["changed"] and not vm.read().drift
     vm.undo()
     assert differing(before, vm.tree()) == set()
+
+
+def test_on_debian_13_its_repository_decides_between_packages_and_the_installer(tmp_path: Path) -> None:
+    """It has no 580, which is the last branch of older cards, and 595 and later for newer ones."""
+    vm = VirtualMachine(tmp_path, "debian-13")
+    rows: tuple[tuple[str, dict[str, Any], str, bool], ...] = (
+        ("10de:2b85", {}, "595.", False),
+        ("10de:2204", {"cuda": "13.1"}, "595.", False),
+        ("10de:2b85", {"driver": "580"}, "580.", True),
+        ("10de:1b06", {}, "580.", True),
+    )
+    for card, settings, version, by_installer in rows:
+        vm.want(**settings)
+        request = vm.request()
+        asked = wanted(replace(request, system=replace(request.system, cards=(card,))))
+        said = of_plain(Said, vm.answer("read", Asked("nvidia_packages", asked)), "answer")
+        assert said.chosen is not None and said.version.startswith(version), (card, settings, said)
+        assert bool(asked.tries[said.chosen].run) is by_installer, (card, settings)
 
 
 def test_all_of_a_stack_comes_by_one_step_is_used_from_inside_and_is_given_back(tmp_path: Path) -> None:
