@@ -207,7 +207,7 @@ def judged_systems(wanted: Settings, facts: HostFacts, of_nvidia: Sequence[Stack
     :param of_nvidia: NVIDIA's stacks on them, with what apt says.
     """
     found = facts.systems
-    against = {stack.request.name: stack.errors for stack in of_nvidia}
+    against = {stack.name: stack.errors for stack in of_nvidia}
 
     def of(place: str, system: str, what: str, stage: Stage, guest: Vm | Container | Host) -> Judged:
         libraries = isinstance(guest, Container) and bool(guest.libraries)

@@ -72,10 +72,10 @@ def _installer(request: Request, driver: Version, flavour: Flavour | None) -> In
     return Installer(version=version, url=url, sha256=sha256, arguments=arguments)
 
 
-def coming(request: Request, said: Said | None = None) -> Try | None:
+def coming(request: Request) -> Try | None:
     """The way that is taken, with the driver's version where that is known; the best one where apt wasn't asked. None:
     it isn't known."""
-    ways = tries(request)
+    ways, said = tries(request), request.said
     way = ways[(said and said.chosen) or 0] if ways else None
     return replace(way, driver=said.version or way.driver) if way and said else way
 
@@ -250,13 +250,10 @@ def toolkit(runtime: Runtime, request: Request, installed: Answer) -> container_
 
 
 # -- what can't be ---------------------------------------------------------------------------------------------
-def refused(request: Request, said: Said | None = None) -> list[HomelabError]:
-    """Every reason against a stack; empty: none is known.
-
-    :param said: what apt says on the system; None: it wasn't asked, and facts and settings alone decide.
-    """
+def refused(request: Request) -> list[HomelabError]:
+    """Every reason against a stack; empty: none is known. What facts and settings forbid apt isn't asked for."""
     errors = [error for check in CHECKS for error in check(request)]
-    return errors if errors or said is None else list(_by_apt(request, said))
+    return errors if errors or request.said is None else list(_by_apt(request, request.said))
 
 
 def _by_apt(request: Request, said: Said) -> Iterator[HomelabError]:
@@ -313,9 +310,9 @@ def _way_out(request: Request, said: Said) -> str:
 
 
 # -- what a person reads ---------------------------------------------------------------------------------------
-def described(request: Request, said: Said | None = None) -> str:
+def described(request: Request) -> str:
     """The stack for a preview."""
-    settings, way = request.settings, coming(request, said)
+    settings, way, said = request.settings, coming(request), request.said
     capabilities = way.capabilities if way else request.capabilities
     version = way.driver if way else str(request.driver or "")
     cards = ", ".join(sorted({row.name for row in request.generations.values()}))
@@ -338,9 +335,9 @@ def described(request: Request, said: Said | None = None) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def notes(request: Request, said: Said | None = None) -> list[str]:
+def notes(request: Request) -> list[str]:
     """What a person is to know of a stack that is not refused."""
-    way = coming(request, said)
+    way, said = coming(request), request.said
     driver = parse(way.driver) if way else request.driver
     found = [*_cards_notes(request), *_libraries_notes(request, way.capabilities if way else request.capabilities)]
     if driver:

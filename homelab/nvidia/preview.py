@@ -5,47 +5,43 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from homelab.container import plan as container_plan
 from homelab.errors import HomelabError
 from homelab.nvidia import judge, plan
 from homelab.nvidia.request import Request
 from homelab.nvidia.versions import fits, parse
-from remote_scripts.both.nvidia_packages import Said, Try
+from remote_scripts.both.read_system import Answer as SystemReading
 
 if TYPE_CHECKING:
     from homelab.facts.guests import GuestConfig
     from homelab.facts.host import HostFacts
     from homelab.host.plan import Wanted as HostPlan
-    from homelab.nvidia.settings import Nvidia
     from homelab.settings import Container, Host, Vm
-    from remote_scripts.both.read_system import Answer as SystemReading
     from remote_scripts.both.symptoms import Target
 
 
 @dataclass(frozen=True)
-class Stack:
-    """NVIDIA's stack on a system, in a preview or an `up`. `reading`: of it, None: it isn't there yet, or wasn't read;
-    `ctid`: of a container; `is_new`: it isn't there yet; `said`: what apt says there, None: it wasn't asked, or needn't
-    be; `errors`: what refuses the stack.
+class Stack(Request):
+    """NVIDIA's stack on a system, in a preview or an `up`. `ctid`: of a container; `is_new`: the system isn't there
+    yet; `against`: what refuses the stack where that isn't by facts, settings and apt's words alone.
     """
 
-    request: Request
-    reading: SystemReading | None = None
     ctid: int = 0
     is_new: bool = False
-    said: Said | None = None
-    errors: list[HomelabError] = field(default_factory=list)
+    against: tuple[HomelabError, ...] = ()
 
-    @classmethod
-    def of(
-        cls, target: Target, settings: Nvidia, name: str, reading: SystemReading | None, ctid: int = 0, **known: Any
-    ) -> Stack:
-        """The stack by what is known before apt is asked, as of `Request.of`."""
-        request = Request.of(target, settings, name, reading, **known)
-        return cls(request, reading, ctid, errors=plan.refused(request))
+    @property
+    def reading(self) -> SystemReading | None:
+        """Of the system; None: it isn't there yet, or wasn't read."""
+        return self.system if isinstance(self.system, SystemReading) else None
+
+    @property
+    def errors(self) -> list[HomelabError]:
+        """What refuses the stack."""
+        return [*(self.against or plan.refused(self))]
 
     @property
     def is_done(self) -> bool:
@@ -54,23 +50,8 @@ class Stack:
         reading = self.reading
         if self.errors or reading is None or not reading.asked:
             return False
-        changed = any(layer == "packages" for layer, _ in judge.drift(reading, self.request.settings))
-        return reading.asked == plan.wanted(self.request).digest and not changed
-
-    def answered(self, said: Said) -> Stack:
-        """The stack with what apt says on its system."""
-        return replace(self, said=said, errors=plan.refused(self.request, said))
-
-    @property
-    def coming(self) -> Try | None:
-        """The driver that the system gets, or that is there and stays, as of `plan.coming`."""
-        return plan.coming(self.request, self.known)
-
-    @property
-    def known(self) -> Said | None:
-        """What apt says; where it needn't be asked, what is there."""
-        there = Said(chosen=None, version=self.reading.libraries) if self.reading and self.is_done else None
-        return self.said or there
+        changed = any(layer == "packages" for layer, _ in judge.drift(reading, self.settings))
+        return reading.asked == plan.wanted(self).digest and not changed
 
     @property
     def is_replaced(self) -> bool:
@@ -81,13 +62,13 @@ class Stack:
     def text(self) -> str:
         """It for a person, and what differs from the settings, a line each."""
         reading = self.reading
-        what = plan.described(self.request, self.said)
+        what = plan.described(self)
         if reading and self.is_done:
             what = f"its packages are as they are wanted, driver {reading.libraries}"
         # Of one that comes altogether that line says all.
-        differences = judge.steps(reading, self.request.settings) if reading and reading.steps else []
-        notes = (f"note: {note}" for note in plan.notes(self.request, self.known))
-        return "\n    ".join([f"  NVIDIA's stack of {self.request.name}: {what}", *differences, *notes])
+        differences = judge.steps(reading, self.settings) if reading and reading.steps else []
+        notes = (f"note: {note}" for note in plan.notes(self))
+        return "\n    ".join([f"  NVIDIA's stack of {self.name}: {what}", *differences, *notes])
 
 
 def of_host(
@@ -126,7 +107,8 @@ def of_guests(
     # That a host has none at all, container.plan refuses.
     driver = facts.nvidia.version or None
     if on_host is not None:
-        driver = on_host.coming.driver if on_host.coming else None
+        way = plan.coming(on_host)
+        driver = way.driver if way else None
     driver_cards = container_plan.cards(facts, want, vms, driver_comes=on_host is not None)
     stacks = []
 
@@ -142,16 +124,17 @@ def of_guests(
                 "cards": None if slots is None else tuple(one.id for one in facts.display_devices if one.slot in slots),
                 "host_driver": None if is_named else driver,
             }
-            stack = Stack.of(target, guest.nvidia, place, reading, guest.guest_id if target == "lxc" else 0, **known)
+            stack = Stack.of(target, guest.nvidia, place, reading, **known)
             if config and guest.wanted_power == "keep" and guest.guest_id not in facts.guests.running:
-                off = stack.request.refusal(
+                off = stack.refusal(
                     wanted="a guest that runs",
                     found=f"{guest.guest_id} is off, and {place}.power is keep",
                     why="NVIDIA's stack is installed from inside the guest",
                     next=f"start it, or set {place}.power: running",
                 )
-                stack = replace(stack, errors=[*stack.errors, off])
-            stacks.append(replace(stack, is_new=config is None))
+                stack = replace(stack, against=(*stack.errors, off))
+            ctid = guest.guest_id if target == "lxc" else 0
+            stacks.append(replace(stack, ctid=ctid, is_new=config is None))
 
     for name, vm in vms.items():
         add("vm", vm, f"vms.{name}", [want.gpus[gpu]["slot"] for gpu in vm.cards if gpu in want.gpus], None)

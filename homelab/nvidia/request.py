@@ -7,7 +7,7 @@ import datetime
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 from homelab.errors import HomelabError
 from homelab.facts.classes import NVIDIA
@@ -15,6 +15,7 @@ from homelab.nvidia.compatibility import Distribution, Facts, Flavour, Generatio
 from homelab.nvidia.settings import Nvidia
 from homelab.nvidia.versions import Version, fits, parse, reaches
 from homelab.shapes import Capability
+from remote_scripts.both.nvidia_packages import Said
 from remote_scripts.both.read_system import SystemFacts
 
 _CAPABILITIES: tuple[Capability, ...] = ("compute", "video", "graphics")
@@ -22,20 +23,21 @@ _CAPABILITIES: tuple[Capability, ...] = ("compute", "video", "graphics")
 
 @dataclass(frozen=True)
 class Request:
-    """The request for one system's stack. `name`: the system's place in the settings, such as `vms.gaming`. Only `of`
-    makes one."""
+    """The request for one system's stack. `name`: the system's place in the settings, such as `vms.gaming`; `said`:
+    what apt says on the system, None: it wasn't asked. Only `of` makes one."""
 
     target: Target
     settings: Nvidia
     name: str
     system: SystemFacts
+    said: Said | None = None
     data: Facts = field(default_factory=load)
     today: datetime.date = field(default_factory=datetime.date.today)
 
     @classmethod
     def of(
         cls, target: Target, settings: Nvidia, name: str = "", system: SystemFacts | None = None, **known: Any
-    ) -> Request:
+    ) -> Self:
         """The request by what is known of a system.
 
         :param system: a reading of it, or the facts of one that a stack's state has; None: it wasn't read.

@@ -96,10 +96,10 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
         stack = self.needed_stack(inputs)
         system = self.read_system_in_time(inputs, stack.timeouts.reboot)
         session = ssh.Session(self.reached(inputs))
-        asked = Stack.of(inputs.target, stack, inputs.system_name, system, inputs.ctid or 0)
-        found = stacks.asked(session, asked)
+        asked = Stack.of(inputs.target, stack, inputs.system_name, system)
+        found = stacks.asked(session, dataclasses.replace(asked, ctid=inputs.ctid or 0))
         raise_all(found.errors)
-        for note in plan.notes(found.request, found.known):
+        for note in plan.notes(found):
             tell(f"{inputs.system_name}: {note}")
         if inputs.agent:
             session.put_agent(inputs.agent_owner, float(self.reached(inputs).timeouts.step))

@@ -22,6 +22,7 @@ from homelab.host.reboot import wanted as wanted_reboot
 from homelab.host.settings import IommuSettings
 from homelab.judged.tree import Settings, Tree, judged, judged_systems
 from homelab.nvidia import judge, preview
+from homelab.nvidia.plan import coming
 from homelab.reading import stacks, systems
 from homelab.remote import ssh
 from homelab.remote.proxmox import probe
@@ -117,7 +118,7 @@ def _with_files(session: ssh.Session, tree: Tree) -> Tree:
     values: CardValues | None = card_values.wanted(want.gpus, host.gpus)
     if values and not values.values and not any(file.layer == "values" for file in tree.facts.managed):
         values = None
-    driver = next((stack.coming for stack in tree.stacks if stack.request.target == "host"), None)
+    driver = next((coming(stack) for stack in tree.stacks if stack.target == "host"), None)
     version, flavour = (driver.driver, driver.flavour or "") if driver else ("", "")
     to_be = wanted_reboot(host, want.words, want.functions, version, flavour)
     writing = _writing(host, want, tree.wanted.containers.values(), values, tree.facts, tree.wanted.vms)
@@ -210,7 +211,7 @@ def _with_stacks(session: ssh.Session, tree: Tree, sessions: Mapping[str, ssh.Se
     of_host = preview.of_host(wanted.name, wanted.host, facts, want, readings.get("host"))
     of_host = stacks.asked(session, of_host) if of_host else None
     of_guests = preview.of_guests(of_host, facts, want, wanted.vms, wanted.containers, readings)
-    guests = [(sessions.get(stack.request.name, session), stack) for stack in of_guests]
+    guests = [(sessions.get(stack.name, session), stack) for stack in of_guests]
     found = [*([of_host] if of_host else []), *stacks.asked_after(of_host, guests)]
     return replace(tree, stacks=found, systems=judged_systems(wanted, facts, found))
 

@@ -27,30 +27,31 @@ def asked(session: ssh.Session, stack: Stack) -> Stack:
     :param session: of the system; of a container, or a guest that isn't there yet, its host's.
     :raises UnreachableError: the connection to the host was lost.
     """
-    if stack.errors or stack.is_done or not (stack.reading or stack.is_new):
+    if stack.reading and stack.is_done:
+        return replace(stack, said=Said(chosen=0, version=stack.reading.libraries))
+    if stack.errors or not (stack.reading or stack.is_new):
         return stack
-    name, proxy = stack.request.name, stack.request.settings.proxy_address
+    proxy = stack.settings.proxy_address
     try:
         if stack.is_new:
             return _asked_of_index(session, stack)
-        answer = session.ask("read", "nvidia_packages", wanted(stack.request), _SECONDS, ctid=stack.ctid, proxy=proxy)
+        answer = session.ask("read", "nvidia_packages", wanted(stack), _SECONDS, ctid=stack.ctid, proxy=proxy)
     except HomelabError as error:
-        if isinstance(error, UnreachableError) and stack.request.target != "vm":
+        if isinstance(error, UnreachableError) and stack.target != "vm":
             raise
-        told = error if name in error.wanted else error.retold(wanted=f"{name}: {error.wanted}")
-        return replace(stack, errors=[told])
-    return stack.answered(of_plain(Said, answer))
+        told = error if stack.name in error.wanted else error.retold(wanted=f"{stack.name}: {error.wanted}")
+        return replace(stack, against=(told,))
+    return replace(stack, said=of_plain(Said, answer))
 
 
 def _asked_of_index(session: ssh.Session, stack: Stack) -> Stack:
-    of_nvidia = index(stack.request)
-    if not (of_nvidia.names and stack.request.distribution):
+    of_nvidia = index(stack)
+    if not (of_nvidia.names and stack.distribution):
         return stack
-    proxy = stack.request.settings.proxy_address
+    proxy = stack.settings.proxy_address
     against = session.ask("read", "nvidia_index", of_nvidia, _SECONDS, proxy=proxy)["against"]
-    if not against:
-        return stack
-    return replace(stack.answered(Said(chosen=None, against=tuple(against))), said=None)
+    lacking = replace(stack, said=Said(chosen=None, against=tuple(against)))
+    return replace(stack, against=tuple(lacking.errors)) if against else stack
 
 
 def asked_after(host: Stack | None, guests: Sequence[tuple[ssh.Session, Stack]]) -> list[Stack]:
@@ -67,10 +68,11 @@ def asked_after(host: Stack | None, guests: Sequence[tuple[ssh.Session, Stack]])
     if host is None or host.said is None or not host.is_replaced:
         return stacks
     follows = (
-        f"a container's libraries must be of its host's version, and {host.request.name} would get "
+        f"a container's libraries must be of its host's version, and {host.name} would get "
         f"{host.said.version} in place of {host.said.was}"
     )
-    return [
-        replace(one, errors=[error.retold(why=f"{error.why}; {follows}") for error in one.errors]) if one.ctid else one
-        for one in stacks
-    ]
+    for number, one in enumerate(stacks):
+        if one.ctid:
+            told = tuple(error.retold(why=f"{error.why}; {follows}") for error in one.errors)
+            stacks[number] = replace(one, against=told)
+    return stacks

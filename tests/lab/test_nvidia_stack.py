@@ -52,7 +52,7 @@ def test_a_vm_gets_the_driver_without_a_reboot_and_is_given_back(tmp_path: Path)
     vm = VirtualMachine(tmp_path, distribution)
     before = vm.tree()
     said = of_plain(Said, vm.answer("read", vm.packages_step(driver="580")), "answer")
-    assert said.chosen is not None and not refused(vm.request(), said) and vm.tree() == before
+    assert said.chosen is not None and not refused(replace(vm.request(), said=said)) and vm.tree() == before
     answer = vm.install(driver="580")
     assert (answer["source"], answer["changed"], answer["reboot"]) == ("packages", True, "no")
     assert answer["version"] == said.version and said.version.startswith("580.")
@@ -189,7 +189,7 @@ def test_a_stock_hosts_repository_that_asks_for_a_subscription_doesnt_matter_but
     assert "not all lists could be fetched; those that are needed here are there" in done.stderr
     assert done.returncode != 0 and "No-Subscription" in done.stdout
     said = of_plain(Said, host.answer("read", host.packages_step(driver="580")), "answer")
-    wanted = [error.wanted for error in refused(host.request(), said)]
+    wanted = [error.wanted for error in refused(replace(host.request(), said=said))]
     assert said.lacking and any("headers of each installed kernel" in one for one in wanted)
 
 

@@ -92,7 +92,7 @@ def refusals(world: World, driver: str = "595", **stack: object) -> list[Homelab
     known = {"host_driver": host.said.version if host.said else ""}
     settings = Nvidia.model_validate(stack)
     followers = [
-        Stack.of("lxc", settings, f"containers.{name}", read(world, ctid), ctid, **known)
+        dataclasses.replace(Stack.of("lxc", settings, f"containers.{name}", read(world, ctid), **known), ctid=ctid)
         for name, ctid in (("ai", 901), ("media", 950))
     ]
     found = stacks.asked_after(host, [(cast(ssh.Session, world), one) for one in followers])
@@ -187,7 +187,7 @@ def test_a_preview_asks_each_system_what_apt_would_do_there(monkeypatch: pytest.
     assert [call for call in world.calls if "packages" in call] == [f"read nvidia_packages {ctid}" for ctid in (0, 950)]
     assert VM.calls == ["read read_system 0", "read nvidia_packages 0"]
     assert [stack.said.version if stack.said else "" for stack in stacks] == [NEW, NEW, NEW]
-    assert [stack.request.name for stack in stacks] == ["hosts.pve", "vms.v", "containers.media"]
+    assert [stack.name for stack in stacks] == ["hosts.pve", "vms.v", "containers.media"]
 
 
 def test_a_preview_refuses_a_drivers_update_that_a_container_can_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,9 +216,9 @@ def test_of_a_guest_that_is_not_there_yet_its_host_says_what_nvidias_repository_
     cuda: str, is_refused: bool
 ) -> None:
     world, settings = World(), Nvidia.model_validate({"cuda": cuda})
-    known = {"distribution": "debian", "version": "13", "host_driver": "595.58.03"}
-    new = Stack.of("lxc", settings, "containers.new", None, 960, **known)
-    new = stacks.asked(cast(ssh.Session, world), dataclasses.replace(new, is_new=True))
+    known: dict[str, Any] = {"distribution": "debian", "version": "13", "host_driver": "595.58.03"}
+    new = Stack.of("lxc", settings, "containers.new", **known)
+    new = stacks.asked(cast(ssh.Session, world), dataclasses.replace(new, ctid=960, is_new=True))
     assert world.calls == ["read nvidia_index 0"] and new.said is None
     assert [error.found for error in new.errors] == (
         ["cuda-toolkit-12-8 isn't offered; there is cuda-toolkit-13-1"] if is_refused else []

@@ -60,7 +60,7 @@ def planned(target: Target, system: dict[str, Any], **settings: Any) -> Wanted:
 def refusal(
     target: Target, system: dict[str, Any] | None = None, said: Said | None = None, **settings: Any
 ) -> HomelabError:
-    (error,) = refused(request(target, system, **settings), said)
+    (error,) = refused(replace(request(target, system, **settings), said=said))
     assert error.wanted.startswith("vms.gaming: ") and error.found and error.why and error.next
     return error
 
@@ -76,7 +76,7 @@ def ways(asked: Wanted) -> list[str]:
 
 
 def all_notes(target: Target, system: dict[str, Any], said: Said | None = None, **settings: Any) -> str:
-    return "\n".join(notes(request(target, system, **settings), said))
+    return "\n".join(notes(replace(request(target, system, **settings), said=said)))
 
 
 # -- the examples --------------------------------------------------------------------------------------
@@ -496,7 +496,7 @@ def test_headers_that_no_repository_has_are_refused_for_each_kernel_of_a_host() 
 def test_a_full_disk_is_said_before_anything_is_installed() -> None:
     error = refusal("vm", UBUNTU, Said(chosen=0, needs=5_400_000_000, room=1_000_000_000), driver="580", cuda="12.8")
     assert "5400 MB" in error.wanted and "1000 MB" in error.found and "leave nvidia.cuda out" in error.next
-    assert refused(request("vm", UBUNTU, driver="580"), Said(chosen=0, needs=5, room=None)) == []
+    assert refused(replace(request("vm", UBUNTU, driver="580"), said=Said(chosen=0, needs=5, room=None))) == []
 
 
 def test_no_way_back_is_said_before_a_driver_is_replaced() -> None:
@@ -520,24 +520,24 @@ def test_why_a_better_way_is_not_taken_is_said() -> None:
 
 def test_what_comes_is_said_as_far_as_it_is_known() -> None:
     asked = request("vm", UBUNTU, cuda="12.8", cudnn="9", nccl=True, containerToolkit="docker")
-    before, after = described(asked), described(asked, Said(chosen=0, version="580.178.04"))
+    before, after = described(asked), described(replace(asked, said=Said(chosen=0, version="580.178.04")))
     assert before.startswith("driver 580 (open kernel modules, for Blackwell), its compute and video libraries, ")
     assert "CUDA 12.8, cuDNN 9, NCCL, container toolkit for docker, what its repositories have is asked" in before
     assert after.startswith("driver 580.178.04 (open kernel modules, for Blackwell), from packages, ")
     assert coming(asked) == tries(asked)[0]
     stays = Said(chosen=0, version="580.178.04", was="580.178.04")
-    assert "(open kernel modules, for Blackwell), which is there, its" in described(asked, stays)
+    assert "(open kernel modules, for Blackwell), which is there, its" in described(replace(asked, said=stays))
     replaced = Said(chosen=0, version="580.178.04", was="570.195.03", way_back=True)
-    assert ", in place of 570.195.03, from packages, " in described(asked, replaced)
+    assert ", in place of 570.195.03, from packages, " in described(replace(asked, said=replaced))
     # Other modules of the same version.
     modules = Said(
         chosen=0, version="580.178.04", was="580.178.04", way_back=True, comes=("a=1", "b=2"), needs=3_400_000_000
     )
-    assert "in place of" not in described(asked, modules)
-    assert described(asked, modules).endswith(", 2 packages come or change (3400 MB)")
+    assert "in place of" not in described(replace(asked, said=modules))
+    assert described(replace(asked, said=modules)).endswith(", 2 packages come or change (3400 MB)")
     run = Said(chosen=len(tries(asked)) - 1, version="595.91.07")
-    assert coming(asked, run) == replace(tries(asked)[-1], driver="595.91.07")
-    assert "by NVIDIA's installer" in described(asked, run)
+    assert coming(replace(asked, said=run)) == replace(tries(asked)[-1], driver="595.91.07")
+    assert "by NVIDIA's installer" in described(replace(asked, said=run))
     unread = request("lxc")
     assert coming(unread) is None and described(unread).startswith("the host's driver, ")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -16,6 +16,8 @@ from homelab.judged.tree import judged_systems
 from homelab.nvidia import plan as nvidia_plan
 from homelab.nvidia import preview
 from homelab.nvidia.preview import Stack
+from homelab.reading import stacks
+from homelab.remote import ssh
 from homelab.settings import Container, Settings, parse
 from remote_scripts.both.nvidia_packages import Said
 from remote_scripts.both.read_system import Answer as SystemReading
@@ -104,27 +106,29 @@ RTX = {"match": "10de:2b85", "use": "lxc"}
 def test_a_plan_says_what_apt_would_do_and_the_boot_is_planned_with_that() -> None:
     (stack,) = stacks_of(settings(host={"driver": "595"}, rtx=RTX), desktop(), {"host": seen(**DEBIAN)})
     assert not stack.is_done
-    asked = stack.answered(Said(chosen=0, version="595.58.03", was="590.48.01", way_back=False))
+    asked = replace(stack, said=Said(chosen=0, version="595.58.03", was="590.48.01", way_back=False))
     assert asked.errors == [] and "595.58.03" in asked.text and asked.is_replaced
     assert "no way back" in asked.text
-    assert asked.coming and (asked.coming.driver, asked.coming.flavour) == ("595.58.03", "open")
+    way = nvidia_plan.coming(asked)
+    assert way and (way.driver, way.flavour) == ("595.58.03", "open")
 
 
 def test_what_apt_can_not_do_is_refused_before_anything_is_changed() -> None:
     """A name that leads elsewhere, such as 570 of Ubuntu 24.04, which brings 580."""
     (stack,) = stacks_of(settings(host={"driver": "570"}, rtx=RTX), desktop(), {"host": seen(**DEBIAN)})
-    (error,) = stack.answered(Said(chosen=None, against=("apt would bring 580.178.04",))).errors
+    (error,) = replace(stack, said=Said(chosen=None, against=("apt would bring 580.178.04",))).errors
     assert error.wanted.startswith("hosts.pve: ") and "apt would bring 580.178.04" in error.found
 
 
 def test_the_driver_of_a_system_that_is_as_it_is_wanted_is_the_one_that_is_there() -> None:
     found, facts = settings(host={}, rtx=RTX), desktop()
     (stack,) = stacks_of(found, facts, {"host": seen(**DEBIAN)})
-    digest = nvidia_plan.wanted(stack.request).digest
+    digest = nvidia_plan.wanted(stack).digest
     inside = replace(seen(steps=("packages",), **DEBIAN), asked=digest, libraries="580.178.04")
-    (stack,) = stacks_of(found, facts, {"host": inside})
+    stack = stacks.asked(cast(ssh.Session, None), *stacks_of(found, facts, {"host": inside}))
     assert stack.is_done and not stack.is_replaced and "as they are wanted, driver 580.178.04" in stack.text
-    assert stack.coming and (stack.coming.driver, stack.coming.flavour) == ("580.178.04", "open")
+    way = nvidia_plan.coming(stack)
+    assert way and (way.driver, way.flavour) == ("580.178.04", "open")
 
 
 def test_a_card_set_by_address_is_refused_once_the_host_was_read() -> None:
@@ -167,7 +171,7 @@ def test_the_template_of_a_new_container_tells_its_distribution() -> None:
     found = settings(host={"driver": "580"}, p4={"match": P4, "use": "lxc"})
     found = found.model_copy(update={"containers": {"c": Container.model_validate(about)}})
     (_, stack) = stacks_of(found, desktop(devices=P4_ALONE))
-    assert (stack.request.system.distribution, stack.request.system.version) == ("debian", "13")
+    assert (stack.system.distribution, stack.system.version) == ("debian", "13")
 
 
 VM_103 = {"kind": "vm", "id": 103, "lines": "machine: q35\nostype: l26"}
