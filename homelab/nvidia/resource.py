@@ -1,9 +1,9 @@
 """The resources of NVIDIA's stack on a system: what the system is, a guest's reboot, the look from inside.
 
 NvidiaSystem waits until the system answers, reads it, asks its apt, and refuses what can't be before anything is
-installed. What containers say against their host's driver, its plan has asked (HostProbe). A refresh compares it with
-what the steps left there: a layer that differs gets a higher `generation`, with which its step runs again, and what
-follows it.
+installed. What containers say against their host's driver, the host's plan asks: of a preview, and of an `up` that
+plans the host anew. A refresh compares it with what the steps left there: a layer that differs gets a higher
+`generation`, with which its step runs again, and what follows it.
 
 GuestReboot restarts a guest from inside, only if its running kernel can't use the installed driver: another nvidia
 module is loaded than the installed one, or nouveau has the card. Both let go of it at a boot alone.

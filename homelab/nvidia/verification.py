@@ -22,6 +22,7 @@ from homelab.facts.names import told_apart
 from homelab.nvidia import plan
 from homelab.nvidia.checks import card_text
 from homelab.nvidia.request import Request
+from homelab.nvidia.versions import parse
 from homelab.shapes import Capability, CardInUse, NvidiaOutput
 from homelab.symptoms import recognise
 from remote_scripts.both.nvidia_packages import Answer as Installed
@@ -181,10 +182,10 @@ def _unique(errors: list[HomelabError]) -> list[HomelabError]:
 
 
 def _with_way_back(use: _Use, errors: list[HomelabError]) -> list[HomelabError]:
-    """The errors, of which the first says how the driver comes back that an update has replaced. A container's is its
-    host's."""
+    """The errors, of which the first says how the driver comes back that an update has replaced, where what is wanted
+    now could be had with it. A container's is its host's."""
     before, now = use.installed.before, use.installed.version
-    if not errors or before in ("", now) or use.request.target == "lxc":
+    if not errors or before in ("", now) or use.request.target == "lxc" or not use.request.suits(parse(before)):
         return errors
     way_back = f'to have the driver before again, set nvidia.driver: "{before}" and run `pulumi up`'
     return [errors[0].retold(next=f"{errors[0].next}; or {way_back}"), *errors[1:]]

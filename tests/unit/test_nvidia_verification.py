@@ -420,8 +420,13 @@ def test_an_update_that_does_not_work_says_once_how_the_driver_before_comes_back
     failed = {"program": done("boom", 1), "container": done("bang", 1)}
     first, second = errors(expected(before="570.211.01"), **failed)
     assert 'set nvidia.driver: "570.211.01"' in first.next and "570" not in second.next
-    # The flavour alone was another one; a container's driver is its host's.
-    for wanted in (expected(before="580.105.08"), expected(before="570.211.01", target="lxc", flavour=None)):
+    # The flavour alone was another one; a container's driver is its host's; the settings' CUDA needs more; so does the card.
+    for wanted in (
+        expected(before="580.105.08"),
+        expected(before="570.211.01", target="lxc", flavour=None),
+        expected(before="570.211.01", cuda="13.0"),
+        expected(before="550.163.01", cuda=None),
+    ):
         assert not [error for error in errors(wanted, **failed) if "nvidia.driver" in error.next]
 
 
