@@ -69,6 +69,7 @@ _HOOK_TEXT = f"""\
 #!/bin/sh
 # Written by homelab, which takes it away again (pulumi destroy): hands a card from this host's containers to a VM that
 # starts, and back. Where Python is broken no VM starts by it, and each ends as ever.
+case $2 in pre-start | post-stop) ;; *) exit 0 ;; esac
 {PYTHON} "${{HOMELAB_ROOT:-}}{handover.PROGRAM}" hook "$1" "$2" || [ "$2" != pre-start ] || {{
   echo "homelab: VM $1 stays off: {handover.PROGRAM} has not handed it its card"; exit 1; }}
 """

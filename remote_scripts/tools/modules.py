@@ -33,9 +33,9 @@ def is_module(name: str) -> bool:
 
 
 @functools.cache
-def _content(module: str) -> bytes | None:
+def _content(module: str, ending: str = "py") -> bytes | None:
     try:
-        return pkgutil.get_data(PACKAGE, f"{module.removeprefix(f'{PACKAGE}.').replace('.', '/')}.py")
+        return pkgutil.get_data(PACKAGE, f"{module.removeprefix(f'{PACKAGE}.').replace('.', '/')}.{ending}")
     except OSError:
         return None
 
@@ -65,17 +65,21 @@ def needed(*modules: str, imports: Callable[[str], frozenset[str]] | None = None
     return frozenset(collected)
 
 
-def packed(texts: Mapping[str, str], compression: int = zipfile.ZIP_DEFLATED, comment: str = "") -> bytes:
+def packed(texts: Mapping[str, str], comment: str = "", *, compiled: bool = False) -> bytes:
     """An archive of modules, with the packages that they are in: the same bytes each time.
 
     :param texts: a module's name -> its source; `__main__` is what the archive does when it is run.
-    :param compression: of the zip.
     :param comment: of the zip: its last bytes.
+    :param compiled: it is started often: nothing in it is compressed, and beside a source is its bytecode, if the
+        archive that this runs from has it (put_agent.py). Another version of Python passes that by.
     """
     packages = {name.rpartition(".")[0] for name in texts} - {""}
-    paths = {f"{package.replace('.', '/')}/__init__.py": "" for package in packages}
+    paths: dict[str, str | bytes] = {f"{package.replace('.', '/')}/__init__.py": "" for package in packages}
     paths |= {f"{name.replace('.', '/')}.py": text for name, text in texts.items()}
+    codes = {name: _content(name, "pyc") for name in texts} if compiled else {}
+    paths |= {f"{name.replace('.', '/')}.pyc": code for name, code in codes.items() if code}
     out = io.BytesIO()
+    compression = zipfile.ZIP_STORED if compiled else zipfile.ZIP_DEFLATED
     with zipfile.ZipFile(out, "w", compression) as whole:
         for path, text in sorted(paths.items()):
             entry = zipfile.ZipInfo(path, _WHEN)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from importlib.util import MAGIC_NUMBER
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from homelab.remote import agent
 from lab.host.state import of_root
+from remote_scripts import put_agent
 from remote_scripts.both.handover import Wanted
 from remote_scripts.both.hookscript import Wanted as Hook
 from remote_scripts.layers import handover as layer
@@ -20,9 +24,9 @@ from remote_scripts.pve import hookscripts
 from remote_scripts.reading.answer import HandedOver
 from remote_scripts.reading.handover import handed_over
 from remote_scripts.reading.source import Source
-from remote_scripts.tools import boot_service
+from remote_scripts.tools import boot_service, modules
 from remote_scripts.tools.done import Done
-from tests.agent import api_kit, handover_kit
+from tests.agent import api_kit, guest_kit, handover_kit
 from tests.agent.handover_kit import BIG, CT950, START, STATE, VM, Host
 from tests.agent.handover_kit import host as host  # a fixture
 from tests.agent.kit import Refused
@@ -255,13 +259,66 @@ def test_a_vm_whose_entry_got_another_name_keeps_its_hookscript(host: Host) -> N
     assert host.read(VM) == before
 
 
-def test_what_is_installed_makes_the_very_program_that_starts_guests(tmp_path: Path) -> None:
-    """It notes the containers that it shuts down."""
-    (tmp_path / "handover.pyz").write_bytes(boot_service.program("handover"))
-    text = f"import sys; sys.path.insert(0, '{tmp_path}/handover.pyz'); from remote_scripts.tools import boot_service as made"
-    makes = f"{text}; sys.stdout.buffer.write(made.program('start_guests'))"
-    done = subprocess.run([sys.executable, "-ISBc", makes], capture_output=True, check=True)
-    assert done.stdout == boot_service.program("start_guests")
+def test_what_is_installed_has_bytecode_and_makes_the_very_program_that_starts_guests(tmp_path: Path) -> None:
+    """It notes the containers that it shuts down. Another version of Python passes the bytecode by."""
+
+    def said(archive: str, text: str) -> bytes:
+        words = [sys.executable, "-ISBc", f"import sys; sys.path.insert(0, {str(tmp_path / archive)!r}); {text}"]
+        return subprocess.run(words, capture_output=True, check=True).stdout
+
+    def made(archive: str, layer: str) -> bytes:
+        of_program = f"boot_service.program({layer!r})"
+        return said(archive, f"from remote_scripts.tools import boot_service; sys.stdout.buffer.write({of_program})")
+
+    def imported(archive: str) -> bytes:
+        return said(archive, "from remote_scripts.layers import handover; print(handover.__file__)").strip()
+
+    (tmp_path / "agent").write_bytes(put_agent.compiled(agent.archive()))
+    program = made("agent", "handover")
+    (tmp_path / "handover").write_bytes(program)
+    (tmp_path / "later").write_bytes(program.replace(MAGIC_NUMBER, b"\0\0\r\n"))
+    assert made("handover", "start_guests") == made("agent", "start_guests")
+    assert imported("handover").endswith(b"handover.pyc") and imported("later").endswith(b"handover.py")
+
+
+def test_one_source_is_one_program_whatever_bytecode_an_agent_has_of_it(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A preview's agent has none, and another agent's may differ."""
+    real = modules._content
+    for code, is_new in ((b"one", True), (b"another", False), (b"", False)):
+        monkeypatch.setattr(
+            modules, "_content", lambda name, ending="py", code=code: code if ending == "pyc" else real(name)
+        )
+        assert bool(host.ask("plan", "handover", Wanted(cards=(BIG,)))["files"]) is is_new, code
+        assert apply(host) == {"changed": is_new}
+    (host.root / PROGRAM[1:]).write_bytes(boot_service.program("handover").replace(b"def ", b"DEF ", 1))
+    assert apply(host) == {"changed": True}, "somebody's edit, which ends as the program does"
+
+
+def test_what_an_earlier_version_has_installed_goes_over_to_this_one(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by an update that was cut short: its hookscript calls the program in each phase."""
+    before = host.lasting()
+    with monkeypatch.context() as earlier:
+        earlier.setattr(layer, "_HOOK_TEXT", layer._HOOK_TEXT.replace("case ", "# case "))
+        earlier.setattr(layer, "SERVICE", replace(SERVICE, unit="[Service]\nExecStart=/bin/true\n"))
+        earlier.setattr(boot_service, "program", lambda name: f"of {name}".encode())
+        apply(host)
+        hook(host, "apply")
+    with host.vm_locked():
+        host.run(*START)
+        for phase in ("post-start", "pre-stop"):
+            host.run("hook", "103", phase)
+    assert host.with_the_vm()
+    host.run(*RECONCILE)
+    assert apply(host) == {"changed": True} and host.read(PLACE) == layer._HOOK_TEXT
+    assert (host.root / PROGRAM[1:]).read_bytes() == boot_service.program("handover") and seen(host).lost_hooks == []
+    hook(host, "revert")
+    revert(host)
+    host.write(f"{guest_kit.TASKS}/index", "")
+    assert host.lasting() == before
 
 
 def test_a_hookscript_of_somebody_else_is_left_alone(host: Host) -> None:
@@ -356,7 +413,7 @@ def test_the_hookscript_refuses_a_start_and_lets_all_else_pass_where_python_is_b
     apply(host)
     place = host.root.parent / "python3"
     if python != "is gone":
-        place.write_text(f"#!/bin/sh\nexit {0 if python == 'works' else 1}\n")
+        place.write_text(f"#!/bin/sh\necho started\nexit {0 if python == 'works' else 1}\n")
         place.chmod(0o755)
     script = host.root.parent / "hook.sh"
     script.write_text(host.read(PLACE).replace("/usr/bin/python3", str(place)))
@@ -364,6 +421,7 @@ def test_the_hookscript_refuses_a_start_and_lets_all_else_pass_where_python_is_b
         done = subprocess.run(["sh", str(script), "103", phase], env=of_root(host.root), capture_output=True)
         assert done.returncode == (1 if phase == "pre-start" and python != "works" else 0), phase
         assert (b"VM 103 stays off" in done.stdout) is bool(done.returncode)
+        assert (b"started" in done.stdout) is (phase in ("pre-start", "post-stop") and python != "is gone"), phase
 
 
 def test_the_program_works_by_itself_as_the_host_starts_it(host: Host) -> None:
