@@ -152,14 +152,12 @@ def rooted_command(host: HostState, command: str) -> str:
     """A command as bash runs it here: words that are files of the host's tree are taken from there, simulated
     commands given by path (`/sbin/reboot`) from the lab."""
     words = shlex.split(command)
-    if words[0] == HOST_PYTHON:  # a function of the host's bash
-        return shlex.join(
-            [HOST_PYTHON, *(str(host.rooted(word)) if word.startswith("/") else word for word in words[1:])]
-        )
+    if words[0] == "/bin/sh":
+        words[0] = "bash"  # which has the host's Python as a function
     rooted = []
     for index, word in enumerate(words):
-        here = host.rooted(word) if word.startswith("/") else None
-        if here is not None and here.exists():
+        here = host.rooted(word) if word.startswith("/") and word != HOST_PYTHON else None
+        if here is not None and (here.exists() or words[0] == HOST_PYTHON):
             rooted.append(str(here))
         elif index == 0 and here is not None and (host.state / "bin" / here.name).exists():
             rooted.append(str(host.state / "bin" / here.name))

@@ -34,6 +34,14 @@ _LAYER = "handover"
 #: several containers may take their time.
 START_SECONDS = 1200.0
 _SYSTEMCTL_SECONDS = 60.0
+# Nothing is to be done, as in nearly every minute: no card has a record, and each VM of this node that is to have the
+# hookscript has one among its own options, which stand above its first section.
+_IS_IDLE = r"""{ cd "$HOMELAB_ROOT/var/lib/homelab" || return; \
+  for record in handover/*.state; do [ ! -e "$record" ] || return; done; \
+  for vmid in $(ls handover-hooks 2>/dev/null); do \
+    conf=$HOMELAB_ROOT/etc/pve/qemu-server/$vmid.conf; [ -e "$conf" ] || continue; \
+    case $(grep -m1 -E "^([[]|hookscript: *[^ ])" "$conf") in hookscript:*) ;; *) return 1 ;; esac; \
+  done; }"""
 SERVICE = boot_service.Service(
     name="homelab-handover",
     layer=_LAYER,
@@ -52,7 +60,8 @@ TimeoutStartSec=1800
 # Once a minute, it isn't worth a line that nothing was to be done.
 SyslogLevel=notice
 LogLevelMax=notice
-ExecStart=-{PYTHON} {handover.PROGRAM} reconcile
+ExecStart=-/bin/sh -c 'is_idle() {_IS_IDLE}; \
+  is_idle || {PYTHON} "$HOMELAB_ROOT{handover.PROGRAM}" reconcile'
 """,
     timer="""\
 [Unit]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -27,7 +29,7 @@ from remote_scripts.reading.source import Source
 from remote_scripts.tools import boot_service, modules
 from remote_scripts.tools.done import Done
 from tests.agent import api_kit, guest_kit, handover_kit
-from tests.agent.handover_kit import BIG, CT950, START, STATE, VM, Host
+from tests.agent.handover_kit import BIG, CT950, START, STATE, VM, Host, noted
 from tests.agent.handover_kit import host as host  # a fixture
 from tests.agent.kit import Refused
 from tests.waiting import PATIENCE
@@ -422,6 +424,31 @@ def test_the_hookscript_refuses_a_start_and_lets_all_else_pass_where_python_is_b
         assert done.returncode == (1 if phase == "pre-start" and python != "works" else 0), phase
         assert (b"VM 103 stays off" in done.stdout) is bool(done.returncode)
         assert (b"started" in done.stdout) is (phase in ("pre-start", "post-stop") and python != "is gone"), phase
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "is_started"),
+    [
+        ("/nothing", "", False),
+        (STATE, noted("VM"), True),
+        (VM, "hookscript: local:snippets/mine.sh\n", False),
+        (VM, "name: gaming\n\n[before]\nhookscript: local:snippets/homelab-handover.sh\n", True),
+        (VM, "", True),
+        (VM, None, False),
+    ],
+)
+def test_the_service_starts_python_where_a_card_is_away_or_a_hookscript_was_lost(
+    host: Host, path: str, text: str | None, is_started: bool
+) -> None:
+    apply(host)
+    hook(host, "apply")
+    (host.root / path[1:]).unlink() if text is None else host.write(path, text)
+    unit = host.read(f"{boot_service.UNITS}/homelab-handover.service").replace("\\\n", " ")
+    (line,) = (line for line in unit.splitlines() if line.startswith("ExecStart="))
+    assert not re.search(r"\$[{$]|%|\\\\", line), "what systemd would read otherwise than sh"
+    words = shlex.split(line.removeprefix("ExecStart=-").replace("/usr/bin/python3", "echo started"))
+    done = subprocess.run(words, env=of_root(host.root), capture_output=True)
+    assert (done.stdout.startswith(b"started"), done.stderr) == (is_started, b"")
 
 
 def test_the_program_works_by_itself_as_the_host_starts_it(host: Host) -> None:
