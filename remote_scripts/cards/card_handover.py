@@ -174,8 +174,6 @@ class CardHandover:
             return
         if not self._driver.is_bound() and not self._take_back(why):
             return
-        if not self._driver.load():
-            return
         attach = self._driver.attach()
         # A driver that took the card by itself, as its module was loaded, hasn't its other functions yet.
         if not attach.is_done and self.card.driver == "nvidia":

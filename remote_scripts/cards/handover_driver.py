@@ -59,23 +59,22 @@ class CardDriver:
         """
         return handover.is_active(self._system, *(f"{self._unit(step)}.service" for step in steps or STEPS))
 
-    def _run_step(self, seconds: float, step: str, doing: str, *command: str) -> Outcome:
-        """Runs a step of this card, or a command, in a unit; the card is STUCK where it waits in the kernel. A write
-        can wait there for ever: as a child of this process it would make the caller wait, too. If systemd is restarted
-        meanwhile (daemon-reexec), `--wait` says "success" of a unit that still runs: so the unit's own state is read.
+    def _run_step(self, seconds: float, step: str, doing: str) -> Outcome:
+        """Runs a step of this card in a unit; the card is STUCK where it waits in the kernel. A write can wait there
+        for ever: as a child of this process it would make the caller wait, too. If systemd is restarted meanwhile
+        (daemon-reexec), `--wait` says "success" of a unit that still runs: so the unit's own state is read.
         """
-        command = command or program(step, self._card.name)
-        words = ("systemd-run", "-q", "--wait", "--collect", "--pipe", f"--unit={self._unit(step)}", *command)
-        outcome = self.run(*words, seconds=seconds)
+        words = ("systemd-run", "-q", "--wait", "--collect", "--pipe", f"--unit={self._unit(step)}")
+        outcome = self.run(*words, *program(step, self._card.name), seconds=seconds)
         if not self.is_active(step):
             return outcome
         self._card.mark_stuck(doing)
         return Outcome(False, "it has not ended in time", waits=True)
 
-    def _need_step(self, seconds: float, step: str, doing: str, refusal: str, *command: str) -> None:
-        outcome = self._run_step(seconds, step, doing, *command)
+    def _need_step(self, seconds: float, step: str, doing: str) -> None:
+        outcome = self._run_step(seconds, step, doing)
         if not outcome.is_done:
-            raise RefusedError(refusal.format(outcome.output or "no text"))
+            raise RefusedError(outcome.output or f"{doing} has failed without a word")
 
     # To vfio-pci.
 
@@ -128,15 +127,10 @@ class CardDriver:
             function for function in card.functions if system.files.line(f"{DEVICES}/{function}/d3cold_allowed") == "1"
         ]
         self._card.need_saved(state="DETACHED", modules=tuple(modules), d3cold=tuple(deep))
-        self._need_step(20, "step_claim", "claiming it", "its functions take no driver_override: {}")
-        for module in modules if card.is_only() else []:
-            # It says "in use" at once, where unbinding would wait.
-            refusal = f"the module {module}, which goes with its only card, is in use: {{}}"
-            self._need_step(30, "step_unbind", f"unloading {module}", refusal, "rmmod", module)
+        self._need_step(140, "step_claim", "claiming it, with its driver's modules")
         # Once more: a process may have opened it since the first look.
         card_users.need_unused(card)
-        self._need_step(30, "step_unbind", "unbinding it", "a function of it can't be unbound: {}")
-        self._run_step(60, "step_bind", "binding it to vfio-pci")
+        self._need_step(90, "step_bind", "moving it to vfio-pci")
         if not card.is_on_vfio():
             drivers = (f"{function} {driver_of(system, function)}" for function in card.functions)
             raise RefusedError(f"not every function has come to vfio-pci: {'; '.join(drivers)}")
@@ -162,21 +156,11 @@ class CardDriver:
             self._card.say(f"it can't be taken from vfio-pci yet: {reason}")
         return outcome.is_done and not left
 
-    def load(self) -> bool:
-        """Loads the driver's modules that were there before; one that can't be loaded is said, and is no reason to end.
-        False: that waits in the kernel.
-        """
-        for module in (module for module in reversed(nvidia.MODULES) if module in self._card.record.modules):
-            outcome = self._run_step(120, "step_attach", f"loading {module}", "modprobe", module)
-            if outcome.waits:
-                return False
-            if not outcome.is_done:
-                self._card.say(f"{module} could not be loaded: {outcome.output or 'no text'}")
-        return True
-
     def attach(self) -> Outcome:
-        """Gives every function that has none its driver, and makes the device nodes."""
-        return self._run_step(150, "step_attach", "giving it to NVIDIA's driver")
+        """Loads the driver's modules that were there before, gives every function that has none its driver, and makes
+        the device nodes.
+        """
+        return self._run_step(270, "step_attach", "giving it to NVIDIA's driver")
 
     def query(self) -> Outcome:
         """Whether the driver has the card, lets clients in again, and answers for the card."""

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from remote_scripts.cards.handed_over import SharedCard
+from remote_scripts.cards.handed_over import RefusedError, SharedCard
 from remote_scripts.notes import handover
 from remote_scripts.nvidia import nvidia
-from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.done import Done
 from remote_scripts.tools.pci import BUS, DEVICES, driver_of
 
 
@@ -22,18 +22,23 @@ def _set(card: SharedCard, path: str, value: str) -> bool:
     return True
 
 
-def _need(ok: bool, card: SharedCard, what: str) -> None:
-    if not ok:
-        raise Failure(f"gpus.{card.name}: {what}", "the kernel refuses it", "the card stays where it is", "see `dmesg`")
+def _run(card: SharedCard, *words: str) -> Done:
+    """A program of which this unit waits for the end, as for its own: what waits in the kernel is seen by the unit."""
+    return card.system.run.ask(*words, seconds=float("inf"))
 
 
 def _claim(card: SharedCard) -> None:
-    """Claims the card for vfio-pci. From here on it may not sleep in D3cold, as idle cards do on vfio-pci: some don't
-    wake up again.
+    """Claims the card for vfio-pci, and unloads the driver's modules where it is their only one. From here on it may
+    not sleep in D3cold, as idle cards do on vfio-pci: some don't wake up again.
     """
     _allow_d3cold(card, card.functions, "0")
-    done = [_set(card, f"{DEVICES}/{address}/driver_override", "vfio-pci") for address in card.functions]
-    _need(all(done), card, "claimed for vfio-pci")
+    if not all([_set(card, f"{DEVICES}/{address}/driver_override", "vfio-pci") for address in card.functions]):
+        raise RefusedError("its functions take no driver_override")
+    modules = handover.read_record(card.system, card.name).modules if card.is_only() else ()
+    for module in modules:
+        # It says "in use" at once, where unbinding would wait.
+        if (done := _run(card, "rmmod", module)).status != 0:
+            raise RefusedError(f"the module {module}, which goes with its only card, is in use: {done.all_text}")
 
 
 def _allow_d3cold(card: SharedCard, addresses: Iterable[str], value: str) -> None:
@@ -43,29 +48,37 @@ def _allow_d3cold(card: SharedCard, addresses: Iterable[str], value: str) -> Non
             _set(card, path, value)
 
 
-def _unbind(card: SharedCard) -> None:
-    _need(_let_go(card, lambda driver: driver not in ("", "vfio-pci")), card, "unbound")
-
-
 def _let_go(card: SharedCard, is_meant: Callable[[str], bool]) -> bool:
     meant = [function for function in card.functions if is_meant(driver_of(card.system, function))]
     return all([_set(card, f"{DEVICES}/{address}/driver/unbind", address) for address in meant])
 
 
 def _bind(card: SharedCard) -> None:
+    """From its drivers to vfio-pci; whether each function has come there is looked at afterwards."""
+    if not _let_go(card, lambda driver: driver not in ("", "vfio-pci")):
+        raise RefusedError("a function of it can't be unbound")
     for address in card.functions:
         if driver_of(card.system, address) != "vfio-pci":
-            _need(_set(card, f"{BUS}/drivers/vfio-pci/bind", address), card, f"{address} bound to vfio-pci")
+            _set(card, f"{BUS}/drivers/vfio-pci/bind", address)
 
 
 def _release(card: SharedCard) -> None:
     for address in card.functions:
         _set(card, f"{DEVICES}/{address}/driver_override", "")
     _set(card, f"{DEVICES}/{card.gpu}/driver_override", "nvidia")
-    _need(_let_go(card, lambda driver: driver == "vfio-pci"), card, "taken from vfio-pci")
+    if not _let_go(card, lambda driver: driver == "vfio-pci"):
+        raise RefusedError("the kernel refuses it")
 
 
 def _attach(card: SharedCard) -> None:
+    """Loads the modules that were there before; one that can't be loaded is said, and is no reason to end. Then gives
+    every function that has none its driver, and makes the device nodes.
+    """
+    record = handover.read_record(card.system, card.name)
+    for module in reversed(record.modules):
+        if (done := _run(card, "modprobe", module)).status != 0:
+            said = f"{module} could not be loaded: {done.all_text or 'no text'}"
+            handover.story_line(card.system, card.name, said)
     for address in card.functions:
         if driver_of(card.system, address):
             continue
@@ -76,15 +89,16 @@ def _attach(card: SharedCard) -> None:
             _set(card, f"{BUS}/drivers_probe", address)  # it may have no driver here
     for address in card.functions:
         _set(card, f"{DEVICES}/{address}/driver_override", "")
-    _allow_d3cold(card, handover.read_record(card.system, card.name).d3cold, "1")
-    _need(card.driver == "nvidia", card, "given to NVIDIA's driver")
+    _allow_d3cold(card, record.d3cold, "1")
+    if card.driver != "nvidia":
+        raise RefusedError("NVIDIA's driver doesn't take it")
     nvidia.make_nodes(card.system)
 
 
-#: Each raises a Failure where the kernel refuses it.
+#: Each raises a RefusedError where the kernel refuses it. What a card is looked at for between two of them is its
+#: caller's.
 STEPS: dict[str, Callable[[SharedCard], None]] = {
     "step_claim": _claim,
-    "step_unbind": _unbind,
     "step_bind": _bind,
     "step_release": _release,
     "step_attach": _attach,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 
 from remote_scripts.both.handover import Wanted
@@ -192,9 +193,16 @@ def program(system: System, arguments: Sequence[str]) -> None:
         case [step, name] if step in handover_steps.STEPS:
             for card in cards:
                 if card.name == name:
-                    handover_steps.STEPS[step](SharedCard(system, card))
+                    _do_step(system, step, card)
         case _:
             raise _not_as_written(" ".join(arguments))
+
+
+def _do_step(system: System, step: str, card: Card) -> None:
+    try:
+        handover_steps.STEPS[step](SharedCard(system, card))
+    except RefusedError as error:
+        sys.exit(str(error))  # for whoever has started its unit
 
 
 def _not_as_written(found: str) -> Failure:

@@ -328,6 +328,7 @@ def programs(host: Host) -> dict[str, Stand]:
         "pct": lambda _host, words: theirs["pct"](words, b""),
         "qm": lambda host, words: _qm_set(host, words) if words[0] == "set" else theirs["qm"](words, b""),
         "modprobe": _modprobe,
+        "rmmod": lambda host, words: _rmmod(host, words[0]),
         "stat": _stat,
         "grep": _grep,
         "od": lambda _host, words: Path(words[-1]).read_bytes()[:4].hex(" "),
@@ -363,11 +364,7 @@ def _systemd_run(host: Host, words: list[str]) -> Done | int | str | None:
     unit = next((word.partition("=")[2] for word in words if word.startswith("--unit=")), "")
     while words[0].startswith("-"):
         del words[: 2 if words[0] == "-p" else 1]
-    if words[0] == "rmmod":
-        return _rmmod(host, words[1])
-    if words[0] == "modprobe" and not host.exists("/hangs"):
-        return host.programs["modprobe"](words[1:], b"")
-    words = words if words[0] == "modprobe" else words[words.index("/usr/local/sbin/homelab-handover") + 1 :]
+    words = words[words.index("/usr/local/sbin/homelab-handover") + 1 :]
     if words == ["reconcile"]:
         return 0
     if host.exists("/hangs") and host.read("/hangs").strip() == words[0]:
@@ -377,8 +374,8 @@ def _systemd_run(host: Host, words: list[str]) -> Done | int | str | None:
         (host.root / "late").rename(host.root / "proc/43")
     try:
         layer.program(host.system(), words)
-    except Failure as failure:
-        return Done(1, failure.found.encode())
+    except SystemExit as refused:
+        return Done(1, f"{refused.code}\n".encode())
     return 0
 
 

@@ -213,7 +213,7 @@ def test_a_power_cut_at_any_call_ends_with_the_boot(tmp_path: Path, monkeypatch:
 
 #: What the call that is meant does.
 FAULTS = {"fails": Done(1, b""), "says nothing": Done(0, b""), "garbage": Done(0, b"status: 7\n\x01=%\n[x\n")}
-PROGRAMS = ("nvidia-smi", "pct", "qm", "pvedaemon", "systemctl", "systemd-run", "modprobe")
+PROGRAMS = ("nvidia-smi", "pct", "qm", "pvedaemon", "systemctl", "systemd-run", "modprobe", "rmmod")
 
 
 @ONLY

@@ -151,12 +151,12 @@ def test_a_program_of_the_hosts_that_has_it_is_named_and_all_is_as_before(host: 
 def test_an_unbind_that_never_ends_holds_nobody(host: Machine) -> None:
     host.run("echo Y >/sys/module/nvidia/parameters/held")
     before = float(host.run("cut -d ' ' -f 1 /proc/uptime"))
-    with pytest.raises(HostError, match="unbinding it has not come to an end"):
+    with pytest.raises(HostError, match="moving it to vfio-pci has not come to an end"):
         host.run(f"qm start {VMID}", seconds=300)
     took = float(host.run("cut -d ' ' -f 1 /proc/uptime")) - before
     assert state(host) == "STUCK" and not runs(host) and took < 240
     assert "non-zero usage count" in host.run("dmesg")
-    waiting = host.run("systemctl show -P MainPID homelab-handover-big-step_unbind.service").strip()
+    waiting = host.run("systemctl show -P MainPID homelab-handover-big-step_bind.service").strip()
     assert re.search(r"^State:\tD", host.run(f"cat /proc/{waiting}/status"), re.M), (
         "it waits in the kernel, and can't be killed"
     )
