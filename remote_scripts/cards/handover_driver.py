@@ -107,8 +107,7 @@ class CardDriver:
         if record.units and not (daemon := self.run("systemctl", "stop", record.units, seconds=60)).is_done:
             raise RefusedError(f"{record.units} doesn't stop: {daemon.output}")
         # A barrier against those who come between the look and the unbinding, where the card knows it.
-        drain = self._nvidia_smi("drain", "-p", self._card.gpu, "-m", "1")
-        if not drain.is_done:
+        if not (drain := self._nvidia_smi("drain", "-p", self._card.gpu, "-m", "1")).is_done:
             self._card.say(f"it can't be drained, and goes without that: {drain.output}")
 
     def bind_to_vfio(self) -> None:
@@ -120,8 +119,7 @@ class CardDriver:
         modules = [module for module in nvidia.MODULES if system.files.exists(f"/sys/module/{module}")]
         # vfio is loaded before a module goes, as it gets its numbers then. Later it would take one that the module has
         # freed, and the driver would come back with other numbers.
-        vfio = self.run("modprobe", "vfio-pci", seconds=60)
-        if not vfio.is_done:
+        if not (vfio := self.run("modprobe", "vfio-pci", seconds=60)).is_done:
             raise RefusedError(f"vfio-pci can't be loaded: {vfio.output}")
         deep = [
             function for function in card.functions if system.files.line(f"{DEVICES}/{function}/d3cold_allowed") == "1"

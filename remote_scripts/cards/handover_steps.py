@@ -6,11 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from remote_scripts.cards.handed_over import RefusedError, SharedCard
+from remote_scripts.cards.handed_over import SharedCard
 from remote_scripts.notes import handover
 from remote_scripts.nvidia import nvidia
-from remote_scripts.tools.done import Done
 from remote_scripts.tools.pci import BUS, DEVICES, driver_of
+
+# A unit waits for a program's end as for its own: that it waits in the kernel is seen by the unit.
+_WITHOUT_END = float("inf")
 
 
 def _set(card: SharedCard, path: str, value: str) -> bool:
@@ -22,23 +24,18 @@ def _set(card: SharedCard, path: str, value: str) -> bool:
     return True
 
 
-def _run(card: SharedCard, *words: str) -> Done:
-    """A program of which this unit waits for the end, as for its own: what waits in the kernel is seen by the unit."""
-    return card.system.run.ask(*words, seconds=float("inf"))
-
-
 def _claim(card: SharedCard) -> None:
     """Claims the card for vfio-pci, and unloads the driver's modules where it is their only one. From here on it may
     not sleep in D3cold, as idle cards do on vfio-pci: some don't wake up again.
     """
     _allow_d3cold(card, card.functions, "0")
     if not all([_set(card, f"{DEVICES}/{address}/driver_override", "vfio-pci") for address in card.functions]):
-        raise RefusedError("its functions take no driver_override")
+        raise SystemExit("its functions take no driver_override")
     modules = handover.read_record(card.system, card.name).modules if card.is_only() else ()
     for module in modules:
         # It says "in use" at once, where unbinding would wait.
-        if (done := _run(card, "rmmod", module)).status != 0:
-            raise RefusedError(f"the module {module}, which goes with its only card, is in use: {done.all_text}")
+        if (done := card.system.run.ask("rmmod", module, seconds=_WITHOUT_END)).status != 0:
+            raise SystemExit(f"the module {module}, which goes with its only card, is in use: {done.all_text}")
 
 
 def _allow_d3cold(card: SharedCard, addresses: Iterable[str], value: str) -> None:
@@ -56,7 +53,7 @@ def _let_go(card: SharedCard, is_meant: Callable[[str], bool]) -> bool:
 def _bind(card: SharedCard) -> None:
     """From its drivers to vfio-pci; whether each function has come there is looked at afterwards."""
     if not _let_go(card, lambda driver: driver not in ("", "vfio-pci")):
-        raise RefusedError("a function of it can't be unbound")
+        raise SystemExit("a function of it can't be unbound")
     for address in card.functions:
         if driver_of(card.system, address) != "vfio-pci":
             _set(card, f"{BUS}/drivers/vfio-pci/bind", address)
@@ -64,10 +61,9 @@ def _bind(card: SharedCard) -> None:
 
 def _release(card: SharedCard) -> None:
     for address in card.functions:
-        _set(card, f"{DEVICES}/{address}/driver_override", "")
-    _set(card, f"{DEVICES}/{card.gpu}/driver_override", "nvidia")
+        _set(card, f"{DEVICES}/{address}/driver_override", "nvidia" if address == card.gpu else "")
     if not _let_go(card, lambda driver: driver == "vfio-pci"):
-        raise RefusedError("the kernel refuses it")
+        raise SystemExit("the kernel refuses it")
 
 
 def _attach(card: SharedCard) -> None:
@@ -76,7 +72,7 @@ def _attach(card: SharedCard) -> None:
     """
     record = handover.read_record(card.system, card.name)
     for module in reversed(record.modules):
-        if (done := _run(card, "modprobe", module)).status != 0:
+        if (done := card.system.run.ask("modprobe", module, seconds=_WITHOUT_END)).status != 0:
             said = f"{module} could not be loaded: {done.all_text or 'no text'}"
             handover.story_line(card.system, card.name, said)
     for address in card.functions:
@@ -91,15 +87,10 @@ def _attach(card: SharedCard) -> None:
         _set(card, f"{DEVICES}/{address}/driver_override", "")
     _allow_d3cold(card, record.d3cold, "1")
     if card.driver != "nvidia":
-        raise RefusedError("NVIDIA's driver doesn't take it")
+        raise SystemExit("NVIDIA's driver doesn't take it")
     nvidia.make_nodes(card.system)
 
 
-#: Each raises a RefusedError where the kernel refuses it. What a card is looked at for between two of them is its
-#: caller's.
-STEPS: dict[str, Callable[[SharedCard], None]] = {
-    "step_claim": _claim,
-    "step_bind": _bind,
-    "step_release": _release,
-    "step_attach": _attach,
-}
+#: Each ends its program with a sentence where the kernel refuses it. What a card is looked at for between two of them
+#: is their caller's.
+STEPS = {"step_claim": _claim, "step_bind": _bind, "step_release": _release, "step_attach": _attach}

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Sequence
 
 from remote_scripts.both.handover import Wanted
@@ -193,16 +192,9 @@ def program(system: System, arguments: Sequence[str]) -> None:
         case [step, name] if step in handover_steps.STEPS:
             for card in cards:
                 if card.name == name:
-                    _do_step(system, step, card)
+                    handover_steps.STEPS[step](SharedCard(system, card))
         case _:
             raise _not_as_written(" ".join(arguments))
-
-
-def _do_step(system: System, step: str, card: Card) -> None:
-    try:
-        handover_steps.STEPS[step](SharedCard(system, card))
-    except RefusedError as error:
-        sys.exit(str(error))  # for whoever has started its unit
 
 
 def _not_as_written(found: str) -> Failure:

@@ -21,7 +21,6 @@ from remote_scripts.tools.system import System
 UNITS = "/etc/systemd/system"
 _WANTED_BY = {"service": "multi-user.target", "timer": "timers.target"}
 _SECONDS = 60.0
-_HEAD = b"#!/usr/bin/python3 -ISBXutf8\n"
 #: A program ends with the digest of its sources, in so many digits: of one source, two agents' bytecode may differ.
 _DIGEST = 64
 _UNIT = """\
@@ -182,5 +181,5 @@ def program(layer: str) -> bytes:
     texts["__main__"] = (
         f"import sys\nfrom {modules.PACKAGE} import agent\nsys.exit(agent.program({layer!r}, sys.argv[1:]))\n"
     )
-    digest = sha256(repr((_HEAD, sorted(texts.items()))).encode()).hexdigest()
-    return _HEAD + modules.packed(texts, digest, compiled=True)
+    digest = sha256(repr(sorted(texts.items())).encode()).hexdigest()
+    return b"#!/usr/bin/python3 -ISBXutf8\n" + modules.packed(texts, digest, compiled=True)

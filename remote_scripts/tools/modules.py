@@ -76,14 +76,12 @@ def packed(texts: Mapping[str, str], comment: str = "", *, compiled: bool = Fals
     packages = {name.rpartition(".")[0] for name in texts} - {""}
     paths: dict[str, str | bytes] = {f"{package.replace('.', '/')}/__init__.py": "" for package in packages}
     paths |= {f"{name.replace('.', '/')}.py": text for name, text in texts.items()}
-    codes = {name: _content(name, "pyc") for name in texts} if compiled else {}
-    paths |= {f"{name.replace('.', '/')}.pyc": code for name, code in codes.items() if code}
+    paths |= {f"{name.replace('.', '/')}.pyc": code for name in texts if compiled and (code := _content(name, "pyc"))}
     out = io.BytesIO()
-    compression = zipfile.ZIP_STORED if compiled else zipfile.ZIP_DEFLATED
-    with zipfile.ZipFile(out, "w", compression) as whole:
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED if compiled else zipfile.ZIP_DEFLATED) as whole:
         for path, text in sorted(paths.items()):
             entry = zipfile.ZipInfo(path, _WHEN)
-            entry.compress_type = compression
+            entry.compress_type = whole.compression
             whole.writestr(entry, text)
         whole.comment = comment.encode()
     return out.getvalue()

@@ -203,7 +203,11 @@ def test_no_refusal_is_left_out() -> None:
     said = set()
     for module in modules:
         for node in ast.walk(ast.parse((FOLDER / f"{module}.py").read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "RefusedError":
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in ("RefusedError", "SystemExit")
+            ):
                 said.add(text(node.args[0]))
     of_the_way_back = {"the kernel refuses it", "NVIDIA's driver doesn't take it"}
     said -= {"", "{}"} | of_the_way_back

@@ -43,7 +43,7 @@ PARTS = {
     "floor": "the same on a real kernel, beside a script by hand",
     "again": "nothing to do",
     "api": "the requests of Proxmox VE's API that a first `up` makes, beside proxmoxer over SSH",
-    "handover": "one card in turn, beside a bare hookscript",
+    "handover": "one card in turn, beside a bare hookscript, and an hour in which nothing happens",
     "downtime": "how long a VM is off when it gets a card and gives it back",
     "fleet": "stacks of so many hosts",
 }

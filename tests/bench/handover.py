@@ -1,4 +1,5 @@
-"""What a handover costs: from `qm start` to the card on vfio-pci, and from `qm stop` until its container runs again, on a lab's host.
+"""What a handover costs: from `qm start` to the card on vfio-pci, and from `qm stop` until its container runs again, on a lab's host, over SSH, as users
+have it; and what a host pays for it in an hour in which nothing happens.
 
 The peer is the bare floor: a hookscript of a dozen lines that shuts the container down, unbinds, binds, and back, and looks at nothing: neither at who has
 the card open nor whether it is alive, notes nothing, and gives nothing a time limit. Both are called by the same `qm`, in turn.
@@ -6,6 +7,7 @@ the card open nor whether it is alive, notes nothing, and gives nothing a time l
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ from homelab.remote import agent
 from lab import Lab
 from remote_scripts.both.handover import Wanted
 from remote_scripts.notes.card import Card
+from tests.bench import programs
 from tests.bench.errors import BenchError
 from tests.bench.report import Measured
 
@@ -61,39 +64,54 @@ def measure_handover(folder: Path, rounds: int) -> list[Measured]:
             ("take", "handover: qm start to the card on vfio-pci"),
             ("bareReturn", "bare hookscript: qm stop to the container running again"),
             ("return", "handover: qm stop to the container running again"),
+            ("program", "of all these, what one simulated program costs (`systemctl is-active`)"),
+            ("idle", "an hour without a start: sixty visits of the timer, each with one simulated program"),
         )
     }
     with Lab.start(SCENARIO, state=folder) as lab:
         _prepare(lab)
-        for number in range(rounds + 1):
+
+        def measured(name: str, do: Callable[[], object]) -> None:
+            with programs.processor_time(lab, folder) as used:
+                begun = time.monotonic()
+                do()
+                results[name].seconds.append(time.monotonic() - begun)
+                lab.wait_idle()
+                results[name].host_cpu.append(used())
+
+        for _ in range(rounds + 1):
             for names, script in ((("bareTake", "bareReturn"), "bare.sh"), (("take", "return"), "homelab-handover.sh")):
                 lab.run(f"qm set {VM} --hookscript local:snippets/{script}")
-                took = _timed(lambda: lab.run(f"qm start {VM}"))
+                measured(names[0], lambda: _ssh(lab, f"qm start {VM}"))
                 _require(_driver(lab) == "vfio-pci" and not _runs(lab), lab, f"{script}: the card on vfio-pci")
-                returned = _timed(lambda: _stop(lab))
+                measured(names[1], lambda: _stop(lab))
                 _require(_driver(lab) == "nvidia", lab, f"{script}: the card with its driver")
-                if number:  # the first warms up
-                    for name, seconds in zip(names, (took, returned), strict=True):
-                        results[name].seconds.append(seconds)
+            measured("program", lambda: _ssh(lab, "systemctl is-active cron.service"))
+            measured("idle", lambda: _ssh(lab, "for _ in $(seq 60); do systemctl start homelab-handover.service; done"))
+    for one in results.values():
+        del one.seconds[0], one.host_cpu[0]  # the first warms up
     return list(results.values())
+
+
+def _ssh(lab: Lab, command: str) -> None:
+    """A command of a user's: what it starts is the lab's, whose processor time is measured."""
+    way, options = lab.connection, ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
+    words = ["ssh", "-p", str(way["port"]), "-i", way["privateKeyFile"], *(f"-o{option}" for option in options)]
+    subprocess.run([*words, f"root@{way['host']}", command], check=True, capture_output=True, stdin=subprocess.DEVNULL)
 
 
 def _prepare(lab: Lab) -> None:
     lab.run("pvesh set /storage/local --content images,iso,vztmpl,backup,rootdir,snippets")
     lab.run(f"qm stop {VM}")
     asked = agent.request("handover", Wanted(cards=(Card(name="big", functions=CARD, vms=(VM,)),)))
-    lab.run(agent.command_in_memory("root"), stdin=agent.asked("apply", asked) + agent.itself())
+    lab.run(agent.command_to_put("root"), stdin=agent.put("bench"))
+    lab.run(agent.command("apply", "root", "bench"), stdin=asked)
+    lab.run("systemctl stop homelab-handover.timer")
     lab.run(f"qm set {VM} --onboot 0 --hostpci0 0000:01:00,driver=keep,pcie=1")
     script = lab.root / SNIPPETS / "bare.sh"
     script.write_text(BARE, encoding="utf-8")
     script.chmod(0o755)
     lab.run("modprobe vfio-pci")
-
-
-def _timed(do: Callable[[], object]) -> float:
-    begun = time.monotonic()
-    do()
-    return time.monotonic() - begun
 
 
 def _driver(lab: Lab) -> str:
@@ -106,7 +124,7 @@ def _runs(lab: Lab) -> bool:
 
 
 def _stop(lab: Lab) -> None:
-    lab.run(f"qm stop {VM}")
+    _ssh(lab, f"qm stop {VM}")
     deadline = time.monotonic() + PATIENCE_SECONDS
     state = lab.root / "var/lib/homelab/handover/big.state"
     while state.exists() or not _runs(lab):

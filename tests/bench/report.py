@@ -69,6 +69,7 @@ API = {
     "pvesh": "proxmoxer over SSH: the same, by `pvesh`",
 }
 API_TARGETS = (Target("api", "pvesh", 1.0),)
+HANDOVER_TARGETS = (Target("take", "bareTake", 2.5), Target("return", "bareReturn", 2.3))
 FIRST_TARGETS = (Target("up", "pyinfra", 1.4), Target("up", "ansible", 0.5))
 #: Subjects of a first run -> their titles.
 FIRST = {
@@ -140,28 +141,8 @@ def _line(one: Measured, by_name: Mapping[str, Measured], targets: Sequence[Targ
         f"{one.peak_bytes / 1e6:.0f}" if one.peak_bytes else "",
         f"{statistics.median(one.cpu):.2f}" if one.cpu else "",
         f"{one.connections}, {one.commands}" if one.connections or one.peak_bytes else "",
-        f"{one.host_programs}, {statistics.median(one.host_cpu):.2f}" if one.host_cpu else "",
+        f"{one.host_programs or '–'}, {statistics.median(one.host_cpu):.2f}" if one.host_cpu else "",
     )
-
-
-#: A handover's two ways, each beside the bare floor's: subject -> base.
-HANDOVER = {"take": "bareTake", "return": "bareReturn"}
-
-
-def handover_table(measured: Sequence[Measured]) -> str:
-    """The Markdown table of what `bench.handover` measured; empty where it wasn't."""
-    by_name = {one.name: one for one in measured}
-    lines = ["| one card in turn | median s | min–max s | ratio |", "| --- | ---: | ---: | --- |"]
-    for one in measured:
-        base = by_name.get(HANDOVER.get(one.name, ""))
-        against = "" if base is None else f"{_times(one, base):.1f} × bare hookscript"
-        lines.append(f"| {one.title} | {one.median:.2f} | {min(one.seconds):.2f}–{max(one.seconds):.2f} | {against} |")
-    return "\n".join(lines) if measured else ""
-
-
-def _times(one: Measured, base: Measured) -> float:
-    assert one.median is not None and base.median is not None
-    return one.median / base.median
 
 
 def downtime_table(measured: Sequence[Measured]) -> str:
@@ -187,7 +168,7 @@ def markdown(date: str, results: Results, about: Mapping[str, str]) -> str:
         table(results.floor, FLOOR_TARGETS) if results.floor else "",
         table(results.again) if results.again else "",
         table(results.api, API_TARGETS) if results.api else "",
-        handover_table(results.handover),
+        table(results.handover, HANDOVER_TARGETS) if results.handover else "",
         downtime_table(results.downtime),
         fleet_table(results.fleets),
         growth_table(results.fleets),
@@ -207,13 +188,14 @@ def as_json(date: str, results: Results, about: Mapping[str, str]) -> dict[str, 
         "floor": _details(results.floor),
         "subjects": _details(results.again),
         "api": _details(results.api),
-        "handover": _seconds(results.handover),
+        "handover": _details(results.handover),
         "downtime": _seconds(results.downtime),
         "fleets": fleet_json(results.fleets),
         "firstRatios": _ratios(results.first, FIRST_TARGETS),
         "floorRatios": _ratios(results.floor, FLOOR_TARGETS),
         "ratios": _ratios(results.again, TARGETS),
         "apiRatios": _ratios(results.api, API_TARGETS),
+        "handoverRatios": _ratios(results.handover, HANDOVER_TARGETS),
     }
 
 
