@@ -77,6 +77,7 @@ def measure_handover(folder: Path, rounds: int) -> list[Measured]:
                 do()
                 results[name].seconds.append(time.monotonic() - begun)
                 lab.wait_idle()
+                time.sleep(1)  # what the simulated host does a while after a VM's start
                 results[name].host_cpu.append(used())
 
         for _ in range(rounds + 1):
