@@ -38,6 +38,21 @@ def test_the_provider_imports_nothing_that_works_until_there_is_work() -> None:
     assert not (HEAVY | {"pydantic", "homelab.settings", "homelab.resources.work.base"}) & found
 
 
+def test_the_provider_needs_the_messages_of_pulumis_sdk_alone_whatever_its_work() -> None:
+    program = (
+        "import contextlib, importlib, runpy, sys\n"
+        "with contextlib.suppress(StopIteration): runpy.run_module('homelab.provider')\n"  # nobody has said where the engine is
+        "from homelab.provider.registry import SUBJECTS\n"
+        "for subject in SUBJECTS: importlib.import_module(f'homelab.{subject}.work')\n"
+        "while late := [m for m in sys.modules.values() if type(m).__name__ == '_Later']: [hasattr(m, 'any') for m in late]"
+    )
+    found = imported(program)
+    of_sdk = {name for name in found if name.partition(".")[0] in ("pulumi", "pulumi_command")}
+    more = {name for name in of_sdk if not name.startswith("pulumi.runtime.proto.")}
+    assert "homelab.reading.planning" in found
+    assert more == {"pulumi", "pulumi.runtime", "pulumi.runtime._grpc_settings", "pulumi.runtime.proto"}
+
+
 def test_a_refresh_of_a_host_imports_what_it_reads_and_nothing_that_plans_or_asks_the_api() -> None:
     found = imported("import homelab.provider.serve, homelab.host.work")
     assert {"asyncssh", "homelab.facts.host"} <= found

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from pulumi.runtime.rpc import UNKNOWN as _SENTINEL
-from pulumi.runtime.rpc import _special_sig_key as _SIGNATURE
+# As pulumi.runtime.rpc has them: what isn't known yet, and the key of the signature of what isn't plain JSON.
+_SENTINEL, _SIGNATURE = "04da6b54-80e4-46f7-96ec-b56ff0331ba9", "4dabf18193072939515e22adb298388d"
 
 #: A resource's properties, or a part of them, as the engine has them: JSON, whose form the declaration of each resource
 #: knows.
