@@ -27,7 +27,7 @@ class HostAgent(HostComponent):
         super().__init__("host:HostAgent", host, probe, opts)
         folder = KeptFolder(owner(host.name), probe)
         generation = pulumi.Output.concat(agent.version(), " ", probe.generation_of("agent").apply(str))
-        hooks = pulumi.ResourceOptions(hooks=putting_the_agent(host, folder.owner))
+        hooks = pulumi.ResourceOptions(hooks=putting_the_agent(host, folder.owner, self))
         # Its undoing takes the agent away: the last of all.
         last = step(
             f"{host.name}-agent",

@@ -19,7 +19,7 @@ from homelab.host.reboot import answered, in_short, stopped, stopping
 from homelab.host.resource import BootVerification, HostProbe
 from homelab.later import later
 from homelab.properties import mark_of, strings
-from homelab.remote import agent, boots, host_session, ledger, logins, scripts, ssh
+from homelab.remote import agent, boots, host_session, ledger, logins, loop, scripts, ssh
 from homelab.resources.work.base import Work, raised
 from homelab.resources.work.plain import Properties
 from homelab.settings import Host
@@ -91,6 +91,18 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         """What the settings want of a host."""
         vms, containers = self.stack.vms(name), self.stack.containers(name)
         return tree.Settings(name, self.stack.host(name), vms, containers, ledger.stack_of(self.urn))
+
+    def hold_for_a_step(self, inputs: HostProbe.Inputs, owner: str | None) -> None:
+        """Holds a host before a step of pulumi-command's, and logs in there.
+
+        :param owner: the stack's folder, where this program's agent is put; None: it is there.
+        :raises HomelabError: as of HostSession.hold.
+        """
+        self.hold_or_fail(inputs)
+        host = self.host(inputs)
+        loop.run(logins.reach_for_a_step(host))
+        if owner is not None:
+            ssh.Session(host).put_agent(owner, float(host.timeouts.step))
 
     def show_plan(self, name: str) -> Properties:
         """Shows the plan for people in a preview: reads the host, changes nothing, and refuses what an `up` would.

@@ -89,8 +89,9 @@ class Homelab:
 
     async def invoke(self, request: provider_pb2.InvokeRequest) -> provider_pb2.InvokeResponse:
         """Holds a host before a step of pulumi-command's (homelab/resources/command.py)."""
-        inputs = HostProbe.Inputs(host=str(plain(request.args)["host"]), settings="")
-        await self._in_thread(HostProbe, "", lambda work: work.hold_or_fail(inputs))
+        asked = plain(request.args)
+        inputs = HostProbe.Inputs(host=str(asked["host"]), settings="")
+        await self._in_thread(HostProbe, "", lambda work: work.hold_for_a_step(inputs, asked.get("owner")))
         return provider_pb2.InvokeResponse()
 
     async def diff(self, request: provider_pb2.DiffRequest) -> provider_pb2.DiffResponse:

@@ -32,6 +32,9 @@ CHANGES = 2
 KEEPALIVE_SECONDS = 5
 # How long this machine's SSH agent may take to name its keys, in seconds: it has them in memory.
 AGENT_SECONDS = 10.0
+# For so long a host that has let this process in needn't be asked again before a step, in seconds: a run's steps follow
+# each other.
+ANSWERED_SECONDS = 5.0
 # Between two attempts to reach a host that is booting; nothing on this side signals that it is back.
 RETRY_SECONDS = 0.5
 
@@ -56,11 +59,13 @@ class _Connection:
 
 class Login:
     """What this process has of a login to a host; made by `login_of`. `opening`: its connection, or the one that is
-    being opened; `minting`, `ticket`: of the host's API (homelab/remote/proxmox/connection.py).
+    being opened; `answered`: when it last succeeded; `minting`, `ticket`: of the host's API
+    (homelab/remote/proxmox/connection.py).
     """
 
     def __init__(self) -> None:
         self.opening: asyncio.Task[_Connection] | None = None
+        self.answered = -ANSWERED_SECONDS
         self.minting, self.ticket = threading.Lock(), ""
 
     @property
@@ -125,6 +130,13 @@ async def reach(host: Host) -> None:
         await asyncio.sleep(RETRY_SECONDS)
 
 
+async def reach_for_a_step(host: Host) -> None:
+    """The same before a step of pulumi-command's, which would wait for ever for a host that accepts a connection and
+    says nothing; one that has just answered isn't asked again."""
+    if time.monotonic() - login_of(host).answered >= ANSWERED_SECONDS:
+        await reach(host)
+
+
 async def _connected(host: Host, timeout: float) -> _Connection:
     """A new connection; only the pinned host key is accepted. Errors as of `reach`."""
     key = host.ssh.key
@@ -155,6 +167,7 @@ async def _connected(host: Host, timeout: float) -> _Connection:
                     config=None,
                     keepalive_interval=KEEPALIVE_SECONDS,
                 )
+                login_of(host).answered = time.monotonic()
                 return _Connection(connection)
         except (asyncssh.HostKeyNotVerifiable, asyncssh.KeyExchangeFailed) as error:
             if "host key" not in str(error).lower():

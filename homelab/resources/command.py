@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import os
 import socket
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,10 +24,9 @@ from homelab.stack import Refusal
 
 if TYPE_CHECKING:
     from homelab.remote import logins as _logins
-    from homelab.remote import ssh as _ssh
     from homelab.settings import Host
 else:
-    _logins, _ssh = later("homelab.remote.logins"), later("homelab.remote.ssh")
+    _logins = later("homelab.remote.logins")
 
 # A refused connection, a wrong key and a wrong password are all retried by the plugin; a host that answers does so at
 # once.
@@ -74,8 +71,6 @@ def _need_no_agent() -> None:
 
 #: What the program asks the provider for.
 HOLD = "homelab:host:hold"
-# For so long a host that has answered needn't be asked again, in seconds: steps of a run follow each other.
-ANSWERED_SECONDS = 5.0
 # Of pulumi-command's error where a connection has ended before its step (golang.org/x/crypto/ssh, ExitMissingError).
 _CUT_OFF = "exited without exit status or exit signal"
 
@@ -107,20 +102,29 @@ async def _target(host: Host, step: pulumi.ResourceHookArgs) -> Host:
     return host.model_copy(update={"address": str(connected["host"]), "ssh": ssh})
 
 
+async def _asked_of_the_provider(parent: pulumi.Resource, asked: dict[str, str]) -> None:
+    """Asks for HOLD.
+
+    :param parent: has the provider.
+    """
+    await pulumi.runtime.invoke_async(HOLD, asked, pulumi.InvokeOptions(parent=parent))
+
+
 def _has_hooks() -> bool:
     # Not in a preview, which does no step, and where no engine listens (a test's mocks).
     return not pulumi.runtime.is_dry_run() and isinstance(get_monitor(), ResourceMonitorStub)
 
 
-def putting_the_agent(host: Host, owner: str) -> pulumi.ResourceHookBinding | None:
-    """Puts this program's agent on a host before a step: it is too large for the step's inputs, which the state keeps.
+def putting_the_agent(host: Host, owner: str, parent: pulumi.Resource) -> pulumi.ResourceHookBinding | None:
+    """Has the provider put this program's agent on a host before a step: it is too large for the step's inputs, which
+    the state keeps.
 
     :param owner: the stack's folder there.
+    :param parent: has the provider.
     """
 
-    async def put(step: pulumi.ResourceHookArgs) -> None:
-        session = _ssh.Session(await _target(host, step))
-        await asyncio.to_thread(session.put_agent, owner, float(host.timeouts.step))
+    async def put(_: pulumi.ResourceHookArgs) -> None:
+        await _asked_of_the_provider(parent, {"host": host.name, "owner": owner})
 
     if not _has_hooks():
         return None
@@ -130,9 +134,9 @@ def putting_the_agent(host: Host, owner: str) -> pulumi.ResourceHookBinding | No
 
 def _around_each(host: Host) -> pulumi.ResourceHookBinding | None:
     """Before a step, the provider is asked to hold the host: where the plan stays, as after a run that failed, it has
-    been asked for nothing yet. And the program connects by itself: pulumi-command would wait for ever for a host that
-    accepts a connection and says nothing, or for an SSH agent that hangs. (Not before an undo: `destroy` runs no
-    program.) After a step that was cut off, it says so in its own words.
+    been asked for nothing yet. And it logs in there, as the program itself does in a VM: pulumi-command would wait for
+    ever for a host that accepts a connection and says nothing, or for an SSH agent that hangs. (Not before an undo:
+    `destroy` runs no program.) After a step that was cut off, the program says so in its own words.
 
     :returns: None where there are none (`_has_hooks`).
     """
@@ -140,18 +144,12 @@ def _around_each(host: Host) -> pulumi.ResourceHookBinding | None:
         return None
     if (commands := of_program(host)).hooks is not None:
         return commands.hooks
-    answered: dict[tuple[str, int], float] = {}
 
     async def reach(step: pulumi.ResourceHookArgs) -> None:
         if commands.kept is not None:
-            of_its_provider = pulumi.InvokeOptions(parent=commands.kept.after)
-            await pulumi.runtime.invoke_async(HOLD, {"host": host.name}, of_its_provider)
-        target = await _target(host, step)
-        place = (target.address, target.ssh.port)
-        if time.monotonic() - answered.get(place, -ANSWERED_SECONDS) < ANSWERED_SECONDS:
+            await _asked_of_the_provider(commands.kept.after, {"host": host.name})
             return
-        await _logins.reach(target)
-        answered[place] = time.monotonic()
+        await _logins.reach_for_a_step(await _target(host, step))
 
     before: list[Any] = [pulumi.ResourceHook(f"reach {commands.way}", reach)]
     after = [pulumi.ErrorHook(f"tell if cut off {commands.way}", _tell_if_cut_off)]

@@ -31,6 +31,7 @@ from homelab.provider import registry, serve
 from homelab.provider.difference import differences
 from homelab.provider.registry import work_of
 from homelab.provider.serve import Homelab, with_its_state
+from homelab.remote import logins, ssh
 from homelab.remote.host_session import HostSession
 from homelab.resources import command
 from homelab.resources.base import Resource, declared
@@ -311,11 +312,21 @@ def test_a_preview_shows_the_plan_once_of_a_host_that_has_a_probe_and_changes(
 
 
 def test_a_host_is_held_for_a_step_of_pulumi_commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    held: list[Host] = []
-    monkeypatch.setattr(HostSession, "hold", lambda _, host: held.append(host))
+    done: list[object] = []
+
+    async def reach(host: Host) -> None:
+        done.append(("reached", host))
+
+    monkeypatch.setattr(HostSession, "hold", lambda _, host: done.append(("held", host)))
+    monkeypatch.setattr(logins, "reach", reach)
+    monkeypatch.setattr(ssh.Session, "put_agent", lambda session, owner, _: done.append((owner, session._host)))
     monkeypatch.setattr("homelab.resources.work.base.load_host", lambda *_: settings())
     asyncio.run(Homelab().invoke(provider_pb2.InvokeRequest(tok=command.HOLD, args={"host": "pve"})))
-    assert held == [settings()]
+    ready = [("held", settings()), ("reached", settings())]
+    assert done == ready
+    asked = provider_pb2.InvokeRequest(tok=command.HOLD, args={"host": "pve", "owner": "homelab-lab-pve"})
+    asyncio.run(Homelab().invoke(asked))
+    assert done == [*ready, *ready, ("homelab-lab-pve", settings())]
 
 
 @pytest.mark.parametrize("changed", [{"agent": "2-b"}, {"guests": "c"}, {"settings": "b"}])

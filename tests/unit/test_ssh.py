@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, NoReturn, cast
+from unittest.mock import ANY, AsyncMock
 
 import asyncssh
 import pulumi
@@ -750,18 +751,20 @@ def test_an_agent_on_windows_is_refused_as_pulumi_command_cant_use_it(
 def test_the_program_reaches_where_a_step_runs_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     reached: list[str] = []
 
-    async def reach(host: Host) -> None:
-        reached.append(host.address)
-        if host.address == "192.0.2.8":
-            raise HomelabError(wanted="a", found="b", why="c", next="d")
+    async def connect(address: str, *_: object, **__: object) -> object:
+        reached.append(address)
+        if address == "192.0.2.8":
+            raise asyncssh.PermissionDenied("no")
+        return SimpleNamespace(abort=lambda: None)
 
-    monkeypatch.setattr(logins, "reach", reach)
+    monkeypatch.setattr(asyncssh, "connect", connect)
+    host = settings(ssh={"hostKey": KEY, "password": "x"})
     monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: False)
     monkeypatch.setattr(command, "get_monitor", lambda: object.__new__(ResourceMonitorStub))
     monkeypatch.setattr(pulumi, "ResourceHook", lambda name, callback: SimpleNamespace(callback=callback))
     monkeypatch.setattr(pulumi, "ErrorHook", lambda name, callback: name)
     kept_agent._of_way.cache_clear()
-    hooks = command._around_each(settings())
+    hooks = command._around_each(host)
     assert hooks is not None and hooks.before_create == hooks.before_update and hooks.before_delete is None
     (hook,) = cast(list[pulumi.ResourceHook], hooks.before_create)
 
@@ -780,24 +783,30 @@ def test_the_program_reaches_where_a_step_runs_before_it(monkeypatch: pytest.Mon
     # A VM of the same host, with the same user and port: it has a key of its own.
     guest = command._around_each(settings(ssh={"hostKey": f"{KEY[:-4]}AAAA", "agent": True}))
     assert guest is not None and guest.before_create != hooks.before_create
+    # On a host of its own the provider does that.
+    kept_agent.of_program(host).kept = kept_agent.KeptFolder("lab", cast(pulumi.Resource, "agent"))
+    monkeypatch.setattr(pulumi.runtime, "invoke_async", asked_of_the_provider := AsyncMock())
+    asyncio.run(step("192.0.2.8"))
+    asked_of_the_provider.assert_awaited_once_with(command.HOLD, {"host": host.name}, ANY)
+    assert reached.count("192.0.2.8") == 2
     monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: True)
     assert command._around_each(settings()) is None
 
 
-def test_the_agent_is_put_where_the_step_runs_that_owns_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    put: list[tuple[str, str]] = []
-    monkeypatch.setattr(ssh.Session, "put_agent", lambda session, owner, _: put.append((session._host.address, owner)))
-    monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: not put)
+def test_the_provider_is_asked_to_put_the_agent_before_the_step_that_owns_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulumi.runtime, "invoke_async", asked := AsyncMock())
+    is_preview = True
+    monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: is_preview)
     monkeypatch.setattr(command, "get_monitor", lambda: object.__new__(ResourceMonitorStub))
     monkeypatch.setattr(pulumi, "ResourceHook", lambda name, callback: SimpleNamespace(callback=callback))
-    assert command.putting_the_agent(settings(), "homelab-lab-pve") is None
-    put.append(("", "no preview any more"))
-    hooks = command.putting_the_agent(settings(), "homelab-lab-pve")
+    component = cast(pulumi.Resource, "component")
+    assert command.putting_the_agent(settings(), "homelab-lab-pve", component) is None
+    is_preview = False
+    hooks = command.putting_the_agent(settings(), "homelab-lab-pve", component)
     assert hooks is not None and hooks.before_create == hooks.before_update and hooks.before_delete is None
     (hook,) = cast(list[pulumi.ResourceHook], hooks.before_create)
-    step = cast(pulumi.ResourceHookArgs, SimpleNamespace(new_inputs={"connection": {"host": "192.0.2.7"}}))
-    asyncio.run(cast(Coroutine[Any, Any, None], hook.callback(step)))
-    assert put[1:] == [("192.0.2.7", "homelab-lab-pve")]
+    asyncio.run(cast(Coroutine[Any, Any, None], hook.callback(cast(pulumi.ResourceHookArgs, None))))
+    asked.assert_awaited_once_with(command.HOLD, {"host": settings().name, "owner": "homelab-lab-pve"}, ANY)
 
 
 def test_a_step_that_is_cut_off_is_told_and_what_else_fails_speaks_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
