@@ -50,6 +50,9 @@ def load() -> Settings:
     :raises HomelabError: one error that names every mistake.
     """
     _end_on_interrupt()
+    # With each of its own steps the SDK would wait for the engine, which shows them with --debug alone: in a run without
+    # a change these were a hundred calls.
+    pulumi.log.debug = lambda *_, **__: None
     if isinstance(running.SETTINGS.engine, engine_pb2_grpc.EngineStub):
         threading.Thread(target=_end_with, args=(running.SETTINGS.engine,), daemon=True).start()
     # What is imported stays to the end: to look through it for garbage, the last time when the program ends, took a

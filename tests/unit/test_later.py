@@ -74,6 +74,17 @@ def test_what_a_run_has_imported_is_not_looked_through_for_garbage() -> None:
     assert {"True"} == imported(provider) & {"True", "False"}
 
 
+def test_a_program_waits_for_the_engine_to_hear_what_a_person_is_told_alone() -> None:
+    program = (
+        "import contextlib, pulumi, homelab.stack\n"
+        "from types import SimpleNamespace as Engine\n"
+        "pulumi.runtime.settings.SETTINGS.engine = Engine(Log=lambda request: print(request.message))\n"
+        "with contextlib.suppress(Exception): homelab.stack.load()\n"
+        "pulumi.log.debug('of-the-sdk'); pulumi.log.info('of-homelab')"
+    )
+    assert {"of-homelab"} == imported(program) & {"of-the-sdk", "of-homelab"}
+
+
 def test_no_garbage_is_looked_for_until_the_program_has_imported_all() -> None:
     program = (
         "import gc, runpy, sys, homelab.stack as stack\n"
