@@ -13,8 +13,9 @@ import time
 
 import grpc
 import pulumi
+from pulumi.runtime import resource
 from pulumi.runtime import settings as running
-from pulumi.runtime.proto import engine_pb2, engine_pb2_grpc
+from pulumi.runtime.proto import engine_pb2, engine_pb2_grpc, source_pb2
 
 from homelab.errors import HomelabError, raise_all
 from homelab.events import WILL_REFUSE
@@ -50,9 +51,10 @@ def load() -> Settings:
     :raises HomelabError: one error that names every mistake.
     """
     _end_on_interrupt()
-    # With each of its own steps the SDK would wait for the engine, which shows them with --debug alone: in a run without
-    # a change these were a hundred calls.
+    # Of each of its own steps the SDK tells the engine, and waits for that. Nobody sees them without --debug.
     pulumi.log.debug = lambda *_, **__: None
+    # Where in the program each resource is made was a quarter of the state, which the engine writes at each step.
+    resource._get_stack_trace = source_pb2.StackTrace
     if isinstance(running.SETTINGS.engine, engine_pb2_grpc.EngineStub):
         threading.Thread(target=_end_with, args=(running.SETTINGS.engine,), daemon=True).start()
     # What is imported stays to the end: to look through it for garbage, the last time when the program ends, took a

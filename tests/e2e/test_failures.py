@@ -101,7 +101,9 @@ def test_a_bad_day_ends_with_one_clear_message_each_and_the_next_up_goes_on(
     assert stack.machine.drivers()["0000:01:00.0"] == "vfio-pci"
 
     # Every resource has a limit, also those of which nothing hung.
-    assert [one["urn"] for one in stack.resources() if one["custom"] and not one.get("customTimeouts")] == []
+    made = [one for one in stack.resources() if one["custom"]]
+    assert [one["urn"] for one in made if not one.get("customTimeouts")] == []
+    assert [one["urn"] for one in made if "stackTrace" in one] == []
     stack.destroy()
     given_back(stack, stock)
     assert not (stack.lab.root / "var/lib/homelab").exists()

@@ -48,10 +48,7 @@ def load(name: str) -> None:
 def warm() -> None:
     """What each of these processes makes for itself of this program's own files, and keeps as long as it runs: modules; scripts as they are sent;
     the tables of cards, kernels and packages; how what the engine says is read."""
-    import pulumi.log
-    import pulumi.runtime.resource
     import pulumi_command.remote
-    from pulumi.runtime.proto import source_pb2
 
     from homelab import symptoms
     from homelab.cards import unfit
@@ -68,10 +65,6 @@ def warm() -> None:
     for name in (*PACKAGES, *(f"homelab.{subject}" for subject in registry.SUBJECTS)):
         load(name)
     pulumi_command.remote.Command  # noqa: B018  # a module of the SDK is read at its first attribute
-    # Eighty calls of the engine in a run, each waited for, that nobody sees without --debug.
-    pulumi.log.debug = lambda *_, **__: None
-    # Where in the program a resource is made, which the state has for nobody here.
-    pulumi.runtime.resource._get_stack_trace = source_pb2.StackTrace
     agent.put = put_agent.put
     agent.put("warm")
     agent.asked("read", agent.request("read_host", Wanted()))
