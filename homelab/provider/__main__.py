@@ -13,7 +13,7 @@ for package in ("pulumi", "pulumi.runtime", "pulumi.runtime.proto"):
     spec = importlib.util.find_spec(package)
     assert spec is not None
     sys.modules[package] = importlib.util.module_from_spec(spec)
-sys.modules["pulumi"].CustomResource = object  # type: ignore[attr-defined]
+vars(sys.modules["pulumi"])["CustomResource"] = object
 
 from homelab.provider.serve import main
 
