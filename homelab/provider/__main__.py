@@ -10,9 +10,8 @@ gc.disable()
 # The provider declares no resource: of Pulumi's SDK, which would be half of its start, it needs the protocol's messages
 # alone. So the packages in which these lie stay empty, and a declaration has no base.
 for package in ("pulumi", "pulumi.runtime", "pulumi.runtime.proto"):
-    spec = importlib.util.find_spec(package)
-    assert spec is not None
-    sys.modules[package] = importlib.util.module_from_spec(spec)
+    if spec := importlib.util.find_spec(package):
+        sys.modules[package] = importlib.util.module_from_spec(spec)
 vars(sys.modules["pulumi"])["CustomResource"] = object
 
 from homelab.provider.serve import main
