@@ -10,7 +10,7 @@ import pulumi
 
 from homelab.host.resource import HostProbe
 from homelab.remote import agent
-from homelab.resources.command import Place, Request, putting_the_agent, step
+from homelab.resources.command import Place, Request, step
 from homelab.resources.kept_agent import KeptFolder, owner, run_the_kept
 from homelab.settings import Host
 from remote_scripts.both.stack_folder import Wanted as StackFolder
@@ -27,15 +27,14 @@ class HostAgent(HostComponent):
         super().__init__("host:HostAgent", host, probe, opts)
         folder = KeptFolder(owner(host.name), probe)
         generation = pulumi.Output.concat(agent.version(), " ", probe.generation_of("agent").apply(str))
-        hooks = pulumi.ResourceOptions(hooks=putting_the_agent(host, folder.owner, self))
-        # Its undoing takes the agent away: the last of all.
+        # Before it the agent is put there; its undoing takes the agent away: the last of all.
         last = step(
             f"{host.name}-agent",
             place=Place(host, folder=folder),
             request=Request("stack_folder", StackFolder(owner=folder.owner), generation),
             triggers=[folder.owner],
             is_last=True,
-            opts=pulumi.ResourceOptions.merge(self._part(), hooks),
+            opts=self._part(),
         )
         run_the_kept(host, last)
         self.register_outputs({})

@@ -102,52 +102,24 @@ async def _target(host: Host, step: pulumi.ResourceHookArgs) -> Host:
     return host.model_copy(update={"address": str(connected["host"]), "ssh": ssh})
 
 
-async def _asked_of_the_provider(parent: pulumi.Resource, asked: dict[str, str]) -> None:
-    """Asks for HOLD.
-
-    :param parent: has the provider.
-    """
-    await pulumi.runtime.invoke_async(HOLD, asked, pulumi.InvokeOptions(parent=parent))
-
-
-def _has_hooks() -> bool:
-    # Not in a preview, which does no step, and where no engine listens (a test's mocks).
-    return not pulumi.runtime.is_dry_run() and isinstance(get_monitor(), ResourceMonitorStub)
-
-
-def putting_the_agent(host: Host, owner: str, parent: pulumi.Resource) -> pulumi.ResourceHookBinding | None:
-    """Has the provider put this program's agent on a host before a step: it is too large for the step's inputs, which
-    the state keeps.
-
-    :param owner: the stack's folder there.
-    :param parent: has the provider.
-    """
-
-    async def put(_: pulumi.ResourceHookArgs) -> None:
-        await _asked_of_the_provider(parent, {"host": host.name, "owner": owner})
-
-    if not _has_hooks():
-        return None
-    hooks: list[Any] = [pulumi.ResourceHook(f"put the agent on {of_program(host).way}", put)]
-    return pulumi.ResourceHookBinding(before_create=hooks, before_update=hooks)
-
-
 def _around_each(host: Host) -> pulumi.ResourceHookBinding | None:
     """Before a step, the provider is asked to hold the host: where the plan stays, as after a run that failed, it has
     been asked for nothing yet. And it logs in there, as the program itself does in a VM: pulumi-command would wait for
     ever for a host that accepts a connection and says nothing, or for an SSH agent that hangs. (Not before an undo:
-    `destroy` runs no program.) After a step that was cut off, the program says so in its own words.
+    `destroy` runs no program.) Before the step that owns this program's agent there, and that does nothing, it puts the
+    agent, which is too large for inputs. After a step that was cut off, the program says so in its own words.
 
-    :returns: None where there are none (`_has_hooks`).
+    :returns: None in a preview, which does no step, and where no engine listens (a test's mocks).
     """
-    if not _has_hooks():
+    if pulumi.runtime.is_dry_run() or not isinstance(get_monitor(), ResourceMonitorStub):
         return None
     if (commands := of_program(host)).hooks is not None:
         return commands.hooks
 
     async def reach(step: pulumi.ResourceHookArgs) -> None:
         if commands.kept is not None:
-            await _asked_of_the_provider(commands.kept.after, {"host": host.name})
+            asked = {"host": host.name, "owner": None if "create" in (step.new_inputs or {}) else commands.kept.owner}
+            await pulumi.runtime.invoke_async(HOLD, asked, pulumi.InvokeOptions(parent=commands.kept.after))
             return
         await _logins.reach_for_a_step(await _target(host, step))
 
@@ -288,7 +260,7 @@ def step(
         one when nothing needs it any more. Never of what is applied and undone: the undo would run after the redo.
     :param identity: what is applied and undone is about, such as a container's id: if it changes, the old one is
         undone first, then the new one is made. What isn't undone has none.
-    :param is_last: as of `agent.command`; there is nothing to apply, and only `opts` has hooks.
+    :param is_last: as of `agent.command`; there is nothing to apply.
     """
     if triggers and undone and not is_last:
         raise ValueError(f"{name}: what is applied and undone can't have triggers")
@@ -300,7 +272,7 @@ def step(
         depends_on=[kept.after],
         # A state may have steps without a log: no reason to run them again.
         ignore_changes=[*ignored, "logging"],
-        hooks=None if is_last else _around_each(host),
+        hooks=_around_each(host),
         delete_before_replace=bool(of_this) or None,
         custom_timeouts=limits.timeouts(limit),
     )

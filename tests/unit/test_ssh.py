@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, NoReturn, cast
-from unittest.mock import ANY, AsyncMock
+from unittest.mock import AsyncMock
 
 import asyncssh
 import pulumi
@@ -768,10 +768,9 @@ def test_the_program_reaches_where_a_step_runs_before_it(monkeypatch: pytest.Mon
     assert hooks is not None and hooks.before_create == hooks.before_update and hooks.before_delete is None
     (hook,) = cast(list[pulumi.ResourceHook], hooks.before_create)
 
-    async def step(address: str) -> None:
-        told = hook.callback(
-            cast(pulumi.ResourceHookArgs, SimpleNamespace(new_inputs={"connection": {"host": address}}))
-        )
+    async def step(address: str, **more: str) -> None:
+        inputs = {"connection": {"host": address}, **more}
+        told = hook.callback(cast(pulumi.ResourceHookArgs, SimpleNamespace(new_inputs=inputs)))
         await cast(Awaitable[None], told)
 
     for _ in range(2):
@@ -785,28 +784,15 @@ def test_the_program_reaches_where_a_step_runs_before_it(monkeypatch: pytest.Mon
     assert guest is not None and guest.before_create != hooks.before_create
     # On a host of its own the provider does that.
     kept_agent.of_program(host).kept = kept_agent.KeptFolder("lab", cast(pulumi.Resource, "agent"))
-    monkeypatch.setattr(pulumi.runtime, "invoke_async", asked_of_the_provider := AsyncMock())
-    asyncio.run(step("192.0.2.8"))
-    asked_of_the_provider.assert_awaited_once_with(command.HOLD, {"host": host.name}, ANY)
+    monkeypatch.setattr(pulumi.runtime, "invoke_async", asked := AsyncMock())
+    for more in ({"create": "apply"}, {}):  # a step without a command is the agent's own
+        asyncio.run(step("192.0.2.8", **more))
+    assert [call.args[:2] for call in asked.await_args_list] == [
+        (command.HOLD, {"host": host.name, "owner": owner}) for owner in (None, "lab")
+    ]
     assert reached.count("192.0.2.8") == 2
     monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: True)
     assert command._around_each(settings()) is None
-
-
-def test_the_provider_is_asked_to_put_the_agent_before_the_step_that_owns_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pulumi.runtime, "invoke_async", asked := AsyncMock())
-    is_preview = True
-    monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: is_preview)
-    monkeypatch.setattr(command, "get_monitor", lambda: object.__new__(ResourceMonitorStub))
-    monkeypatch.setattr(pulumi, "ResourceHook", lambda name, callback: SimpleNamespace(callback=callback))
-    component = cast(pulumi.Resource, "component")
-    assert command.putting_the_agent(settings(), "homelab-lab-pve", component) is None
-    is_preview = False
-    hooks = command.putting_the_agent(settings(), "homelab-lab-pve", component)
-    assert hooks is not None and hooks.before_create == hooks.before_update and hooks.before_delete is None
-    (hook,) = cast(list[pulumi.ResourceHook], hooks.before_create)
-    asyncio.run(cast(Coroutine[Any, Any, None], hook.callback(cast(pulumi.ResourceHookArgs, None))))
-    asked.assert_awaited_once_with(command.HOLD, {"host": settings().name, "owner": "homelab-lab-pve"}, ANY)
 
 
 def test_a_step_that_is_cut_off_is_told_and_what_else_fails_speaks_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
