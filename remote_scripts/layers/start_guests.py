@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 
 from remote_scripts.boot import trial
@@ -17,8 +16,6 @@ from remote_scripts.both.start_guests import Answer, Wanted
 from remote_scripts.cluster.turn import is_restart_ordered
 from remote_scripts.guests import starts
 from remote_scripts.notes import owed
-from remote_scripts.tools import disk
-from remote_scripts.tools.files import HOME
 from remote_scripts.tools.restart import is_going_down
 from remote_scripts.tools.system import System
 
@@ -57,10 +54,8 @@ def program(system: System, _arguments: Sequence[str] = ()) -> None:
         for line in [*([started] if answer.started else []), *answer.off]:
             system.log.say(line)
             system.work.write(owed.NEWS.rpartition("/")[2], f"{line}\n", at_end=True)
-    else:
-        owed.drop(system)  # what a cut has left of the rest
-    with suppress(OSError):  # a host that wasn't given back has more there
-        disk.remove_folder(system.files.at(HOME))
+    if not owed.noted(system):
+        system.changing(lambda: owed.drop(system))  # what a cut has left of the rest, and folders that are empty by now
 
 
 def _start(system: System, wanted: Wanted, is_ending: Callable[[], bool]) -> Answer:

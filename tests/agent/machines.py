@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from remote_scripts.notes import owed
-from remote_scripts.tools import disk
 from remote_scripts.tools.run import Stand
 from tests.agent import api_kit, boot_kit, card_kit, cluster_kit, disk_kit, guest_kit, handover_kit
 from tests.agent import test_owed as guests
@@ -168,9 +166,7 @@ class Container(Machine):
         left_out = [card_kit.STATE, "/var/log/pve/"]
         system = self.host.working_system()
         if not owed.noted(system):  # of a list that has nobody the host's own timer takes away what a cut has left
-            owed.drop(system)
-            with suppress(OSError):
-                disk.remove_folder(self.host.root / "var/lib/homelab")
+            system.changing(lambda: owed.drop(system))
         tree = {**self.host.lasting()}
         if self.box.noted():
             left_out.append(card_kit.NOTE)

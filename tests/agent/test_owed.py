@@ -518,8 +518,10 @@ def test_a_host_that_was_given_back_meanwhile_keeps_nothing_of_it(host: Host) ->
     alone(host)
     assert len(started(host)) == 4 and not host.exists(HOME)
     host.write(f"{HOME}/owed-program", "")  # what a cut has left of the end
+    (host.root / "etc/systemd/system/timers.target.wants").mkdir(parents=True, exist_ok=True)
+    host.write(f"{HOME}/dirs", "/etc/systemd/system/timers.target.wants\n")
     alone(host)
-    assert not host.exists(HOME)
+    assert not host.exists(HOME) and not host.exists("/etc/systemd/system/timers.target.wants")
 
 
 # Before the restart.
