@@ -321,9 +321,9 @@ class EngineStack:
         return found
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
-        """SIGKILL to the engine and everything that it started, as a power cut on the user's machine would."""
+        """SIGKILL to the engine, which is at work, and everything that it started, as a power cut on the user's machine would."""
         kill_tree(process.pid)
-        process.wait()
+        assert process.wait() == -signal.SIGKILL, "the run had come to its end"
 
     def unlock(self) -> None:
         """What `pulumi cancel` does after a run that was killed, without a start of the CLI; the command itself: tests/e2e/test_kill.py."""

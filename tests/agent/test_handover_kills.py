@@ -162,20 +162,31 @@ def test_a_step_that_is_killed_in_its_unit_leaves_the_card_whole(
         except Killed:
             return 137
 
-    writes = 5 if only else 6  # two functions are claimed, unbound (the driver's only card by its module), and bound
     host.programs["systemd-run"] = systemd_run
-    for number in range(1, writes + 1):
+
+    def writes(*words: str) -> int:
+        """In the units of a run where none dies."""
+        nonlocal at
+        at = -1
+        host.run(*words)
+        return -1 - at
+
+    # Two functions are claimed, unbound (the driver's only card by its module), and bound.
+    there, back = writes(*START), writes(*SERVICE)
+    assert there == (5 if only else 6)
+    for number in range(1, there + 1):
         at = number
         host.call(*START)
+        assert at <= 0, "its units had come to their end"
         assert not host.two_users() and (host.with_the_vm() or host.at_home(only=only)), number
         at = 0
         host.run(*SERVICE)
         assert host.at_home(only=only), number
-    for number in range(1, 10):
+    for number in range(1, back + 1):
         host.run(*START)
         at = number
         host.run(*SERVICE)
-        at = 0
+        assert at <= 0, "its units had come to their end"
         host.run(*SERVICE)
         assert host.at_home(only=only) and host.state() == "", f"{number} {host.story()}"
 

@@ -41,7 +41,7 @@ def test_the_host_is_free_again_however_the_first_ends(host: Host, end: str) -> 
             first.stdin.close()
         elif end != "it hears nothing any more":
             first.send_signal(signal.SIGTERM if end == "it is told to end" else signal.SIGKILL)
-        first.wait(timeout=PATIENCE)
+        assert (first.wait(timeout=PATIENCE) == -signal.SIGKILL) is (end == "it is killed")
         assert end == "it is killed" or not host.read("/run/homelab/up"), "who was at work is noted still"
         with guarded(host, "ben") as second:
             assert answer(second) == HELD
@@ -143,6 +143,7 @@ def test_what_a_run_has_begun_ends_where_it_waits_when_that_run_ends(host: Host,
                 first.stdin.close()
             else:
                 first.kill()
+                assert first.wait(PATIENCE) == -signal.SIGKILL
                 with guarded(host, "ben") as second:  # until then nobody has noted that the first is gone
                     second.communicate()
             begun.join(PATIENCE)

@@ -38,7 +38,7 @@ from tests.agent.machines import Machine
 EXAMPLES: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "stops.yaml").read_text())
 MACHINES = {**machines.MACHINES, **machines_nvidia.MACHINES}
 #: Stops of each kind that are tried of an act.
-SAMPLE = 1
+SAMPLE = 5
 #: What they change, Proxmox VE's API changes: they are killed after each change where there is one (tests/lab/test_guest_transaction.py).
 BY_THE_API = {"guest_cards", "free_card"}
 # The calls that need room on a disk.
@@ -232,6 +232,7 @@ class Example:
         try:
             with fault(machine, number) as moments:
                 self.run(machine, act)
+            assert len(moments) > number, f"{act} comes to its end before {fault.__name__} at {number}"
         except Refused:
             is_back = not self.data.get("puts_back") or of_others(machine.lasting()) == before
             assert is_back, f"{act} puts not all back after {fault.__name__} at {moments[number]}"

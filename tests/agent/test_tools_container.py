@@ -226,7 +226,7 @@ def test_work_goes_on_with_its_lock_though_the_agent_is_killed(inside: Container
     wait_until(lambda: host.exists("/begun"))
     assert host.read("/run/homelab/inside-901") == "anna's up\n"
     os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
+    assert os.waitpid(process, 0)[1] == signal.SIGKILL
     assert is_held(host, "inside-901") and not host.exists("/done")
     with pytest.raises(Failure, match="to be the only one changing container 901"):
         inside.work.take_lock()
@@ -245,6 +245,7 @@ def test_killing_lxc_attach_alone_leaves_its_program_running(inside: ContainerSy
     time.sleep(0.3)
     process.kill()
     process.communicate()
+    assert process.returncode == -signal.SIGKILL
     wait_until(lambda: host.exists("/done"))
 
 
@@ -385,7 +386,7 @@ def test_what_a_killed_run_has_left_at_work_moves_nothing_of_the_next_one(
         os._exit(0)
     first = slow(0)
     os.kill(killed, signal.SIGKILL)
-    os.waitpid(killed, 0)
+    assert os.waitpid(killed, 0)[1] == signal.SIGKILL
     failed: list[Exception] = []
 
     def write() -> None:

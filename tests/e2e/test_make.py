@@ -6,6 +6,7 @@ That is killed at a moment that the seed says (tests/sampling.py).
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +65,7 @@ def test_the_preview_of_a_pull_request_and_up_which_goes_on_after_one_that_was_k
             )  # fmt: skip
             Lab.start("rtx5090", state=state).wait_command(script, timeout=PATIENCE)
             kill_tree(process.pid)
-            process.wait()
+            assert process.wait() == -signal.SIGKILL
         shown = terminal.Terminal(command, 100, environment, PROJECT)
         shown.answer()
         lines = shown.lines()

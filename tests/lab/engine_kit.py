@@ -106,7 +106,9 @@ class InProcess:
 
     def up(self, *, refresh: bool = True, killed_after: int | None = None) -> Run:
         """:param killed_after: so many steps; the last one's end isn't in the state any more."""
-        return self._ran(dry=False, refresh=refresh, killed_after=killed_after)
+        run = self._ran(dry=False, refresh=refresh, killed_after=killed_after)
+        assert killed_after is None or run.error, f"it had come to its end: {run.steps}"
+        return run
 
     def _ran(self, *, dry: bool, refresh: bool, killed_after: int | None = None) -> Run:
         engine = _Engine(self, dry=dry, killed_after=killed_after)

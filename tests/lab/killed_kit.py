@@ -53,7 +53,9 @@ def until_done(monkeypatch: pytest.MonkeyPatch, act: Callable[[], T]) -> T:
         with monkeypatch.context() as once:
             killed_after(once, number)
             try:
-                return act()
+                done = act()
             except KilledError:
                 continue
+            assert number, "it makes no change"
+            return done
     raise AssertionError(f"not done after {MOST} changes")

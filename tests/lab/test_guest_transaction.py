@@ -9,7 +9,7 @@ import pytest
 from remote_scripts.layers import start_guests
 from remote_scripts.tools.errors import Failure
 from tests import sampling
-from tests.lab.transaction_kit import SHUT_DOWN, Containers, World, prepared, world
+from tests.lab.transaction_kit import CHANGES, SHUT_DOWN, Containers, World, prepared, world
 
 __all__ = ["prepared", "world"]
 
@@ -22,6 +22,7 @@ def kind(request: pytest.FixtureRequest) -> Any:
 def test_all_of_it_comes_back_byte_for_byte(world: World) -> None:
     before, mark = world.own_form(), world.lab.mark()
     assert world.give() and world.is_given() and world.power(mark) == ["shutdown", "start"]
+    assert world.done == CHANGES
     assert before.partition("\n[")[2] == world.conf().partition("\n[")[2], "a snapshot's"
     mark = world.lab.mark()
     assert world.give() and world.is_given() and world.power(mark) == []
@@ -59,13 +60,13 @@ def test_the_host_gives_a_guest_that_a_killed_run_has_left_off_back_what_it_had_
 def test_a_destroy_right_after_a_killed_run_gives_everything_back(world: World) -> None:
     """Of one that gives it something, and of one that gives it something else: before that is set, and after."""
     before = world.own_form()
-    for number in (0, *sampling.sample(range(1, 6), 1, f"a first run {world.kind.program}")):
+    for number in (0, *sampling.sample(range(1, CHANGES), 1, f"a first run {world.kind.program}")):
         mark = world.lab.mark()
         world.killed_after(number, world.give)
         world.destroy()
         assert world.is_as(before), number
         assert number or world.power(mark) == [], "nothing was set yet"
-    for number in sampling.sample(range(2), 1, f"a second run {world.kind.program}"):
+    for number in sampling.sample(range(CHANGES), 1, f"a second run {world.kind.program}"):
         world.give()
         world.killed_after(number, lambda: world.give(other=True))
         world.destroy()

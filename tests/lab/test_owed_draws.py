@@ -17,7 +17,7 @@ from remote_scripts.pve import api, guest_tasks
 from remote_scripts.tools.errors import Failure
 from tests import sampling
 from tests.lab.killed_kit import KilledError
-from tests.lab.transaction_kit import Containers, World, prepared, world
+from tests.lab.transaction_kit import CHANGES, Containers, World, prepared, world
 
 __all__ = ["prepared", "world"]
 
@@ -43,8 +43,6 @@ ACTS: dict[str, bool | None] = {
     "log lost": None,
 }
 TASKS = {"restore": "restore", "rollback": "rollback", "migrated and back": "igrate"}
-#: How many changes a run makes at most.
-CHANGES = 9
 DRAWS = 400 if sampling.EVERY else 40
 
 
@@ -137,6 +135,7 @@ class Play:
         world.is_lost, world.left, world.at = self.draw.lost, self.draw.kill, self.at
         with suppress(KilledError, Failure):
             world.give()
+            assert self.draw.acts or self.draw.kill > CHANGES, "it had come to its end"
         world.left, world.at = 10**6, lambda _number: None
         world.wait_off()
         world.settle()

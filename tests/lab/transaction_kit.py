@@ -61,6 +61,8 @@ DEVICES, MOUNTS = Cards(minors=(0,)), Cards(method="mount-entry", minors=(0,))
 # The changes of a run until the guest goes off: its note, its options, what is owed, its shutdown. A run is killed before a shutdown, and after
 # what else it changes; the shutdown's task is noted next.
 SHUT_DOWN = 4
+# All changes of a run that gives a guest something (a test counts them).
+CHANGES = 8
 
 
 class World:

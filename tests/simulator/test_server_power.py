@@ -397,6 +397,7 @@ def test_a_lab_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
         assert starter.stdout.readline() == b"up\n"
         assert Lab.open(state).running
         starter.kill()
+        assert starter.wait(PATIENCE) == -signal.SIGKILL
     wait_until(lambda: not Lab.open(state).running)
 
 

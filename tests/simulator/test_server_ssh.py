@@ -316,7 +316,7 @@ def test_a_script_whose_client_is_killed_runs_on_to_its_end_and_is_logged(lab: L
     )
     lab.wait_command("killed.gate")
     client.kill()
-    client.wait()
+    assert client.wait() == -signal.SIGKILL
     lab.wait_disconnected()
     with writer_of(gate) as writer:
         writer.write("done\n")
