@@ -556,7 +556,7 @@ def _of_the_plan(told: Heard, lines: Sequence[str]) -> Iterator[tuple[str, str]]
     if not told.plan:
         return
     for block in re.findall(r"^  (?:VM|container) \d+ .*(?:\n    .*)*", told.plan, re.MULTILINE):
-        head, _, rest = block.partition("\n")
+        head, _, rest = block.replace("Datacenter -> ", "").partition("\n")
         if head.startswith("  VM") and ("no change" in head) is (" -> " in rest):
             yield "a preview's head says what its steps do", block
     options = [line for of, line in told.drift if re.match(r"(hostpci|dev)\d+: ", line)]
