@@ -6,7 +6,6 @@ told with a failure. `make test-metal CUTS=50 SEED=7` takes as many as wanted; w
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import subprocess
@@ -27,10 +26,8 @@ SEED = os.environ.get("SEED", "1")
 PHASES = ("after destroy", "during up", "during destroy", "after up", "during a trial")
 CUTS = int(os.environ.get("CUTS") or len(PHASES))
 
-# How long a run goes on changing files, on an idle machine: moments are drawn from that, in seconds. Measured with two emulated processors, and
-# reckoned for the one there is now, with which the core tests take 1.7 times as long.
-UP_SECONDS = 45.0 * 1.7
-DESTROY_SECONDS = 25.0 * 1.7
+# How long a host goes on changing files while it goes back, on an idle machine: moments are drawn from that, in seconds. Measured with two emulated
+# processors, and reckoned for the one there is now, with which the core tests take 1.7 times as long.
 ROLL_BACK_SECONDS = 25.0 * 1.7
 
 # Two of the files that a run writes, one of them first made by it; what is drawn is when, not what.
@@ -52,12 +49,18 @@ class Moment:
         return f"{self.phase} (CUTS={self.number + 1} SEED={SEED})"
 
 
-def cut_after(stack: MetalStack, process: subprocess.Popen[bytes], seconds: float) -> None:
-    """Waits for the run to reach the host, then that long, or until it ends; then neither the host nor the run is there any more."""
-    deadline = time.monotonic() + stack.patience
-    while not stack.machine.run("pgrep -f 'agent.pyz (apply|revert)' || :", check=False) and process.poll() is None:
-        assert time.monotonic() < deadline, "no script has run"
-    with contextlib.suppress(subprocess.TimeoutExpired):
+def begun(stack: MetalStack, verb: str) -> tuple[subprocess.Popen[bytes], float]:
+    """A run, and when it has begun to change the host."""
+    process, deadline = stack.start(verb, "--yes", "--skip-preview"), time.monotonic() + stack.patience
+    while not stack.machine.run("pgrep -f 'agent.pyz (apply|revert)' || :", check=False):
+        assert process.poll() is None and time.monotonic() < deadline, "no script has run"
+    return process, time.monotonic()
+
+
+def cut_after(stack: MetalStack, verb: str, seconds: float) -> None:
+    """So long after a run has begun to change the host, neither the host nor the run is there any more."""
+    process, _ = begun(stack, verb)
+    with pytest.raises(subprocess.TimeoutExpired):  # else it had come to its end
         process.wait(seconds)
     stack.machine.stop()
     stack.kill(process)
@@ -88,15 +91,24 @@ def after_destroy(moment: Moment, hosts: Hosts, first_up: FirstUp, folder: Path)
 
 
 def during_up(moment: Moment, hosts: Hosts, first_up: FirstUp, folder: Path) -> None:
+    stack = hosts.stack(hosts.intel(), folder.with_name("first"), GPUS)
+    process, began = begun(stack, "up")
+    begin_reboot(stack)
+    seconds = time.monotonic() - began
+    stack.kill(process)
     stack = hosts.stack(hosts.intel(), folder, GPUS)
-    cut_after(stack, stack.start("up", "--yes", "--skip-preview"), moment.within(UP_SECONDS))
+    cut_after(stack, "up", moment.within(seconds))
     boot_again(stack)
     finishes_and_gives_everything_back(stack, first_up)
 
 
 def during_destroy(moment: Moment, hosts: Hosts, first_up: FirstUp, folder: Path) -> None:
+    stack = hosts.stack(hosts.intel("bound"), folder.with_name("first"), GPUS, first_up.kept)
+    process, began = begun(stack, "destroy")
+    assert process.wait() == 0
+    seconds = time.monotonic() - began
     stack = hosts.stack(hosts.intel("bound"), folder, GPUS, first_up.kept)
-    cut_after(stack, stack.start("destroy", "--yes", "--skip-preview"), moment.within(DESTROY_SECONDS))
+    cut_after(stack, "destroy", moment.within(seconds))
     boot_again(stack)
     stack.destroy()
     assert stack.machine.files() == first_up.files_before
