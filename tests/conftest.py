@@ -176,10 +176,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if not name.startswith("unit/") or f"{name}::{item.name}".startswith(SLOW):
             item.add_marker(pytest.mark.slow)
     yield
-    if left := not_drawn(items):
+    undrawn = not_drawn(items)
+    asked = dict.fromkeys(sampling.of_shard([item for item in items if item not in undrawn]))
+    if left := [item for item in items if item not in asked]:
         config.hook.pytest_deselected(items=left)
-    asked = [item for item in items if item not in left]
-    items[:] = in_shares(asked, getattr(config, "workerinput", {"workercount": 1})["workercount"])
+    items[:] = in_shares([*asked], getattr(config, "workerinput", {"workercount": 1})["workercount"])
 
 
 def pytest_sessionstart() -> None:
@@ -211,9 +212,11 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """As the last lines before pytest's own: what was skipped for which reason."""
+    """As the last lines before pytest's own: what was skipped for which reason; of which sample a test has failed."""
     for line in skipped_for(terminalreporter.stats.get("skipped", [])):
         terminalreporter.write_line(line, yellow=True)
+    if terminalreporter.stats.keys() & {"failed", "error"} and not sampling.EVERY:
+        terminalreporter.write_line(f"HOMELAB_SEED={sampling.SEED} draws the same samples again", red=True)
 
 
 def skipped_for(reports: Iterable[pytest.TestReport | pytest.CollectReport]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the workflows' steps do, in a real bash: one comment that is updated; what a look for drift ends with."""
+"""What the workflows' steps do, in a real bash: one comment that is updated; what a look for drift ends with; what a release needs."""
 
 from __future__ import annotations
 
@@ -57,3 +57,11 @@ def test_a_look_for_drift_ends_as_its_preview_does(status: int, said: str, steps
     done = steps.run("drift.yml", "look", "look")
     assert done.returncode == status
     assert done.stdout.startswith(said) and bool(done.stdout) is bool(said)
+
+
+@pytest.mark.parametrize("passed", [0, 1])
+def test_a_release_needs_a_nightly_run_that_has_passed_on_its_commit(passed: int, steps: Steps) -> None:
+    steps.program("gh", f'#!/bin/sh\necho "$*" >>asked\necho {passed}\n')
+    done = steps.run("../../.github/workflows/release.yml", "nightly", "look", GITHUB_SHA="abc")
+    assert (done.returncode == 0) is bool(passed) and ("No nightly run has passed" in done.stdout) is (not passed)
+    assert "--workflow nightly.yml --commit abc --status success" in (steps.folder / "asked").read_text()
