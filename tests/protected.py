@@ -1,4 +1,4 @@
-"""The tests that may move and get faster, but lose no case: protected.yaml lists them, with the cases that each has where every sample is tried.
+"""The tests that may move and get faster, but lose no case: protected.yaml lists them, with the cases that are run of each, by what runs them.
 
 python -m tests.protected (of `make lint`): which have lost cases, and 1 where there are such.
 """
@@ -45,17 +45,29 @@ def rows(table: Any) -> int:
     return 1 if inner is None else sum(map(rows, inner))
 
 
-def _collected(texts: Mapping[str, str]) -> list[str]:
+def _collected(texts: Iterable[str], **environment: str) -> set[str]:
     """pytest's ids of all tests in some files.
 
     :raises SystemExit: it can't collect them, for the errors that the text has.
     """
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "", "-p", "no:cacheprovider", *texts]
-    environment = {**os.environ, "HOMELAB_EVERY_CUT": "1"}
-    done = subprocess.run(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, text=True)
+    usual = {name: value for name, value in os.environ.items() if not name.startswith("HOMELAB_")}
+    done = subprocess.run(command, cwd=PROJECT, env=usual | environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(done.stdout.partition(" ERRORS ")[2] or done.stdout)
-    return done.stdout.splitlines()
+    return {*done.stdout.splitlines()}
+
+
+def run_by(texts: Iterable[str]) -> dict[str, Cases]:
+    """The cases of the tests in some files, by what runs them (protected.yaml)."""
+    tests = [*texts]
+    by_hand = _collected(tests)
+    folders = {"make test-lab": "tests/simulator/", "make test-metal": "tests/metal/"}
+    found = {name: {id for id in by_hand if id.startswith(folder)} for name, folder in folders.items()}
+    found["make test"] = by_hand.difference(*found.values())
+    found["a push"] = set[str]().union(*(_collected(tests, HOMELAB_SEED=f"1:{share}/4") for share in range(1, 5)))
+    found["make test-nightly"] = _collected(tests, HOMELAB_EVERY_CUT="1")
+    return {name: counted(ids) for name, ids in found.items()}
 
 
 def main() -> int:
@@ -64,21 +76,27 @@ def main() -> int:
         print("protected tests: not counted, for most of them run on Linux alone")
         return 0
     data = yaml.safe_load(LIST.read_text(encoding="utf-8"))
-    wanted = {(file, name): number for file, names in data["cases"].items() for name, number in names.items()}
+    wanted = {
+        by: {(file, name): number for file, names in files.items() for name, number in names.items()}
+        for by, files in data["cases"].items()
+    }
     paths = {path.relative_to(PROJECT).as_posix(): path for path in (PROJECT / "tests").rglob("*.*")}
     texts = {
         name: path.read_text(encoding="utf-8") for name, path in paths.items() if re.search(r"/test_\w+\.py$", name)
     }
-    functions = {function for _, function in wanted}
+    functions = {function for cases in wanted.values() for _, function in cases}
     defining = {name: text for name, text in texts.items() if functions & {*re.findall(r"^def (\w+)", text, re.M)}}
-    problems = lost(wanted, counted(_collected(defining)))
+    cases = run_by(defining)
+    problems = [(by, *problem) for by in wanted for problem in lost(wanted[by], cases[by])]
     if not SHARED.exists():
         beyond = {
             name for text in defining.values() if "shared(" in text for name in re.findall(r"^def (\w+)", text, re.M)
         }
-        problems = [problem for problem in problems if problem[1] not in beyond]
+        problems = [problem for problem in problems if problem[2] not in beyond]
         print("protected tests: cases from captures and recordings weren't counted, for ../shared isn't there")
-    found = [f"{file}::{name} has {number} cases of {wanted[file, name]}" for file, name, number in problems]
+    found = [
+        f"{file}::{name}: {by} runs {number} cases of {wanted[by][file, name]}" for by, file, name, number in problems
+    ]
     for file, number in data["rows"].items():
         tables = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths.values() if path.name == file]
         if sum(map(rows, tables)) < number:
