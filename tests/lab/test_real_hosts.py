@@ -256,6 +256,9 @@ def test_a_stranded_kernel_log_from_intel_and_amd_is_shown_to_people(tmp_path: P
     strange = replace(found, iommu=dataclasses.replace(found.iommu, kernel_log="AMD-Vi: not available"))
     host = settings({"gpu": {"address": "03:00", "allowConsole": True}})
     assert plan.wanted(strange, host).iommu_words == "intel_iommu=on iommu=pt"
+    without = replace(strange, iommu=dataclasses.replace(strange.iommu, groups=0))
+    (refused,) = plan.without_groups(without)
+    assert refused.found == "none; the kernel says: AMD-Vi: not available"
 
 
 def test_a_card_that_two_vms_have_in_turn_by_hand_stays_with_both(tmp_path: Path) -> None:

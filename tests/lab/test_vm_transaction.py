@@ -18,7 +18,6 @@ from homelab.vm.cards import VmCard, Wish
 from lab.control import request
 from remote_scripts.both.free_card import Wanted as FreeCard
 from remote_scripts.both.guest_cards import Wanted
-from remote_scripts.both.terms import Terms
 from remote_scripts.guests import guest as guest_module
 from remote_scripts.guests import power, requests
 from remote_scripts.guests.guest import Guest
@@ -44,10 +43,6 @@ def kind() -> type[World]:
 def note(world: World) -> dict[str, Any]:
     noted: dict[str, Any] = json.loads((world.lab.root / f"etc/pve/homelab/qemu-{VM}").read_text())
     return noted
-
-
-def test_a_note_without_a_time_for_its_shutdown_has_that_of_the_settings() -> None:
-    assert Note().shutdown == Terms().shutdown
 
 
 def test_a_reading_of_the_host_knows_what_is_homelabs(world: World) -> None:

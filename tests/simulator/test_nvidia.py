@@ -176,15 +176,6 @@ def test_files_that_are_no_nodes_are_left_to_the_machines_own_programs(mixed: Ho
     assert mixed.run("stat $HOMELAB_ROOT/dev/nope").returncode == 1
 
 
-def test_nvidia_smi_tells_of_each_card(phoenix: Host) -> None:
-    query = "nvidia-smi --query-gpu=index,name,memory.total,compute_cap --format=csv,noheader"
-    assert phoenix.output(query).splitlines() == [
-        "0, NVIDIA GeForce RTX 5090, 32607 MiB, 12.0",
-        "1, NVIDIA GeForce RTX 4090, 24564 MiB, 8.9",
-    ]
-    assert phoenix.run("nvidia-smi --query-gpu=nope --format=csv").returncode == 2
-
-
 @pytest.mark.parametrize(
     ("nvidia", "message"),
     [

@@ -99,7 +99,8 @@ def test_a_secret_that_pulumi_has_encrypted_is_sent_to_no_host_and_no_vm_and_is_
 
 def test_other_secrets_are_not_asked_for(tmp_path: Path) -> None:
     nvidia = {"driver": "580", "proxy": SECURE}
-    assert written(tmp_path, {"hosts": {"pve": host() | {"nvidia": nvidia}}}).host(None)[1].nvidia is not None
+    read = written(tmp_path, {"hosts": {"pve": host() | {"nvidia": nvidia}}}).host(None)[1].nvidia
+    assert read and read.driver == "580" and SECURE["secure"] not in read.proxy_address
 
 
 @pytest.mark.parametrize("config", [{}, {"hosts": {}}, {"hosts": SECURE}, {"hosts": [1]}])

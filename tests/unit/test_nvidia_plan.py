@@ -244,6 +244,8 @@ def test_the_installer_leaves_graphics_out_where_nobody_asked_for_them() -> None
 
 def test_graphics_in_a_container_take_more_than_libraries_which_is_said() -> None:
     assert "nvidia-drm" in all_notes("lxc", CONTAINER, capabilities=["compute", "graphics"])
+    assert "nvidia-drm" not in all_notes("lxc", CONTAINER, capabilities=["compute"])
+    assert "nvidia-drm" not in all_notes("vm", CONTAINER, capabilities=["compute", "graphics"])
 
 
 # -- cards -----------------------------------------------------------------------------------------------------

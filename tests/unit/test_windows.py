@@ -10,7 +10,6 @@ import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -243,19 +242,6 @@ def test_a_whole_path_of_windows_is_not_looked_for_in_the_project(text: str) -> 
 
 
 # -- what is sent to a host --
-
-
-def test_a_checkout_on_windows_has_unix_line_ends_but_for_its_own_programs() -> None:
-    def attributes(path: str) -> str:
-        if shutil.which("git") is None or not (PROJECT / ".git").exists():
-            pytest.skip("no checkout by git")
-        done = subprocess.run(
-            ["git", "check-attr", "eol", "--", path], cwd=PROJECT, capture_output=True, encoding="utf-8"
-        )
-        return done.stdout.strip().rpartition(" ")[2]
-
-    assert attributes("remote_scripts/files/rollback.sh") == attributes("Pulumi.homelab.yaml") == "lf"
-    assert attributes("provider/pulumi-resource-homelab.cmd") == "crlf"
 
 
 def test_every_script_and_file_is_sent_the_same_from_a_checkout_with_windows_line_ends(
