@@ -197,33 +197,23 @@ def test_an_entry_that_moves_to_another_slot_is_noted_in_both_before_it_does_and
 
 
 @pytest.mark.parametrize(
-    ("had", "outputs", "entries", "flagged"),
+    ("had", "outputs", "of_pve2", "flagged"),
     [
-        (LIVE, ADDED, [OTHER, OURS], False),
-        (LIVE, dataclasses.replace(ADDED, had_flag=True), [OTHER, OURS], True),
-        (INPUTS, ADDED, [OTHER, OURS], True),
+        (LIVE, ADDED, "another", False),
+        (LIVE, dataclasses.replace(ADDED, had_flag=True), "another", True),
+        (INPUTS, ADDED, "another", True),
+        (LIVE, ADDED, "card", True),
     ],
 )
-def test_the_flag_goes_that_came_for_its_sake(
-    monkeypatch: pytest.MonkeyPatch, had: Any, outputs: Any, entries: list[str], flagged: bool
+def test_the_flag_goes_that_came_for_its_sake_unless_another_node_of_the_settings_needs_it(
+    monkeypatch: pytest.MonkeyPatch, had: Any, outputs: Any, of_pve2: str, flagged: bool
 ) -> None:
-    work, api = CardMappingWork(texts({}, {}).texts), Api(of(*entries, **FLAGGED))
-    monkeypatch.setattr(work, "api", lambda _: api)
-    work._take_flag_back(had, outputs)
-    assert api.mapping == of(*entries, **(FLAGGED if flagged else {}))
-    needed: Any = Api(of(*entries, **FLAGGED))
-    monkeypatch.setattr(work, "api", lambda _: needed)
-    monkeypatch.setattr(work, "_needing_flag", lambda _: {"pve2"})
-    work._take_flag_back(had, outputs)
-    assert FLAG in needed.mapping
-
-
-def test_the_other_nodes_that_need_the_flag_are_those_of_the_settings() -> None:
-    live = {"match": "10de:2b85", "liveMigration": True, "mapping": "card"}
+    live = {"match": "10de:2b85", "liveMigration": True, "mapping": of_pve2}
     hosts: dict[str, Any] = {"pve1": {"cluster": "home"}, "pve2": {"cluster": "home", "gpus": {"other": live}}}
-    assert CardMappingWork(texts({}, hosts).texts)._needing_flag(INPUTS) == {"pve2"}
-    hosts["pve2"]["gpus"]["other"]["mapping"] = "another"
-    assert CardMappingWork(texts({}, hosts).texts)._needing_flag(INPUTS) == set()
+    work, api = CardMappingWork(texts({}, hosts).texts), Api(of(OTHER, OURS, **FLAGGED))
+    monkeypatch.setattr(work, "api", lambda _: api)
+    work.update(INPUTS, had, outputs)
+    assert api.mapping == of(OTHER, OURS, **(FLAGGED if flagged else {}))
 
 
 def noted_of(owner: str, mapping: str = "card") -> str:
