@@ -44,7 +44,7 @@ def bind(machine: BootingHost, wanted: HostSettings) -> plan.Wanted:
 
 
 @pytest.mark.parametrize(
-    "scenario", ["wtr-max", *sampling.sample(sorted(SLOTS.keys() - {"wtr-max"}), 2, "bound hosts")]
+    "scenario", ["wtr-max", *sampling.sample(sorted(SLOTS.keys() - {"wtr-max"}), 3, "bound hosts")]
 )
 def test_a_host_is_bound_by_what_is_planned_for_it_and_given_back(tmp_path: Path, scenario: str) -> None:
     machine = BootingHost(tmp_path, scenario)
