@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.conftest import PROJECT
@@ -25,7 +26,7 @@ def new_vm(**more: Any) -> dict[str, Any]:
 
 
 def test_vms_are_made_from_nothing_to_cuda_past_what_is_refused_changed_in_place_made_anew_and_removed_unless_protected(
-    stack_on: Callable[..., Stack],
+    stack_on: Callable[..., Stack], subtests: pytest.Subtests
 ) -> None:
     """Of an image that is downloaded, and of a template. Beside them a VM for Windows, with virtio's drivers; with the card: tests/e2e/test_gaming_vm.py."""
     example, of_windows = (
@@ -56,73 +57,85 @@ def test_vms_are_made_from_nothing_to_cuda_past_what_is_refused_changed_in_place
     # A storage of before 9.0 takes no disk images: said before anything is changed, with the command that allows it.
     stack.lab.run("pvesh set /storage/local --content backup,iso,vztmpl")
     message = refusal(stack)
-    assert "takes backup, iso, vztmpl, and not `import`" in message
-    assert "pvesm set local --content backup,import,iso,vztmpl" in message
+    with subtests.test("a storage that takes no images"):
+        assert "takes backup, iso, vztmpl, and not `import`" in message
+        assert "pvesm set local --content backup,import,iso,vztmpl" in message
     stack.lab.run(
         "pvesh set /storage/local --content backup,import,iso,vztmpl; mkdir -p $HOMELAB_ROOT/var/lib/vz/import"
     )
     vms(stack)["gaming"]["create"] = {**windows, "net0": "virtio,bridge=vmbr9", "scsi0": "fast:32"}
     message = refusal(stack)
-    assert "net0: bridge 'vmbr9' does not exist" in message and "scsi0: storage 'fast' does not exist" in message
+    with subtests.test("a bridge and a storage that aren't there"):
+        assert "net0: bridge 'vmbr9' does not exist" in message and "scsi0: storage 'fast' does not exist" in message
     vms(stack)["gaming"]["create"] = windows
     message = refusal(stack)
-    assert "local:iso/Win11.iso, as vms.gaming.create names it" in message and "it is not on the storage" in message
-    assert "upload it (web interface: local -> ISO Images -> Upload" in message
+    with subtests.test("an image that isn't there"):
+        assert "local:iso/Win11.iso, as vms.gaming.create names it" in message and "it is not on the storage" in message
+        assert "upload it (web interface: local -> ISO Images -> Upload" in message
     stack.lab.run(
         "mkdir -p $HOMELAB_ROOT/var/lib/vz/template/iso; echo windows >$HOMELAB_ROOT/var/lib/vz/template/iso/Win11.iso"
     )
     before, allowed = conf(stack, 103), stack.lab.snapshot()
     taken = stack.up(ok=False)
-    assert "there is a VM 103 already: Sandbox" in taken.message and "to adopt that VM" in taken.message
-    assert conf(stack, 103) == before
+    with subtests.test("an id that another VM has"):
+        assert "there is a VM 103 already: Sandbox" in taken.message and "to adopt that VM" in taken.message
+        assert conf(stack, 103) == before
     vms(stack)["copy"]["vmid"] = 201
     said = taken.output + stack.up().output
-    assert (
-        "OK, checksum verified" in said and "gaming: scsi0: successfully created disk" in said
-    )  # the tasks' own words
-    assert "size=64G" in conf(stack, 200) and "ide2: local-lvm:vm-200-cloudinit,media=cdrom" in conf(stack, 200)
-    assert {
-        "agent: 1", "balloon: 0", "bios: ovmf", "ciuser: ubuntu", "cores: 8", "cpu: host", "hostpci0: mapping=rtx5090,pcie=1",
-        "ipconfig0: ip=192.168.0.103/24,gw=192.168.0.1", "machine: q35", "memory: 16384", "name: dev", "scsihw: virtio-scsi-single",
-    } <= {*conf(stack, 200).splitlines()}  # fmt: skip
-    assert "efitype=4m,pre-enrolled-keys=0" in conf(stack, 200)
-    assert "size=64G" in conf(stack, 201) and "ciuser: dev" in conf(stack, 201)
-    assert with_card(stack)["0000:01:00.0"] == 200
+    with subtests.test("the tasks' own words"):
+        assert (
+            "OK, checksum verified" in said and "gaming: scsi0: successfully created disk" in said
+        )  # the tasks' own words
+    with subtests.test("one of an image"):
+        assert "size=64G" in conf(stack, 200) and "ide2: local-lvm:vm-200-cloudinit,media=cdrom" in conf(stack, 200)
+        assert {
+            "agent: 1", "balloon: 0", "bios: ovmf", "ciuser: ubuntu", "cores: 8", "cpu: host", "hostpci0: mapping=rtx5090,pcie=1",
+            "ipconfig0: ip=192.168.0.103/24,gw=192.168.0.1", "machine: q35", "memory: 16384", "name: dev", "scsihw: virtio-scsi-single",
+        } <= {*conf(stack, 200).splitlines()}  # fmt: skip
+        assert "efitype=4m,pre-enrolled-keys=0" in conf(stack, 200)
+        assert with_card(stack)["0000:01:00.0"] == 200
+    with subtests.test("one of a template"):
+        assert "size=64G" in conf(stack, 201) and "ciuser: dev" in conf(stack, 201)
     found = stack.output()["vms"]
-    assert (found["dev"]["nvidia"]["cuda"], found["dev"]["nvidia"]["program"]) == ("12.8", True)
-    assert found["copy"]["address"] == "192.168.0.50"
-    lines = conf(stack, 202).splitlines()
-    for line in (
-        "boot: order=scsi0;sata0",
-        "sata0: local:iso/Win11.iso,media=cdrom",
-        "sata1: local:iso/virtio-win.iso,media=cdrom",
-        "ostype: win11",
-        "tpmstate0:",
-    ):
-        assert any(one.startswith(line) for one in lines), line
-    assert any("pre-enrolled-keys=1" in line for line in lines)
+    with subtests.test("CUDA, and the address, as outputs"):
+        assert (found["dev"]["nvidia"]["cuda"], found["dev"]["nvidia"]["program"]) == ("12.8", True)
+        assert found["copy"]["address"] == "192.168.0.50"
+    with subtests.test("one for Windows"):
+        lines = conf(stack, 202).splitlines()
+        for line in (
+            "boot: order=scsi0;sata0",
+            "sata0: local:iso/Win11.iso,media=cdrom",
+            "sata1: local:iso/virtio-win.iso,media=cdrom",
+            "ostype: win11",
+            "tpmstate0:",
+        ):
+            assert any(one.startswith(line) for one in lines), line
+        assert any("pre-enrolled-keys=1" in line for line in lines)
 
     # Changed by hand, and in the settings, too; a disk that grows: in place, with one shutdown. Another one, removed by hand, is made anew.
     stack.lab.run("qm set 200 --cores 2; qm stop 202; qm destroy 202")
     vms(stack)["dev"]["create"] |= {"cores": 4, "size": 80}
     mark = stack.lab.mark()
     changed = stack.up("--refresh")
-    assert "drift: cores is 2 instead of 8" in changed.output
-    assert ("update", "dev-vm") in changed.steps and ("delete-replaced", "dev-vm") not in changed.steps
-    assert "cores: 4" in conf(stack, 200) and "size=80G" in conf(stack, 200)
-    assert [one for one in power_calls(stack, mark) if one.startswith("200")] == ["200 shutdown", "200 start"]
-    assert with_card(stack)["0000:01:00.0"] == 200 and "name: gaming" in conf(stack, 202)
+    with subtests.test("changed in place, and made anew"):
+        assert "drift: cores is 2 instead of 8" in changed.output
+        assert ("update", "dev-vm") in changed.steps and ("delete-replaced", "dev-vm") not in changed.steps
+        assert "cores: 4" in conf(stack, 200) and "size=80G" in conf(stack, 200)
+        assert [one for one in power_calls(stack, mark) if one.startswith("200")] == ["200 shutdown", "200 start"]
+        assert with_card(stack)["0000:01:00.0"] == 200 and "name: gaming" in conf(stack, 202)
 
     undone = undone_of(stack)
-    for vmid, name in ((201, "copy"), (202, "gaming")):
-        assert f"  VM {vmid} ({name}) is deleted with its disks\n" in undone and f"vms.{name}" not in undone
-    assert "VM 200 (dev), running: it is shut down" in undone and "it stays, as it is protected" in undone
-    assert undone.count("which was downloaded, unless a guest uses it") == 2, undone
+    with subtests.test("what a destroy would do"):
+        for vmid, name in ((201, "copy"), (202, "gaming")):
+            assert f"  VM {vmid} ({name}) is deleted with its disks\n" in undone and f"vms.{name}" not in undone
+        assert "VM 200 (dev), running: it is shut down" in undone and "it stays, as it is protected" in undone
+        assert undone.count("which was downloaded, unless a guest uses it") == 2, undone
     gone = stack.destroy_as_left()
-    left = [(stack.lab.root / f"etc/pve/qemu-server/{vmid}.conf").exists() for vmid in (200, 201, 202)]
-    assert left == [True, False, False]
-    assert "VM 200 stays: it is protected" in gone.output and "size=80G" in conf(stack, 200)
-    assert "hostpci" not in conf(stack, 200), "its card goes all the same"
-    assert not list((stack.lab.root / "var/lib/vz/import").iterdir())
+    with subtests.test("what a destroy has done"):
+        left = [(stack.lab.root / f"etc/pve/qemu-server/{vmid}.conf").exists() for vmid in (200, 201, 202)]
+        assert left == [True, False, False]
+        assert "VM 200 stays: it is protected" in gone.output and "size=80G" in conf(stack, 200)
+        assert "hostpci" not in conf(stack, 200), "its card goes all the same"
+        assert not list((stack.lab.root / "var/lib/vz/import").iterdir())
     stack.lab.run("qm stop 200; qm destroy 200")
     given_back(stack, allowed)
