@@ -179,6 +179,11 @@ def test_a_turn_that_cant_be_written_is_none_and_leaves_nothing(node: Host, monk
 
 @pytest.mark.parametrize("what", ["no /etc/pve yet", "no quorum yet"])
 def test_the_end_of_a_turn_waits_for_the_cluster(node: Host, clock: Clock, what: str) -> None:
+
+    def once(act: Callable[[], object]) -> Callable[[], object]:
+        acts = [act]
+        return lambda: acts.pop()() if acts else None
+
     assert take(node) == ""
     with pytest.MonkeyPatch.context() as patch:
         later: Callable[[], object] = patch.undo
@@ -191,11 +196,6 @@ def test_the_end_of_a_turn_waits_for_the_cluster(node: Host, clock: Clock, what:
         assert not end(node)
         clock.meanwhile = once(later)
         assert end(node, 60) and not node.exists(TURN)
-
-
-def once(act: Callable[[], object]) -> Callable[[], object]:
-    acts = [act]
-    return lambda: acts.pop()() if acts else None
 
 
 # Ceph.

@@ -298,6 +298,8 @@ def test_a_container_gets_its_hosts_version_and_no_modules(machine: Machine) -> 
 
 
 # -- an update -----------------------------------------------------------------------------------------------------
+
+
 def without_cache(machine: Machine) -> None:
     """As an owner empties it."""
     for path in (machine.root / "var/cache/apt/archives").glob("*.deb"):

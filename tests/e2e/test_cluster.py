@@ -37,11 +37,6 @@ def stack_of(folder: Path, engine: install.Engine, config: dict[str, Any]) -> En
     return made
 
 
-def with_a_card(cluster: LabCluster, *names: str) -> dict[str, Any]:
-    """Hosts with their cards for VMs: each needs a restart."""
-    return {name: host_settings(cluster[name]) | {"gpus": {"gpu": {"match": "10de:2b85"}}} for name in names}
-
-
 Seen = TypeVar("Seen")
 
 
@@ -129,12 +124,6 @@ def test_three_nodes_from_stock_to_a_vm_and_a_container_with_cards_in_one_up(
     assert given_back(cluster, stock)
 
 
-def runs_on(cluster: LabCluster) -> str:
-    """The node on which VM 200 runs; nothing where it doesn't."""
-    found = [name for name in ALL if (cluster.folder / f"pve/nodes/{name}/qemu-server/200.conf").exists()]
-    return ",".join(name for name in found if HostState(cluster[name].state).machine["guests"]["200"]["running"])
-
-
 @pytest.mark.one_of("a cluster")
 def test_nodes_restart_in_turn_and_guests_go_on_or_move_with_the_settings(
     tmp_path: Path, engine: install.Engine
@@ -144,6 +133,22 @@ def test_nodes_restart_in_turn_and_guests_go_on_or_move_with_the_settings(
 
     The roll stops where a node isn't restarted. Whose turn it is while one doesn't come back, and afterwards: tests/agent/test_cluster_turn.py.
     """
+
+    def move(cluster: LabCluster, here: str, there: str, file: str) -> None:
+        """As a migration of a guest that is off leaves it, its disks on a storage that both have."""
+        to = cluster.folder / f"pve/nodes/{there}/{file}"
+        to.parent.mkdir(exist_ok=True)
+        (cluster.folder / f"pve/nodes/{here}/{file}").rename(to)
+
+    def with_a_card(cluster: LabCluster, *names: str) -> dict[str, Any]:
+        """Hosts with their cards for VMs: each needs a restart."""
+        return {name: host_settings(cluster[name]) | {"gpus": {"gpu": {"match": "10de:2b85"}}} for name in names}
+
+    def runs_on(cluster: LabCluster) -> str:
+        """The node on which VM 200 runs; nothing where it doesn't."""
+        found = [name for name in ALL if (cluster.folder / f"pve/nodes/{name}/qemu-server/200.conf").exists()]
+        return ",".join(name for name in found if HostState(cluster[name].state).machine["guests"]["200"]["running"])
+
     with LabCluster.start("ceph", tmp_path / "cluster") as cluster:
         stack = stack_of(tmp_path / "stack", engine, {"homelab:hosts": with_a_card(cluster, *NODES)})
         for host in stack.config["homelab:hosts"].values():
@@ -239,10 +244,3 @@ def lxc_conf(cluster: LabCluster, node: str) -> str:
 
 def conf(cluster: LabCluster, node: str) -> str:
     return (cluster.folder / f"pve/nodes/{node}/qemu-server/103.conf").read_text()
-
-
-def move(cluster: LabCluster, here: str, there: str, file: str) -> None:
-    """As a migration of a guest that is off leaves it, its disks on a storage that both have."""
-    to = cluster.folder / f"pve/nodes/{there}/{file}"
-    to.parent.mkdir(exist_ok=True)
-    (cluster.folder / f"pve/nodes/{here}/{file}").rename(to)

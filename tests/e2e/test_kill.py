@@ -53,6 +53,16 @@ def test_of_two_runs_the_second_gets_one_sentence_each_goes_on_where_one_was_kil
 ) -> None:
     """One stack for all scripts: an `up` that is killed in one must have come past every earlier one. That a script itself is finished from any
     of its commands is shown without an engine (tests/agent)."""
+
+    def a_second_run_gets_one_sentence(stack: Stack, engine: install.Engine, folder: Path) -> None:
+        """Of a stack with a state of its own, as from another machine."""
+        folder.mkdir()
+        second = Stack(folder, engine, copy.deepcopy(stack.config), lab=stack.lab)
+        second.create()
+        refused = second.up(ok=False)
+        assert refused.message.count("wanted:") == 1, refused.message
+        assert "to be the only run at work on this host" in refused.message and "since 20" in refused.message
+
     stack = stack_on("rtx5090")
     stack.host["timeouts"]["rollback"] = 600  # the boot is confirmed two runs later
     stock = stack.lab.snapshot()
@@ -80,16 +90,6 @@ def test_of_two_runs_the_second_gets_one_sentence_each_goes_on_where_one_was_kil
     stack.unlock()
     stack.destroy()
     given_back(stack, stock)
-
-
-def a_second_run_gets_one_sentence(stack: Stack, engine: install.Engine, folder: Path) -> None:
-    """Of a stack with a state of its own, as from another machine."""
-    folder.mkdir()
-    second = Stack(folder, engine, copy.deepcopy(stack.config), lab=stack.lab)
-    second.create()
-    refused = second.up(ok=False)
-    assert refused.message.count("wanted:") == 1, refused.message
-    assert "to be the only run at work on this host" in refused.message and "since 20" in refused.message
 
 
 # Requests, by which a run has got so far.

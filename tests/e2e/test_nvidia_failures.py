@@ -43,6 +43,15 @@ def killed_at(stack: Stack, script: str, guest: int | None) -> None:
 def test_each_failure_is_named_once_the_next_run_goes_on_and_no_secret_is_told_or_kept_in_the_open(
     stack_on: Callable[..., Stack],
 ) -> None:
+
+    def set_secret(stack: Stack, path: str, value: str) -> None:
+        """As a person does it, who is asked for the value."""
+        file = stack.folder / "Pulumi.lab.yaml"
+        where = ["--stack", "lab", "--cwd", str(stack.project), "--config-file", str(file)]
+        command = [str(stack.engine.pulumi), "config", "set", "--secret", "--path", path, value, *where]
+        subprocess.run(command, env=stack.environment, check=True, capture_output=True)
+        stack.config = yaml.safe_load(file.read_text())["config"]
+
     stack = stack_on("bound-by-hand", vms=SANDBOX)
     # A card that fails: tests/e2e/test_nvidia_vm.py.
     with_stack(stack, {"driver": "570", "cuda": "13.0"})
@@ -87,12 +96,3 @@ def failed(stack: Stack) -> set[str]:
     """The resources of which the engine's log has an error."""
     found = [event["diagnosticEvent"] for event in stack.events() if "diagnosticEvent" in event]
     return {one["urn"].rpartition("::")[2] for one in found if one["severity"] == "error" and one.get("urn")}
-
-
-def set_secret(stack: Stack, path: str, value: str) -> None:
-    """As a person does it, who is asked for the value."""
-    file = stack.folder / "Pulumi.lab.yaml"
-    where = ["--stack", "lab", "--cwd", str(stack.project), "--config-file", str(file)]
-    command = [str(stack.engine.pulumi), "config", "set", "--secret", "--path", path, value, *where]
-    subprocess.run(command, env=stack.environment, check=True, capture_output=True)
-    stack.config = yaml.safe_load(file.read_text())["config"]

@@ -24,6 +24,15 @@ DOCKER = "docker run --rm --gpus all nvidia/cuda:12.8.1-base-ubuntu24.04 nvidia-
 def test_from_a_stock_host_to_a_container_with_the_card_what_happens_to_that_later_another_branch_and_a_purge(
     stack_on: Callable[..., Stack], tmp_path: Path
 ) -> None:
+
+    def on_system(folder: Path, **system: Any) -> Path:
+        """A stock host with another system in VM 103."""
+        scenario = yaml.safe_load((SCENARIO_FOLDER / "rtx5090.yaml").read_text())
+        next(guest for guest in scenario["guests"] if guest["id"] == 103)["system"] = system
+        path = folder / "changed.yaml"
+        path.write_text(yaml.safe_dump(scenario))
+        return path
+
     stack = stack_on(on_system(tmp_path, distribution="debian-12"), gpus=CARD, vms=SANDBOX)
     nvidia = with_stack(stack, {**WHOLE, "onDestroy": "purge"})
     # Not root, but whoever the image has; and where the guest agent says that it is.
@@ -82,12 +91,3 @@ def test_from_a_stock_host_to_a_container_with_the_card_what_happens_to_that_lat
 
     stack.destroy()
     assert inside(stack, inventory) == before
-
-
-def on_system(folder: Path, **system: Any) -> Path:
-    """A stock host with another system in VM 103."""
-    scenario = yaml.safe_load((SCENARIO_FOLDER / "rtx5090.yaml").read_text())
-    next(guest for guest in scenario["guests"] if guest["id"] == 103)["system"] = system
-    path = folder / "changed.yaml"
-    path.write_text(yaml.safe_dump(scenario))
-    return path

@@ -9,16 +9,16 @@ from tests.e2e.conftest import Stack
 from tests.e2e.test_gpu_vm import SANDBOX, conf, given_back, power_calls, running, with_card
 
 
-def lose_the_state(stack: Stack) -> None:
-    """The folder with the state is gone; a new, empty stack has the same settings."""
-    backend = stack.backend or stack.folder
-    shutil.rmtree(backend / ".pulumi")
-    stack.create()
-
-
 def test_a_stack_without_its_state_takes_over_what_is_ours_and_gives_back_all_but_what_somebody_changed_since(
     converged: Callable[..., Stack],
 ) -> None:
+
+    def lose_the_state(stack: Stack) -> None:
+        """The folder with the state is gone; a new, empty stack has the same settings."""
+        backend = stack.backend or stack.folder
+        shutil.rmtree(backend / ".pulumi")
+        stack.create()
+
     stack = converged("rtx5090", vms=SANDBOX)
     made, mark, boots = stack.lab.snapshot(), stack.lab.mark(), len(stack.lab.boots())
     lose_the_state(stack)

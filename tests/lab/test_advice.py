@@ -403,15 +403,6 @@ def commands(template: str, said: list[str]) -> list[str]:
     return [one for message in said for one in advice.advised(message) if advice.is_made_of(template, one)]
 
 
-def is_run(command: str) -> bool:
-    """Is it the command in question, or one that goes with it?"""
-    left = [*KNOWN["words"], *KNOWN["unrun"], "pulumi {}", "homelab doctor {}"]
-    made_of = [template for template, _ in CURES if template != "{}"]
-    return any(advice.is_made_of(one, command) for one in made_of) or not any(
-        advice.is_made_of(one, command) for one in left
-    )
-
-
 def carry_out(lab: Lab, command: str) -> None:
     """As a person does; what only looks may end as it likes."""
     text = advice.on_the_lab(command)
@@ -425,6 +416,15 @@ def carry_out(lab: Lab, command: str) -> None:
 @pytest.mark.parametrize("name", sampling.sample(sorted({row for _, row in CURES}), 8, "what is advised"))
 def test_what_is_advised_cures_what_it_is_given_for(labs: Callable[[str], Lab], name: str) -> None:
     """Each row once, with all that the register has for it; a sample of them by default."""
+
+    def is_run(command: str) -> bool:
+        """Is it the command in question, or one that goes with it?"""
+        left = [*KNOWN["words"], *KNOWN["unrun"], "pulumi {}", "homelab doctor {}"]
+        made_of = [template for template, _ in CURES if template != "{}"]
+        return any(advice.is_made_of(one, command) for one in made_of) or not any(
+            advice.is_made_of(one, command) for one in left
+        )
+
     row, templates = row_of(name), [template for template, one in CURES if one == name]
     lab = labs(row.scenario)
     try:

@@ -46,18 +46,18 @@ def kernel(host: BootingHost) -> str:
     return (host.root / "proc/sys/kernel/osrelease").read_text().strip()
 
 
-def changed(host: BootingHost, before: dict[str, bytes]) -> set[str]:
-    """The files that aren't as they were, but for what is told to people."""
-    now = host.files()
-    told = {f"root/var/lib/homelab/{name}" for name in ("rolled-back", "wanted-boot")}
-    return {path for path in {*now, *before} if now.get(path) != before.get(path)} - told
-
-
 @pytest.mark.parametrize("scenario", sampling.sample(LOADERS, 2, "boots"))
 def test_a_boot_on_trial_is_started_once_a_bad_one_leads_back_and_a_confirmed_one_stays(
     host: Callable[[str], BootingHost], scenario: str
 ) -> None:
     """Also where kernels come and go meanwhile."""
+
+    def changed(host: BootingHost, before: dict[str, bytes]) -> set[str]:
+        """The files that aren't as they were, but for what is told to people."""
+        now = host.files()
+        told = {f"root/var/lib/homelab/{name}" for name in ("rolled-back", "wanted-boot")}
+        return {path for path in {*now, *before} if now.get(path) != before.get(path)} - told
+
     tried = host(scenario)
     tried.all("apply", initramfs())
     before = tried.files()

@@ -134,12 +134,6 @@ def starts(lab: Lab) -> list[str]:
     ]
 
 
-def started(lab: Lab) -> dict[str, list[str]]:
-    """What the host answers that is asked to start what ran."""
-
-    return ssh.Session(host_of(lab)).ask("apply", "start_guests", start_guests.Wanted(), goes_on=True)
-
-
 def no_unit_is_left(lab: Lab, names: str) -> bool:
     """None of homelab's files, nor a unit that was taken away while it ran, which makes the host `degraded`."""
     asked = "systemctl is-system-running; systemctl is-active homelab-owed.service homelab-rollback.service"
@@ -160,6 +154,12 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_ran_without_onboot_runs_again_once_the_boot_is_confirmed(lab: Lab) -> None:
+
+    def started(lab: Lab) -> dict[str, list[str]]:
+        """What the host answers that is asked to start what ran."""
+
+        return ssh.Session(host_of(lab)).ask("apply", "start_guests", start_guests.Wanted(), goes_on=True)
+
     without_onboot(lab)
     configure(lab)
     before = lab.boots()[-1]["boot_id"]

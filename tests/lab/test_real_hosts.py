@@ -91,17 +91,17 @@ def test_without_an_iommu_the_topology_predicts_nothing_less_than_the_group(
     machine: Machine, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """A prediction may hold too much, never too little: what shares the real group is in the predicted one."""
+
+    def facts_path(found: facts.HostFacts, slot: str) -> list[bool]:
+        """Whether the card hangs below a bridge, as the listing lets one tell; without one there is nothing to predict from."""
+        return [bool(device.ancestors) for device in found.functions(slot)]
+
     found = read(machine)
     blind = replace(found, devices=[replace(device, group=None, acs=False) for device in found.devices])
     for slot, refused in VERDICTS[request.node.callspec.params["machine"]].items():
         if refused and all(facts_path(found, slot)):
             predicted = {device.address for device in blind.group_of(slot)}
             assert refused <= predicted, slot
-
-
-def facts_path(found: facts.HostFacts, slot: str) -> list[bool]:
-    """Whether the card hangs below a bridge, as the listing lets one tell; without one there is nothing to predict from."""
-    return [bool(device.ancestors) for device in found.functions(slot)]
 
 
 @pytest.mark.parametrize(

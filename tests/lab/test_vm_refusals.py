@@ -48,12 +48,6 @@ def running(lab: Lab) -> set[str]:
     return {line.split()[0] for line in lines if line.split()[2] == "running"}
 
 
-def has_card(lab: Lab) -> bool:
-    """Does VM 103 run with it?"""
-    file = lab.root / "run/qemu-server/pci-id-reservations"
-    return file.exists() and f"0000:01:00.0 {VM} " in file.read_text()
-
-
 @dataclass
 class Obstacle:
     """``host``: done by hand before; ``fault``: set before; ``vmid``: of the VM that is to get the card."""
@@ -123,6 +117,12 @@ def test_nothing_is_done_where_the_host_doesnt_list_its_vms(lab: Lab, monkeypatc
 def test_a_change_by_somebody_else_a_guest_that_stays_on_and_a_lost_answer_are_outlasted(
     lab: Lab, capsys: pytest.CaptureFixture[str]
 ) -> None:
+
+    def has_card(lab: Lab) -> bool:
+        """Does VM 103 run with it?"""
+        file = lab.root / "run/qemu-server/pci-id-reservations"
+        return file.exists() and f"0000:01:00.0 {VM} " in file.read_text()
+
     lab.fault("foreign-change", 1)
     lab.fault("guest-ignores-shutdown", VM)
     lab.fault("api-drops", f"POST /nodes/{NODE}/qemu/{VM}/status/start")

@@ -152,6 +152,13 @@ def test_a_panic_without_panic_or_without_no_reboot_is_no_end(host: Host) -> Non
 
 
 def test_a_vm_that_is_stopped_ends_with_all_that_ran_in_it(host: Host) -> None:
+
+    def environment(process: Path) -> bytes:
+        try:
+            return (process / "environ").read_bytes()
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            return b""  # ended meanwhile, or another user's
+
     put_initrd(host, f"{SAYS}/bin/sleep 600 &\nwait\n")
     start(host)
     until_says(host, "Run /init")
@@ -163,13 +170,6 @@ def test_a_vm_that_is_stopped_ends_with_all_that_ran_in_it(host: Host) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert not (host.machine.state / "guests/500").exists()
-
-
-def environment(process: Path) -> bytes:
-    try:
-        return (process / "environ").read_bytes()
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return b""  # ended meanwhile, or another user's
 
 
 def test_a_pipe_as_the_console_tells_its_reader_of_the_end(host: Host) -> None:

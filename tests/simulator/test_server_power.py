@@ -226,11 +226,11 @@ def enable_timer(lab: Lab, name: str, script: str, seconds: float) -> None:
     (units / "timers.target.wants" / f"{name}.timer").symlink_to(f"/etc/systemd/system/{name}.timer")
 
 
-def disable_timer(lab: Lab, name: str) -> None:
-    (lab.root / f"etc/systemd/system/timers.target.wants/{name}.timer").unlink(missing_ok=True)
-
-
 def test_an_enabled_timer_runs_after_each_boot_also_out_of_reach(lab: Lab) -> None:
+
+    def disable_timer(lab: Lab, name: str) -> None:
+        (lab.root / f"etc/systemd/system/timers.target.wants/{name}.timer").unlink(missing_ok=True)
+
     enable_timer(
         lab, "each-boot", 'cat "$HOMELAB_ROOT/proc/sys/kernel/random/boot_id" >> "$HOMELAB_ROOT/var/lib/boots"', 1
     )

@@ -299,15 +299,15 @@ def test_every_connection_and_command_is_logged_before_its_client_knows_the_resu
     assert connection["at"] <= command["started"] <= command["ended"]
 
 
-def waiting_script(lab: Lab, name: str) -> tuple[str, Path, Path]:
-    """A script that waits for a word in a pipe, then reads its stdin's rest and leaves a file."""
-    gate, result = lab.root / "tmp" / f"{name}.gate", lab.root / "tmp" / f"{name}.result"
-    os.mkfifo(gate)
-    script = f"main() {{ read -r word < {gate}; cat > {result}.rest; echo $word > {result}; exit 6; }}\nmain\n"
-    return script, gate, result
-
-
 def test_a_script_whose_client_is_killed_runs_on_to_its_end_and_is_logged(lab: Lab) -> None:
+
+    def waiting_script(lab: Lab, name: str) -> tuple[str, Path, Path]:
+        """A script that waits for a word in a pipe, then reads its stdin's rest and leaves a file."""
+        gate, result = lab.root / "tmp" / f"{name}.gate", lab.root / "tmp" / f"{name}.result"
+        os.mkfifo(gate)
+        script = f"main() {{ read -r word < {gate}; cat > {result}.rest; echo $word > {result}; exit 6; }}\nmain\n"
+        return script, gate, result
+
     script, gate, result = waiting_script(lab, "killed")
     ssh = lab.connection
     mark = lab.mark()

@@ -399,11 +399,6 @@ def with_vm(entry: str = ENTRY, hostpci: str = "mapping=gpu,pcie=1", **changes: 
     return reading(facts=desktop(guests=guests, **changes))
 
 
-def with_guests(lines: str) -> dict[str, Any]:
-    configs = [{"kind": "vm", "id": 103, "lines": lines}]
-    return {"running": [], "configs": configs, "mappings": "", "reservations": ""}
-
-
 def test_a_vm_whose_mapping_is_what_is_in_the_slot_is_well() -> None:
     assert diagnose_vm(with_vm()).well
 
@@ -673,6 +668,11 @@ def test_a_vm_that_no_settings_have_is_told_nothing_of_up() -> None:
 
 @pytest.mark.parametrize("gpus", [{}, {"apu": {"address": "01:00", "allowConsole": True}}])
 def test_what_is_known_against_giving_a_card_is_told_of_the_vm_that_has_it(gpus: dict[str, Any]) -> None:
+
+    def with_guests(lines: str) -> dict[str, Any]:
+        configs = [{"kind": "vm", "id": 103, "lines": lines}]
+        return {"running": [], "configs": configs, "mappings": "", "reservations": ""}
+
     apu = device("0000:01:00.0", "1002:1900", "030000", 16, driver="vfio-pci", boot_vga=1)
     seen = reading(facts=desktop(devices=[apu], guests=with_guests("hostpci0: 01:00,pcie=1\n")))
     notes = "\n".join(diagnose_vm(seen, settings(gpus)).notes)

@@ -245,10 +245,6 @@ def test_a_long_log_is_quoted_by_head_and_tail() -> None:
 
 
 # -- what the facts say beside it ----------------------------------------------------------------------------------------
-def with_lanes(card: tuple[int, int], slot: tuple[int, int], **changes: Any) -> HostFacts:
-    of = {address: card for address in CARD} | {"0000:00:01.1": slot}
-    devices = [asdict(one) | {"lanes": of.get(one.address, (0, 0))} for one in desktop().devices]
-    return desktop(devices=devices, **changes)
 
 
 @rows(
@@ -265,6 +261,12 @@ def with_lanes(card: tuple[int, int], slot: tuple[int, int], **changes: Any) -> 
 def test_a_link_with_fewer_lanes_than_card_and_slot_is_its_seat(
     card: tuple[int, int], slot: tuple[int, int], narrow: str
 ) -> None:
+
+    def with_lanes(card: tuple[int, int], slot: tuple[int, int], **changes: Any) -> HostFacts:
+        of = {address: card for address in CARD} | {"0000:00:01.1": slot}
+        devices = [asdict(one) | {"lanes": of.get(one.address, (0, 0))} for one in desktop().devices]
+        return desktop(devices=devices, **changes)
+
     xid = "NVRM: Xid (PCI:0000:01:00): 79, pid=1, GPU has fallen off the bus."
     calm, lost = (with_lanes(card, slot, kernel_log=log) for log in ("", xid))
     report = diagnose_host(reading(facts=calm), settings())

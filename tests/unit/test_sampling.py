@@ -41,15 +41,15 @@ def test_shards_have_all_together_once() -> None:
     assert said("len(sampling.of_shard(range(19)))") == "19\n"
 
 
-def matrix(workflow: str, job: str) -> list[int]:
-    """The numbers of a job's runs."""
-    jobs = yaml.safe_load((PROJECT / ".github/workflows" / workflow).read_text())["jobs"]
-    runs = jobs[job]["strategy"]["matrix"]
-    return runs.get("shard") or [one["share"] for one in runs["include"]]
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="the hosts and the advice are simulated hosts'")
 def test_the_documents_say_how_much_is_tried() -> None:
+
+    def matrix(workflow: str, job: str) -> list[int]:
+        """The numbers of a job's runs."""
+        jobs = yaml.safe_load((PROJECT / ".github/workflows" / workflow).read_text())["jobs"]
+        runs = jobs[job]["strategy"]["matrix"]
+        return runs.get("shard") or [one["share"] for one in runs["include"]]
+
     from tests.e2e.test_voices import STATES
     from tests.lab.test_advice import CURES
     from tests.lab.test_bound_hosts import SLOTS

@@ -107,14 +107,14 @@ def test_what_only_a_new_disk_could_have_is_refused(changes: dict[str, Any]) -> 
         Work().require_same_disks(dataclasses.replace(before, config=config), before)
 
 
-def told_ahead(before: Any, inputs: Any, drift: list[str]) -> str:
-    with io.StringIO() as out, contextlib.redirect_stdout(out):
-        state = {**dataclasses.asdict(before), "instance": "0" * 16, "written": before.config, "drift": drift}
-        Work().foretell(state, dataclasses.asdict(inputs))
-        return out.getvalue()
-
-
 def test_a_preview_says_what_is_changed_in_a_guest_that_was_made_here_and_refuses_another_disk() -> None:
+
+    def told_ahead(before: Any, inputs: Any, drift: list[str]) -> str:
+        with io.StringIO() as out, contextlib.redirect_stdout(out):
+            state = {**dataclasses.asdict(before), "instance": "0" * 16, "written": before.config, "drift": drift}
+            Work().foretell(state, dataclasses.asdict(inputs))
+            return out.getvalue()
+
     secret = dataclasses.replace(BEFORE, secret_config={"cipassword": "old"})
     config = {**{key: value for key, value in BEFORE.config.items() if key != "net0"}, "cores": "4"}
     wanted = dataclasses.replace(secret, config=config, size=12, secret_config={"cipassword": "hidden"})
