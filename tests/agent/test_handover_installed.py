@@ -118,9 +118,9 @@ def test_a_card_that_isnt_handed_over_any_more_takes_it_away(host: Host) -> None
 def test_while_a_vm_has_a_card_nothing_of_it_goes(host: Host) -> None:
     apply(host)
     host.run(*START)
-    with pytest.raises(Refused, match="gpus.big is with VM 103 since"):
+    with pytest.raises(Refused, match="gpus.big .*VM 103"):
         revert(host)
-    with pytest.raises(Refused, match="gpus.big is with VM 103 since"):
+    with pytest.raises(Refused, match="gpus.big .*VM 103"):
         apply(host)
     # What was noted before the last start of the host tells nothing of now.
     host.write("/proc/sys/kernel/random/boot_id", "next\n")
@@ -130,7 +130,7 @@ def test_while_a_vm_has_a_card_nothing_of_it_goes(host: Host) -> None:
 def test_a_state_that_cant_be_read_keeps_it_there(host: Host) -> None:
     apply(host)
     (host.root / STATE[1:]).mkdir(parents=True)
-    with pytest.raises(Refused, match="a card may be on its way"):
+    with pytest.raises(Refused, match=STATE):
         revert(host)
     assert host.exists(PROGRAM)
 
@@ -461,7 +461,7 @@ def test_the_program_works_by_itself_as_the_host_starts_it(host: Host) -> None:
 
     host.write("/etc/pve/qemu-server/104.conf", host.read(VM))
     done = started("hook", "104", "pre-start")
-    assert done.returncode == 1 and "VM 104 names gpus.big" in done.stdout + done.stderr
+    assert done.returncode == 1 and "VM 104" in done.stdout + done.stderr
     assert started("hook", "104", "post-stop").returncode == 0
     host.write(handover.CARDS, "[")
     assert "as it was installed" in started("reconcile").stderr

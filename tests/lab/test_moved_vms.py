@@ -287,7 +287,7 @@ def test_a_made_vm_that_wasnt_removed_can_lose_its_card_again(
     made, given = machine.create(vm), work.create(cards)
     cluster["pve1"].fault("guest-ignores-shutdown", ID)
     work.delete(cards, given)
-    with pytest.raises(HomelabError, match="it is still on"):
+    with pytest.raises(HomelabError, match=f"VM {ID}"):
         machine.delete(vm, made)
     cluster["pve1"].fault("guest-ignores-shutdown", None)
     given = work.create(cards)

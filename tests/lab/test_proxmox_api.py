@@ -84,7 +84,7 @@ def test_a_read_outlasts_requests_that_are_lost(lab: Lab) -> None:
 def test_a_read_fails_when_nobody_answers_for_long(lab: Lab) -> None:
     lab.fault("api-loses", f"GET /{CONFIG}=1000")
     clock = Quick()
-    with pytest.raises(UnansweredError, match="systemctl status pvedaemon"):
+    with pytest.raises(UnansweredError):
         client(lab, clock).get(CONFIG, "")
     assert api_module.OUTAGE_SECONDS <= clock.at < 2 * api_module.OUTAGE_SECONDS
 

