@@ -6,7 +6,6 @@ $HOMELAB_ROOT, which only a simulated host has.
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import sys
@@ -56,13 +55,32 @@ _DRIVERS = (
     'cd "$HOMELAB_ROOT/sys/bus/pci/devices" 2>/dev/null && for one in *; do '
     '[ ! -e "$one" ] || printf "%s %s\\n" "$one" "$(basename "$(readlink "$one/driver")")"; done'
 )
-# Of pmxcfs: a cluster's configuration, without its corosync; and back, as Proxmox VE's manual separates a node (pvecm(1)).
-_NO_QUORUM = "printf 'totem {\\n  config_version: 1\\n}\\nnodelist {\\n}\\n' >\"$HOMELAB_ROOT/etc/pve/corosync.conf\" && systemctl restart pve-cluster"
+# Of pmxcfs: a cluster's configuration, without its corosync; and back, as Proxmox VE's manual separates a node (pvecm(1)). A lock that a job of
+# pvescheduler's has then would stay for two minutes.
+_NO_QUORUM = """\
+systemctl stop pvescheduler; printf 'totem {\\n  config_version: 1\\n}\\nnodelist {\\n}\\n' >"$HOMELAB_ROOT/etc/pve/corosync.conf"
+systemctl restart pve-cluster"""
 _QUORUM = """\
 cd "$HOMELAB_ROOT/etc"; [ ! -e corosync/corosync.conf ] || {
   systemctl stop pve-cluster; pmxcfs -l; rm -f pve/corosync.conf corosync/corosync.conf; kill $(cat /run/pve-cluster.pid)
-  while pidof -q pmxcfs; do sleep 0.1; done; systemctl start pve-cluster
+  while pidof -q pmxcfs; do sleep 0.1; done; systemctl start pve-cluster pvescheduler
 }"""
+# A guest has a file with its process, and a container of Proxmox VE a socket.
+_GUESTS_ON = r"""
+for one in "$HOMELAB_ROOT"/run/qemu-server/*.pid "$HOMELAB_ROOT"/run/lxc/*.pid; do
+  [ ! -e "$one" ] || [ ! -e "$HOMELAB_ROOT/proc/$(cat "$one")" ] || basename "$one" .pid
+done
+sed -n 's|.*@/var/lib/lxc/\([0-9]*\)/command$|\1|p' "$HOMELAB_ROOT/proc/net/unix" 2>/dev/null
+"""
+# What tidies up after a VM that was started again at once would keep its lock for half a minute, to no purpose.
+_SETTLE = r"""
+wait() { while pgrep -f "$1" >/dev/null; do sleep 0.1; done; }
+wait '^task UPID:[^ ]*:(qm|vz|st)|^/usr/bin/perl .*/(qm|pct) ([^c]|create)'
+for one in /run/qemu-server/*.pid; do
+  [ ! -e "$one" ] || ! kill -0 "$(cat "$one")" || pkill -f "^/usr/bin/perl .*/qm cleanup $(basename "$one" .pid) "
+done
+wait '^/usr/bin/perl .*/(qm|pct) '
+"""
 _CARDS = r"""
 cd "$HOMELAB_ROOT/sys/bus/pci/devices" 2>/dev/null || exit 0
 for one in *; do
@@ -92,6 +110,8 @@ class Host(ABC):
     slow, given = 1, "first"
     #: Root's, as `homelab init` takes it from its environment; {}: it isn't known.
     password: Mapping[str, str] = {}
+    #: The command by which its power is cut: what isn't on its disk by then is lost.
+    cut = "echo b >/proc/sysrq-trigger"
 
     def quorum(self, *, lost: bool) -> str:
         """The command by which it loses its cluster's quorum, or has it again."""
@@ -169,13 +189,11 @@ class Host(ABC):
     # -- guests ------------------------------------------------------------------------------------------------------------
     def guests_on(self) -> set[int]:
         """The ids of the VMs and containers that run."""
-        asked = [self.run(f"pvesh get /nodes/localhost/{kind} --output-format json") for kind in ("qemu", "lxc")]
-        return {int(one["vmid"]) for answer in asked for one in json.loads(answer) if one["status"] == "running"}
+        return {int(one) for one in self.run(_GUESTS_ON, check=False).split()}
 
     def settle(self) -> None:
-        """Until no task runs."""
-        listed = "pvesh get /nodes/localhost/tasks --source active --output-format json"
-        wait_until(lambda: all("endtime" in one for one in json.loads(self.run(listed))))
+        """Until no task of guests runs, nor a program that begins some, or tidies up after one."""
+        self.run(_SETTLE)
 
     def tasks(self, since: Collection[str] = ()) -> list[str]:
         """The tasks that are known, in order, by their UPIDs, but for those of a mark, which is what this has answered before."""
@@ -197,17 +215,19 @@ class LabHost(Host):
         return self.lab.run(command, stdin=input, check=check, timeout=seconds).stdout
 
     def quorum(self, *, lost: bool) -> str:
-        fault = [
-            sys.executable,
-            "-m",
-            "lab",
-            "fault",
-            "--state",
-            str(self.lab.state),
-            "no-quorum",
-            "true" if lost else "null",
-        ]
-        return f"env -u LAB_STATE PYTHONPATH={PROJECT} {shlex.join(fault)}"
+        return self._from_outside(f"fault('no-quorum', {lost or None})")
+
+    @property
+    def cut(self) -> str:  # type: ignore[override]
+        return f"setsid -f {self._from_outside('power_cycle()')}"
+
+    def _from_outside(self, done: str) -> str:
+        """The command by which something is done to the lab itself."""
+        program = f"import lab, pathlib; lab.Lab.open(pathlib.Path({str(self.lab.state)!r})).{done}"
+        return f"env -u LAB_STATE PYTHONPATH={PROJECT} {shlex.join([sys.executable, '-c', program])}"
+
+    def settle(self) -> None:
+        wait_until(lambda: not self.read("/var/log/pve/tasks/active"))
 
     def boots(self) -> int:
         return len(self.lab.boots())

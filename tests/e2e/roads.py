@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 
 from tests.host import BUSYBOX, Host
-from tests.waiting import PATIENCE, wait_until
 
 #: The guests that roads make have these ids.
 IDS = range(9000, 9100)
@@ -76,8 +74,7 @@ def settle(host: Host) -> None:
     """Until no task runs, and a VM that runs hears its power button."""
     host.settle()
     for vmid in host.guests_on() & {VM, NEW_VM}:
-        is_up = f'[ -n "$HOMELAB_ROOT" ] || grep -q up {MADE}/console-{vmid}'
-        wait_until(partial(host.succeeds, is_up), PATIENCE * host.slow)
+        host.run(f'[ -n "$HOMELAB_ROOT" ] || until grep -q up {MADE}/console-{vmid}; do sleep 0.1; done')
 
 
 def remove_guests(host: Host, ids: str = "*") -> None:

@@ -1,11 +1,12 @@
 """Roads that can be run on Proxmox VE itself, too: `make test-node` (tests/node); else on the lab.
 
 Each begins with a host without guests, makes its own (tests/e2e/roads.py), and ends with every byte as it was. What it needs of a node beside that, its mark
-says: `card`, one that can be given away; `nvidia`, one of NVIDIA's with its driver; `quorum`, that the node can be cut off.
+says: `card`, one that can be given away; `nvidia`, one of NVIDIA's with its driver; `quorum`, that the node can be cut off; `power`, that its power can be cut.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -145,16 +146,31 @@ POINTS, ACTED = "/run/homelab-node-tier", "/run/homelab-node-tier-acted"
 
 
 def asked(host: Host, verb: str, at: tuple[str, str, str] | None = None, **more: Any) -> str:
-    """What the layer says that changes the VM, whose tasks have ended then."""
+    """What the layer says that changes the VM."""
     wanted = guest_cards.Wanted(vmid=VM, terms=Terms(owner="p/s/vm", shutdown=60 * host.slow), **more)
-    said = asked_of(host, verb, "guest_cards", wanted, at or stop())
+    return asked_of(host, verb, "guest_cards", wanted, at or stop())
+
+
+def change(host: Host, vga: str, at: tuple[str, str, str] | None = None) -> str:
+    """A change for which it is switched off and on; without a value, it is given back what it had."""
+    if not vga:
+        return asked(host, "revert", at)
+    return asked(
+        host, "apply", at, options={"vga": vga}, digest=json.loads(asked(host, "read").splitlines()[-1])["digest"]
+    )
+
+
+def up(host: Host, vga: str = "none", at: tuple[str, str, str] | None = None) -> str:
+    """The same, until all is done that it has begun."""
+    said = change(host, vga, at)
     settle(host)
     return said
 
 
-def up(host: Host, at: tuple[str, str, str] | None = None) -> str:
-    """A change for which it is switched off and on."""
-    return asked(host, "apply", at, options={"vga": "none"}, digest=json.loads(asked(host, "read"))["digest"])
+def differs(host: Host, vga: str, before: str) -> str:
+    """What it has beside a change."""
+    lines = conf(host, VM).splitlines()
+    return "\n".join(sorted({*lines} ^ {*before.splitlines(), *([f"vga: {vga}"] if vga else [])}))
 
 
 @pytest.mark.node
@@ -165,35 +181,69 @@ def test_what_a_vms_owner_does_at_drawn_moments_of_a_change_counts_and_a_run_tha
     """As tests/lab/test_owners_acts.py, by commands, and at the stop point of an agent that is sent along (tests/e2e/roads.py)."""
     host = on("rtx5090").machine
     make_guests(host, VM)
-    before = conf(host, VM)
+    before, problems = conf(host, VM), list[str]()
 
     up(host)
-    moments, problems = int(host.read(POINTS)), list[str]()
+    moments, drawn = int(host.read(POINTS)), sampling.drawn("an owner's acts on a node")
     assert moments > 10 and "vga: none" in conf(host, VM) and host.guests_on() == {VM}
-    drawn = sampling.drawn("an owner's acts on a node")
-    for _ in range(int(os.environ.get("DRAWS") or 4)):
-        asked(host, "revert")
-        host.run(f"qm start {VM}; qm set {VM} --delete description; rm -f $HOMELAB_ROOT{ACTED}", check=False)
-        settle(host)
-        if conf(host, VM) != before or host.guests_on() != {VM}:
-            problems.append(f"it isn't as before, {host.guests_on()}:\n{before}\n{conf(host, VM)}")
+    for vga, _ in zip(itertools.cycle(("", "none", "std")), range(int(os.environ.get("DRAWS") or 4)), strict=False):
         act, number, killed = drawn.choice([*ACTS]), drawn.randrange(1, moments + 1), drawn.random() < 0.5
         command, wanted = ACTS[act]
-        said = up(host, stop(number, f"{command} && touch $HOMELAB_ROOT{ACTED}", killed=killed))
+        said = up(host, vga, stop(number, f"{command} && touch $HOMELAB_ROOT{ACTED}", killed=killed))
         if killed:
-            said += up(host)
-        runs, what = VM in host.guests_on(), f"{act} at {number} of {moments}{', killed' if killed else ''}"
-        has_acted = host.succeeds(f"[ -e $HOMELAB_ROOT{ACTED} ]")
+            said += up(host, vga)
+        runs, text = VM in host.guests_on(), conf(host, VM)
+        what = f"{act} at {number} of {moments}{', killed' if killed else ''}, to vga={vga}"
+        has_acted = host.succeeds(f"rm $HOMELAB_ROOT{ACTED}")
         if has_acted and not wanted and runs:
             problems.append(f"{what}: it was started against its owner\n{said}")
         if (wanted or not has_acted) and not runs and not (killed and owed.UNKNOWN in said):
             problems.append(f"{what}: it was left off\n{said}")
-        if has_acted and act == "edit" and "description: his" not in conf(host, VM) and "#his" not in conf(host, VM):
-            problems.append(f"{what}: the edit is lost\n{conf(host, VM)}")
-        if "vga: none" not in conf(host, VM):
-            problems.append(f"{what}: the change is lost\n{conf(host, VM)}")
-    asked(host, "revert")
+        if has_acted and act == "edit":
+            if "description: his" not in text and "#his" not in text:
+                problems.append(f"{what}: the edit is lost\n{text}")
+            host.run(f"qm set {VM} --delete description")
+        # What waits for its next start is in force then.
+        if not runs or "[PENDING]" in text:
+            host.run(f"qm stop {VM}; qm start {VM}")
+        settle(host)
+        if other := differs(host, vga, before):
+            problems.append(f"{what}: the change is lost, or another made\n{other}\n{said}")
+    up(host, "")
     assert not problems, "\n".join(problems)
+    assert differs(host, "", before) == ""
+
+
+@pytest.mark.node("power")
+@pytest.mark.timeout(7200)
+def test_what_is_noted_of_a_change_is_there_after_a_power_cut_at_a_drawn_moment_and_the_change_is_gone_on_with(
+    on: On,
+) -> None:
+    """Each request to Proxmox VE is such a moment: what was written before it was flushed before it."""
+    host = on("rtx5090").machine
+    make_guests(host, VM)
+    before, files = conf(host, VM), host.files()
+    noted = "find $HOMELAB_ROOT/var/lib/homelab $HOMELAB_ROOT/etc/systemd/system -type f -exec sha256sum {} +"
+
+    up(host)
+    moments, drawn = int(host.read(POINTS)), sampling.drawn("power cuts of a node")
+    for vga, _ in zip(itertools.cycle(("", "none")), range(3 + int(os.environ.get("DRAWS") or 0) // 20), strict=False):
+        number, boot = drawn.randrange(1, moments + 1), host.boot_id()
+        # To the agent's own client, which is told it before.
+        said = change(host, vga, stop(number, f"{noted} >/proc/$PPID/fd/1; sleep 0.3; {host.cut}; sleep 60"))
+        host.wait_for_boot(boot)
+        found = {*host.run(noted).splitlines()}
+        told = re.findall(r"^[0-9a-f]{64} .*$", said, re.M)
+        assert told, f"{number} of {moments}: {said}"
+        lost = [one for one in told if one not in found and not ("owed" in one and host.read(owed.NEWS))]
+        assert not lost, f"lost at {number} of {moments}: {lost}"
+        said = up(host, vga)
+        if VM not in host.guests_on():
+            host.run(f"qm start {VM}")
+            settle(host)
+        assert differs(host, vga, before) == "", f"{number} of {moments}: {said}"
+    up(host, "")
+    given_back(host, files)
 
 
 @pytest.mark.node("quorum")
@@ -221,13 +271,13 @@ def test_without_quorum_nothing_is_changed_and_a_run_that_loses_it_in_its_midst_
     up(host)
     moments = int(host.read(POINTS))
     for number in sampling.drawn("quorum on a node").sample(range(1, moments + 1), 3):
-        asked(host, "revert")
+        up(host, "")
         back = f"(sleep {15 * host.slow}; {host.quorum(lost=False)}) >/dev/null 2>&1 </dev/null &"
-        said = up(host, stop(number, f"{host.quorum(lost=True)}; {back}"))
+        said = up(host, at=stop(number, f"{host.quorum(lost=True)}; {back}"))
         host.run(host.quorum(lost=False))
         said += up(host)
         assert "vga: none" in conf(host, VM) and host.guests_on() == {VM}, f"{number} of {moments}: {said}"
-    asked(host, "revert")
+    up(host, "")
     assert host.guests_on() == {VM}
     given_back(host, before)
 

@@ -83,7 +83,7 @@ def reached(arguments: argparse.Namespace, folder: Path) -> tuple[SshHost, dict[
     known.write_text(f"{place} {ssh.pinned_host_key}\n")
     key = Path(ssh.private_key_file).expanduser() if ssh.private_key_file else None
     host = SshHost(entry.host.address, ssh.port, key, known)
-    host.slow, host.given = arguments.slow, arguments.card
+    host.slow, host.given, host.cut = arguments.slow, arguments.card, os.environ.get("CUT") or host.cut
     host.password = {PASSWORD: os.environ[PASSWORD]} if PASSWORD in os.environ else {}
     return host, dict(entry.login)
 
