@@ -61,9 +61,9 @@ _NO_QUORUM = """\
 systemctl stop pvescheduler; printf 'totem {\\n  config_version: 1\\n}\\nnodelist {\\n}\\n' >"$HOMELAB_ROOT/etc/pve/corosync.conf"
 systemctl restart pve-cluster"""
 _QUORUM = """\
-cd "$HOMELAB_ROOT/etc"; [ ! -e corosync/corosync.conf ] || {
-  systemctl stop pve-cluster; pmxcfs -l; rm -f pve/corosync.conf corosync/corosync.conf; kill $(cat /run/pve-cluster.pid)
-  while pidof -q pmxcfs; do sleep 0.1; done; systemctl start pve-cluster pvescheduler
+exec 9>/run/homelab-node-tier-quorum; flock 9; cd "$HOMELAB_ROOT/etc"; [ ! -e corosync/corosync.conf ] || {
+  systemctl stop pve-cluster; pmxcfs -l 9>&-; rm -f pve/corosync.conf corosync/corosync.conf; kill $(cat /run/pve-cluster.pid)
+  while pidof -q pmxcfs; do sleep 0.1; done; systemctl start pve-cluster pvescheduler 9>&-
 }"""
 # A guest has a file with its process, and a container of Proxmox VE a socket.
 _GUESTS_ON = r"""

@@ -36,6 +36,13 @@ LOCKS: dict[Kind, str] = {
     "qemu": "/var/lock/qemu-server/lock-{}.conf",
     "lxc": "/run/lock/lxc/pve-config-{}.lock",
 }
+_CRON = """\
+# cluster wide vzdump cron schedule
+# Automatically generated file - do not edit
+
+PATH="/usr/sbin:/usr/bin:/sbin:/bin"
+
+"""
 
 
 @contextlib.contextmanager
@@ -175,6 +182,13 @@ class Guest:
         if config.is_pending:
             config.apply_pending()
             self.save(config)
+
+    def purge(self, log: Callable[[str], None]) -> None:
+        """Take it out of the lists of jobs: each is written anew, as PVE::ReplicationConfig and PVE::VZDump::Plugin do."""
+        log(f"purging {self.label} from related configurations..")
+        for name in ("replication.cfg", "jobs.cfg"):
+            self.host.write(f"/etc/pve/{name}", self.host.read(f"/etc/pve/{name}", ""), 0o640)
+        self.host.write("/etc/pve/vzdump.cron", _CRON, 0o640)
 
     def remove(self) -> None:
         """Remove the configuration, and what was inside the guest."""

@@ -218,9 +218,9 @@ def destroy(call: Call) -> str:
         for key, value in guest.config().values.items():
             if _VOLUME.fullmatch(key):
                 Storages(call.host).free(value.partition(",")[0])
-        guest.remove()
         if call.parameters.get("purge"):
-            log(f"purging CT {guest.vmid} from related configurations..")
+            guest.purge(log)
+        guest.remove()
 
     return call.start("vzdestroy", str(guest.vmid), work)
 

@@ -305,9 +305,9 @@ def destroy(call: Call) -> str:
         yield 0.05
         for volume in sorted(_volumes(guest.config().values)):  # gone by now, if another task was faster
             Storages(call.host).free(volume)
-        guest.remove()
         if call.parameters.get("purge"):
-            log(f"purging VM {guest.vmid} from related configurations..")
+            guest.purge(log)
+        guest.remove()
 
     return call.start("qmdestroy", str(guest.vmid), work)
 
