@@ -49,6 +49,7 @@ STOP_SECONDS = 30.0
 # What a file is in a snapshot: type (file, directory, link, other), permission bits, and the content's
 # SHA-256 (a link's target; empty for the rest).
 SnapshotEntry = tuple[str, int, str]
+_LISTS_OF_JOBS = frozenset(("etc/pve/jobs.cfg", "etc/pve/replication.cfg", "etc/pve/vzdump.cron"))
 
 
 @dataclass(frozen=True)
@@ -452,7 +453,8 @@ class Lab:
         """Return what the host's folders hold, for a comparison byte for byte.
 
         Args:
-            folders: relative to the host's root; default etc and boot. The ESPs are always in.
+            folders: relative to the host's root; default etc and boot. The ESPs are always in. Lists of jobs, which Proxmox VE writes anew when a guest
+                is removed, never are.
 
         Returns:
             Path (`etc/default/grub`, `esp/<UUID>/loader/loader.conf`) -> SnapshotEntry.
@@ -466,7 +468,7 @@ class Lab:
 
 def add_to_snapshot(found: dict[str, SnapshotEntry], path: Path, name: str) -> None:
     """Add a file, or a folder and all in it, under a name."""
-    if not os.path.lexists(path):
+    if not os.path.lexists(path) or name in _LISTS_OF_JOBS:
         return
     found[name] = _snapshot_entry(path)
     if found[name][0] == "directory":
