@@ -83,7 +83,9 @@ def test_roads_that_a_node_cannot_run_are_named_with_the_reason(node: SimpleName
     host = SshHost(ssh["host"], ssh["port"], Path(ssh["privateKeyFile"]), known)
     found = tier.Tier(host, {})
     assert "simulated" in found.lacks(("quorum",)) and [found.lacks((need,)) for need in ("card", "nvidia")] == ["", ""]
-    host.given = ""
+    assert "can't be cut" in found.lacks(("power",))
+    host.given, host.cut = "", "off"
+    assert found.lacks(("power",)) == ""
     assert "no card was named" in found.lacks(("card",)) and found.lacks(()) == ""
     host.given = "10de:1234"
     assert "no such card" in found.lacks(("nvidia",))

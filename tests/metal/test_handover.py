@@ -174,7 +174,7 @@ def test_an_unbind_that_never_ends_holds_nobody(host: Machine) -> None:
     reading = json.loads(sent_along.answer(output))
     assert reading["handover"]["cards"]["big"]["state"] == "STUCK"
     # What the documentation advises where a reboot doesn't come to its end: it asks no device.
-    host.run("sync; (sleep 1; echo b >/proc/sysrq-trigger) >/dev/null 2>&1 &", seconds=30)
+    host.run(f"sync; (sleep 1; {host.cut}) >/dev/null 2>&1 &", seconds=30)
     host.wait_for_reset()
     host.wait_for_ssh()
     host.run("systemctl is-system-running --wait", check=False)  # its service runs beside sshd

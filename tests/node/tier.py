@@ -95,7 +95,7 @@ class Tier:
             is_one_of_many = self.host.succeeds('[ -n "$HOMELAB_ROOT" ] || [ -e /etc/corosync/corosync.conf ]')
             return "the node can't be cut off: it is one of a cluster, or simulated" if is_one_of_many else ""
         if "power" in needs:
-            is_cut = self.host.cut != SshHost.cut or self.host.succeeds("[ -e /proc/sysrq-trigger ]")
+            is_cut = self.host.cut != SshHost.cut or self.host.succeeds('[ -e "$HOMELAB_ROOT/proc/sysrq-trigger" ]')
             return "" if is_cut else "the node's power can't be cut: no /proc/sysrq-trigger, nor a command (CUT=...)"
         if needs and not self.host.given:
             return "no card was named (CARD=first, or its id)"
