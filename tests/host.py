@@ -140,7 +140,10 @@ class Host(ABC):
     # -- power -------------------------------------------------------------------------------------------------------------
     def boot_id(self) -> str:
         """Empty: nobody answers."""
-        return self.read("/proc/sys/kernel/random/boot_id").strip()
+        try:
+            return self.run('cat "$HOMELAB_ROOT/proc/sys/kernel/random/boot_id"', check=False, seconds=15).strip()
+        except HostError:
+            return ""
 
     def boots(self) -> int:
         """How often it was booted since it was made, or as far as its journal goes back; 0: it keeps none."""
@@ -293,11 +296,3 @@ class SshHost(Host):
     def wait_for_ssh(self) -> None:
         """Until it answers."""
         self._wait(bool, BOOT_SECONDS, "it can't be reached")
-
-    def boot_id(self) -> str:
-        command = 'cat "$HOMELAB_ROOT/proc/sys/kernel/random/boot_id"'
-        try:
-            done = subprocess.run([*self.ssh(), command], capture_output=True, text=True, timeout=15)
-        except subprocess.TimeoutExpired:
-            return ""
-        return done.stdout.strip()

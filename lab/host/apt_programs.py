@@ -38,8 +38,6 @@ _CHANGING = {
     ),
 }
 _SIMULATED = re.compile(r"-[a-z]*s|--(simulate|just-print|dry-run|no-act|recon|print-uris)")
-#: The package whose configuration the fault apt-broken has left half-way.
-_HALF_WAY = "ca-certificates"
 _POLL_SECONDS = 0.05
 
 
@@ -114,25 +112,14 @@ def _in_tree(host: HostState, word: str) -> str:
 
 # -- faults ----------------------------------------------------------------------------------------------------
 def _bring_about(host: HostState) -> None:
-    """What faults have done since the last program: once for each time that one is set, or taken back."""
-    for name, act in (("apt-broken", _break), ("package-missing", _fetch_lists)):
-        note, value = host.state / f"done-{name}", network.fault(host, name)
-        if value != (note.read_text(encoding="utf-8") if note.exists() else None):
-            note.unlink(missing_ok=True)
-            if value is not None:
-                note.write_text(value, encoding="utf-8")
-            act(host, value)
-
-
-def _break(host: HostState, value: str | None) -> None:
-    if value is not None and _HALF_WAY in dpkg.installed(host):
-        dpkg.interrupt(host, _HALF_WAY)
-
-
-def _fetch_lists(host: HostState, value: str | None) -> None:
-    """Have a system that has lists know what there is."""
-    if any(host.rooted("/var/lib/apt/lists").glob("*_Packages")):
-        fetch_lists(host)
+    """Have a system that has lists know what there is: once for each time that the fault package-missing is set, or taken back."""
+    note, value = host.state / "done-package-missing", network.fault(host, "package-missing")
+    if value != (note.read_text(encoding="utf-8") if note.exists() else None):
+        note.unlink(missing_ok=True)
+        if value is not None:
+            note.write_text(value, encoding="utf-8")
+        if any(host.rooted("/var/lib/apt/lists").glob("*_Packages")):
+            fetch_lists(host)
 
 
 @contextlib.contextmanager

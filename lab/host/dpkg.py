@@ -78,11 +78,3 @@ def _paragraphs(system: HostState) -> dict[str, str]:
 
 def _write(system: HostState, paragraphs: dict[str, str]) -> None:
     system.write(STATUS, "".join(f"{text}\n" for _, text in sorted(paragraphs.items())))
-
-
-def interrupt(system: HostState, name: str) -> None:
-    """Leave dpkg in the middle of a package's configuration, as one that was ended then does."""
-    found = _paragraphs(system)
-    found[name] = found[name].replace("install ok installed", "install ok half-configured")
-    _write(system, found)
-    system.write(f"{FOLDER}/updates/0000", found[name])

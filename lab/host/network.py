@@ -20,7 +20,6 @@ FAULTS = {
     "apt-slow": "seconds: apt-get's downloads take that long altogether",
     "apt-locked": "seconds: another process holds dpkg's lock for so long from the first attempt on",
     "apt-offline": f"{_WHERE}, or a part of an address: names can't be resolved, for apt, curl, wget and docker",
-    "apt-broken": f"{_WHERE}: dpkg was interrupted: a package is half-configured until `dpkg --configure -a`",
     "disk-full": f"{_WHERE}: nothing can be downloaded or installed",
     "package-missing": f"a name or pattern, also of NAME/VERSION, or {_WHERE}: repositories don't have it",
     "download-corrupt": f"{_WHERE}, or a part of an address: one byte of it is wrong",

@@ -231,7 +231,9 @@ def test_what_is_noted_of_a_change_is_there_after_a_power_cut_at_a_drawn_moment_
     for vga, _ in zip(itertools.cycle(("", "none")), range(3 + int(os.environ.get("DRAWS") or 0) // 20), strict=False):
         number, boot = drawn.randrange(1, moments + 1), host.boot_id()
         # To the agent's own client, which is told it before.
-        said = change(host, vga, stop(number, f"{noted} >/proc/$PPID/fd/1; sleep 0.3; {host.cut}; sleep 60"))
+        said = change(
+            host, vga, stop(number, f"{noted} >/proc/$PPID/fd/1; sleep 0.3; {host.cut}; sleep 10", killed=True)
+        )
         host.wait_for_boot(boot)
         found = {*host.run(noted).splitlines()}
         told = re.findall(r"^[0-9a-f]{64} .*$", said, re.M)

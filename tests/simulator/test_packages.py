@@ -219,15 +219,6 @@ def test_downloads_off_the_network(vm: Vm) -> None:
     assert "curl: (6) Could not resolve host: us.download.nvidia.com" in vm.refusal(f"curl -fsSLO {RUN}", 6)
 
 
-def test_an_interrupted_dpkg_is_mended_first(vm: Vm) -> None:
-    vm.fault("apt-broken", "103")
-    assert "you must manually run 'dpkg --configure -a'" in vm.refusal("apt-get install -y jq", 100)
-    assert "ca-certificates" in vm.output("dpkg --audit")
-    assert vm.output("dpkg-query -W -f='${Status}' ca-certificates") == "install ok half-configured"
-    vm.output("dpkg --configure -a && apt-get install -y jq")
-    assert vm.output("dpkg --audit") == ""
-
-
 def test_other_faults_of_packages(vm: Vm) -> None:
     vm.fault("disk-full", "103")
     assert "No space left on device" in vm.refusal("apt-get install -y jq", 100)
