@@ -59,10 +59,10 @@ class Stack(HostStack):
             assert "reboot" not in made, result.output
         return result
 
-    def container_power(self, ctid: int, mark: Any = None) -> list[str]:
-        """What was done to a container's power, in order."""
-        asked = [call["path"] for call in self.lab.api_calls(mark) if call["method"] == "POST"]
-        return [path.rpartition("/")[2] for path in asked if f"/lxc/{ctid}/status/" in path]
+    def power_calls(self, mark: Any = None) -> list[str]:
+        """`103 shutdown`, `103 start` and their like, in the order in which they were asked for."""
+        asked = [call["path"].split("/") for call in self.lab.api_calls(mark) if call["method"] == "POST"]
+        return [f"{path[-3]} {path[-1]}" for path in asked if "status" in path]
 
 
 def stack_of(

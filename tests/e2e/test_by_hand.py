@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.conftest import Stack
 from tests.e2e.person import ENTER
-from tests.e2e.test_gpu_vm import SANDBOX, conf, given_back, power_calls, with_card
+from tests.e2e.test_gpu_vm import SANDBOX, conf, given_back, with_card
 from tests.lab.test_recipes import CARD, PROXMENUX, SOUND, below_the_root
 
 
@@ -28,11 +28,11 @@ def test_a_host_that_has_it_all_is_left_alone(stack_on: Callable[..., Stack]) ->
     before, mark = stack.lab.snapshot(), stack.lab.mark()
     stack.up()
     assert stack.lab.snapshot() == before
-    assert (stack.lab.boots(since=mark), power_calls(stack, mark)) == ([], [])
+    assert (stack.lab.boots(since=mark), stack.power_calls(mark)) == ([], [])
     assert with_card(stack)["0000:01:00.0"] == 103
     stack.destroy_as_left()
     given_back(stack, before)
-    assert "hostpci3: pcie=1,mapping=rtx5090" in conf(stack, 103) and power_calls(stack, mark) == []
+    assert "hostpci3: pcie=1,mapping=rtx5090" in conf(stack, 103) and stack.power_calls(mark) == []
 
 
 @pytest.mark.one_of("hosts that somebody has set up")
@@ -55,7 +55,7 @@ def test_a_host_that_proxmenux_has_set_up_is_taken_over_and_left_as_it_was(by_in
     ours = "mapping=rtx5090,pcie=1,x-vga=1,romfile=5090.rom"
     assert f" {card} -> {ours}" in shown and f" hostpci1: {SOUND},pcie=1 -> not there" in shown
     assert "put back as it is on destroy" in shown
-    assert (conf(stack, 103), power_calls(stack, mark)) == (before, [])
+    assert (conf(stack, 103), stack.power_calls(mark)) == (before, [])
     stack.up()
     assert f"hostpci0: {ours}\n" in conf(stack, 103) and "hostpci1" not in conf(stack, 103)
     assert with_card(stack) == dict.fromkeys((CARD, SOUND), 103)

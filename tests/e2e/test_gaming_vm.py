@@ -16,7 +16,7 @@ import yaml
 from homelab import contract
 from tests.conftest import PROJECT
 from tests.e2e.conftest import Stack
-from tests.e2e.test_gpu_vm import conf, running, vms, with_card
+from tests.e2e.test_gpu_vm import conf, vms, with_card
 from tests.installed import install, wheel
 from tests.waiting import PATIENCE
 
@@ -100,7 +100,7 @@ def test_the_card_is_handed_over_and_back(converged: Callable[..., Stack]) -> No
     assert done.returncode == 0 and "gaming-vm" in done.stdout, done.stdout + done.stderr
     gaming.up()
     assert with_card(homelab) == {"0000:01:00.0": 104, "0000:01:00.1": 104}
-    assert running(homelab) == {103, 104}
+    assert homelab.machine.guests_on() == {103, 104}
     written = set(conf(homelab, 104).splitlines())
     card = "hostpci0: mapping=rtx5090,pcie=1,x-vga=1"
     assert {card, "machine: q35", "bios: ovmf", "cpu: host", "ostype: win11"} <= written
@@ -121,7 +121,7 @@ def test_the_card_is_handed_over_and_back(converged: Callable[..., Stack]) -> No
 
     # And in the right one. Destroyed with the card in it: the card is free, the mapping stays.
     gaming.destroy_as_left()
-    assert (with_card(homelab), running(homelab)) == ({}, {103})
+    assert (with_card(homelab), homelab.machine.guests_on()) == ({}, {103})
     assert not (homelab.lab.root / "etc/pve/qemu-server/104.conf").exists()
     homelab.up()
     assert conf(homelab, 103) == before

@@ -44,8 +44,7 @@ def test_901_goes_from_broken_to_working_to_another_assignment_past_what_stands_
     for said in ("dev0: /dev/nvidia0,mode=0666", "shutting container 901 down", "opened in container 901"):
         assert said in up.output  # each step says what it did
     assert stack.lab.snapshot()[media] == stock[media]
-    assert stack.container_power(950) == []
-    assert stack.container_power(901) == ["shutdown", "start"]
+    assert stack.power_calls() == ["901 shutdown", "901 start"]
     names = [name for operation, name in up.steps if operation == "create"]
     order = ["pve-nodes", "phoenix-probe", "phoenix-cards", "phoenix-opened"]
     assert [name for name in names if name in order] == order
@@ -63,7 +62,7 @@ def test_901_goes_from_broken_to_working_to_another_assignment_past_what_stands_
     ended = [name for operation, name in up.steps if name in order and operation in ("update", "create-replacement")]
     assert ended == order
     assert {name for operation, name in up.steps if "replace" in operation} == set(order[2:])
-    assert stack.container_power(901, mark) == ["shutdown", "start"]
+    assert stack.power_calls(mark) == ["901 shutdown", "901 start"]
     assert not opens(stack, 901, "/dev/nvidia0")
     assert opens(stack, 901, "/dev/nvidia1", NOBODY)
 

@@ -29,11 +29,6 @@ def conf(stack: Stack, vmid: int) -> str:
     return (stack.lab.root / f"etc/pve/qemu-server/{vmid}.conf").read_text()
 
 
-def running(stack: Stack) -> set[int]:
-    lines = stack.lab.run("qm list").stdout.splitlines()[1:]
-    return {int(line.split()[0]) for line in lines if line.split()[2] == "running"}
-
-
 def with_card(stack: Stack) -> dict[str, int]:
     """PCI address -> the VM that runs with it."""
     file = stack.lab.root / "run/qemu-server/pci-id-reservations"
@@ -49,8 +44,7 @@ def vms(stack: Stack) -> dict[str, Any]:
 
 def given_back(stack: Stack, stock: dict[str, Any]) -> None:
     """All is as in the snapshot."""
-    now = stack.lab.snapshot()
-    assert now == stock
+    assert stack.lab.snapshot() == stock
 
 
 def undone_of(stack: Stack) -> str:
@@ -60,16 +54,6 @@ def undone_of(stack: Stack) -> str:
     undone = of_undone(planning.undone(Settings("pve", host, *settings.guests_on("pve"), stack="homelab/lab")))
     connections.end_all()
     return undone
-
-
-def power_calls(stack: Stack, mark: Any) -> list[str]:
-    """`103 shutdown`, `103 start` and their like, in the order in which they were asked for."""
-    found = []
-    for call in stack.lab.api_calls(mark):
-        words = call["path"].split("/")
-        if "status" in words and call["method"] == "POST":
-            found.append(f"{words[words.index('qemu') + 1]} {words[-1]}")
-    return found
 
 
 def test_a_running_vm_is_adopted_both_get_other_names_its_card_is_exchanged_and_all_is_given_back_step_by_step(
@@ -93,7 +77,7 @@ def test_a_running_vm_is_adopted_both_get_other_names_its_card_is_exchanged_and_
     assert said < changed
 
     assert "\nhostpci0: mapping=rtx5090,pcie=1\nmachine" in conf(stack, 103)
-    assert running(stack) == {103}
+    assert stack.machine.guests_on() == {103}
     assert with_card(stack) == {"0000:01:00.0": 103, "0000:01:00.1": 103}
     file = ["--config-file", str(stack.folder / "Pulumi.lab.yaml")]
     stack.write_config()
@@ -116,13 +100,13 @@ def test_a_running_vm_is_adopted_both_get_other_names_its_card_is_exchanged_and_
     assert [line for line in lines if not line.startswith("\t")] == ["big"]
     assert "/gaming's now, and keeps what it was given" in renamed.output
     assert "pve: rebooting" not in renamed.output and stack.lab.boots(since=mark) == []
-    assert running(stack) == set()
+    assert stack.machine.guests_on() == set()
     # The host is switched off, the card exchanged: VM 103 doesn't start with the host, as Proxmox VE compares.
     stack.lab.run("qm start 103")
     stack.lab.machine.exchange("0000:01:00.0", "10de:2684", "1458:40bf")
     stack.lab.machine.exchange("0000:01:00.1", "10de:22ba", "1458:40bf")
     stack.lab.power_cycle()
-    assert running(stack) == set()
+    assert stack.machine.guests_on() == set()
     stack.host["gpus"]["big"]["match"] = "10de:2684"
     vms(stack)["gaming"]["power"] = "running"
     stack.up("--refresh")
@@ -141,7 +125,7 @@ def test_a_running_vm_is_adopted_both_get_other_names_its_card_is_exchanged_and_
     finally:
         connections.end_all()
     assert [name for operation, name in stack.destroy().steps if operation == "delete" and name in CHAIN] == CHAIN[::-1]
-    assert running(stack) == {103}
+    assert stack.machine.guests_on() == {103}
     given_back(stack, stack.stock)
 
 
@@ -169,7 +153,7 @@ def test_a_vm_that_leaves_the_settings_gives_its_card_to_another_one_in_the_same
     mark = stack.lab.mark()
     stack.up()
     # 103 runs again, though our reboot had stopped it: that was its only stop.
-    assert sorted(power_calls(stack, mark)) == ["103 start", "104 start"]
+    assert sorted(stack.power_calls(mark)) == ["103 start", "104 start"]
     assert (with_card(stack)["0000:1d:00.0"], with_card(stack)["0000:1e:00.0"]) == (103, 104)
     # Both in one VM, with one shutdown and one start of each; the one that had the other isn't managed any more.
     mark = stack.lab.mark()
@@ -181,8 +165,8 @@ def test_a_vm_that_leaves_the_settings_gives_its_card_to_another_one_in_the_same
     )
     assert set(with_card(stack).values()) == {104} and "hostpci" not in conf(stack, 103)
     assert "hostpci0: mapping=second,pcie=1\nhostpci1: mapping=first,pcie=1,rombar=0\n" in conf(stack, 104)
-    assert running(stack) == {103, 104}
-    assert power_calls(stack, mark) == ["103 shutdown", "103 start", "104 shutdown", "104 start"]
+    assert stack.machine.guests_on() == {103, 104}
+    assert stack.power_calls(mark) == ["103 shutdown", "103 start", "104 shutdown", "104 start"]
 
 
 @pytest.mark.one_of("cards to VMs")
@@ -205,14 +189,14 @@ def test_what_stands_against_a_card_is_said_with_the_vm_as_it_was_and_what_is_ch
     # While it is changed: the state has the resource by now, though nothing was finished.
     stack.config["homelab:vms"]["sandbox"]["shutdown"] = {"timeout": 1}
     stack.lab.fault("guest-ignores-shutdown", 103)
-    before, ran = conf(stack, 103), running(stack)
+    before, ran = conf(stack, 103), stack.machine.guests_on()
     stays_on = stack.up(ok=False)
     for text in (
         "shutdown.otherwise: stop",
         "not finished; what is known of it is kept in the state:",
     ):
         assert text in stays_on.message, stays_on.message
-    assert (conf(stack, 103), running(stack)) == (before, ran)
+    assert (conf(stack, 103), stack.machine.guests_on()) == (before, ran)
     assert stays_on.message.count("wanted: ") == 1 and password not in stays_on.output
     (cards,) = (one for one in stack.resources() if name_of(one["urn"]) == "sandbox-cards")
     assert cards["outputs"]["drift"] == ["the last run didn't finish with it"] and not cards["outputs"]["state"]
@@ -249,7 +233,7 @@ def test_what_stands_against_a_card_is_said_with_the_vm_as_it_was_and_what_is_ch
         assert f"drift: {drift}" in up.output
     assert up.changed == {"pve-rtx5090", "sandbox-cards"}
     assert (stack.lab.root / MAPPING).read_text() == entry
-    assert running(stack) == {103} and with_card(stack)["0000:01:00.0"] == 103
+    assert stack.machine.guests_on() == {103} and with_card(stack)["0000:01:00.0"] == 103
     # The VM itself: that is named, and keeps nothing from being destroyed.
     stack.lab.run("qm stop 103; qm destroy 103")
     gone = stack.up("--refresh", ok=False)

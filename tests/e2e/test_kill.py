@@ -18,7 +18,7 @@ import pytest
 from lab.engine import install
 from remote_scripts.both import reboot
 from tests.e2e.conftest import Stack
-from tests.e2e.test_gpu_vm import given_back, running, with_card
+from tests.e2e.test_gpu_vm import given_back, with_card
 from tests.sampling import sample
 from tests.waiting import PATIENCE, wait_until
 
@@ -132,7 +132,7 @@ def test_each_run_that_changes_a_vm_goes_on_where_the_one_before_was_killed(
     assert stack.up("--refresh").changed == set()
     killed_at(stack, "destroy", in_destroy)
     stack.destroy()
-    assert running(stack) == {103}
+    assert stack.machine.guests_on() == {103}
     given_back(stack, stock)
 
 

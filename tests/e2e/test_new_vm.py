@@ -12,7 +12,7 @@ import yaml
 from tests.conftest import PROJECT
 from tests.e2e.conftest import Stack, refusal
 from tests.e2e.nvidia import reached
-from tests.e2e.test_gpu_vm import conf, given_back, power_calls, undone_of, vms, with_card
+from tests.e2e.test_gpu_vm import conf, given_back, undone_of, vms, with_card
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJXQnY2nn8pYE3d0ZV8cJ1mkkfZ0w1eYF5mC5p4Jm1Xb somebody@pc"
 
@@ -120,7 +120,7 @@ def test_vms_are_made_from_nothing_to_cuda_past_what_is_refused_changed_in_place
         assert "drift: cores is 2 instead of 8" in changed.output
         assert ("update", "dev-vm") in changed.steps and ("delete-replaced", "dev-vm") not in changed.steps
         assert "cores: 4" in conf(stack, 200) and "size=80G" in conf(stack, 200)
-        assert [one for one in power_calls(stack, mark) if one.startswith("200")] == ["200 shutdown", "200 start"]
+        assert [one for one in stack.power_calls(mark) if one.startswith("200")] == ["200 shutdown", "200 start"]
         assert with_card(stack)["0000:01:00.0"] == 200 and "name: gaming" in conf(stack, 202)
 
     undone = undone_of(stack)

@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -146,19 +147,13 @@ ACTS = {
 POINTS, ACTED = "/run/homelab-node-tier", "/run/homelab-node-tier-acted"
 
 
-def asked(host: Host, verb: str, at: tuple[str, str, str] | None = None, **more: Any) -> str:
-    """What the layer says that changes the VM."""
-    wanted = guest_cards.Wanted(vmid=VM, terms=Terms(owner="p/s/vm", shutdown=60 * host.slow), **more)
-    return asked_of(host, verb, "guest_cards", wanted, at or stop())
-
-
 def change(host: Host, vga: str, at: tuple[str, str, str] | None = None) -> str:
-    """A change for which it is switched off and on; without a value, it is given back what it had."""
-    if not vga:
-        return asked(host, "revert", at)
-    return asked(
-        host, "apply", at, options={"vga": vga}, digest=json.loads(asked(host, "read").splitlines()[-1])["digest"]
-    )
+    """A change for which the VM is switched off and on; without a value, it is given back what it had. What the layer says."""
+    wanted = guest_cards.Wanted(vmid=VM, terms=Terms(owner="p/s/vm", shutdown=60 * host.slow))
+    if vga:
+        read = json.loads(asked_of(host, "read", "guest_cards", wanted).splitlines()[-1])
+        wanted = replace(wanted, options={"vga": vga}, digest=read["digest"])
+    return asked_of(host, "apply" if vga else "revert", "guest_cards", wanted, at or stop())
 
 
 def up(host: Host, vga: str = "none", at: tuple[str, str, str] | None = None) -> str:

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 
 from tests.e2e.conftest import Stack
-from tests.e2e.test_gpu_vm import SANDBOX, conf, given_back, power_calls, running, with_card
+from tests.e2e.test_gpu_vm import SANDBOX, conf, given_back, with_card
 
 
 def test_a_stack_without_its_state_takes_over_what_is_ours_and_gives_back_all_but_what_somebody_changed_since(
@@ -24,7 +24,7 @@ def test_a_stack_without_its_state_takes_over_what_is_ours_and_gives_back_all_bu
     lose_the_state(stack)
     stack.up()
     assert stack.lab.snapshot() == made
-    assert (power_calls(stack, mark), len(stack.lab.boots())) == ([], boots)
+    assert (stack.power_calls(mark), len(stack.lab.boots())) == ([], boots)
 
     # Lost once more; what somebody has changed since is theirs.
     lose_the_state(stack)
@@ -32,7 +32,7 @@ def test_a_stack_without_its_state_takes_over_what_is_ours_and_gives_back_all_bu
     stack.up()
     assert "balloon: 0" in conf(stack, 103)
     stack.destroy_as_left()
-    assert (running(stack), with_card(stack)) == ({103}, {})
+    assert (stack.machine.guests_on(), with_card(stack)) == ({103}, {})
     assert "balloon: 4096" in conf(stack, 103) and "hostpci" not in conf(stack, 103)
     stack.lab.run("qm set 103 --delete balloon; qm stop 103; qm start 103")
     given_back(stack, stack.stock)
