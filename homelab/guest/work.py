@@ -28,6 +28,8 @@ from remote_scripts.both.guest_cards import Wanted
 from remote_scripts.pve.properties import parse
 
 MOVED = "node"  # of a made guest's drift: it is on another node of the cluster
+# The lock of a guest whose disks are removed; its configuration stays where a list of the cluster's jobs is locked.
+_HALF_GONE = "destroyed"
 # Options that others change for good reasons: a CD is taken out, a VM gets the hookscript of a shared card.
 _OTHERS = re.compile(r"(?:ide|sata|scsi|virtio)[0-9]+|hookscript")
 _NETWORK_CARD = re.compile(r"net[0-9]+")
@@ -259,15 +261,18 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
     def remove(self, inputs: Guest.Inputs) -> None:
         """Shuts it down, and removes it with its disks."""
         api, path = self.api(inputs), inputs.path
-        if api.get(f"{path}/status/current", f"to see whether {inputs.label} runs")["status"] == "running":
+        state = api.get(f"{path}/status/current", f"to see whether {inputs.label} runs")
+        if state["status"] == "running":
             if inputs.guest_kind == "qemu":
                 wanted = self._wanted(inputs)
                 self._transaction(inputs).apply(replace(wanted, terms=replace(wanted.terms, power="stopped")))
             else:  # it is removed next: one that doesn't shut down is stopped
                 force = {"timeout": inputs.shutdown.timeout, "forceStop": 1}
                 self._task(inputs, "post", f"{path}/status/shutdown", "shutdown", **force)
+        # Of a VM alone; a container's lock can be taken away by `pct unlock` alone.
+        skip = {"skiplock": 1} if (inputs.guest_kind, state.get("lock")) == ("qemu", _HALF_GONE) else {}
         with suppress(NotThereError):  # a task of a run that was killed has done so meanwhile
-            self._task(inputs, "delete", path, "destroy", purge=1)
+            self._task(inputs, "delete", path, "destroy", purge=1, **skip)
 
     def forget(self, inputs: Guest.Inputs) -> None:
         """Takes away what is noted of it, which is gone."""
@@ -357,7 +362,7 @@ def reason_to_keep(inputs: Guest.Inputs, instance: str, config: dict[str, str], 
     """
     if inputs.protect:
         return "it is protected"
-    if not is_marked(inputs.mark, config):
+    if not is_marked(inputs.mark, config) and config.get("lock") != _HALF_GONE:
         return f"it is not the {inputs.kind.label} that was created here"
     if adopted:
         return f"{inputs.section}.{adopted[0]} adopts it"

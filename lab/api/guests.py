@@ -21,7 +21,7 @@ from lab.host.state import HostState
 from .errors import ApiError, Died, bad_parameters
 from .guest_config import GuestConfig, Kind
 from .options import split_list
-from .quorum import require_writable
+from .quorum import require_cluster_lock, require_writable
 from .reference import reference
 
 _FOLDERS: dict[Kind, str] = {"qemu": "qemu-server", "lxc": "lxc"}
@@ -184,8 +184,16 @@ class Guest:
             self.save(config)
 
     def purge(self, log: Callable[[str], None]) -> None:
-        """Take it out of the lists of jobs: each is written anew, as PVE::ReplicationConfig and PVE::VZDump::Plugin do."""
+        """Take one whose disks are gone out of the lists of jobs: each is written anew, as PVE::ReplicationConfig and PVE::VZDump::Plugin do.
+
+        Raises:
+            ApiError: 500, somebody changes them: what is left of the guest stays.
+        """
+        left = GuestConfig(self.kind)
+        left.values["lock"] = "destroyed"
+        self.save(left)
         log(f"purging {self.label} from related configurations..")
+        require_cluster_lock(self.host, "file-replication_cfg")
         for name in ("replication.cfg", "jobs.cfg"):
             self.host.write(f"/etc/pve/{name}", self.host.read(f"/etc/pve/{name}", ""), 0o640)
         self.host.write("/etc/pve/vzdump.cron", _CRON, 0o640)

@@ -108,3 +108,5 @@ def require_cluster_lock(host: HostState, name: str, doing: str = "") -> None:
     """
     if not Members(host).quorate:
         raise Died(f"{doing + ': ' if doing else ''}cfs-lock '{name}' error: no quorum!")
+    if host.rooted(f"/etc/pve/priv/lock/{name}").exists():
+        raise Died(f"{doing + ': ' if doing else ''}cfs-lock '{name}' error: got lock request timeout")

@@ -6,16 +6,10 @@ are brought about here, before a program starts.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import re
 import shutil
 import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from pathlib import Path
 
 from . import dpkg, network
 from .account_programs import current_user
@@ -38,7 +32,6 @@ _CHANGING = {
     ),
 }
 _SIMULATED = re.compile(r"-[a-z]*s|--(simulate|just-print|dry-run|no-act|recon|print-uris)")
-_POLL_SECONDS = 0.05
 
 
 def main(host: HostState, name: str, arguments: list[str]) -> int:
@@ -69,12 +62,7 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
     _bring_about(host)
     if name == "dpkg":
         words.insert(0, f"--log={host.root}/var/log/dpkg.log")
-
-    def work() -> int:
-        with _somebody_else(host):
-            return real(name, words)
-
-    return logged(host, name, arguments, work)
+    return logged(host, name, arguments, lambda: real(name, words))
 
 
 def _without(host: HostState, name: str, arguments: list[str]) -> int:
@@ -120,43 +108,3 @@ def _bring_about(host: HostState) -> None:
             note.write_text(value, encoding="utf-8")
         if any(host.rooted("/var/lib/apt/lists").glob("*_Packages")):
             fetch_lists(host)
-
-
-@contextlib.contextmanager
-def _somebody_else(host: HostState) -> Iterator[None]:
-    """Have the fault apt-locked hold dpkg's lock: for so many seconds from when somebody first wants it."""
-    note, value = host.state / "apt-locked", network.fault(host, "apt-locked")
-    if value is None:
-        note.unlink(missing_ok=True)
-        yield
-        return
-    if not note.exists() or note.read_text(encoding="utf-8").split()[0] != value:
-        note.write_text(f"{value} {time.time()}\n", encoding="utf-8")
-    until = float(note.read_text(encoding="utf-8").split()[1]) + float(value)
-    ready, told = os.pipe()
-    pid = os.fork()
-    if not pid:
-        _hold(host.rooted(_LOCK), until, told)
-    os.close(told)
-    os.read(ready, 1)
-    os.close(ready)
-    try:
-        yield
-    finally:
-        os.kill(pid, 9)
-        os.waitpid(pid, 0)
-
-
-def _hold(path: Path, until: float, told: int) -> None:
-    """Hold a lock until then, or until whoever started this has ended."""
-    try:
-        Path("/proc/self/comm").write_text("unattended-upgr")
-        parent = os.getppid()
-        with path.open("a") as lock:
-            fcntl.lockf(lock, fcntl.LOCK_EX)
-            os.write(told, b"\n")
-            while time.time() < until and os.getppid() == parent:
-                time.sleep(_POLL_SECONDS)
-    finally:
-        sys.stdout = None  # what waits there is the parent's to say
-        os._exit(0)

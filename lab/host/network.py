@@ -18,7 +18,6 @@ _WHERE = "true, `host` or a guest's id"
 #: Faults of packages, downloads and the driver: what their value may be, and what it does. A value may be limited to one system: `103=30`.
 FAULTS = {
     "apt-slow": "seconds: apt-get's downloads take that long altogether",
-    "apt-locked": "seconds: another process holds dpkg's lock for so long from the first attempt on",
     "apt-offline": f"{_WHERE}, or a part of an address: names can't be resolved, for apt, curl, wget and docker",
     "disk-full": f"{_WHERE}: nothing can be downloaded or installed",
     "package-missing": f"a name or pattern, also of NAME/VERSION, or {_WHERE}: repositories don't have it",
@@ -28,7 +27,7 @@ FAULTS = {
     "gpu-fails": f"{_WHERE}, an Xid, RmInitAdapter's code, or the start of a driver's version, such as 595., which alone fails: cards don't come up; the kernel's log says so",
 }
 # Of these a value alone is never a system's name.
-_VALUED = frozenset({"apt-slow", "apt-locked"})
+_VALUED = frozenset({"apt-slow"})
 
 _KEY_BEGIN, _KEY_END = "-----BEGIN PGP PUBLIC KEY BLOCK-----", "-----END PGP PUBLIC KEY BLOCK-----"
 _KEY_LINE = re.compile(rb"lab public key ([0-9A-F]{40}) (.+)\n")

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import pytest
 
+from homelab.errors import HomelabError
 from homelab.guest.mark import id_in_use
 from homelab.guest.work import GuestWork
 from homelab.remote.proxmox import api as api_module
@@ -59,3 +60,22 @@ def test_a_run_that_is_killed_after_any_change_goes_on(
         assert "status: running" in lab.run(f"{program} status {ID}").stdout
         all_of(lambda: work.delete(more, changed))
         assert not conf.exists() and not list((lab.root / "var/lib/homelab").rglob(f"*/{ID}"))
+
+
+def test_a_removal_that_proxmox_ve_has_ended_half_way_is_gone_on_with(tmp_path: Path) -> None:
+    """As where a node has lost its quorum just before: a job's lock stays for two minutes. A container's is its owner's to take away."""
+    with Lab.start("bound-by-hand", state=tmp_path / "lab") as lab:
+        put_template(lab)
+        work, held = GuestWork(stack_of(lab)), lab.root / "etc/pve/priv/lock/file-replication_cfg"
+        for inputs in (VM, CONTAINER):
+            made = work.create(inputs)
+            held.mkdir()
+            with pytest.raises(HomelabError, match="got lock request timeout"):
+                work.delete(inputs, made)
+            held.rmdir()
+            if inputs is CONTAINER:
+                with pytest.raises(HomelabError, match=r"locked \(destroyed\)"):
+                    work.delete(inputs, made)
+                lab.run(f"pct unlock {ID}; pct destroy {ID}")
+            work.delete(inputs, made)
+            assert not list(lab.root.glob(f"etc/pve/nodes/*/*/{ID}.conf"))

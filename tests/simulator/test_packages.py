@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import re
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -180,18 +178,6 @@ def test_what_isnt_simulated_is_refused_and_logged(vm: Vm, command: str) -> None
 
 
 # -- what goes wrong -------------------------------------------------------------------------------------------
-def test_a_lock_is_waited_for_if_somebody_says_so(vm: Vm) -> None:
-    vm.fault("apt-locked", 2)
-    text = vm.refusal("apt-get install -y podman", 100)
-    assert (
-        re.search(r"It is held by process \d+ \(unattended-upgr\)", text)
-        and "Unable to acquire the dpkg frontend lock" in text
-    )
-    began = time.monotonic()
-    assert "Waiting for cache lock" in vm.output("apt-get -o DPkg::Lock::Timeout=60 install -y podman")
-    assert time.monotonic() - began < 30
-
-
 def test_two_at_once_exclude_each_other(vm: Vm) -> None:
     vm.fault("apt-slow", 90)  # what begins meanwhile begins on a busy machine, too
     text = vm.output(
