@@ -209,6 +209,7 @@ class LabHost(Host):
 
     def __init__(self, lab: Lab) -> None:
         self.lab, self.password = lab, {PASSWORD: lab.connection["password"]}
+        self.cut = f"setsid -f {self._from_outside('power_cycle()')}"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -219,10 +220,6 @@ class LabHost(Host):
 
     def quorum(self, *, lost: bool) -> str:
         return self._from_outside(f"fault('no-quorum', {lost or None})")
-
-    @property
-    def cut(self) -> str:  # type: ignore[override]
-        return f"setsid -f {self._from_outside('power_cycle()')}"
 
     def _from_outside(self, done: str) -> str:
         """The command by which something is done to the lab itself."""
