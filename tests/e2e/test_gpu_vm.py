@@ -237,7 +237,7 @@ def test_what_stands_against_a_card_is_said_with_the_vm_as_it_was_and_what_is_ch
     # The VM itself: that is named, and keeps nothing from being destroyed.
     stack.lab.run("qm stop 103; qm destroy 103")
     gone = stack.up("--refresh", ok=False)
-    assert "drift: VM 103 is gone" in gone.output
+    assert "drift: VM 103 isn't there" in gone.output
     assert "VM 103" in gone.message and gone.message.count("wanted: ") == 1
     stack.destroy()
     assert not (stack.lab.root / MAPPING).exists()
