@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
 
-from lab.api.ha_manager import FILE as HA_FILE
 from lab.client import Lab, SnapshotEntry, add_to_snapshot
-from lab.host.ceph import Ceph
 from lab.host.cluster import Cluster
 from lab.state import LabError
 
@@ -34,7 +31,7 @@ class LabCluster:
         """Start all nodes of a cluster that is made anew, one after the other.
 
         Args:
-            description: a name in lab/clusters, or a YAML file: `name`, `ceph` (lab/host/ceph.py; none without it), and `nodes`, each with `ip`,
+            description: a name in lab/clusters, or a YAML file: `name`, and `nodes`, each with `ip`,
                 the keys of a scenario, such as `extends`.
 
         Raises:
@@ -48,16 +45,10 @@ class LabCluster:
             name: {"id": number, "ip": one.pop("ip")} for number, (name, one) in enumerate(data["nodes"].items(), 1)
         }
         shared = Cluster.make(folder.absolute(), data["name"], members)
-        ceph = data.get("ceph")
-        if ceph:
-            Ceph.make(shared.folder, ceph)
         nodes: dict[str, Lab] = {}
         for name, own in data["nodes"].items():
             scenario = folder / f"{name}.yaml"
-            made = {**own, "node": name, "cluster": str(shared.folder)}
-            if ceph:
-                made["files"] = Ceph.files(ceph, name)
-            scenario.write_text(yaml.safe_dump(made))
+            scenario.write_text(yaml.safe_dump({**own, "node": name, "cluster": str(shared.folder)}))
             nodes[name] = Lab.start(str(scenario), state=folder / "nodes" / name)
         return cls(folder, nodes)
 
@@ -74,13 +65,6 @@ class LabCluster:
         """Stop all of them."""
         for lab in self.nodes.values():
             lab.stop()
-
-    @property
-    def ha(self) -> dict[str, Any]:
-        """What HA's manager knows, as it is now (lab/api/ha_manager.py); nothing where HA was never in use."""
-        path = self.folder / HA_FILE
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        return found
 
     def snapshot(self) -> dict[str, dict[str, SnapshotEntry]]:
         """What every node has, by its name, and what they share, as `pve`."""

@@ -102,7 +102,7 @@ class Machine:
         machine.state.mkdir(parents=True, exist_ok=True)
         for name in ("root", "esp", "covered", "initramfs", "bin", "guests"):
             shutil.rmtree(machine.state / name, ignore_errors=True)
-        for name in ("kernel.json", "dmesg", "ha.json"):  # what HA knows, too
+        for name in ("kernel.json", "dmesg"):
             (machine.state / name).unlink(missing_ok=True)
         network.write(machine.state)
         if not kept.write(scenario, machine.state):

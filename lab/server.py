@@ -25,7 +25,6 @@ from typing import Any
 import asyncssh
 
 from lab import network
-from lab.api import ha_manager
 from lab.api.auth import Secrets
 from lab.api.guest_system import authorized_keys, environment_of
 from lab.api.server import ApiServer
@@ -64,8 +63,6 @@ _GOING_DOWN_SECONDS = 0.1
 _SETTLE_SECONDS = 60.0
 # How often the daemon looks whether its state folder is still there: it ends with it.
 _FOLDER_CHECK_SECONDS = 5.0
-# How often it looks whether HA has come into use: most hosts never have it, and many labs wait for their turn.
-_HA_CHECK_SECONDS = 1.0
 
 
 class Daemon:
@@ -188,10 +185,9 @@ class Daemon:
             await self._power_on("start")
         self._write_lab_file(pid=os.getpid())
         ready()
-        watches = [self.in_background(self._end_with_folder()), self.in_background(self._take_part_in_ha())]
+        watch = self.in_background(self._end_with_folder())
         await self._ending.wait()
-        for watch in watches:
-            watch.cancel()
+        watch.cancel()
         control.close()
         await self._end()
 
@@ -227,14 +223,6 @@ class Daemon:
             if lab is None or lab.pid != os.getpid():
                 _LOG.warning("%s is no longer this daemon's: it ends", self.state)
                 self.end()
-
-    async def _take_part_in_ha(self) -> None:
-        """The rounds of HA's manager and agent, while the host is up."""
-        in_use = True
-        while True:
-            await asyncio.sleep(ha_manager.ROUND_SECONDS if in_use else _HA_CHECK_SECONDS)
-            if self.phase == "up":
-                in_use = self.api.take_part_in_ha()
 
     def _write_lab_file(self, pid: int | None) -> None:
         self._lab.pid = pid

@@ -8,7 +8,7 @@ from typing import Literal
 from lab.host import units
 from lab.host.state import HostState
 
-from . import ha_manager, hooks, lxc, qemu_power
+from . import hooks, lxc, qemu_power
 from .errors import ApiError
 from .guests import Guest, exclusively, guests_of
 from .tasks import TaskLog, Tasks, Work
@@ -66,7 +66,6 @@ def stop_all(host: HostState) -> None:
     What isn't seen of one without a hookscript is left out: it is off when the host is.
     """
     with exclusively(host):
-        ha_manager.leave(host)
         tasks = Tasks(host)
         all_of_them, log = tasks.begin("stopall", "")
     for guest in sorted(_running(host), key=_order, reverse=True):

@@ -15,7 +15,7 @@ from typing import Any
 from lab.host.cluster import share_keys
 from lab.host.state import HostState
 
-from . import container_system, ha_commands, hooks, lxc
+from . import container_system, hooks, lxc
 from .call import unheard
 from .cluster import peer_of
 from .errors import ApiError, Died, bad_parameters
@@ -38,8 +38,6 @@ def only_reads(name: str, arguments: list[str]) -> bool:
     """Whether a command, such as `qm list`, changes nothing."""
     if name in ("pvenode", "pvecm"):
         return arguments[:1] not in (["expected"], ["updatecerts"])
-    if name == "ha-manager":
-        return ha_commands.only_asks(arguments)
     return arguments[:1] in ([verb] for verb in ("list", "config", "status", "get"))
 
 

@@ -18,7 +18,6 @@ from lab import ports
 from lab.host import units
 from lab.host.state import HostState
 
-from . import ha_config, ha_manager
 from .guests import exclusively
 from .responses import Api, Request, Response
 from .tasks import Work
@@ -48,13 +47,10 @@ class ApiServer:
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
-        host = HostState(owner.state)
         # As lab.ssh.Server does: a socket that keeps the port for the daemon's life; another listens.
         self._holder = ports.bind(0)
         self.port = int(self._holder.getsockname()[1])
         self._tasks: set[asyncio.Task[None]] = set()
-        #: One of them is there where HA is in use.
-        self._of_ha = (ha_manager.file_of(host), host.rooted(ha_config.FILE))
         self._runner: web.AppRunner | None = None
         self._api = Api(owner.state, self._run)
 
@@ -131,20 +127,6 @@ class ApiServer:
         return _encoded(response)
 
     # -- tasks -------------------------------------------------------------------------------------------
-    def take_part_in_ha(self) -> bool:
-        """One round of this node's manager and agent of HA; False where HA isn't in use."""
-        if not any(path.exists() for path in self._of_ha):
-            return False
-        host = HostState(self._owner.state)
-        with exclusively(host):
-            manager = ha_manager.HaManager(host)
-            manager.take_part()
-            works = list(manager.begin())
-            manager.save()
-        for work in works:
-            self._run(host, work)
-        return True
-
     def _run(self, host: HostState, work: Work) -> None:
         task = asyncio.get_running_loop().create_task(self._follow(host, work))
         self._tasks.add(task)

@@ -7,7 +7,6 @@ keyring of the source's Signed-By, and is one of the fingerprints there if there
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
@@ -23,7 +22,6 @@ _BLOCK = "-----BEGIN PGP PUBLIC KEY BLOCK-----"
 def main(system: HostState, name: str, arguments: list[str]) -> int:
     """Answer apt until it has no more questions."""
     _say("100 Capabilities", {"Version": "1.0", "Single-Instance": "true", "Needs-Cleanup": "true"})
-    slow = network.fault(system, "apt-slow")
     for asked in _messages():
         uri = asked["URI"]
         try:
@@ -41,8 +39,6 @@ def main(system: HostState, name: str, arguments: list[str]) -> int:
             _say("400 URI Failure", {"URI": uri, "Message": str(error), **why})
             continue
         _say("200 URI Start", {"URI": uri, "Size": str(len(content))})
-        time.sleep(float(slow or 0))
-        slow = None
         Path(asked["Filename"]).write_bytes(content)
         about = {"Size": str(len(content)), "SHA256-Hash": network.known_digest(system, content)}
         _say("201 URI Done", {"URI": uri, "Filename": asked["Filename"], **about})

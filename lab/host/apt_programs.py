@@ -1,7 +1,7 @@
 """apt's and dpkg's programs of a lab's system: this machine's own, which work on its tree (state.of_packages, launchers).
 
-What they fetch is the lab's network (apt_method), what they install are the lab's packages (debs). Faults that aren't the network's
-are brought about here, before a program starts.
+What they fetch is the lab's network (apt_method), what they install are the lab's packages (debs). What the network's faults
+have done to a system's lists is brought about here, before a program starts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""pveversion, pvesh, pvenode, pvecm, ha-manager, qm, pct, lxc-attach and lxc-stop of a lab host; all but the first are the API at a shell (lab.api.commands)."""
+"""pveversion, pvesh, pvenode, pvecm, qm, pct, lxc-attach and lxc-stop of a lab host; all but the first are the API at a shell (lab.api.commands)."""
 
 from __future__ import annotations
 
@@ -71,27 +71,24 @@ def _heard(argument: str) -> str:
 
 
 def _shell(host: HostState, name: str, arguments: list[str]) -> int:
-    """qm, pct, pvesh, pvenode, pvecm and ha-manager: the API's operations, done here as root@pam.
+    """qm, pct, pvesh, pvenode and pvecm: the API's operations, done here as root@pam.
 
     The one place at which this package needs another: what a VM's start asks of a card is written once, in lab.api,
     which uses the standard library alone as well.
     """
     preload()
     arguments = [_heard(argument) for argument in arguments]
-    from lab.api import ha_commands
     from lab.api.commands import Misused, Shell, Unhandled, exit_status, message, only_reads
     from lab.api.errors import ApiError
 
     def work() -> int:
         shell = Shell(host.state, lambda: ask_daemon(host, "guests"))
         try:
-            if name == "ha-manager":
-                ha_commands.ha_manager(host, arguments)
-            elif name in ("qm", "pct"):
+            if name in ("qm", "pct"):
                 shell.guest(name, arguments)
             else:
                 getattr(shell, name.replace("-", "_"))(arguments)
-        except (Misused, ha_commands.Unknown) as error:
+        except Misused as error:
             raise UsageError(str(error)) from error
         except ApiError as error:
             if error.status == 501 and not isinstance(error, Unhandled):

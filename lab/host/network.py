@@ -17,7 +17,6 @@ from .state import HostState
 _WHERE = "true, `host` or a guest's id"
 #: Faults of packages, downloads and the driver: what their value may be, and what it does. A value may be limited to one system: `103=30`.
 FAULTS = {
-    "apt-slow": "seconds: apt-get's downloads take that long altogether",
     "apt-offline": f"{_WHERE}, or a part of an address: names can't be resolved, for apt, curl, wget and docker",
     "disk-full": f"{_WHERE}: nothing can be downloaded or installed",
     "package-missing": f"a name or pattern, also of NAME/VERSION, or {_WHERE}: repositories don't have it",
@@ -26,8 +25,6 @@ FAULTS = {
     "dkms-fails": f"{_WHERE}, or a part of DRIVER/KERNEL, such as 590.: the compiler gives up",
     "gpu-fails": f"{_WHERE}, an Xid, RmInitAdapter's code, or the start of a driver's version, such as 595., which alone fails: cards don't come up; the kernel's log says so",
 }
-# Of these a value alone is never a system's name.
-_VALUED = frozenset({"apt-slow"})
 
 _KEY_BEGIN, _KEY_END = "-----BEGIN PGP PUBLIC KEY BLOCK-----", "-----END PGP PUBLIC KEY BLOCK-----"
 _KEY_LINE = re.compile(rb"lab public key ([0-9A-F]{40}) (.+)\n")
@@ -63,7 +60,7 @@ def fault(system: HostState, name: str) -> str | None:
     known = {"host", *(identifier for identifier in lab.machine["guests"])}
     if equals and whose in known:
         return rest if whose == who else None
-    if text in known and name not in _VALUED:
+    if text in known:
         return "" if text == who else None
     return text
 

@@ -65,8 +65,6 @@ PROGRAMS = {
     "lxc-stop": "guest_programs",
     "pvenode": "guest_programs",
     "pvecm": "guest_programs",
-    "ha-manager": "guest_programs",
-    "ceph": "ceph_programs",
 }
 #: Commands that a guest alone has from the start: a Proxmox host has no sudo until somebody installs it.
 GUEST_ONLY = frozenset({"sudo"})

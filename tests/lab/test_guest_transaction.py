@@ -147,7 +147,7 @@ def test_where_nothing_is_to_change_nothing_is_written(world: World) -> None:
 
 def test_one_under_ha_is_refused(world: World) -> None:
     name, before = f"{world.kind.ha}:{world.vmid}", world.conf()
-    world.lab.run(f"ha-manager add {name}")
+    world.under_ha()
     with pytest.raises(Failure, match=f"ha-manager set {name} --state ignored"):
         world.give()
     assert (world.conf(), world.notes()) == (before, [])

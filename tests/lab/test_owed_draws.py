@@ -112,7 +112,7 @@ class Play:
             case "another guest":
                 world.becomes_another()
             case "under HA":
-                world.lab.run(f"ha-manager add {world.kind.ha}:{vmid} --state stopped", check=False)
+                world.under_ha("stopped")
             case "clock back":
                 world.set_clock(-3600)
             case "clock ahead":

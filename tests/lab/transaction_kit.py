@@ -232,6 +232,12 @@ class World:
         request(self.lab.state, "poweroff", guest=self.vmid)
         self.wait_off()
 
+    def under_ha(self, state: str = "started") -> None:
+        """HA has it from now on."""
+        HostState(self.lab.state).write(
+            "/etc/pve/ha/resources.cfg", f"{self.kind.ha}: {self.vmid}\n\tstate {state}\n\n"
+        )
+
     def becomes_another(self) -> None:
         """Its id, once it is off, is given to another guest."""
         self.lab.run(f"qm set {VM} --smbios1 uuid=11111111-2222-3333-4444-555555555555")

@@ -178,17 +178,6 @@ def test_what_isnt_simulated_is_refused_and_logged(vm: Vm, command: str) -> None
 
 
 # -- what goes wrong -------------------------------------------------------------------------------------------
-def test_two_at_once_exclude_each_other(vm: Vm) -> None:
-    vm.fault("apt-slow", 90)  # what begins meanwhile begins on a busy machine, too
-    text = vm.output(
-        "apt-get install -y podman >$HOMELAB_ROOT/root/first 2>&1 & until grep -q 'Need to get' $HOMELAB_ROOT/root/first 2>&-; do sleep 0.05; done; "
-        "apt-get install -y jq 2>&1; echo jq $?; kill $! 2>&-; wait $!; echo podman $?"
-    )
-    both = text + (vm.root / "root/first").read_text()
-    later = "jq" if "Could not get lock" in text else "podman"
-    assert both.count("E: Could not get lock") == 1 and f"{later} 100" in text.splitlines(), both
-
-
 @pytest.mark.parametrize("whose", [True, "103", "archive.ubuntu.com"])
 def test_off_the_network_updates_warn_and_installations_fail(vm: Vm, whose: object) -> None:
     vm.fault("apt-offline", whose)
