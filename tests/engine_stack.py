@@ -148,11 +148,6 @@ def quick_start(engine: install.Engine) -> dict[str, str]:
         return home
     return home | {
         "PYTHONPATH": str(quick_python.FOLDER),
-        # The CLI lives for seconds: its garbage is collected where there is much of it.
-        "GOGC": "off",
-        "GOMEMLIMIT": "500MiB",
-        # Threads that look for work cost more than they find: the processors have others' work.
-        "GOMAXPROCS": "1",
         "PIP_ONCE": str(install.cache_folder() / "pip-list"),
         # The CLI notes whether the project's folder has changes, and so has git look through all of it.
         "GIT_CONFIG_COUNT": "1",
