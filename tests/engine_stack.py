@@ -23,7 +23,7 @@ from typing import Any
 from lab import quick_yaml
 from lab.engine import install, stacks
 from lab.host.command_server import MARK
-from tests import key_service, quick_python
+from tests import quick_python
 from tests.conftest import PROJECT
 from tests.host import Host
 from tests.plain import PLAIN
@@ -157,14 +157,13 @@ def quick_start(engine: install.Engine) -> dict[str, str]:
 
 
 def quick_environment(engine: install.Engine, backend: Path) -> dict[str, str]:
-    """Of the CLI in a test: its own state, no passphrase, and what makes it quick.
+    """Of the CLI in a test: its own state, an empty passphrase, and what makes it quick.
 
     :param backend: the folder with the state.
     """
     return engine.environment(os.environ) | {
         "PULUMI_BACKEND_URL": stacks.backend_url(backend),
         "PULUMI_CONFIG_PASSPHRASE": "",
-        **key_service.environment(),
         "PULUMI_SKIP_UPDATE_CHECK": "true",
         "NO_COLOR": "1",
         **quick_start(engine),
@@ -212,11 +211,9 @@ class EngineStack:
         if self.project not in _new_stacks:
             new = _folder_of_this_process()
             environment = self.environment | {"PULUMI_BACKEND_URL": stacks.backend_url(new)}
-            provider = "default" if PLAIN else key_service.URL
-            stacks.create(self.engine.pulumi, "lab", environment, self.project, secrets_provider=provider)
+            stacks.create(self.engine.pulumi, "lab", environment, self.project)
             _new_stacks[self.project] = new
         shutil.copytree(_new_stacks[self.project], self.backend or self.folder, dirs_exist_ok=True)
-        (self.folder / "Pulumi.lab.yaml").write_text(quick_yaml.dump({} if PLAIN else key_service.IN_SETTINGS))
         self.write_config()
 
     def write_config(self) -> None:

@@ -13,14 +13,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-def create(
-    pulumi: Path,
-    stack: str,
-    environment: Mapping[str, str],
-    project: Path = PROJECT,
-    *,
-    secrets_provider: str = "default",
-) -> None:
+def create(pulumi: Path, stack: str, environment: Mapping[str, str], project: Path = PROJECT) -> None:
     """`pulumi stack init`, without touching the project's folder.
 
     The command knows no --config-file: it writes the stack's salt into `Pulumi.<stack>.yaml` of the project it is called in.
@@ -31,10 +24,7 @@ def create(
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(project / "Pulumi.yaml", folder)
         subprocess.run(
-            [
-                *(str(pulumi), "stack", "init", stack, "--non-interactive"),
-                *("--cwd", folder, "--secrets-provider", secrets_provider),
-            ],
+            [str(pulumi), "stack", "init", stack, "--non-interactive", "--cwd", folder],
             env=dict(environment),
             check=True,
             capture_output=True,

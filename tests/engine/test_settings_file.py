@@ -12,7 +12,6 @@ import pytest
 
 from homelab.settings.stack_file import parsed, readable
 from lab.engine import install
-from tests import key_service
 from tests.conftest import PROJECT
 from tests.engine_stack import quick_environment
 from tests.sampling import sample
@@ -34,8 +33,7 @@ def test_stack_init_and_config_set_move_no_comment(engine: install.Engine, tmp_p
         done = subprocess.run(command, cwd=tmp_path, env=environment, input=given, text=True, capture_output=True)
         assert done.returncode == 0, done.stderr
 
-    # A passphrase costs a third of a second each time: one file has that, as most users have it.
-    pulumi("stack", "init", "--secrets-provider", "default" if file is FILES[0] else key_service.URL)
+    pulumi("stack", "init")
     pulumi("config", "set", "--secret", "--path", secret, given="geheim")
     pulumi("config", "set", "homelab:plan", "never")
     now = settings.read_text().splitlines()
@@ -67,6 +65,6 @@ def test_a_file_is_read_as_pulumi_reads_it(engine: install.Engine, tmp_path: Pat
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    pulumi("stack", "init", "--secrets-provider", key_service.URL)
+    pulumi("stack", "init")
     read = json.loads(pulumi("config", "--json"))["homelab:hosts"]["objectValue"]
     assert readable(parsed(READ)["config"]["homelab:hosts"]) == read
