@@ -62,8 +62,7 @@ class CommandServer:
             listener.listen(128)
             stdin, self._lifeline = os.pipe()
             start = self._fork if _has_imports else self._start
-            kept = {name: os.environ[name] for name in (command_server.FORKED_PYTHON,) if name in os.environ}
-            start(listener, stdin, {"LC_ALL": "C.UTF-8", **(environment or {}), **kept})
+            start(listener, stdin, {"LC_ALL": "C.UTF-8", **(environment or {})})
             os.close(stdin)
         self._before = os.environ.get(COMMANDS)  # one within another's time takes its place
         os.environ[COMMANDS] = f"{number}:{name}"

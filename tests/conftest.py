@@ -274,13 +274,12 @@ def command_server() -> Iterator[None]:
         yield
         return
     from lab.commands import NO_SERVER, CommandServer
-    from lab.host.command_server import FORKED_PYTHON
 
-    told = NO_SERVER if PLAIN else FORKED_PYTHON
-    os.environ[told] = "yes"  # for the servers of labs' daemons, too
+    if PLAIN:
+        os.environ[NO_SERVER] = "yes"  # for those of labs' daemons, too
     with CommandServer():
         yield
-    del os.environ[told]
+    os.environ.pop(NO_SERVER, None)
 
 
 @pytest.fixture(scope="session", autouse=True)

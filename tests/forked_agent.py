@@ -1,7 +1,7 @@
 """The host's agent as a fork of the test's process, which has its modules: a tenth of the time of a Python that starts and reads them from what is sent.
 
-In a plain run (tests/plain.py) it is that Python. It is a process of its own otherwise, with the environment, streams and signals of one that a host starts. As a host starts it: tests/agent/test_start.py; from what is sent
-and from a file of a host's, where a process has its modules as well (lab/host/host_python.py): every run in tests/e2e.
+In a plain run (tests/plain.py) it is that Python. It is a process of its own otherwise, with the environment, streams and signals of one that a host starts. As a host starts it: tests/agent/test_start.py,
+every run in tests/e2e, and what starts on a host of tests/lab by itself.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 #
 # Done by a launcher (launchers.py), `perl LAUNCHER ARGUMENTS...`, with @own for what it starts: PYTHON -I -S RUN.PY [--container] NAME. Perl
 # starts in a tenth of the time that Python and the lab's modules take. Everything but the three streams and a launcher's words is taken from
-# /proc by the server (command_server.py); where there is none, and where it says so, the command is started here.
+# /proc by the server (command_server.py); where there is none, the command is started here.
 my ($number, $name) = split /:/, $ENV{LAB_COMMANDS} // '0:', 2;
 # An abstract name (unix(7)) with the mount namespace in it: who sees another tree than the server doesn't reach it.
 my $address = pack 'S a*', 1, "\0$name " . readlink '/proc/self/ns/mnt';
@@ -28,10 +28,8 @@ if ($name and socket($server, 1, 1, 0) and connect($server, $address)) {
     exit 137 unless length $answer and $sent == length $said;
     my $status = unpack 'L', $answer;
     $SIG{$_} = 'DEFAULT' for @passed_on;
-    unless ($status >> 16) {
-        exit $status >> 8 unless $status & 127;
-        kill $status & 127, $$;
-        exit 128 + ($status & 127);
-    }
+    exit $status >> 8 unless $status & 127;
+    kill $status & 127, $$;
+    exit 128 + ($status & 127);
 }
 exec { $own[0] } @own, @ARGV;

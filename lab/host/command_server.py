@@ -34,14 +34,10 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
-#: In the environment of a server: the host's Python is a fork of it, too (host_python.py). Otherwise it is a process of its own, as on a host.
-FORKED_PYTHON = "LAB_FORKED_PYTHON"
 #: Imported for the forks: what functions of the commands import for themselves.
 PRELOADED = (shutil, subprocess)
 #: How a fork's process is called in /proc/PID/comm, before the pid of who asked: lab.processes takes it for that one's child.
 MARK = "lab/"
-#: In the place of a status as wait(2) has it: who asks is to do the command itself.
-_ITSELF = 1 << 16
 #: Signals that a client passes on.
 _PASSED_ON = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 #: What a client, or the server, says of a command at most.
@@ -84,7 +80,6 @@ class Server:
         listener: the socket.
         prepare: is told a command's words before it is run; what it imports, all forks that follow have.
         run: the command itself, in a fork; returns its exit status.
-        is_own_process: whether who asks for a command is told to do it itself.
         is_alone: whether a command has a fork that has done no other one, and does none after it.
 
     A client sends its streams, and as text how many words of its command line come before the command's own; what comes in their place, each
@@ -96,13 +91,11 @@ class Server:
         listener: socket.socket,
         prepare: Callable[[list[str]], object],
         run: Callable[[list[str]], int],
-        is_own_process: Callable[[list[str]], bool] = lambda _words: False,
         is_alone: Callable[[list[str]], bool] = lambda _words: True,
     ) -> None:
         self._listener = listener
         self._prepare = prepare
         self._run = run
-        self._is_own_process = is_own_process
         self._is_alone = is_alone
         self._forks: dict[int, _Fork] = {}  # pid -> itself
         self._busy: dict[int, _Fork] = {}  # descriptor of the client's connection -> its fork
@@ -152,8 +145,6 @@ class Server:
         words = _words(client, asked) if user == os.geteuid() else []
         if not words or len(streams) != 3:
             connection.close()  # killed before it asked, or nobody of ours
-        elif self._is_own_process(words):
-            _answer(connection, _ITSELF)
         else:
             self._prepare(words)
             try:
@@ -291,18 +282,9 @@ def _prepare(words: list[str]) -> None:
     """Import a command's module, for this fork and those that follow. What fails here fails in the fork, and is told there."""
     try:
         module = importlib.import_module("host.run").module_of(words)
-        getattr(module, "preload", lambda _words: None)(words)
+        getattr(module, "preload", lambda: None)()
     except Exception:
         return
-
-
-def _is_own_process(words: list[str]) -> bool:
-    return words[0] == "lab-python" and FORKED_PYTHON not in os.environ
-
-
-def _is_alone(words: list[str]) -> bool:
-    """Commands that run a program's own Python here, for which they change this one."""
-    return words[0] == "lab-python"
 
 
 def _become(
@@ -449,7 +431,7 @@ def read_ahead() -> None:
 def serve(listener: socket.socket) -> None:
     """Be a command server, until stdin ends."""
     _find_package()
-    Server(listener, _prepare, _run, _is_own_process, _is_alone).serve()
+    Server(listener, _prepare, _run, lambda _words: False).serve()
 
 
 def _find_package() -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote
@@ -32,7 +31,7 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
     return {"pveversion": _pveversion, "lab-pvedaemon": _pvedaemon}.get(name, _shell)(host, name, arguments)
 
 
-def preload(_words: Sequence[str] = ()) -> None:
+def preload() -> None:
     """Have what these commands need besides this package: modules, and the API's reference, which takes longer to read than most of them."""
     if (project := str(Path(__file__).parents[2])) not in sys.path:
         sys.path.append(project)

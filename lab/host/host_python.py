@@ -4,15 +4,12 @@ What a program writes into a control file of sysfs acts before its write(2) has 
 a device node in /dev is one to stat(2) and mknod(2); a disk in use isn't opened for one alone; 127.0.0.1:85 is the lab's pvedaemon. It is the
 Python of the lab otherwise, with the standard library alone.
 
-It is a process of its own, as on a host. In tests it is a fork of the command server (command_server.py), which has imported the agent's modules of this
-project: a program whose archive has these very modules has them as they are there, and a start takes 10 ms instead of 90.
+It is a process of its own, as on a host.
 """
 
 from __future__ import annotations
 
 import errno
-import functools
-import importlib
 import os
 import re
 import runpy
@@ -20,21 +17,14 @@ import socket
 import stat
 import subprocess
 import sys
-import zipimport
-import zlib
-from collections.abc import Callable, Sequence
-from importlib.machinery import ModuleSpec, PathFinder
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from .program import ask_daemon
-from .state import HOST_PYTHON, PVEDAEMON, HostState, stamp
+from .state import HOST_PYTHON, PVEDAEMON, HostState
 
-_PROJECT = Path(__file__).resolve().parents[2]
-_PACKAGE = "remote_scripts"
-#: Modules that each archive has its own of, with texts.
-_TEXTS = frozenset(f"{_PACKAGE}.{name}" for name in ("installed", "tables"))
 #: What stands in the file of a disk that is claimed.
 CLAIMED = b"claimed\n"
 _REFUSALS = {os.strerror(number): number for number in errno.errorcode}
@@ -153,104 +143,8 @@ def _start_itself() -> None:
     subprocess.Popen.__init__ = start  # type: ignore[assignment, method-assign]
 
 
-class _Ready(NamedTuple):
-    """A module that is imported already: its source's checksum and size, as an archive's directory has them, and what it imports of the package."""
-
-    module: ModuleType
-    checksum: int
-    size: int
-    imports: frozenset[str]
-
-
-_ready: dict[str, _Ready] = {}
-_packages: dict[str, ModuleType] = {}
-#: Directories that zipimport has, by archive; and the archives' stamps when those here were read.
-_directory_cache: dict[str, Any] = zipimport._zip_directory_cache  # type: ignore[attr-defined]
-_read: dict[str, tuple[int, ...]] = {}
 #: The lab's modules, which a program doesn't find: to take them apart takes as long as half a start.
 _kept: list[ModuleType] = []
-
-
-def preload(words: Sequence[str]) -> None:
-    """Import the agent's modules of this project for the programs to come; nobody else finds them here. Of a program in an archive, read its directory."""
-    if not _ready and (_PROJECT / _PACKAGE).is_dir():
-        _import_agent()
-    _of_the_lab(len(sys.modules))
-    for archive in (word for word in words if word.endswith(".pyz")):
-        found = stamp(archive)
-        if found and _read.get(archive) != found:
-            _directory_cache.pop(archive, None)
-            zipimport.zipimporter(archive)
-            _fitting(archive, found)
-            _read[archive] = found
-
-
-@functools.cache
-def _of_the_lab(_count: int) -> list[str]:
-    """The lab's modules among so many."""
-    own = {*sys.stdlib_module_names, "__main__"}
-    return [name for name in sys.modules if name.partition(".")[0] not in own]
-
-
-def _import_agent() -> None:
-    sys.path.insert(0, str(_PROJECT))
-    try:
-        modules = importlib.import_module(f"{_PACKAGE}.tools.modules")
-        layers = (path.stem for path in (_PROJECT / _PACKAGE / "layers").glob("*.py") if path.stem != "__init__")
-        for name in modules.needed(modules.AGENT, *(f"{_PACKAGE}.layers.{layer}" for layer in layers)):
-            source = modules.source(name)
-            about = (zlib.crc32(source.encode()), len(source.encode()), modules.imported(source))
-            _ready[name] = _Ready(importlib.import_module(name), *about)
-        modules._content.cache_clear()  # a program's sources are those of its archive
-    finally:
-        sys.path.remove(str(_PROJECT))
-        for name in [name for name in sys.modules if name.partition(".")[0] == _PACKAGE]:
-            module = sys.modules.pop(name)
-            if name not in _ready:
-                _packages[name] = module
-
-
-class _Archives:
-    """Finds the agent's package: in an archive that has the modules that are ready, these are found."""
-
-    @staticmethod
-    def find_spec(name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(name, path) if name == _PACKAGE else None
-        if spec is not None and isinstance(spec.loader, zipimport.zipimporter) and _take(spec.loader.archive):
-            package = _packages[_PACKAGE]
-            package.__file__, package.__loader__ = spec.origin, spec.loader
-            spec.loader.create_module = lambda _: package
-        return spec
-
-
-@functools.cache
-def _fitting(archive: str, _stamp: tuple[int, ...]) -> dict[str, _Ready]:
-    """The modules of an archive that are ready; none where one of them is another one there, or one that they import isn't there."""
-    directory = _directory_cache[archive]
-    entries = {
-        path.removesuffix(".py").replace("/", "."): entry for path, entry in directory.items() if path.endswith(".py")
-    }
-    taken = {name: _ready[name] for name in entries.keys() & _ready.keys()}
-    for name, one in taken.items():
-        (*_, size, _, _, _, checksum), is_text = entries[name], name in _TEXTS
-        if not one.imports <= entries.keys() or not (is_text or (size, checksum) == (one.size, one.checksum)):
-            return {}
-    return taken
-
-
-def _take(archive: str) -> bool:
-    """Have the modules of an archive that are ready."""
-    taken = _fitting(archive, stamp(archive))
-    if not taken:
-        return False
-    for name, package in _packages.items():
-        package.__path__ = [f"{archive}/{name.replace('.', '/')}"]
-    sys.modules.update({name: package for name, package in _packages.items() if name != _PACKAGE})
-    sys.modules.update({name: one.module for name, one in taken.items()})
-    for name in taken.keys() & _TEXTS:
-        folder = name.rpartition(".")[0].replace(".", "/")
-        exec(zipimport.zipimporter(f"{archive}/{folder}").get_code(name), taken[name].module.__dict__)
-    return True
 
 
 def on_the_host() -> None:
@@ -266,7 +160,8 @@ def on_the_host() -> None:
 def _forget_the_lab() -> None:
     """Nothing but the standard library is found, or was imported."""
     sys.path[:] = [folder for folder in sys.path if folder.startswith(sys.base_prefix) and "-packages" not in folder]
-    _kept.extend(map(sys.modules.pop, _of_the_lab(len(sys.modules))))
+    own = {*sys.stdlib_module_names, "__main__"}
+    _kept.extend(sys.modules.pop(name) for name in [*sys.modules] if name.partition(".")[0] not in own)
 
 
 def main(_host: HostState, _name: str, arguments: list[str]) -> int:
@@ -276,7 +171,6 @@ def main(_host: HostState, _name: str, arguments: list[str]) -> int:
         del words[: 2 if words[0] == "-X" else 1]
     on_the_host()
     _forget_the_lab()
-    sys.meta_path.insert(0, cast(Any, _Archives))
     what, *others = words
     if what in ("-c", "-"):
         text, sys.argv = (others[0], [what, *others[1:]]) if what == "-c" else (sys.stdin.read(), words)

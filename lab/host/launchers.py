@@ -83,7 +83,8 @@ def text_of(name: str, *first: str, container: bool = False) -> str:
     """
     command = [*(["--container"] if container else []), name, *first]
     words = [os.path.realpath(sys.executable), "-I", "-S", run.__file__, *command]
-    if perl := shutil.which("perl", path="/usr/bin:/bin"):
+    perl = shutil.which("perl", path="/usr/bin:/bin")
+    if perl and name != run.HOST_PYTHON:
         said, client = (" ".join(os.fsencode(word).hex() for word in some) for some in (words, [str(_CLIENT)]))
         return f"#!{perl}\n@own = map {{ pack 'H*', $_ }} qw({said}); do pack 'H*', '{client}';\n"
     return f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n'

@@ -7,6 +7,8 @@ import sys
 from types import ModuleType
 
 _CONTAINER = "--container"
+#: Of it, each is a process of its own, as on a host: no command server does it.
+HOST_PYTHON = "lab-python"
 
 #: What every system with packages has: a host, a VM, a container.
 OF_PACKAGES = {
@@ -57,7 +59,7 @@ PROGRAMS = {
     "pveversion": "guest_programs",
     "pvesh": "guest_programs",
     "lab-sysfs-write": "sysfs_writes",
-    "lab-python": "host_python",
+    HOST_PYTHON: "host_python",
     "lab-pvedaemon": "guest_programs",
     "qm": "guest_programs",
     "pct": "guest_programs",

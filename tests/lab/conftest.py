@@ -8,11 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from homelab.remote import agent
 from lab import Lab
-from tests import put_agent
 from tests.kept_systems import KeptSystems
-from tests.plain import PLAIN
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +38,6 @@ def lab(shared_lab: Lab) -> Iterator[Lab]:
     """The same; the next test has it as it was."""
     yield shared_lab
     shared_lab.reset()
-
-
-@pytest.fixture(autouse=True)
-def not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is put on a host needs no bytecode there."""
-    if not PLAIN:
-        monkeypatch.setattr(agent, "put", put_agent.put)
 
 
 @pytest.fixture(scope="session")

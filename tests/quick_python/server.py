@@ -60,12 +60,10 @@ def warm() -> None:
     from homelab.resources.base import declared
     from homelab.resources.work.base import adapter_of
     from remote_scripts.both.read_host import Wanted
-    from tests import put_agent
 
     for name in (*PACKAGES, *(f"homelab.{subject}" for subject in registry.SUBJECTS)):
         load(name)
     pulumi_command.remote.Command  # noqa: B018  # a module of the SDK is read at its first attribute
-    agent.put = put_agent.put
     agent.put("warm")
     agent.asked("read", agent.request("read_host", Wanted()))
     agent.itself()

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.conftest import kept_systems, lab, labs, not_compiled, shared_lab
+from tests.lab.conftest import kept_systems, lab, labs, shared_lab
 from tests.lab.host_kit import Host
 
-__all__ = ["kept_systems", "lab", "labs", "not_compiled", "shared_lab"]
+__all__ = ["kept_systems", "lab", "labs", "shared_lab"]
 
 
 @pytest.fixture

@@ -247,4 +247,3 @@ def test_a_signal_is_the_commands_and_its_end_the_clients(number: signal.Signals
     assert asked(struct.pack("I", 3 << 8), number) == 3
     assert asked(struct.pack("I", number), number) == -number
     assert asked(b"", number) == 137, "the server was killed"
-    assert asked(struct.pack("I", 1 << 16), number) == 1, "it is to be done by the client: /bin/false"
