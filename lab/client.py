@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlencode, urlsplit
 
 from lab.control import ControlConnection, request
@@ -37,7 +37,6 @@ from lab.state import (
 )
 
 if TYPE_CHECKING:
-    from lab.daemons import Daemons
     from lab.machine import Machine
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -73,9 +72,6 @@ def default_state(scenario: str) -> Path:
 
 class Lab:
     """A lab: a simulated host that is running, or was. Use `Lab.start` or `Lab.open`."""
-
-    #: Where daemons are forked, for whoever starts many labs; None starts a Python for each.
-    daemons: ClassVar[Daemons | None] = None
 
     def __init__(self, state: Path) -> None:
         """Take a lab's state folder, which must hold a lab.json."""
@@ -149,9 +145,6 @@ class Lab:
 
     def _start_daemon(self, arguments: list[str], descriptors: list[int], environment: dict[str, str]) -> None:
         with self._paths.daemon_log.open("ab") as log:
-            if self.daemons is not None:
-                self.daemons.start(arguments, [log.fileno(), *descriptors], environment)
-                return
             for name, descriptor in zip(("--ready-fd", "--lifeline-fd"), descriptors, strict=False):
                 arguments += [name, str(descriptor)]
             # It forks once more and ends: the daemon isn't this process's child, nor leader of a session.

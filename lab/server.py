@@ -24,16 +24,15 @@ from typing import Any
 
 import asyncssh
 
-from lab import network
 from lab.api.auth import Secrets
 from lab.api.guest_system import authorized_keys, environment_of
 from lab.api.server import ApiServer
 from lab.commands import CommandServer
 from lab.guests import Guests
-from lab.host import addresses, launchers
+from lab.host import addresses
 from lab.host.boot import BootResult
 from lab.host.state import PVEDAEMON, HostState
-from lab.machine import OF_HOST, Machine, MachineError
+from lab.machine import Machine, MachineError
 from lab.processes import Processes, end_left_behind
 from lab.requests import Answer, ControlServer
 from lab.saved import Saved
@@ -512,12 +511,6 @@ def _detach() -> None:
     os.umask(0o022)
 
 
-def read_ahead() -> None:
-    """What each daemon has to read and work out, once for all that are forked afterwards."""
-    network.text()
-    launchers.texts(OF_HOST, container=False)
-
-
 def main() -> None:
     """Run a daemon. It says on --ready-fd, in a line of JSON, that it serves, or why it can't."""
     parser = argparse.ArgumentParser(prog="python -m lab.server", description="The daemon of one lab.")
@@ -536,7 +529,7 @@ def main() -> None:
 
     try:
         lab = _prepare(arguments.state, arguments.scenario)
-        # Of the host and its guests; found as one of theirs if this process is killed. It may be a fork, which has nothing that comes below.
+        # Of the host and its guests; found as one of theirs if this process is killed.
         commands = CommandServer({"LAB_STATE": str(arguments.state)})
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         logging.getLogger("asyncssh").setLevel(logging.WARNING)

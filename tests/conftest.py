@@ -37,8 +37,6 @@ def ours_below(folder: Path, suffix: str) -> Iterator[Path]:
         yield from (Path(parent, name) for name in files if name.endswith(suffix))
 
 
-#: The variable with the name of the daemons (lab/daemons.py) that all workers have.
-DAEMONS = "LAB_DAEMONS"
 #: Of tests/unit what `make test-fast` leaves out, by what it took.
 SLOW = (
     "unit/test_settings_reach_resources.py::test_a_setting_that_changes_changes_what_a_resource_is_told",
@@ -241,13 +239,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_xdist_setupnodes(config: pytest.Config) -> None:
-    """All workers have one server of what the engine starts, and one of labs' daemons: each of their own would take a second for its imports."""
+    """All workers have one server of what the engine starts: each of their own would take a second for its imports."""
     shared = contextlib.ExitStack()
     shared.enter_context(quick_python.server())
-    if sys.platform == "linux" and not PLAIN:
-        from lab.daemons import Daemons
-
-        os.environ[DAEMONS] = shared.enter_context(Daemons()).name
     config.add_cleanup(shared.close)
 
 
@@ -297,21 +291,6 @@ def kept_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ[kept.FOLDER] = str(folder / "kept-hosts")
     yield
     del os.environ[kept.FOLDER]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def daemons() -> Iterator[None]:
-    """Labs' daemons start in a third of the time."""
-    if sys.platform != "linux" or PLAIN:
-        yield
-        return
-    from lab import Lab
-    from lab.daemons import Daemons
-
-    shared = os.environ.get(DAEMONS)
-    with contextlib.nullcontext(Daemons(shared)) if shared else Daemons() as Lab.daemons:
-        yield
-    Lab.daemons = None
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,4 @@
-"""Runs simulated commands in forks of one process that has their modules: `python -I -S command_server.py LISTENER`, or a fork of a process
-that has them already (lab.commands).
+"""Runs simulated commands in forks of one process that has their modules: `python -I -S command_server.py LISTENER` (lab.commands).
 
 A Python that starts and imports what a command needs takes ten times as long as the command's own work. Here a command runs in a fork,
 with the streams of whoever asks (command.pl), and with its arguments, environment, folder, umask and ignored signals, which /proc
@@ -418,27 +417,6 @@ def _run(words: list[str]) -> int:
     return int(importlib.import_module("host.run").main())
 
 
-def read_ahead() -> None:
-    """Have every command's module, and what these import late, before the first one is asked for."""
-    _find_package()
-    run = importlib.import_module("host.run")
-    for name in {**run.CONTAINER_PROGRAMS, **run.INSTALLED}:
-        _prepare(["--container", name])
-    for name in run.PROGRAMS:
-        _prepare([name])
-
-
-def serve(listener: socket.socket) -> None:
-    """Be a command server, until stdin ends."""
-    _find_package()
-    Server(listener, _prepare, _run, lambda _words: False).serve()
-
-
-def _find_package() -> None:
-    folder = __file__.rpartition("/host/")[0]
-    if folder not in sys.path:
-        sys.path.append(folder)
-
-
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    sys.path.append(__file__.rpartition("/host/")[0])
+    Server(socket.socket(fileno=int(sys.argv[1])), _prepare, _run, lambda _words: False).serve()

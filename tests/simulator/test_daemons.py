@@ -1,28 +1,16 @@
-"""A lab's daemon that is a fork is the daemon that a Python of its own would be."""
+"""A lab's daemon: a session of its own, and a command server that is its child."""
 
 from __future__ import annotations
 
 import os
 import signal
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from lab import Lab, LabError
-from lab.daemons import Daemons
 from lab.state import read_lab_file
-from tests.conftest import PROJECT
 from tests.waiting import wait_until
-
-
-@pytest.fixture(params=["fork", "python"], autouse=True)
-def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "python":
-        monkeypatch.setattr(Lab, "daemons", None)
-    else:
-        assert Lab.daemons is not None
 
 
 def process_of(lab: Lab) -> int:
@@ -46,34 +34,6 @@ def test_it_ends_with_its_lab_and_what_went_wrong_at_its_start_is_said(tmp_path:
     with Lab.start("rtx5090", state=tmp_path / "lab") as lab:
         process = Path("/proc", str(process_of(lab)))
     wait_until(lambda: not process.exists())
-
-
-def test_threads_start_daemons_at_the_same_time(tmp_path: Path) -> None:
-    """Each says why it can't: the scenarios are no files."""
-    together = threading.Barrier(16)
-    log = (tmp_path / "log").open("ab")
-
-    def start(number: int) -> str:
-        read, write = os.pipe()
-        arguments = ["--state", str(tmp_path / str(number)), "--scenario", str(tmp_path / f"none-{number}.yaml")]
-        together.wait()
-        daemons.start(arguments, [log.fileno(), write], {**os.environ, "PYTHONPATH": str(PROJECT)})
-        os.close(write)
-        with os.fdopen(read, encoding="utf-8") as answer:
-            return answer.read()
-
-    with log, Daemons() as daemons, ThreadPoolExecutor(together.parties) as threads:
-        answers = list(threads.map(start, range(together.parties)))
-    assert [answer for number, answer in enumerate(answers) if f"none-{number}.yaml" not in answer] == []
-
-
-def test_daemons_run_on_when_no_more_can_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Daemons() as daemons:
-        monkeypatch.setattr(Lab, "daemons", daemons)
-        lab = Lab.start("rtx5090", state=tmp_path / "lab")
-    assert lab.run("hostname").stdout
-    os.kill(process_of(lab), signal.SIGTERM)
-    wait_until(lambda: not lab.running)
 
 
 def test_its_command_server_is_its_child_found_by_its_lab_and_ends_with_it(tmp_path: Path) -> None:
