@@ -54,7 +54,7 @@ test-nightly: ## run both with every sample: a kill, a power cut and a full disk
 PLAIN_PARTS := $(patsubst tests/%.py,.plain/%.passed,$(wildcard $(patsubst %,tests/%/test_*.py,e2e lab)) \
   tests/engine/test_settings_file.py tests/unit/test_deploy.py)
 
-test-plain: .venv/.dev ## test as users run it, without what makes the suite quick (75 minutes; a second call goes on)
+test-plain: .venv/.dev ## test without what makes the suite quick (75 minutes; a second call goes on)
 	@$(MAKE) --silent --keep-going --jobs $(or $(JOBS),2) $(PLAIN_PARTS); \
 	  status=$$?; for part in $(basename $(PLAIN_PARTS)); do \
 	    [ -e $$part.passed ] && result=passed || result=failed; \

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import gc
 import itertools
 import math
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests import quick_python, sampling
+from tests import sampling
 from tests.plain import PLAIN
 
 if TYPE_CHECKING:
@@ -236,13 +235,6 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     don't; memory (half a gigabyte a worker) sets the limit on large machines."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return processors if "not slow" in config.option.markexpr else min(3 * processors + 1, processors + 5)
-
-
-def pytest_xdist_setupnodes(config: pytest.Config) -> None:
-    """All workers have one server of what the engine starts: each of their own would take a second for its imports."""
-    shared = contextlib.ExitStack()
-    shared.enter_context(quick_python.server())
-    config.add_cleanup(shared.close)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -22,8 +22,6 @@ from typing import Any
 
 from lab import quick_yaml
 from lab.engine import install, stacks
-from lab.host.command_server import MARK
-from tests import quick_python
 from tests.conftest import PROJECT
 from tests.host import Host
 from tests.plain import PLAIN
@@ -80,15 +78,14 @@ class Result:
 
 
 def kill_tree(pid: int) -> None:
-    """SIGKILL to a process and all its descendants; plugins have process groups of their own, forks of tests/quick_python another parent."""
+    """SIGKILL to a process and all its descendants; plugins have process groups of their own."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            name, _, others = stat.read_text().partition("(")[2].rpartition(")")
+            others = stat.read_text().rpartition(")")[2]
         except (FileNotFoundError, ProcessLookupError):
             continue  # ended meanwhile
-        parent = name.removeprefix(MARK) if name.startswith(MARK) else others.split()[1]
-        children.setdefault(int(parent), []).append(int(stat.parent.name))
+        children.setdefault(int(others.split()[1]), []).append(int(stat.parent.name))
     doomed = [pid]
     for one in doomed:
         doomed += children.get(one, [])
@@ -142,12 +139,12 @@ def _without_secrets(value: Any) -> Any:
 
 
 def quick_start(engine: install.Engine) -> dict[str, str]:
-    """What makes the CLI and its Python processes start fast; what they do is the same."""
+    """What makes the CLI start fast; what it does is the same."""
     home = {"PULUMI_HOME": str(_home_of_this_process(engine.home))}
     if PLAIN:
         return home
     return home | {
-        "PYTHONPATH": str(quick_python.FOLDER),
+        "PYTHONPATH": str(PROJECT / "tests" / "pip_once"),
         "PIP_ONCE": str(install.cache_folder() / "pip-list"),
         # The CLI notes whether the project's folder has changes, and so has git look through all of it.
         "GIT_CONFIG_COUNT": "1",

@@ -1,7 +1,7 @@
 """A run without what keeps the suite's time down (CONTRIBUTING.md): `make test-plain`, which sets HOMELAB_PLAIN.
 
-The agent, the program, the provider, `python -m homelab`, labs' daemons and their commands are processes of their own, which make their imports
-themselves; Pulumi's CLI is as its users start it, with a passphrase, and writes the state after each step.
+The lab's commands are processes of their own, and what a test of tests/lab asks the agent is asked as a session asks it; Pulumi's CLI keeps its logs,
+and writes the state after each step. In each run the lab's Python is another one for the agent than a host's (lab/host/host_python.py).
 """
 
 from __future__ import annotations

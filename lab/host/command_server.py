@@ -30,7 +30,6 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from typing import NoReturn
 
 #: Imported for the forks: what functions of the commands import for themselves.
@@ -75,27 +74,12 @@ class _Fork:
 class Server:
     """Accepts on a socket that listens already.
 
-    Args:
-        listener: the socket.
-        prepare: is told a command's words before it is run; what it imports, all forks that follow have.
-        run: the command itself, in a fork; returns its exit status.
-        is_alone: whether a command has a fork that has done no other one, and does none after it.
-
     A client sends its streams, and as text how many words of its command line come before the command's own; what comes in their place, each
     after a zero byte.
     """
 
-    def __init__(
-        self,
-        listener: socket.socket,
-        prepare: Callable[[list[str]], object],
-        run: Callable[[list[str]], int],
-        is_alone: Callable[[list[str]], bool] = lambda _words: True,
-    ) -> None:
+    def __init__(self, listener: socket.socket) -> None:
         self._listener = listener
-        self._prepare = prepare
-        self._run = run
-        self._is_alone = is_alone
         self._forks: dict[int, _Fork] = {}  # pid -> itself
         self._busy: dict[int, _Fork] = {}  # descriptor of the client's connection -> its fork
         self._waiting: list[_Fork] = []
@@ -145,9 +129,9 @@ class Server:
         if not words or len(streams) != 3:
             connection.close()  # killed before it asked, or nobody of ours
         else:
-            self._prepare(words)
+            _prepare(words)
             try:
-                fork = self._fork(_environment(client).get(b"LAB_STATE", b""), words)
+                fork = self._fork(_environment(client).get(b"LAB_STATE", b""))
                 socket.send_fds(fork.channel, [struct.pack("i", client) + asked], streams)
                 fork.connection = connection
                 self._busy[connection.fileno()] = fork
@@ -157,10 +141,10 @@ class Server:
         for stream in streams:
             os.close(stream)
 
-    def _fork(self, system: bytes, words: list[str]) -> _Fork:
+    def _fork(self, system: bytes) -> _Fork:
         self._reap()  # none that has ended is waiting
         for fork in reversed(self._waiting):
-            if fork.system == system and not self._is_alone(words):
+            if fork.system == system:
                 self._waiting.remove(fork)
                 return fork
         gc.freeze()  # what is here is nothing for a fork's collector to look through, and so to copy
@@ -169,7 +153,7 @@ class Server:
         try:
             pid = os.fork()
             if pid == 0:
-                _become(theirs, self._saying, self._run, self._is_alone)
+                _become(theirs, self._saying)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
         _lead(pid)
@@ -286,9 +270,7 @@ def _prepare(words: list[str]) -> None:
         return
 
 
-def _become(
-    channel: socket.socket, saying: int, run: Callable[[list[str]], int], is_alone: Callable[[list[str]], bool]
-) -> NoReturn:
+def _become(channel: socket.socket, saying: int) -> NoReturn:
     """The fork: one command after the other, until it is told of no more, or has left something of one."""
     status = 1
     try:
@@ -310,8 +292,8 @@ def _become(
             for to, stream in enumerate(streams):
                 os.dup2(stream, to)
                 os.close(stream)
-            status = _status(client, words, run)
-            if is_alone(words) or _has_company():
+            status = _status(client, words)
+            if _has_company():
                 break
     except BaseException:
         sys.excepthook(*sys.exc_info())
@@ -346,7 +328,7 @@ def _has_company() -> bool:
     return True
 
 
-def _status(client: int, words: list[str], run: Callable[[list[str]], int]) -> int:
+def _status(client: int, words: list[str]) -> int:
     """Do a command as the client's process would, in every respect, and return its exit status."""
     try:
         ignored = _resemble(client)
@@ -357,7 +339,7 @@ def _status(client: int, words: list[str], run: Callable[[list[str]], int]) -> i
         _take_name(f"{MARK}{client}")
         _take_signals(ignored)
         _take_streams()
-        status = run(words)
+        status = _run(words)
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
         if isinstance(error.code, str):
@@ -419,4 +401,4 @@ def _run(words: list[str]) -> int:
 
 if __name__ == "__main__":
     sys.path.append(__file__.rpartition("/host/")[0])
-    Server(socket.socket(fileno=int(sys.argv[1])), _prepare, _run, lambda _words: False).serve()
+    Server(socket.socket(fileno=int(sys.argv[1]))).serve()

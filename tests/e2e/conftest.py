@@ -19,7 +19,7 @@ from homelab.reading import planning
 from lab import Lab
 from lab.client import SnapshotEntry
 from lab.engine import install
-from tests import connections, quick_python
+from tests import connections
 from tests.conftest import PROJECT
 from tests.e2e.person import ENTER, PROGRAM, Person
 from tests.e2e.roads import remove_guests
@@ -109,13 +109,6 @@ def out_of_reach(lab: Lab) -> None:
     lab.fault("no-network-when", "BOOT_IMAGE")
     lab.reboot(wait=False)
     lab.wait_settled()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quick_starts() -> Iterator[None]:
-    """The engine's Python processes start without their imports."""
-    with quick_python.server():
-        yield
 
 
 class Labs:

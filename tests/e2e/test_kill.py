@@ -136,14 +136,6 @@ def test_each_run_that_changes_a_vm_goes_on_where_the_one_before_was_killed(
     given_back(stack, stock)
 
 
-class Unhurried(Stack):
-    """The provider is the engine's own child here, as outside of tests: tests/quick_python's has another parent."""
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {name: value for name, value in super().environment.items() if name != "PYTHONPATH"}
-
-
 @pytest.mark.one_of("killed runs")
 def test_a_run_whose_host_says_nothing_more_ends_with_a_sentence_and_the_next_run_goes_on(
     stack_on: Callable[..., Stack],
@@ -153,11 +145,10 @@ def test_a_run_whose_host_says_nothing_more_ends_with_a_sentence_and_the_next_ru
     tests/unit/test_silent_host.py.
     """
     stack = stack_on("rtx5090")
-    unhurried = Unhurried(stack.folder, stack.engine, stack.config, lab=stack.lab)
     usual = {**stack.host["timeouts"]}
     stack.host["timeouts"].update(step=5, connect=3)
     stack.lab.fault("script-hangs", STEP)
-    process = unhurried.start("up", "--yes", "--skip-preview")
+    process = stack.start("up", "--yes", "--skip-preview")
     stack.lab.wait_command(STEP, timeout=PATIENCE)
     server = stack.lab.status()["pid"]
     os.kill(server, signal.SIGSTOP)
