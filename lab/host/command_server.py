@@ -5,11 +5,6 @@ with the streams of whoever asks (command.pl), and with its arguments, environme
 has of a process that waits. It is a process group of its own. Signals that reach the asking process are passed on to the group, and
 when that process is killed, so is the group: for scripts, `timeout` and kill the one stands for the other.
 
-A fork that has done its command takes the next one of the same system: to make one, with the pages that each copies, costs four times what
-a small command does. It ends instead where its command has left a process, which would be in one group with the next command, and where
-it was sent a signal. Who ends a system finds its forks by the commands that they do (lab/processes.py); such a fork may do the next one
-when it is killed, so that must be one of the same system.
-
 The server ends with its stdin, which whoever started it holds open (lab.commands).
 """
 
@@ -19,7 +14,6 @@ import contextlib
 import errno
 import gc
 import importlib
-import itertools
 import os
 import re
 import select
@@ -29,7 +23,6 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 from typing import NoReturn
 
 #: Imported for the forks: what functions of the commands import for themselves.
@@ -40,8 +33,6 @@ MARK = "lab/"
 _PASSED_ON = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 #: What a client, or the server, says of a command at most.
 _LONGEST = 4096
-#: How many commands a fork does, as nothing looks for garbage in it, and how many forks wait for one.
-_COMMANDS_EACH, _WAITING = 200, 8
 #: Lines of /proc/PID/status.
 _ABOUT = {name: re.compile(rb"^%s:\t(\w+)$" % name.encode(), re.M) for name in ("Umask", "SigIgn")}
 
@@ -54,23 +45,6 @@ def _end_server(number: int, frame: object) -> NoReturn:
     raise _ServerEnds
 
 
-class _Fork:
-    """A fork that does commands of one system, which is the LAB_STATE of those who ask.
-
-    Args:
-        pid: its process, and process group.
-        channel: by which it is told of commands, until this is closed.
-        system: whose commands it does.
-    """
-
-    def __init__(self, pid: int, channel: socket.socket, system: bytes) -> None:
-        self.pid = pid
-        self.channel = channel
-        self.system = system
-        #: To the client whose command it does now.
-        self.connection: socket.socket | None = None
-
-
 class Server:
     """Accepts on a socket that listens already.
 
@@ -80,18 +54,14 @@ class Server:
 
     def __init__(self, listener: socket.socket) -> None:
         self._listener = listener
-        self._forks: dict[int, _Fork] = {}  # pid -> itself
-        self._busy: dict[int, _Fork] = {}  # descriptor of the client's connection -> its fork
-        self._waiting: list[_Fork] = []
+        self._clients: dict[int, socket.socket] = {}  # fork's pid -> the connection to its client
+        self._forks: dict[int, int] = {}  # descriptor of such a connection -> the fork's pid
         self._poll = select.poll()
         self._woken, waking = os.pipe()
         os.set_blocking(waking, False)
-        # What a fork says that has done a command: its pid, and a status as wait(2) has it.
-        self._done, self._saying = os.pipe()
-        os.set_blocking(self._done, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
-        for descriptor in (0, self._woken, self._done, listener.fileno()):
+        for descriptor in (0, self._woken, listener.fileno()):
             self._poll.register(descriptor, select.POLLIN)
 
     def serve(self) -> None:
@@ -102,7 +72,7 @@ class Server:
         except _ServerEnds:
             sys.exit()
         finally:
-            for pid in list(self._forks):
+            for pid in self._clients:
                 _end(pid, signal.SIGKILL)
 
     def _serve(self) -> None:
@@ -113,11 +83,9 @@ class Server:
                 if descriptor == self._woken:
                     os.read(self._woken, 4096)
                     self._reap()
-                elif descriptor == self._done:
-                    self._hear()
                 elif descriptor == self._listener.fileno():
                     self._accept()
-                elif descriptor in self._busy:
+                elif descriptor in self._forks:
                     self._pass_on(descriptor)
 
     def _accept(self) -> None:
@@ -131,65 +99,29 @@ class Server:
         else:
             _prepare(words)
             try:
-                fork = self._fork(_environment(client).get(b"LAB_STATE", b""))
-                socket.send_fds(fork.channel, [struct.pack("i", client) + asked], streams)
-                fork.connection = connection
-                self._busy[connection.fileno()] = fork
+                pid = _fork(client, words, streams)
+                self._clients[pid], self._forks[connection.fileno()] = connection, pid
                 self._poll.register(connection, select.POLLIN)
-            except OSError:  # no process can be had, or it was just killed with its system
+            except OSError:  # no process can be had
                 connection.close()
         for stream in streams:
             os.close(stream)
 
-    def _fork(self, system: bytes) -> _Fork:
-        self._reap()  # none that has ended is waiting
-        for fork in reversed(self._waiting):
-            if fork.system == system:
-                self._waiting.remove(fork)
-                return fork
-        gc.freeze()  # what is here is nothing for a fork's collector to look through, and so to copy
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)  # until the fork does with them what its client would
-        try:
-            pid = os.fork()
-            if pid == 0:
-                _become(theirs, self._saying)
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
-        _lead(pid)
-        theirs.close()
-        self._forks[pid] = _Fork(pid, ours, system)
-        return self._forks[pid]
-
     def _pass_on(self, descriptor: int) -> None:
         """Signals that came to the client; its end, which is the command's."""
-        fork = self._busy[descriptor]
+        pid = self._forks[descriptor]
         try:
-            signals = fork.connection.recv(64, socket.MSG_DONTWAIT) if fork.connection else b""
+            signals = self._clients[pid].recv(64, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return  # what was to be read was another's, whose descriptor this one has now
         except ConnectionError:
             signals = b""
-        fork.channel.close()  # the signals may reach it once the command is done
         for number in signals:
-            _end(fork.pid, signal.Signals(number))
+            _end(pid, signal.Signals(number))
         if not signals:
-            _end(fork.pid, signal.SIGKILL)
+            _end(pid, signal.SIGKILL)
             self._poll.unregister(descriptor)
-            del self._busy[descriptor]
-
-    def _hear(self) -> None:
-        """Take what forks have said."""
-        with contextlib.suppress(BlockingIOError):
-            while said := os.read(self._done, struct.calcsize("2i")):
-                pid, status = struct.unpack("2i", said)
-                fork = self._forks[pid]
-                self._tell(fork, status)
-                if fork.channel.fileno() >= 0:
-                    self._waiting.append(fork)
-        for fork in self._waiting[:-_WAITING]:
-            self._waiting.remove(fork)
-            fork.channel.close()
+            del self._forks[descriptor]
 
     def _reap(self) -> None:
         while True:
@@ -199,20 +131,10 @@ class Server:
                 return
             if pid == 0:
                 return
-            self._hear()
-            if fork := self._forks.pop(pid, None):
-                fork.channel.close()
-                if fork in self._waiting:
-                    self._waiting.remove(fork)
-                self._tell(fork, status)
-
-    def _tell(self, fork: _Fork, status: int) -> None:
-        """The client, unless it was told."""
-        if fork.connection:
-            if self._busy.pop(fork.connection.fileno(), None):
-                self._poll.unregister(fork.connection)
-            _answer(fork.connection, status)
-            fork.connection = None
+            if connection := self._clients.pop(pid, None):
+                if self._forks.pop(connection.fileno(), None):
+                    self._poll.unregister(connection)
+                _answer(connection, status)
 
 
 def _answer(connection: socket.socket, status: int) -> None:
@@ -270,8 +192,22 @@ def _prepare(words: list[str]) -> None:
         return
 
 
-def _become(channel: socket.socket, saying: int) -> NoReturn:
-    """The fork: one command after the other, until it is told of no more, or has left something of one."""
+def _fork(client: int, words: list[str], streams: list[int]) -> int:
+    """A fork that does a client's command, in a process group of its own; its process."""
+    gc.freeze()  # what is here is nothing for a fork's collector to look through, and so to copy
+    signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)  # until the fork does with them what its client would
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _become(client, words, streams)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
+    _lead(pid)
+    return pid
+
+
+def _become(client: int, words: list[str], streams: list[int]) -> NoReturn:
+    """The fork: the command, and its end."""
     status = 1
     try:
         signal.set_wakeup_fd(-1)
@@ -280,52 +216,14 @@ def _become(channel: socket.socket, saying: int) -> NoReturn:
         gc.disable()  # it ends before there is much to collect
         # What it leaves when its client is killed is nobody's who asked for anything (lab/processes.py).
         os.register_at_fork(after_in_child=lambda: _take_name("python"))
-        for number in range(_COMMANDS_EACH):
-            _let_go(channel.fileno(), saying)
-            if number:
-                os.write(saying, struct.pack("2i", os.getpid(), (status & 255) << 8))
-            asked, streams, _, _ = socket.recv_fds(channel, _LONGEST, 3)
-            if not asked:
-                break
-            client = struct.unpack_from("i", asked)[0]
-            words = _words(client, asked[struct.calcsize("i") :])
-            for to, stream in enumerate(streams):
-                os.dup2(stream, to)
-                os.close(stream)
-            status = _status(client, words)
-            if _has_company():
-                break
+        for to, stream in enumerate(streams):
+            os.dup2(stream, to)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        status = _status(client, words)
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
         os._exit(status & 255)
-
-
-def _let_go(*kept: int) -> None:
-    """Nothing of a command is kept: its streams, what it opened, its folder, the signals that it ignores, its name."""
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for number in range(3):
-        os.dup2(nothing, number)
-    for before, after in itertools.pairwise((2, *sorted(kept), os.sysconf("SC_OPEN_MAX"))):
-        os.closerange(before + 1, after)
-    # What couldn't be written goes nowhere, not to the next one's streams.
-    sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
-    os.chdir("/")
-    _take_signals(0)
-    _take_name("lab")
-
-
-def _has_company() -> bool:
-    """Whether the command has left a process in this fork's group, or a thread."""
-    group = os.getpid()
-    try:
-        # For a moment the server's: a signal that misses it now is one to a command that is done.
-        os.setpgid(0, os.getpgid(os.getppid()))
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        os.setpgid(0, 0)
-        return threading.active_count() > 1
-    return True
 
 
 def _status(client: int, words: list[str]) -> int:

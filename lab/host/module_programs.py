@@ -1,4 +1,4 @@
-"""modprobe, rmmod, lsmod and modinfo of a lab host (kmod 30/34)."""
+"""modprobe, rmmod and modinfo of a lab host (kmod 30/34)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ _MODPROBE_LONG = ("all", "remove", "quiet", "verbose", "ignore-install")
 
 def main(host: HostState, name: str, arguments: list[str]) -> int:
     """One of the module commands."""
-    if "container" in host.machine and name != "lsmod":
+    if "container" in host.machine:
         return _in_container(host, name, arguments)
     if name == "modprobe":
         return _modprobe(host, arguments)
     if name == "rmmod":
         return _rmmod(host, arguments)
-    if name == "lsmod":
-        return _lsmod(host)
     return _modinfo(host, arguments)
 
 
@@ -82,15 +80,6 @@ def _rmmod(host: HostState, arguments: list[str]) -> int:
         return 0
 
     return logged(host, "rmmod", arguments, work)
-
-
-def _lsmod(host: HostState) -> int:
-    print("Module                  Size  Used by")
-    for line in host.read("/proc/modules").splitlines():
-        name, size, count, users = line.split()[:4]
-        by = "" if users == "-" else " " + users.rstrip(",")
-        print(f"{name:<19} {size:>8}  {count}{by}")
-    return 0
 
 
 def _modinfo(host: HostState, arguments: list[str]) -> int:

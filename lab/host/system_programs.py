@@ -149,13 +149,4 @@ def _ping(host: HostState, arguments: list[str]) -> int:
     options = Options(arguments, "nqc:W:w:i:I:46", ())
     if len(options.rest) != 1 or options.value("c") is None:
         raise UsageError("the lab's ping takes one address, and -c")
-    address, count = options.rest[0], int(options.value("c") or 1)
-    received = count if _answers(host, address) else 0
-    print(f"PING {address} ({address}) 56(84) bytes of data.")
-    for number in range(1, received + 1):
-        print(f"64 bytes from {address}: icmp_seq={number} ttl=64 time=0.4 ms")
-    lost = 0 if received else 100
-    print(
-        f"\n--- {address} ping statistics ---\n{count} packets transmitted, {received} received, {lost}% packet loss, time 0ms"
-    )
-    return 0 if received else 1
+    return 0 if _answers(host, options.rest[0]) else 1

@@ -167,8 +167,6 @@ def _enabled_state(host: HostState, unit: str) -> str:
     path = units.find(host, unit)
     if path is None:
         return "not-found"
-    if "transient" in str(path):
-        return "transient"
     return "disabled" if _links(host, unit) else "static"
 
 
@@ -267,8 +265,6 @@ def _stop(host: HostState, names: list[str], options: Options) -> int:
         if not stopped and not _known(host, unit):
             raise Failure(f"Failed to stop {unit}: Unit {unit} not loaded.", 5)
         units.note_state(host, unit, "inactive")
-        transient = host.rooted(f"/run/systemd/transient/{unit}")
-        transient.unlink(missing_ok=True)
     return 0
 
 

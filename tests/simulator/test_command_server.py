@@ -151,62 +151,6 @@ def test_a_command_that_waits_keeps_no_other_one_waiting(host: Host) -> None:
     assert process.wait(PATIENCE) == 0
 
 
-@pytest.fixture
-def server() -> Iterator[CommandServer]:
-    """One that has done nothing yet."""
-    before = os.environ[COMMANDS]
-    with CommandServer() as own:
-        yield own
-    os.environ[COMMANDS] = before
-
-
-def forks(server: CommandServer) -> list[str]:
-    return read(Path(f"/proc/{server.pid}/task/{server.pid}/children")).split()
-
-
-def test_a_fork_does_the_next_command_of_its_system_and_keeps_nothing_of_the_last(
-    host: Host, server: CommandServer
-) -> None:
-    host.output("cd $HOMELAB_ROOT/etc; trap '' TERM HUP INT; umask 077; uname")
-    (fork,) = forks(server)
-    at = Path("/proc", fork)
-    wait_until(lambda: read(at / "comm") == "lab\n")
-    assert (at / "cwd").readlink() == Path("/")
-    assert {str(one.readlink()).partition(":")[0] for one in (at / "fd").iterdir()} == {"/dev/null", "socket", "pipe"}
-    assert int(status_of(int(fork), "SigIgn"), 16) & (1 << signal.SIGTERM - 1 | 1) == 0
-    host.output("uname; qm list; uname")
-    assert forks(server) == [fork]
-    host.output("LAB_STATE=$LAB_STATE/. uname")
-    assert len(forks(server)) == 2
-    assert server.pid is not None
-    os.kill(server.pid, signal.SIGKILL)
-    wait_until(lambda: process_start_time(int(fork)) is None)
-
-
-def test_a_fork_that_has_left_a_process_or_was_killed_does_no_other_command(host: Host, server: CommandServer) -> None:
-    host.output(RUN)
-    (fork,) = forks(server)
-    host.output(RUN)
-    assert forks(server) == [fork], "what it has started has ended"
-    say(host, "sleep 300 >/dev/null 2>&1 & echo $! >$said")
-    left = said(host)
-    wait_until(lambda: forks(server) == [])
-    os.kill(int(left), signal.SIGKILL)
-    process = begun(host, f"exec {RUN}")
-    process.kill()
-    process.wait(PATIENCE)
-    wait_until(lambda: forks(server) == [])
-    host.output("uname")
-    os.kill(int(*forks(server)), signal.SIGKILL)
-    wait_until(lambda: forks(server) == [])
-    host.output("uname")
-
-
-def test_what_a_command_could_not_write_is_not_said_to_the_next(host: Host) -> None:
-    host.run("exec 3>&1; { dpkg --configure -a; qm list; } >/dev/full")
-    assert host.output("sha256sum /etc/hostname").count("\n") == 1
-
-
 def read(path: Path) -> str:
     try:
         return path.read_text()

@@ -311,7 +311,6 @@ def test_modprobe_binds_devices_with_an_override_on_the_running_system(host: Hos
     assert host.driver("0000:01:00.0") is None
     host.output("echo vfio-pci >$HOMELAB_ROOT/sys/bus/pci/devices/0000:01:00.0/driver_override && modprobe vfio-pci")
     assert host.driver("0000:01:00.0") == "vfio-pci"
-    assert re.search(r"^vfio +65536  \d ", host.output("lsmod"), re.M)
 
 
 def test_a_module_that_others_need_is_not_removed(host: Host) -> None:
@@ -461,7 +460,7 @@ def test_uname_r_needs_a_lab_as_every_other_command_does(host: Host) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        "uname -a", "dmesg", "journalctl -k", "hostname", "lsmod", "modinfo -n vfio-pci",
+        "uname -a", "dmesg", "journalctl -k", "hostname", "modinfo -n vfio-pci",
         "dkms status", "systemctl is-active ssh",
         "df -P -B1 /", "lsblk -nro NAME", "mount", "lspci -nnk", "pveversion",
     ],

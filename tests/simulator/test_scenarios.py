@@ -103,7 +103,7 @@ def test_a_running_host_that_was_kept_is_as_the_one_that_was_booted(
             tree[changed] = (0, "")
         trees.append(tree)
     assert trees[0] == trees[1]
-    say = "lspci -Dnnk; lsmod; qm list; dmesg; for n in $(ls $HOMELAB_ROOT/etc/pve/lxc | cut -d . -f 1); do pct status $n; pct exec $n -- stat -c %n:%t:%T:%a /dev/null; done"
+    say = "lspci -Dnnk; qm list; dmesg; for n in $(ls $HOMELAB_ROOT/etc/pve/lxc | cut -d . -f 1); do pct status $n; pct exec $n -- stat -c %n:%t:%T:%a /dev/null; done"
     assert hosts[0].output(say) == hosts[1].output(say)
     assert subprocess.run(["grep", "-rqs", f"{tmp_path}/one", hosts[1].machine.state]).returncode == 1
     links = [str(path.readlink()) for path in hosts[1].machine.state.rglob("*") if path.is_symlink()]
