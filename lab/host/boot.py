@@ -146,7 +146,6 @@ def _start(host: HostState, entry: BootEntry, boot_id: str, reason: str, environ
             "bound": {},
             "ids": {},
             "units": {},
-            "transient": {},
         },
     )
     built_in = [d.driver for d in kernel.devices.values() if d.driver and (d.built_in or d.driver == "pcieport")]

@@ -121,15 +121,9 @@ def _stat(tree: Tree, arguments: list[str]) -> int:
         node = None if tree.place(path).is_symlink() and not options.has("L", "dereference") else tree.node(path)
         if node is None:
             status = real("stat", [*_without(arguments, options.rest), "--", str(tree.place(path))]) or status
-        elif form is not None or printf is not None:
+        else:
             text = format_node(tree, path, node, form if form is not None else printf or "")
             print(text) if form is not None else print(text.replace("\\n", "\n"), end="")
-        else:
-            names = "/".join(tree.owner(node))
-            print(
-                f"  File: {path}\n  Size: 0\t\tBlocks: 0          IO Block: 4096   {_KINDS[node.kind]}\n"
-                f"Device type: {node.major},{node.minor}\nAccess: ({node.mode:04o}/{_permissions(node)})  {names}"
-            )
     return status
 
 
@@ -176,9 +170,6 @@ def _test(tree: Tree, arguments: list[str]) -> int:
 def _mknod(tree: Tree, arguments: list[str]) -> int:
     options = Options(arguments, "m:Z", ("mode=",))
     mode = int(options.value("m", "mode") or "0644", 8)
-    if options.rest[1:2] == ["p"] and len(options.rest) == 2:
-        os.mkfifo(tree.place(options.rest[0]), mode)
-        return 0
     if len(options.rest) != 4 or options.rest[1] not in ("c", "u", "b"):
         raise Failure("mknod: missing operand\nTry 'mknod --help' for more information.")
     path, kind, major, minor = options.rest

@@ -416,7 +416,7 @@ def _proc(host: HostState, running: Running) -> None:
 
 
 def _run(host: HostState) -> None:
-    for folder in ("run/lock/lxc", "run/systemd/system", "run/systemd/transient", "run/qemu-server", "run/lxc"):
+    for folder in ("run/lock/lxc", "run/systemd/system", "run/qemu-server", "run/lxc"):
         _folder(f"{host.root}/{folder}")
     put(f"{host.root}/dev/kmsg", b"")
 

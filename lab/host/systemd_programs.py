@@ -299,46 +299,19 @@ def _show(host: HostState, verb: str, names: list[str], options: Options) -> int
 
 # -- systemd-run -----------------------------------------------------------------------------------------
 def _systemd_run(host: HostState, arguments: list[str]) -> int:
-    known = (
-        "on-active=",
-        "unit=",
-        "no-block",
-        "collect",
-        "quiet",
-        "property=",
-        "timer-property=",
-        "wait",
-        "scope",
-        "pipe",
-    )
+    known = ("unit=", "no-block", "collect", "quiet", "property=", "wait", "pipe")
     split = _first_word(arguments, known)
     options = Options(arguments[:split], "u:Gqp:E:dt", known)
     command = arguments[split:]
     if not command:
         raise Failure("systemd-run: Command line to execute required.")
-    unit = (options.value("u", "unit") or f"run-r{os.getpid():08x}").removesuffix(".timer").removesuffix(".service")
+    unit = (options.value("u", "unit") or f"run-r{os.getpid():08x}").removesuffix(".service")
 
     def work() -> int:
-        delay = options.value("on-active")
-        text = shlex.join(command)
-        if units.find(host, f"{unit}.service") or _state(host, f"{unit}.timer") == "active":
-            raise Failure(
-                f"Failed to start transient {'timer' if delay else 'service'} unit: "
-                f"Unit {unit}.{'timer' if delay else 'service'} was already loaded or has a fragment file."
-            )
-        if delay is None:
-            return _run_now(host, unit, text, options)
-        try:
-            seconds = units.parse_time_span(delay)
-        except units.UnitError as error:
-            raise Failure(f"Failed to parse time span: {delay}") from error
-        ask_daemon(host, "timer-start", unit=f"{unit}.timer", command=text, seconds=seconds)
-        if not options.has("q", "quiet"):
-            print(
-                f"Running timer as unit: {unit}.timer\nWill run service as unit: {unit}.service",
-                file=sys.stderr,
-            )
-        return 0
+        if units.find(host, f"{unit}.service"):
+            why = f"Unit {unit}.service was already loaded or has a fragment file."
+            raise Failure(f"Failed to start transient service unit: {why}")
+        return _run_now(host, unit, shlex.join(command), options)
 
     return logged(host, "systemd-run", arguments, work)
 
@@ -377,7 +350,7 @@ def _run_now(host: HostState, unit: str, command: str, options: Options) -> int:
         rooted = f'while [ "$(systemctl is-active {shlex.quote(value)})" = activating ]; do sleep 0.05; done; {rooted}'
     if not options.has("q", "quiet"):
         print(f"Running as unit: {unit}.service", file=sys.stderr)
-    if options.has("wait", "scope", "pipe"):
+    if options.has("wait", "pipe"):
         return _run_to_its_end(host, unit, rooted, options)
     _start_detached(rooted)
     return 0
@@ -389,15 +362,14 @@ def _properties(options: Options, name: str) -> list[str]:
 
 
 def _run_to_its_end(host: HostState, unit: str, command: str, options: Options) -> int:
-    """`--scope`, `--pipe`, which hands its streams over, and `--wait`, whose unit writes to the journal.
+    """`--pipe`, which hands its streams over, and `--wait`, whose unit writes to the journal.
 
     RuntimeMaxSec= ends a unit; what then still waits in the kernel is left behind, as systemd leaves it (fact 29).
     """
     import subprocess
 
     limit = next(iter(_properties(options, "RuntimeMaxSec")[::-1]), None)
-    shared = options.has("pipe", "scope")
-    streams = None if shared else subprocess.DEVNULL
+    streams = None if options.has("pipe") else subprocess.DEVNULL
     process = subprocess.Popen(
         ["/bin/bash", "-c", command], stdin=streams, stdout=streams, stderr=streams, start_new_session=True
     )

@@ -1,6 +1,6 @@
 """systemd units of a lab host: unit files, what is enabled, time spans, timers.
 
-Units are looked up in /etc/systemd/system, /run/systemd/transient and /usr/lib/systemd/system. What is
+Units are looked up in /etc/systemd/system and /usr/lib/systemd/system. What is
 active is in kernel.json (`units`), since it is gone with a reboot.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 from . import holders
 from .state import HOST_PYTHON, HostState
 
-FOLDERS = ("/etc/systemd/system", "/run/systemd/system", "/run/systemd/transient", "/usr/lib/systemd/system")
+FOLDERS = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system")
 _UNITS_OF_TIME = {
     "us": 1e-6,
     "usec": 1e-6,

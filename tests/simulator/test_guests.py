@@ -586,9 +586,13 @@ def test_a_system_that_cant_be_is_refused(system: dict[str, Any], changes: dict[
 
 # -- timers ----------------------------------------------------------------------------------------------------------------
 def test_a_guests_timers_are_its_own(lab: Lab) -> None:
-    output(lab, "systemd-run --quiet --on-active=0.1 /bin/bash -c 'printenv USER >$HOMELAB_ROOT/var/lib/by-timer'")
+    units = root_of(lab) / "etc/systemd/system"
+    touch = "/bin/bash -c 'touch $HOMELAB_ROOT/var/lib/by-timer'"
+    for name, seconds, command in (("soon", "0.1", touch), ("later", "1h", "/bin/true")):
+        (units / f"{name}.timer").write_text(f"[Timer]\nOnActiveSec={seconds}\n")
+        (units / f"{name}.service").write_text(f"[Service]\nExecStart={command}\n")
+        output(lab, f"systemctl start {name}.timer")
     wait_until((root_of(lab) / "var/lib/by-timer").exists)
-    output(lab, "systemd-run --quiet --unit=later --on-active=1h /bin/true")
     assert output(lab, "systemctl is-active later.timer") == "active\n"
     assert lab.timers() == []
     output(lab, "systemctl stop later.timer")

@@ -56,7 +56,11 @@ def test_a_fault_set_since_is_gone_and_a_host_that_is_off_runs_again(lab: Lab) -
 
 
 def test_a_host_on_which_something_runs_is_not_saved(lab: Lab) -> None:
-    lab.run("systemd-run --on-active=300 --unit=later true")
+    units = "$HOMELAB_ROOT/etc/systemd/system"
+    lab.run(
+        f"printf '[Timer]\nOnActiveSec=300\n' >{units}/later.timer; printf '[Service]\nExecStart=true\n' >{units}/later.service"
+    )
+    lab.run("systemctl start later.timer")
     with pytest.raises(LabError, match="wanted it up, with nothing running"):
         lab.save()
     lab.restore()

@@ -295,19 +295,6 @@ def test_a_reset_gives_the_stock_host_with_the_same_port_and_keys(tmp_path: Path
         assert lab.status()["phase"] == "up"
 
 
-def test_after_a_reset_ha_knows_no_guest_of_the_host_before(tmp_path: Path) -> None:
-    """It would have started one that ran, once that was under HA again."""
-    with Lab.start("rtx5090", state=tmp_path / "lab") as lab:
-        lab.run(
-            "mkdir -p $HOMELAB_ROOT/etc/pve/ha; cat >$HOMELAB_ROOT/etc/pve/ha/resources.cfg",
-            stdin="vm: 103\n\tstate started\n\n",
-        )
-        known = lab.state / "ha.json"
-        wait_until(lambda: known.exists() and "vm:103" in known.read_text())
-        lab.reset()
-        assert not known.exists()
-
-
 def test_a_reset_cuts_a_boot_that_hangs_short(tmp_path: Path) -> None:
     with Lab.start("rtx5090", state=tmp_path / "lab") as lab:
         lab.fault("hang-seconds", 3600)
