@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-from lab.api.tasks import Upid
+from lab.api.tasks import Tasks
 from lab.host.guest_programs import modules
+from lab.host.state import HostState
 from remote_scripts.pve import pmxcfs
 from remote_scripts.tools.done import Done
 from tests.agent.kit import Host
@@ -27,15 +28,10 @@ class RefusedError(Exception):
     """What Proxmox VE says instead."""
 
 
-def noted_tasks(host: Host, *files: str) -> list[dict[str, Any]]:
-    """What it lists of these files of tasks."""
-    texts = {file: path.read_text() for file in files if (path := host.root / "var/log/pve/tasks" / file).exists()}
-    lines = [(file, line.split(" ", 2)) for file, text in texts.items() for line in text.splitlines()]
-    return [
-        Upid.parse(upid).described()
-        | ({"status": "RUNNING"} if file == "active" else {"endtime": int(ended[0], 16), "status": ended[1]})
-        for file, (upid, *ended) in lines
-    ]
+def noted_tasks(host: Host) -> list[dict[str, Any]]:
+    """The tasks that run, and those that have ended, the last one first: as the lab reads their log."""
+    tasks = Tasks(HostState(host.root.parent))
+    return [*({**upid.described(), "status": "RUNNING"} for upid in tasks.running()), *tasks.finished()]
 
 
 def runs(host: Host, vms: dict[int, str], containers: dict[int, str]) -> None:
@@ -44,7 +40,7 @@ def runs(host: Host, vms: dict[int, str], containers: dict[int, str]) -> None:
 
     def answers(_method: str, path: str, parameters: dict[str, str]) -> Any:
         if path == "/tasks":
-            noted = noted_tasks(host, *(["active"] if parameters["source"] == "active" else ["index.1", "index"]))
+            noted = [task for task in noted_tasks(host) if ("endtime" in task) is (parameters["source"] != "active")]
             return [task for task in noted if parameters.get("vmid") in (None, task["id"])]
         guests = (vms if path == "/qemu" else containers).items()
         return [{"vmid": vmid, "name": name, "status": "running"} for vmid, name in guests]

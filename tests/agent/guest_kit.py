@@ -83,7 +83,7 @@ def answer(host: Host, method: str, path: str, parameters: dict[str, str]) -> An
         raise api_kit.RefusedError("RPCEnvironment init request failed")
     _, what, *words = path.split("/")
     if what == "tasks":
-        tasks = api_kit.noted_tasks(host, "index.1", "index", "active")
+        tasks = api_kit.noted_tasks(host)
         if words:
             (status,) = [one["status"] for one in tasks if one["upid"] == words[0]]
             ended = {"status": "running"} if host.exists("/silent") else {"status": "stopped", "exitstatus": status}
@@ -137,7 +137,7 @@ def task(
 ) -> str:
     path = Path(host.root / TASKS[1:] / file)
     path.parent.mkdir(parents=True, exist_ok=True)
-    ticks = at + sum(one["starttime"] == at for one in api_kit.noted_tasks(host, "index.1", "index", "active"))
+    ticks = at + sum(one["starttime"] == at for one in api_kit.noted_tasks(host))
     upid = f"UPID:pve:000003E8:{ticks:08X}:{at:08X}:{kind}:{vmid}:{user}:"
     with path.open("a") as tasks:
         tasks.write(f"{upid} 0\n" if file == "active" else f"{upid} {at + 1:08X} {status}\n")

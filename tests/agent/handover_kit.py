@@ -115,7 +115,7 @@ class Host(kit.Host):
 
     def tasks(self) -> list[str]:
         """The kinds of those that are noted."""
-        return [task["type"] for task in api_kit.noted_tasks(self, "index", "active")]
+        return [task["type"] for task in reversed(api_kit.noted_tasks(self))]
 
     def is_unknown(self) -> bool:
         """Whether the shutdown of a container that is owed a start was begun, and isn't noted."""
