@@ -175,10 +175,10 @@ class CardHandover:
         if not self._driver.is_bound() and not self._take_back(why):
             return
         attach = self._driver.attach()
-        # A driver that took the card by itself, as its module was loaded, hasn't its other functions yet.
-        if not attach.is_done and self.card.driver == "nvidia":
+        if not attach.is_done:
             self.card.say(attach.output)
-        elif not attach.waits:
+        # A driver that took the card by itself, as its module was loaded, hasn't its other functions yet.
+        if attach.is_done or not (attach.waits or self.card.driver == "nvidia"):
             self._restore_users(why)
 
     def _take_back(self, why: str) -> bool:

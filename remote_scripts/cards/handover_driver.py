@@ -74,7 +74,7 @@ class CardDriver:
     def _need_step(self, seconds: float, step: str, doing: str) -> None:
         outcome = self._run_step(seconds, step, doing)
         if not outcome.is_done:
-            raise RefusedError(outcome.output or f"{doing} has failed without a word")
+            raise RefusedError(f"{outcome.output or 'no text'} ({doing})")
 
     # To vfio-pci.
 

@@ -75,6 +75,7 @@ def _attach(card: SharedCard) -> None:
         if (done := card.system.run.ask("modprobe", module, seconds=_WITHOUT_END)).status != 0:
             said = f"{module} could not be loaded: {done.all_text or 'no text'}"
             handover.story_line(card.system, card.name, said)
+            card.system.log.say(said)
     for address in card.functions:
         if driver_of(card.system, address):
             continue
