@@ -161,10 +161,10 @@ class Host(ABC):
 
     def _wait(self, enough: Callable[[str], bool], seconds: float, otherwise: str) -> None:
         # Nothing outside tells when its sshd listens: QEMU takes connections for it from the start.
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds * self.slow
         while not enough(self.boot_id()):
             if time.monotonic() > deadline:
-                raise self.error(f"{otherwise} after {seconds} s")
+                raise self.error(f"{otherwise} after {seconds * self.slow} s")
             time.sleep(0.3)
 
     def last_words(self) -> str:
@@ -256,7 +256,7 @@ class SshHost(Host):
     def ssh(self, *options: str) -> list[str]:
         """The command line of OpenSSH's client, to which a command is added."""
         given = {
-            "BatchMode": "yes", "UserKnownHostsFile": self.known_hosts, "IdentitiesOnly": "yes" if self.key else "no", "ConnectTimeout": 5,
+            "BatchMode": "yes", "UserKnownHostsFile": self.known_hosts, "IdentitiesOnly": "yes" if self.key else "no", "ConnectTimeout": 5 * self.slow,
             "StrictHostKeyChecking": "yes", "GlobalKnownHostsFile": "/dev/null",
             # A host that goes down may keep the connection open and say nothing any more.
             "ServerAliveInterval": 5, "ServerAliveCountMax": 6, "LogLevel": "ERROR",
@@ -282,10 +282,10 @@ class SshHost(Host):
                 input=input,
                 capture_output=True,
                 text=True,
-                timeout=seconds,
+                timeout=seconds * self.slow,
             )
         except subprocess.TimeoutExpired:
-            raise self.error(f"`{command}` took longer than {seconds} s") from None
+            raise self.error(f"`{command}` took longer than {seconds * self.slow} s") from None
         if check and done.returncode:
             raise self.error(f"`{command}` ended with {done.returncode}:\n{done.stdout}{done.stderr}")
         return done.stdout

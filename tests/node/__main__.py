@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             say(str(error))
             return 2
         found, report = tier.Tier(host, login), tier.about(host)
-        told = ["-m", "node", "-n", "0", "--timeout", str(7200 * arguments.slow), "-v", "-k", arguments.roads]
+        told = ["-m", "node", "-n", "0", "-v", "-k", arguments.roads]
         with recorded(host, arguments.record):
             status = pytest.main([*told, str(PROJECT / "tests" / "e2e")], plugins=[found])
     report["roads"] = found.roads

@@ -106,8 +106,9 @@ class Tier:
 
     # -- pytest's hooks ------------------------------------------------------------------------------------------------------
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Roads that can't be run are skipped by name."""
+        """Roads that can't be run are skipped by name; a slow node has longer than a road's own mark says."""
         for item in items:
+            item.add_marker(pytest.mark.timeout(7200 * self.host.slow), append=False)
             if (mark := item.get_closest_marker("node")) and (why := self.lacks(mark.args)):
                 item.add_marker(pytest.mark.skip(reason=why))
 
