@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from homelab.settings import Timeouts
 from lab import Lab
 from tests.host import SshHost
 from tests.node import __main__ as command
@@ -91,6 +92,8 @@ def test_roads_that_a_node_cannot_run_are_named_with_the_reason(node: SimpleName
     assert "no card was named" in found.lacks(("card",)) and found.lacks(()) == ""
     host.given = "10de:1234"
     assert "no such card" in found.lacks(("nvidia",))
+    host.slow = 20
+    assert Timeouts.model_validate(found.settings["timeouts"]).reboot == 20 * Timeouts().reboot
 
 
 def test_what_is_heard_of_the_api_is_recorded_without_secrets() -> None:

@@ -85,8 +85,11 @@ class Tier:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The host's in a stack; the limits raised."""
-        limits = {name: int(seconds) * self.host.slow for name, seconds in Timeouts().model_dump(by_alias=True).items()}
+        """The host's in a stack; the limits raised, to a day at most, which is the most that the settings take."""
+        limits = {
+            name: min(int(seconds) * self.host.slow, 86_400)
+            for name, seconds in Timeouts().model_dump(by_alias=True).items()
+        }
         return {**self.login, "node": self.host.run("hostname").strip(), "timeouts": limits}
 
     def lacks(self, needs: tuple[str, ...]) -> str:
