@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import socket
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +104,13 @@ async def _target(host: Host, step: pulumi.ResourceHookArgs) -> Host:
     return host.model_copy(update={"address": str(connected["host"]), "ssh": ssh})
 
 
+@functools.cache
+def _with_threads_for_hooks(loop: asyncio.AbstractEventLoop) -> None:
+    # Each registration has a thread until its step is done, and Pulumi gives a program four for each step that runs at
+    # once. Where all of them wait, a hook's own request would get none, and the run would wait for ever.
+    loop.set_default_executor(ThreadPoolExecutor(10_000))
+
+
 def _around_each(host: Host) -> pulumi.ResourceHookBinding | None:
     """Before a step, the provider is asked to hold the host: where the plan stays, as after a run that failed, it has
     been asked for nothing yet. And it logs in there, as the program itself does in a VM: pulumi-command would wait for
@@ -115,6 +124,8 @@ def _around_each(host: Host) -> pulumi.ResourceHookBinding | None:
         return None
     if (commands := of_program(host)).hooks is not None:
         return commands.hooks
+
+    _with_threads_for_hooks(asyncio.get_running_loop())
 
     async def reach(step: pulumi.ResourceHookArgs) -> None:
         if commands.kept is not None:

@@ -764,7 +764,11 @@ def test_the_program_reaches_where_a_step_runs_before_it(monkeypatch: pytest.Mon
     monkeypatch.setattr(pulumi, "ResourceHook", lambda name, callback: SimpleNamespace(callback=callback))
     monkeypatch.setattr(pulumi, "ErrorHook", lambda name, callback: name)
     kept_agent._of_way.cache_clear()
-    hooks = command._around_each(host)
+
+    async def around(host: Host) -> pulumi.ResourceHookBinding | None:
+        return command._around_each(host)
+
+    hooks = asyncio.run(around(host))
     assert hooks is not None and hooks.before_create == hooks.before_update and hooks.before_delete is None
     (hook,) = cast(list[pulumi.ResourceHook], hooks.before_create)
 
@@ -780,7 +784,7 @@ def test_the_program_reaches_where_a_step_runs_before_it(monkeypatch: pytest.Mon
             asyncio.run(step("192.0.2.8"))
     assert reached == ["192.0.2.7", "192.0.2.8", "192.0.2.8"]
     # A VM of the same host, with the same user and port: it has a key of its own.
-    guest = command._around_each(settings(ssh={"hostKey": f"{KEY[:-4]}AAAA", "agent": True}))
+    guest = asyncio.run(around(settings(ssh={"hostKey": f"{KEY[:-4]}AAAA", "agent": True})))
     assert guest is not None and guest.before_create != hooks.before_create
     # On a host of its own the provider does that.
     kept_agent.of_program(host).kept = kept_agent.KeptFolder("lab", cast(pulumi.Resource, "agent"))
@@ -793,6 +797,26 @@ def test_the_program_reaches_where_a_step_runs_before_it(monkeypatch: pytest.Mon
     assert reached.count("192.0.2.8") == 2
     monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: True)
     assert command._around_each(settings()) is None
+
+
+def test_a_hook_has_a_thread_though_as_many_registrations_wait_as_pulumi_gives_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: False)
+    monkeypatch.setattr(command, "get_monitor", lambda: object.__new__(ResourceMonitorStub))
+    monkeypatch.setattr(pulumi, "ResourceHook", lambda *_: None)
+    kept_agent._of_way.cache_clear()
+    asked = threading.Event()
+
+    async def program() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(4))
+        command._around_each(settings())
+        registrations = [loop.run_in_executor(None, asked.wait, 20) for _ in range(4)]
+        await loop.run_in_executor(None, asked.set)
+        assert all(await asyncio.gather(*registrations))
+
+    asyncio.run(program())
 
 
 def test_a_step_that_is_cut_off_is_told_and_what_else_fails_speaks_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
