@@ -163,6 +163,12 @@ def up(host: Host, vga: str = "none", at: tuple[str, str, str] | None = None) ->
     return said
 
 
+def changed_once(host: Host) -> int:
+    """How many moments a change has at which somebody may act; the VM has it."""
+    up(host)
+    return int(host.read(POINTS))
+
+
 def differs(host: Host, vga: str, before: str) -> str:
     """What it has beside a change."""
     lines = conf(host, VM).splitlines()
@@ -179,8 +185,7 @@ def test_what_a_vms_owner_does_at_drawn_moments_of_a_change_counts_and_a_run_tha
     make_guests(host, VM)
     before, problems = conf(host, VM), list[str]()
 
-    up(host)
-    moments, drawn = int(host.read(POINTS)), sampling.drawn("an owner's acts on a node")
+    moments, drawn = changed_once(host), sampling.drawn("an owner's acts on a node")
     assert moments > 10 and "vga: none" in conf(host, VM) and host.guests_on() == {VM}
     for vga, _ in zip(itertools.cycle(("", "none", "std")), range(int(os.environ.get("DRAWS") or 4)), strict=False):
         act, number, killed = drawn.choice([*ACTS]), drawn.randrange(1, moments + 1), drawn.random() < 0.5
@@ -221,8 +226,7 @@ def test_what_is_noted_of_a_change_is_there_after_a_power_cut_at_a_drawn_moment_
     before, files = conf(host, VM), host.files()
     noted = "find $HOMELAB_ROOT/var/lib/homelab $HOMELAB_ROOT/etc/systemd/system -type f -exec sha256sum {} +"
 
-    up(host)
-    moments, drawn = int(host.read(POINTS)), sampling.drawn("power cuts of a node")
+    moments, drawn = changed_once(host), sampling.drawn("power cuts of a node")
     for vga, _ in zip(itertools.cycle(("", "none")), range(3 + int(os.environ.get("DRAWS") or 0) // 20), strict=False):
         number, boot = drawn.randrange(1, moments + 1), host.boot_id()
         # To the agent's own client, which is told it before.
@@ -266,8 +270,7 @@ def test_without_quorum_nothing_is_changed_and_a_run_that_loses_it_in_its_midst_
     given_back(host, before)
 
     # Lost at a drawn request of a change, for longer than pmxcfs takes to say so, and back before the next run.
-    up(host)
-    moments = int(host.read(POINTS))
+    moments = changed_once(host)
     for number in sampling.drawn("quorum on a node").sample(range(1, moments + 1), 3):
         up(host, "")
         back = f"(sleep {15 * host.slow}; {host.quorum(lost=False)}) >/dev/null 2>&1 </dev/null &"
