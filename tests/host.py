@@ -27,9 +27,9 @@ COMMAND_SECONDS = 1200
 
 # What a running system changes by itself, below the folders that are compared: its clock, random numbers, leases, logs, lists of packages, guests'
 # disks; of pmxcfs what it makes up when it is read, its keys and its locks, and the lists that Proxmox VE
-# writes anew when a guest is removed, and what it had half written of a guest's when its power was cut; what initramfs-tools notes of an image.
+# writes anew when a guest is removed, its daily update's of apt, and what it had half written of a guest's when its power was cut; what initramfs-tools notes of an image.
 _CHANGES_ITSELF = """
-etc/adjtime etc/resolv.conf etc/mtab etc/lvm/archive etc/lvm/backup etc/lvm/devices etc/pve/.* etc/pve/*authkey* etc/pve/priv/lock
+etc/adjtime etc/apt/apt.conf.d/76pveproxy etc/resolv.conf etc/mtab etc/lvm/archive etc/lvm/backup etc/lvm/devices etc/pve/.* etc/pve/*authkey* etc/pve/priv/lock
 etc/pve/nodes/*/lrm_status etc/pve/nodes/*/ssh_known_hosts etc/pve/ha etc/pve/priv/known_hosts etc/pve/jobs.cfg etc/pve/replication.cfg etc/pve/vzdump.cron
 etc/pve/nodes/*/*.conf.tmp.*
 root/.bash_history root/.cache root/.lesshst root/.ssh/known_hosts* root/.rnd
