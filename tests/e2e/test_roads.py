@@ -1,7 +1,8 @@
 """Roads that can be run on Proxmox VE itself, too: `make test-node` (tests/node); else on the lab.
 
 Each begins with a host without guests, makes its own (tests/e2e/roads.py), and ends with every byte as it was. What it needs of a node beside that, its mark
-says: `card`, one that can be given away; `nvidia`, one of NVIDIA's with its driver; `quorum`, that the node can be cut off; `power`, that its power can be cut.
+says: `card`, one that can be given away; `render`, one that a container can share; `nvidia`, one of NVIDIA's with its driver; `quorum`, that the node
+can be cut off; `power`, that its power can be cut.
 """
 
 from __future__ import annotations
@@ -323,7 +324,7 @@ def test_from_stock_by_one_boot_on_trial_to_a_card_in_a_vm_mended_after_five_cha
     assert host.drivers() == drivers
 
 
-@pytest.mark.node("card")
+@pytest.mark.node("card", "render")
 @pytest.mark.timeout(3600)
 def test_a_container_has_a_card_by_an_up_and_not_after_a_destroy(on: On) -> None:
     stack = on("phoenix")

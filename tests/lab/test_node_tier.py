@@ -79,7 +79,9 @@ def test_a_report_has_neither_names_nor_addresses(node: SimpleNamespace, tmp_pat
         assert not [one for one in ("127.0.0.1", lab.connection["hostKey"], str(tmp_path)) if one in told]
 
 
-def test_roads_that_a_node_cannot_run_are_named_with_the_reason(node: SimpleNamespace) -> None:
+def test_roads_that_a_node_cannot_run_are_named_with_the_reason(
+    node: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ssh = node.lab.connection
     known = node.lab.state / "known"
     known.write_text(f"[{ssh['host']}]:{ssh['port']} {ssh['hostKey']}\n")
@@ -92,6 +94,8 @@ def test_roads_that_a_node_cannot_run_are_named_with_the_reason(node: SimpleName
     assert "no card was named" in found.lacks(("card",)) and found.lacks(()) == ""
     host.given = "10de:1234"
     assert "no such card" in found.lacks(("nvidia",))
+    monkeypatch.setattr(host, "card", lambda: ("0000:ff:00.0", "1234:1111"))
+    assert "node for computing" in found.lacks(("card", "render")) and "NVIDIA's" in found.lacks(("nvidia",))
     host.slow = 20
     assert Timeouts.model_validate(found.settings["timeouts"]).reboot == 20 * Timeouts().reboot
 

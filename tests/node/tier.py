@@ -102,10 +102,15 @@ class Tier:
             return "" if is_cut else "the node's power can't be cut: no /proc/sysrq-trigger, nor a command (CUT=...)"
         if needs and not self.host.given:
             return "no card was named (CARD=first, or its id)"
-        _, model = self.host.card() or ("", "")
+        address, model = self.host.card() or ("", "")
         if needs and not model:
             return f"the node has no such card, but for its screen: {self.host.given}"
-        return "the node's card isn't NVIDIA's" if "nvidia" in needs and not model.startswith("10de:") else ""
+        if model.startswith("10de:"):
+            return ""
+        renders = f'ls -d "$HOMELAB_ROOT/sys/bus/pci/devices/{address}"/drm/renderD*'
+        if "render" in needs and not self.host.succeeds(renders):
+            return "the node's card has no node for computing (/dev/dri/renderD...), which is what a container shares"
+        return "the node's card isn't NVIDIA's" if "nvidia" in needs else ""
 
     # -- pytest's hooks ------------------------------------------------------------------------------------------------------
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
