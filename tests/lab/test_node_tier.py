@@ -33,10 +33,12 @@ def node(labs: Callable[[str], Lab], monkeypatch: pytest.MonkeyPatch, tmp_path: 
         ran.extend(told)
         item = SimpleNamespace(get_closest_marker=lambda name: None, add_marker=lambda mark, **_: ran.append(mark.mark))
         plugins[0].pytest_collection_modifyitems([item])
-        for seconds, failed in ((1, False), (41.6, True)):
-            told_of = SimpleNamespace(
-                nodeid="::test_a_road_with_a_card", duration=seconds, skipped=False, failed=failed
-            )
+        told_of = SimpleNamespace(
+            nodeid="::test_a_road", duration=0, longrepr=("here", 1, "Skipped: no card (CARD=first)")
+        )
+        plugins[0].pytest_runtest_logreport(told_of)
+        told_of.nodeid, told_of.longrepr = "::test_a_road_with_a_card", None
+        for told_of.duration, told_of.failed in ((1, False), (41.6, True)):
             plugins[0].pytest_runtest_logreport(told_of)
         return 1
 
@@ -71,7 +73,10 @@ def test_a_report_has_neither_names_nor_addresses(node: SimpleNamespace, tmp_pat
     assert called("--card", "--slow", "20") == 1
     assert "node" in node.ran and pytest.mark.timeout(7200 * 20).mark in node.ran
     report = json.loads((tmp_path / "node-report.json").read_text())
-    assert report["roads"] == {"a road with a card": {"result": "failed", "seconds": 43, "why": ""}}
+    assert report["roads"] == {
+        "a road": {"result": "not run", "seconds": 0, "why": "no card (CARD=first)"},
+        "a road with a card": {"result": "failed", "seconds": 43, "why": ""},
+    }
     assert (report["card"]["id"], report["slow"], report["loader"]) == ("10de:2b85", 20, "GRUB")
     table = (tmp_path / "node-report.md").read_text()
     assert "| a road with a card | failed | 43 s |" in table and "20 times slower" in table

@@ -125,8 +125,8 @@ class Tier:
         name = report.nodeid.rpartition("::")[2].removeprefix("test_").replace("_", " ")
         road = self.roads.setdefault(name, {"result": "passed", "seconds": 0, "why": ""})
         road["seconds"] = round(road["seconds"] + report.duration)
-        if report.skipped:
-            road |= {"result": "not run", "why": str(report.longrepr).rpartition("Skipped: ")[2].rstrip("'\")")}
+        if isinstance(report.longrepr, tuple):
+            road |= {"result": "not run", "why": report.longrepr[2].removeprefix("Skipped: ")}
         elif report.failed:
             road["result"] = "failed"
 
