@@ -97,6 +97,7 @@ cp "$(command -v busybox)" $root/bin/busybox
 for library in $(ldd $root/bin/busybox 2>/dev/null | grep -o '/[^ ]*'); do cp -L --parents $library $root; done
 for applet in $(busybox --list); do [ $applet = busybox ] || ln -sf busybox $root/bin/$applet; done
 printf 'root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n' >$root/etc/passwd
+printf 'root:x:0:\nvideo:x:44:\nrender:x:104:\n' >$root/etc/group
 """
 
 
