@@ -68,7 +68,7 @@ def about(host: SshHost) -> dict[str, Any]:
     return found | {"storage": storage.split(), "slow": host.slow, "card": of_card}
 
 
-@dataclass
+@dataclass(eq=False)
 class Tier:
     """What pytest is told of the node, and what comes of it: a plugin named `node`."""
 
