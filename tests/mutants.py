@@ -101,7 +101,9 @@ def naming(file: str) -> list[str]:
     ranks: dict[str, tuple[int, int]] = {}
     for path in sources.values():
         tier = path.parent.name
-        distance = 0 if direct & _imports(path) else 1 if through & _imports(path) else None
+        # A layer reaches modules of the agent through several others.
+        far = 2 if tier == "agent" and tiers is AGENTS_TIERS else None
+        distance = 0 if direct & _imports(path) else 1 if through & _imports(path) else far
         if path.name.startswith("test_") and tier in tiers and distance is not None:
             ranks[path.relative_to(PROJECT).as_posix()] = (distance, tiers.index(tier))
     if file.startswith("remote_scripts/"):
