@@ -129,6 +129,12 @@ def test_the_broken_container_beside_the_working_one(doctor: Callable[[str], Doc
     nvidia0 = devices(report)["/dev/nvidia0"]
     assert nvidia0["host"] == {"path": "/dev/nvidia0", "major": 195, "minor": 0, "mode": "0666"}
     assert (nvidia0["needed"], nvidia0["conf"], nvidia0["allowed"], nvidia0["inside"]) == (True, None, None, None)
+    libraries = "NVIDIA's libraries: none; in container 950 580.105.08"
+    assert libraries in report["like"]["differences"]
+    phoenix.change("pct stop 901")
+    assert libraries not in phoenix.json("container", "901", "--like", "950")["like"]["differences"], (
+        "nobody has looked"
+    )
 
 
 def test_what_it_says_to_do_makes_the_container_well(doctor: Callable[[str], Doctor]) -> None:
