@@ -8,6 +8,7 @@ from typing import Any
 
 from lab.host.state import HostState
 
+from .errors import ApiError
 from .guest_config import Kind
 from .guests import Guest
 from .tasks import Starter
@@ -40,3 +41,12 @@ class Call:
     def guest(self, kind: Kind) -> Guest:
         """The guest that the path names."""
         return Guest(self.host, kind, int(self.parameters["vmid"]))
+
+    def has_no(self, name: str) -> None:
+        """Refuse a parameter for which the lab does nothing.
+
+        Raises:
+            ApiError: it is asked for.
+        """
+        if self.parameters.get(name):
+            raise ApiError(501, f"the lab does nothing for {name}")

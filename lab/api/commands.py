@@ -15,8 +15,7 @@ from typing import Any
 from lab.host.cluster import share_keys
 from lab.host.state import HostState
 
-from . import container_system, hooks, lxc
-from .call import unheard
+from . import container_system, hooks
 from .cluster import peer_of
 from .errors import ApiError, Died, bad_parameters
 from .guest_config import Kind
@@ -204,17 +203,6 @@ class Shell:
             return
         kept = {name: os.environ[name] for name in words[4:end:2] if name in os.environ}
         self.status = container_system.execute(guest, words[end + 1 :], kept)
-
-    def lxc_stop(self, words: list[str]) -> None:
-        """`lxc-stop -n ID`: LXC's own. The end of a container's init is no task of Proxmox VE's, whoever asks for it."""
-        if len(words) != 2 or words[0] != "-n":
-            raise Misused(f"the lab's lxc-stop has no {words!r}")
-        guest = Guest(self.host, "lxc", int(words[1]))
-        if not guest.running:
-            print(f"lxc-stop: {words[1]} is not running", file=sys.stderr)
-            self.status = 2
-            return
-        hooks.drive(self.host, lxc.end(guest, guest.config().values, unheard))
 
     def _unlock(self, guest: Guest) -> None:
         with exclusively(self.host):

@@ -39,7 +39,7 @@ from .passthrough import hostpci_options, reservations
 
 _PROGRAMS = (
     "lspci", "uname", "dmesg", "journalctl", "hostname", "mokutil", "systemctl",
-    "systemd-run", "reboot", "poweroff", "sudo", "modprobe", "rmmod", "modinfo",
+    "systemd-run", "reboot", "sudo", "modprobe", "rmmod", "modinfo",
     "df", "mknod", "dd", "setpriv", "stat", "tail", *host_run.OF_PACKAGES,
     "python3",
     "perl",

@@ -238,15 +238,11 @@ def _require_running(guest: Guest) -> None:
 
 
 def suspend(call: Call) -> str:
-    """POST .../status/suspend: halts the processors, or ends QEMU with the memory on a disk."""
-    guest, to_disk = call.guest("qemu"), call.parameters.get("todisk")
-    config = guest.config()
+    """POST .../status/suspend: halts the processors."""
+    guest = call.guest("qemu")
+    guest.config()
     _require_running(guest)
-    if to_disk and any(key.startswith("hostpci") for key in config.values):
-        raise Died(
-            "cannot suspend VM to disk due to passed-through PCI device(s), which lack the possibility to save/restore"
-            " their internal state"
-        )
+    call.has_no("todisk")
 
     def work(log: TaskLog) -> Work:
         await_config_lock(guest, log)
@@ -254,15 +250,9 @@ def suspend(call: Call) -> str:
         if config.values.get("lock") != "backup" and not call.parameters.get("skiplock"):
             require_unlocked(guest, config)
         yield 0.02
-        if not to_disk:
-            guest.set_paused(True)
-            return
-        config.values["lock"] = "suspended"
-        guest.save(config)
-        power_off(guest)
-        ended_itself(guest)
+        guest.set_paused(True)
 
-    return call.start("qmsuspend" if to_disk else "qmpause", str(guest.vmid), work)
+    return call.start("qmpause", str(guest.vmid), work)
 
 
 def resume(call: Call) -> str:

@@ -25,6 +25,8 @@ _PREFIX: dict[Kind, str] = {"qemu": "qm", "lxc": "vz"}
 def create(call: Call, kind: Kind) -> str:
     """POST .../snapshot."""
     guest, name = call.guest(kind), call.parameters["snapname"]
+    if guest.running:
+        call.has_no("vmstate")
 
     def work(log: TaskLog) -> Work:
         await_config_lock(guest, log)
@@ -32,19 +34,12 @@ def create(call: Call, kind: Kind) -> str:
         require_unlocked(guest, config)
         if name in config.snapshots:
             raise Died(f"snapshot name '{name}' already used")
-        volumes = _volumes(config.values, kind)
-        if not _can_be_taken(call.host, volumes):
+        if not _can_be_taken(call.host, _volumes(config.values, kind)):
             raise Died("snapshot feature is not available")
-        has_memory = call.parameters.get("vmstate") and guest.running
-        if has_memory and any(key.startswith("hostpci") for key in config.values):
-            raise Died(f"VM {guest.vmid} qmp command 'savevm-start' failed - VFIO migration is not supported in kernel")
         section = config.current.copy()
         section.values.pop("description", None)
         described = {"description": text} if (text := call.parameters.get("description")) else {}
         section.values |= {"snaptime": str(call.host.clock())} | described
-        if has_memory:
-            storage = next(iter(volumes), "local").partition(":")[0]
-            section.values["vmstate"] = f"{storage}:vm-{guest.vmid}-state-{name}"
         # Whoever ends it here leaves both behind: a guest that is locked, and a snapshot that isn't one yet.
         config.snapshots[name] = section
         section.values["snapstate"] = "prepare"
@@ -76,10 +71,7 @@ def _can_be_taken(host: HostState, volumes: list[str]) -> bool:
 
 
 def rollback(call: Call, kind: Kind) -> str:
-    """POST .../snapshot/{snapname}/rollback: the configuration of then; a running guest is stopped.
-
-    A snapshot with the VM's memory starts it, in this very task. With `start` a task of its own does.
-    """
+    """POST .../snapshot/{snapname}/rollback: the configuration of then; a running guest is stopped. With `start` a task of its own starts it."""
     guest, name, power = call.guest(kind), call.parameters["snapname"], qemu_power if kind == "qemu" else lxc
 
     def work(log: TaskLog) -> Work:
@@ -90,8 +82,7 @@ def rollback(call: Call, kind: Kind) -> str:
         yield from power.stop_work(guest, log)
         config = guest.config()
         then: Section = config.snapshots[name].copy()
-        has_memory = "vmstate" in then.values
-        for key in ("snaptime", "snapstate", "description", "vmstate"):
+        for key in ("snaptime", "snapstate", "description"):
             then.values.pop(key, None)
         if "description" in config.values:
             then.values["description"] = config.values["description"]
@@ -100,9 +91,7 @@ def rollback(call: Call, kind: Kind) -> str:
             then.values["vmgenid"] = str(uuid.uuid4())  # the guest is to see that it was gone back
         config.current, config.pending, config.pending_delete, config.pending_raw = then, {}, [], []
         guest.save(config)
-        if has_memory:
-            yield from power.start_work(guest, log)
-        elif call.parameters.get("start"):
+        if call.parameters.get("start"):
             power.start(call)
 
     return call.start(f"{_PREFIX[kind]}rollback", str(guest.vmid), work)

@@ -1,4 +1,4 @@
-"""pveversion, pvesh, pvenode, pvecm, qm, pct, lxc-attach and lxc-stop of a lab host; all but the first are the API at a shell (lab.api.commands)."""
+"""pveversion, pvesh, pvenode, pvecm, qm, pct and lxc-attach of a lab host; all but the first are the API at a shell (lab.api.commands)."""
 
 from __future__ import annotations
 

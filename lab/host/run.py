@@ -53,7 +53,6 @@ PROGRAMS = {
     "systemctl": "systemd_programs",
     "systemd-run": "systemd_programs",
     "reboot": "systemd_programs",
-    "poweroff": "systemd_programs",
     "sudo": "account_programs",
     "pveversion": "guest_programs",
     "pvesh": "guest_programs",
@@ -63,7 +62,6 @@ PROGRAMS = {
     "qm": "guest_programs",
     "pct": "guest_programs",
     "lxc-attach": "guest_programs",
-    "lxc-stop": "guest_programs",
     "pvenode": "guest_programs",
     "pvecm": "guest_programs",
 }
@@ -79,7 +77,6 @@ CONTAINER_PROGRAMS = {
     **{name: "module_programs" for name in ("modprobe", "modinfo")},
     **{name: "library_programs" for name in ("python3", "perl")},
     "systemctl": "systemd_programs",
-    "poweroff": "systemd_programs",
 }
 #: And for those that a package or an installer puts into a system's tree.
 INSTALLED = {

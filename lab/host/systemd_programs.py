@@ -1,4 +1,4 @@
-"""systemctl, systemd-run, reboot and poweroff of a lab host, or of a guest in it.
+"""systemctl, systemd-run and reboot of a lab host, or of a guest in it.
 
 Timers and power are the daemon's: it is asked over the control socket. Without a daemon (a tree used alone),
 timers are only noted, and a reboot is refused.
@@ -10,13 +10,12 @@ import os
 import shlex
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 from . import units
 from .account_programs import current_user
 from .program import Failure, Options, UsageError, ask_daemon, logged
-from .state import HostState, host_environment
+from .state import HostState
 
 #: Services that run on every Proxmox host.
 STOCK = (
@@ -56,29 +55,19 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
         return _systemctl(host, arguments)
     if name == "systemd-run":
         return _systemd_run(host, arguments)
-    return _power_command(host, name, arguments)
-
-
-# -- power -----------------------------------------------------------------------------------------------
-def _power_command(host: HostState, name: str, arguments: list[str]) -> int:
-    if Options(arguments, "fpwdn", ("force", "no-wall", "reboot", "poweroff")).rest:
-        raise UsageError(f"{name}: too many arguments")
-    return logged(host, name, arguments, lambda: _power(host, name))
+    if Options(arguments, "fwdn", ("force", "no-wall", "reboot")).rest:
+        raise UsageError("reboot: too many arguments")
+    return logged(host, name, arguments, lambda: _reboot(host))
 
 
 def _stock(host: HostState) -> tuple[str, ...]:
     return STOCK if host.machine.keys().isdisjoint({"guest", "container"}) else GUEST_STOCK
 
 
-def _power(host: HostState, do: str) -> int:
+def _reboot(host: HostState) -> int:
     if current_user() != "root":
-        raise Failure(
-            f"Call to {'Reboot' if do == 'reboot' else 'PowerOff'} failed: Interactive authentication required."
-        )
-    if do == "poweroff" and (inside := host.machine.get("container")):
-        command = ["lxc-stop", "-n", str(inside["id"])]
-        return os.spawnve(os.P_WAIT, f"{inside['host']}/bin/lxc-stop", command, host_environment(Path(inside["host"])))
-    if ask_daemon(host, do) is None:
+        raise Failure("Call to Reboot failed: Interactive authentication required.")
+    if ask_daemon(host, "reboot") is None:
         raise Failure("Failed to connect to bus: the lab's daemon doesn't run, so nothing can reboot this host", 1)
     return 0
 
@@ -89,8 +78,8 @@ def _systemctl(host: HostState, arguments: list[str]) -> int:
     verb, names = (options.rest[0], options.rest[1:]) if options.rest else ("", [])
     names = [n if "." in n else f"{n}.service" for n in names]
     quiet = options.has("q", "quiet")
-    if verb in ("reboot", "poweroff"):
-        return logged(host, "systemctl", arguments, lambda: _power(host, verb))
+    if verb == "reboot":
+        return logged(host, "systemctl", arguments, lambda: _reboot(host))
     if verb == "is-active":
         return _is_active(host, names, quiet)
     if verb == "is-system-running":

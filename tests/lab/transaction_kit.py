@@ -26,6 +26,8 @@ from homelab.remote import ssh
 from homelab.vm import plan
 from homelab.vm.cards import VmCard, Wish
 from lab import Lab
+from lab.api import hooks, lxc
+from lab.api.call import unheard
 from lab.api.guests import Guest
 from lab.api.tasks import Tasks
 from lab.control import request
@@ -377,8 +379,10 @@ class Containers(World):
         return self.judged().steps
 
     def power_off_inside(self) -> None:
-        self.lab.run(f"pct exec {CT} -- poweroff")
-        self.wait_off()
+        host = HostState(self.lab.state)
+        guest = Guest(host, "lxc", CT)
+        hooks.drive(host, lxc.end(guest, guest.config().values, unheard))
+        request(self.lab.state, "guests")
 
     def becomes_another(self) -> None:
         self.written(re.sub(r"hwaddr=[^,\n]+", "hwaddr=BC:24:11:00:00:99", self.conf()).replace("disk-0", "disk-7"))

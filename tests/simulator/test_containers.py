@@ -412,22 +412,6 @@ def test_somebody_elses_change_is_noticed_by_the_digest(phoenix: Host) -> None:
     assert "changed by somebody else" in phoenix.output("pct config 901")
 
 
-# -- the end of its init -----------------------------------------------------------------------------------------
-@pytest.mark.parametrize("by", ["pct exec 901 -- poweroff", "pct exec 901 -- systemctl poweroff", "lxc-stop -n 901"])
-def test_a_container_that_ends_from_inside_is_off_without_a_task_and_has_what_was_pending(
-    phoenix: Host, by: str
-) -> None:
-    tasks, path = phoenix.root / "var/log/pve/tasks", phoenix.root / "etc/pve/lxc/901.conf"
-    phoenix.output("pct set 901 --features nesting=1,keyctl=1")
-    before = [(tasks / name).read_text() for name in ("index", "active")]
-    assert "[pve:pending]" in path.read_text()
-    phoenix.output(by)
-    assert phoenix.output("pct status 901") == "status: stopped\n"
-    assert [(tasks / name).read_text() for name in ("index", "active")] == before
-    assert "[pve:pending]" not in path.read_text() and "keyctl=1" in path.read_text()
-    assert phoenix.run("lxc-stop -n 901").returncode == 2
-
-
 def test_a_containers_rollback_stops_it_and_has_it_started_by_a_task_of_its_own(phoenix: Host) -> None:
     phoenix.output("pct snapshot 901 before && pct set 901 --cores 3 && pct rollback 901 before --start 1")
     assert "cores: 8\n" in phoenix.output("pct config 901; pct status 901 | grep running")

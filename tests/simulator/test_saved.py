@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lab import Lab, LabError
+from lab.control import request
 
 VM = 103
 
@@ -48,7 +49,7 @@ def test_a_guest_that_was_made_since_can_be_made_again(lab: Lab) -> None:
 
 def test_a_fault_set_since_is_gone_and_a_host_that_is_off_runs_again(lab: Lab) -> None:
     lab.fault("no-quorum", "yes")
-    lab.run("poweroff")
+    request(lab.state, "poweroff")
     lab.wait_settled()
     lab.restore()
     assert lab.status()["phase"] == "up"
