@@ -19,7 +19,7 @@ from remote_scripts.tools import disk
 from remote_scripts.tools.done import Done
 from tests import sampling
 from tests.agent import disk_kit
-from tests.agent.kit import Cut, Host, Refused, left_by, watched
+from tests.agent.kit import Cut, Host, Refused, left_by, of_machine, watched
 
 LOADERS = ("grub", "systemd-boot")
 KERNELS = ("6.14.8-2-pve", "6.8.12-1-pve")
@@ -107,7 +107,7 @@ def run(host: Host) -> None:
         "ping": lambda _arguments, _stdin: 1,
         "df": lambda _arguments, _stdin: "\nx 1 1 100000000 1% /",
         # Only it knows what GRUB's settings say.
-        "bash": lambda arguments, _stdin: subprocess.run(["bash", *arguments], capture_output=True, text=True).stdout,
+        **of_machine("bash"),
         "grub-mkconfig": made.grub_mkconfig,
         "mount": made.mount,
         "umount": made.umount,

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import re
 import shutil
 import time
@@ -320,25 +319,21 @@ def _take(host: Host, path: str, value: str) -> None:
 # -- programs ------------------------------------------------------------------------------------------------------
 def programs(host: Host) -> dict[str, Stand]:
     guest_kit.programs(host)
-    theirs = {**host.programs}
+    theirs = {**host.programs, **kit.of_machine("grep", "od", "stat")}
     own: dict[str, Callable[[Host, list[str]], Done | int | str | None]] = {
         "systemd-run": _systemd_run,
         "systemctl": lambda host, words: _is_active(host, words) if "-q" in words else theirs["systemctl"](words, b""),
         "nvidia-smi": _nvidia_smi,
-        "pct": lambda _host, words: theirs["pct"](words, b""),
         "qm": lambda host, words: _qm_set(host, words) if words[0] == "set" else theirs["qm"](words, b""),
         "modprobe": _modprobe,
         "rmmod": lambda host, words: _rmmod(host, words[0]),
-        "stat": _stat,
-        "grep": _grep,
-        "od": lambda _host, words: Path(words[-1]).read_bytes()[:4].hex(" "),
     }
 
     def stand(name: str) -> Stand:
-        def called(words: Sequence[str], _stdin: bytes) -> Done | int | str | None:
+        def called(words: Sequence[str], stdin: bytes) -> Done | int | str | None:
             if _fails(host, name, " ".join(words)):
                 return Done(9, b"", b"it fails\n" if name == "stat" else b"")
-            return own[name](host, [*words])
+            return own[name](host, [*words]) if name in own else theirs[name](words, stdin)
 
         return called
 
@@ -348,7 +343,7 @@ def programs(host: Host) -> dict[str, Stand]:
         return guest_kit.answer(host, method, path, parameters)
 
     api_kit.serve(host, answer)
-    return {name: stand(name) for name in own}
+    return {name: stand(name) for name in (*own, "pct", "grep", "od", "stat")}
 
 
 def _fails(host: Host, name: str, words: str) -> bool:
@@ -437,33 +432,6 @@ def _qm_set(host: Host, words: list[str]) -> None:
     lines = [line for line in host.read(conf).splitlines() if not line.startswith("hookscript:")]
     added = [f"hookscript: {words[3]}"] if words[2] == "--hookscript" else []
     host.write(conf, "".join(f"{line}\n" for line in [*lines, *added]))
-
-
-def _stat(_host: Host, words: list[str]) -> Done:
-    lines, errors = [], []
-    form = words[words.index("-c") + 1]
-    for path in words[words.index("-c") + 2 :]:
-        try:
-            found = Path(path).stat()
-        except OSError as error:
-            errors.append(f"stat: cannot statx '{path}': {error.strerror}")
-            continue
-        kind = "character special file" if found.st_rdev else "regular file"
-        numbers = f"{os.major(found.st_rdev):x}:{os.minor(found.st_rdev):x}"
-        lines.append(f"{numbers} {kind} {path}" if "%n" in form else numbers)
-    return Done(1 if errors else 0, "".join(f"{line}\n" for line in lines).encode(), "\n".join(errors).encode())
-
-
-def _grep(_host: Host, words: list[str]) -> Done:
-    found, errors = [], []
-    for path in words[2:]:
-        try:
-            if re.search(words[1], Path(path).read_text(), re.MULTILINE):
-                found.append(path)
-        except OSError as error:
-            errors.append(f"grep: {path}: {error.strerror}")
-    status = 2 if errors else 0 if found else 1
-    return Done(status, "".join(f"{line}\n" for line in found).encode(), "\n".join(errors).encode())
 
 
 # -- what is asked -------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from lab.host.host_python import nodes_below
 from lab.host.state import of_root
 from remote_scripts import agent
 from remote_scripts.tools import disk
+from remote_scripts.tools.done import Done
 from remote_scripts.tools.plain import to_plain
 from remote_scripts.tools.run import Stand
 from remote_scripts.tools.system import System
@@ -119,6 +120,20 @@ class Host:
 
     def lasting(self) -> Tree:
         return self.tree(*LASTING)
+
+
+def of_machine(*names: str) -> dict[str, Stand]:
+    """Programs of this machine's own, in the place of the host's."""
+
+    def stand(name: str) -> Stand:
+        def run(arguments: Sequence[str], stdin: bytes) -> Done:
+            environment = {"LC_ALL": "C", "PATH": os.environ["PATH"]}
+            done = subprocess.run([name, *arguments], input=stdin, capture_output=True, env=environment)
+            return Done(done.returncode, done.stdout, done.stderr)
+
+        return run
+
+    return {name: stand(name) for name in names}
 
 
 AnyHost = TypeVar("AnyHost", bound=Host)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from homelab.facts.host import HostFacts, parse
 from remote_scripts.both.read_host import Wanted
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.run import Stand
-from tests.agent.kit import Host
+from tests.agent.kit import Host, of_machine
 
 #: What a reading asks, and what a host like this one has nothing to say about.
 SILENT = ("df", "dmesg", "journalctl", "lsblk", "lspci", "pveversion")
@@ -30,18 +29,17 @@ def least(place: Path) -> Host:
     for path in ("proc/cmdline", "proc/cpuinfo", "proc/modules", "etc/default/grub", "boot/grub/grub.cfg"):
         host.write(path, "")
     host.programs |= dict.fromkeys(SILENT, says(""))
-    host.programs |= {"dpkg-query": says("pve-manager installed 9.1.1\n"), "bash": says("quiet\n"), "head": head}
+    host.programs |= {
+        "dpkg-query": says("pve-manager installed 9.1.1\n"),
+        "bash": says("quiet\n"),
+        **of_machine("head"),
+    }
     return host
 
 
 def says(text: str | bytes, status: int = 0) -> Stand:
     """A program that says this and ends so, whatever it is asked."""
     return lambda _arguments, _stdin: Done(status, text.encode() if isinstance(text, str) else text)
-
-
-def head(arguments: Sequence[str], _stdin: bytes) -> Done:
-    """`head -c BYTES FILE`"""
-    return Done(0, Path(arguments[2]).read_bytes()[: int(arguments[1])])
 
 
 def read(host: Host, **wanted: Any) -> HostFacts:

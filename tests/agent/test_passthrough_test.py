@@ -6,7 +6,6 @@ import os
 import re
 import stat
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from remote_scripts.both.passthrough_test import FOLDER, NAME, Wanted
 from remote_scripts.layers import passthrough_test
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.plain import to_plain
-from tests.agent.kit import Host, Refused
+from tests.agent.kit import Host, Refused, of_machine
 from tests.agent.passthrough_kit import AUDIO, CONFIGURATIONS, CONSOLE, FUNCTIONS, GPU, KERNEL, Qm, stock
 from tests.waiting import PATIENCE
 
@@ -264,12 +263,7 @@ def build(host: Host) -> dict[str, archive.Member]:
 @pytest.fixture
 def with_libraries(host: Host) -> Host:
     """One that says which libraries this machine's programs have."""
-
-    def ldd(arguments: Sequence[str], _stdin: bytes) -> Done:
-        done = subprocess.run(["ldd", *arguments], capture_output=True, env={"LC_ALL": "C", "PATH": os.environ["PATH"]})
-        return Done(done.returncode, done.stdout)
-
-    host.programs["ldd"] = ldd
+    host.programs |= of_machine("ldd")
     return host
 
 

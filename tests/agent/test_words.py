@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Sequence
-
 import pytest
 
 from remote_scripts.boot.loaders.found import GRUB, SYSTEMD_BOOT, own
-from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.words import missing_words, without_words
-from tests.agent.kit import Host
+from tests.agent.kit import Host, of_machine
 from tests.rows import rows
-
-
-def bash(arguments: Sequence[str], stdin: bytes) -> Done:
-    """The host's own: only it knows what GRUB's settings say."""
-    done = subprocess.run(["bash", *arguments], input=stdin, capture_output=True, check=False)
-    return Done(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture
 def grub(host: Host) -> Host:
-    host.programs["bash"] = bash
+    """Only a shell knows what GRUB's settings say."""
+    host.programs |= of_machine("bash")
     return host
 
 
