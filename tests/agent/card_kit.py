@@ -28,13 +28,12 @@ from remote_scripts.pve.properties import differing
 from remote_scripts.tools import disk, state
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.system import System
-from tests.agent import api_kit
+from tests.agent import api_kit, guest_kit
 from tests.agent.kit import Host, with_files_as_devices
 
 CTID = 300
 CONF = f"/etc/pve/lxc/{CTID}.conf"
 STATE = f"/var/lib/lxc/{CTID}/state"
-TASKS = f"{STATE}.tasks"
 BASE = "arch: amd64\nhostname: box\nmemory: 512\nunprivileged: 1\n"
 PRIVILEGED = BASE.replace("unprivileged: 1\n", "")
 ALLOW = "lxc.cgroup2.devices.allow: c "
@@ -128,12 +127,6 @@ class Cards300:
     def state(self, state: str) -> None:
         self.host.write(STATE, state)
 
-    @property
-    def tasks(self) -> list[dict[str, Any]]:
-        """What its log has; a host that was cut short has none of what came later."""
-        tasks: list[dict[str, Any]] = json.loads(self.host.read(TASKS) or "[]") if self.host.exists(TASKS) else []
-        return tasks
-
     def pct(self, arguments: Sequence[str], _stdin: bytes) -> Done | int | str:
         if arguments[0] != "status":
             self.calls.append([*arguments])
@@ -152,24 +145,12 @@ class Cards300:
         self.after.get("perl", lambda: None)()
         return done
 
-    def answer(self, _method: str, path: str, _parameters: dict[str, str]) -> Any:
-        text = (self.root / CONF[1:]).read_bytes().decode("utf-8", "surrogateescape")
-        config = GuestConfig.parse("lxc", text)
-        if path == "/hardware/pci":
-            return []
-        if path == "/tasks":
-            return self.tasks
-        if path.startswith("/tasks/"):
-            task = next(one for one in self.tasks if one["upid"] == path.split("/")[2])
-            return [] if path.endswith("/log") else {"status": "stopped", "exitstatus": task["status"]}
-        below = path.removeprefix(f"/lxc/{CTID}")
-        if below == "/config":
-            return config.shown(config.merged_as_shown(), config.current.raw)
-        if below == "/pending":
-            return config.shown_pending()
-        if below == "/status/current":
+    def answer(self, method: str, path: str, parameters: dict[str, str]) -> Any:
+        if method == "POST":
+            return self.switched(path.rpartition("/")[2])
+        if path.endswith("/status/current"):
             return {"status": self.state, "ha": self.ha}
-        return self.switched(below.rpartition("/")[2])
+        return guest_kit.answer(self.host, method, path, parameters)
 
     def switched(self, verb: str) -> str:
         """A task of Proxmox VE's, which has ended when it is answered."""
@@ -181,12 +162,9 @@ class Cards300:
                 config.apply_pending()
                 self.conf = config.text()
             self.state = "running" if verb == "start" else "stopped"
-        at, number = int(time.time()), len(self.tasks)
-        upid = f"UPID:pve:{number:08X}:0000ABCD:{at:08X}:vz{verb}:{CTID}:root@pam:"
-        task = {"upid": upid, "type": f"vz{verb}", "user": "root@pam", "starttime": at, "pstart": number}
-        log = self.host.write(TASKS, json.dumps([*self.tasks, {**task, "endtime": at, "status": said or "OK"}]))
-        for path in (log, log.parent):  # a power cut leaves it what it has
-            disk.WATCH[-1]("flush", str(path))
+        upid = guest_kit.task(self.host, f"vz{verb}", CTID, int(time.time()), status=said or "OK")
+        for place in (f"{guest_kit.TASKS}/index", guest_kit.TASKS):  # a power cut leaves it what it has
+            disk.WATCH[-1]("flush", f"{self.root}{place}")
         self.after.get(verb, lambda: None)()
         return upid
 

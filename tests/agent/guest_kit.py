@@ -4,13 +4,12 @@ PVE::RESTEnvironment and PVE::UPID write them.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from remote_scripts.pve.vm_conf import options
+from lab.api.guest_config import GuestConfig
 from remote_scripts.tools.done import Done
 from tests.agent import api_kit
 from tests.agent.kit import Host, Killed
@@ -102,7 +101,7 @@ def answer(host: Host, method: str, path: str, parameters: dict[str, str]) -> An
     if words[1] == "status":
         return _status(host, program, words[0])
     conf = _conf(host, kind, words[0])
-    return [{"key": key, "value": value} for key, value in conf.items()] if words[1] == "pending" else conf
+    return conf.shown_pending() if words[1] == "pending" else conf.shown(conf.merged_as_shown(), conf.current.raw)
 
 
 def _status(host: Host, program: str, vmid: str) -> dict[str, Any]:
@@ -112,12 +111,11 @@ def _status(host: Host, program: str, vmid: str) -> dict[str, Any]:
     return {"vmid": int(vmid), "name": f"g{vmid}", "status": power, "uptime": 60}
 
 
-def _conf(host: Host, kind: str, vmid: str) -> dict[str, str]:
-    if not (host.root / f"etc/pve/{kind}/{vmid}.conf").is_file():
+def _conf(host: Host, kind: str, vmid: str) -> GuestConfig:
+    path = host.root / f"etc/pve/{kind}/{vmid}.conf"
+    if not path.is_file():
         raise api_kit.RefusedError(f"Configuration file 'nodes/pve/{kind}/{vmid}.conf' does not exist")
-    text = host.read(f"/etc/pve/{kind}/{vmid}.conf")
-    digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-    return dict(options(text.partition("[")[0].splitlines())) | {"digest": digest}
+    return GuestConfig.parse("qemu" if kind == VM else "lxc", path.read_bytes().decode("utf-8", "surrogateescape"))
 
 
 def kill(host: Host, when: str) -> None:

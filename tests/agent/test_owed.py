@@ -48,10 +48,8 @@ def fill(host: Host) -> None:
     host.write("/state/system", "running\n")
     host.write("/proc/sys/kernel/random/boot_id", f"{B}\n")
     host.write(f"{TASKS}/index", "")
-    for folder in ("etc/pve/nodes/pve/qemu-server", "etc/pve/nodes/pve/lxc", "etc/systemd/system/timers.target.wants"):
-        (host.root / folder).mkdir(parents=True)
-    for name, to in (("local", "nodes/pve"), (VM, f"nodes/pve/{VM}"), (CT, f"nodes/pve/{CT}")):
-        (host.root / "etc/pve" / name).symlink_to(to)
+    (host.root / "etc/systemd/system/timers.target.wants").mkdir(parents=True)
+    guest_kit.folders(host)
     for kind, vmid, startup in ((VM, 103, ""), (VM, 90, ""), (VM, 105, "order=1,down=9"), (CT, 901, "2")):
         guest(host, kind, vmid, f"startup: {startup}\n" if startup else "")
     noted(host, "qm 103", "qm 90", "qm 105", "pct 901")
