@@ -92,10 +92,15 @@ def control_files(name: str, record: dict[str, Any]) -> dict[str, Member]:
 
 
 def deb(system: HostState, name: str, record: dict[str, Any]) -> bytes:
-    """A package's .deb (deb(5)); the same bytes every time."""
+    """A package's .deb; the same bytes every time."""
     control = {"/control": Member(text_of(fields(name, record)).encode())}
     control |= {f"/{path}": member for path, member in control_files(name, record).items()}
-    parts = {"debian-binary": b"2.0\n", "control.tar": _tar(control), "data.tar": _tar(members(system, name, record))}
+    return packed(control, members(system, name, record))
+
+
+def packed(control: dict[str, Member], files: dict[str, Member]) -> bytes:
+    """A .deb of these (deb(5))."""
+    parts = {"debian-binary": b"2.0\n", "control.tar": _tar(control), "data.tar": _tar(files)}
     found = b"!<arch>\n"
     for part, content in parts.items():
         found += (

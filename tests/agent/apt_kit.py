@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from lab.host import debs
+from lab.host.debs import Member
 from remote_scripts.both.apt import Repository
 from remote_scripts.both.nvidia_packages import Try, Wanted
 from remote_scripts.both.software import Installer, Software
@@ -61,8 +63,6 @@ class Repo:
         **fields: str,
     ) -> None:
         """:param files: path -> content, or `-> TARGET` of a link."""
-        place = self.folder / "made"
-        (place / "DEBIAN").mkdir(parents=True)
         given = {
             "Package": name,
             "Version": version,
@@ -72,24 +72,17 @@ class Repo:
         }
         given |= {"Depends": depends} if depends else {}
         given |= {key.replace("_", "-"): value for key, value in fields.items()} | {"Description": "tiny"}
-        control = "\n".join(f"{key}: {value}" for key, value in given.items())
-        (place / "DEBIAN/control").write_text(f"{control}\n")
+        about = {"/control": Member(debs.text_of(given).encode())}
         for script, text in (scripts or {}).items():
-            (place / "DEBIAN" / script).write_text(f"#!/bin/sh\n{text}\n")
-            (place / "DEBIAN" / script).chmod(0o755)
-        for path, content in (files or {}).items():
-            (place / path).parent.mkdir(parents=True, exist_ok=True)
-            if content.startswith("-> "):
-                (place / path).symlink_to(content[3:])
-            else:
-                (place / path).write_text(content)
-                (place / path).chmod(0o755)
+            about[f"/{script}"] = Member(f"#!/bin/sh\n{text}\n".encode(), 0o755)
+        members = {
+            f"/{path}": Member(content.removeprefix("-> ").encode(), 0o755, content.startswith("-> "))
+            for path, content in (files or {}).items()
+        }
         deb = self.folder / f"{name}_{version}_{given['Architecture']}.deb"
-        subprocess.run(["dpkg-deb", "-b", "--root-owner-group", "-Znone", place, deb], check=True, capture_output=True)
-        shutil.rmtree(place)
-        content_ = deb.read_bytes()
-        digest = hashlib.sha256(content_).hexdigest()
-        self._rows.append(f"{control}\nFilename: ./{deb.name}\nSize: {len(content_)}\nSHA256: {digest}\n")
+        deb.write_bytes(content := debs.packed(about, members))
+        where = {"Filename": f"./{deb.name}", "Size": str(len(content)), "SHA256": hashlib.sha256(content).hexdigest()}
+        self._rows.append(debs.text_of({**given, **where}))
         (self.folder / "Packages").write_text("\n".join(self._rows))
 
     def without(self, version: str) -> None:
