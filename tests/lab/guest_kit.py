@@ -27,6 +27,16 @@ def scenario(name: str = "rtx5090", vm: dict[str, Any] | None = None, **keys: An
     return scenario_from({**data, **keys}, "changed", name)
 
 
+def other_card(device: str, **keys: Any) -> list[Any]:
+    """The rtx5090 scenario's devices with another card in its place."""
+    pci: list[Any] = scenario().model_dump(mode="json", by_alias=True, exclude_defaults=True)["pci"]
+    for bridge in pci:
+        for child in bridge.get("children", []):
+            if child["address"].endswith("01:00.0") and device != "2b85":
+                child |= {"device": device, "name": f"another card ({device})", **keys}
+    return pci
+
+
 #: Those with which a container computes.
 NODES = ("nvidia0", "nvidiactl", "nvidia-uvm")
 

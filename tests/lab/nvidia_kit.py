@@ -23,7 +23,7 @@ from remote_scripts.both.read_system import Answer as SystemReading
 from remote_scripts.tools.plain import of_plain
 from tests import forked_agent
 from tests.boot_layers import Asked
-from tests.lab.guest_kit import NODES, Vm, emptied, scenario
+from tests.lab.guest_kit import NODES, Vm, emptied, other_card, scenario
 from tests.lab.host_kit import Host, ran, succeeded
 
 #: What NVIDIA's repository has of branch 580.
@@ -227,16 +227,6 @@ class VirtualMachine(Machine):
         """Whether DKMS's key is among those that Secure Boot takes."""
         with self.vm.system.changing() as machine:
             machine["mok_enrolled"] = value
-
-
-def other_card(device: str) -> list[Any]:
-    """The rtx5090 scenario's devices with another card in its place."""
-    pci: list[Any] = scenario().model_dump(mode="json", by_alias=True, exclude_defaults=True)["pci"]
-    for bridge in pci:
-        for child in bridge.get("children", []):
-            if child["address"].endswith("01:00.0") and device != "2b85":
-                child |= {"device": device, "name": f"another card ({device})"}
-    return pci
 
 
 class ProxmoxHost(Machine):

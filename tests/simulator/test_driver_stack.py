@@ -11,7 +11,7 @@ from homelab.symptoms import recognise
 from lab.host import nvidia
 from lab.host.state import HostState
 from lab.stock import without_subscription
-from tests.lab.guest_kit import NODES, Vm, emptied, scenario
+from tests.lab.guest_kit import NODES, Vm, emptied, other_card, scenario
 from tests.lab.host_kit import Host
 
 KEYRING = (
@@ -31,16 +31,6 @@ QUERY = "nvidia-smi --query-gpu=name,driver_version,compute_cap --format=csv,noh
 def vm(tmp_path: Path) -> Vm:
     """A VM with an RTX 5090 and Ubuntu 24.04."""
     return Vm(tmp_path)
-
-
-def card(ids: str, **keys: object) -> object:
-    """The rtx5090 scenario's devices with another card in the 5090's place."""
-    pci = scenario().model_dump(mode="json", by_alias=True, exclude_defaults=True)["pci"]
-    for bridge in pci:
-        for child in bridge.get("children", []):
-            if child["address"].endswith("01:00.0"):
-                child |= {"device": ids, **keys}
-    return pci
 
 
 # -- the whole chain -------------------------------------------------------------------------------------------
@@ -133,7 +123,7 @@ def test_a_branch_before_the_card_isnt_for_it(vm: Vm) -> None:
 
 def test_a_branch_that_has_dropped_the_card_ignores_it(tmp_path: Path) -> None:
     """As real owners post it; and the program names the cause."""
-    vm = Vm(tmp_path, scenario(pci=card("1b80")))
+    vm = Vm(tmp_path, scenario(pci=other_card("1b80")))
     vm.output(KEYRING.format("ubuntu2404"))
     vm.output(f"{HEADERS} && apt-get -qq install -y nvidia-driver")
     vm.reboot()
@@ -153,7 +143,7 @@ def test_a_branch_that_has_dropped_the_card_ignores_it(tmp_path: Path) -> None:
     ],
 )
 def test_open_modules_are_for_turing_and_later(tmp_path: Path, device: str, driver: str, loads: bool) -> None:
-    vm = Vm(tmp_path, scenario(pci=card(device)))
+    vm = Vm(tmp_path, scenario(pci=other_card(device)))
     vm.output(f"{HEADERS} && apt-get -qq install -y {driver}")
     vm.reboot()
     assert (vm.run("nvidia-smi").returncode == 0) == loads
@@ -164,7 +154,7 @@ def test_open_modules_are_for_turing_and_later(tmp_path: Path, device: str, driv
 
 
 def test_nouveau_has_the_card_until_a_reboot(tmp_path: Path) -> None:
-    vm = Vm(tmp_path, scenario(pci=card("2684", name="AD102 [GeForce RTX 4090]")))
+    vm = Vm(tmp_path, scenario(pci=other_card("2684", name="AD102 [GeForce RTX 4090]")))
     assert "nouveau" in vm.output("lspci -nnk -s 01:00.0")
     vm.output(f"{HEADERS} && {OPEN}")
     assert "No such device" in vm.refusal("modprobe nvidia", 1)
