@@ -250,7 +250,7 @@ def test_a_boot_from_any_state_ends_with_the_guests_as_onboot_has_them(
 def test_of_two_cards_of_one_model_the_shared_one_alone_is_handed_over(
     host_as_made: Callable[..., Host], pve: str
 ) -> None:
-    """The VM has the other one for itself: it is on vfio-pci, and stays there."""
+    """One that the VM has for itself: test_several_takers.py."""
     host = host_as_made(pve, twin=True)
     assert "10de:2b85" in host.output("lspci -Dnn -s 0000:02:00.0")
     host.output("qm start 103")
@@ -258,16 +258,6 @@ def test_of_two_cards_of_one_model_the_shared_one_alone_is_handed_over(
     host.output("qm stop 103")
     wait_until(lambda: state(host) == "HOST")
     assert drivers(host) == ["nvidia", "snd_hda_intel", "nvidia"]
-    bus = "$HOMELAB_ROOT/sys/bus/pci"
-    for one in (OTHER, "0000:02:00.1"):
-        host.output(
-            f"echo vfio-pci >{bus}/devices/{one}/driver_override; echo {one} >{bus}/devices/{one}/driver/unbind; echo {one} >{bus}/drivers_probe"
-        )
-    host.output("qm set 103 --hostpci1 0000:02:00,pcie=1; qm start 103")
-    assert drivers(host) == ["vfio-pci"] * 3 and not runs(host)
-    host.output("qm stop 103")
-    wait_until(lambda: state(host) == "HOST")
-    assert drivers(host) == ["nvidia", "snd_hda_intel", "vfio-pci"] and runs(host), story(host)
 
 
 SMALL = Card(name="small", functions={OTHER: "10de:2684", "0000:02:00.1": "10de:22ba"}, vms=(104,))

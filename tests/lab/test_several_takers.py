@@ -6,11 +6,10 @@ from collections.abc import Callable
 
 from remote_scripts.notes.card import Card
 from tests.lab.host_kit import Host
-from tests.lab.test_handover import BIG, OTHER, drivers, host_as_made, install, runs, state, story
+from tests.lab.test_handover import BIG, OTHER, SMALL, drivers, host_as_made, install, runs, state, story
 from tests.waiting import wait_until
 
 __all__ = ["host_as_made"]
-SMALL = {OTHER: "10de:2684", "0000:02:00.1": "10de:22ba"}
 
 
 def shared(host: Host, big: tuple[int, ...], small: tuple[int, ...] = ()) -> None:
@@ -19,7 +18,7 @@ def shared(host: Host, big: tuple[int, ...], small: tuple[int, ...] = ()) -> Non
         "pvesh create /nodes/phoenix/qemu --vmid 104 --name second --memory 512 --machine q35 --bios ovmf; pct stop 950"
     )
     cards = [Card(name="big", functions=BIG.functions, vms=big)]
-    cards += [Card(name="small", functions=SMALL, vms=small)] if small else []
+    cards += [Card(name="small", functions=SMALL.functions, vms=small)] if small else []
     install(host, cards, 104)
 
 
@@ -60,15 +59,15 @@ def test_a_vm_that_gets_only_one_of_its_cards_gets_none(host_as_made: Callable[.
 
 
 def test_a_vm_of_whose_cards_one_is_shared_keeps_the_other(host_as_made: Callable[..., Host]) -> None:
-    """The other one is the VM's alone: bound before, and neither taken nor given back; nor is it in the way of the shared one's return."""
-    host = host_as_made()
+    """The other one, of the same model, is the VM's alone: bound before, and neither taken nor given back; nor is it in the way of the shared one's return."""
+    host = host_as_made(twin=True)
     bus = "$HOMELAB_ROOT/sys/bus/pci"
     for one in (OTHER, "0000:02:00.1"):
         host.output(
             f"echo vfio-pci >{bus}/devices/{one}/driver_override; echo {one} >{bus}/devices/{one}/driver/unbind; echo {one} >{bus}/drivers_probe"
         )
     host.output("qm set 103 --hostpci1 0000:02:00,pcie=1; qm start 103")
-    assert drivers(host) == ["vfio-pci"] * 3 and state(host) == "VM"
+    assert drivers(host) == ["vfio-pci"] * 3 and state(host) == "VM" and not runs(host)
     host.output("qm stop 103")
     wait_until(lambda: state(host) == "HOST")
     assert drivers(host) == ["nvidia", "snd_hda_intel", "vfio-pci"] and runs(host), story(host)
