@@ -5,6 +5,7 @@ last `up`; and the `up` that mends it. What was done is drawn. Without an engine
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from tests.e2e.conftest import Stack
 from tests.e2e.test_gpu_lxc import CARDS, NO_REBOOT, PHOENIX
 from tests.e2e.test_gpu_vm import SANDBOX
 from tests.e2e.test_handover import CONTAINERS, SHARED, VMS
+from tests.lab.test_voices import IN_TURN, OF_A_HOST, OF_A_VM, OF_CONTAINERS
 from tests.waiting import PATIENCE
 
 
@@ -43,43 +45,24 @@ STATES = 10
     ],
 )
 def test_what_was_done_to_a_host_is_told_alike_and_mended(converged: Callable[..., Stack], number: int) -> None:
-    grub, init_top = "$HOMELAB_ROOT/etc/default/grub.d", "$HOMELAB_ROOT/etc/initramfs-tools/scripts/init-top"
-    entry = "id=10de:2b85,iommugroup=99,node=pve,path=0000:01:00,subsystem-id=1043:89e3"
+    of_a_vm = (
+        *("a file changed", "a file gone", "words gone", "a menu without words", "its agent gone", "the mapping gone"),
+        *("the mapping changed", "the mapping of another slot", "the card taken out", "its option changed"),
+        *("the VM off", "taken out, locked", "others' change waits"),
+    )
+    of_containers = (
+        *("a line gone", "the service gone", "the service off", "a module gone, off", "the container off"),
+        "a line gone, locked",
+    )
+    in_turn = (
+        *("the VM has it", "the hook gone", "the timer off", "a program gone", "a line gone", "the card taken out"),
+        "a module gone",
+    )
     # Each base's kinds, with the commands that make them.
-    kinds = {
-        "a VM": {
-            "a file changed": f"echo '# mine' >>{grub}/zz-homelab-iommu.cfg",
-            "a file gone": f"rm {init_top}/homelab-vfio",
-            "words gone": f"rm {grub}/zz-homelab-vfio.cfg; update-grub",
-            "a menu without words": "sed -i 's/ homelab.vfio=[^ ]*//' $HOMELAB_ROOT/boot/grub/grub.cfg",
-            "its agent gone": "rm $HOMELAB_ROOT/var/lib/homelab/agents/*/agent.pyz",
-            "the mapping gone": "pvesh delete /cluster/mapping/pci/rtx5090",
-            "the mapping changed": f"pvesh set /cluster/mapping/pci/rtx5090 --map {entry}",
-            "the mapping moved": f"pvesh set /cluster/mapping/pci/rtx5090 --map {entry.replace('01:00', '41:00')}",
-            "the card taken out": "qm shutdown 103; qm set 103 --delete hostpci0",
-            "its option changed": "qm shutdown 103; qm set 103 --hostpci0 mapping=rtx5090,pcie=1,x-vga=1",
-            "the VM off": "qm shutdown 103",
-            "the VM locked": "qm shutdown 103; qm set 103 --delete hostpci0; qm set 103 --lock backup",
-            "others' change waits": "qm set 103 --cores 6",
-            "a run killed": f"rm -f {init_top}/homelab-vfio",
-        },
-        "a container": {
-            "a line gone": "pct stop 901; pct set 901 --delete dev0; pct start 901",
-            "the service gone": "rm $HOMELAB_ROOT/etc/systemd/system/homelab-nvidia-nodes.service",
-            "the service off": "systemctl disable homelab-nvidia-nodes.service",
-            "a module gone": "pct stop 901; pct stop 950; rmmod nvidia_uvm",
-            "the container off": "pct stop 901",
-            "the container locked": "pct set 901 --delete dev1; pct set 901 --lock backup",
-        },
-        "a card in turn": {
-            "the VM has it": "qm start 103",
-            "the hook gone": "qm set 103 --delete hookscript",
-            "the timer off": "systemctl disable homelab-handover.timer",
-            "a program gone": "rm $HOMELAB_ROOT/usr/local/sbin/homelab-handover",
-            "a line gone": "pct set 901 --delete dev0",
-            "the card taken out": "qm set 103 --delete hostpci0",
-            "a module gone": "dkms uninstall nvidia/$(modinfo -F version nvidia) -k $(uname -r)",
-        },
+    kinds: dict[str, dict[str, Any]] = {
+        "a VM": {kind: (OF_A_HOST | OF_A_VM)[kind] for kind in of_a_vm} | {"a run killed": OF_A_VM["a file gone"]},
+        "a container": {kind: OF_CONTAINERS[kind] for kind in of_containers},
+        "a card in turn": {kind: IN_TURN[kind] for kind in in_turn},
     }
     # What differs so far, by rule: a kind -> why.
     left_out: dict[str, dict[str, str]] = {
