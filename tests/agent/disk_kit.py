@@ -145,20 +145,6 @@ class Disk:
             self.contents[kept] = found
         return found
 
-    def synced(self, arguments: list[str]) -> None:
-        """What `sync ARGUMENT...` does. A file system as a whole is everything here."""
-        if not arguments or arguments[0] == "-f":
-            self.flush_all()
-            return
-        for argument in arguments:
-            path = Path(argument)
-            if (
-                path.is_relative_to(self.root)
-                and path.relative_to(self.root).parts[:1]
-                and path.relative_to(self.root).parts[0] in LASTING
-            ):
-                self.flush(path)
-
     def forget_gone(self, below: list[Listed]) -> None:
         """An inode number is given again."""
         there = {about.st_ino for _, _, about in below}

@@ -207,13 +207,10 @@ class Machine:
             self._unpack(name, version)
         for name in [name for name in (word.partition("=")[0] for word in names) if name in self._auto()]:
             self._apt_mark(["manual", name], b"")
-        for name in come:
-            if name not in names and not any(word.startswith(f"{name}=") for word in names):
-                self._apt_mark(["auto", name], b"")
         return self._configure()
 
     def _planned(self, act: str, words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-        """What goes, and what comes or changes its version."""
+        """What goes, and what comes or changes its version: what is named, for the layers name all that comes."""
         packages = self.packages()
         come: dict[str, str] = {}
         gone: list[str] = []
@@ -229,10 +226,6 @@ class Machine:
                 gone.append(name.rstrip("-"))
             else:
                 come[name] = next(one for one in self.offered()[name] if fnmatch.fnmatchcase(one, pattern or "*"))
-        for name, version in [*come.items()]:
-            needed = NEEDS.get(name)
-            if needed and come.get(needed, packages[needed].version if needed in packages else "") != version:
-                come[needed] = version
         gone = [
             name for name in gone if name in packages and (act == "purge" or packages[name].state != "config-files")
         ]

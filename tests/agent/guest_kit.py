@@ -47,9 +47,6 @@ def _guest(host: Host, program: str, arguments: Sequence[str]) -> Done:
     if arguments[0] == "unlock":
         guest(host, VM if program == "qm" else CT, int(vmid))
         return Done(0, b"")
-    if arguments[0] == "start":
-        _start(host, program, vmid)
-        return Done(0, b"")
     if host.exists(f"/unsaid/{vmid}"):
         return Done(1, b"")
     if not host.exists(f"/etc/pve/{VM if program == 'qm' else CT}/{vmid}.conf"):
