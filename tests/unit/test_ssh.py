@@ -26,6 +26,7 @@ from unittest.mock import AsyncMock
 import asyncssh
 import pulumi
 import pytest
+from asyncssh import SSHServerProcess
 from pulumi.runtime.proto.resource_pb2_grpc import ResourceMonitorStub
 
 from homelab import text
@@ -47,8 +48,26 @@ from tests import agent_kit, connections
 from tests.unit.hosts import KEY, desktop, settings
 from tests.waiting import PATIENCE, wait_until
 
-Serve = Callable[["asyncssh.SSHServerProcess[bytes]"], Awaitable[None]]
+Serve = Callable[["SSHServerProcess[bytes]"], Awaitable[None]]
 Use = Callable[[ssh.Session], str]
+
+
+class Server(asyncssh.SSHServer):
+    """An sshd as one connection has it, with its MaxSessions."""
+
+    def __init__(self, serve: Serve | None, most: int) -> None:
+        self.serve, self.left = serve, most
+
+    def session_requested(self) -> SSHServerProcess[bytes] | bool:
+        if not (self.serve and self.left):
+            return False
+        self.left -= 1
+        return SSHServerProcess(self.served, None, 3, False)
+
+    async def served(self, process: SSHServerProcess[bytes]) -> None:
+        assert self.serve
+        await self.serve(process)
+        self.left += 1
 
 
 def meet(
@@ -58,6 +77,7 @@ def meet(
     user: str = "root",
     agent: Callable[[str], None] | None = None,
     seconds: float | None = None,
+    most: int = 10,
 ) -> str:
     """What ``use`` makes of a server; without ``serve`` it opens no session. ``agent``: is given the key, and an SSH agent logs in."""
 
@@ -70,7 +90,7 @@ def meet(
             0,
             server_host_keys=[key],
             authorized_client_keys=str(folder / "authorized"),
-            process_factory=serve,
+            server_factory=lambda: Server(serve, most),
             encoding=None,
         )
         login = {"user": user, "port": server.get_port(), "hostKey": key.export_public_key().decode().strip()}
@@ -106,7 +126,7 @@ def keep(folder: Path, serve: Serve | None) -> list[str]:
 
 @pytest.mark.parametrize("printed", [b"Welcome to\n{the} server\n", b"\x1b]0;root@pve\x07"])
 def test_what_a_login_prints_before_a_script_that_holds_is_passed_over(printed: bytes, tmp_path: Path) -> None:
-    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+    async def serve(process: SSHServerProcess[bytes]) -> None:
         process.stdout.write(printed)
         process.stdout.write(b'{"held":"yes"}\n')
         assert await process.stdin.readline() == b"script\n"
@@ -119,7 +139,7 @@ def test_what_a_login_prints_before_a_script_that_holds_is_passed_over(printed: 
 def test_what_a_script_that_holds_is_told_comes_between_two_signs_of_life(tmp_path: Path) -> None:
     heard: list[bytes] = []
 
-    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+    async def serve(process: SSHServerProcess[bytes]) -> None:
         process.stdout.write(b'{"held":"yes"}\n')
         heard.extend([await process.stdin.readline() for _ in range(2)])
         process.exit(0)
@@ -142,7 +162,7 @@ def test_the_agent_is_sent_to_a_host_that_asks_for_it_and_to_no_other(
     sent: list[bytes] = []
     monkeypatch.setattr(asking, "itself", lambda: "the agent\n")
 
-    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+    async def serve(process: SSHServerProcess[bytes]) -> None:
         sent.append(await process.stdin.readline())
         process.stdout.write(b"welcome" if is_kept else b"welcomeagent?\n")
         if not is_kept:
@@ -160,7 +180,7 @@ def test_the_agent_is_sent_to_a_host_that_asks_for_it_and_to_no_other(
 
 
 def test_what_a_logins_own_job_prints_behind_the_question_for_the_agent_hides_it_not(tmp_path: Path) -> None:
-    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+    async def serve(process: SSHServerProcess[bytes]) -> None:
         process.stdout.write(b"agent?\nno updates\n")
         await process.stdin.readline()
         assert len(await process.stdin.readline()) > 1
@@ -174,7 +194,7 @@ def test_what_a_logins_own_job_prints_behind_the_question_for_the_agent_hides_it
 
 
 def test_a_run_that_waits_for_another_one_which_restarts_the_host_names_it(tmp_path: Path) -> None:
-    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+    async def serve(process: SSHServerProcess[bytes]) -> None:
         process.stderr.write(b"another run is at work: anna on desk\n")
         await asyncio.sleep(0.5)
         process.channel.get_connection().abort()
@@ -186,7 +206,7 @@ def test_a_run_that_waits_for_another_one_which_restarts_the_host_names_it(tmp_p
 
 
 def test_a_connection_that_is_lost_in_the_middle_says_what_that_may_be(tmp_path: Path) -> None:
-    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+    async def serve(process: SSHServerProcess[bytes]) -> None:
         await process.stdin.read()
         process.channel.get_connection().abort()
 
@@ -202,7 +222,7 @@ def test_a_network_that_is_cut_in_the_middle_is_noticed_long_before_the_scripts_
     monkeypatch.setattr(logins, "KEEPALIVE_SECONDS", 0.1)
     is_cut = threading.Event()
 
-    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+    async def serve(process: SSHServerProcess[bytes]) -> None:
         if use == "a script":
             await process.stdin.read()
         else:
@@ -254,7 +274,7 @@ def test_a_network_that_is_cut_in_the_middle_is_noticed_long_before_the_scripts_
 
 
 def test_a_script_that_refuses_to_hold_says_why(tmp_path: Path) -> None:
-    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+    async def serve(process: SSHServerProcess[bytes]) -> None:
         process.stdout.write(b"Welcome\nwanted: to be alone\nfound:  another\nwhy:    two\nnext:   wait\n")
         process.exit(1)
 
@@ -263,7 +283,7 @@ def test_a_script_that_refuses_to_hold_says_why(tmp_path: Path) -> None:
 
 
 def test_a_sudo_that_asks_for_a_password_is_heard(tmp_path: Path) -> None:
-    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+    async def serve(process: SSHServerProcess[bytes]) -> None:
         process.stderr.write(b"sudo: a password is required\n")
         process.exit(1)
 
@@ -277,7 +297,7 @@ def test_a_host_that_opens_no_session_can_not_be_held(tmp_path: Path) -> None:
 
 
 def test_bytes_that_are_no_text_are_an_answer_all_the_same(tmp_path: Path) -> None:
-    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+    async def serve(process: SSHServerProcess[bytes]) -> None:
         assert await process.stdin.read() == b"script\n"
         process.stdout.write(b'{"name": "f\xfcr"}\n')
         process.stderr.write(b"\xff\xfe")
@@ -287,7 +307,7 @@ def test_bytes_that_are_no_text_are_an_answer_all_the_same(tmp_path: Path) -> No
 
 
 def test_a_failure_whose_log_is_no_text_is_told(tmp_path: Path) -> None:
-    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+    async def serve(process: SSHServerProcess[bytes]) -> None:
         process.stderr.write(b"\xff cannot \x1b[31mgo on\x1b[0m\n")
         process.exit(3)
 
@@ -304,7 +324,7 @@ def test_the_lines_of_a_log_are_heard_while_the_script_goes_on(tmp_path: Path) -
         if len(heard) == 2:
             both.set()
 
-    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+    async def serve(process: SSHServerProcess[bytes]) -> None:
         process.stderr.write(b"waiting for HA: 5 s\nno")
         await process.stderr.drain()
         process.stderr.write(b"te: caf\xe9\n")
@@ -321,7 +341,7 @@ def test_the_lines_of_a_log_are_heard_while_the_script_goes_on(tmp_path: Path) -
 
 @pytest.mark.parametrize(("status", "kind"), [(1, HomelabError), (3, NotConfirmedError), (4, NotStartedError)])
 def test_a_script_that_is_not_read_but_answers_is_heard(tmp_path: Path, status: int, kind: type[HomelabError]) -> None:
-    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+    async def serve(process: SSHServerProcess[bytes]) -> None:
         process.stdout.write(b"wanted: a\nfound:  b\nwhy:    c\nnext:   d\n")
         process.exit(status)
 
@@ -331,7 +351,7 @@ def test_a_script_that_is_not_read_but_answers_is_heard(tmp_path: Path, status: 
 
 
 def test_a_command_that_never_ends_is_given_up(tmp_path: Path) -> None:
-    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+    async def serve(process: SSHServerProcess[bytes]) -> None:
         await process.stdin.read()
         await asyncio.sleep(3600)
 
@@ -346,86 +366,67 @@ def test_a_command_that_never_ends_is_given_up(tmp_path: Path) -> None:
 class Sshd:
     """Answers each command with the number of the connection that it comes by: `wait` once it is let go."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 10) -> None:
+        """:param most: its MaxSessions."""
+        self.most = most
         self.connections: list[Any] = []
         self.let_go = threading.Event()
-        self.at_work = self.most = 0
+        self.at_work = 0
 
-    async def serve(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
-        connection = process.channel.get_connection()
+    async def serve(self, process: SSHServerProcess[bytes]) -> None:
+        self.loop, connection = asyncio.get_running_loop(), process.channel.get_connection()
         if connection not in self.connections:
             self.connections.append(connection)
         self.at_work += 1
-        self.most = max(self.most, self.at_work)
         script = await process.stdin.read()
-        if script == b"wait\n":
-            await asyncio.to_thread(self.let_go.wait, PATIENCE)
+        while script == b"wait\n" and not self.let_go.is_set():
+            await asyncio.sleep(0.01)
         with suppress(BrokenPipeError):
             process.stdout.write(str(self.connections.index(connection)).encode())
             process.exit(0)
         self.at_work -= 1
 
+    def ends_the_last(self) -> None:
+        """Of its connections."""
+        self.loop.call_soon_threadsafe(self.connections[-1].abort)
+
     def meet(self, folder: Path, use: Use) -> str:
-        return meet(folder, self.serve, use)
+        return meet(folder, self.serve, use, most=self.most)
+
+    def meet_many(self, folder: Path, commands: int, at_work: int, then: Callable[[], None]) -> list[str]:
+        """What so many commands answer that are begun at a time, or what kind of error; `then` comes once so many are at work."""
+
+        def use(session: ssh.Session) -> str:
+            with ThreadPoolExecutor(commands) as threads:
+                asked = [threads.submit(session.run, "read", "wait\n", 20) for _ in range(commands)]
+                wait_until(lambda: self.at_work >= at_work)
+                time.sleep(0.2)  # all of which it is the turn have come by now
+                then()
+                answers = [type(one.exception()).__name__ if one.exception() else one.result() for one in asked]
+                self.let_go.set()
+            return " ".join(answers)
+
+        return self.meet(folder, use).split()
 
 
-def test_all_that_is_asked_of_a_host_goes_over_one_connection_eight_at_a_time(tmp_path: Path) -> None:
+def test_more_than_sshd_takes_at_a_time_goes_over_one_connection(tmp_path: Path) -> None:
     sshd = Sshd()
-
-    def use(session: ssh.Session) -> str:
-        with ThreadPoolExecutor(12) as threads:
-            answers = [threads.submit(ssh.Session(session._host).run, "read", "wait\n", 20) for _ in range(12)]
-            wait_until(lambda: sshd.at_work == 8)
-            time.sleep(0.2)  # a ninth would have come by now
-            sshd.let_go.set()
-            return "".join(answer.result() for answer in answers)
-
-    assert sshd.meet(tmp_path, use) == "0" * 12
-    assert sshd.most == 8
+    assert sshd.meet_many(tmp_path, 12, 2, sshd.let_go.set) == ["0"] * 12
 
 
 def test_a_command_that_waits_for_its_turn_is_lost_with_its_connection(tmp_path: Path) -> None:
     """By then another run may hold the host."""
     sshd = Sshd()
 
-    def use(session: ssh.Session) -> str:
-        with ThreadPoolExecutor(9) as threads:
-            answers = [threads.submit(ssh.Session(session._host).run, "read", "wait\n", 20) for _ in range(9)]
-            wait_until(lambda: sshd.at_work == 8)
-            time.sleep(0.2)  # the ninth waits
-            (end,) = sshd.connections
-            end._loop.call_soon_threadsafe(end.abort)
-            lost = [type(answer.exception()).__name__ for answer in answers]
-            sshd.let_go.set()
-        return " ".join(lost)
-
-    assert sshd.meet(tmp_path, use).split() == ["UnreachableError"] * 9
+    assert sshd.meet_many(tmp_path, 12, 2, sshd.ends_the_last) == ["UnreachableError"] * 12
     assert len(sshd.connections) == 1
 
 
-@pytest.mark.parametrize("most", [1, 2])
-def test_a_host_whose_sshd_allows_few_sessions_gets_more_connections(
-    most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """MaxSessions of sshd_config; the guard has one of them."""
-    sshd, servers = Sshd(), asyncssh.connection.SSHServerConnection
-    opened = servers._process_session_open
-
-    def process_session_open(self: Any, packet: Any) -> Any:
-        if len(self._channels) >= most:
-            raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, "open failed")
-        return opened(self, packet)
-
-    monkeypatch.setattr(servers, "_process_session_open", process_session_open)
-
-    def use(session: ssh.Session) -> str:
-        with ThreadPoolExecutor(4) as threads:
-            answers = [threads.submit(ssh.Session(session._host).run, "read", "wait\n", 20) for _ in range(4)]
-            wait_until(lambda: sshd.at_work == 4)
-            sshd.let_go.set()
-            return "".join(sorted(answer.result() for answer in answers))
-
-    assert sshd.meet(tmp_path, use) == {1: "0123", 2: "0011"}[most]
+@pytest.mark.parametrize(("most", "by"), [(1, "0123"), (2, "0011")])
+def test_a_host_whose_sshd_allows_few_sessions_gets_more_connections(most: int, by: str, tmp_path: Path) -> None:
+    """The guard has one of them."""
+    sshd = Sshd(most)
+    assert sorted(sshd.meet_many(tmp_path, 4, 4, sshd.let_go.set)) == [*by]
 
 
 def test_a_connection_that_has_ended_between_two_commands_is_opened_again(tmp_path: Path) -> None:
@@ -434,8 +435,7 @@ def test_a_connection_that_has_ended_between_two_commands_is_opened_again(tmp_pa
     def use(session: ssh.Session) -> str:
         answers = session.run("read", "a\n")
         for _ in range(3):
-            end = sshd.connections[-1]
-            end._loop.call_soon_threadsafe(end.abort)
+            sshd.ends_the_last()
             answers += session.run("read", "a\n")
         return answers
 
@@ -622,7 +622,7 @@ def test_a_reading_knows_the_functions_that_the_settings_name_for_a_card(monkeyp
 def with_the_agent(folder: Path, give: Callable[[str], None], seconds: float | None = None) -> str:
     """Logs in with the agent to a server that takes one key; ``give``: is given this key before."""
 
-    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+    async def serve(process: SSHServerProcess[bytes]) -> None:
         process.stdout.write(b"in")
         process.exit(0)
 
