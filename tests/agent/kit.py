@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -187,6 +188,18 @@ def watched(watch: disk.Watch) -> Iterator[None]:
         yield
     finally:
         disk.WATCH.pop()
+
+
+def hangs(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+    """No call of the kernel about a place, or what is below it, returns: /etc/pve without its daemon, a share that is gone."""
+    monkeypatch.setattr("remote_scripts.tools.time_limit.SECONDS", 0.5)
+    for name in ("open", "stat", "access", "lstat", "listdir", "scandir"):
+        real = getattr(os, name)
+
+        def waits(path: Any = ".", *arguments: Any, real: Any = real, **named: Any) -> Any:
+            return time.sleep(30) if f"{path}/".startswith(f"{place}/") else real(path, *arguments, **named)
+
+        monkeypatch.setattr(os, name, waits)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import fcntl
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 
@@ -15,7 +14,7 @@ from remote_scripts.pve import guests, pmxcfs
 from remote_scripts.pve.guest_kinds import CONTAINER
 from remote_scripts.tools.done import Done
 from tests.agent import api_kit
-from tests.agent.kit import Host
+from tests.agent.kit import Host, hangs
 
 ACTIVE = "/var/log/pve/tasks/active"
 PID, STARTED = 0x1A2B, 0x0094C3F1
@@ -138,11 +137,7 @@ def test_where_ha_has_no_services_it_isnt_asked_and_where_it_has_its_silence_is_
 def test_an_etc_pve_that_hangs_is_no_ha_without_services(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     assert says(host) == ""
 
-    def hangs(work: Any) -> Any:
-        raise TimeoutError("no answer within 20 s")
-
-    for module in ("pve.pmxcfs", "tools.files_read"):
-        monkeypatch.setattr(f"remote_scripts.{module}.within_limit", hangs)
+    hangs(monkeypatch, host.root / "etc/pve")
     assert says(host).startswith(
         "/etc/pve doesn't answer (pve-cluster.service), so it isn't known whether HA is at work"
     )

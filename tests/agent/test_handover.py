@@ -86,7 +86,7 @@ def test_a_start_takes_the_card_and_a_stop_gives_it_back(
     host.run(*SERVICE)
     assert host.at_home(only=only) and host.state() == "" and "it is with the host again" in host.story()
     units = re.findall(r"--unit=homelab-handover-big-(\w+)", host.asked())
-    assert units == ["step_claim", "step_bind", "step_release", "step_attach"], "it is looked at before each"
+    assert len(units) == len({*units}) == 4, "two each way"
     assert "\n508 nvidia-uvm\n" in host.read("/proc/devices"), "vfio has taken the number of a module that was gone"
 
 
@@ -615,30 +615,29 @@ def test_a_vm_that_runs_for_days_is_not_stuck(lent: Host, of_systemd: str) -> No
     assert lent.at_home()
 
 
-@pytest.mark.parametrize("step", ["step_claim", "step_bind", "step_release", "step_attach"])
+@pytest.mark.parametrize("step", range(4))
 @pytest.mark.parametrize("said", ["it has ended", "nothing"])
 def test_a_step_of_which_systemd_does_not_say_in_time_what_came_of_it_is_no_reason_for_a_reboot(
-    host: Host, step: str, said: str
+    host: Host, step: int, said: str
 ) -> None:
     """124 of what starts a unit says that it didn't answer. A unit of which nothing is said may be at work, until systemd
     says that it isn't.
     """
-    asleep: list[str] = []
+    units: list[str] = []
     run_real, ask_real = host.programs["systemd-run"], host.programs["systemctl"]
 
     def systemd_run(words: Sequence[str], stdin: bytes) -> Done | int | str | None:
-        if step in words:
-            asleep.append(step)
-            return TIMED_OUT
-        return run_real(words, stdin)
+        (unit,) = (word for word in words if word.startswith("--unit="))
+        units.extend({unit} - {*units})
+        return TIMED_OUT if units.index(unit) == step else run_real(words, stdin)
 
     def systemctl(words: Sequence[str], stdin: bytes) -> Done | int | str | None:
-        return 1 if asleep and said == "nothing" and "is-active" in words else ask_real(words, stdin)
+        return 1 if len(units) > step and said == "nothing" and "is-active" in words else ask_real(words, stdin)
 
     host.programs |= {"systemd-run": systemd_run, "systemctl": systemctl}
     host.call(*START)
     host.run(*SERVICE)
-    assert asleep and (host.state() != "STUCK" or said == "nothing")
+    assert len(units) > step and (host.state() != "STUCK" or said == "nothing")
     host.programs |= {"systemd-run": run_real, "systemctl": ask_real}
     host.run(*SERVICE)
     assert host.at_home() and host.state() in ("", "HELD")

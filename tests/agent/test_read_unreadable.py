@@ -13,7 +13,7 @@ import pytest
 
 from homelab.facts.host import HostFacts
 from remote_scripts.reading.source import Source
-from tests.agent.kit import Host
+from tests.agent.kit import Host, hangs
 from tests.agent.reading_kit import host as host
 from tests.agent.reading_kit import read, says
 
@@ -179,10 +179,7 @@ def test_that_a_shell_cant_tell_what_grub_gives_the_kernel_is_told(host: Host) -
 
 
 def test_a_file_system_that_hangs_is_told_and_waited_for_once(whole: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("remote_scripts.tools.time_limit.SECONDS", 0.5)
-    file = whole.root / CONTAINER.lstrip("/")
-    stat = os.stat
-    monkeypatch.setattr(os, "stat", lambda path, **named: time.sleep(30) if path == file else stat(path, **named))
+    hangs(monkeypatch, whole.root / CONTAINER[1:])
     began = time.monotonic()
     facts = read(whole)
     assert facts.unreadable[0] == f"{CONTAINER}: no answer within 0.5 s" and 901 not in lines(facts)
@@ -204,15 +201,7 @@ def test_what_lies_on_a_share_that_hangs_is_told_in_time(
     whole.write(SCRIPT, "", 0o755)
     (whole.root / "var/backups/homelab").mkdir(parents=True)
     assert read(whole).unreadable == []
-    monkeypatch.setattr("remote_scripts.tools.time_limit.SECONDS", 0.5)
-    place = str(whole.root / path.lstrip("/"))
-    for name in ("open", "stat", "access", "lstat", "scandir"):
-        real = getattr(os, name)
-
-        def waits(one: Any, *arguments: Any, real: Any = real, **named: Any) -> Any:
-            return time.sleep(30) if os.fspath(one) == place else real(one, *arguments, **named)
-
-        monkeypatch.setattr(os, name, waits)
+    hangs(monkeypatch, whole.root / path[1:])
     began = time.monotonic()
     told = read(whole).unreadable
     assert time.monotonic() - began < 5

@@ -635,18 +635,19 @@ def test_an_answer_without_its_end_is_none(host: Host, attach: Path, body: str, 
         one(host).files.exists("/etc/hosts")
 
 
-def test_nothing_runs_on_the_host_in_its_place(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_runs_on_the_host_in_its_place(
+    host: Host, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """lxc-attach joins no mount namespace of an init that is just ending, as the one that stands for it here never does."""
-    inside = one(host)
-    inside._run.guard = ContainerSystem(901, System(Path("/")))._run.guard
-    assert inside._run.guard
+    inside = ContainerSystem(901, System(Path("/")), str(host.root))
     with pytest.raises(Failure) as failed:
         inside.files.write("/etc/conf", b"ours\n", 0o644)
     assert failed.value.found == "it has just stopped: lxc-attach led to the host instead"
     assert inside.run.do("touch", str(host.root / "etc/conf")).status == 1
     assert inside.run.do("/bin/sh", "-c", f"touch {host.root}/etc/conf").status == 1
     assert "led to the host instead" in capsys.readouterr().err and not host.exists("/etc/conf")
-    inside._run.guard = inside._run.guard.replace("mnt:[", "mnt:[1")
+    monkeypatch.setattr(os, "readlink", lambda _: "mnt:[1]")  # of a host that isn't where lxc-attach leads to
+    inside = ContainerSystem(901, System(Path("/")), str(host.root))
     inside.files.write("/etc/conf", b"ours\n", 0o644)
     assert host.read("/etc/conf") == "ours\n" and inside.run.do("sh", "-c", "exit 3").status == 3
     assert inside.run.do("no-such-program").status == NOT_FOUND
