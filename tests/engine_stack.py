@@ -144,8 +144,6 @@ def quick_start(engine: install.Engine) -> dict[str, str]:
     if PLAIN:
         return home
     return home | {
-        "PYTHONPATH": str(PROJECT / "tests" / "pip_once"),
-        "PIP_ONCE": str(install.cache_folder() / "pip-list"),
         # The CLI notes whether the project's folder has changes, and so has git look through all of it.
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": "status.showUntrackedFiles",

@@ -1,1 +1,0 @@
-"""First on the engine's PYTHONPATH in tests: what `pip list` says is kept (pip/__main__.py)."""

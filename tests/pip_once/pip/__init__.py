@@ -1,1 +1,0 @@
-"""First on the engine's PYTHONPATH in tests: see __main__.py."""
