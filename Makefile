@@ -11,7 +11,7 @@ WORKERS ?= auto
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help .ready .engine up down preview pull-request-preview outputs test test-lab test-nightly test-plain test-fast test-metal test-metal-core test-node test-windows lint format docs bench lock clean
+.PHONY: help .ready .engine up down preview pull-request-preview outputs test test-lab test-nightly test-plain test-fast test-metal test-metal-core test-node test-windows lint format snapshots docs bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 32
@@ -107,6 +107,9 @@ format: .venv/.dev ## format every file
 	@$(VENV) -m ruff format .
 	@$(VENV) -m ruff check --fix .
 	@.venv/bin/shfmt -i 2 -ci -w $$(git ls-files 'remote_scripts/*.sh' tests/metal/guest)
+
+snapshots: .venv/.dev ## rewrite the messages that tests expect whole, where they differ
+	@$(VENV) -m pytest -n 0 --inline-snapshot=create,fix $$(git grep -l "^from inline_snapshot" tests)
 
 docs: .venv/.dev ## rewrite the tables in docs/ and the schemas, and build the site of all pages
 	@$(VENV) -m docs.tables.settings
