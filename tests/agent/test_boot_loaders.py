@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from inline_snapshot import snapshot
 
 from remote_scripts.boot.loaders.found import GRUB, LOADERS, SYSTEMD_BOOT, find, need
 from remote_scripts.tools.done import Done
@@ -76,7 +77,7 @@ def test_a_host_that_starts_from_none_of_the_esps_that_would_be_written_stops_be
     if info is not None:  # else legacy BIOS
         efi(host, info or None)
     before = host.tree()
-    with pytest.raises(Failure, match="to know which boot loader makes the kernel command line"):
+    with pytest.raises(Failure, match="which boot loader"):
         need(host.system())
     assert host.tree() == before
 
@@ -92,6 +93,12 @@ def test_a_menu_of_grubs_counts_where_no_esp_is_listed(host: Host, info: str | N
 def test_a_loader_that_cannot_be_told_stops_before_anything_changes(host: Host, info: str | None) -> None:
     efi(host, info)
     before = host.tree()
-    with pytest.raises(Failure, match="to know which boot loader makes the kernel command line"):
+    with pytest.raises(Failure) as failed:
         need(host.system())
+    assert (failed.value.wanted, failed.value.next) == snapshot(
+        (
+            "to know which boot loader makes the kernel command line: GRUB, or systemd-boot with proxmox-boot-tool",
+            "see `proxmox-boot-tool status`; remove from /etc/kernel/proxmox-boot-uuids the UUID of each ESP that the host no longer starts from, and run `pulumi up` again",
+        )
+    )
     assert host.tree() == before

@@ -293,7 +293,7 @@ def test_without_a_known_loader_nothing_begins(host: Host) -> None:
     (host.root / MENU[1:]).unlink()
     before = lasting(host)
     for verb in ("plan", "apply", "revert"):
-        with pytest.raises(Refused, match="to know which boot loader makes the kernel command line"):
+        with pytest.raises(Refused, match="which boot loader"):
             ask(host, verb)
     assert lasting(host) == before
 

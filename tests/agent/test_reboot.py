@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inline_snapshot import snapshot
 
 from remote_scripts.boot import trial
 from remote_scripts.boot.wanted_boot import Boot
@@ -372,7 +373,12 @@ def test_nothing_is_armed_or_restarted_while_the_cluster_cant_do_without_the_nod
 
 def test_a_boot_configuration_that_wasnt_made_is_started_by_nobody(host: Host) -> None:
     host.write(f"{HOME}/pending/boot", "")
-    assert "the boot configuration was not made after the last change" in refusal(host)
+    assert refusal(host) == snapshot("""\
+wanted: this host restarted with what was configured
+found:  the boot configuration was not made after the last change (/var/lib/homelab/pending/boot)
+why:    it would start with what was configured before, and be restarted again and again
+next:   run `pulumi up --refresh`, which makes it; then this host restarts\
+""")
     assert not host.exists(TURN)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from inline_snapshot import snapshot
 
 from homelab.host.reboot import answered, in_short, stopped
 from remote_scripts.boot.loaders.found import GRUB
@@ -243,7 +244,11 @@ def test_a_reading_says_of_what_was_booted_for_what_the_running_kernel_lacks(tmp
     assert reading_kit.read(host).boot_lacks == []
     # Somebody starts it by the other entry, and another time a driver takes a function.
     host.write("/proc/cmdline", "BOOT_IMAGE=/boot/vmlinuz ro quiet\n")
-    assert reading_kit.read(host).boot_lacks == [f"{case.words} is not on the running kernel's command line"]
+    assert reading_kit.read(host).boot_lacks == snapshot(
+        [
+            "amd_iommu=on iommu=pt homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8 modprobe.blacklist=nouveau is not on the running kernel's command line"
+        ]
+    )
     host.write("/proc/cmdline", f"ro quiet {case.words}\n")
     link = host.root / "sys/bus/pci/devices" / CARD[1] / "driver"
     link.unlink()

@@ -124,7 +124,7 @@ def test_what_is_given_has_a_number_that_stands_nowhere(world: Containers) -> No
 def test_what_its_next_start_carries_out_is_named(world: Containers) -> None:
     world.lab.run(f"pct set {CT} --tty 1")
     (waits,) = world.judged(DEVICES).remarks
-    assert waits.endswith("what others have left waiting for its next start: tty")
+    assert waits.endswith(": tty")
     world.ct()
     assert "\ntty: 1\n" in world.conf() and world.judged(MOUNTS).remarks == []
     world.destroy()

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
+from inline_snapshot import snapshot
 
 from homelab.cards import remarks as card_remarks
 from homelab.errors import HomelabError, raise_all
@@ -846,7 +847,9 @@ def test_a_twin_that_no_card_of_the_settings_is_stays_where_the_same_ids_have_pu
     want = plan.wanted(facts, host)
     assert (want.vfio_words, want.functions) == (word, {})
     (remark,) = (said for said in card_remarks.remarks(facts, host, {"big": "0000:01:00"}) if "counts instead" in said)
-    assert remark.endswith("; 0000:03:00.0, which the same ids name, stays on vfio-pci by homelab.vfio=")
+    assert remark == snapshot(
+        "gpus.big: 0000:01:00.0, 0000:01:00.1 is on vfio-pci by /etc/modprobe.d/vfio.conf: from the next start on vfio-pci.ids= on the kernel command line counts instead, until `pulumi destroy`; nothing else is changed there; 0000:03:00.0, which the same ids name, stays on vfio-pci by homelab.vfio="
+    )
     started = started_with(facts, word, at01="nvidia")
     assert plan.wanted(started, host).vfio_words == word
     assert card_remarks.remarks(started, host, {"big": "0000:01:00"}) == []

@@ -137,7 +137,7 @@ def test_what_no_up_mends_is_told_by_refresh_preview_and_doctor_and_is_no_drift(
 
 
 def test_a_verification_comes_after_the_boot_that_is_to_mend_it() -> None:
-    lost = {"boot_lacks": ["amd_iommu=on is not on the running kernel's command line"], "cmdline": cmdline("quiet")}
+    lost = {"boot_lacks": ["amd_iommu=on is missing"], "cmdline": cmdline("quiet")}
     assert judge_host(bound(**lost), HOST, had=WANT).met == []
 
 

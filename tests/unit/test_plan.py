@@ -228,7 +228,7 @@ def test_a_bound_host_is_verified() -> None:
 @rows(
     ("changes", "wanted"),
     [
-        ({"cmdline": cmdline("quiet", others="quiet")}, "on the running kernel's command line"),
+        ({"cmdline": cmdline("quiet", others="quiet")}, "homelab.vfio="),
         ({"iommu": {"tables": ["DMAR"], "groups": 0, "kernel_log": "DMAR: IOMMU enabled"}}, "IOMMU groups in"),
         ({"modules": ["vfio"]}, "the modules vfio, vfio_iommu_type1 and vfio_pci loaded"),
         (

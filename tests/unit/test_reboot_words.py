@@ -26,7 +26,7 @@ BLACKLIST = "modprobe.blacklist=nouveau,nvidia"
 
 
 def gets(words: str) -> Reason:
-    return Reason(f"{words} is not on the running kernel's command line", gets=words)
+    return Reason(f"{words} is missing", gets=words)
 
 
 def loses(word: str) -> Reason:
