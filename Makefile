@@ -109,7 +109,9 @@ format: .venv/.dev ## format every file
 	@.venv/bin/shfmt -i 2 -ci -w $$(git ls-files 'remote_scripts/*.sh' tests/metal/guest)
 
 snapshots: .venv/.dev ## rewrite the messages that tests expect whole, where they differ
-	@$(VENV) -m pytest -n 0 --inline-snapshot=create,fix $$(git grep -l "^from inline_snapshot" tests)
+	@$(VENV) -m tests.scratch -m pytest -n 0 --inline-snapshot=create,fix $$(git grep -l "^from inline_snapshot" tests) || \
+	  [ $$? = 1 ]  # so pytest ends also where one was rewritten
+	@git diff --stat tests
 
 docs: .venv/.dev ## rewrite the tables in docs/ and the schemas, and build the site of all pages
 	@$(VENV) -m docs.tables.settings
