@@ -22,6 +22,8 @@ from tests.agent.kit import host
 __all__ = ["box", "clock", "host", "loader", "stocked_boot"]
 
 _PROGRAM, _TOOLS, _TESTS = f"{FOLDER}/", f"{FOLDER / 'tools'}/", f"{Path(__file__).parent}/"
+#: Keeps the bytecode of what is imported.
+_IMPORTS = "<frozen importlib"
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES = frozenset(
     {
@@ -50,7 +52,7 @@ def _hear(event: str, arguments: tuple[Any, ...]) -> None:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if file.startswith((_TOOLS, _TESTS)):
+        if file.startswith((_TOOLS, _TESTS, _IMPORTS)):
             return
         if file.startswith(_PROGRAM):
             _found[-1].add(f"{file.removeprefix(_PROGRAM)}:{frame.f_lineno}: {event}")
