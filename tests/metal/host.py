@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab.engine import install, stacks
+from lab.engine import install
 from remote_scripts.both.passthrough_test import Wanted as PassthroughTest
 from tests.boot_layers import asked_of
 from tests.engine_stack import HostStack
@@ -89,7 +89,6 @@ class Hosts:
     engine: install.Engine
     folder: Path
     _machines: dict[str, Machine] = field(default_factory=dict)
-    _snapshots: set[str] = field(default_factory=set)
 
     def intel(self, snapshot: str = "stock") -> Machine:
         """A host with two identical cards; from a snapshot. Its IOMMU is off in `stock`."""
@@ -97,19 +96,9 @@ class Hosts:
         if machine is None:
             machine = self._boot("intel", [*INTEL, *SCREEN, *card(1), *card(2)])
             machine.save("stock")
-            self._snapshots = {"stock"}
         self.stop()
         machine.start(snapshot)
         return machine
-
-    def has_snapshot(self, name: str) -> bool:
-        """Of the host with two cards."""
-        return name in self._snapshots
-
-    def save(self, name: str) -> None:
-        """The host with two cards as it is now, to go on from."""
-        self._machines["intel"].save(name)
-        self._snapshots.add(name)
 
     def amd(self) -> Machine:
         """The same with AMD's processor and IOMMU, of which QEMU can take no snapshot: freshly booted."""
@@ -181,11 +170,9 @@ class Hosts:
         config: dict[str, Any] = {
             "homelab:hosts": {"pve": {**machine.settings, "gpus": gpus, "timeouts": {**TIMEOUTS}}}
         }
-        if kept is not None:
-            shutil.copytree(kept, folder, dirs_exist_ok=True)
-        folder.mkdir(exist_ok=True)
         stack = MetalStack(folder, self.engine, config, patience=1800, machine=machine)
         if kept is None:
-            stack.write_config()
-            stacks.create(self.engine.pulumi, "lab", stack.environment)
+            stack.create()
+        else:
+            shutil.copytree(kept, folder)
         return stack

@@ -11,10 +11,10 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lab import ports
 from tests.host import BOOT_SECONDS, HostError, SshHost
 from tests.metal import prerequisites
 from tests.metal.image import FIRST_BOOT, Image
@@ -22,22 +22,6 @@ from tests.metal.prerequisites import call
 
 # Resets that are told of in so short a time are one: no boot is that fast.
 _ONE_RESET_SECONDS = 5
-
-# One processor: of two that are emulated in threads, one may run into the breakpoint (int3) by which the kernel changes code under the other,
-# after it is gone. Two of some ninety stock boots died of it.
-CHIPSET = [
-    "-machine",
-    "q35,kernel-irqchip=split",
-    "-smp",
-    "1",
-    "-m",
-    "2560",
-    "-nodefaults",
-    "-vga",
-    "none",
-    "-display",
-    "none",
-]
 
 # Processors with few features: what the guest uses of them is emulated, too.
 INTEL = ["-cpu", "qemu64,vendor=GenuineIntel", "-device", "intel-iommu,intremap=on,caching-mode=on"]
@@ -90,21 +74,6 @@ def _port(number: int, *, isolated: bool) -> list[str]:
     ]
 
 
-@dataclass(frozen=True)
-class Firmware:
-    """UEFI: its code, and a copy of its variables that is the machine's own."""
-
-    code: Path
-    variables: Path
-
-    @property
-    def arguments(self) -> list[str]:
-        return [
-            "-drive", f"if=pflash,format=raw,readonly=on,file={self.code}",
-            "-drive", f"if=pflash,format=qcow2,file={self.variables}",
-        ]  # fmt: skip
-
-
 class Machine(SshHost):
     """One emulated host.
 
@@ -119,13 +88,15 @@ class Machine(SshHost):
         self.image = image
         self.folder = folder
         self.devices = list(devices)
-        super().__init__("127.0.0.1", _free_port(), image.key, folder / "known_hosts")
+        with ports.bind(0) as free:
+            super().__init__("127.0.0.1", free.getsockname()[1], image.key, folder / "known_hosts")
         folder.mkdir(parents=True, exist_ok=True)
         self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {image.host_key}\n")
         self._disk = disk or folder / "disk.qcow2"
         self._format = "raw" if disk else "qcow2"
         if disk is None:
-            _create(self._disk, "-b", str(image.disk), "-F", "raw")
+            self._disk.unlink(missing_ok=True)
+            call("qemu-img", "create", "-q", "-f", "qcow2", "-b", str(image.disk), "-F", "raw", str(self._disk))
         self._firmware: list[str] = []
         if uefi:
             self._firmware = self._flashed("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd")
@@ -133,10 +104,14 @@ class Machine(SshHost):
         self._monitor: _Monitor | None = None
 
     def _flashed(self, code: str, template: str) -> list[str]:
+        """UEFI: its code, and a copy of its variables that is the machine's own."""
         variables = self.folder / "variables.qcow2"
         # As qcow2, since a snapshot of a machine takes in all its disks, and raw ones hold none.
         call("qemu-img", "convert", "-O", "qcow2", f"/usr/share/OVMF/{template}", str(variables))
-        return Firmware(Path(f"/usr/share/OVMF/{code}"), variables).arguments
+        return [
+            "-drive", f"if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/{code}",
+            "-drive", f"if=pflash,format=qcow2,file={variables}",
+        ]  # fmt: skip
 
     def secure_boot(self) -> None:
         """From its next start on, its firmware starts only what Microsoft has signed."""
@@ -149,28 +124,33 @@ class Machine(SshHost):
         self.stop()
         console = self.folder / "console.log"
         console.unlink(missing_ok=True)
+        ours, theirs = socket.socketpair()
         command = [
             # Whatever becomes of the tests, the machine goes with them.
             "setpriv", "--pdeathsig", "KILL",
-            "qemu-system-x86_64", "-name", "homelab-metal", *CHIPSET, "-accel", "tcg,thread=multi,tb-size=512", *self.devices, *self._firmware,
+            "qemu-system-x86_64", "-name", "homelab-metal", "-machine", "q35,kernel-irqchip=split", "-accel", "tcg,thread=multi,tb-size=512",
+            # One processor: of two that are emulated in threads, one may run into the breakpoint (int3) by which the kernel changes code under the
+            # other, after it is gone. Two of some ninety stock boots died of it.
+            "-smp", "1", "-m", "2560", "-nodefaults", "-vga", "none", "-display", "none", *self.devices, *self._firmware,
             "-drive", f"file={self._disk},if=none,id=disk,format={self._format},cache=unsafe,discard=unmap",
             "-device", "virtio-blk-pci,drive=disk,bus=pcie.0,addr=0x8,bootindex=1",
             "-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{self.port}-:22",
             "-device", "virtio-net-pci,netdev=net,id=nic,bus=pcie.0,addr=0x9,romfile=",
             "-device", "virtio-rng-pci,bus=pcie.0,addr=0xa",
-            "-serial", f"file:{console}", "-qmp", f"unix:{self._socket},server=on,wait=off", "-rtc", "base=utc",
+            "-serial", f"file:{console}", "-rtc", "base=utc",
+            "-chardev", f"socket,id=monitor,fd={theirs.fileno()}", "-mon", "chardev=monitor,mode=control",
             *(["-loadvm", snapshot] if snapshot else []),
         ]  # fmt: skip
-        self._socket.unlink(missing_ok=True)
-        with (self.folder / "qemu.log").open("ab") as log:
+        with theirs, (self.folder / "qemu.log").open("ab") as log:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env=prerequisites.environment(),
+                pass_fds=[theirs.fileno()],
             )
-        self._monitor = _Monitor(self._socket, self._process)
+        self._monitor = _Monitor(ours, self.folder / "qemu.log")
         if snapshot:
             self.wait_for_ssh()
             self.run(f"date --utc --set=@{time.time():.0f}")
@@ -228,10 +208,6 @@ class Machine(SshHost):
         if answer.strip():
             raise self.error(f"{command}: {answer.strip()}")
 
-    @property
-    def _socket(self) -> Path:
-        return self.folder / "qmp"
-
     def _wait(self, enough: Callable[[str], bool], seconds: float, otherwise: str) -> None:
         def enough_or_over(boot_id: str) -> bool:
             if not self.running:
@@ -251,24 +227,19 @@ class Machine(SshHost):
 
 
 class _Monitor:
-    """QEMU's monitor (QMP) on a socket of its own."""
+    """QEMU's monitor (QMP), at the other end of a socket that it was started with.
 
-    def __init__(self, path: Path, process: subprocess.Popen[bytes]) -> None:
-        self._connection = socket.socket(socket.AF_UNIX)
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                self._connection.connect(str(path))
-                break
-            except (FileNotFoundError, ConnectionRefusedError):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise HostError(f"QEMU has not started: {(path.parent / 'qemu.log').read_text()[-2000:]}") from None
-                time.sleep(0.02)
+    :param log: what QEMU says.
+    """
+
+    def __init__(self, connection: socket.socket, log: Path) -> None:
+        self._connection = connection
         self._connection.settimeout(300)
         self._events: list[str] = []
         self._reset_at = 0.0
         self._lines = self._connection.makefile("rb")
-        self._lines.readline()  # its greeting
+        if not self._lines.readline():  # its greeting
+            raise HostError(f"QEMU has not started: {log.read_text()[-2000:]}")
         self.execute("qmp_capabilities")
 
     def execute(self, command: str, arguments: dict[str, Any] | None = None) -> str:
@@ -333,15 +304,3 @@ def first_boot(image: Image) -> None:
         machine.wait_for_end()
     finally:
         machine.stop()
-
-
-def _create(path: Path, *arguments: str) -> None:
-    path.unlink(missing_ok=True)
-    call("qemu-img", "create", "-q", "-f", "qcow2", *arguments, str(path))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

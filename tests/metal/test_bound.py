@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import time
 
 import pytest
 
-from tests.engine_stack import Result, name_of
+from tests.engine_stack import Result
 from tests.metal.conftest import FirstUp
 from tests.metal.host import BUILD, CARD, NEIGHBOUR, REPORT, MetalStack, half_of_test, own_drivers
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.metal, pytest.mark.timeout(3600)]
 
@@ -88,14 +88,8 @@ def test_a_kernel_installed_meanwhile_is_bound_too(bound: MetalStack) -> None:
 
 
 def begin_reboot(stack: MetalStack) -> None:
-    """Waits until a run that goes on has begun the reboot. The engine's log is a file: there is nothing to wait on but its growth."""
-    deadline = time.monotonic() + stack.patience
-    while time.monotonic() < deadline:
-        steps = [event.get("resOutputsEvent", {}).get("metadata") for event in stack.events(partial=True)]
-        if any(step and step["op"] != "same" and name_of(step["urn"]) == "pve-reboot" for step in steps):
-            return
-        time.sleep(0.1)
-    raise TimeoutError("the reboot was not begun")
+    """Waits until a run that goes on has begun the reboot."""
+    wait_until(lambda: "pve-reboot" in Result(0, "", stack.events(partial=True)).changed, stack.patience)
 
 
 def test_a_host_whose_power_fails_during_the_reboot_is_told_of_and_the_next_up_finishes(bound: MetalStack) -> None:

@@ -28,7 +28,6 @@ VMID = 103
 BIG = Card(name="big", functions={one: IDS[one[-2:]] for one in CARD}, vms=(VMID,))
 PROGRAM = "/usr/local/sbin/homelab-handover"
 STATE = "/var/lib/homelab/handover/big.state"
-_SNAPSHOT = "shared"
 # Its init has the card open, as a service in it would.
 CONF = """\
 arch: amd64
@@ -76,11 +75,9 @@ def write(machine: Machine, path: str, text: str, mode: str = "644") -> None:
     machine.run(f"mkdir -p {path.rpartition('/')[0]}; cat >{path}; chmod {mode} {path}", input=text)
 
 
-@pytest.fixture
-def host(hosts: Hosts) -> Machine:
-    """A host with the IOMMU on, both cards with the driver, a container that has one of them open, and VM 103, which takes it."""
-    if hosts.has_snapshot(_SNAPSHOT):
-        return hosts.intel(_SNAPSHOT)
+@pytest.fixture(scope="module")
+def shared(hosts: Hosts) -> str:
+    """A snapshot with the IOMMU on, both cards with the driver, a container that has one of them open, and VM 103, which takes it."""
     machine = hosts.intel()
     machine.run("sed -i 's/intel_iommu=off/intel_iommu=on iommu=pt/' /etc/default/grub; update-grub")
     machine.reboot()
@@ -96,8 +93,13 @@ def host(hosts: Hosts) -> Machine:
         machine.run(agent.command_in_memory("root"), input=text)
     machine.run(f"{PROGRAM} step_attach big; pct start {CTID}")
     assert drivers(machine) == ["nvidia", own_drivers(CARD[1])[CARD[1]], "nvidia"]
-    hosts.save(_SNAPSHOT)
-    return machine
+    machine.save("shared")
+    return "shared"
+
+
+@pytest.fixture
+def host(hosts: Hosts, shared: str) -> Machine:
+    return hosts.intel(shared)
 
 
 def is_as_before(machine: Machine, neighbour: str = "nvidia") -> None:

@@ -23,6 +23,7 @@ from tests.host import BOOT_SECONDS
 from tests.metal.host import Hosts
 from tests.metal.machine import INTEL, SCREEN, Machine, second_disk
 from tests.metal.test_other_hosts import as_systemd_boot
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.metal, pytest.mark.timeout(7200)]
 
@@ -66,10 +67,8 @@ def words_of(machine: Machine) -> list[str]:
 
 def reset_when_it_hangs(machine: Machine) -> None:
     """The person at the power button."""
-    console, deadline = machine.folder / "console.log", time.monotonic() + BOOT_SECONDS
-    while b"y\r\ny\r\ny" not in console.read_bytes()[-4000:]:
-        assert time.monotonic() < deadline, machine.last_words()
-        time.sleep(1)
+    console = machine.folder / "console.log"
+    wait_until(lambda: b"y\r\ny\r\ny" in console.read_bytes()[-4000:], BOOT_SECONDS)
     machine.reset()
 
 
