@@ -26,8 +26,7 @@ OWN_DRIVERS = {".0": "bochs-drm", ".1": "snd_hda_intel"}
 #: Settings of a host, in seconds. Everything on an emulated processor takes its time, and more on a busy machine.
 TIMEOUTS = {"connect": 60, "reboot": 600, "rollback": 900}
 
-# Proxmox VE's API, as far as a host needs it whose cards nobody has: what makes a ticket, and pvedaemon, which is a stand-in. What they keep lies
-# where nothing is compared.
+# Proxmox VE's API, as far as a host needs it whose cards nobody has: what makes a ticket, and pvedaemon, which is a stand-in.
 _API = r"""
 mkdir -p /usr/share/perl5/PVE
 printf '%s\n' 'package PVE::AccessControl; sub check_user_enabled {} sub assemble_ticket { "PVE:$_[0]:00000000::metal" } 1;' \

@@ -1,8 +1,8 @@
 """A stand-in for Proxmox VE's pvedaemon on a Debian: its version, its mappings of PCI devices, and the power of containers, by the stand-in for
 pct (guest/pct); a list of guests has none.
 
-It asks nobody for a ticket. A task has ended by the answer. Mappings are kept as JSON, and each change of one is taken: what Proxmox VE refuses of them
-is the lab's to say (lab/api/mapping.py), and on one host nobody else changes them.
+It asks nobody for a ticket. A task has ended by the answer. Mappings stand where Proxmox VE keeps them, and each change of one is taken: what Proxmox VE
+refuses of them is the lab's to say (lab/api/mapping.py), and on one host nobody else changes them.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-KEPT = Path("/var/lib/metal/mappings.json")
+KEPT = Path("/etc/pve/mapping/pci.cfg")
 MAPPINGS = "cluster/mapping/pci"
 
 #: The tasks of containers, as Proxmox VE lists them.
@@ -26,13 +26,19 @@ class Refusal(Exception):
     """What Proxmox VE says in the status line of a 500."""
 
 
+def kept() -> dict[str, list[str]]:
+    text = KEPT.read_text() if KEPT.exists() else ""
+    blocks = (block.split("\n\tmap ") for block in text.split("\n\n") if block)
+    return {name: [entry.strip() for entry in entries] for name, *entries in blocks}
+
+
 def changed(verb: str, name: str, given: dict[str, list[str]]) -> None:
-    mappings = json.loads(KEPT.read_text())
+    mappings = kept()
     if verb == "DELETE":
         mappings.pop(name, None)
     else:
-        mappings[name or given["id"][0]] = {"map": given["map"]}
-    KEPT.write_text(json.dumps(mappings))
+        mappings[name or given["id"][0]] = given["map"]
+    KEPT.write_text("\n\n".join("\n\tmap ".join([one, *entries]) for one, entries in mappings.items()))
 
 
 def container(ctid: str, what: str, does: str | None) -> object:
@@ -79,10 +85,9 @@ def answer(verb: str, path: str, given: dict[str, list[str]]) -> object:
     if verb != "GET":
         changed(verb, name, given)
         return None
-    mappings = json.loads(KEPT.read_text())
-    if name not in mappings:
+    if name not in kept():
         raise Refusal(f"mapping '{name}' not found")
-    return {"type": "pci", "digest": hashlib.sha1(KEPT.read_bytes()).hexdigest(), **mappings[name]}
+    return {"type": "pci", "digest": hashlib.sha1(KEPT.read_bytes()).hexdigest(), "map": kept()[name]}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -108,7 +113,5 @@ class Handler(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    KEPT.parent.mkdir(exist_ok=True)
-    if not KEPT.exists():
-        KEPT.write_text("{}")
+    KEPT.parent.mkdir(parents=True, exist_ok=True)
     ThreadingHTTPServer(("127.0.0.1", 85), Handler).serve_forever()
