@@ -69,5 +69,5 @@ class LabCluster:
     def snapshot(self) -> dict[str, dict[str, SnapshotEntry]]:
         """What every node has, by its name, and what they share, as `pve`."""
         shared: dict[str, SnapshotEntry] = {}
-        add_to_snapshot(shared, self.folder / "pve", "pve")
+        add_to_snapshot(shared, self.folder / "pve", "etc/pve")
         return {name: lab.snapshot() for name, lab in self.nodes.items()} | {"pve": shared}
