@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from homelab.stack import after as after
     from homelab.storage.resource import Downloads as Downloads
 
-__version__ = "2.0.0"
+__version__ = "2.1.0"
 
 # An installed package has what runs on hosts inside it, so that nothing of a general name lands beside other packages.
 _INSIDE = importlib.util.spec_from_file_location("remote_scripts", Path(__file__).parent / "remote_scripts/__init__.py")
