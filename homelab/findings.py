@@ -140,7 +140,9 @@ def cured(findings: Iterable[Finding], refusals: Iterable[HomelabError] = ()) ->
     for one in findings:
         # What `up` does has the same cure for all: there it counts whose it is, after its place in the settings.
         whose = one.wanted.rpartition(": ")[2] if one.turn is Turn.UP else ""
-        by_text.setdefault((whose, one.found, one.next), one)
+        text = (whose, one.found, one.next)
+        # What refuses `up` counts as that, also where it is wrong by itself: a boot entry without its initramfs.
+        by_text[text] = one if one.turn is Turn.REFUSED else by_text.get(text, one)
     found = [*by_text.values()]
     first = Finding.of(*refusals, turn=Turn.REFUSED) + [one for one in found if one.turn is Turn.REFUSED]
     return [replace(one, next=first[0].next) if first and one.turn is Turn.UP else one for one in found]

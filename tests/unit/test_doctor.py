@@ -17,7 +17,7 @@ from homelab.doctor.reading import Extra, Reading
 from homelab.doctor.report import Report, Table, in_order
 from homelab.errors import HomelabError
 from homelab.facts.guests import GuestConfig
-from homelab.findings import Finding, Stage, Turn
+from homelab.findings import Finding, Stage, Turn, cured
 from homelab.host import plan
 from homelab.judged.tree import judged_systems
 from homelab.nvidia import preview
@@ -969,3 +969,10 @@ def test_why_a_guest_is_off_since_its_last_start_is_said(log: str, why: str, too
         assert tool.format(103 if name.startswith("VM") else 901) in finding.next and " ID" not in finding.next
     running = diagnose(reading(DEVICE_LINES, inside(NODES), failed_starts=starts), 901)
     assert [one.wanted for one in running.findings] == []
+
+
+def test_what_is_wrong_by_itself_and_refuses_a_step_counts_as_refused_in_its_place() -> None:
+    error = HomelabError(wanted="this host to start", found="no initramfs", why="the kernel would stop", next="make it")
+    other = HomelabError(wanted="a card", found="gone", why="a VM has it", next="look")
+    wrong, refused = Finding.of(error, other, turn=Turn.PERSON), Finding.of(error, turn=Turn.REFUSED)
+    assert cured([*wrong, *refused]) == [*refused, wrong[1]]
