@@ -27,11 +27,12 @@ COMMAND_SECONDS = 1200
 
 # What a running system changes by itself, below the folders that are compared: its clock, random numbers, leases, logs, lists of packages, guests'
 # disks; of pmxcfs what it makes up when it is read, its keys and its locks, and the lists that Proxmox VE
-# writes anew when a guest is removed, its daily update's of apt, and what it had half written of a guest's when its power was cut; what initramfs-tools notes of an image.
+# writes anew when a guest is removed, its daily update's of apt, and what it had half written of a VM's when its power was cut (of a
+# container's homelab writes such a file, too); what initramfs-tools notes of an image.
 _CHANGES_ITSELF = """
 etc/adjtime etc/apt/apt.conf.d/76pveproxy etc/resolv.conf etc/mtab etc/lvm/archive etc/lvm/backup etc/lvm/devices etc/pve/.* etc/pve/*authkey* etc/pve/priv/lock
 etc/pve/nodes/*/lrm_status etc/pve/nodes/*/ssh_known_hosts etc/pve/ha etc/pve/priv/known_hosts etc/pve/jobs.cfg etc/pve/replication.cfg etc/pve/vzdump.cron
-etc/pve/nodes/*/*.conf.tmp.*
+etc/pve/nodes/*/qemu-server/*.conf.tmp.*
 root/.bash_history root/.cache root/.lesshst root/.ssh/known_hosts* root/.rnd
 var/lib/apt var/lib/chrony var/lib/corosync var/lib/dhcp var/lib/initramfs-tools var/lib/logrotate var/lib/lxc var/lib/lxcfs var/lib/man-db
 var/lib/nfs var/lib/plocate var/lib/postfix var/lib/private var/lib/pve-cluster var/lib/pve-firewall var/lib/pve-manager var/lib/rrdcached
