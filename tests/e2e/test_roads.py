@@ -227,16 +227,17 @@ def test_what_is_noted_of_a_change_is_there_after_a_power_cut_at_a_drawn_moment_
     before, files, heard = conf(host, VM), host.files(), set[str]()
     noted = "find $HOMELAB_ROOT/var/lib/homelab $HOMELAB_ROOT/etc/systemd/system -type f -exec sha256sum {} +"
 
+    # The agent's own client is told it before.
+    cut = f"{{ {noted}; echo all of it; }} >/proc/$PPID/fd/1; sleep 0.3; {host.cut}; sleep 10"
+
     moments, drawn = changed_once(host), sampling.drawn("power cuts of a node")
     for vga, _ in zip(itertools.cycle(("", "none")), range(3 + int(os.environ.get("DRAWS") or 0) // 20), strict=False):
         number, boot = drawn.randrange(1, moments + 1), host.boot_id()
-        # To the agent's own client, which is told it before.
-        said = change(
-            host, vga, stop(number, f"{noted} >/proc/$PPID/fd/1; sleep 0.3; {host.cut}; sleep 10", killed=True)
-        )
+        said = change(host, vga, stop(number, cut, killed=True))
         host.wait_for_boot(boot)
         found = {*host.run(noted).splitlines()}
         told = re.findall(r"^[0-9a-f]{64} .*$", said, re.M)
+        assert "all of it" in said, f"{number} of {moments}: {said}"
         heard |= {*told}
         lost = [one for one in told if one not in found and not ("owed" in one and host.read(owed.NEWS))]
         assert not lost, f"lost at {number} of {moments}: {lost}"
