@@ -93,7 +93,7 @@ def test_a_card_in_one_group_with_the_root_disk(owner: Owner) -> None:
     status, said = owner.init("--card", "07:00=100")
     assert status == 2 and "carries the disk nvme0n1" in said and "containers, or the host itself, can have it" in said
     order = [
-        "ACS on in the firmware's setup",
+        "ACS on in the firmware's setup, with IOMMU and AER",
         "into another slot",
         "iommu.acsOverride is no way out",
     ]

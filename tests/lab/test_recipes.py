@@ -236,7 +236,7 @@ RECIPES: dict[str, Recipe] = {
                     f"{SECOND}.0": "vfio-pci",
                     f"{SECOND}.1": "vfio-pci",
                 },
-                remark=f"{SECOND}.0, {SECOND}.1, which",
+                remark=f"{SECOND}.0, {SECOND}.1, which the same ids name, stays on vfio-pci",
                 more=TAKE_OVER,
             ),
         ),

@@ -139,7 +139,7 @@ def test_what_would_lose_a_created_vms_disk_is_refused_before_anything_is_asked(
     mark_of_log, made = lab.mark(), Guest.Outputs(instance="")
     with pytest.raises(HomelabError) as error:
         GuestWork(stack_of(lab)).update(machine(OLD, **changed), machine(OLD), made)
-    assert "disk" in error.value.why
+    assert "what is on the disk would be lost" in error.value.why
     assert lab.api_calls(mark_of_log) == []
 
 
@@ -149,6 +149,6 @@ def test_what_would_lose_a_created_containers_disk_is_refused_and_it_stays_as_it
     before = conf(lab, "lxc")
     with pytest.raises(HomelabError) as error:
         work.update(container(OLD, unprivileged=False), container(OLD), made)
-    assert "disk" in error.value.why
+    assert "what is on the disk would be lost" in error.value.why
     assert conf(lab, "lxc") == before
     work.delete(container(OLD), made)
