@@ -113,8 +113,9 @@ class Play:
                 world.becomes_another()
             case "under HA":
                 world.under_ha("stopped")
-                # Of a guest that is off that is its owner's word.
-                self.wanted = self.wanted if is_on else None
+                # Nothing is owed to a guest that is off then.
+                if not is_on:
+                    self.wanted = False
             case "clock back":
                 world.set_clock(-3600)
             case "clock ahead":
