@@ -48,6 +48,7 @@ def test_an_answer_in_other_words_is_no_news(new: Any, same: bool) -> None:
     assert same_answers([said(), "0"], [new, "0"]) is same
     assert not same_answers([said(), "0"], [new, "1"])
     assert not same_answers([said()], [said(), new])
+    assert not same_answers([said()], None)
 
 
 @rows(
