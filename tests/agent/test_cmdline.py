@@ -17,6 +17,7 @@ from remote_scripts.tools.done import Done
 from tests.agent import boot_kit, disk_kit
 from tests.agent.boot_kit import EACH_LOADER, ESPS, KERNELS, MENU, SYSTEMD_BOOT, configured_words, lasting, trial_line
 from tests.agent.kit import Host, Refused, cuts, watched
+from tests.agent.reading_kit import read
 
 HOME = "/var/lib/homelab"
 LINE = "/etc/kernel/cmdline"
@@ -98,6 +99,15 @@ def test_a_plan_names_what_is_written_and_made_and_changes_nothing(host: Host, l
     assert ask(host, "plan", "vfio") == {"files": []}
     found = {one["what"]: one["how"] for one in ask(host, "plan", "vfio", "")["files"]}
     assert found == {name: "made" if name == names[-1] else "changed" if name == LINE else "removed" for name in names}
+
+
+def test_a_reading_tells_a_menu_that_has_lost_its_words_from_what_is_configured(host: Host) -> None:
+    ask(host, "apply", "vfio")
+    found = read(host).cmdline
+    assert found.generated.split()[1:] == found.configured.split() == ["quiet", *WORDS["vfio"].split()]
+    host.write(MENU, host.read(MENU).replace(WORDS["vfio"], ""))
+    found = read(host).cmdline
+    assert found.generated.split()[1:] == ["quiet"] and found.configured.split() == ["quiet", *WORDS["vfio"].split()]
 
 
 @pytest.mark.parametrize(
