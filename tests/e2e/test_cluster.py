@@ -126,7 +126,7 @@ def test_three_nodes_from_stock_to_a_vm_and_a_container_with_cards_in_one_up(
 
 @pytest.mark.one_of("a cluster")
 def test_nodes_restart_in_turn_and_guests_go_on_or_move_with_the_settings(
-    tmp_path: Path, engine: install.Engine
+    tmp_path: Path, engine: install.Engine, subtests: pytest.Subtests
 ) -> None:
     """Guests are shut down, and started again. A VM with a card of its own and a container with the processor's
     that somebody has moved are refused until the settings name their host: on the second node the same, behind other lines.
@@ -166,48 +166,54 @@ def test_nodes_restart_in_turn_and_guests_go_on_or_move_with_the_settings(
 
         # Nodes restart one after another while their guests go on.
         stack.config["homelab:hosts"]["pve1"]["reboot"] = "manual"
-        assert "reboot pve1 when it suits you" in stack.up(ok=False).message
-        assert boots(cluster) == [1, 1, 1]
+        with subtests.test("the roll stops at a node that waits for its owner"):
+            assert "reboot pve1 when it suits you" in stack.up(ok=False).message
+            assert boots(cluster) == [1, 1, 1]
         del stack.config["homelab:hosts"]["pve1"]["reboot"]
         with watched(cluster) as seen:
             done = stack.up()
-        assert boots(cluster) == [2, 2, 1] and seen == one_at_a_time(*NODES)
-        assert "it stops VM 105 (web)" in done.output
-        assert "status: running" in cluster["pve2"].run("qm status 105").stdout
-        assert began and (started(cluster, "pve2", 105) or 0) > began
-        named = [name for _, name in done.steps]
-        assert named.index("pve1-booted") < [name for _, name in done.planned].index("pve2-reboot")
-        assert not (cluster.folder / "pve" / TURN).exists()
+        with subtests.test("one node after the other"):
+            assert boots(cluster) == [2, 2, 1] and seen == one_at_a_time(*NODES)
+            assert "it stops VM 105 (web)" in done.output
+            assert "status: running" in cluster["pve2"].run("qm status 105").stdout
+            assert began and (started(cluster, "pve2", 105) or 0) > began
+            named = [name for _, name in done.steps]
+            assert named.index("pve1-booted") < [name for _, name in done.planned].index("pve2-reboot")
+            assert not (cluster.folder / "pve" / TURN).exists()
         # Whoever forgets a node (`pulumi state delete --target-dependents`) keeps the others.
-        needed = {
-            one
-            for resource in stack.resources()
-            if name_of(resource["urn"]).startswith("pve2")
-            for one in resource.get("dependencies", [])
-        }
-        assert needed and not [one for one in needed if name_of(one).startswith("pve1")]
-        assert "hostpci0: mapping=gpu,pcie=1" in conf(cluster, "pve1")
-        assert "dev/dri/renderD" in lxc_conf(cluster, "pve1")
-        mapping = (cluster.folder / "pve/mapping/pci.cfg").read_text()
-        assert [line.split("node=")[1][:4] for line in mapping.splitlines() if "map " in line] == [
-            "pve1",
-            "pve3",
-            "pve2",
-        ]
-        assert THEIRS[1] in mapping and THEIRS[0] not in mapping
+        with subtests.test("no node depends on another one"):
+            needed = {
+                one
+                for resource in stack.resources()
+                if name_of(resource["urn"]).startswith("pve2")
+                for one in resource.get("dependencies", [])
+            }
+            assert needed and not [one for one in needed if name_of(one).startswith("pve1")]
+        with subtests.test("the cards, and the lines of others"):
+            assert "hostpci0: mapping=gpu,pcie=1" in conf(cluster, "pve1")
+            assert "dev/dri/renderD" in lxc_conf(cluster, "pve1")
+            mapping = (cluster.folder / "pve/mapping/pci.cfg").read_text()
+            assert [line.split("node=")[1][:4] for line in mapping.splitlines() if "map " in line] == [
+                "pve1",
+                "pve3",
+                "pve2",
+            ]
+            assert THEIRS[1] in mapping and THEIRS[0] not in mapping
 
         # Guests move with the settings.
         cluster["pve1"].run("qm stop 103")
         for file in (VM, LXC):
             move(cluster, "pve1", "pve2", file)
         refused = stack.up("--refresh", ok=False).message
-        assert re.search("VM 103 .*pve2.* pve1", refused) and re.search("container 901 .*pve2.* pve1", refused)
+        with subtests.test("guests that somebody has moved"):
+            assert re.search("VM 103 .*pve2.* pve1", refused) and re.search("container 901 .*pve2.* pve1", refused)
         for section, guest in (("vms", "sandbox"), ("containers", "ai")):
             stack.config[f"homelab:{section}"][guest]["host"] = "pve2"
         assert "sandbox-cards" in stack.up().changed
-        assert "hostpci0: mapping=gpu,pcie=1" in conf(cluster, "pve2")
-        assert lxc_conf(cluster, "pve2").count("dev/dri/renderD") == 1
-        assert stack.up().changed == set()
+        with subtests.test("guests that move with the settings"):
+            assert "hostpci0: mapping=gpu,pcie=1" in conf(cluster, "pve2")
+            assert lxc_conf(cluster, "pve2").count("dev/dri/renderD") == 1
+            assert stack.up().changed == set()
 
         stack.destroy()
         for file in (VM, LXC):

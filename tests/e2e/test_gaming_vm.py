@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from homelab import contract
@@ -61,21 +62,23 @@ def gaming_beside(homelab: Stack) -> Stack:
     return stack
 
 
-def test_the_card_is_handed_over_and_back(converged: Callable[..., Stack]) -> None:
+def test_the_card_is_handed_over_and_back(converged: Callable[..., Stack], subtests: pytest.Subtests) -> None:
     homelab = converged("rtx5090", vms=SANDBOX)
     gaming = gaming_beside(homelab)
     sandbox, before, mark = vms(homelab)["sandbox"], conf(homelab, 103), homelab.lab.mark()
 
     # The sandbox has it: an `up` changes nothing.
     refused = gaming.up(ok=False)
-    assert "vms.sandbox (VM 103, Sandbox, running) of organization/homelab/lab has it" in refused.message
-    assert "take rtx5090 out of homelab:vms.sandbox.gpus" in refused.message
-    assert homelab.lab.api_calls(mark) == []
+    with subtests.test("the sandbox has it"):
+        assert "vms.sandbox (VM 103, Sandbox, running) of organization/homelab/lab has it" in refused.message
+        assert "take rtx5090 out of homelab:vms.sandbox.gpus" in refused.message
+        assert homelab.lab.api_calls(mark) == []
 
     # The other way round: first the sandbox gives it away. A VM that has it by hand: tests/unit/test_cards.py.
     sandbox["gpus"] = []
     homelab.up()
-    assert contract.consumed("lab", homelab.output())["hosts"]["pve"]["gpus"]["rtx5090"].get("holder") is None
+    with subtests.test("nobody has it"):
+        assert contract.consumed("lab", homelab.output())["hosts"]["pve"]["gpus"]["rtx5090"].get("holder") is None
 
     # Windows is installed, and the card is its screen.
     gaming.config["homelab:vms"]["gaming"]["gpus"] = [{"gpu": "rtx5090", "xVga": True}]
@@ -97,32 +100,38 @@ def test_the_card_is_handed_over_and_back(converged: Callable[..., Stack]) -> No
         file.unlink()
         if not had_environment:
             environment.unlink()
-    assert done.returncode == 0 and "gaming-vm" in done.stdout, done.stdout + done.stderr
+    with subtests.test("a preview in the project's folder"):
+        assert done.returncode == 0 and "gaming-vm" in done.stdout, done.stdout + done.stderr
     gaming.up()
-    assert with_card(homelab) == {"0000:01:00.0": 104, "0000:01:00.1": 104}
-    assert homelab.machine.guests_on() == {103, 104}
-    written = set(conf(homelab, 104).splitlines())
-    card = "hostpci0: mapping=rtx5090,pcie=1,x-vga=1"
-    assert {card, "machine: q35", "bios: ovmf", "cpu: host", "ostype: win11"} <= written
-    assert any(line.startswith("tpmstate0: ") and "version=v2.0" in line for line in written)
-    assert any(line.startswith("efidisk0: ") and "pre-enrolled-keys=1" in line for line in written)
-    assert {line.partition(",")[0] for line in written if line.startswith("sata")} == {
-        "sata0: local:iso/Win11_24H2_English_x64.iso",
-        "sata1: local:iso/virtio-win.iso",
-    }
-    assert gaming.output()["vms"]["gaming"]["gpus"] == ["rtx5090"]
+    with subtests.test("the gaming VM has it"):
+        assert with_card(homelab) == {"0000:01:00.0": 104, "0000:01:00.1": 104}
+        assert homelab.machine.guests_on() == {103, 104}
+    with subtests.test("what Windows needs"):
+        written = set(conf(homelab, 104).splitlines())
+        card = "hostpci0: mapping=rtx5090,pcie=1,x-vga=1"
+        assert {card, "machine: q35", "bios: ovmf", "cpu: host", "ostype: win11"} <= written
+        assert any(line.startswith("tpmstate0: ") and "version=v2.0" in line for line in written)
+        assert any(line.startswith("efidisk0: ") and "pre-enrolled-keys=1" in line for line in written)
+        assert {line.partition(",")[0] for line in written if line.startswith("sata")} == {
+            "sata0: local:iso/Win11_24H2_English_x64.iso",
+            "sata1: local:iso/virtio-win.iso",
+        }
+    with subtests.test("outputs"):
+        assert gaming.output()["vms"]["gaming"]["gpus"] == ["rtx5090"]
 
     # Back, in the wrong order: nothing is taken from a VM that runs.
     sandbox["gpus"] = ["rtx5090"]
     assert "VM 104 (gaming) runs with it" in homelab.up(ok=False).message
-    assert with_card(homelab)["0000:01:00.0"] == 104
-    # An `up` that failed leaves the outputs of the one before, by which the gaming project goes on.
-    assert contract.consumed("lab", homelab.output())["hosts"]["pve"]["gpus"]["rtx5090"].get("holder") is None
+    with subtests.test("nothing is taken from a VM that runs"):
+        assert with_card(homelab)["0000:01:00.0"] == 104
+        # An `up` that failed leaves the outputs of the one before, by which the gaming project goes on.
+        assert contract.consumed("lab", homelab.output())["hosts"]["pve"]["gpus"]["rtx5090"].get("holder") is None
 
     # And in the right one. Destroyed with the card in it: the card is free, the mapping stays.
     gaming.destroy_as_left()
-    assert (with_card(homelab), homelab.machine.guests_on()) == ({}, {103})
-    assert not (homelab.lab.root / "etc/pve/qemu-server/104.conf").exists()
+    with subtests.test("the gaming VM is gone"):
+        assert (with_card(homelab), homelab.machine.guests_on()) == ({}, {103})
+        assert not (homelab.lab.root / "etc/pve/qemu-server/104.conf").exists()
     homelab.up()
     assert conf(homelab, 103) == before
     assert with_card(homelab) == {"0000:01:00.0": 103, "0000:01:00.1": 103}

@@ -57,37 +57,45 @@ def undone_of(stack: Stack) -> str:
 
 
 def test_a_running_vm_is_adopted_both_get_other_names_its_card_is_exchanged_and_all_is_given_back_step_by_step(
-    converged: Callable[..., Stack],
+    converged: Callable[..., Stack], subtests: pytest.Subtests
 ) -> None:
     stack = converged("rtx5090", vms=SANDBOX)
 
     # The steps happened in the order of their dependencies.
     up = stack.first
     assert up and [name for _, name in up.steps if name in CHAIN] == CHAIN
-    made = [entry["program"] for entry in stack.lab.programs()]
-    # The menu once: the boot entry that is tried needs none.
-    assert (made.count("update-initramfs"), made.count("grub-mkconfig")) == (1, 1)
+    with subtests.test("initramfs and menu are made once"):
+        made = [entry["program"] for entry in stack.lab.programs()]
+        # The menu once: the boot entry that is tried needs none.
+        assert (made.count("update-initramfs"), made.count("grub-mkconfig")) == (1, 1)
     # Once the boot is confirmed, nothing is left of what would have taken it back.
-    assert not list((stack.lab.root / "etc/systemd/system").rglob("homelab-rollback*"))
-    assert not [timer for timer in stack.lab.timers() if "homelab" in json.dumps(timer)]
+    with subtests.test("nothing is left of the trial"):
+        assert not list((stack.lab.root / "etc/systemd/system").rglob("homelab-rollback*"))
+        assert not [timer for timer in stack.lab.timers() if "homelab" in json.dumps(timer)]
     # What the reboot stops is said before anything is changed.
-    texts = [json.dumps(event) for event in up.events]
-    said = next(number for number, text in enumerate(texts) if "it stops VM 103 (Sandbox)" in text)
-    changed = next(number for number, text in enumerate(texts) if "resourcePreEvent" in text and "pve-cmdline" in text)
-    assert said < changed
+    with subtests.test("what the reboot stops is said before"):
+        texts = [json.dumps(event) for event in up.events]
+        said = next(number for number, text in enumerate(texts) if "it stops VM 103 (Sandbox)" in text)
+        changed = next(
+            number for number, text in enumerate(texts) if "resourcePreEvent" in text and "pve-cmdline" in text
+        )
+        assert said < changed
 
-    assert "\nhostpci0: mapping=rtx5090,pcie=1\nmachine" in conf(stack, 103)
-    assert stack.machine.guests_on() == {103}
-    assert with_card(stack) == {"0000:01:00.0": 103, "0000:01:00.1": 103}
-    file = ["--config-file", str(stack.folder / "Pulumi.lab.yaml")]
-    stack.write_config()
-    assert (doctor(["vm", "103", *file]), doctor(["host", *file])) == (WELL, WELL)
+    with subtests.test("the VM has the card, and runs again"):
+        assert "\nhostpci0: mapping=rtx5090,pcie=1\nmachine" in conf(stack, 103)
+        assert stack.machine.guests_on() == {103}
+        assert with_card(stack) == {"0000:01:00.0": 103, "0000:01:00.1": 103}
+    with subtests.test("the doctor finds it well"):
+        file = ["--config-file", str(stack.folder / "Pulumi.lab.yaml")]
+        stack.write_config()
+        assert (doctor(["vm", "103", *file]), doctor(["host", *file])) == (WELL, WELL)
 
     # Nothing has changed: at most one look at each object.
     mark = stack.lab.mark()
-    assert stack.up("--refresh").changed == set()
-    paths = [call["path"] for call in stack.lab.api_calls(mark)]
-    assert len(paths) == len(set(paths)) == 5
+    with subtests.test("nothing has changed"):
+        assert stack.up("--refresh").changed == set()
+        paths = [call["path"] for call in stack.lab.api_calls(mark)]
+        assert len(paths) == len(set(paths)) == 5
 
     # A card, and a VM, that get other names; one that was switched off since stays off.
     mark = stack.lab.mark()
@@ -95,12 +103,13 @@ def test_a_running_vm_is_adopted_both_get_other_names_its_card_is_exchanged_and_
     stack.host["gpus"] = {"big": {"match": "10de:2b85"}}
     stack.config["homelab:vms"] = {"gaming": {"host": "pve", "vmid": 103, "gpus": ["big"]}}
     renamed = stack.up()
-    assert "hostpci0: mapping=big,pcie=1" in conf(stack, 103)
-    lines = (stack.lab.root / MAPPING).read_text().splitlines()
-    assert [line for line in lines if not line.startswith("\t")] == ["big"]
-    assert "/gaming's now, and keeps what it was given" in renamed.output
-    assert "pve: rebooting" not in renamed.output and stack.lab.boots(since=mark) == []
-    assert stack.machine.guests_on() == set()
+    with subtests.test("other names"):
+        assert "hostpci0: mapping=big,pcie=1" in conf(stack, 103)
+        lines = (stack.lab.root / MAPPING).read_text().splitlines()
+        assert [line for line in lines if not line.startswith("\t")] == ["big"]
+        assert "/gaming's now, and keeps what it was given" in renamed.output
+        assert "pve: rebooting" not in renamed.output and stack.lab.boots(since=mark) == []
+        assert stack.machine.guests_on() == set()
     # The host is switched off, the card exchanged: VM 103 doesn't start with the host, as Proxmox VE compares.
     stack.lab.run("qm start 103")
     stack.lab.machine.exchange("0000:01:00.0", "10de:2684", "1458:40bf")
@@ -110,18 +119,20 @@ def test_a_running_vm_is_adopted_both_get_other_names_its_card_is_exchanged_and_
     stack.host["gpus"]["big"]["match"] = "10de:2684"
     vms(stack)["gaming"]["power"] = "running"
     stack.up("--refresh")
-    entry = "id=10de:2684,iommugroup=14,node=pve,path=0000:01:00,subsystem-id=1458:40bf"
-    assert entry in (stack.lab.root / MAPPING).read_text()
-    assert with_card(stack) == {"0000:01:00.0": 103, "0000:01:00.1": 103}
+    with subtests.test("another card"):
+        entry = "id=10de:2684,iommugroup=14,node=pve,path=0000:01:00,subsystem-id=1458:40bf"
+        assert entry in (stack.lab.root / MAPPING).read_text()
+        assert with_card(stack) == {"0000:01:00.0": 103, "0000:01:00.1": 103}
 
     # Taken back in the other order; not at all while another run has the host.
     configured = stack.lab.snapshot()
     host_session.of("another").hold(host_of(stack.lab))
     try:
         refused = stack.destroy(ok=False)
-        assert refused.message.count("wanted:") == 1, refused.message
-        assert "to be the only run at work on this host" in refused.message
-        assert stack.lab.snapshot() == configured
+        with subtests.test("another run has the host"):
+            assert refused.message.count("wanted:") == 1, refused.message
+            assert "to be the only run at work on this host" in refused.message
+            assert stack.lab.snapshot() == configured
     finally:
         connections.end_all()
     assert [name for operation, name in stack.destroy().steps if operation == "delete" and name in CHAIN] == CHAIN[::-1]
@@ -171,7 +182,7 @@ def test_a_vm_that_leaves_the_settings_gives_its_card_to_another_one_in_the_same
 
 @pytest.mark.one_of("cards to VMs")
 def test_what_stands_against_a_card_is_said_with_the_vm_as_it_was_and_what_is_changed_or_removed_by_hand_is_mended(
-    converged: Callable[..., Stack],
+    converged: Callable[..., Stack], subtests: pytest.Subtests
 ) -> None:
     """Each obstacle by itself, without the engine: tests/unit/test_vm_plan.py, tests/lab/test_vm_refusals.py."""
     stack = converged("bound-by-hand", vms={})
@@ -191,31 +202,38 @@ def test_what_stands_against_a_card_is_said_with_the_vm_as_it_was_and_what_is_ch
     stack.lab.fault("guest-ignores-shutdown", 103)
     before, ran = conf(stack, 103), stack.machine.guests_on()
     stays_on = stack.up(ok=False)
-    for text in (
-        "shutdown.otherwise: stop",
-        "not finished; what is known of it is kept in the state:",
-    ):
-        assert text in stays_on.message, stays_on.message
-    assert (conf(stack, 103), stack.machine.guests_on()) == (before, ran)
-    assert stays_on.message.count("wanted: ") == 1 and password not in stays_on.output
-    (cards,) = (one for one in stack.resources() if name_of(one["urn"]) == "sandbox-cards")
-    assert cards["outputs"]["drift"] == ["the last run didn't finish with it"] and not cards["outputs"]["state"]
+    with subtests.test("a shutdown that takes too long"):
+        for text in (
+            "shutdown.otherwise: stop",
+            "not finished; what is known of it is kept in the state:",
+        ):
+            assert text in stays_on.message, stays_on.message
+        assert (conf(stack, 103), stack.machine.guests_on()) == (before, ran)
+        assert stays_on.message.count("wanted: ") == 1 and password not in stays_on.output
+    with subtests.test("what the state has of it"):
+        (cards,) = (one for one in stack.resources() if name_of(one["urn"]) == "sandbox-cards")
+        assert cards["outputs"]["drift"] == ["the last run didn't finish with it"] and not cards["outputs"]["state"]
     # A small VM proves the card before anything is noted of the VM that gets it; nothing is left of the small one.
-    assert "pve-rtx5090-test" in map(name_of, cards["dependencies"])
-    assert sorted(path.name for path in (stack.lab.root / "etc/pve/qemu-server").iterdir()) == ["103.conf", "104.conf"]
-    (test,) = (one for one in stack.resources() if name_of(one["urn"]) == "pve-rtx5090-test")
-    # A reboot that brings the VM back with its card needs no other proof: it asks for one where the card is another.
-    assert test["inputs"]["triggers"] == [{"0000:01:00.0": "10de:2b85", "0000:01:00.1": "10de:22e8"}]
+    with subtests.test("a small VM proves the card before"):
+        assert "pve-rtx5090-test" in map(name_of, cards["dependencies"])
+        assert sorted(path.name for path in (stack.lab.root / "etc/pve/qemu-server").iterdir()) == [
+            "103.conf",
+            "104.conf",
+        ]
+        (test,) = (one for one in stack.resources() if name_of(one["urn"]) == "pve-rtx5090-test")
+        # A reboot that brings the VM back with its card needs no other proof: it asks for one where the card is another.
+        assert test["inputs"]["triggers"] == [{"0000:01:00.0": "10de:2b85", "0000:01:00.1": "10de:22e8"}]
     stack.config["homelab:vms"]["sandbox"]["shutdown"]["otherwise"] = "stop"
     vms(stack)["sandbox"]["power"] = "running"
     stack.up()
     assert with_card(stack)["0000:01:00.0"] == 103
-    seen = stack.output()["hosts"]["pve"]["gpus"]["rtx5090"]["test"]["functions"]
-    assert [(one["address"], one["id"]) for one in seen] == [
-        ("0000:01:00.0", "10de:2b85"),
-        ("0000:01:00.1", "10de:22e8"),
-    ]
-    assert {"index": 1, "size": 32 << 30} in seen[0]["bars"]
+    with subtests.test("what the small VM has seen"):
+        seen = stack.output()["hosts"]["pve"]["gpus"]["rtx5090"]["test"]["functions"]
+        assert [(one["address"], one["id"]) for one in seen] == [
+            ("0000:01:00.0", "10de:2b85"),
+            ("0000:01:00.1", "10de:22e8"),
+        ]
+        assert {"index": 1, "size": 32 << 30} in seen[0]["bars"]
 
     # Changed or removed by hand.
     stack.lab.fault("guest-ignores-shutdown", None)
@@ -225,19 +243,21 @@ def test_what_stands_against_a_card_is_said_with_the_vm_as_it_was_and_what_is_ch
         "pvesh set /cluster/mapping/pci/rtx5090 --map id=10de:2b85,iommugroup=99,node=pve,path=0000:01:00,subsystem-id=1043:89e3"
     )
     up = stack.up("--refresh")
-    for drift in (
-        "hostpci0: not there -> mapping=rtx5090,pcie=1",
-        "the PCI mapping",
-        "power: stopped -> running",
-    ):
-        assert f"drift: {drift}" in up.output
-    assert up.changed == {"pve-rtx5090", "sandbox-cards"}
-    assert (stack.lab.root / MAPPING).read_text() == entry
-    assert stack.machine.guests_on() == {103} and with_card(stack)["0000:01:00.0"] == 103
+    with subtests.test("what was changed by hand is mended"):
+        for drift in (
+            "hostpci0: not there -> mapping=rtx5090,pcie=1",
+            "the PCI mapping",
+            "power: stopped -> running",
+        ):
+            assert f"drift: {drift}" in up.output
+        assert up.changed == {"pve-rtx5090", "sandbox-cards"}
+        assert (stack.lab.root / MAPPING).read_text() == entry
+        assert stack.machine.guests_on() == {103} and with_card(stack)["0000:01:00.0"] == 103
     # The VM itself: that is named, and keeps nothing from being destroyed.
     stack.lab.run("qm stop 103; qm destroy 103")
     gone = stack.up("--refresh", ok=False)
-    assert "drift: VM 103 isn't there" in gone.output
-    assert "VM 103" in gone.message and gone.message.count("wanted: ") == 1
+    with subtests.test("the VM is gone"):
+        assert "drift: VM 103 isn't there" in gone.output
+        assert "VM 103" in gone.message and gone.message.count("wanted: ") == 1
     stack.destroy()
     assert not (stack.lab.root / MAPPING).exists()

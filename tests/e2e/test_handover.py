@@ -6,6 +6,8 @@ import copy
 import re
 from collections.abc import Callable
 
+import pytest
+
 from tests.e2e.conftest import Stack, refusal
 from tests.e2e.test_gpu_lxc import CARDS, NO_REBOOT, NOBODY, PHOENIX, opens
 from tests.e2e.test_gpu_vm import given_back
@@ -31,7 +33,9 @@ def handed(stack: Stack) -> dict[str, bool]:
     }
 
 
-def test_a_vm_takes_the_card_from_containers_and_gives_it_back(converged: Callable[..., Stack]) -> None:
+def test_a_vm_takes_the_card_from_containers_and_gives_it_back(
+    converged: Callable[..., Stack], subtests: pytest.Subtests
+) -> None:
     """Begun where a container alone has the cards. Its use changes from there, and each change is one `up`."""
     stack = converged("phoenix", gpus=CARDS, containers=PHOENIX, **NO_REBOOT)
     of_container = f"etc/pve/nodes/{stack.lab.api['node']}/lxc/901.conf"
@@ -54,13 +58,14 @@ def test_a_vm_takes_the_card_from_containers_and_gives_it_back(converged: Callab
     order = [name for _, name in up.steps]
     # What looks whether the card is free is there before the boot, after which a VM may start with the host.
     steps = ["pve-handover", "sandbox-hook", "pve-reboot", "phoenix-opened", "sandbox-cards"]
-    assert [order.index(one) for one in steps] == sorted(order.index(one) for one in steps), (
-        "a VM's start ends the containers"
-    )
-    assert "homelab.vfio" not in stack.lab.run("cat $HOMELAB_ROOT/proc/cmdline").stdout
-    assert stack.machine.drivers()[CARD] == "vfio-pci", "it ran before, and runs again, with the card"
-    config = stack.lab.run("qm config 103").stdout
-    assert "hookscript: local:snippets/homelab-handover.sh" in config and "mapping=big,driver=keep" in config
+    with subtests.test("what an `up` makes"):
+        assert [order.index(one) for one in steps] == sorted(order.index(one) for one in steps), (
+            "a VM's start ends the containers"
+        )
+        assert "homelab.vfio" not in stack.lab.run("cat $HOMELAB_ROOT/proc/cmdline").stdout
+        assert stack.machine.drivers()[CARD] == "vfio-pci", "it ran before, and runs again, with the card"
+        config = stack.lab.run("qm config 103").stdout
+        assert "hookscript: local:snippets/homelab-handover.sh" in config and "mapping=big,driver=keep" in config
     # Proxmox VE's own stop and start.
     stack.lab.run("qm stop 103")
     wait_until(lambda: 901 in stack.machine.guests_on())
@@ -72,7 +77,8 @@ def test_a_vm_takes_the_card_from_containers_and_gives_it_back(converged: Callab
         "vfio-pci",
     ] and 901 not in stack.machine.guests_on()
     again = stack.up("--refresh")
-    assert again.changed == set() and "phoenix: not compared: " in again.output and AWAY.search(again.output)
+    with subtests.test("a refresh leaves a card alone that is away"):
+        assert again.changed == set() and "phoenix: not compared: " in again.output and AWAY.search(again.output)
     container = stack.config["homelab:containers"]["phoenix"]
     container["method"] = "mount-entry"
     stack.write_config()
@@ -88,13 +94,15 @@ def test_a_vm_takes_the_card_from_containers_and_gives_it_back(converged: Callab
 
     stack.lab.run("qm set 103 --delete hookscript; systemctl disable homelab-handover.timer")
     mended = stack.up("--refresh")
-    assert (
-        "drift (handover): VM 103 has lost the hookscript" in mended.output and "timer is not enabled" in mended.output
-    )
-    assert mended.changed == {"pve-probe", "pve-handover", "sandbox-hook"}, (
-        "nothing else is found after the card's way there and back"
-    )
-    assert "hookscript" in stack.lab.run("qm config 103").stdout
+    with subtests.test("what its owner has taken away is mended"):
+        assert (
+            "drift (handover): VM 103 has lost the hookscript" in mended.output
+            and "timer is not enabled" in mended.output
+        )
+        assert mended.changed == {"pve-probe", "pve-handover", "sandbox-hook"}, (
+            "nothing else is found after the card's way there and back"
+        )
+        assert "hookscript" in stack.lab.run("qm config 103").stdout
 
     # Its use changes, and changes back: each leaves nothing of the one before.
     all_of_it, nothing = dict.fromkeys(handed(stack), True), dict.fromkeys(handed(stack), False)
@@ -110,26 +118,32 @@ def test_a_vm_takes_the_card_from_containers_and_gives_it_back(converged: Callab
     stack.host["gpus"] = {"big": {"match": "10de:2b85", "use": "lxc"}}
     stack.config["homelab:vms"] = {}
     stack.up()
-    assert is_the_containers() and handed(stack) == nothing
-    assert stack.lab.run("qm config 103").stdout == vm and not (stack.lab.root / "var/lib/homelab/handover").exists()
+    with subtests.test("for containers alone"):
+        assert is_the_containers() and handed(stack) == nothing
+        assert (
+            stack.lab.run("qm config 103").stdout == vm and not (stack.lab.root / "var/lib/homelab/handover").exists()
+        )
     stack.host["gpus"] = {"big": {"match": "10de:2b85", "allowContainers": [901, 950]}}
     stack.config["homelab:vms"], stack.config["homelab:containers"] = both[0], {}
     stack.up()
-    assert [stack.machine.drivers()[one] for one in (CARD, AUDIO)] == ["vfio-pci", "vfio-pci"] and handed(
-        stack
-    ) == nothing
-    assert (
-        "hostpci0: mapping=big,pcie=1" in stack.lab.run("qm config 103").stdout
-        and stack.lab.snapshot()[of_container] == stock[of_container]
-    )
+    with subtests.test("for a VM alone"):
+        assert [stack.machine.drivers()[one] for one in (CARD, AUDIO)] == ["vfio-pci", "vfio-pci"] and handed(
+            stack
+        ) == nothing
+        assert (
+            "hostpci0: mapping=big,pcie=1" in stack.lab.run("qm config 103").stdout
+            and stack.lab.snapshot()[of_container] == stock[of_container]
+        )
     # Without its hookscript, a VM that starts with the host would take it from the driver.
     stack.lab.run("qm set 103 --onboot 1")
     stack.host["gpus"], stack.config["homelab:vms"] = SHARED, {}
-    assert "VM 103 (Sandbox) has it (hostpci0: " in refusal(stack)
+    with subtests.test("a VM that has it without a hookscript"):
+        assert "VM 103 (Sandbox) has it (hostpci0: " in refusal(stack)
     stack.lab.run("qm set 103 --onboot 0")
     stack.config["homelab:vms"], stack.config["homelab:containers"] = both
     stack.up()
-    assert is_shared() and is_the_containers()
+    with subtests.test("for both again"):
+        assert is_shared() and is_the_containers()
     stack.destroy_as_left()
     assert handed(stack) == nothing and not (stack.lab.root / "var/lib/homelab/handover").exists()
     assert stack.lab.run("qm config 103").stdout == vm

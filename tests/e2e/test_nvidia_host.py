@@ -74,7 +74,7 @@ def test_a_stock_host_gets_the_driver_for_every_kernel_and_a_kernel_update_is_dr
 
 
 def test_one_of_two_identical_cards_to_a_vm_the_other_to_containers_with_the_driver_everywhere_in_one_run(
-    stack_on: Callable[..., Stack],
+    stack_on: Callable[..., Stack], subtests: pytest.Subtests
 ) -> None:
     stack = stack_on(
         "mixed",
@@ -88,14 +88,16 @@ def test_one_of_two_identical_cards_to_a_vm_the_other_to_containers_with_the_dri
     stack.lab.run("pct set 201 --onboot 0; qm set 103 --net0 virtio,bridge=vmbr0")
     stack.config["homelab:vms"]["sandbox"] |= reached(stack.lab)
     stack.up()
-    assert stack.machine.drivers()["0000:1d:00.0"] == "vfio-pci"
-    assert stack.machine.drivers()["0000:1e:00.0"] == "nvidia"
-    assert opens(stack, 201, "/dev/nvidia0", NOBODY)  # it runs again, though our reboot stopped it
-    assert opens(stack, 201, "/dev/nvidia-uvm", NOBODY)
-    assert "dev0: /dev/nvidia0,mode=0666" in conf(stack, 202)
-    assert "580." in inside(stack, SMI)
-    version = "nvidia-smi --query-gpu=driver_version --format=csv,noheader"
-    assert set(inside_container(stack, 201, version).split()) == set(stack.lab.run(version).stdout.split())
+    with subtests.test("each card where it belongs"):
+        assert stack.machine.drivers()["0000:1d:00.0"] == "vfio-pci"
+        assert stack.machine.drivers()["0000:1e:00.0"] == "nvidia"
+        assert opens(stack, 201, "/dev/nvidia0", NOBODY)  # it runs again, though our reboot stopped it
+        assert opens(stack, 201, "/dev/nvidia-uvm", NOBODY)
+        assert "dev0: /dev/nvidia0,mode=0666" in conf(stack, 202)
+    with subtests.test("the driver is in the VM and in the container"):
+        assert "580." in inside(stack, SMI)
+        version = "nvidia-smi --query-gpu=driver_version --format=csv,noheader"
+        assert set(inside_container(stack, 201, version).split()) == set(stack.lab.run(version).stdout.split())
 
     # The owner's `homelab report` says what was seen, and nothing about the network.
     file = stack.folder / "report.json"
@@ -105,45 +107,55 @@ def test_one_of_two_identical_cards_to_a_vm_the_other_to_containers_with_the_dri
         [sys.executable, "-m", "homelab", "report", *words],
         cwd=PROJECT, env=stack.environment, capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr
-    assert not [entry for entry in stack.lab.programs(mark) if entry["program"] in ("nvidia-smi", "modprobe")]
-    text = file.read_text()
-    host, *guests = json.loads(text)["parts"]
-    drivers = {card["use"]: {one["driver"] for one in card["functions"]} for card in host["cards"]}
-    assert drivers["vm"] == {"vfio-pci"} and "nvidia" in drivers["lxc"], drivers
-    assert {guest["kind"] for guest in guests} == {"vm", "container"}
-    output = stack.output()
-    secret = {stack.host["address"], output["hosts"]["pve"]["bootId"]}
-    secret |= {guest["name"] for kind in ("vms", "containers") for guest in output[kind].values()}
-    secret |= {card["uuid"] for card in output["hosts"]["pve"]["nvidia"]["gpus"]} | {"0000:1d", "SHA256", "ssh-"}
-    assert not [word for word in secret if word in text]
-    assert not re.search(r"\bpve\b(?<!-pve)", text.replace('"pve":', ""))  # the node's name, which a kernel's ends with
+    with subtests.test("a report wakes no card"):
+        assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr
+        assert not [entry for entry in stack.lab.programs(mark) if entry["program"] in ("nvidia-smi", "modprobe")]
+    with subtests.test("a report says what was seen"):
+        text = file.read_text()
+        host, *guests = json.loads(text)["parts"]
+        drivers = {card["use"]: {one["driver"] for one in card["functions"]} for card in host["cards"]}
+        assert drivers["vm"] == {"vfio-pci"} and "nvidia" in drivers["lxc"], drivers
+        assert {guest["kind"] for guest in guests} == {"vm", "container"}
+    with subtests.test("a report names nobody"):
+        output = stack.output()
+        secret = {stack.host["address"], output["hosts"]["pve"]["bootId"]}
+        secret |= {guest["name"] for kind in ("vms", "containers") for guest in output[kind].values()}
+        secret |= {card["uuid"] for card in output["hosts"]["pve"]["nvidia"]["gpus"]} | {"0000:1d", "SHA256", "ssh-"}
+        assert not [word for word in secret if word in text]
+        assert not re.search(
+            r"\bpve\b(?<!-pve)", text.replace('"pve":', "")
+        )  # the node's name, which a kernel's ends with
 
     stack.lab.run("pct set 201 --onboot 1; pct set 202 --onboot 1; qm set 103 --onboot 1")
     stack.lab.reboot()  # nothing but the service makes the nodes on this host
-    assert opens(stack, 201, "/dev/nvidia-uvm", NOBODY)
+    with subtests.test("after a boot the service has made the nodes"):
+        assert opens(stack, 201, "/dev/nvidia-uvm", NOBODY)
     stack.lab.wait_guest(103)
     mark = stack.lab.mark()
     again = stack.up("--refresh")
-    assert again.changed == set(), again.output
-    assert (len(stack.lab.connections(mark)), len(stack.lab.connections(mark, guest=103))) == (1, 1)
+    with subtests.test("nothing has changed: one connection each"):
+        assert again.changed == set(), again.output
+        assert (len(stack.lab.connections(mark)), len(stack.lab.connections(mark, guest=103))) == (1, 1)
     # What is the same for everybody lies on the host, and isn't in the state: each text would be tens of kilobytes.
-    sent = {
-        name_of(one["urn"]): len(one["inputs"]["stdin"])
-        for one in stack.resources()
-        if "stdin" in one.get("inputs", {})
-    }
-    assert not {name for name, length in sent.items() if length > 20_000}, sent
+    with subtests.test("what the state keeps is short"):
+        sent = {
+            name_of(one["urn"]): len(one["inputs"]["stdin"])
+            for one in stack.resources()
+            if "stdin" in one.get("inputs", {})
+        }
+        assert not {name for name, length in sent.items() if length > 20_000}, sent
 
     # The VM's card goes to a container, too. Not in one run, which is refused (tests/unit/test_gates.py): the host restarts before the VM loses
     # it, and the VM starts with the host.
     boots = len(stack.lab.boots())
     stack.config["homelab:vms"] = {}
     stack.up()
-    assert "hostpci" not in stack.lab.run("qm config 103").stdout
-    assert (len(stack.lab.boots()), stack.machine.drivers()["0000:1d:00.0"]) == (boots, "vfio-pci")
+    with subtests.test("the VM's card is free"):
+        assert "hostpci" not in stack.lab.run("qm config 103").stdout
+        assert (len(stack.lab.boots()), stack.machine.drivers()["0000:1d:00.0"]) == (boots, "vfio-pci")
     stack.host["gpus"]["vm"]["use"] = "lxc"
     stack.config["homelab:containers"]["transcode"]["gpus"] = ["containers", "vm"]
     stack.up()
-    assert (len(stack.lab.boots()), stack.machine.drivers()["0000:1d:00.0"]) == (boots + 1, "nvidia")
-    assert all(opens(stack, 202, f"/dev/nvidia{number}", NOBODY) for number in (0, 1))
+    with subtests.test("the card goes to a container"):
+        assert (len(stack.lab.boots()), stack.machine.drivers()["0000:1d:00.0"]) == (boots + 1, "nvidia")
+        assert all(opens(stack, 202, f"/dev/nvidia{number}", NOBODY) for number in (0, 1))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from lab.scenario import SCENARIO_FOLDER
@@ -22,7 +23,7 @@ DOCKER = "docker run --rm --gpus all nvidia/cuda:12.8.1-base-ubuntu24.04 nvidia-
 
 
 def test_from_a_stock_host_to_a_container_with_the_card_what_happens_to_that_later_another_branch_and_a_purge(
-    stack_on: Callable[..., Stack], tmp_path: Path
+    stack_on: Callable[..., Stack], tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
 
     def on_system(folder: Path, **system: Any) -> Path:
@@ -39,16 +40,19 @@ def test_from_a_stock_host_to_a_container_with_the_card_what_happens_to_that_lat
     stack.config["homelab:vms"]["sandbox"] |= reached(stack.lab, sudo=True) | {"address": "agent"}
     stack.lab.wait_guest(103)
     up = stack.up()
-    made = [name for operation, name in up.steps if operation == "create"]
-    assert [name for name in made if name in (*STEPS, *MORE)] == [*STEPS, *MORE]
-    assert "GPU 0: NVIDIA GeForce RTX 5090" in inside(stack, DOCKER)
-    assert "release 12.8" in inside(stack, "$HOMELAB_ROOT/usr/local/cuda-12.8/bin/nvcc --version")
-    assert "Open Kernel Module" in inside(stack, "cat $HOMELAB_ROOT/proc/driver/nvidia/version")
-    found = stack.output()["vms"]["sandbox"]["nvidia"]
-    assert found["driver"].startswith("580.")
-    assert (found["cuda"], found["flavour"], found["program"]) == ("12.8", "open", True)
-    assert (found["container"], found["uvm"]) == (True, True)
-    assert [card["name"] for card in found["gpus"]] == ["NVIDIA GeForce RTX 5090"]
+    with subtests.test("the order of the steps"):
+        made = [name for operation, name in up.steps if operation == "create"]
+        assert [name for name in made if name in (*STEPS, *MORE)] == [*STEPS, *MORE]
+    with subtests.test("driver, CUDA and a container in the guest"):
+        assert "GPU 0: NVIDIA GeForce RTX 5090" in inside(stack, DOCKER)
+        assert "release 12.8" in inside(stack, "$HOMELAB_ROOT/usr/local/cuda-12.8/bin/nvcc --version")
+        assert "Open Kernel Module" in inside(stack, "cat $HOMELAB_ROOT/proc/driver/nvidia/version")
+    with subtests.test("outputs"):
+        found = stack.output()["vms"]["sandbox"]["nvidia"]
+        assert found["driver"].startswith("580.")
+        assert (found["cuda"], found["flavour"], found["program"]) == ("12.8", "open", True)
+        assert (found["container"], found["uvm"]) == (True, True)
+        assert [card["name"] for card in found["gpus"]] == ["NVIDIA GeForce RTX 5090"]
 
     # As after a restored disk: another system, in which nothing tells of us.
     stack.lab.run("qm stop 103")
@@ -61,9 +65,10 @@ def test_from_a_stock_host_to_a_container_with_the_card_what_happens_to_that_lat
     inventory = "dpkg -l | grep ^ii | tr -s [:blank:]; find $HOMELAB_ROOT/etc -type f | sort | xargs sha256sum"
     before = inside(stack, inventory)
     up = stack.up("--refresh")
-    assert "sandbox: drift: " in up.output
-    assert {"sandbox-packages", *MORE} <= up.changed
-    assert "GPU 0: NVIDIA GeForce RTX 5090" in inside(stack, DOCKER)
+    with subtests.test("another system, in which nothing tells of us"):
+        assert "sandbox: drift: " in up.output
+        assert {"sandbox-packages", *MORE} <= up.changed
+        assert "GPU 0: NVIDIA GeForce RTX 5090" in inside(stack, DOCKER)
 
     # Restarted by somebody: nothing to mend. Then by us, with its host, before an option of its card comes into force: it is verified again, and nothing
     # else is done.
@@ -73,21 +78,24 @@ def test_from_a_stock_host_to_a_container_with_the_card_what_happens_to_that_lat
     stack.host["iommu"] = {"passthrough": False}
     stack.config["homelab:vms"]["sandbox"]["gpus"] = [{"gpu": "rtx5090", "rombar": False}]
     again = stack.up("--refresh")
-    assert again.found_changed == set(), again.output
-    assert "sandbox-verified" in again.changed and "sandbox-packages" not in again.changed, again.output
-    assert len(stack.lab.boots()) == of_host + 1 and len(stack.lab.guest_boots(103)) > boots
+    with subtests.test("a restart by somebody, and one by us"):
+        assert again.found_changed == set(), again.output
+        assert "sandbox-verified" in again.changed and "sandbox-packages" not in again.changed, again.output
+        assert len(stack.lab.boots()) == of_host + 1 and len(stack.lab.guest_boots(103)) > boots
 
     # Another branch, which doesn't work after its boot: that is said.
     boots = len(stack.lab.guest_boots(103))
     nvidia["driver"] = "595"
     stack.lab.fault("gpu-fails", "595.")
     first = stack.up(ok=False)
-    assert "sandbox-toolkit" in first.changed
-    assert len(stack.lab.guest_boots(103)) == boots + 1  # another module is loaded
+    with subtests.test("another branch, which doesn't work"):
+        assert "sandbox-toolkit" in first.changed
+        assert len(stack.lab.guest_boots(103)) == boots + 1  # another module is loaded
     stack.lab.fault("gpu-fails", None)
     up = stack.up()
-    assert stack.output()["vms"]["sandbox"]["nvidia"]["driver"].startswith("595.")
-    assert "sandbox-verified" in up.changed
+    with subtests.test("another branch"):
+        assert stack.output()["vms"]["sandbox"]["nvidia"]["driver"].startswith("595.")
+        assert "sandbox-verified" in up.changed
 
     stack.destroy()
     assert inside(stack, inventory) == before

@@ -20,7 +20,7 @@ from tests.workflow_steps import step_of
 EXAMPLE = PROJECT / "examples" / "own_program"
 
 
-def test_a_project_made_by_the_package_and_then_a_program_that_describes_its_host_bring_a_card_into_a_vm_and_back(
+def test_a_project_that_the_package_has_made_brings_a_card_into_a_vm_and_back(
     stack_on: Callable[..., Stack], tmp_path: Path
 ) -> None:
     stack = stack_on("bound-by-hand", vms=SANDBOX)
@@ -61,7 +61,12 @@ def test_a_project_made_by_the_package_and_then_a_program_that_describes_its_hos
     stack.destroy_as_left()
     given_back(stack, stock)
 
-    # The other one.
+
+def test_a_program_that_describes_its_host_brings_a_card_into_a_vm_and_back(
+    stack_on: Callable[..., Stack], tmp_path: Path
+) -> None:
+    stack = stack_on("bound-by-hand", vms=SANDBOX)
+    stock = stack.lab.snapshot()
     host = stack.host
     secret = Path(host["ssh"].pop("privateKeyFile")).read_text()
     del host["gpus"]

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.e2e.conftest import Stack, out_of_reach, refusal
@@ -84,32 +85,37 @@ def test_the_plan_is_printed_and_nothing_is_changed_and_an_owner_who_restarts_th
 
 
 def test_previews_after_the_first_up_ask_the_host_only_where_they_have_to_and_what_they_say_of_a_change_is_what_up_makes(
-    converged: Callable[..., Stack], tmp_path: Path
+    converged: Callable[..., Stack], tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
     stack = converged("rtx5090")
     mark = stack.lab.mark()
     # Without changes the host is left in peace, in reach or not, ...
-    assert stack.preview().planned == []
-    assert stack.lab.connections(since=mark) == []
+    with subtests.test("without changes the host isn't asked"):
+        assert stack.preview().planned == []
+        assert stack.lab.connections(since=mark) == []
     # ... unless told otherwise.
     stack.config["homelab:plan"] = "always"
-    assert "reboot: not needed" in stack.preview().output
-    assert len(stack.lab.connections(since=mark)) == 1
+    with subtests.test("unless told otherwise"):
+        assert "reboot: not needed" in stack.preview().output
+        assert len(stack.lab.connections(since=mark)) == 1
     stack.config["homelab:plan"] = "auto"
 
     # A setting with which the plan stays as it is makes nothing else look changed.
     card = stack.host["gpus"]["rtx5090"]
     stack.host["gpus"]["rtx5090"] = card | {"allowConsole": True}
     preview = stack.preview()
-    assert preview.planned == [("update", "pve-probe")] and "reboot: not needed" in preview.output
+    with subtests.test("a setting that changes no plan"):
+        assert preview.planned == [("update", "pve-probe")] and "reboot: not needed" in preview.output
     stack.host["gpus"]["rtx5090"] = card
 
     # A pull request hasn't got the key, and that is no change.
     key = stack.host["ssh"]["privateKeyFile"]
     stack.host["ssh"]["privateKeyFile"] = str(tmp_path / "not-in-a-pull-request")
-    assert stack.preview().planned == []
+    with subtests.test("a pull request has no key"):
+        assert stack.preview().planned == []
     stack.host["iommu"] = {"passthrough": False}
-    assert "previewing without the key to the host" in stack.preview().output
+    with subtests.test("a change in a pull request"):
+        assert "previewing without the key to the host" in stack.preview().output
     stack.host["ssh"]["privateKeyFile"] = key
     del stack.host["iommu"]
 
@@ -124,41 +130,48 @@ def test_previews_after_the_first_up_ask_the_host_only_where_they_have_to_and_wh
     card, mark = stack.host["gpus"]["rtx5090"], stack.lab.mark()
     card |= {"reset": "flr", "keepAwake": True}
     assert stack.up().changed >= {"pve-values"}
-    assert {name: (folder / name).read_text().strip() for name in had} == {
-        "reset_method": "flr",
-        "d3cold_allowed": "0",
-        "power/control": "on",
-    }
-    assert stack.lab.boots(since=mark) == []
+    with subtests.test("a change without a reboot"):
+        assert {name: (folder / name).read_text().strip() for name in had} == {
+            "reset_method": "flr",
+            "d3cold_allowed": "0",
+            "power/control": "on",
+        }
+        assert stack.lab.boots(since=mark) == []
 
     # A change that takes one: no card in the settings any more. What is said of other words: tests/unit/test_reboot_words.py,
     # tests/agent/test_reboot_required.py.
     stack.host["gpus"] = {}
     preview = stack.preview()
     why = "reboot: one, because no card is for a VM any more"
-    for said in (why, "it stops VM 103 (Sandbox)", "rebuilds /boot/grub/grub.cfg"):
-        assert said in preview.output, preview.output
+    with subtests.test("why it reboots, and what that stops"):
+        for said in (why, "it stops VM 103 (Sandbox)", "rebuilds /boot/grub/grub.cfg"):
+            assert said in preview.output, preview.output
     named = set(re.findall(r"(?:writes|changes|removes) (/etc/\S+)", preview.output))
     before = stack.lab.snapshot("etc")
     up = stack.up()  # which holds its sentence against the boots that follow
-    assert why in up.output
-    assert {name for _, name in preview.planned} == up.changed
-    assert stack.machine.drivers()["0000:01:00.0"] == "nouveau"
-    assert {name: (folder / name).read_text().strip() for name in had} == had
+    with subtests.test("what it says is what is made"):
+        assert why in up.output
+        assert {name for _, name in preview.planned} == up.changed
+        assert stack.machine.drivers()["0000:01:00.0"] == "nouveau"
+        assert {name: (folder / name).read_text().strip() for name in had} == had
     after = stack.lab.snapshot("etc")
     changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
     changed -= {MAPPING}  # Proxmox VE's own, which it leaves without an entry
-    assert named == {f"/{path}" for path in changed if "file" in {*before.get(path, ()), *after.get(path, ())}}
+    with subtests.test("the files that it names are those that change"):
+        assert named == {f"/{path}" for path in changed if "file" in {*before.get(path, ()), *after.get(path, ())}}
 
     # Nobody is asked if that was said, and a host out of reach is no obstacle.
     stack.host["iommu"], stack.config["homelab:plan"], mark = {"passthrough": False}, "never", stack.lab.mark()
-    assert ("update", "pve-cmdline") in stack.preview().planned
-    assert stack.lab.connections(since=mark) == []
+    with subtests.test("nobody is asked"):
+        assert ("update", "pve-cmdline") in stack.preview().planned
+        assert stack.lab.connections(since=mark) == []
     stack.config["homelab:plan"] = "auto"
     out_of_reach(stack.lab)
-    assert ("update", "pve-cmdline") in stack.preview().planned
+    with subtests.test("out of reach"):
+        assert ("update", "pve-cmdline") in stack.preview().planned
     # ... unless it is to be read.
     del stack.host["iommu"]
     stack.config["homelab:plan"] = "always"
     refused = stack.preview(ok=False)
-    assert refused.message.count("wanted:") == 1 and "Traceback" not in refused.output, refused.output
+    with subtests.test("out of reach, and to be read"):
+        assert refused.message.count("wanted:") == 1 and "Traceback" not in refused.output, refused.output
