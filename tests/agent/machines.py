@@ -75,6 +75,10 @@ class Machine:
         :param before: the machine that was cut.
         """
 
+    def starts_what_stays_off(self) -> bool:
+        """As its owner, a guest that a run that was killed has left off, as nobody can tell any more who has switched it off. False: there is none."""
+        return False
+
     def lasting(self) -> Tree:
         """What is compared: the disk, and what the kernel was told."""
         kernel = self.host.tree("sys")
@@ -159,6 +163,12 @@ class Container(Machine):
         if is_booted:
             self.box.state = self.example.get("booted", "stopped")
             self.host.write("/proc/sys/kernel/random/boot_id", "the next\n")
+
+    def starts_what_stays_off(self) -> bool:
+        if self.example.get("container") != "running" or self.box.state == "running":
+            return False
+        self.box.switched("start")
+        return True
 
     def lasting(self) -> Tree:
         """But for whether the container runs, and its tasks. As long as it has something of homelab's: its lines in any order, with any number, and no notes,

@@ -85,9 +85,9 @@ class Play:
     def act(self, name: str) -> None:
         world, wants = self.world, ACTS[name]
         program, vmid = world.kind.program, world.vmid
-        is_on, failed = world.runs(), False
         tasks = guest_tasks.switching(api.NodeApi(world.system()), world.kind, vmid)
         is_busy = any("endtime" not in task for task in tasks)
+        is_on, failed = world.runs(), False  # asked last: a task that runs may end before
         if name in ("restore", "rollback", "migrated and back", "another guest") and (is_on or is_busy):
             return  # Proxmox VE refuses that, or it waits for the guest's next start
         if name == "poweroff inside" and (not is_on or is_busy):
@@ -113,9 +113,9 @@ class Play:
                 world.becomes_another()
             case "under HA":
                 world.under_ha("stopped")
-                # Nothing is owed to a guest that is off then.
+                # Nothing is owed to a guest that is off then; a start of homelab's that is under way comes to its end.
                 if not is_on:
-                    self.wanted = False
+                    self.wanted = None if is_busy else False
             case "clock back":
                 world.set_clock(-3600)
             case "clock ahead":

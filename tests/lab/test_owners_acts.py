@@ -14,6 +14,7 @@ import pytest
 from lab import Lab, LabError
 from lab.api.tasks import Tasks
 from lab.host.state import HostState
+from remote_scripts.notes import owed
 from remote_scripts.pve import api
 from tests.lab import transaction_kit as kit
 from tests.lab.killed_kit import KilledError
@@ -26,12 +27,17 @@ RUNS = [("qemu", False), ("qemu", True), ("lxc", False), ("lxc", True)]
 
 @pytest.mark.parametrize(("act", "kind", "killed"), [(act, *run) for act, run in paired(ACTS, RUNS, "an owner's acts")])
 def test_an_owners_act_at_any_moment_of_a_change_counts(
-    kind: str, act: str, killed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    act: str,
+    killed: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """He stops the guest; shuts it down; stops it and starts it again; edits its configuration. `killed`: the run is
     killed in that moment, and the next one goes on. (By root's own shutdown in the very seconds in which a run is killed
-    before its own is noted, that can't be told: it is another user's here. Nor does he stop and start it within the milliseconds between homelab's
-    last look and its shutdown.)
+    before its own is noted, that can't be told: it is another user's here. A guest of which that can't be told stays off, and that is said. Nor does he
+    stop and start it within the milliseconds between homelab's last look and its shutdown.)
     """
     is_vm, wanted = kind == "qemu", act in ("start", "edit")
     with Lab.start("bound-by-hand" if is_vm else "phoenix", state=tmp_path / "lab") as lab:
@@ -42,7 +48,7 @@ def test_an_owners_act_at_any_moment_of_a_change_counts(
             lab.run(f"qm stop {vmid}; qm set {vmid} " + " ".join(f"--{key} {line}" for key, line in kit.LINES.items()))
         host = HostState(lab.state)
         path, tasks = f"/nodes/{host.node}/{kind}/{vmid}", Tasks(host)
-        moments, chosen, has_acted = 0, -1, False
+        moments, chosen, has_acted, unnoted = 0, -1, False, False
 
         def settle() -> None:
             while tasks.running():
@@ -80,6 +86,8 @@ def test_an_owners_act_at_any_moment_of_a_change_counts(
             )  # as a task is followed, for most of the time
             [] if is_watching else count()
             answer = kit.World.exchange(world, system, text)
+            nonlocal unnoted
+            unnoted |= moments == chosen and killed and b"/status/shutdown" in text.partition(b"\r\n")[0]
             [] if is_watching else count()
             return answer
 
@@ -100,14 +108,18 @@ def test_an_owners_act_at_any_moment_of_a_change_counts(
             lab.ask_api("PUT", f"{path}/config", delete="description")
             if world.conf() != before or not world.runs():
                 problems.append(f"{number}: it isn't as before")
-            moments, chosen, has_acted = 0, number, False
+            moments, chosen, has_acted, unnoted = 0, number, False, False
             if killed:
                 with pytest.raises(KilledError):
                     up()
                 settle()
+            capfd.readouterr()
             up()
             settle()
-            if has_acted and (world.runs() is not wanted or not (world.in_force() if is_vm else world.lines())):
+            if unnoted and not world.runs():
+                if owed.UNKNOWN not in capfd.readouterr().err:
+                    problems.append(f"{number}: nobody says that it stays off")
+            elif has_acted and (world.runs() is not wanted or not (world.in_force() if is_vm else world.lines())):
                 problems.append(f"{number}: it {'runs' if world.runs() else 'is off'}\n{world.conf()}")
             if has_acted and act == "edit" and "his" not in world.conf():
                 problems.append(f"{number}: the edit is lost")
