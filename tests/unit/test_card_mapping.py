@@ -111,6 +111,7 @@ def test_one_that_a_killed_update_has_moved_goes_from_where_it_is_noted() -> Non
         (of(OTHER), INPUTS, "", of(OTHER, OURS)),
         (of(OLD, OTHER), INPUTS, "", of(OURS, OTHER)),
         (of(OTHER), LIVE, "", of(OTHER, OURS, **FLAGGED)),
+        (of(OTHER, **FLAGGED), INPUTS, "", of(OTHER, OURS, **FLAGGED)),
         (of(OURS), LIVE, "", of(OURS, **FLAGGED)),
         (of(OURS), INPUTS, "", of(OURS)),
         (of(f"{OURS},description=mine"), INPUTS, "", of(f"{OURS},description=mine")),
@@ -417,7 +418,7 @@ def test_a_mapping_of_another_device_is_refused_with_the_host_as_its_own_work_re
     """Before anything is changed: a refresh has the host planned anew for it."""
     host = settings({"card": GPU}, node="pve1")
     ledger_of = {"mapping/pve1/card": json.dumps(note)} if note else {}
-    guests = {"running": [], "configs": [], "reservations": ""}
+    guests = {"running": [], "configs": []}
     guests |= {"mappings": "\n".join(["card", *(f"\tmap {entry}" for entry in entries)])}
     had = plan.wanted(desktop(), host)
     words = dict.fromkeys(("running", "configured", "generated"), had.words) | {"others": ""}

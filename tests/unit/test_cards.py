@@ -12,7 +12,6 @@ from components.host_reboot import cards_seen
 from homelab.cards import group_gates, resolving
 from homelab.cards import remarks as card_remarks
 from homelab.cards.resource import entry_of
-from homelab.errors import HomelabError, raise_all
 from homelab.facts.host import HostFacts
 from homelab.host import gates, judge, plan
 from homelab.settings import Host, NewVm, Vm
@@ -1076,9 +1075,3 @@ def test_a_vms_values_are_those_of_its_next_start() -> None:
         "name: x\nhostpci0: 01:00\nvga: std\nmachine: q35\n[PENDING]\ndelete: vga,!machine\nhostpci0: 02:00\nballoon: 0"
     )
     assert facts_config(103, lines).values == {"name": "x", "hostpci0": "02:00", "balloon": "0"}
-
-
-def test_a_closed_gate_is_one_message() -> None:
-    facts = apu(together=True, vital=[vital("storage", ROOT, "0000:c6:00.3")])
-    with pytest.raises(HomelabError, match=r"(?s)can't do without.*alone in its IOMMU group"):
-        raise_all(gates.check(facts, APU)[1])

@@ -89,7 +89,7 @@ def test_a_card_that_stays_with_the_host_is_named_as_its_screen(
     second: str | None, lines: str, gpus: dict[str, str], named: bool
 ) -> None:
     more = [device("0000:01:00.0", "10de:2b85", second, 6)] if second else []
-    guests = {"running": [], "configs": [{"kind": "vm", "id": 103, "lines": lines}], "mappings": "", "reservations": ""}
+    guests = {"running": [], "configs": [{"kind": "vm", "id": 103, "lines": lines}]}
     facts, bound = (
         only_card(devices=[*map(asdict, only_card(driver=driver).devices), *more], guests=guests, **BOOTFB)
         for driver in ("amdgpu", "vfio-pci")

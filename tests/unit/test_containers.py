@@ -38,7 +38,7 @@ def conf(kind: str, guest: int, lines: str) -> dict[str, Any]:
 def shared(**changes: Any) -> HostFacts:
     """A host with two cards that its driver has: the one that comes first on the bus is number 1."""
     guests = {
-        "running": [901], "mappings": "", "reservations": "",
+        "running": [901],
         "configs": [conf("lxc", 901, "hostname: ai-lab"), conf("vm", 103, "name: Sandbox"), *changes.pop("configs", [])],
     }  # fmt: skip
     numbers, nodes = {"0000:01:00.0": 1, "0000:03:00.0": 0}, device_nodes(NODES | {"nvidia1": "c3 1 666"})
@@ -64,7 +64,7 @@ def test_nothing_is_installed_over_files_of_the_hosts_that_its_owner_mounts() ->
     there = "/usr/bin/nvidia-smi, /usr/lib/x86_64-linux-gnu/libcuda.so.1"
     for lines, stack, is_refused in ((MOUNTS, {}, True), (MOUNTS, None, False), ("", {}, False)):
         own = {"running": [901], "configs": [conf("lxc", 901, f"hostname: ai-lab\n{lines}")]}
-        facts = shared(guests={"mappings": "", "reservations": "", **own})
+        facts = shared(guests={**own})
         wish = container_plan.wish_of("phoenix", container(nvidia=stack), facts, want(facts), {})
         assert [there in error.found for error in wish.refused] == [True] * is_refused
 
@@ -161,7 +161,7 @@ def seen(
     :param host: what else it has.
     :param note: fields of what is noted of the container.
     """
-    guests = {"running": [901] * runs, "mappings": "", "reservations": "", "configs": [conf("lxc", 901, lines)]}
+    guests = {"running": [901] * runs, "configs": [conf("lxc", 901, lines)]}
     cluster = {"node": "pve", "ha": {"resources": ha and f"ct: 901\n\tstate {ha}\n"}}
     ledger = container_note(901, note.pop("cards", BOTH), *(line.partition(": ")[2] for line in LINES), **note)
     return shared(guests=guests, ledger=ledger if given else {}, cluster=cluster, configs=[], **(host or {}))
@@ -370,15 +370,6 @@ def test_a_container_that_leaves_the_settings_is_told_what_becomes_of_it() -> No
     assert preview(seen(**about, identity="AA:00:00:00:00:01")) == ([], [])
     (error,) = preview(seen(**about, ha="started"))[1]
     assert error.found == "HA manages it (started)"
-
-
-@pytest.mark.parametrize(
-    ("one", "state", "refused"), [("0,1", "started", False), ("0", "started", True), ("0", "ignored", False)]
-)
-def test_a_container_under_ha_that_would_change_is_refused(one: str, state: str, refused: bool) -> None:
-    errors = preview(seen(ha=state), phoenix=container(gpuAssignment=one))[1]
-    assert [error.found for error in errors] == [f"HA manages it ({state})"] * refused
-    assert all("`ha-manager set ct:901 --state ignored`" in error.next for error in errors)
 
 
 def test_no_card_needs_no_driver() -> None:

@@ -97,7 +97,6 @@ def found(report: Report) -> dict[str, str]:
 def test_a_container_with_all_that_it_needs_is_well() -> None:
     report = diagnose(reading(DEVICE_LINES, inside(NODES)), 901)
     assert (report.findings, report.next, report.well) == ([], [], True)
-    assert diagnose(reading(DEVICE_LINES, inside(NODES)), 901).well
 
 
 def test_of_a_card_that_no_driver_can_serve_no_driver_and_no_node_is_advised() -> None:
@@ -661,7 +660,7 @@ def test_what_becomes_of_a_guest_that_has_left_the_settings_is_told_of_its_host(
 def test_a_vm_that_no_settings_have_is_told_nothing_of_up() -> None:
     lines = "name: Other\nmachine: q35\nhostpci0: 01:00,pcie=1"
     configs = [{"kind": "vm", "id": vmid, "lines": lines} for vmid in (103, 104)]
-    guests = {"running": [104], "configs": configs, "mappings": "", "reservations": ""}
+    guests = {"running": [104], "configs": configs}
     (finding,) = diagnose_vm(reading(facts=desktop(guests=guests))).findings
     assert finding.found == "VM 104 (Other) runs with it" and finding.next.endswith("then start VM 103")
 
@@ -671,7 +670,7 @@ def test_what_is_known_against_giving_a_card_is_told_of_the_vm_that_has_it(gpus:
 
     def with_guests(lines: str) -> dict[str, Any]:
         configs = [{"kind": "vm", "id": 103, "lines": lines}]
-        return {"running": [], "configs": configs, "mappings": "", "reservations": ""}
+        return {"running": [], "configs": configs}
 
     apu = device("0000:01:00.0", "1002:1900", "030000", 16, driver="vfio-pci", boot_vga=1)
     seen = reading(facts=desktop(devices=[apu], guests=with_guests("hostpci0: 01:00,pcie=1\n")))
@@ -685,7 +684,7 @@ def test_what_is_known_against_giving_a_card_is_told_of_the_vm_that_has_it(gpus:
 def test_a_vm_that_runs_has_its_card_until_it_is_off() -> None:
     conf = {"kind": "vm", "id": 103, "lines": "hostpci0: 01:00\n[PENDING]\ndelete: hostpci0\n"}
     for running, options in (([103], ["hostpci0"]), ([], [])):
-        guests = {"running": running, "configs": [conf], "mappings": "", "reservations": ""}
+        guests = {"running": running, "configs": [conf]}
         report = diagnose_vm(reading(facts=desktop(guests=guests)))
         assert [one["option"] for one in report.data["hostpci"]] == options
 
@@ -702,8 +701,6 @@ def test_a_group_that_holds_more_than_the_card() -> None:
     conf = {
         "running": [],
         "configs": [{"kind": "vm", "id": 103, "lines": "hostpci0: 01:00\n"}],
-        "mappings": "",
-        "reservations": "",
     }
     named = settings({"gpu": {"address": "01:00"}})
     for host, turn in ((settings({}), Turn.PERSON), (named, Turn.REFUSED)):  # `up` refuses it of its own cards

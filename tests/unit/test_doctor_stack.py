@@ -72,7 +72,7 @@ def test_a_secret_that_pulumi_has_encrypted_is_sent_to_no_host_and_no_vm_and_is_
     gpus = {"gpus": {"big": {"match": "10de:2b85"}}}
     found = written(tmp_path, {"hosts": {"pve": host(**{secret: SECURE}) | gpus}, "vms": {"sandbox": vm}})
     monkeypatch.setattr(asyncssh, "connect", lambda *_, **__: pytest.fail("it logs in"))
-    guests = {"running": [103], "configs": [{"kind": "vm", "id": 103, "lines": ""}], "mappings": "", "reservations": ""}
+    guests = {"running": [103], "configs": [{"kind": "vm", "id": 103, "lines": ""}]}
     known = found.guests()
     (unread,) = planning._read_vms(known.hosts["pve"], desktop(guests=guests), known.vms, None)[2]
     assert f"vms.sandbox was not looked into (ssh.{secret} is encrypted" in unread

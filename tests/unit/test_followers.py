@@ -165,7 +165,7 @@ def previewed(
     found = parse_settings(values)
     host = found.hosts["pve"]
     configs = [{"kind": "lxc", "id": 950, "lines": "ostype: debian"}, {"kind": "vm", "id": 103, "lines": "ostype: l26"}]
-    guests = {"configs": configs, "running": [950, 103], "mappings": "", "reservations": ""}
+    guests = {"configs": configs, "running": [950, 103]}
     facts = desktop(*gpu("0000:03:00", 18), nvidia_minors={"0000:01:00.0": 0}, guests=guests)
     monkeypatch.setattr(ssh, "Session", lambda *_: VM)
     session = cast(ssh.Session, world)

@@ -155,7 +155,7 @@ def test_without_groups_the_boot_has_failed() -> None:
 
 def test_a_container_has_it_although_a_vm_names_it() -> None:
     taker = {"kind": "vm", "id": 103, "lines": "name: gaming\nhostpci0: 0000:01:00,driver=keep"}
-    guests = {"running": [], "configs": [taker], "mappings": "", "reservations": ""}
+    guests = {"running": [], "configs": [taker]}
     devices = [{**one, "driver": "nvidia"} if one["address"] == "0000:01:00.0" else one for one in gpu()]
     others = [asdict(one) for one in desktop().devices if one.slot != "0000:01:00"]
     found = facts(devices=[*others, *devices], nvidia_minors={"0000:01:00.0": 0}, guests=guests)
@@ -172,7 +172,7 @@ def test_a_card_that_was_shared_becomes_the_containers_alone_by_one_up(
 ) -> None:
     """The VM still names it when the run begins, and loses it by that run: it must be off, have it from this program, and its hookscript must be at work."""
     taker: dict[str, Any] = {"kind": "vm", "id": 103, "lines": "name: gaming\nhostpci0: 0000:01:00,driver=keep"}
-    guests = {"running": [103] * running, "configs": [taker], "mappings": "", "reservations": ""}
+    guests = {"running": [103] * running, "configs": [taker]}
     devices = [{**one, "driver": "nvidia"} if one["address"] == "0000:01:00.0" else one for one in gpu()]
     others = [asdict(one) for one in desktop().devices if one.slot != "0000:01:00"]
     found = facts(
@@ -190,7 +190,7 @@ def test_a_card_that_was_shared_becomes_the_containers_alone_by_one_up(
 def test_a_card_that_is_taken_in_turn_is_taken_from_no_vm_by_a_run() -> None:
     lines = "machine: q35\nname: gaming\nhostpci0: 0000:01:00,driver=keep"
     configs = [{"kind": "vm", "id": 104, "lines": lines}, {"kind": "vm", "id": 103, "lines": "machine: q35"}]
-    guests = {"running": [104], "configs": configs, "mappings": "", "reservations": ""}
+    guests = {"running": [104], "configs": configs}
     for one, found in ((host(), ["VM 104 (gaming) runs with it"]), (settings(), [])):
         seen = facts(guests=guests, ledger=vm_note(104, lines, "hostpci0"))
         errors = told(seen, one, {"gaming": VM}, stack="p/s")[1]
@@ -199,7 +199,7 @@ def test_a_card_that_is_taken_in_turn_is_taken_from_no_vm_by_a_run() -> None:
 
 
 # -- drift, and what is away -----------------------------------------------------------------------------------------
-RUNNING = {"running": [103], "configs": [], "mappings": "", "reservations": ""}
+RUNNING = {"running": [103], "configs": []}
 
 
 def test_what_hands_over_drifts_where_it_is_ours() -> None:

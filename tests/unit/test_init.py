@@ -33,8 +33,6 @@ GUESTS: dict[str, Any] = {
         {"kind": "lxc", "id": 901, "lines": "hostname: ai-lab\nunprivileged: 1\n"},
         {"kind": "lxc", "id": 902, "lines": "hostname: old\n"},
     ],
-    "mappings": "",
-    "reservations": "",
 }
 CLUSTER = {"node": "pve", "places": "pve/qemu-server/103.conf\nother/lxc/100.conf"}
 ACCESS = {"address": "192.168.0.202", "ssh": {"hostKey": hosts.KEY, "privateKeyFile": "~/.ssh/id_ed25519"}}
@@ -460,7 +458,6 @@ def test_a_host_says_its_node_and_its_cluster() -> None:
     for cluster, name, said in (("home", "pve", {"cluster": "home"}), ("9", "other", {"node": "pve"}), ("", "pve", {})):
         facts = replace(host(), cluster=replace(host().cluster, name=cluster))
         assert init_settings.place(facts, "pve", name) == said
-    assert replace(host().cluster, name="home").described == ", node of the cluster home"
 
 
 def with_driver(driver: str) -> list[dict[str, Any]]:

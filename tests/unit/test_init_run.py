@@ -248,12 +248,6 @@ def test_a_full_disk_leaves_the_file_unchanged_and_no_other_file(
     assert [one.read_text(encoding="utf-8") for one in tmp_path.iterdir()] == ["old"]
 
 
-def test_a_file_that_is_no_text_is_an_error_with_four_parts(tmp_path: Path) -> None:
-    (tmp_path / "Pulumi.homelab.yaml").write_bytes(b"config: \xff")
-    with pytest.raises(HomelabError, match="UTF-8"):
-        read_settings(tmp_path / "Pulumi.homelab.yaml")
-
-
 @pytest.mark.parametrize("kinds", [["rsa-sha2-512", "ecdsa-sha2-nistp256"], ["rsa-sha2-512"]])
 def test_a_host_is_asked_for_a_key_that_every_step_can_use(kinds: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     async def get(*_: object, server_host_key_algs: list[str], **__: object) -> asyncssh.SSHKey:

@@ -84,7 +84,7 @@ def test_a_plan_names_driver_and_modules_and_what_comes_beside_it() -> None:
     text, errors = described(settings(vm=stack))
     assert errors == []
     assert "vms.v: driver 580" in text and "CUDA 12.8, container toolkit for docker" in text
-    guests = {"configs": [VM_103], "running": [103], "mappings": "", "reservations": ""}
+    guests = {"configs": [VM_103], "running": [103]}
     (read,) = stacks_of(settings(vm=stack), desktop(guests=guests), {"103": seen(**UBUNTU)})
     assert "driver 580 (open kernel modules" in read.text
     named = {"driver": "580", "capabilities": ["graphics", "compute"]}
@@ -143,7 +143,7 @@ def test_a_card_set_by_address_is_refused_once_the_host_was_read() -> None:
 
 def test_a_guest_that_is_off_and_stays_off_is_named() -> None:
     found = settings(vm={"driver": "580"})
-    guests = {"configs": [{"kind": "vm", "id": 103, "lines": "machine: q35"}], "mappings": "", "reservations": ""}
+    guests = {"configs": [{"kind": "vm", "id": 103, "lines": "machine: q35"}]}
     _, (error,) = described(found, guests={**guests, "running": []})
     assert error.wanted == "vms.v: a guest that runs" and "power is keep" in error.found
     assert described(found, guests={**guests, "running": [103]})[1] == []
@@ -180,7 +180,7 @@ VM_103 = {"kind": "vm", "id": 103, "lines": "machine: q35\nostype: l26"}
 def inside_vm(config: dict[str, Any] = VM_103, read: SystemReading | None = None, **nvidia: Any) -> list[HomelabError]:
     """What stands against NVIDIA's stack in VM 103, which runs."""
     found = settings(vm={"driver": "580", **nvidia})
-    facts = desktop(guests={"configs": [config], "running": [103], "mappings": "", "reservations": ""})
+    facts = desktop(guests={"configs": [config], "running": [103]})
     return [error for stack in stacks_of(found, facts, {"103": read} if read else {}) for error in stack.errors]
 
 
@@ -213,8 +213,6 @@ def test_a_container_of_another_distribution_is_refused_by_its_configuration(kin
         guests={
             "configs": [{"kind": "lxc", "id": 901, "lines": f"ostype: {kind}"}],
             "running": [901],
-            "mappings": "",
-            "reservations": "",
         },
     )
     (error,) = [error for stack in stacks_of(found, facts) for error in stack.errors]

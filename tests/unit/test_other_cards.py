@@ -30,8 +30,6 @@ DRM = {
 }
 GUESTS = {
     "running": [],
-    "mappings": "",
-    "reservations": "",
     "configs": [{"kind": "lxc", "id": 901, "lines": "hostname: box"}],
 }
 

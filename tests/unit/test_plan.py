@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from homelab.cards import values as card_values
-from homelab.errors import HomelabError, raise_all
 from homelab.facts.host import HostFacts
-from homelab.host import gates, plan
+from homelab.host import plan
 from remote_scripts.both.reboot import Reason
 from remote_scripts.pve.guest_kinds import Running
 from tests.rows import rows
@@ -58,28 +57,6 @@ def test_drivers_are_blacklisted_only_when_no_nvidia_card_stays() -> None:
     assert plan.wanted(two, settings({"gpu": {"address": "01:00"}})).vfio_words == WORD
 
 
-@pytest.mark.parametrize(
-    ("configured", "others", "blacklisted"),
-    [
-        (f"quiet {plan.NVIDIA_BLACKLIST}", "quiet", True),  # taking homelab's word away would need a reboot
-        (f"quiet {plan.NVIDIA_BLACKLIST}", f"quiet {plan.NVIDIA_BLACKLIST}", False),
-        ("quiet", "quiet", False),
-    ],
-)
-def test_a_card_of_another_maker_blacklists_nothing_anew(configured: str, others: str, blacklisted: bool) -> None:
-    facts = desktop(
-        devices=[device("0000:0b:00.0", "1002:164e", "030000", 20, driver="amdgpu")],
-        cmdline=cmdline("quiet", configured or "quiet", others),
-    )
-    want = plan.wanted(facts, settings({"igpu": {"match": "1002:164e"}}))
-    assert (plan.NVIDIA_BLACKLIST in want.vfio_words) is blacklisted
-
-
-def test_nothing_is_bound_for_cards_that_stay_with_the_host() -> None:
-    want = plan.wanted(desktop(), settings({"gpu": {"match": "10de:2b85", "use": "host"}}))
-    assert (want.vfio_words, want.functions) == ("", {})
-
-
 def by_hand(running: str = "", ids: str = "", driver: str = "vfio-pci", **changes: Any) -> HostFacts:
     devices = [
         device("0000:01:00.0", "10de:2b85", "030000", 16, driver=driver),
@@ -125,17 +102,6 @@ def test_ids_without_effect_and_a_driver_without_ids_are_no_binding(facts: HostF
 def test_our_own_binding_is_not_taken_for_one_made_by_hand() -> None:
     facts = by_hand(running=f"vfio-pci.ids=10de:2b85,10de:22e8 {WORD}")
     assert plan.wanted(facts, settings()).vfio_words.startswith(WORD)
-
-
-def test_a_closed_gate_raises_every_reason() -> None:
-    facts = desktop(loader="", iommu={"tables": [], "groups": 0, "kernel_log": ""})
-    with pytest.raises(HomelabError, match=r"(?s)boot loader.*firmware"):
-        raise_all(gates.check(facts, settings())[1])
-
-
-def test_a_host_as_wanted_has_no_drift() -> None:
-    want = plan.wanted(desktop(), settings())
-    assert not any(plan.drift(bound(), want).values())
 
 
 WORDS = plan.wanted(desktop(), settings()).words
@@ -285,14 +251,6 @@ def test_the_plan_tells_people_what_would_happen() -> None:
     ):
         assert said in text, text
     assert text.count("rebuilds /boot/grub/grub.cfg") == 1
-
-
-@pytest.mark.parametrize(("decision", "said"), [("yes", True), ("no", False)])
-def test_the_plan_says_after_which_node_this_one_restarts(decision: str, said: bool) -> None:
-    facts, want = desktop(), plan.wanted(desktop(), settings())
-    text = plan.describe("pve", facts, settings(), want, reboot(decision, ("a",)), follows="pve2")
-    assert ("; after pve2, if that one is" in text) is said
-    assert "; after" not in plan.describe("pve", facts, settings(), want, reboot(decision, ("a",)))
 
 
 def test_the_plan_says_that_a_card_goes_back_to_its_driver() -> None:

@@ -48,8 +48,6 @@ def test_a_card_that_a_running_vm_has_now_goes_on() -> None:
     guests = {
         "running": [103],
         "configs": [{"kind": "vm", "id": 103, "lines": "hostpci0: 0000:01:00"}],
-        "mappings": "",
-        "reservations": "",
     }
     assert errors(held(guests=guests)) == []
     off = guests | {"running": []}

@@ -160,18 +160,6 @@ def test_secrets_never_show_in_a_message(values: Any) -> None:
     assert "hunter" not in refused(values)
 
 
-def test_a_missing_private_key_says_which_file() -> None:
-    host = loaded(hosts(ssh={"hostKey": KEY, "privateKeyFile": "/nowhere/id_ed25519"})).hosts["pve"]
-    with pytest.raises(HomelabError, match="nowhere.id_ed25519"):
-        _ = host.ssh.key
-
-
-def test_the_host_key_may_be_in_a_file(tmp_path: Path) -> None:
-    (tmp_path / "key.pub").write_text(f"{KEY} root@pve\n")
-    host = loaded(hosts(ssh={"hostKeyFile": str(tmp_path / "key.pub"), "agent": True})).hosts["pve"]
-    assert host.ssh.pinned_host_key == KEY
-
-
 @pytest.mark.parametrize(
     "text", ["", "ssh-ed25519", KEY[:16], f"192.168.0.202 {KEY}", "\x00\xff", "-----BEGIN OPENSSH PRIVATE KEY-----"]
 )

@@ -32,7 +32,7 @@ PHOENIX: dict[str, Any] = {"host": "pve", "ctid": 901, "gpus": ["rtx5090"]}
 SHARED = {"kind": "lxc", "id": 950, "lines": "hostname: old\ndev0: /dev/nvidia0,mode=0666"}
 OFF = {"kind": "vm", "id": 103, "lines": "name: sandbox\nmachine: q35"}
 WITHOUT_CARD = {"kind": "lxc", "id": 901, "lines": "hostname: p"}
-GUESTS = {"running": [], "configs": [OFF, WITHOUT_CARD], "mappings": "", "reservations": ""}
+GUESTS = {"running": [], "configs": [OFF, WITHOUT_CARD]}
 DRIVER: dict[str, Any] = {
     "nvidia_minors": {"0000:01:00.0": 0},
     "nvidia": {"version": "580.95.05", "trouble": ["", ""]},

@@ -993,8 +993,6 @@ class _Answering(ssh.Session):
         self.guests = {
             "running": [901],
             "configs": [{"kind": "lxc", "id": ctid, "lines": "ostype: debian"} for ctid in (901, 902)],
-            "mappings": "",
-            "reservations": "",
             **guests,
         }
         self.later = later or {}

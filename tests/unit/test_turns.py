@@ -125,3 +125,4 @@ def test_a_plan_says_after_which_node_one_restarts() -> None:
         needed = plan.PlannedReboot(cast("Any", decision), "1", (reboot.Reason("a"),))
         text = plan.describe("pve2", facts, settings.hosts["alone"], want, needed, follows="pve1")
         assert said in text.splitlines()[-1] and ("after pve1" in text) == (decision == "yes")
+        assert "; after" not in plan.describe("pve2", facts, settings.hosts["alone"], want, needed)

@@ -25,9 +25,7 @@ Q35 = {"name": "Sandbox", "machine": "pc-q35-9.2", "bios": "ovmf", "memory": "32
 MAPPINGS = (
     "gpu0\n\tmap id=10de:2204,iommugroup=1,node=pve,path=0000:01:00\n\tmap id=10de:2204,node=pve2,path=0000:41:00\n"
 )
-FACTS = desktop(
-    guests={"running": [], "configs": [], "mappings": MAPPINGS, "reservations": ""}, cluster={"node": "pve"}
-)
+FACTS = desktop(guests={"running": [], "configs": [], "mappings": MAPPINGS}, cluster={"node": "pve"})
 DEVICES = {f"0000:{slot}.0": slot for slot in ("01:00", "41:00", "05:00")} | {"0000:01:00.1": "sound"}
 
 
