@@ -28,6 +28,8 @@ from homelab.settings import Nvidia, Settings
 from tests.conftest import PROJECT
 from tests.unit.hosts import KEY
 
+pytestmark = pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -219,7 +221,6 @@ def of_one_base() -> dict[tuple[str, ...], list[str]]:
     return found
 
 
-@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(("without", "places"), [pytest.param(*one, id=one[1][0]) for one in of_one_base().items()])
 def test_a_setting_that_changes_changes_what_a_resource_is_told(
     told: Callable[[dict[str, Any]], Any], without: tuple[str, ...], places: list[str]
@@ -234,13 +235,11 @@ def test_a_setting_that_changes_changes_what_a_resource_is_told(
     assert (unnoticed, ungated) == ([], [])
 
 
-@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
 def test_a_setting_of_no_resource_changes_nothing_that_one_is_told(told: Callable[[dict[str, Any]], Any]) -> None:
     changes = {place: value for each in DATA["of_no_resource"].values() for place, value in each.items()}
     assert told(changed(changes)) == told(changed({}))
 
 
-@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
 def test_a_shared_card_of_a_vm_and_a_card_named_like_both_are_two(
     told: Callable[[dict[str, Any]], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,13 +260,11 @@ def test_a_shared_card_of_a_vm_and_a_card_named_like_both_are_two(
     assert found == {"rtx5090": [103], "rtx5090-sandbox": []}
 
 
-@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
 def test_each_step_shows_what_it_does_while_it_runs(told: Callable[[dict[str, Any]], Any]) -> None:
     shown = {name: inputs["logging"] for (kind, name), inputs in told(changed({}, ())).items() if "Command" in kind}
     assert {"pve-cmdline", "pve-initrd", "pve-reboot"} <= shown.keys() and {*shown.values()} == {"stderr"}
 
 
-@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
 def test_the_programs_resources_keep_their_urns_and_what_each_comes_after(
     told: Callable[[dict[str, Any]], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,7 +287,6 @@ def test_the_programs_resources_keep_their_urns_and_what_each_comes_after(
     assert registered == program["resources"]
 
 
-@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
 def test_newer_data_of_nvidias_have_the_hosts_planned_anew_that_install_by_them(
     told: Callable[[dict[str, Any]], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
