@@ -26,7 +26,7 @@ from homelab.settings import Container, Host, Nvidia, Vm
 from remote_scripts.tools.plain import of_plain
 from tests.conftest import shared
 from tests.rows import rows
-from tests.unit.hosts import KEY, NODES, desktop, device, device_nodes, gpu, seen, settings, tree, vm_note
+from tests.unit.hosts import KEY, NODES, conf, desktop, device, device_nodes, gpu, seen, settings, tree, vm_note
 
 DEVICES = "Character devices:\n  1 mem\n195 nvidia\n195 nvidiactl\n226 drm\n508 nvidia-uvm\n511 nvidia-caps\n\nBlock devices:\n259 blkext\n"
 DEVICE_LINES = "".join(
@@ -48,20 +48,14 @@ def looked_into(ctid: int, conf: str, seen: str | None = None, problem: str = ""
 
 def reading(conf: str = "", seen: str | None = None, *, nodes: dict[str, str] | None = None, **changes: Any) -> Reading:
     """A desktop whose RTX 5090 is NVIDIA's driver's, with container 901; ``seen`` None: it is off."""
-    facts = changes.pop(
-        "facts",
-        desktop(
-            nvidia_minors={"0000:01:00.0": 0},
-            modules=["nvidia", "nvidia_uvm"],
-            drm={"0000:01:00.0": {"render": "renderD128"}},
-        ),
-    )
-    own = [] if facts.guests.config(901) else [GuestConfig(kind="lxc", id=901, lines=conf)]
+    drm = {"0000:01:00.0": {"render": "renderD128"}}
+    usual = desktop(nvidia_minors={"0000:01:00.0": 0}, modules=["nvidia", "nvidia_uvm"], drm=drm)
+    facts = changes.pop("facts", usual)
+    own = [] if facts.guests.config(901) else [GuestConfig("lxc", 901, conf)]
+    places = "pve/lxc/901.conf\npve/qemu-server/103.conf\nfar/lxc/300.conf"
     facts = replace(
         facts,
-        cluster=replace(
-            facts.cluster, node="pve", places="pve/lxc/901.conf\npve/qemu-server/103.conf\nfar/lxc/300.conf"
-        ),
+        cluster=replace(facts.cluster, node="pve", places=places),
         nodes=device_nodes(nodes) if nodes is not None else facts.nodes or device_nodes(NODES),
         guests=replace(facts.guests, configs=[*facts.guests.configs, *own]),
         nvidia=replace(facts.nvidia, version=changes.pop("driver", "580.105.08")),
@@ -195,6 +189,9 @@ def test_a_rule_that_is_not_in_force_yet_asks_for_a_restart() -> None:
     assert "/dev/nvidia0: Operation not permitted, although a rule allows it" in report.findings[0].found
 
 
+SANDBOX = {"sandbox": Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["gpu"]})}
+
+
 @pytest.mark.parametrize("reason", ["No such device or address", "Permission denied"])
 def test_a_device_that_root_cant_open_inside_is_told_with_the_reason(reason: str) -> None:
     seen = inside(NODES).replace("root /dev/nvidia0 ok", f"root /dev/nvidia0 {reason}")
@@ -273,7 +270,7 @@ def test_a_device_that_is_closed_and_read_only_is_opened_by_one_command() -> Non
 
 
 def test_without_a_driver_its_cause_is_told_once() -> None:
-    bound = desktop(devices=[*(one | {"driver": "vfio-pci"} for one in gpu())])
+    bound = desktop(devices=[one | {"driver": "vfio-pci"} for one in gpu()])
     report = diagnose(reading(DEVICE_LINES, nodes={}, driver="", facts=bound, char_devices=""), 901)
     (finding,) = report.findings
     has = "the driver has none; RTX 5090 [10de:2b85] at 0000:01:00 is bound to vfio-pci"
@@ -332,12 +329,8 @@ def test_a_container_that_is_to_have_no_card_needs_nothing() -> None:
 
 def test_two_containers_with_other_spellings_of_the_same_lines_are_equal() -> None:
     model = looked_into(950, DEVICE_LINES.replace("dev0: ", "dev7: path="))
-    report = diagnose(reading(DEVICE_LINES, containers=[model]), 901, like=950)
-    assert (report.data["like"]["lines"], report.data["like"]["onlyHere"], report.data["like"]["devices"]) == (
-        [],
-        [],
-        [],
-    )
+    like = diagnose(reading(DEVICE_LINES, containers=[model]), 901, like=950).data["like"]
+    assert [like[key] for key in ("lines", "onlyHere", "devices")] == [[], [], []]
 
 
 OWNERS = "".join(
@@ -390,11 +383,8 @@ ENTRY = "node=pve,path=0000:01:00,id=10de:2b85,subsystem-id=1043:88e2,iommugroup
 
 
 def with_vm(entry: str = ENTRY, hostpci: str = "mapping=gpu,pcie=1", **changes: Any) -> Reading:
-    conf = f"bios: ovmf\nhostpci0: {hostpci}\nmachine: q35\nname: Sandbox\n"
-    guests = {
-        "running": [], "configs": [{"kind": "vm", "id": 103, "lines": conf}],
-        "mappings": f"gpu\n\tmap {entry}\n", "reservations": "",
-    }  # fmt: skip
+    vm = conf("vm", 103, f"bios: ovmf\nhostpci0: {hostpci}\nmachine: q35\nname: Sandbox\n")
+    guests = {"running": [], "configs": [vm], "mappings": f"gpu\n\tmap {entry}\n"}
     return reading(facts=desktop(guests=guests, **changes))
 
 
@@ -430,18 +420,12 @@ def test_a_host_that_was_never_configured_is_told_what_comes() -> None:
 
 
 def test_a_shared_card_is_not_to_be_taken_out_of_its_containers() -> None:
-    shared = settings(
-        {"big": {"match": "10de:2b85", "use": "shared"}},
-        nvidia={"driver": "580"},
-    )
+    shared = settings({"big": {"match": "10de:2b85", "use": "shared"}}, nvidia={"driver": "580"})
     handover = {"layer": "handover", "path": "/usr/local/sbin/homelab-handover", "state": "ok"}
-    seen = with_vm(managed=[handover], handover={"enabled": True, "lost_hooks": ["103"]})
-    configs = [*seen.facts.guests.configs, GuestConfig(id=901, kind="lxc", lines=DEVICE_LINES)]
-    facts = replace(
-        seen.facts,
-        nvidia_minors={"0000:01:00.0": 0},
-        guests=replace(seen.facts.guests, configs=configs),
-    )
+    lost = {"enabled": True, "lost_hooks": ["103"]}
+    seen = with_vm(managed=[handover], handover=lost, nvidia_minors={"0000:01:00.0": 0})
+    configs = [*seen.facts.guests.configs, GuestConfig("lxc", 901, DEVICE_LINES)]
+    facts = replace(seen.facts, guests=replace(seen.facts.guests, configs=configs))
     report = diagnose_vm(replace(seen, facts=facts), shared)
     assert not any("containers that use it" in one.found for one in report.findings)
     assert report.next[0].startswith("`pulumi up --refresh`")
@@ -510,8 +494,7 @@ def of_settings(
 ) -> Report:
     """VM 103 as the settings have it. ``other``: lines of VM 104; ``ha``: of HA's resources."""
     seen = with_vm(ledger=ledger, cluster={"ha": {"resources": ha}})
-    configs = [GuestConfig(kind="vm", id=103, lines=lines)]
-    configs += [GuestConfig(kind="vm", id=104, lines=other)] if other else []
+    configs = [GuestConfig("vm", 103, lines), *([GuestConfig("vm", 104, other)] if other else [])]
     guests = replace(seen.facts.guests, configs=configs, running=frozenset(runs))
     wanted = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["gpu"], **vm})
     seen = replace(seen, facts=replace(seen.facts, guests=guests))
@@ -560,7 +543,7 @@ def test_a_vm_is_told_with_what_cures_it(about: dict[str, Any], found: str, step
     assert cure.startswith(step) and finding.next == cure
 
 
-@rows("about", [{}, {"other": OTHER, "runs": [104]}, {"ha": "vm: 103\n\tstate started\n"}])
+@rows("about", [{"other": OTHER, "runs": [104]}, {"ha": "vm: 103\n\tstate started\n"}])
 def test_of_a_vm_that_stays_as_it_is_nothing_is_wrong(about: dict[str, Any]) -> None:
     assert of_settings(LINES, NOTED, **about).well
 
@@ -599,8 +582,7 @@ def test_a_vm_that_has_not_what_the_settings_say_is_told(lines: str, ledger: dic
 
 
 def test_a_run_that_was_cut_short_within_a_vm_is_told() -> None:
-    left = {"before": {"hostpci0": None}}
-    seen = with_vm(ledger=vm_note(103, LINES, "hostpci0", **left))
+    seen = with_vm(ledger=vm_note(103, LINES, "hostpci0", before={"hostpci0": None}))
     (finding,) = diagnose_vm(seen).findings
     assert finding.found == "the last run didn't finish with it" and "`pulumi up --refresh`" in finding.next
 
@@ -627,10 +609,9 @@ def test_a_vm_that_has_its_cards_from_another_stack_is_refused() -> None:
 
 def test_of_a_card_that_isnt_found_a_vm_is_told_what_its_host_is() -> None:
     gone = settings({"gpu": {"match": "10de:1234"}}, node="pve")
-    vms = {"sandbox": Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["gpu"]})}
     of_another = with_vm(ENTRY.replace("id=10de:2b85", "id=10de:1234"))  # another card is in the slot by now
     refused, differs = diagnose_host(with_vm(), gone).findings
-    assert diagnose_vm(of_another, gone, vms).findings == [refused, differs]
+    assert diagnose_vm(of_another, gone, SANDBOX).findings == [refused, differs]
     assert refused.turn is Turn.REFUSED and refused.next.startswith("correct `match` or `address`")
     assert "gpus.gpu isn't found" in differs.found and differs.next == refused.next
 
@@ -644,8 +625,7 @@ def test_of_a_card_that_isnt_found_a_vm_is_told_what_its_host_is() -> None:
     ],
 )
 def test_a_mapping_of_the_settings_that_up_puts_right_is_told_of_its_host_and_of_its_vm(entry: str, step: str) -> None:
-    vms = {"sandbox": Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["gpu"]})}
-    for report in (diagnose_host(with_vm(entry), MAPPED, vms), diagnose_vm(with_vm(entry), MAPPED, vms)):
+    for report in (diagnose_host(with_vm(entry), MAPPED, SANDBOX), diagnose_vm(with_vm(entry), MAPPED, SANDBOX)):
         told = [one for one in report.findings if "the PCI mapping gpu" in one.wanted]
         assert [(one.turn, step in one.found) for one in told] == [(Turn.UP, True)] * bool(step)
 
@@ -659,21 +639,16 @@ def test_what_becomes_of_a_guest_that_has_left_the_settings_is_told_of_its_host(
 
 def test_a_vm_that_no_settings_have_is_told_nothing_of_up() -> None:
     lines = "name: Other\nmachine: q35\nhostpci0: 01:00,pcie=1"
-    configs = [{"kind": "vm", "id": vmid, "lines": lines} for vmid in (103, 104)]
-    guests = {"running": [104], "configs": configs}
+    guests = {"running": [104], "configs": [conf("vm", vmid, lines) for vmid in (103, 104)]}
     (finding,) = diagnose_vm(reading(facts=desktop(guests=guests))).findings
     assert finding.found == "VM 104 (Other) runs with it" and finding.next.endswith("then start VM 103")
 
 
 @pytest.mark.parametrize("gpus", [{}, {"apu": {"address": "01:00", "allowConsole": True}}])
 def test_what_is_known_against_giving_a_card_is_told_of_the_vm_that_has_it(gpus: dict[str, Any]) -> None:
-
-    def with_guests(lines: str) -> dict[str, Any]:
-        configs = [{"kind": "vm", "id": 103, "lines": lines}]
-        return {"running": [], "configs": configs}
-
     apu = device("0000:01:00.0", "1002:1900", "030000", 16, driver="vfio-pci", boot_vga=1)
-    seen = reading(facts=desktop(devices=[apu], guests=with_guests("hostpci0: 01:00,pcie=1\n")))
+    guests = {"running": [], "configs": [conf("vm", 103, "hostpci0: 01:00,pcie=1\n")]}
+    seen = reading(facts=desktop(devices=[apu], guests=guests))
     notes = "\n".join(diagnose_vm(seen, settings(gpus)).notes)
     assert (
         "can freeze the whole host" in notes
@@ -682,9 +657,9 @@ def test_what_is_known_against_giving_a_card_is_told_of_the_vm_that_has_it(gpus:
 
 
 def test_a_vm_that_runs_has_its_card_until_it_is_off() -> None:
-    conf = {"kind": "vm", "id": 103, "lines": "hostpci0: 01:00\n[PENDING]\ndelete: hostpci0\n"}
+    vm = conf("vm", 103, "hostpci0: 01:00\n[PENDING]\ndelete: hostpci0\n")
     for running, options in (([103], ["hostpci0"]), ([], [])):
-        guests = {"running": running, "configs": [conf]}
+        guests = {"running": running, "configs": [vm]}
         report = diagnose_vm(reading(facts=desktop(guests=guests)))
         assert [one["option"] for one in report.data["hostpci"]] == options
 
@@ -698,13 +673,10 @@ def test_a_vm_of_which_nobody_knows_whether_it_runs() -> None:
 
 def test_a_group_that_holds_more_than_the_card() -> None:
     more = device("0000:03:00.0", "144d:a80c", "010802", 16, driver="nvme", behind="nvme0n1")
-    conf = {
-        "running": [],
-        "configs": [{"kind": "vm", "id": 103, "lines": "hostpci0: 01:00\n"}],
-    }
+    guests = {"running": [], "configs": [conf("vm", 103, "hostpci0: 01:00\n")]}
     named = settings({"gpu": {"address": "01:00"}})
     for host, turn in ((settings({}), Turn.PERSON), (named, Turn.REFUSED)):  # `up` refuses it of its own cards
-        findings = diagnose_vm(reading(facts=desktop(more, guests=conf)), host).findings
+        findings = diagnose_vm(reading(facts=desktop(more, guests=guests)), host).findings
         assert {one.turn for one in findings if "0000:03:00.0 NVMe disk" in one.found} == {turn}
 
 
@@ -756,6 +728,7 @@ def test_a_containers_card_that_the_driver_has_not_got(
 
 # -- what is installed beside what is loaded ---------------------------------------------------------------------------
 BARE = seen()
+STACK = {"driver": "580", "containerToolkit": "docker"}
 
 
 @pytest.mark.parametrize(
@@ -785,12 +758,9 @@ def test_refresh_preview_and_doctor_say_the_same_of_what_is_installed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pairs = tuple((layer, differs) for layer, _, differs in (line.partition(": ") for line in drift))
-    system, stack = (
-        replace(BARE, steps=tuple(steps.split()), drift=pairs),
-        {"driver": "580", "containerToolkit": "docker"},
-    )
+    system = replace(BARE, steps=tuple(steps.split()), drift=pairs)
     seen = reading(installed=system)
-    lxc, facts = settings({"rtx5090": {"match": "10de:2b85", "use": "lxc"}}, nvidia=stack), seen.facts
+    lxc, facts = LXC.model_copy(update={"nvidia": Nvidia.model_validate(STACK)}), seen.facts
     told = [one.found for one in diagnose_host(seen, lxc).findings if one.turn is Turn.UP]
     assert told == ["; ".join(lines)] * bool(lines)
     of_host = preview.of_host("pve", lxc, facts, plan.wanted(facts, lxc), system)
@@ -846,11 +816,8 @@ def test_libraries_that_are_mounted_from_the_host_are_of_its_version() -> None:
 def test_a_system_that_can_not_be_read_is_a_finding_of_its_own() -> None:
     error = HomelabError(wanted="what is installed", found="dpkg-query: error", why="w", next="mend it")
     seen, wanted = reading(DEVICE_LINES, inside(NODES), installed=error), LXC.model_copy(update={"nvidia": Nvidia()})
-    for report in (
-        diagnose_host(seen, settings({})),
-        diagnose_host(seen, wanted),
-        diagnose_container(seen, nvidia={}),
-    ):
+    of_host = [diagnose_host(seen, host) for host in (settings({}), wanted)]
+    for report in (*of_host, diagnose_container(seen, nvidia={})):
         assert [(one.found, one.turn) for one in report.findings] == [("dpkg-query: error", Turn.PERSON)]
 
 
@@ -954,12 +921,9 @@ def test_the_json_has_what_the_text_has() -> None:
 )
 def test_why_a_guest_is_off_since_its_last_start_is_said(log: str, why: str, tool: str) -> None:
     starts = {"901": log, "103": log}
-    vm = with_vm()
-    vm = replace(vm, extra=reading(failed_starts=starts).extra)
-    reports = {
-        "container 901": diagnose(reading(DEVICE_LINES, failed_starts=starts), 901),
-        "VM 103 (Sandbox)": diagnose_vm(vm),
-    }
+    vm = replace(with_vm(), extra=reading(failed_starts=starts).extra)
+    of_container = diagnose(reading(DEVICE_LINES, failed_starts=starts), 901)
+    reports = {"container 901": of_container, "VM 103 (Sandbox)": diagnose_vm(vm)}
     for name, report in reports.items():
         (finding,) = [one for one in report.findings if one.wanted == f"{name} started"]
         assert finding.found == f"its last start failed: {log}" and why in finding.why
