@@ -13,7 +13,7 @@ from homelab.host import plan
 from remote_scripts.both.reboot import Reason
 from remote_scripts.pve.guest_kinds import Running
 from tests.rows import rows
-from tests.unit.hosts import cmdline, desktop, device, gpu, settings
+from tests.unit.hosts import cmdline, desktop, device, driven, gpu, settings
 
 WORD = "homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8"
 
@@ -21,16 +21,12 @@ WORD = "homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8"
 def bound(**changes: Any) -> HostFacts:
     """The desktop after a successful `up`."""
     words = plan.wanted(desktop(), settings()).words
-    devices = asdict(desktop())["devices"]
-    for one in devices:
-        if one["address"].startswith("0000:01:00"):
-            one["driver"] = "vfio-pci"
     files = ["/etc/default/grub.d/zz-homelab-vfio.cfg", "/etc/initramfs-tools/scripts/init-top/homelab-vfio"]
     managed = [{"layer": "vfio", "path": path, "state": "ok"} for path in files]
     values: dict[str, Any] = {
         "cmdline": cmdline(f"ro quiet {words}", generated=f"ro quiet {words}", others="quiet"),
         "modules": ["vfio", "vfio_iommu_type1", "vfio_pci"],
-        "devices": devices,
+        "devices": driven("vfio-pci"),
         "managed": managed,
         "boot_lacks": [],
     }
@@ -115,15 +111,9 @@ WORDS = plan.wanted(desktop(), settings()).words
             "iommu",
             "/etc/x was changed by hand",
         ),
-        (
-            {"cmdline": cmdline(f"quiet {WORDS}", configured="quiet", others="quiet")},
-            "iommu",
-            "is not on the configured kernel command line",
-        ),
-        (
-            {"cmdline": cmdline(f"quiet {WORDS}", configured="quiet", others="quiet")},
-            "vfio",
-            "is not on the configured kernel command line",
+        *(
+            ({"cmdline": cmdline(f"quiet {WORDS}", "quiet")}, layer, "is not on the configured kernel command line")
+            for layer in ("iommu", "vfio")
         ),
         (
             {"cmdline": cmdline(f"quiet {WORDS}", generated="ro quiet", others="quiet")},
@@ -197,21 +187,13 @@ def test_a_bound_host_is_verified() -> None:
         ({"cmdline": cmdline("quiet", others="quiet")}, "homelab.vfio="),
         ({"iommu": {"tables": ["DMAR"], "groups": 0, "kernel_log": "DMAR: IOMMU enabled"}}, "IOMMU groups in"),
         ({"modules": ["vfio"]}, "the modules vfio, vfio_iommu_type1 and vfio_pci loaded"),
+        ({"devices": asdict(desktop())["devices"]}, "every function on vfio-pci: 0000:01:00.0, 0000:01:00.1"),
         (
-            {"devices": asdict(desktop())["devices"]},
+            {"devices": [one for one in driven("vfio-pci") if one["address"] != "0000:01:00.1"]},
             "every function on vfio-pci: 0000:01:00.0, 0000:01:00.1",
         ),
         (
-            {"devices": [one for one in asdict(bound())["devices"] if one["address"] != "0000:01:00.1"]},
-            "every function on vfio-pci: 0000:01:00.0, 0000:01:00.1",
-        ),
-        (
-            {
-                "devices": [
-                    *asdict(bound())["devices"],
-                    device("0000:05:00.0", "10ec:8125", "020000", 16),
-                ]
-            },
+            {"devices": [*driven("vfio-pci"), device("0000:05:00.0", "10ec:8125", "020000", 16)]},
             "alone in its IOMMU group",
         ),
     ],
