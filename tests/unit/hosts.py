@@ -32,6 +32,22 @@ _NOTHING: dict[str, Any] = {
 }  # fmt: skip
 
 
+#: What a VM's cards are told, as a state has it.
+VM_CARDS: dict[str, Any] = {
+    "host": "pve", "node": "pve", "vm": "sandbox", "vmid": 103, "shutdown": {"timeout": 1, "otherwise": "fail"}, "cards": [],
+    "display": "keep", "power": "keep", "instance": "", "goes_away": False, "boot": {"id": "b", "stopped": [103], "at": 7},
+}  # fmt: skip
+#: What the probe of a host puts out of which nothing is wanted, but for its generation.
+NO_PLAN: dict[str, Any] = {
+    "iommu_words": "",
+    "vfio_words": "",
+    "functions": {},
+    "by_hand": [],
+    "gpus": {},
+    "stale": False,
+}
+
+
 def device(address: str, ids: str, code: str, group: int | None = None, **changes: Any) -> dict[str, Any]:
     vendor, _, number = ids.partition(":")
     parent = changes.pop("parent", "")
