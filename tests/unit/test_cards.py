@@ -76,29 +76,21 @@ BOUND = "homelab.vfio=0000:c6:00.0=1002:1900,0000:c6:00.1=1002:1640"
 
 
 @rows(
-    ("facts", "host", "vms", "bound"),
+    ("case", "facts", "host", "vms", "bound"),
     [
-        (apu(), APU, [], False),
-        (apu(**with_vm(104, "hostpci0: mapping=igpu")), APU, [with_it(by_address=False)], False),
-        (apu(), APU, [Vm(host="pve", vmid=105, gpus=[])], False),
-        (apu(), APU, [with_it()], True),
-        (apu(**with_vm(104, "hostpci1: c6:00.1,romfile=b.rom")), APU, [], False),
-        (apu(**with_vm(104, "hostpci0: 0000:c6:00,pcie=1")), APU, [], False),
-        (apu(together=True), ALL_ALLOWED, [], True),
-        (apu(cmdline=cmdline("quiet", f"quiet {BOUND}", "quiet")), APU, [], True),
-    ],
-    ids=[
-        "nobody has it",
-        "a VM has the graphics",
-        "a VM has no card",
-        "by address",
-        "a line",
-        "the slot",
-        "in the group",
-        "bound",
+        ("nobody has it", apu(), APU, [], False),
+        ("the graphics", apu(**with_vm(104, "hostpci0: mapping=igpu")), APU, [with_it(by_address=False)], False),
+        ("a VM has no card", apu(), APU, [Vm(host="pve", vmid=105, gpus=[])], False),
+        ("by address", apu(), APU, [with_it()], True),
+        ("a line", apu(**with_vm(104, "hostpci1: c6:00.1,romfile=b.rom")), APU, [], False),
+        ("the slot", apu(**with_vm(104, "hostpci0: 0000:c6:00,pcie=1")), APU, [], False),
+        ("in the group", apu(together=True), ALL_ALLOWED, [], True),
+        ("bound", apu(cmdline=cmdline("quiet", f"quiet {BOUND}", "quiet")), APU, [], True),
     ],
 )
-def test_of_a_card_only_what_a_guest_gets_is_bound(facts: HostFacts, host: Host, vms: list[Vm], bound: bool) -> None:
+def test_of_a_card_only_what_a_guest_gets_is_bound(
+    case: str, facts: HostFacts, host: Host, vms: list[Vm], bound: bool
+) -> None:
     """The sound, which a mapping of the graphics doesn't offer: a VM gets it, it is in the group of what goes, or was bound before. What a VM has by
     a line of its owner's, who may add or drop one at any time, Proxmox VE binds at its start.
     """
@@ -862,7 +854,7 @@ def test_an_iommu_that_is_on_stays_on_until_somebody_says_otherwise(gpus: dict[s
     assert plan.wanted(desktop(cmdline=cmdline(words)), settings(gpus)).iommu_words == ""
 
 
-@rows("use", ["lxc", "host"])
+@rows("use", ["lxc", "host", "shared"])
 @rows(
     ("changes", "by"),
     [
@@ -886,7 +878,7 @@ def test_an_iommu_that_is_on_stays_on_until_somebody_says_otherwise(gpus: dict[s
 def test_a_staying_card_bound_by_hand_is_refused_with_what_binds_it(use: str, changes: dict[str, Any], by: str) -> None:
     devices = [device("0000:01:00.0", "10de:2b85", "030000", 16, driver="vfio-pci")]
     facts = desktop(devices=devices, **changes)
-    host = settings({"gpu": {"match": "10de:2b85", "use": use}})
+    host = settings({"gpu": {"match": "10de:2b85", "use": use}}, nvidia={"driver": "580"})
     assert reasons(facts, host) == [f"0000:01:00.0 on vfio-pci, by {by}"]
     ours = cmdline("homelab.vfio=0000:01:00.0=10de:2b85", "")
     assert reasons(desktop(devices=devices, cmdline=ours), host) == []

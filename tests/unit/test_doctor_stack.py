@@ -51,10 +51,6 @@ def judged_by(file: StackFile, seen: Reading, host: str | None = None, of_stack:
     return judged(seen.facts, Settings(name, its, *file.guests().guests_on(name), of_stack))
 
 
-def test_the_only_host_needs_no_name(tmp_path: Path) -> None:
-    assert written(tmp_path, {"hosts": {"pve": host()}}).host(None)[0] == "pve"
-
-
 def test_one_of_several_is_asked_for(tmp_path: Path) -> None:
     both = written(tmp_path, {"hosts": {"a": host(), "b": host() | {"address": "10.0.0.1"}}})
     assert both.host("b")[1].address == "10.0.0.1"
@@ -100,8 +96,10 @@ def test_a_secret_that_pulumi_has_encrypted_is_sent_to_no_host_and_no_vm_and_is_
 
 def test_other_secrets_are_not_asked_for(tmp_path: Path) -> None:
     nvidia = {"driver": "580", "proxy": SECURE}
-    read = written(tmp_path, {"hosts": {"pve": host() | {"nvidia": nvidia}}}).host(None)[1].nvidia
-    assert read and read.driver == "580" and SECURE["secure"] not in read.proxy_address
+    name, only = written(tmp_path, {"hosts": {"pve": host() | {"nvidia": nvidia}}}).host(None)
+    assert (
+        name == "pve" and (read := only.nvidia) and read.driver == "580" and SECURE["secure"] not in read.proxy_address
+    )
 
 
 @pytest.mark.parametrize("config", [{}, {"hosts": {}}, {"hosts": SECURE}, {"hosts": [1]}])

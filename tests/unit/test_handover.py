@@ -130,11 +130,6 @@ def test_the_hosts_screen_and_a_card_of_another_maker_are_refused() -> None:
     assert "it is not one of NVIDIA's, as a whole" in [error.found for error in tree(facts(), amd).refusals]
 
 
-def test_a_card_that_somebody_binds_by_hand_is_refused() -> None:
-    bound = facts(devices=driven("vfio-pci"), vfio_files={"/etc/modprobe.d/vfio.conf": "10de:2b85,10de:22e8"})
-    assert any("on vfio-pci, by" in error.found for error in tree(bound, host()).refusals)
-
-
 def test_without_groups_the_boot_has_failed() -> None:
     want = plan.wanted(facts(), host())
     running = facts(iommu={"tables": ["IVRS"], "groups": 0, "kernel_log": ""})

@@ -141,22 +141,13 @@ OURS = "p/s/ai"
 @pytest.mark.parametrize(
     ("node", "owner", "entry", "refused"),
     [
-        ("pve2", OURS, "", False),
-        ("pve3", OURS, "", True),
-        ("pve3", OURS, "pve2", True),
-        ("pve3", OURS, "pve3", False),
-        ("pve3", "p/s/another", "", False),
-        ("pve9", "", "", False),
-        ("", "", "", False),
-    ],
-    ids=[
-        "it is here",
-        "it has moved",
-        "it has moved, and its entry hasn't",
-        "its entry has moved as well",
-        "another entry has it",
-        "nothing is noted",
-        "it is gone",
+        pytest.param("pve2", OURS, "", False, id="it is here"),
+        pytest.param("pve3", OURS, "", True, id="it has moved"),
+        pytest.param("pve3", OURS, "pve2", True, id="it has moved, and its entry hasn't"),
+        pytest.param("pve3", OURS, "pve3", False, id="its entry has moved as well"),
+        pytest.param("pve3", "p/s/another", "", False, id="another entry has it"),
+        pytest.param("pve9", "", "", False, id="nothing is noted"),
+        pytest.param("", "", "", False, id="it is gone"),
     ],
 )
 def test_what_leaves_the_settings_is_given_back_where_it_was_given(

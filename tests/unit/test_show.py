@@ -160,14 +160,6 @@ def test_a_guest_that_is_owed_a_start_is_named_by_show_and_doctor(show: Any, is_
     assert found == [(said, Turn.PERSON)] * is_lost and (said in judged.remarks) is not is_lost
 
 
-def test_a_card_that_nobody_has() -> None:
-    now = reading.of_reading(desktop(guests=GUESTS), settings())
-    assert lines(tree.of_host("pve", now, now))[2:] == [
-        "card: RTX 5090 [10de:2b85] at 0000:01:00, nouveau",
-        "other: nobody has it",
-    ]
-
-
 # -- the preview's steps, and nothing else ----------------------------------------------------------------------------
 VFIO = driven("vfio-pci")
 LINES = "dev0: /dev/nvidia0,mode=0666\ndev1: /dev/nvidiactl,mode=0666\ndev2: /dev/nvidia-uvm,mode=0666"

@@ -475,17 +475,9 @@ def test_what_was_given_and_changed_since_is_drift_where_it_loses_nothing() -> N
     assert len(vm.planned(FIRST).met) == 1 and vm.planned(FIRST).refusals == [], "the VM would have the card twice"
 
 
-@rows(
-    ("case", "config", "card", "said"),
-    [
-        ("locked", Q35 | {"lock": "backup"}, FIRST, "qm unlock 103"),
-    ],
-)
-def test_what_stands_against_a_change_is_named_with_its_remedy(
-    case: str, config: dict[str, str], card: VmCard, said: str
-) -> None:
-    (error,) = Vm(config).planned(card).refusals
-    assert said in str(error)
+def test_a_lock_stands_against_a_change_and_is_named_with_its_remedy() -> None:
+    (error,) = Vm(Q35 | {"lock": "backup"}).planned(FIRST).refusals
+    assert "qm unlock 103" in str(error)
 
 
 @pytest.mark.parametrize(
