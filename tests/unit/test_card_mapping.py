@@ -418,8 +418,7 @@ def test_a_mapping_of_another_device_is_refused_with_the_host_as_its_own_work_re
     """Before anything is changed: a refresh has the host planned anew for it."""
     host = settings({"card": GPU}, node="pve1")
     ledger_of = {"mapping/pve1/card": json.dumps(note)} if note else {}
-    guests = {"running": [], "configs": []}
-    guests |= {"mappings": "\n".join(["card", *(f"\tmap {entry}" for entry in entries)])}
+    guests = {"running": [], "mappings": "\n".join(["card", *(f"\tmap {entry}" for entry in entries)])}
     had = plan.wanted(desktop(), host)
     words = dict.fromkeys(("running", "configured", "generated"), had.words) | {"others": ""}
     facts = desktop(guests=guests, ledger=ledger_of, cmdline=words)

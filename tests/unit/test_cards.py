@@ -650,7 +650,7 @@ def test_the_plan_shows_a_vms_configuration_before_and_after() -> None:
     ]
 
 
-ONE = "machine: q35\nsmbios1: uuid=1\nname: one\nhostpci0: mapping=one,pcie=1"
+HAS_ONE = "machine: q35\nsmbios1: uuid=1\nname: one\nhostpci0: mapping=one,pcie=1"
 
 
 @rows(
@@ -665,7 +665,9 @@ ONE = "machine: q35\nsmbios1: uuid=1\nname: one\nhostpci0: mapping=one,pcie=1"
     ],
 )
 def test_the_plan_says_what_becomes_of_a_vm_that_has_a_card(gpus: list[str], power: str, runs: bool, said: str) -> None:
-    facts, host = two_in_one_group(conf("vm", 103, ONE), running=(103,) * runs, ledger=vm_note(103, ONE, "hostpci0"))
+    facts, host = two_in_one_group(
+        conf("vm", 103, HAS_ONE), running=(103,) * runs, ledger=vm_note(103, HAS_ONE, "hostpci0")
+    )
     wanted = vm(103, *gpus).model_copy(update={"power": power})
     text = told(facts, host, {"one": wanted})[0]
     assert text.splitlines()[0] == f"  VM 103 (one), {said}"
@@ -687,7 +689,7 @@ def test_a_vm_under_ha_that_would_change_is_refused(
 ) -> None:
     """`gpus` of None: it isn't in the settings any more."""
     ha = {"ha": {"resources": f"vm: 103\n\tstate {state}\n"}}
-    facts, host = two_in_one_group(conf("vm", 103, ONE), cluster=ha, ledger=vm_note(103, ONE, "hostpci0"))
+    facts, host = two_in_one_group(conf("vm", 103, HAS_ONE), cluster=ha, ledger=vm_note(103, HAS_ONE, "hostpci0"))
     wanted = {} if gpus is None else {"one": vm(103, *gpus).model_copy(update={"power": power})}
     errors = told(facts, host, wanted, stack="p/s")[1]
     assert [error.found for error in errors] == [f"HA manages it ({state})"] * refused

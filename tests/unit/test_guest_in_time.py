@@ -75,7 +75,7 @@ class Connection:
 
 KERNEL = "6.8.0-90-generic"
 FACTS = SystemFacts("ubuntu", "24.04", (KERNEL,), KERNEL, secure_boot=False, cards=("10de:2b85",))
-READING = to_plain(seen(**vars(FACTS) | {"nouveau": False, "runtimes": ()}))
+READING: dict[str, object] = to_plain(seen(**vars(FACTS) | {"nouveau": False, "runtimes": ()}))
 
 
 @pytest.fixture(autouse=True)
