@@ -172,6 +172,18 @@ def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
         loop.close()
 
 
+def at_each_registration(monkeypatch: pytest.MonkeyPatch, note: Callable[[str, Any], None]) -> None:
+    """Has ``note`` called with the URN of each resource that is registered, and with what the engine is asked."""
+    inherited: Any = MockMonitor.RegisterResource
+
+    def register(monitor: MockMonitor, request: Any) -> Any:
+        response = inherited(monitor, request)
+        note(response.urn, request)
+        return response
+
+    monkeypatch.setattr(MockMonitor, "RegisterResource", register)
+
+
 def left_out(place: str) -> tuple[str, ...]:
     """What of the base a setting has nothing to do with."""
     (longest,) = sorted((one for one in DATA["without"] if f"{place}.".startswith(f"{one}.")), key=len)[-1:]
@@ -271,18 +283,15 @@ def test_the_programs_resources_keep_their_urns_and_what_each_comes_after(
     """Another URN is another resource: the engine would undo the old one on every owner's host."""
     program = tables.read(Path(__file__).parent / "program_resources.yaml")
     registered: dict[str, list[str]] = {}
-    register: Any = MockMonitor.RegisterResource
 
-    def noted(self: MockMonitor, request: Any) -> Any:
-        urn = self.make_urn(request.parent, request.type, request.name)
+    def note(urn: str, request: Any) -> None:
         if request.custom:
             registered[short(urn)] = sorted(map(short, request.dependencies))
-        return register(self, request)
 
     def short(urn: str) -> str:
         return urn.removeprefix("urn:pulumi:lab::homelab::").replace("pulumi:pulumi:Stack$", "")
 
-    monkeypatch.setattr(MockMonitor, "RegisterResource", noted)
+    at_each_registration(monkeypatch, note)
     told(changed(program["changes"]))
     assert registered == program["resources"]
 
