@@ -28,12 +28,6 @@ def test_what_a_program_says_takes_the_place_of_no_part_of_a_message() -> None:
     }
 
 
-def test_a_failure_without_a_message_shows_the_end_of_the_log() -> None:
-    assert "exit status 127: bash: line 1: sudo: command not found" in str(
-        _failed("read_system", "", "bash: line 1: sudo: command not found\n", 127)
-    )
-
-
 @pytest.mark.parametrize(
     "shell",
     [

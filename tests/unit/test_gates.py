@@ -283,11 +283,6 @@ def test_a_card_that_a_vm_has_past_proxmox_ve_is_refused(lines: str, use: str) -
     assert refused == ["VM 104 (Old) has 0000:01:00.0 by its option args (-device vfio-pci)"]
 
 
-def test_cards_for_containers_or_the_host_skip_the_gates_of_passthrough() -> None:
-    nvme = device("0000:01:00.2", "144d:a80c", "010802", 16, driver="nvme", behind="nvme1n1")
-    assert reasons(desktop(nvme), to_be()) == []
-
-
 def test_a_node_without_a_quorum_is_left_as_it_is() -> None:
     facts = desktop()
     alone = replace(facts, cluster=replace(facts.cluster, quorate=False, node="pve1"))

@@ -16,7 +16,6 @@ from homelab.host import gates, handover, plan
 from homelab.settings import Host, Vm, parse
 from homelab.show import reading as show
 from homelab.show import tree as shown
-from homelab.vm.cards import VmCard, Wish
 from homelab.vm.preview import wish_of
 from remote_scripts.cards import card_handover
 from remote_scripts.layers import handover as layer
@@ -73,13 +72,6 @@ def test_a_vm_and_containers_may_have_the_card() -> None:
     alone = {**one, "gpus": {"rtx5090": {"match": "10de:2b85"}}}
     with pytest.raises(HomelabError, match="one VM at a time can have it: give it to one, or set use: shared"):
         parse({"hosts": json.dumps({"pve": alone}), "vms": json.dumps(twice)})
-
-
-@pytest.mark.parametrize(("use", "taken"), [("vm", ("rtx5090", "0000:01:00")), ("shared", ())])
-def test_a_card_that_several_vms_may_name_is_taken_from_none_of_them(use: str, taken: tuple[str, ...]) -> None:
-    card = {"rtx5090": {"match": "10de:2b85", "use": use}, "other": {"match": "10de:2684", "use": "lxc"}}
-    shared = settings(card, nvidia={"driver": "580"}).hands_over
-    assert Wish("gaming", 103, [VmCard("rtx5090", "rtx5090", "0000:01:00")]).takes(shared) == taken
 
 
 # -- gates and plan --------------------------------------------------------------------------------------------------
