@@ -425,10 +425,8 @@ def test_a_mapping_of_another_device_is_refused_with_the_host_as_its_own_work_re
     of_plan = tree(facts, host).mappings["card"].refusals
     assert bool(of_plan) is is_refused
 
-    work, api = (
-        CardMappingWork(texts({}, {"pve1": {"gpus": {"card": GPU}}}).texts),
-        Api(of(*entries) if entries else None),
-    )
+    work = CardMappingWork(texts({}, {"pve1": {"gpus": {"card": GPU}}}).texts)
+    api = Api(of(*entries) if entries else None)
     monkeypatch.setattr(work, "api", lambda _: api)
     monkeypatch.setattr(ssh, "Session", lambda _: None)
     monkeypatch.setattr(ledger, "noted", lambda *_: note)

@@ -529,10 +529,8 @@ def test_two_cards_of_one_group_go_to_one_vm_or_none() -> None:
         conf("vm", 103, "machine: q35\nname: one"), conf("vm", 104, "machine: q35\nname: two")
     )
     apart = vm_errors(facts, host, {"one": vm(103, "one"), "two": vm(104, "two")})
-    assert (
-        len(apart) == 1
-        and "one (RTX 5090 [10de:2b85] at 0000:01:00) for VM 103 (vms.one) while VM 104 (vms.two) has two" in apart[0]
-    )
+    assert len(apart) == 1
+    assert "one (RTX 5090 [10de:2b85] at 0000:01:00) for VM 103 (vms.one) while VM 104 (vms.two) has two" in apart[0]
     assert vm_errors(facts, host, {"one": vm(103, "one", "two")}) == []
     groups = [replace(one, group=18) if one.slot == "0000:02:00" else one for one in facts.devices]
     assert vm_errors(replace(facts, devices=groups), host, {"one": vm(103, "one"), "two": vm(104, "two")}) == []

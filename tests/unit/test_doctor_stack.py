@@ -97,9 +97,8 @@ def test_a_secret_that_pulumi_has_encrypted_is_sent_to_no_host_and_no_vm_and_is_
 def test_other_secrets_are_not_asked_for(tmp_path: Path) -> None:
     nvidia = {"driver": "580", "proxy": SECURE}
     name, only = written(tmp_path, {"hosts": {"pve": host() | {"nvidia": nvidia}}}).host(None)
-    assert (
-        name == "pve" and (read := only.nvidia) and read.driver == "580" and SECURE["secure"] not in read.proxy_address
-    )
+    assert name == "pve" and only.nvidia is not None and only.nvidia.driver == "580"
+    assert SECURE["secure"] not in only.nvidia.proxy_address
 
 
 @pytest.mark.parametrize("config", [{}, {"hosts": {}}, {"hosts": SECURE}, {"hosts": [1]}])

@@ -65,10 +65,8 @@ def test_a_retold_error_keeps_its_class_and_attributes(part: str) -> None:
 
 
 def test_one_error_stands_alone_and_several_are_numbered() -> None:
-    one, two = (
-        HomelabError(wanted="a", found="b", why="c", next="d"),
-        HomelabError(wanted="e", found="f", why="g", next="h"),
-    )
+    one = HomelabError(wanted="a", found="b", why="c", next="d")
+    two = HomelabError(wanted="e", found="f", why="g", next="h")
     raise_all([])
     with pytest.raises(HomelabError) as alone:
         raise_all([one])

@@ -209,11 +209,9 @@ def test_of_a_guest_that_is_not_there_yet_its_host_says_what_nvidias_repository_
     new = Stack.of("lxc", settings, "containers.new", **known)
     new = stacks.asked(cast(ssh.Session, world), dataclasses.replace(new, ctid=960, is_new=True))
     assert world.calls == ["read nvidia_index 0"] and new.said is None
-    assert [error.found for error in new.errors] == (
-        ["cuda-toolkit-12-8 isn't offered; there is cuda-toolkit-13-1"] if is_refused else []
-    )
-    if is_refused:
-        assert 'set nvidia.cuda: "13' in new.errors[0].next, new.errors
+    lacking = "cuda-toolkit-12-8 isn't offered; there is cuda-toolkit-13-1"
+    assert [error.found for error in new.errors] == [lacking] * is_refused
+    assert all('set nvidia.cuda: "13' in error.next for error in new.errors), new.errors
 
 
 # -- an `up` -----------------------------------------------------------------------------------------------------------

@@ -25,10 +25,8 @@ def test_a_card_alone_in_its_group_passes_every_gate() -> None:
 
 
 def test_a_card_that_is_not_there_is_refused_with_those_that_are() -> None:
-    (found,) = reasons(desktop(), settings({"gpu": {"match": "10de:2684"}}))
-    assert (
-        found == "graphics cards here: RTX 5090 [10de:2b85] at 0000:01:00.0; graphics card [1002:164e] at 0000:0b:00.0"
-    )
+    here = "RTX 5090 [10de:2b85] at 0000:01:00.0; graphics card [1002:164e] at 0000:0b:00.0"
+    assert reasons(desktop(), settings({"gpu": {"match": "10de:2684"}})) == [f"graphics cards here: {here}"]
     assert reasons(desktop(devices=[]), settings()) == ["graphics cards here: no graphics card at all"]
 
 
@@ -62,28 +60,28 @@ def test_a_card_under_two_names_is_refused() -> None:
 
 
 @rows(
-    ("chosen", "wanted", "found"),
+    ("chosen", "wanted"),
     [
-        ({"address": "02:00"}, "a graphics card at 0000:02:00", "graphics cards here: "),
-        ({"match": "144d:a80c"}, "144d:a80c", "graphics cards here: "),
-        ({"address": "02:00", "match": "144d:a80c"}, "144d:a80c at 0000:02:00", "graphics cards here: "),
-        ({"address": "01:00", "match": "144d:a80c"}, "144d:a80c at 0000:01:00", "graphics cards here: "),
-        ({"address": "01:00", "match": "10de:2684"}, "10de:2684 at 0000:01:00", "graphics cards here: "),
+        ({"address": "02:00"}, "a graphics card at 0000:02:00"),
+        ({"match": "144d:a80c"}, "144d:a80c"),
+        ({"address": "02:00", "match": "144d:a80c"}, "144d:a80c at 0000:02:00"),
+        ({"address": "01:00", "match": "144d:a80c"}, "144d:a80c at 0000:01:00"),
+        ({"address": "01:00", "match": "10de:2684"}, "10de:2684 at 0000:01:00"),
     ],
 )
-def test_an_address_or_id_of_something_else_is_refused(chosen: dict[str, str], wanted: str, found: str) -> None:
+def test_an_address_or_id_of_something_else_is_refused(chosen: dict[str, str], wanted: str) -> None:
     (error,) = gates.check(desktop(), settings({"gpu": chosen}))[1]
-    assert error.wanted == f"gpus.gpu: a card ({wanted})" and error.found.startswith(found)
+    assert error.wanted == f"gpus.gpu: a card ({wanted})" and error.found.startswith("graphics cards here: ")
     assert error.next.startswith("correct `match` or `address`")
+
+
+NVME = device("0000:02:00.0", "144d:a80c", "010802", 16, behind="nvme0n1")
 
 
 @rows(
     ("other", "said"),
     [
-        (
-            device("0000:02:00.0", "144d:a80c", "010802", 16, behind="nvme0n1"),
-            "NVMe disk [144d:a80c] (nvme0n1, / on pve-root)",
-        ),
+        (NVME, "NVMe disk [144d:a80c] (nvme0n1, / on pve-root)"),
         (device("0000:05:00.0", "10ec:8125", "020000", 16, behind="enp5s0"), "network card [10ec:8125] (enp5s0)"),
         (device("0000:06:00.0", "1022:43f4", "0c0330", 16), "USB controller [1022:43f4]"),
         (device("0000:07:00.0", "1234:5678", "118000", 16), "signal processor [1234:5678]"),
@@ -110,14 +108,9 @@ def test_a_group_member_may_go_along_when_it_is_named() -> None:
 
 def test_before_there_are_groups_the_topology_tells_what_shares_one() -> None:
     def without_groups(*more: dict[str, Any], acs: bool) -> HostFacts:
-        devices: list[dict[str, Any]] = [
-            device("0000:00:01.0", "8086:1901", "060400", acs=acs),
-            *gpu(group=None, parent="0000:00:01.0"),
-            *more,
-        ]
-        return desktop(
-            devices=devices, iommu={"tables": ["DMAR"], "groups": 0, "kernel_log": ""}, cpu_vendor="GenuineIntel"
-        )
+        port, iommu = device("0000:00:01.0", "8086:1901", "060400", acs=acs), {"tables": ["DMAR"], "groups": 0}
+        devices = [port, *gpu(group=None, parent="0000:00:01.0"), *more]
+        return desktop(devices=devices, iommu=iommu | {"kernel_log": ""}, cpu_vendor="GenuineIntel")
 
     behind = device("0000:01:01.0", "144d:a80c", "010802", parent="0000:00:01.0")
     sibling = (
@@ -360,29 +353,22 @@ def test_homelabs_word_of_this_or_the_next_boot_counts(running: str, configured:
 
 
 @rows(
-    ("lines", "option", "command"),
+    ("lines", "option", "deleted"),
     [
-        (
-            "name: g\nhostpci0: 0000:02:00\nhostpci1: 01:00,pcie=1",
-            "hostpci1: 01:00,pcie=1",
-            "`qm set 103 --delete hostpci1`",
-        ),
-        (
-            "name: g\nhostpci0: 01:00.0\nhostpci1: 01:00.1",
-            "hostpci0: 01:00.0, hostpci1: 01:00.1",
-            "`qm set 103 --delete hostpci0,hostpci1`",
-        ),
-        ("hostpci0: mapping=big", "hostpci0: mapping=big", "`qm set 103 --delete hostpci0`"),
+        ("name: g\nhostpci0: 0000:02:00\nhostpci1: 01:00,pcie=1", "hostpci1: 01:00,pcie=1", "hostpci1"),
+        ("hostpci0: 01:00.0\nhostpci1: 01:00.1", "hostpci0: 01:00.0, hostpci1: 01:00.1", "hostpci0,hostpci1"),
+        ("hostpci0: mapping=big", "hostpci0: mapping=big", "hostpci0"),
         # What it gets at its next start counts, and what it has until then.
-        ("hostpci0: 02:00\n[PENDING]\nhostpci0: 01:00", "hostpci0: 01:00", "`qm set 103 --delete hostpci0`"),
-        ("hostpci0: 01:00\n[PENDING]\ndelete: hostpci0", "hostpci0: 01:00", "`qm set 103 --delete hostpci0`"),
+        ("hostpci0: 02:00\n[PENDING]\nhostpci0: 01:00", "hostpci0: 01:00", "hostpci0"),
+        ("hostpci0: 01:00\n[PENDING]\ndelete: hostpci0", "hostpci0: 01:00", "hostpci0"),
     ],
 )
-def test_a_card_that_the_user_gave_a_vm_is_taken_out_by_hand(lines: str, option: str, command: str) -> None:
-    guests = asdict(was_for_a_vm(lines).guests) | {"running": [103]}
+def test_a_card_that_the_user_gave_a_vm_is_taken_out_by_hand(lines: str, option: str, deleted: str) -> None:
+    guests = {"running": [103], "configs": [conf("vm", 103, lines)], "mappings": MAPPED}
     (error,) = gates.check(was_for_a_vm(ours=False, guests=guests), to_be())[1]
     assert error.found.endswith(f"has it ({option})")
-    assert command in error.next and error.next.endswith("; then run `pulumi up` again"), error.next
+    assert f"`qm set 103 --delete {deleted}`" in error.next
+    assert error.next.endswith("; then run `pulumi up` again"), error.next
 
 
 def test_a_vm_of_each_kind_is_named_with_what_is_done_about_it() -> None:
@@ -441,10 +427,8 @@ def test_a_card_that_leaves_the_settings_for_nvidias_driver_leaves_its_vm_first(
 def test_a_card_that_is_still_in_the_settings_or_not_nvidias_doesnt_leave_its_vm_first() -> None:
     host = settings({"big": {"match": "10de:2b85"}}, nvidia={"driver": "580"})
     assert not [*holder_gates.left_with_vm(was_for_a_vm(), host, {"big": "0000:01:00"})]
-    amd = [
-        device("0000:01:00.0", "1002:744c", "030000", 16, driver="vfio-pci"),
-        device("0000:01:00.1", "1002:ab30", "040300", 16, driver="vfio-pci"),
-    ]
+    ids = ("1002:744c", "030000"), ("1002:ab30", "040300")
+    amd = [device(f"0000:01:00.{number}", *one, 16, driver="vfio-pci") for number, one in enumerate(ids)]
     word = "homelab.vfio=0000:01:00.0=1002:744c,0000:01:00.1=1002:ab30"
     facts = was_for_a_vm(running=word, configured=word, devices=amd)
     assert [user.vmid for user in facts.users_of("0000:01:00")] == [103]

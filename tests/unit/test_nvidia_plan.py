@@ -185,10 +185,8 @@ def test_cudnn_and_nccl_are_those_of_the_major_release_of_cuda(cuda: str, major:
 
 def test_cuda_alone_brings_neither() -> None:
     plan = planned("vm", UBUNTU, driver="580", cuda="12.8")
-    assert (
-        plan.beside == ("cuda-toolkit-12-8", "build-essential")
-        and beside_cuda(request("vm", UBUNTU, cuda="12.8")) == ()
-    )
+    assert plan.beside == ("cuda-toolkit-12-8", "build-essential")
+    assert beside_cuda(request("vm", UBUNTU, cuda="12.8")) == ()
 
 
 @pytest.mark.parametrize("settings", [{"cudnn": "9"}, {"nccl": True}])
@@ -457,10 +455,8 @@ def test_a_driver_that_no_way_leads_to_is_refused_with_what_stands_against_it() 
 def test_an_unknown_checksum_does_not_stand_in_the_way_of_packages() -> None:
     assert ways(planned("vm", UBUNTU, driver="570.211.01")) == ["570.211.01 packages"]
     error = refusal("vm", UBUNTU, Said(chosen=None, against=("570.211.01: no",)), driver="570.211.01")
-    assert (
-        "one that is offered; or read the installer's SHA-256 at https://" in error.next
-        and 'runSha256: {"570.211.01"' in error.next
-    )
+    assert "one that is offered; or read the installer's SHA-256 at https://" in error.next
+    assert 'runSha256: {"570.211.01"' in error.next
 
 
 @rows(

@@ -104,10 +104,8 @@ def undone(monkeypatch: pytest.MonkeyPatch, wanted: Settings, lines: str, kind: 
     return of_undone(planning.undone(wanted))
 
 
-DELETED, GIVEN_BACK = (
-    "VM 103 (one) is deleted with its disks",
-    "vms.sandbox is undone: the VM has back what it was before",
-)
+DELETED = "VM 103 (one) is deleted with its disks"
+GIVEN_BACK = "vms.sandbox is undone: the VM has back what it was before"
 
 
 @rows(
