@@ -498,32 +498,21 @@ def of_settings(
     return vm_doctor.diagnose(seen, 103, tree(seen.facts, host, {"sandbox": wanted}, stack="p/s"))
 
 
-NOTED = vm_note(103, LINES, "hostpci0")
+NOTED, CUT_SHORT = vm_note(103, LINES, "hostpci0"), vm_note(103, LINES, "hostpci0", before={"hostpci0": None})
 UP, OTHER = "`pulumi up --refresh`", "machine: q35\nname: Other\nhostpci0: mapping=gpu,pcie=1"
+IN_USE: dict[str, Any] = {"lines": TAKEN_OUT, "ledger": {}, "other": OTHER, "runs": [104]}
 GONE = "there is no mapping old for this node (mappings: gpu)"
 
 
 @rows(
     ("about", "found", "step"),
     [
-        (
-            {"ledger": vm_note(103, LINES, "hostpci0", before={"hostpci0": None})},
-            "the last run didn't finish with it",
-            UP,
-        ),
+        ({"ledger": CUT_SHORT}, "the last run didn't finish with it", UP),
         ({"ledger": vm_note(103, LINES, "hostpci0", identity="2")}, "VM 103 isn't the VM that was given its cards", UP),
         ({"power": "running"}, "power: stopped -> running", UP),
         ({"power": "stopped", "runs": [103]}, "power: running -> stopped", UP),
-        (
-            {"lines": TAKEN_OUT, "ledger": vm_note(104, OTHER, "hostpci0"), "other": OTHER, "runs": [104]},
-            "hostpci0: not there -> mapping=gpu,pcie=1",
-            UP,
-        ),
-        (
-            {"lines": TAKEN_OUT, "ledger": {}, "other": OTHER, "runs": [104]},
-            "VM 104 (Other) runs with it",
-            "shut VM 104 (Other) down",
-        ),
+        (IN_USE | {"ledger": vm_note(104, OTHER, "hostpci0")}, "hostpci0: not there -> mapping=gpu,pcie=1", UP),
+        (IN_USE, "VM 104 (Other) runs with it", "shut VM 104 (Other) down"),
         (
             {"lines": TAKEN_OUT, "ledger": {}, "ha": "vm: 103\n\tstate started\n"},
             "HA manages it (started)",
@@ -566,7 +555,7 @@ def test_a_vm_that_has_not_what_the_settings_say_is_told(lines: str, ledger: dic
 
 
 def test_a_run_that_was_cut_short_within_a_vm_is_told() -> None:
-    seen = with_vm(ledger=vm_note(103, LINES, "hostpci0", before={"hostpci0": None}))
+    seen = with_vm(ledger=CUT_SHORT)
     (finding,) = diagnose_vm(seen).findings
     assert finding.found == "the last run didn't finish with it" and "`pulumi up --refresh`" in finding.next
 

@@ -101,16 +101,15 @@ def test_our_own_binding_is_not_taken_for_one_made_by_hand() -> None:
 
 
 WORDS = plan.wanted(desktop(), settings()).words
+CHANGED = {"layer": "iommu", "path": "/etc/x", "state": "changed"}
+NODES = {"layer": "nodes", "path": "/etc/n", "state": "ok"}
+OTHER = device("0000:01:00.0", "10de:2684", "030000", 16)
 
 
 @rows(
     ("changes", "layer", "said"),
     [
-        (
-            {"managed": [{"layer": "iommu", "path": "/etc/x", "state": "changed"}, *asdict(bound())["managed"]]},
-            "iommu",
-            "/etc/x was changed by hand",
-        ),
+        ({"managed": [CHANGED, *asdict(bound())["managed"]]}, "iommu", "/etc/x was changed by hand"),
         *(
             ({"cmdline": cmdline(f"quiet {WORDS}", "quiet")}, layer, "is not on the configured kernel command line")
             for layer in ("iommu", "vfio")
@@ -126,16 +125,8 @@ WORDS = plan.wanted(desktop(), settings()).words
         ({"pending": ["initramfs"]}, "vfio", "the initramfs was not made after the last change"),
         ({"boot_lacks": ["iommu=pt is no longer wanted"]}, "boot", "iommu=pt is no longer wanted"),
         ({"devices": []}, "vfio", "0000:01:00.0 is not there, not 10de:2b85"),
-        (
-            {"devices": [device("0000:01:00.0", "10de:2684", "030000", 16)]},
-            "vfio",
-            "0000:01:00.0 is 10de:2684, not 10de:2b85",
-        ),
-        (
-            {"managed": [{"layer": "nodes", "path": "/etc/n", "state": "ok"}]},
-            "nodes",
-            "homelab-nvidia-nodes.service is not enabled",
-        ),
+        ({"devices": [OTHER]}, "vfio", "0000:01:00.0 is 10de:2684, not 10de:2b85"),
+        ({"managed": [NODES]}, "nodes", "homelab-nvidia-nodes.service is not enabled"),
         *(({"rolled_back": "boot 1 was not confirmed"}, layer, "boot 1 was") for layer in ("boot", "iommu", "vfio")),
     ],
 )
@@ -146,9 +137,7 @@ def test_drift_is_named_by_layer(changes: dict[str, Any], layer: str, said: str)
 
 def test_what_another_layer_has_lost_or_never_had_is_no_drift_of_this_one() -> None:
     want = plan.wanted(desktop(), settings())
-    changed = {"layer": "iommu", "path": "/etc/x", "state": "changed"}
-    nodes = {"layer": "nodes", "path": "/etc/n", "state": "ok"}
-    managed = [changed, nodes, *asdict(bound())["managed"]]
+    managed = [CHANGED, NODES, *asdict(bound())["managed"]]
     found = plan.drift(bound(managed=managed, nvidia={"nodes_enabled": True}), want)
     assert {layer: lines for layer, lines in found.items() if lines} == {"iommu": ["/etc/x was changed by hand"]}
 
