@@ -37,6 +37,8 @@ VM_CARDS: dict[str, Any] = {
     "host": "pve", "node": "pve", "vm": "sandbox", "vmid": 103, "shutdown": {"timeout": 1, "otherwise": "fail"}, "cards": [],
     "display": "keep", "power": "keep", "instance": "", "goes_away": False, "boot": {"id": "b", "stopped": [103], "at": 7},
 }  # fmt: skip
+#: What NVIDIA's stack of any system is told.
+SYSTEM: dict[str, Any] = {"host": "pve", "nvidia": {}, "after": "", "passed": [], "stays": True}
 #: What the probe of a host puts out of which nothing is wanted, but for its generation.
 NO_PLAN: dict[str, Any] = {
     "iommu_words": "",

@@ -26,7 +26,7 @@ from homelab.settings import Container, Host, Nvidia, Vm
 from remote_scripts.tools.plain import of_plain
 from tests.conftest import shared
 from tests.rows import rows
-from tests.unit.hosts import KEY, NODES, conf, desktop, device, device_nodes, gpu, seen, settings, tree, vm_note
+from tests.unit.hosts import KEY, NODES, SYSTEM, conf, desktop, device, device_nodes, gpu, seen, settings, tree, vm_note
 
 DEVICES = "Character devices:\n  1 mem\n195 nvidia\n195 nvidiactl\n226 drm\n508 nvidia-uvm\n511 nvidia-caps\n\nBlock devices:\n259 blkext\n"
 DEVICE_LINES = "".join(
@@ -725,9 +725,9 @@ def test_refresh_preview_and_doctor_say_the_same_of_what_is_installed(
     assert [line.strip() for line in of_host.text.splitlines()[1:]] == [*lines]
     monkeypatch.setattr(NvidiaSystemWork, "facts_of_refresh", lambda *_: facts)
     monkeypatch.setattr(NvidiaSystemWork, "wanted_stack", lambda *_: lxc.nvidia)
-    about: dict[str, Any] = {"host": "pve", "system_name": "hosts.pve", "address": "", "after": "", "passed": []}
     resource = NvidiaSystemWork.resource
-    inputs = resource.Inputs(target="host", nvidia={"container_toolkit": "docker"}, stays=True, **about)
+    about = SYSTEM | {"nvidia": {"container_toolkit": "docker"}}
+    inputs = resource.Inputs(**about, target="host", system_name="hosts.pve", address="")
     before = resource.Outputs(facts=lasting(system, "host"), generation={}, stale=False)
     after = NvidiaSystemWork({}).read(inputs, before)
     assert capsys.readouterr().out.splitlines() == [f"hosts.pve: drift: {line}" for line in lines]

@@ -23,7 +23,7 @@ from homelab.settings import parse as parse_settings
 from remote_scripts.both.nvidia_packages import Said, Wanted
 from remote_scripts.both.read_system import Answer as SystemReading
 from remote_scripts.tools.plain import of_plain, to_plain
-from tests.unit.hosts import KEY, conf, desktop, gpu, seen, tree, values
+from tests.unit.hosts import KEY, SYSTEM, conf, desktop, gpu, seen, tree, values
 
 OLD, NEW = "590.48.01", "595.58.03"
 BOTH = (OLD, NEW)
@@ -221,8 +221,7 @@ def planned(world: World, monkeypatch: pytest.MonkeyPatch, **inside: object) -> 
     texts = {"hosts": json.dumps({"pve": values(nvidia=world.wanted)}), "containers": json.dumps(containers)}
     monkeypatch.setattr(ssh, "Session", lambda *_: world)
     monkeypatch.setattr(host_session.HostSession, "hold", lambda *_: None)
-    about: dict[str, Any] = {"host": "pve", "system_name": "hosts.pve", "address": "192.0.2.1"}
-    inputs = NvidiaSystem.Inputs(target="host", nvidia={}, stays=True, after="", passed=[], **about)
+    inputs = NvidiaSystem.Inputs(**SYSTEM, target="host", system_name="hosts.pve", address="192.0.2.1")
     return NvidiaSystemWork(texts).create(inputs)
 
 

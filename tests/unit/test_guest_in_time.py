@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
@@ -15,24 +14,15 @@ from homelab.remote.proxmox import guest_address
 from homelab.resources.work import systems
 from remote_scripts.both.read_system import SystemFacts
 from remote_scripts.tools.plain import to_plain
-from tests.unit.hosts import KEY, seen, values
+from tests.unit.hosts import KEY, SYSTEM, seen, values
 
 VERSION = "595.10.02"
 LOGIN = {"address": "192.0.2.103", "ssh": {"hostKey": KEY, "agent": True}}
 SANDBOX = {"host": "pve", "vmid": 103, "gpus": ["rtx5090"], "nvidia": {}, **LOGIN}
 TEXTS = {"hosts": json.dumps({"pve": values()}), "vms": json.dumps({"sandbox": SANDBOX})}
 # What each resource of the VM's stack is told.
-SYSTEM: dict[str, Any] = {
-    "host": "pve",
-    "target": "vm",
-    "system_name": "vms.sandbox",
-    "address": "192.0.2.103",
-    "nvidia": {},
-    "after": "",
-    "passed": [],
-    "stays": True,
-}
-INPUTS = GuestReboot.Inputs(**SYSTEM, driver=VERSION, timeout=30, step="{}", generation="0")
+OF_VM = SYSTEM | {"target": "vm", "system_name": "vms.sandbox", "address": "192.0.2.103"}
+INPUTS = GuestReboot.Inputs(**OF_VM, driver=VERSION, timeout=30, step="{}", generation="0")
 OFF = UnreachableError(wanted="a connection", found="Connection reset by peer", why="", next="")
 NO_LOGIN = LoginRefusedError(wanted="to log in", found="refused: Permission denied", why="", next="")
 CUT = HomelabError(wanted="the command to read system to succeed", found="exit status 143", why="", next="")
@@ -145,7 +135,7 @@ def test_a_refresh_sees_a_vms_agent_that_is_missing_or_another_one(
     monkeypatch.setattr(ssh, "Session", guest.connect)
     # An older version's state knows fewer layers.
     before = NvidiaSystem.Outputs(facts=FACTS, generation={"packages": 3}, stale=False)
-    inputs = NvidiaSystem.Inputs(**SYSTEM, agent="1", agent_owner="homelab-lab")
+    inputs = NvidiaSystem.Inputs(**OF_VM, agent="1", agent_owner="homelab-lab")
     after = NvidiaSystemWork(TEXTS).read(inputs, before)
     assert after.stale == (there != "1")
     assert after.generation == {"packages": 4, "boot": 1, "toolkit": 0}

@@ -402,14 +402,8 @@ GPU = {
     "iommuGroup": 14,
     "test": {"kernel": "6.17"},
 }
-STACK = {
-    "driver": "580.95.05",
-    "flavour": "open",
-    "cuda": "12.8",
-    "program": True,
-    "container": True,
-    "uvm": True,
-}
+VERIFIED = dict.fromkeys(("program", "container", "uvm"), True)
+STACK = {"driver": "580.95.05", "flavour": "open", "cuda": "12.8", **VERIFIED}
 OUTPUTS: dict[str, Any] = {
     "hosts": {"pve": {"kernel": "6.17.2-1-pve", "iommu": {"groups": 17}, "gpus": {"rtx5090": GPU}}},
     "vms": {"sandbox": {"host": "pve", "vmid": 103, "name": "Sandbox", "gpus": ["rtx5090"], "nvidia": STACK}},

@@ -146,14 +146,7 @@ def test_what_is_as_wanted_already_stays_somebody_elses() -> None:
 
 
 def test_only_what_has_to_change_changes_and_comes_back() -> None:
-    config = {
-        "memory": "8192",
-        "balloon": "2048",
-        "machine": "pc-i440fx-9.2",
-        "vga": "std",
-        "bios": "ovmf",
-        "hookscript": "local:snippets/a.pl",
-    }
+    config = Q35 | {"balloon": "2048", "machine": "pc-i440fx-9.2", "vga": "std", "hookscript": "local:snippets/a.pl"}
     vm = Vm(config)
     vm.up(FIRST, machine="q35", display="none")
     assert vm.config == config | {"hostpci0": "mapping=first,pcie=1", "machine": "q35", "balloon": "0", "vga": "none"}
