@@ -24,25 +24,16 @@ from tests.rows import rows
 
 TODAY = datetime.date(2026, 11, 20)
 RTX_5090, RTX_3090, GTX_1080_TI, V100, GTX_1050M = "10de:2b85", "10de:2204", "10de:1b06", "10de:1db4", "10de:128b"
-UBUNTU: dict[str, Any] = {
-    "distribution": "ubuntu",
-    "version": "24.04",
-    "kernels": ("6.8.0-86-generic",),
-    "running": "6.8.0-86-generic",
-    "secure_boot": False,
-    "cards": (RTX_5090,),
-    "loaded": "",
-    "nouveau": False,
-}
-PROXMOX: dict[str, Any] = {
-    "distribution": "debian",
-    "version": "13",
-    "kernels": ("6.14.11-9-pve", "6.17.13-2-pve"),
-    "running": "6.17.13-2-pve",
-    "secure_boot": False,
-    "cards": (RTX_3090,),
-    "loaded": "",
-}
+
+
+def system_of(distribution: str, version: str, *kernels: str, card: str) -> dict[str, Any]:
+    """A system of which the last kernel runs, without a driver."""
+    found: dict[str, Any] = {"distribution": distribution, "version": version, "kernels": kernels}
+    return found | {"running": kernels[-1], "secure_boot": False, "cards": (card,), "loaded": "", "nouveau": False}
+
+
+UBUNTU = system_of("ubuntu", "24.04", "6.8.0-86-generic", card=RTX_5090)
+PROXMOX = system_of("debian", "13", "6.14.11-9-pve", "6.17.13-2-pve", card=RTX_3090)
 CONTAINER: dict[str, Any] = {"distribution": "ubuntu", "version": "24.04", "host_driver": "580.105.08"}
 
 
