@@ -281,10 +281,8 @@ def test_an_entry_stays_that_is_another_keys_by_now(
 ) -> None:
     work, calls = CardMappingWork(texts({}, {"pve1": {"gpus": gpus}}).texts), list[str]()
 
-    def read(_: Any) -> Any:
-        return facts_of({"mapping/pve1/card": json.dumps({**NOTED, "gpu": holder})} if holder else {})
-
-    monkeypatch.setattr(ssh, "read", read)
+    facts = facts_of({"mapping/pve1/card": json.dumps({**NOTED, "gpu": holder})} if holder else {})
+    monkeypatch.setattr(ssh, "read", lambda _: facts)
     monkeypatch.setattr(work, "_delete", lambda *_: calls.append("deleted"))
     monkeypatch.setattr(work, "_take_flag_back", lambda *_: calls.append("flag"))
     work.delete(INPUTS, ADDED)
@@ -378,17 +376,11 @@ def test_what_was_there_at_first_stays_noted(
 ) -> None:
     notes = {"mapping/pve1/card": earlier}
 
-    def connect(_: Any) -> None:
-        return
-
-    def read(_: Any, name: str) -> Any:
-        return notes[name]
-
     def take_note(_: Any, name: str, note: Any) -> None:
         notes[name] = note
 
-    monkeypatch.setattr(ssh, "Session", connect)
-    monkeypatch.setattr(ledger, "noted", read)
+    monkeypatch.setattr(ssh, "Session", lambda _: None)
+    monkeypatch.setattr(ledger, "noted", lambda _, name: notes[name])
     monkeypatch.setattr(ledger, "note", take_note)
     host: Any = None
     for old_path, path in ("0000:05:00", "0000:01:00;0000:05:00"), ("", "0000:01:00"):

@@ -25,19 +25,14 @@ def test_a_node_that_rolled_back_ends_its_turn_once_it_is_back(
 ) -> None:
     ended = []
 
-    def confirm(*_: Any) -> SimpleNamespace:
-        return SimpleNamespace(rolled_back="boot x was not confirmed", rolling_back=restarts_again)
-
-    def end(_: Host, name: str) -> None:
-        ended.append(name)
-
-    monkeypatch.setattr(boots, "confirm", confirm)
+    back = SimpleNamespace(rolled_back="boot x was not confirmed", rolling_back=restarts_again)
+    monkeypatch.setattr(boots, "confirm", lambda *_: back)
 
     def start(_: Host, name: str, own: start_guests.Wanted) -> None:
         assert own == start_guests.Wanted(), "this run starts nothing any more"
         ended.append(f"guests of {name}")
 
-    monkeypatch.setattr(boot_verification, "_end_turn", end)
+    monkeypatch.setattr(boot_verification, "_end_turn", lambda _, name: ended.append(name))
     monkeypatch.setattr(boot_verification, "_start_guests", start)
     want = cast("plan.Wanted", SimpleNamespace(gpus={}))
     answer = reboot.Answer("yes", "x", turn=True, armed="")
