@@ -34,6 +34,7 @@ INPUTS = CardMapping.Inputs(
 LIVE = dataclasses.replace(INPUTS, live_migration=True)
 OURS = "id=10de:2b85,node=pve1,path=0000:01:00"
 OLD = OURS.replace("2b85", "2684")
+MORE = f"{OURS},subsystem-id=1043:88e2"
 OTHER = "id=10de:2b85,node=pve2,path=0000:01:00"
 HERE = "id=8086:1521,node=pve1,path=0000:07:00"
 ADDED, PRIOR = CardMapping.Outputs(before=""), CardMapping.Outputs(before=OLD)
@@ -143,6 +144,7 @@ def test_it_comes_beside_those_of_other_nodes(mapping: Any, inputs: Any, old_pat
         (of(OURS, **FLAGGED), LIVE, []),
         (of(OURS, **FLAGGED), INPUTS, []),
         (of(OTHER, HERE), INPUTS, [f"the PCI mapping card: {HERE} -> {OURS}"]),
+        (of(MORE), INPUTS, [f"the PCI mapping card: {MORE} -> {OURS}"]),
         (of(HERE, HERE.replace("07:00", "08:00")), INPUTS, None),
         (of(OTHER), INPUTS, None),
         (None, INPUTS, None),

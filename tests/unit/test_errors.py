@@ -42,6 +42,12 @@ def test_a_system_without_python_is_told_by_whatever_shell_says_so(shell: str) -
     assert not isinstance(_failed("read read_system", "", f"{shell}\n", 1), NoPythonError)
 
 
+def test_another_program_that_isnt_there_is_named_as_the_log_has_it() -> None:
+    error = _failed("read_system", "", "bash: line 1: sudo: command not found\n", 127)
+    assert not isinstance(error, NoPythonError)
+    assert error.found == "exit status 127: bash: line 1: sudo: command not found"
+
+
 @rows(
     ("status", "reason", "step"),
     [

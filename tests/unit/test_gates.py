@@ -287,6 +287,9 @@ def test_a_node_without_a_quorum_is_left_as_it_is() -> None:
 def test_an_unknown_boot_loader_is_refused() -> None:
     facts = desktop(loader="", loader_clues="LoaderInfo 'not set'")
     assert reasons(facts, settings()) == ["LoaderInfo 'not set'"]
+    # Of several closed gates each is said.
+    off = replace(facts, iommu=replace(facts.iommu, tables=[], groups=0))
+    assert [found.partition(" ")[0] for found in reasons(off, settings())] == ["LoaderInfo", "no"]
 
 
 def test_guests_that_the_host_doesnt_list_are_not_taken_for_off() -> None:
