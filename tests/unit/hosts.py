@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 from homelab.errors import HomelabError
@@ -31,6 +32,24 @@ _NOTHING: dict[str, Any] = {
 }  # fmt: skip
 
 
+#: What a VM's cards are told, as a state has it.
+VM_CARDS: dict[str, Any] = {
+    "host": "pve", "node": "pve", "vm": "sandbox", "vmid": 103, "shutdown": {"timeout": 1, "otherwise": "fail"}, "cards": [],
+    "display": "keep", "power": "keep", "instance": "", "goes_away": False, "boot": {"id": "b", "stopped": [103], "at": 7},
+}  # fmt: skip
+#: What NVIDIA's stack of any system is told.
+SYSTEM: dict[str, Any] = {"host": "pve", "nvidia": {}, "after": "", "passed": [], "stays": True}
+#: What the probe of a host puts out of which nothing is wanted, but for its generation.
+NO_PLAN: dict[str, Any] = {
+    "iommu_words": "",
+    "vfio_words": "",
+    "functions": {},
+    "by_hand": [],
+    "gpus": {},
+    "stale": False,
+}
+
+
 def device(address: str, ids: str, code: str, group: int | None = None, **changes: Any) -> dict[str, Any]:
     vendor, _, number = ids.partition(":")
     parent = changes.pop("parent", "")
@@ -42,6 +61,11 @@ def device(address: str, ids: str, code: str, group: int | None = None, **change
     }  # fmt: skip
 
 
+def conf(kind: str, guest: int, lines: str) -> dict[str, Any]:
+    """A guest's configuration, as a reading of the host has it."""
+    return {"kind": kind, "id": guest, "lines": lines}
+
+
 def gpu(slot: str = "0000:01:00", group: int | None = 16, parent: str = "0000:00:01.1") -> list[dict[str, Any]]:
     return [
         device(f"{slot}.0", "10de:2b85", "030000", group, driver="nouveau", parent=parent),
@@ -50,7 +74,10 @@ def gpu(slot: str = "0000:01:00", group: int | None = 16, parent: str = "0000:00
 
 
 def desktop(*more: dict[str, Any], **changes: Any) -> HostFacts:
-    """An AMD desktop: an iGPU that is the console, an RTX 5090 alone in group 16, an NVMe disk and a network card elsewhere."""
+    """An AMD desktop: an iGPU that is the console, an RTX 5090 alone in group 16, an NVMe disk and a network card elsewhere.
+
+    :param changes: what else it has; of its guests, what isn't named stays as usual.
+    """
     usual = [
         device("0000:00:00.0", "1022:14d8", "060000", 0),
         device("0000:00:01.1", "1022:14db", "060400", 1, driver="pcieport", acs=True),
@@ -69,10 +96,14 @@ def desktop(*more: dict[str, Any], **changes: Any) -> HostFacts:
         "modules": [], "devices": [*devices, *more], "managed": [], "stale_initramfs": [], "rolled_back": "",
         "lspci": "",
         "disks": "nvme0n1   \nnvme0n1p3 nvme0n1 LVM2_member \npve-root nvme0n1p3 ext4 /", "nvidia_minors": {},
-        "guests": {"running": [103], "configs": [], "mappings": "", "reservations": ""},
+        "guests": {"unlisted": "", "running": [103], "configs": [], "mappings": "", "reservations": ""},
     }  # fmt: skip
-    guests = {"unlisted": "", **changes.pop("guests", values["guests"])}
-    return parse(_NOTHING | values | changes | {"guests": guests})
+    return parse(_NOTHING | values | changes | {"guests": values["guests"] | changes.get("guests", {})})
+
+
+def driven(driver: str, at: str = "0000:01:00") -> list[dict[str, Any]]:
+    """The desktop's devices, of which those whose address begins so are this driver's."""
+    return [asdict(one) | ({"driver": driver} if one.address.startswith(at) else {}) for one in desktop().devices]
 
 
 def cmdline(

@@ -32,12 +32,15 @@ def z370(groups: bool = True, **changes: Any) -> HostFacts:
         *behind("0000:00:01.0", *(one | {"express": "endpoint"} for one in gpu(group=group))),
         *behind("0000:00:01.1", device("0000:02:00.0", "10de:1f08", "030000", group, express="endpoint")),
     ]
-    iommu = {
-        "tables": ["DMAR"],
-        "groups": 12 if groups else 0,
-        "kernel_log": "DMAR-IR: Enabled IRQ remapping in x2apic mode",
-    }
+    log = "DMAR-IR: Enabled IRQ remapping in x2apic mode"
+    iommu = {"tables": ["DMAR"], "groups": 12 if groups else 0, "kernel_log": log}
     return desktop(**({"devices": devices, "cpu_vendor": "GenuineIntel", "iommu": iommu} | changes))
+
+
+def apart(facts: HostFacts, **changes: Any) -> list[dict[str, Any]]:
+    """The devices, of which the card is in a group of its own."""
+    own = {"group": 15, **changes}
+    return [one | (own if one["address"].startswith("0000:01") else {}) for one in asdict(facts)["devices"]]
 
 
 def others(facts: HostFacts, slot: str = "0000:01:00") -> set[str]:
@@ -82,7 +85,7 @@ def test_groups_are_those_that_the_next_boot_makes_with_the_override(
 
 def test_one_that_is_set_by_hand_counts_too_running_or_for_the_next_boot() -> None:
     word = "pcie_acs_override=downstream"
-    split = [one | {"group": 15} if one["address"].startswith("0000:01") else one for one in asdict(z370())["devices"]]
+    split = apart(z370())
     assert others(z370(groups=False, cmdline=cmdline(word))) == set()
     assert others(z370(cmdline=cmdline("quiet", word))) == set()
     assert others(z370(devices=split, cmdline=cmdline(word))) == set()
@@ -100,15 +103,11 @@ def test_the_override_changes_nothing_for_acs_conventional_pci_or_below_shared_b
     ]
     found = z370(groups=False, devices=old, cmdline=cmdline("pcie_acs_override=downstream,multifunction"))
     assert others(found, "0000:04:00") == {"0000:04:01.0"}
+    below = "x/0000:00:1c.0"
     switch = [
         device("0000:00:1c.0", "8086:a110", "060400", express="root port"),
         device(
-            "0000:03:00.0",
-            "1022:43e9",
-            "060400",
-            express="downstream port",
-            acs=True,
-            path="x/0000:00:1c.0/0000:03:00.0",
+            "0000:03:00.0", "1022:43e9", "060400", express="downstream port", acs=True, path=f"{below}/0000:03:00.0"
         ),
         *({**one, "path": f"x/0000:00:1c.0/0000:03:00.0/{one['address']}"} for one in gpu("0000:04:00", group=None)),
         device("0000:05:00.0", "144d:a80c", "010802", path="x/0000:00:1c.0/0000:05:00.0"),
@@ -163,10 +162,7 @@ def test_a_disk_that_is_in_another_group_anyway_is_no_reason(groups: bool) -> No
 def test_a_card_is_taken_out_of_the_root_disks_group_by_no_way_around() -> None:
     """Not by a driver that a VM's start has left behind, and not if the disk came to the card later."""
     word, ours = "pcie_acs_override=downstream", "homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8"
-    devices = [
-        one | {"group": 15, "driver": "vfio-pci"} if one["address"].startswith("0000:01") else one
-        for one in asdict(with_disk())["devices"]
-    ]
+    devices = apart(with_disk(), driver="vfio-pci")
     host = settings(iommu={"acsOverride": "downstream"})
     for running in (f"quiet {word}", f"quiet {word} {ours}"):
         (error,) = gates.check(with_disk(devices=devices, cmdline=cmdline(running, others="quiet")), host)[1]
@@ -185,11 +181,7 @@ def test_a_card_is_taken_out_of_the_root_disks_group_by_no_way_around() -> None:
 
 def test_an_override_of_somebody_elses_is_said_and_not_refused() -> None:
     word = "pcie_acs_override=downstream"
-    devices = [
-        one | {"group": 15, "driver": "nouveau"} if one["address"].startswith("0000:01") else one
-        for one in asdict(with_disk())["devices"]
-    ]
-    by_hand = with_disk(devices=devices, cmdline=cmdline(f"quiet {word}"))
+    by_hand = with_disk(devices=apart(with_disk(), driver="nouveau"), cmdline=cmdline(f"quiet {word}"))
     assert gates.check(by_hand, settings())[1] == []
     said = "\n".join(card_remarks.remarks(by_hand, settings(), {"rtx5090": "0000:01:00"}))
     assert "set by hand, and left as it is" in said and "0000:02:00.0 NVMe disk" in said

@@ -8,7 +8,6 @@ import pytest
 from proxmoxer.core import ResourceException
 
 from homelab.errors import ApiError, LockHeldError, NoQuorumError, UnansweredError
-from homelab.properties import strings
 from homelab.remote.proxmox.api import LOCK_SECONDS, OUTAGE_SECONDS, QUORUM_SECONDS, RETRY_SECONDS, Api
 from tests.rows import rows
 from tests.unit.hosts import settings
@@ -81,7 +80,3 @@ def test_a_refusal_shows_no_secret_of_the_request() -> None:
     parameters = {"cipassword": "hunter22", "cores": "4444"}
     error = Api(HOST, "pve")._error_of_refusal("", parameters, refused)
     assert error.found == "400 ***, 4444 (cipassword: *** is short)" and "hunter22" not in error.reason
-
-
-def test_options_are_read_as_text_without_the_digest() -> None:
-    assert strings({"digest": "1a", "cores": 2, "name": "a"}) == {"cores": "2", "name": "a"}

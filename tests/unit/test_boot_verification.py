@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 
@@ -30,10 +30,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def verified(monkeypatch: pytest.MonkeyPatch, seen: HostFacts, wanted: HostFacts) -> HostFacts:
     """Verify what is seen after a boot against the plan that was made of `wanted`."""
 
-    def confirm(*_: Any) -> HostFacts:
-        return seen
-
-    monkeypatch.setattr(boots, "confirm", confirm)
+    monkeypatch.setattr(boots, "confirm", lambda *_: seen)
     host = settings()
     return boot_verification._verify(host, "pve", REBOOT, plan.wanted(wanted, host), start_guests.Wanted())
 
@@ -71,15 +68,9 @@ def test_a_reboot_is_confirmed_by_another_boot_alone_and_what_ran_is_started(
         awaited.append(old_boot_id)
         return back
 
-    def start(_host: object, name: str, _managed: object) -> None:
-        started.append(name)
-
-    def read(_host: object) -> HostFacts:
-        return back
-
     monkeypatch.setattr(boots, "confirm", confirm)
-    monkeypatch.setattr(ssh, "read", read)
-    monkeypatch.setattr(boot_verification, "_start_guests", start)
+    monkeypatch.setattr(ssh, "read", lambda _host: back)
+    monkeypatch.setattr(boot_verification, "_start_guests", lambda _host, name, _managed: started.append(name))
 
     def verify(before: str) -> HostFacts:
         answer = replace(REBOOT, reboot=reboot, boot_id=before)

@@ -34,6 +34,7 @@ INPUTS = CardMapping.Inputs(
 LIVE = dataclasses.replace(INPUTS, live_migration=True)
 OURS = "id=10de:2b85,node=pve1,path=0000:01:00"
 OLD = OURS.replace("2b85", "2684")
+MORE = f"{OURS},subsystem-id=1043:88e2"
 OTHER = "id=10de:2b85,node=pve2,path=0000:01:00"
 HERE = "id=8086:1521,node=pve1,path=0000:07:00"
 ADDED, PRIOR = CardMapping.Outputs(before=""), CardMapping.Outputs(before=OLD)
@@ -111,6 +112,7 @@ def test_one_that_a_killed_update_has_moved_goes_from_where_it_is_noted() -> Non
         (of(OTHER), INPUTS, "", of(OTHER, OURS)),
         (of(OLD, OTHER), INPUTS, "", of(OURS, OTHER)),
         (of(OTHER), LIVE, "", of(OTHER, OURS, **FLAGGED)),
+        (of(OTHER, **FLAGGED), INPUTS, "", of(OTHER, OURS, **FLAGGED)),
         (of(OURS), LIVE, "", of(OURS, **FLAGGED)),
         (of(OURS), INPUTS, "", of(OURS)),
         (of(f"{OURS},description=mine"), INPUTS, "", of(f"{OURS},description=mine")),
@@ -142,6 +144,7 @@ def test_it_comes_beside_those_of_other_nodes(mapping: Any, inputs: Any, old_pat
         (of(OURS, **FLAGGED), LIVE, []),
         (of(OURS, **FLAGGED), INPUTS, []),
         (of(OTHER, HERE), INPUTS, [f"the PCI mapping card: {HERE} -> {OURS}"]),
+        (of(MORE), INPUTS, [f"the PCI mapping card: {MORE} -> {OURS}"]),
         (of(HERE, HERE.replace("07:00", "08:00")), INPUTS, None),
         (of(OTHER), INPUTS, None),
         (None, INPUTS, None),
@@ -280,10 +283,8 @@ def test_an_entry_stays_that_is_another_keys_by_now(
 ) -> None:
     work, calls = CardMappingWork(texts({}, {"pve1": {"gpus": gpus}}).texts), list[str]()
 
-    def read(_: Any) -> Any:
-        return facts_of({"mapping/pve1/card": json.dumps({**NOTED, "gpu": holder})} if holder else {})
-
-    monkeypatch.setattr(ssh, "read", read)
+    facts = facts_of({"mapping/pve1/card": json.dumps({**NOTED, "gpu": holder})} if holder else {})
+    monkeypatch.setattr(ssh, "read", lambda _: facts)
     monkeypatch.setattr(work, "_delete", lambda *_: calls.append("deleted"))
     monkeypatch.setattr(work, "_take_flag_back", lambda *_: calls.append("flag"))
     work.delete(INPUTS, ADDED)
@@ -377,17 +378,11 @@ def test_what_was_there_at_first_stays_noted(
 ) -> None:
     notes = {"mapping/pve1/card": earlier}
 
-    def connect(_: Any) -> None:
-        return
-
-    def read(_: Any, name: str) -> Any:
-        return notes[name]
-
     def take_note(_: Any, name: str, note: Any) -> None:
         notes[name] = note
 
-    monkeypatch.setattr(ssh, "Session", connect)
-    monkeypatch.setattr(ledger, "noted", read)
+    monkeypatch.setattr(ssh, "Session", lambda _: None)
+    monkeypatch.setattr(ledger, "noted", lambda _, name: notes[name])
     monkeypatch.setattr(ledger, "note", take_note)
     host: Any = None
     for old_path, path in ("0000:05:00", "0000:01:00;0000:05:00"), ("", "0000:01:00"):
@@ -417,18 +412,15 @@ def test_a_mapping_of_another_device_is_refused_with_the_host_as_its_own_work_re
     """Before anything is changed: a refresh has the host planned anew for it."""
     host = settings({"card": GPU}, node="pve1")
     ledger_of = {"mapping/pve1/card": json.dumps(note)} if note else {}
-    guests = {"running": [], "configs": [], "reservations": ""}
-    guests |= {"mappings": "\n".join(["card", *(f"\tmap {entry}" for entry in entries)])}
+    guests = {"running": [], "mappings": "\n".join(["card", *(f"\tmap {entry}" for entry in entries)])}
     had = plan.wanted(desktop(), host)
     words = dict.fromkeys(("running", "configured", "generated"), had.words) | {"others": ""}
     facts = desktop(guests=guests, ledger=ledger_of, cmdline=words)
     of_plan = tree(facts, host).mappings["card"].refusals
     assert bool(of_plan) is is_refused
 
-    work, api = (
-        CardMappingWork(texts({}, {"pve1": {"gpus": {"card": GPU}}}).texts),
-        Api(of(*entries) if entries else None),
-    )
+    work = CardMappingWork(texts({}, {"pve1": {"gpus": {"card": GPU}}}).texts)
+    api = Api(of(*entries) if entries else None)
     monkeypatch.setattr(work, "api", lambda _: api)
     monkeypatch.setattr(ssh, "Session", lambda _: None)
     monkeypatch.setattr(ledger, "noted", lambda *_: note)

@@ -12,7 +12,7 @@ from components.host_reboot import cards_seen
 from homelab.cards import group_gates, resolving
 from homelab.cards import remarks as card_remarks
 from homelab.cards.resource import entry_of
-from homelab.errors import HomelabError, raise_all
+from homelab.facts.guests import GuestConfig
 from homelab.facts.host import HostFacts
 from homelab.host import gates, judge, plan
 from homelab.settings import Host, NewVm, Vm
@@ -20,7 +20,7 @@ from homelab.shapes import BootedHost, DeviceSeen
 from homelab.vm.cards import VmCard
 from remote_scripts.pve.properties import overlap
 from tests.rows import rows
-from tests.unit.hosts import desktop, device, gpu, reasons, settings, told, vm_note
+from tests.unit.hosts import cmdline, conf, desktop, device, gpu, reasons, settings, told, vm_note
 
 
 def apu(*, together: bool = False, **changes: Any) -> HostFacts:
@@ -67,43 +67,30 @@ def with_it(*, by_address: bool = True) -> Vm:
     return Vm.model_validate({"host": "pve", "vmid": 104, "gpus": [{"gpu": "igpu", "byAddress": by_address}]})
 
 
-def lent(lines: str) -> dict[str, Any]:
+def with_vm(vmid: int, lines: str, **guests: Any) -> dict[str, Any]:
     """A VM has these options."""
-    return {"guests": asdict(desktop().guests) | {"configs": [{"kind": "vm", "id": 104, "lines": lines}]}}
+    return {"guests": {"configs": [conf("vm", vmid, lines)], **guests}}
 
 
 BOUND = "homelab.vfio=0000:c6:00.0=1002:1900,0000:c6:00.1=1002:1640"
 
 
 @rows(
-    ("facts", "host", "vms", "bound"),
+    ("case", "facts", "host", "vms", "bound"),
     [
-        (apu(), APU, [], False),
-        (apu(**lent("hostpci0: mapping=igpu")), APU, [with_it(by_address=False)], False),
-        (apu(), APU, [Vm(host="pve", vmid=105, gpus=[])], False),
-        (apu(), APU, [with_it()], True),
-        (apu(**lent("hostpci1: c6:00.1,romfile=b.rom")), APU, [], False),
-        (apu(**lent("hostpci0: 0000:c6:00,pcie=1")), APU, [], False),
-        (apu(together=True), ALL_ALLOWED, [], True),
-        (
-            apu(cmdline={"running": "quiet", "configured": f"quiet {BOUND}", "others": "quiet", "generated": ""}),
-            APU,
-            [],
-            True,
-        ),
-    ],
-    ids=[
-        "nobody has it",
-        "a VM has the graphics",
-        "a VM has no card",
-        "by address",
-        "a line",
-        "the slot",
-        "in the group",
-        "bound",
+        ("nobody has it", apu(), APU, [], False),
+        ("the graphics", apu(**with_vm(104, "hostpci0: mapping=igpu")), APU, [with_it(by_address=False)], False),
+        ("a VM has no card", apu(), APU, [Vm(host="pve", vmid=105, gpus=[])], False),
+        ("by address", apu(), APU, [with_it()], True),
+        ("a line", apu(**with_vm(104, "hostpci1: c6:00.1,romfile=b.rom")), APU, [], False),
+        ("the slot", apu(**with_vm(104, "hostpci0: 0000:c6:00,pcie=1")), APU, [], False),
+        ("in the group", apu(together=True), ALL_ALLOWED, [], True),
+        ("bound", apu(cmdline=cmdline("quiet", f"quiet {BOUND}", "quiet")), APU, [], True),
     ],
 )
-def test_of_a_card_only_what_a_guest_gets_is_bound(facts: HostFacts, host: Host, vms: list[Vm], bound: bool) -> None:
+def test_of_a_card_only_what_a_guest_gets_is_bound(
+    case: str, facts: HostFacts, host: Host, vms: list[Vm], bound: bool
+) -> None:
     """The sound, which a mapping of the graphics doesn't offer: a VM gets it, it is in the group of what goes, or was bound before. What a VM has by
     a line of its owner's, who may add or drop one at any time, Proxmox VE binds at its start.
     """
@@ -143,37 +130,34 @@ def test_another_function_of_the_slot_is_a_group_member_like_any_other() -> None
 SLOT = "0000:01:00"
 
 
+RTX = ("0", "10de:1e04", "030000")
+
+
 @rows(
-    ("others", "own"),
+    ("slot", "own"),
     [
         # An RTX 20 with its USB-C socket.
-        ([("1", "10de:10f9", "040300"), ("2", "10de:1ada", "0c0330"), ("3", "10de:1adb", "0c8000")], "0123"),
+        ([RTX, ("1", "10de:10f9", "040300"), ("2", "10de:1ada", "0c0330"), ("3", "10de:1adb", "0c8000")], "0123"),
         # The same functions, made by somebody else.
-        ([("1", "10de:10f9", "040300"), ("2", "1b21:2142", "0c0330"), ("3", "1022:1adb", "0c8000")], "01"),
+        ([RTX, ("1", "10de:10f9", "040300"), ("2", "1b21:2142", "0c0330"), ("3", "1022:1adb", "0c8000")], "01"),
         # What NVIDIA's chipsets had besides graphics.
-        ([("1", "10de:0e08", "040300"), ("2", "10de:0ab8", "010601"), ("3", "10de:0ab0", "020000")], "01"),
-        ([("1", "10de:2330", "030200")], "01"),
-        ([("1", "8086:293e", "040300")], "01"),
-        ([("6", "8086:293e", "040300")], "0"),
-        ([], "0"),
+        ([RTX, ("1", "10de:0e08", "040300"), ("2", "10de:0ab8", "010601"), ("3", "10de:0ab0", "020000")], "01"),
+        ([RTX, ("1", "10de:2330", "030200")], "01"),
+        ([RTX, ("1", "8086:293e", "040300")], "01"),
+        ([RTX, ("6", "8086:293e", "040300")], "0"),
+        ([RTX], "0"),
+        # A Radeon's USB socket, and sound before the graphics.
+        ([("0", "1002:73bf", "030000"), ("1", "1002:ab28", "040300"), ("2", "1002:73a6", "0c0330")], "01"),
+        ([("0", "8086:293e", "040300"), ("1", "10de:1e04", "030000")], "1"),
     ],
 )
 def test_a_card_is_its_graphics_function_and_the_companions_that_are_its_own(
-    others: list[tuple[str, str, str]], own: str
+    slot: list[tuple[str, str, str]], own: str
 ) -> None:
-    slot = [("0", "10de:1e04", "030000"), *others]
     facts = desktop(devices=[device(f"{SLOT}.{number}", ids, code, 16) for number, ids, code in slot])
     assert "".join(one.address[-1] for one in facts.functions(SLOT)) == own
     whole = len(own) == len(slot)
     assert facts.path_of(SLOT) == (SLOT if whole else ";".join(f"{SLOT}.{number}" for number in own))
-
-
-def test_a_usb_socket_of_another_maker_than_nvidia_and_a_sound_card_before_the_graphics_stay() -> None:
-    radeon = [("0", "1002:73bf", "030000"), ("1", "1002:ab28", "040300"), ("2", "1002:73a6", "0c0330")]
-    behind = [("0", "8086:293e", "040300"), ("1", "10de:1e04", "030000")]
-    for slot, own in ((radeon, "01"), (behind, "1")):
-        facts = desktop(devices=[device(f"{SLOT}.{number}", ids, code, 16) for number, ids, code in slot])
-        assert "".join(one.address[-1] for one in facts.functions(SLOT)) == own
 
 
 @pytest.mark.parametrize("code", ["030000", "030200", "038000", "120000"])
@@ -290,6 +274,10 @@ def test_only_functions_of_the_card_can_be_named(functions: list[str], found: st
     assert any(found in reason for reason in reasons(facts, host))
     # Nothing foreign is a function of the card, for whoever asks without the gate.
     assert {one.slot for one in facts.functions("0000:c6:00")} == {"0000:c6:00"}
+    # Nor a bridge of the card's own switch.
+    gpus = {"arc": {"match": "8086:e212", "functions": ["0000:03:00.0", "0000:02:01.0"]}}
+    (reason,) = reasons(resolving.choosing(arc(), settings(gpus).gpus), settings(gpus))
+    assert "neither in the card's slot" in reason
 
 
 def test_a_virtual_function_or_a_bridge_in_the_cards_slot_cant_be_named() -> None:
@@ -315,12 +303,6 @@ def test_the_graphics_function_is_named_wherever_it_is_in_the_slot() -> None:
     # The first one of the path is what a mapping offers.
     assert facts.path_of("0000:41:00") == "0000:41:00.1;0000:41:00.0"
     assert "its mapping offers 0000:41:00.1 alone" in "".join(card_remarks.remarks(facts, host, {"igpu": "0000:41:00"}))
-
-
-def test_a_bridge_of_an_own_switch_cant_be_named() -> None:
-    gpus = {"arc": {"match": "8086:e212", "functions": ["0000:03:00.0", "0000:02:01.0"]}}
-    (found,) = reasons(resolving.choosing(arc(), settings(gpus).gpus), settings(gpus))
-    assert "neither in the card's slot" in found
 
 
 # -- SR-IOV -----------------------------------------------------------------------------------------------------------
@@ -425,7 +407,7 @@ def test_a_card_that_could_have_virtual_functions_and_has_none_is_taken() -> Non
 def test_a_card_that_the_iommu_leaves_out_is_refused() -> None:
     left_out = desktop(
         device("0000:00:02.0", "8086:3e92", "030000", None),
-        cmdline={"running": "intel_iommu=on,igfx_off", "configured": "", "others": "", "generated": ""},
+        cmdline=cmdline("intel_iommu=on,igfx_off", ""),
     )
     host = settings({"igpu": {"match": "8086:3e92"}})
     (error,) = gates.check(left_out, host)[1]
@@ -465,7 +447,7 @@ def test_a_group_is_said_of_each_function() -> None:
     ],
 )
 def test_what_a_vm_has_by_a_line_of_its_own_isnt_left_with_the_host(lines: str, left: bool, offered: bool) -> None:
-    text = lines_of(apu(**lent(lines)), APU)
+    text = lines_of(apu(**with_vm(104, lines)), APU)
     assert ("left with the host: 0000:c6:00.2" in text) is left
     assert "0000:c6:00.3" in text.partition("left with the host: ")[2]
     assert ("go with byAddress" in text) is offered
@@ -522,8 +504,12 @@ def test_a_member_is_named_as_lspci_does_where_it_was_asked() -> None:
     assert "network card [Intel Corporation Ethernet Controller I226-V, 8086:125c]" in reasons(facts, settings())[0]
 
 
-def two_in_one_group() -> tuple[HostFacts, Host]:
-    facts = desktop(*gpu("0000:02:00", 16))
+def two_in_one_group(
+    *configs: dict[str, Any], running: tuple[int, ...] = (103,), mappings: str = "", **changes: Any
+) -> tuple[HostFacts, Host]:
+    """Two cards, each of which may go along with the other one, and guests."""
+    guests = {"configs": [*configs], "running": running, "mappings": mappings}
+    facts = desktop(*gpu("0000:02:00", 16), guests=guests, **changes)
     members = {"one": ["0000:02:00.0", "0000:02:00.1"], "two": ["0000:01:00.0", "0000:01:00.1"]}
     places = {"one": "01:00", "two": "02:00"}
     host = settings({name: {"address": places[name], "allowGroupMembers": members[name]} for name in members})
@@ -539,36 +525,26 @@ def vm_errors(facts: HostFacts, host: Host, vms: dict[str, Vm]) -> list[str]:
 
 
 def test_two_cards_of_one_group_go_to_one_vm_or_none() -> None:
-    facts, host = two_in_one_group()
-    guests = replace(
-        facts.guests,
-        configs=[
-            facts_config(103, "machine: q35\nname: one"),
-            facts_config(104, "machine: q35\nname: two"),
-        ],
+    facts, host = two_in_one_group(
+        conf("vm", 103, "machine: q35\nname: one"), conf("vm", 104, "machine: q35\nname: two")
     )
-    facts = replace(facts, guests=guests)
     apart = vm_errors(facts, host, {"one": vm(103, "one"), "two": vm(104, "two")})
-    assert (
-        len(apart) == 1
-        and "one (RTX 5090 [10de:2b85] at 0000:01:00) for VM 103 (vms.one) while VM 104 (vms.two) has two" in apart[0]
-    )
+    assert len(apart) == 1
+    assert "one (RTX 5090 [10de:2b85] at 0000:01:00) for VM 103 (vms.one) while VM 104 (vms.two) has two" in apart[0]
     assert vm_errors(facts, host, {"one": vm(103, "one", "two")}) == []
     groups = [replace(one, group=18) if one.slot == "0000:02:00" else one for one in facts.devices]
     assert vm_errors(replace(facts, devices=groups), host, {"one": vm(103, "one"), "two": vm(104, "two")}) == []
 
 
+MAPPING = "one\n\tmap id=10de:2b85,node=pve,path=0000:01:00\n"
 GIVEN = "machine: q35\nsmbios1: uuid=1\nname: two\nhostpci0: mapping=one,pcie=1"
 BY_HAND = {"originals": {"hostpci0": "0000:01:00,pcie=1"}}
 
 
 def moved(ledger: dict[str, str], *more: str, runs: bool = True, **changes: Any) -> tuple[str, list[str]]:
     """The plan's lines and refusals where the settings give VM 103 the card that VM 104 has."""
-    facts, host = two_in_one_group()
-    mappings = "one\n\tmap id=10de:2b85,node=pve,path=0000:01:00\n"
-    configs = [facts_config(103, "machine: q35\nname: one"), facts_config(104, "\n".join([GIVEN, *more]))]
-    guests = replace(facts.guests, running=frozenset([104] * runs), configs=configs, mappings=mappings)
-    facts = replace(facts, guests=guests, ledger=ledger)
+    configs = conf("vm", 103, "machine: q35\nname: one"), conf("vm", 104, "\n".join([GIVEN, *more]))
+    facts, host = two_in_one_group(*configs, running=(104,) * runs, mappings=MAPPING, ledger=ledger)
     wanted = {"one": vm(103, "one").model_copy(update=changes)}
     text, errors = told(facts, host, wanted, stack="p/s")
     return text, [error.found for error in errors]
@@ -595,13 +571,10 @@ def test_a_card_is_taken_from_a_vm_that_has_it_from_this_stack_alone(ledger: dic
 
 
 def test_a_vm_that_stays_as_it_is_may_be_off_while_another_one_runs_with_its_card() -> None:
-    other = vm_note(104, GIVEN, "hostpci0", owner="p/other/two")
+    ledger = vm_note(104, GIVEN, "hostpci0", owner="p/other/two") | vm_note(103, GIVEN, "hostpci0")
     for lines, refused in ((GIVEN, False), ("machine: q35", True)):
-        facts, host = two_in_one_group()
-        mappings = "one\n\tmap id=10de:2b85,node=pve,path=0000:01:00\n"
-        configs = [facts_config(103, lines), facts_config(104, GIVEN)]
-        guests = replace(facts.guests, running=frozenset([104]), configs=configs, mappings=mappings)
-        facts = replace(facts, guests=guests, ledger={**other, **vm_note(103, GIVEN, "hostpci0")})
+        configs = conf("vm", 103, lines), conf("vm", 104, GIVEN)
+        facts, host = two_in_one_group(*configs, running=(104,), mappings=MAPPING, ledger=ledger)
         assert bool(vm_errors(facts, host, {"one": vm(103, "one")})) is refused
 
 
@@ -627,36 +600,30 @@ def test_a_vm_that_leaves_the_settings_is_told_what_becomes_of_it() -> None:
     ],
 )
 def test_what_others_left_waiting_is_carried_out_by_a_change_and_is_told(waits: str, others: str) -> None:
-    facts, host = two_in_one_group()
     lines = "machine: q35\nonboot: 1\nmemory: 2048\nballoon: 512\nname: one"
     ledger = vm_note(
         103, f"{lines}\nvga: none\nhostpci0: mapping=one,pcie=1", "vga", "hostpci0", originals={"vga": "std"}
     )
     text = f"{lines}\nvga: none\n[PENDING]\n{waits}"
     wanted = {"one": vm(103, "one", "two")}
-    for running in (True, False):
-        guests = replace(facts.guests, configs=[facts_config(103, text)], running=frozenset([103] if running else []))
-        seen = replace(facts, guests=guests, ledger=ledger)
-        said, errors = told(seen, host, wanted, stack="p/s")
+    for running in ((103,), ()):
+        facts, host = two_in_one_group(conf("vm", 103, text), running=running, ledger=ledger)
+        said, errors = told(facts, host, wanted, stack="p/s")
         assert (f"left waiting for its next start: {others}\n" in said) is bool(others)
         assert errors == []
 
 
 def test_a_run_that_was_cut_short_is_gone_on_with() -> None:
-    facts, host = two_in_one_group()
     left: dict[str, Any] = {"before": {"hostpci0": None}}
     lines = "machine: q35\nhostpci0: mapping=one,pcie=1"
     for more, is_said in ((left, True), ({}, False)):
-        facts = replace(facts, guests=replace(facts.guests, configs=[facts_config(103, lines)]))
-        facts = replace(facts, ledger=vm_note(103, lines, "hostpci0", **more))
+        facts, host = two_in_one_group(conf("vm", 103, lines), ledger=vm_note(103, lines, "hostpci0", **more))
         text, _ = told(facts, host, {"one": vm(103, "one")})
         assert ("    the last run didn't finish with it" in text) is is_said
 
 
 def test_a_vm_to_be_adopted_that_isnt_there_is_refused_with_those_that_are() -> None:
-    facts, host = two_in_one_group()
-    configs = [facts_config(103, "machine: q35\nname: one"), replace(facts_config(901, "hostname: ai"), kind="lxc")]
-    facts = replace(facts, guests=replace(facts.guests, configs=configs))
+    facts, host = two_in_one_group(conf("vm", 103, "machine: q35\nname: one"), conf("lxc", 901, "hostname: ai"))
     (error,) = vm_errors(facts, host, {"one": vm(107, "one")})
     assert "no such VM on the host; there are: 103 (one)" in error and "or take vms.one out of the settings" in error
     (error,) = vm_errors(facts, host, {"one": vm(901, "one")})
@@ -665,17 +632,13 @@ def test_a_vm_to_be_adopted_that_isnt_there_is_refused_with_those_that_are() -> 
 
 @pytest.mark.parametrize(("of", "is_asked"), [("1", False), ("2", True)])
 def test_what_is_noted_of_an_earlier_vm_of_the_same_id_says_nothing_of_this_one(of: str, is_asked: bool) -> None:
-    facts, host = two_in_one_group()
     lines = "machine: q35\nsmbios1: uuid=1\nhostpci0: 0000:01:00,pcie=1"
-    guests = replace(facts.guests, configs=[facts_config(103, lines)])
-    facts = replace(facts, guests=guests, ledger=vm_note(103, lines, "hostpci0", identity=of))
+    facts, host = two_in_one_group(conf("vm", 103, lines), ledger=vm_note(103, lines, "hostpci0", identity=of))
     assert len(vm_errors(facts, host, {"one": vm(103, "one")})) == is_asked
 
 
 def test_the_plan_shows_a_vms_configuration_before_and_after() -> None:
-    facts, host = two_in_one_group()
-    guests = replace(facts.guests, configs=[facts_config(103, "machine: q35\nname: one\nballoon: 1024\nmemory: 4096")])
-    facts = replace(facts, guests=guests)
+    facts, host = two_in_one_group(conf("vm", 103, "machine: q35\nname: one\nballoon: 1024\nmemory: 4096"))
     lines = told(facts, host, {"one": vm(103, "one", "two")})[0].splitlines()
     assert lines[1:5] == [
         "    balloon: 1024 -> 0",
@@ -683,6 +646,9 @@ def test_the_plan_shows_a_vms_configuration_before_and_after() -> None:
         "    hostpci1: not there -> mapping=two,pcie=1",
         "    to back it up first: `vzdump 103` on the host",
     ]
+
+
+HAS_ONE = "machine: q35\nsmbios1: uuid=1\nname: one\nhostpci0: mapping=one,pcie=1"
 
 
 @rows(
@@ -697,10 +663,9 @@ def test_the_plan_shows_a_vms_configuration_before_and_after() -> None:
     ],
 )
 def test_the_plan_says_what_becomes_of_a_vm_that_has_a_card(gpus: list[str], power: str, runs: bool, said: str) -> None:
-    facts, host = two_in_one_group()
-    lines = "machine: q35\nsmbios1: uuid=1\nname: one\nhostpci0: mapping=one,pcie=1"
-    guests = replace(facts.guests, configs=[facts_config(103, lines)], running=frozenset([103] * runs))
-    facts = replace(facts, guests=guests, ledger=vm_note(103, lines, "hostpci0"))
+    facts, host = two_in_one_group(
+        conf("vm", 103, HAS_ONE), running=(103,) * runs, ledger=vm_note(103, HAS_ONE, "hostpci0")
+    )
     wanted = vm(103, *gpus).model_copy(update={"power": power})
     text = told(facts, host, {"one": wanted})[0]
     assert text.splitlines()[0] == f"  VM 103 (one), {said}"
@@ -721,20 +686,11 @@ def test_a_vm_under_ha_that_would_change_is_refused(
     gpus: list[str] | None, power: str, state: str, refused: bool
 ) -> None:
     """`gpus` of None: it isn't in the settings any more."""
-    facts, host = two_in_one_group()
-    lines = "machine: q35\nsmbios1: uuid=1\nname: one\nhostpci0: mapping=one,pcie=1"
-    guests = replace(facts.guests, configs=[facts_config(103, lines)], running=frozenset([103]))
-    cluster = replace(facts.cluster, ha=replace(facts.cluster.ha, resources=f"vm: 103\n\tstate {state}\n"))
-    facts = replace(facts, guests=guests, cluster=cluster, ledger=vm_note(103, lines, "hostpci0"))
+    ha = {"ha": {"resources": f"vm: 103\n\tstate {state}\n"}}
+    facts, host = two_in_one_group(conf("vm", 103, HAS_ONE), cluster=ha, ledger=vm_note(103, HAS_ONE, "hostpci0"))
     wanted = {} if gpus is None else {"one": vm(103, *gpus).model_copy(update={"power": power})}
     errors = told(facts, host, wanted, stack="p/s")[1]
     assert [error.found for error in errors] == [f"HA manages it ({state})"] * refused
-
-
-def facts_config(vmid: int, lines: str) -> Any:
-    from homelab.facts.guests import GuestConfig
-
-    return GuestConfig(kind="vm", id=vmid, lines=lines)
 
 
 def test_a_card_that_stays_isnt_in_the_group_of_one_that_goes() -> None:
@@ -747,10 +703,8 @@ def test_a_card_that_stays_isnt_in_the_group_of_one_that_goes() -> None:
 
 
 def test_a_member_of_the_group_is_neither_the_console_nor_a_containers_card() -> None:
-    facts, _ = two_in_one_group()
-    devices = [replace(one, boot_vga=one.address == "0000:02:00.0") for one in facts.devices]
-    users = replace(desktop().guests, configs=[replace(facts_config(950, "dev0: /dev/nvidia1"), kind="lxc")])
-    facts = replace(facts, devices=devices, guests=users, nvidia_minors={"0000:02:00.0": 1})
+    facts, _ = two_in_one_group(conf("lxc", 950, "dev0: /dev/nvidia1"), nvidia_minors={"0000:02:00.0": 1})
+    facts = replace(facts, devices=[replace(one, boot_vga=one.address == "0000:02:00.0") for one in facts.devices])
     host = settings({"aa": {"address": "01:00", "allowGroupMembers": ["0000:02:00.0", "0000:02:00.1"]}})
     assert reasons(facts, host) == [
         "containers that use it: 950",
@@ -894,34 +848,28 @@ def test_a_host_that_keeps_its_cards_needs_no_iommu(use: str) -> None:
 def test_an_iommu_that_is_on_stays_on_until_somebody_says_otherwise(gpus: dict[str, Any]) -> None:
     """So that a host whose last card comes back isn't rebooted for nothing."""
     words = "amd_iommu=on iommu=pt"
-    on = desktop(cmdline={"running": words, "configured": f"quiet {words}", "others": "quiet", "generated": ""})
+    on = desktop(cmdline=cmdline(words, f"quiet {words}", "quiet"))
     assert plan.wanted(on, settings(gpus)).iommu_words == words
     assert plan.wanted(on, settings(gpus, iommu={"enable": False, "passthrough": False})).iommu_words == ""
-    theirs = desktop(cmdline={"running": words, "configured": words, "others": words, "generated": ""})
-    assert plan.wanted(theirs, settings(gpus)).iommu_words == ""
+    assert plan.wanted(desktop(cmdline=cmdline(words)), settings(gpus)).iommu_words == ""
 
 
-@rows("use", ["lxc", "host"])
+@rows("use", ["lxc", "host", "shared"])
 @rows(
     ("changes", "by"),
     [
+        ({"vfio_files": {"/etc/modprobe.d/vfio.conf": "10de:2b85"}}, "/etc/modprobe.d/vfio.conf"),
         (
-            {"vfio_files": {"/etc/modprobe.d/vfio.conf": "10de:2b85"}},
-            "/etc/modprobe.d/vfio.conf",
-        ),
-        (
-            {"cmdline": {"running": "", "configured": "", "others": "vfio-pci.ids=10de:2b85", "generated": ""}},
+            {"cmdline": cmdline("", others="vfio-pci.ids=10de:2b85")},
             "vfio-pci.ids=10de:2b85 on the kernel command line",
         ),
         # Each graphics card of NVIDIA's.
         (
-            {
-                "vfio_files": {"/etc/modprobe.d/v.conf": "10de:ffffffff:ffffffff:ffffffff:00030000:ffff00ff"},
-            },
+            {"vfio_files": {"/etc/modprobe.d/v.conf": "10de:ffffffff:ffffffff:ffffffff:00030000:ffff00ff"}},
             "/etc/modprobe.d/v.conf",
         ),
         (
-            {"cmdline": {"running": "", "configured": "", "others": 'vfio-pci.ids="10de:2b85,1:2"', "generated": ""}},
+            {"cmdline": cmdline("", others='vfio-pci.ids="10de:2b85,1:2"')},
             'vfio-pci.ids="10de:2b85,1:2" on the kernel command line',
         ),
         ({"vfio_mentions": ["/etc/driverctl.d/pci-0000:01:00.0"]}, "/etc/driverctl.d/pci-0000:01:00.0"),
@@ -930,9 +878,9 @@ def test_an_iommu_that_is_on_stays_on_until_somebody_says_otherwise(gpus: dict[s
 def test_a_staying_card_bound_by_hand_is_refused_with_what_binds_it(use: str, changes: dict[str, Any], by: str) -> None:
     devices = [device("0000:01:00.0", "10de:2b85", "030000", 16, driver="vfio-pci")]
     facts = desktop(devices=devices, **changes)
-    host = settings({"gpu": {"match": "10de:2b85", "use": use}})
+    host = settings({"gpu": {"match": "10de:2b85", "use": use}}, nvidia={"driver": "580"})
     assert reasons(facts, host) == [f"0000:01:00.0 on vfio-pci, by {by}"]
-    ours = {"running": "homelab.vfio=0000:01:00.0=10de:2b85", "configured": "", "others": "", "generated": ""}
+    ours = cmdline("homelab.vfio=0000:01:00.0=10de:2b85", "")
     assert reasons(desktop(devices=devices, cmdline=ours), host) == []
 
 
@@ -986,8 +934,7 @@ def test_a_subsystem_of_zeros_is_written_into_the_mapping(sysfs: str, written: s
 
 
 def test_a_vm_with_another_function_of_the_slot_doesnt_have_the_card() -> None:
-    guests = asdict(desktop().guests) | {"configs": [{"kind": "vm", "id": 104, "lines": "hostpci0: 0000:c6:00.3"}]}
-    facts = apu(guests=guests)
+    facts = apu(**with_vm(104, "hostpci0: 0000:c6:00.3"))
     assert facts.users_of("0000:c6:00") == []
     assert [user.vmid for user in facts.guests.users_of("0000:c6:00.3", "pve")] == [104]
     card = VmCard("igpu", "igpu", facts.path_of("0000:c6:00"), by_address=True)
@@ -1008,8 +955,7 @@ def test_a_pending_card_of_a_vm_is_given_but_not_in_use() -> None:
         "hostpci0: 01:00\n[PENDING]\ndelete: balloon,hostpci0": (True, True),
     }
     for lines, (given, in_use) in waiting.items():
-        configs = [{"kind": "vm", "id": 103, "lines": lines}]
-        users = desktop(guests=asdict(desktop().guests) | {"configs": configs}).users_of("0000:01:00")
+        users = desktop(**with_vm(103, lines)).users_of("0000:01:00")
         assert [user.vmid for user in users] == [103] * given, lines
         assert any(user.running for user in users) == in_use, lines
 
@@ -1027,13 +973,8 @@ def test_a_pending_card_of_a_vm_is_given_but_not_in_use() -> None:
 def test_a_vm_has_what_is_reserved_for_it_or_what_its_hostpci_options_name(
     lines: str, reservations: str, users: list[tuple[int, bool]]
 ) -> None:
-    guests = {
-        "running": [103],
-        "configs": [{"kind": "vm", "id": 103, "lines": lines}],
-        "mappings": "big\n\tmap id=10de:2b85,node=pve,path=0000:01:00\n",
-        "reservations": reservations,
-    }
-    found = desktop(guests=guests).users_of("0000:01:00")
+    mappings = "big\n\tmap id=10de:2b85,node=pve,path=0000:01:00\n"
+    found = desktop(**with_vm(103, lines, mappings=mappings, reservations=reservations)).users_of("0000:01:00")
     assert [(user.vmid, user.running) for user in found] == users
 
 
@@ -1051,8 +992,8 @@ def test_a_vm_has_what_is_reserved_for_it_or_what_its_hostpci_options_name(
     ],
 )
 def test_a_card_was_given_by_this_program_if_the_option_that_gives_it_is_noted(line: str, given: bool) -> None:
-    guests = asdict(desktop().guests) | {"configs": [{"kind": "vm", "id": 103, "lines": line}]}
-    facts = desktop(guests=guests, ledger=vm_note(103, "balloon: 0\nhostpci0: 02:00,pcie=1", "balloon", "hostpci0"))
+    noted = vm_note(103, "balloon: 0\nhostpci0: 02:00,pcie=1", "balloon", "hostpci0")
+    facts = desktop(**with_vm(103, line), ledger=noted)
     places = [(place, vmid) for place in ("0000:01:00", "0000:02:00") for vmid in (103, 104)]
     assert [place for place in places if facts.given_by_homelab(*place)] == [("0000:02:00", 103)] * given
 
@@ -1066,19 +1007,14 @@ def test_a_guest_is_elsewhere_if_its_own_file_is_on_another_node() -> None:
 
 def test_a_vm_shut_down_from_inside_has_its_pending_cards() -> None:
     for waiting, given in {"delete: hostpci0": [], "hostpci0: 02:00": [], "hostpci0: 01:00,pcie=1": [103]}.items():
-        configs = [{"kind": "vm", "id": 103, "lines": f"hostpci0: 01:00\n[PENDING]\n{waiting}"}]
-        guests = asdict(desktop().guests) | {"configs": configs, "running": []}
+        guests = {"configs": [conf("vm", 103, f"hostpci0: 01:00\n[PENDING]\n{waiting}")], "running": []}
         assert [user.vmid for user in desktop(guests=guests).users_of("0000:01:00")] == given, waiting
 
 
 def test_a_vms_values_are_those_of_its_next_start() -> None:
-    lines = (
-        "name: x\nhostpci0: 01:00\nvga: std\nmachine: q35\n[PENDING]\ndelete: vga,!machine\nhostpci0: 02:00\nballoon: 0"
-    )
-    assert facts_config(103, lines).values == {"name": "x", "hostpci0": "02:00", "balloon": "0"}
-
-
-def test_a_closed_gate_is_one_message() -> None:
-    facts = apu(together=True, vital=[vital("storage", ROOT, "0000:c6:00.3")])
-    with pytest.raises(HomelabError, match=r"(?s)can't do without.*alone in its IOMMU group"):
-        raise_all(gates.check(facts, APU)[1])
+    now, then = "name: x\nhostpci0: 01:00\nvga: std\nmachine: q35", "delete: vga,!machine\nhostpci0: 02:00\nballoon: 0"
+    assert GuestConfig("vm", 103, f"{now}\n[PENDING]\n{then}").values == {
+        "name": "x",
+        "hostpci0": "02:00",
+        "balloon": "0",
+    }

@@ -13,7 +13,7 @@ from homelab.host import gates, plan
 from homelab.init import cards
 from homelab.settings import Host
 from tests.rows import rows
-from tests.unit.hosts import desktop, device, settings
+from tests.unit.hosts import cmdline, conf, desktop, device, settings
 
 CARD = "0000:c3:00.0"
 BOOTFB: dict[str, Any] = {"framebuffers": {CARD: ["BOOTFB", "simpledrm"]}}
@@ -21,7 +21,7 @@ BOOTFB: dict[str, Any] = {"framebuffers": {CARD: ["BOOTFB", "simpledrm"]}}
 
 def only_card(code: str = "030000", driver: str = "", configured: str = "quiet", **changes: Any) -> HostFacts:
     """A host whose only card is its screen; of another class than VGA, the firmware doesn't mark it."""
-    line = {"running": configured, "configured": configured, "others": "quiet", "generated": configured}
+    line = cmdline(configured, others="quiet", generated=configured)
     one = device(CARD, "1002:1586", code, 5, driver=driver, boot_vga=int(code == "030000"))
     values: dict[str, Any] = {"devices": [one], "cmdline": line, "modules": ["vfio", "vfio_iommu_type1", "vfio_pci"]}
     return desktop(**(values | changes))
@@ -89,7 +89,7 @@ def test_a_card_that_stays_with_the_host_is_named_as_its_screen(
     second: str | None, lines: str, gpus: dict[str, str], named: bool
 ) -> None:
     more = [device("0000:01:00.0", "10de:2b85", second, 6)] if second else []
-    guests = {"running": [], "configs": [{"kind": "vm", "id": 103, "lines": lines}], "mappings": "", "reservations": ""}
+    guests = {"running": [], "configs": [conf("vm", 103, lines)]}
     facts, bound = (
         only_card(devices=[*map(asdict, only_card(driver=driver).devices), *more], guests=guests, **BOOTFB)
         for driver in ("amdgpu", "vfio-pci")
@@ -108,7 +108,7 @@ def test_the_verification_after_a_reboot_looks_for_it() -> None:
 
 
 def test_a_vm_that_runs_with_the_card_shows_that_it_can_be_used() -> None:
-    guests = {"running": [103], "configs": [], "mappings": "", "reservations": f"{CARD} 103 pid:1234\n"}
+    guests = {"reservations": f"{CARD} 103 pid:1234\n"}
     assert unfree(only_card(driver="vfio-pci", guests=guests, **BOOTFB)) == []
 
 
@@ -148,8 +148,8 @@ def test_another_way_in_is_said_first() -> None:
 def test_the_screen_is_dark_since_the_start_at_which_the_card_was_bound(
     driver: str, configured: str, since: str
 ) -> None:
-    line = {"running": "quiet", "configured": configured, "others": configured, "generated": configured}
-    assert f"stays dark from {since} start on" in notes(only_card(driver=driver, cmdline=line), host(takeOver=True))
+    facts = only_card(driver=driver, cmdline=cmdline("quiet", configured, generated=configured))
+    assert f"stays dark from {since} start on" in notes(facts, host(takeOver=True))
 
 
 def test_a_kernel_that_may_not_let_go_is_said_before_the_reboot() -> None:

@@ -128,7 +128,7 @@ def names_card(text: str, paths: list[str]) -> bool:
     [
         ("dev0: /dev//nvidia0,deny-write=1", CARD),
         ("lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,create=file", CARD),
-        ("lxc.mount.entry: /dev dev none rbind", CARD),
+        ("lxc.mount.entry: /dev dev none rbind", CARD),  # a folder that is there needs no create=dir
         ("lxc.mount.entry: /dev/dri/by-path/pci-0000:00:02.0-render dev/dri/renderD128 none bind", RENDER),
         ("[a note of mine]\ndev0: /dev/nvidia0", CARD),  # PVE::LXC::Config: no section, by its blanks
         ("[2]\ndev0: /dev/nvidia0", CARD),

@@ -23,7 +23,7 @@ from homelab.vm.plan import UNFINISHED
 from remote_scripts.notes.container_note import Cards
 from tests.rows import rows
 from tests.unit import test_doctor_stack as of_file
-from tests.unit.hosts import NODES, container_note, desktop, device, device_nodes, settings, told, tree
+from tests.unit.hosts import NODES, cmdline, conf, container_note, desktop, device, device_nodes, settings, told, tree
 from tests.unit.test_doctor import BARE, inside, reading
 from tests.unit.test_moved_containers import probe
 
@@ -31,16 +31,10 @@ DRIVER = {"version": "580.105.08", "trouble": ["", ""]}
 GPUS = {"big": {"match": "10de:2b85", "use": "lxc"}, "small": {"match": "10de:2684", "use": "lxc"}}
 
 
-def conf(kind: str, guest: int, lines: str) -> dict[str, Any]:
-    return {"kind": kind, "id": guest, "lines": lines}
-
-
 def shared(**changes: Any) -> HostFacts:
     """A host with two cards that its driver has: the one that comes first on the bus is number 1."""
-    guests = {
-        "running": [901], "mappings": "", "reservations": "",
-        "configs": [conf("lxc", 901, "hostname: ai-lab"), conf("vm", 103, "name: Sandbox"), *changes.pop("configs", [])],
-    }  # fmt: skip
+    configs = [conf("lxc", 901, "hostname: ai-lab"), conf("vm", 103, "name: Sandbox"), *changes.pop("configs", [])]
+    guests = {"running": [901], "configs": configs}
     numbers, nodes = {"0000:01:00.0": 1, "0000:03:00.0": 0}, device_nodes(NODES | {"nvidia1": "c3 1 666"})
     usual = {"nvidia_minors": numbers, "nvidia": DRIVER, "guests": guests, "nodes": nodes}
     second = device("0000:03:00.0", "10de:2684", "030000", 18, driver="nvidia", parent="0000:00:01.1")
@@ -63,14 +57,16 @@ lxc.mount.entry: /srv/media srv/media none bind
 def test_nothing_is_installed_over_files_of_the_hosts_that_its_owner_mounts() -> None:
     there = "/usr/bin/nvidia-smi, /usr/lib/x86_64-linux-gnu/libcuda.so.1"
     for lines, stack, is_refused in ((MOUNTS, {}, True), (MOUNTS, None, False), ("", {}, False)):
-        own = {"running": [901], "configs": [conf("lxc", 901, f"hostname: ai-lab\n{lines}")]}
-        facts = shared(guests={"mappings": "", "reservations": "", **own})
+        facts = shared(guests={"running": [901], "configs": [conf("lxc", 901, f"hostname: ai-lab\n{lines}")]})
         wish = container_plan.wish_of("phoenix", container(nvidia=stack), facts, want(facts), {})
         assert [there in error.found for error in wish.refused] == [True] * is_refused
 
 
+PHOENIX: dict[str, Any] = {"host": "pve", "ctid": 901, "gpuAssignment": "0,1"}
+
+
 def container(**changes: Any) -> Container:
-    return Container.model_validate({"host": "pve", "ctid": 901, "gpuAssignment": "0,1"} | changes)
+    return Container.model_validate(PHOENIX | changes)
 
 
 def want(facts: HostFacts, gpus: dict[str, Any] | None = None) -> plan.Wanted:
@@ -130,12 +126,8 @@ def test_what_stands_against_it_is_said(facts: dict[str, Any], changes: dict[str
     with pytest.raises(HomelabError) as caught:
         planned(shared(**facts), container(**changes))
     assert said in caught.value.found
-
-
-def test_the_entry_of_a_container_that_was_removed_may_be_taken_out() -> None:
-    with pytest.raises(HomelabError) as caught:
-        planned(shared(), container(ctid=999))
-    assert "take containers.phoenix out of the settings, if the container was removed" in caught.value.next
+    removed = "take containers.phoenix out of the settings, if the container was removed"
+    assert (removed in caught.value.next) is (changes.get("ctid") == 999)
 
 
 BASE = "hostname: ai-lab"
@@ -161,7 +153,7 @@ def seen(
     :param host: what else it has.
     :param note: fields of what is noted of the container.
     """
-    guests = {"running": [901] * runs, "mappings": "", "reservations": "", "configs": [conf("lxc", 901, lines)]}
+    guests = {"running": [901] * runs, "configs": [conf("lxc", 901, lines)]}
     cluster = {"node": "pve", "ha": {"resources": ha and f"ct: 901\n\tstate {ha}\n"}}
     ledger = container_note(901, note.pop("cards", BOTH), *(line.partition(": ")[2] for line in LINES), **note)
     return shared(guests=guests, ledger=ledger if given else {}, cluster=cluster, configs=[], **(host or {}))
@@ -232,8 +224,7 @@ def test_preview_refresh_and_doctor_say_the_same(
     assert drift == steps or is_new, "before the first up there is nothing to refresh"
     inner = inside({**NODES, "nvidia1": "c3 1 666"}) if about.get("runs", True) else None
     read = reading(about.get("lines", GIVEN), inner, facts=facts)
-    entry = {"host": "pve", "ctid": 901, "gpuAssignment": "0,1", **changes}
-    report = diagnose(read, 901, tree=judged(tmp_path, read, entry))
+    report = diagnose(read, 901, tree=judged(tmp_path, read, PHOENIX | changes))
     of_turn = {turn: [one.found for one in report.findings if one.turn.name == turn] for turn in ("UP", "REFUSED")}
     assert of_turn["UP"] == ["; ".join(steps)] * bool(steps)
     assert of_turn["REFUSED"] == [error.found for error in errors]
@@ -260,10 +251,9 @@ def test_one_that_is_gone_is_told_alike(tmp_path: Path) -> None:
 def test_what_stands_against_any_change_of_its_host_is_the_cure_of_a_container_that_up_would_change(
     tmp_path: Path,
 ) -> None:
-    entry = {"host": "pve", "ctid": 901, "gpuAssignment": "0,1"}
     for lines, steps in ((BASE, ["correct `match` or `address`"]), (GIVEN, [])):
         read = reading(lines, facts=seen(lines, runs=False))
-        report = diagnose(read, 901, tree=judged(tmp_path, read, entry, gone={"match": "10de:1234", "use": "lxc"}))
+        report = diagnose(read, 901, tree=judged(tmp_path, read, PHOENIX, gone={"match": "10de:1234", "use": "lxc"}))
         assert [step.partition(";")[0] for step in report.next] == steps
 
 
@@ -271,8 +261,8 @@ def test_while_a_shared_card_is_away_no_container_is_compared_with_the_settings(
     """As a refresh does. What it lacks isn't to be given to it by hand then, either."""
     facts = seen(BASE, given=False)
     facts = replace(facts, handover=replace(facts.handover, away="gpus.rtx5090 is with VM 103"))
-    read, entry = reading(BASE, inside({}), facts=facts), {"host": "pve", "ctid": 901, "gpuAssignment": "0,1"}
-    report = diagnose(read, 901, tree=judged(tmp_path, read, entry))
+    read = reading(BASE, inside({}), facts=facts)
+    report = diagnose(read, 901, tree=judged(tmp_path, read, PHOENIX))
     assert report.well and "not compared with the settings: gpus.rtx5090 is with VM 103" in report.notes
 
 
@@ -297,8 +287,7 @@ def test_a_container_that_has_a_card_in_turn_by_lines_of_its_own_is_named_before
 def test_libraries_are_no_cure_of_a_container_that_the_preview_refuses(tmp_path: Path) -> None:
     facts = seen(BASE, given=False, ha="started")
     read = reading(BASE, inside({}).rpartition("library")[0], facts=facts, installed=BARE)
-    entry = {"host": "pve", "ctid": 901, "gpuAssignment": "0,1", "nvidia": {}}
-    report = diagnose(read, 901, tree=judged(tmp_path, read, entry))
+    report = diagnose(read, 901, tree=judged(tmp_path, read, PHOENIX | {"nvidia": {}}))
     assert len(report.findings) == 3 and [step.partition(" ")[0] for step in report.next] == ["`ha-manager"]
 
 
@@ -372,15 +361,6 @@ def test_a_container_that_leaves_the_settings_is_told_what_becomes_of_it() -> No
     assert error.found == "HA manages it (started)"
 
 
-@pytest.mark.parametrize(
-    ("one", "state", "refused"), [("0,1", "started", False), ("0", "started", True), ("0", "ignored", False)]
-)
-def test_a_container_under_ha_that_would_change_is_refused(one: str, state: str, refused: bool) -> None:
-    errors = preview(seen(ha=state), phoenix=container(gpuAssignment=one))[1]
-    assert [error.found for error in errors] == [f"HA manages it ({state})"] * refused
-    assert all("`ha-manager set ct:901 --state ignored`" in error.next for error in errors)
-
-
 def test_no_card_needs_no_driver() -> None:
     assert planned(shared(nvidia=NO_MODULE), container(gpuAssignment="none")) == []
 
@@ -436,8 +416,7 @@ def test_a_named_card_that_is_not_the_drivers_is_refused_and_another_makers_is_n
 
 def test_a_card_that_the_settings_dont_name_or_that_ids_bind_comes_back_with_takeover_alone() -> None:
     word = "quiet homelab.vfio=0000:01:00.0=10de:2b85"
-    line = {"running": word, "configured": word, "others": "quiet", "generated": ""}
-    bound = on_driver(shared(cmdline=line, nvidia_minors={}), driver="vfio-pci")
+    bound = on_driver(shared(cmdline=cmdline(word, others="quiet"), nvidia_minors={}), driver="vfio-pci")
     assert "0000:01:00" in container_plan.cards(bound, want(bound, {}), {}).unavailable
     ids = {"vfio_files": {"/etc/modprobe.d/v.conf": "10de:2b85"}}
     facts = on_driver(shared(nvidia_minors={"0000:03:00.0": 0}, **ids), driver="vfio-pci")
@@ -451,12 +430,11 @@ def test_a_card_that_the_settings_dont_name_or_that_ids_bind_comes_back_with_tak
 @pytest.mark.parametrize(("named", "there"), [(False, {0: "0000:03:00", 1: "0000:01:00"}), (True, {0: "0000:03:00"})])
 def test_a_bound_card_returns_to_the_driver_unless_a_vm_names_it(named: bool, there: dict[int, str]) -> None:
     """A card that a VM names is refused before (tests/unit/test_gates.py); nothing is planned with it all the same."""
-    word = "quiet homelab.vfio=0000:01:00.0=10de:2b85"
-    line = {"running": word, "configured": word, "others": "quiet", "generated": ""}
-    numbers = {"0000:03:00.0": 0}
-    free = on_driver(shared(cmdline=line, nvidia_minors=numbers), driver="vfio-pci")
+    bound: dict[str, Any] = {"nvidia_minors": {"0000:03:00.0": 0}}
+    bound["cmdline"] = cmdline("quiet homelab.vfio=0000:01:00.0=10de:2b85", others="quiet")
+    free = on_driver(shared(**bound), driver="vfio-pci")
     has = [conf("vm", 7000, "name: g\nhostpci0: 01:00,pcie=1")] if named else []
-    facts = on_driver(shared(cmdline=line, nvidia_minors=numbers, configs=has), driver="vfio-pci")
+    facts = on_driver(shared(**bound, configs=has), driver="vfio-pci")
     found = container_plan.cards(facts, want(free), {})
     assert found.slots == there
     assert found.predicted is not named
@@ -488,14 +466,12 @@ def loaded(vms: dict[str, Any] | None = None, **containers: dict[str, Any]) -> N
     ],
 )
 def test_a_mistake_in_the_settings_is_named(changes: dict[str, Any], said: str) -> None:
-    one = {"host": "pve", "ctid": 901, "gpuAssignment": "0,1"} | changes
     with pytest.raises(HomelabError) as caught:
-        loaded(phoenix={key: value for key, value in one.items() if value is not None})
+        loaded(phoenix={key: value for key, value in (PHOENIX | changes).items() if value is not None})
     assert said in str(caught.value)
 
 
 def test_two_containers_may_share_a_card_but_not_an_id() -> None:
-    one = {"host": "pve", "ctid": 901, "gpuAssignment": "0"}
-    loaded(one=one, two=one | {"ctid": 902})
+    loaded(one=PHOENIX, two=PHOENIX | {"ctid": 902})
     with pytest.raises(HomelabError, match="have the same id 901"):
-        loaded(one=one, two=one)
+        loaded(one=PHOENIX, two=PHOENIX)

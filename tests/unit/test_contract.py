@@ -160,23 +160,15 @@ def test_a_key_that_is_gone_is_named(key: tuple[Any, ...]) -> None:
     assert "run `pulumi up` in organization/homelab/homelab" in message
 
 
-def _as_text(value: Any) -> Any:
-    return str(value)
-
-
-def _as_list(value: Any) -> Any:
-    return [value]
-
-
 @rows(
     ("key", "changed"),
     [
-        (("vms", "sandbox", "vmid"), _as_text),
+        (("vms", "sandbox", "vmid"), str),
         (("vms", "sandbox", "vmid"), lambda _: 103.5),
         (("vms", "sandbox", "state"), lambda _: "paused by somebody"),
         (("vms", "sandbox", "gpus"), lambda _: "rtx5090"),
         (("hosts", "pve", "gpus", "rtx5090", "use"), lambda _: "container"),
-        (("hosts", "pve", "gpus", "rtx5090", "slot"), _as_list),
+        (("hosts", "pve", "gpus", "rtx5090", "slot"), lambda slot: [slot]),
         (("hosts", "pve", "gpus", "rtx5090", "holder"), lambda _: 103.0),
         (("hosts", "pve", "gpus", "rtx5090", "functions"), lambda functions: functions[0]),
         (("hosts",), lambda hosts: list(hosts.values())),

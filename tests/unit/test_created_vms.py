@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from homelab.facts.guests import ledger_entry
-from homelab.guest.mark import names_another_instance
 from homelab.guest.work import marked_anew
 from homelab.remote import ledger
 from homelab.resources.work.base import StackTexts
@@ -44,20 +43,6 @@ def test_an_entry_that_adopts_a_vm_counts_in_all_of_its_cluster(
     stack = texts(vms, {host: {"cluster": name} for host, name in clusters.items()})
     assert [*stack.entries_of("vms", 103, "pve1")] == found
     assert not stack.entries_of("vms", 104, "pve1")
-
-
-@pytest.mark.parametrize(
-    ("description", "others"),
-    [
-        ("made by homelab 0123456789abcdef", False),
-        ("made by homelab fedcba9876543210", True),
-        ("made by homelab", False),
-        ("", False),
-    ],
-)
-def test_a_vm_of_another_entry_is_recognised_by_its_description(description: str, others: bool) -> None:
-    assert names_another_instance("made by homelab", "0123456789abcdef", {"description": description}) is others
-    assert not names_another_instance("made by homelab", "", {"description": description})
 
 
 @pytest.mark.parametrize("had", ["", " 0123456789abcdef"])

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pulumi.runtime import mocks
 
-from tests.unit.test_settings_reach_resources import changed, told
+from tests.unit.test_settings_reach_resources import at_each_registration, changed, told
 
 __all__ = ["told"]
 
@@ -22,39 +21,27 @@ pytestmark = pytest.mark.filterwarnings("ignore:This resource is deprecated:Depr
 def test_a_row_of_the_display_leaves_room_for_what_a_step_says(
     told: Callable[[dict[str, Any]], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Registered:
-        """What the engine is asked for: ``type::name``, the type with those of its parents -> how deep it is in the tree."""
+    # ``type::name``, the type with those of its parents -> how deep it is in the tree.
+    depths: dict[str, int] = {}
+    # A URN of the mocks, which know one parent only -> the type with all parents.
+    types_of: dict[str, str] = {}
 
-        def __init__(self) -> None:
-            self.depth: dict[str, int] = {}
-            self._types: dict[
-                str, str
-            ] = {}  # a URN of the mocks, which know one parent only -> the type with all parents
-
-        def note(self, urn: str, request: Any) -> None:
-            above = self._types.get(request.parent, "")
-            self._types[urn] = f"{above}${request.type}" if above else request.type
-            name = f"{self._types[urn]}::{request.name}"
-            assert name not in self.depth, name
-            self.depth[name] = self._types[urn].count("$") + 1
+    def note(urn: str, request: Any) -> None:
+        if request.type != "pulumi:pulumi:Stack":
+            above = types_of.get(request.parent, "")
+            types_of[urn] = f"{above}${request.type}" if above else request.type
+            name = f"{types_of[urn]}::{request.name}"
+            assert name not in depths, name
+            depths[name] = types_of[urn].count("$") + 1
 
     every_kind = {
         "hosts.pve.gpus.rtx5090.passthroughTest": True,
         "vms.sandbox.nvidia": {"driver": "580", "cuda": "12.8", "containerToolkit": "docker", "docker": "install"},
     }
-    noted = Registered()
-    inherited: Any = mocks.MockMonitor.RegisterResource
-
-    def register(monitor: mocks.MockMonitor, request: Any) -> Any:
-        response = inherited(monitor, request)
-        if request.type != "pulumi:pulumi:Stack":
-            noted.note(response.urn, request)
-        return response
-
-    monkeypatch.setattr(mocks.MockMonitor, "RegisterResource", register)
+    at_each_registration(monkeypatch, note)
     told(changed(every_kind))
     # The test of a card is named by it, and rarely asked for.
-    ordinary = {name: depth for name, depth in noted.depth.items() if not name.endswith("-test")}
+    ordinary = {name: depth for name, depth in depths.items() if not name.endswith("-test")}
     types = {name: 3 * depth + len(name.partition("::")[0].rpartition("$")[2]) for name, depth in ordinary.items()}
     assert {name: columns for name, columns in types.items() if columns > TYPE_COLUMNS} == {}
     owners = {"pve", "pve2", "sandbox", "made", "ai", "shared"}

@@ -26,7 +26,7 @@ from homelab.settings import Container, Host, Nvidia, Vm
 from remote_scripts.tools.plain import of_plain
 from tests.conftest import shared
 from tests.rows import rows
-from tests.unit.hosts import KEY, NODES, desktop, device, device_nodes, gpu, seen, settings, tree, vm_note
+from tests.unit.hosts import KEY, NODES, SYSTEM, conf, desktop, device, device_nodes, gpu, seen, settings, tree, vm_note
 
 DEVICES = "Character devices:\n  1 mem\n195 nvidia\n195 nvidiactl\n226 drm\n508 nvidia-uvm\n511 nvidia-caps\n\nBlock devices:\n259 blkext\n"
 DEVICE_LINES = "".join(
@@ -48,20 +48,14 @@ def looked_into(ctid: int, conf: str, seen: str | None = None, problem: str = ""
 
 def reading(conf: str = "", seen: str | None = None, *, nodes: dict[str, str] | None = None, **changes: Any) -> Reading:
     """A desktop whose RTX 5090 is NVIDIA's driver's, with container 901; ``seen`` None: it is off."""
-    facts = changes.pop(
-        "facts",
-        desktop(
-            nvidia_minors={"0000:01:00.0": 0},
-            modules=["nvidia", "nvidia_uvm"],
-            drm={"0000:01:00.0": {"render": "renderD128"}},
-        ),
-    )
-    own = [] if facts.guests.config(901) else [GuestConfig(kind="lxc", id=901, lines=conf)]
+    drm = {"0000:01:00.0": {"render": "renderD128"}}
+    usual = desktop(nvidia_minors={"0000:01:00.0": 0}, modules=["nvidia", "nvidia_uvm"], drm=drm)
+    facts = changes.pop("facts", usual)
+    own = [] if facts.guests.config(901) else [GuestConfig("lxc", 901, conf)]
+    places = "pve/lxc/901.conf\npve/qemu-server/103.conf\nfar/lxc/300.conf"
     facts = replace(
         facts,
-        cluster=replace(
-            facts.cluster, node="pve", places="pve/lxc/901.conf\npve/qemu-server/103.conf\nfar/lxc/300.conf"
-        ),
+        cluster=replace(facts.cluster, node="pve", places=places),
         nodes=device_nodes(nodes) if nodes is not None else facts.nodes or device_nodes(NODES),
         guests=replace(facts.guests, configs=[*facts.guests.configs, *own]),
         nvidia=replace(facts.nvidia, version=changes.pop("driver", "580.105.08")),
@@ -97,7 +91,6 @@ def found(report: Report) -> dict[str, str]:
 def test_a_container_with_all_that_it_needs_is_well() -> None:
     report = diagnose(reading(DEVICE_LINES, inside(NODES)), 901)
     assert (report.findings, report.next, report.well) == ([], [], True)
-    assert diagnose(reading(DEVICE_LINES, inside(NODES)), 901).well
 
 
 def test_of_a_card_that_no_driver_can_serve_no_driver_and_no_node_is_advised() -> None:
@@ -196,6 +189,9 @@ def test_a_rule_that_is_not_in_force_yet_asks_for_a_restart() -> None:
     assert "/dev/nvidia0: Operation not permitted, although a rule allows it" in report.findings[0].found
 
 
+SANDBOX = {"sandbox": Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["gpu"]})}
+
+
 @pytest.mark.parametrize("reason", ["No such device or address", "Permission denied"])
 def test_a_device_that_root_cant_open_inside_is_told_with_the_reason(reason: str) -> None:
     seen = inside(NODES).replace("root /dev/nvidia0 ok", f"root /dev/nvidia0 {reason}")
@@ -274,7 +270,7 @@ def test_a_device_that_is_closed_and_read_only_is_opened_by_one_command() -> Non
 
 
 def test_without_a_driver_its_cause_is_told_once() -> None:
-    bound = desktop(devices=[*(one | {"driver": "vfio-pci"} for one in gpu())])
+    bound = desktop(devices=[one | {"driver": "vfio-pci"} for one in gpu()])
     report = diagnose(reading(DEVICE_LINES, nodes={}, driver="", facts=bound, char_devices=""), 901)
     (finding,) = report.findings
     has = "the driver has none; RTX 5090 [10de:2b85] at 0000:01:00 is bound to vfio-pci"
@@ -315,9 +311,8 @@ def test_a_card_that_the_host_lacks_is_not_asked_of_the_configuration() -> None:
 def test_libraries_that_are_not_the_drivers(libraries: str, said: str) -> None:
     (finding,) = diagnose(reading(DEVICE_LINES, inside(NODES).replace(LIBRARY, libraries)), 901).findings
     assert (finding.found, finding.stage) == (said, Stage.INSIDE)
-    assert (
-        "`nvidia: {}`" in finding.next and "`sh NVIDIA-Linux-x86_64-580.105.08.run --no-kernel-modules`" in finding.next
-    )
+    assert "`nvidia: {}`" in finding.next
+    assert "`sh NVIDIA-Linux-x86_64-580.105.08.run --no-kernel-modules`" in finding.next
 
 
 def test_a_container_that_can_not_be_looked_into() -> None:
@@ -333,12 +328,8 @@ def test_a_container_that_is_to_have_no_card_needs_nothing() -> None:
 
 def test_two_containers_with_other_spellings_of_the_same_lines_are_equal() -> None:
     model = looked_into(950, DEVICE_LINES.replace("dev0: ", "dev7: path="))
-    report = diagnose(reading(DEVICE_LINES, containers=[model]), 901, like=950)
-    assert (report.data["like"]["lines"], report.data["like"]["onlyHere"], report.data["like"]["devices"]) == (
-        [],
-        [],
-        [],
-    )
+    like = diagnose(reading(DEVICE_LINES, containers=[model]), 901, like=950).data["like"]
+    assert [like[key] for key in ("lines", "onlyHere", "devices")] == [[], [], []]
 
 
 OWNERS = "".join(
@@ -391,11 +382,8 @@ ENTRY = "node=pve,path=0000:01:00,id=10de:2b85,subsystem-id=1043:88e2,iommugroup
 
 
 def with_vm(entry: str = ENTRY, hostpci: str = "mapping=gpu,pcie=1", **changes: Any) -> Reading:
-    conf = f"bios: ovmf\nhostpci0: {hostpci}\nmachine: q35\nname: Sandbox\n"
-    guests = {
-        "running": [], "configs": [{"kind": "vm", "id": 103, "lines": conf}],
-        "mappings": f"gpu\n\tmap {entry}\n", "reservations": "",
-    }  # fmt: skip
+    vm = conf("vm", 103, f"bios: ovmf\nhostpci0: {hostpci}\nmachine: q35\nname: Sandbox\n")
+    guests = {"running": [], "configs": [vm], "mappings": f"gpu\n\tmap {entry}\n"}
     return reading(facts=desktop(guests=guests, **changes))
 
 
@@ -431,18 +419,12 @@ def test_a_host_that_was_never_configured_is_told_what_comes() -> None:
 
 
 def test_a_shared_card_is_not_to_be_taken_out_of_its_containers() -> None:
-    shared = settings(
-        {"big": {"match": "10de:2b85", "use": "shared"}},
-        nvidia={"driver": "580"},
-    )
+    shared = settings({"big": {"match": "10de:2b85", "use": "shared"}}, nvidia={"driver": "580"})
     handover = {"layer": "handover", "path": "/usr/local/sbin/homelab-handover", "state": "ok"}
-    seen = with_vm(managed=[handover], handover={"enabled": True, "lost_hooks": ["103"]})
-    configs = [*seen.facts.guests.configs, GuestConfig(id=901, kind="lxc", lines=DEVICE_LINES)]
-    facts = replace(
-        seen.facts,
-        nvidia_minors={"0000:01:00.0": 0},
-        guests=replace(seen.facts.guests, configs=configs),
-    )
+    lost = {"enabled": True, "lost_hooks": ["103"]}
+    seen = with_vm(managed=[handover], handover=lost, nvidia_minors={"0000:01:00.0": 0})
+    configs = [*seen.facts.guests.configs, GuestConfig("lxc", 901, DEVICE_LINES)]
+    facts = replace(seen.facts, guests=replace(seen.facts.guests, configs=configs))
     report = diagnose_vm(replace(seen, facts=facts), shared)
     assert not any("containers that use it" in one.found for one in report.findings)
     assert report.next[0].startswith("`pulumi up --refresh`")
@@ -459,10 +441,8 @@ def test_without_an_iommu_a_vm_is_told_what_its_host_is() -> None:
     seen, of_settings = with_vm(), settings(iommu={"enable": True})
     no_groups = replace(seen, facts=replace(seen.facts, iommu=replace(seen.facts.iommu, groups=0)))
     (alone,) = [one for one in diagnose_vm(no_groups).findings if "IOMMU" in one.wanted]
-    assert (
-        alone.found == "none; the kernel says: nothing about an IOMMU"
-        and "`homelab doctor host` says why" in alone.next
-    )
+    assert alone.found == "none; the kernel says: nothing about an IOMMU"
+    assert "`homelab doctor host` says why" in alone.next
     (of_host,) = [one for one in diagnose_host(no_groups, of_settings).findings if "the host" in one.wanted]
     assert of_host.turn is Turn.UP and of_host in diagnose_vm(no_groups, of_settings).findings
 
@@ -511,40 +491,28 @@ def of_settings(
 ) -> Report:
     """VM 103 as the settings have it. ``other``: lines of VM 104; ``ha``: of HA's resources."""
     seen = with_vm(ledger=ledger, cluster={"ha": {"resources": ha}})
-    configs = [GuestConfig(kind="vm", id=103, lines=lines)]
-    configs += [GuestConfig(kind="vm", id=104, lines=other)] if other else []
+    configs = [GuestConfig("vm", 103, lines), *([GuestConfig("vm", 104, other)] if other else [])]
     guests = replace(seen.facts.guests, configs=configs, running=frozenset(runs))
     wanted = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["gpu"], **vm})
     seen = replace(seen, facts=replace(seen.facts, guests=guests))
     return vm_doctor.diagnose(seen, 103, tree(seen.facts, host, {"sandbox": wanted}, stack="p/s"))
 
 
-NOTED = vm_note(103, LINES, "hostpci0")
+NOTED, CUT_SHORT = vm_note(103, LINES, "hostpci0"), vm_note(103, LINES, "hostpci0", before={"hostpci0": None})
 UP, OTHER = "`pulumi up --refresh`", "machine: q35\nname: Other\nhostpci0: mapping=gpu,pcie=1"
+IN_USE: dict[str, Any] = {"lines": TAKEN_OUT, "ledger": {}, "other": OTHER, "runs": [104]}
 GONE = "there is no mapping old for this node (mappings: gpu)"
 
 
 @rows(
     ("about", "found", "step"),
     [
-        (
-            {"ledger": vm_note(103, LINES, "hostpci0", before={"hostpci0": None})},
-            "the last run didn't finish with it",
-            UP,
-        ),
+        ({"ledger": CUT_SHORT}, "the last run didn't finish with it", UP),
         ({"ledger": vm_note(103, LINES, "hostpci0", identity="2")}, "VM 103 isn't the VM that was given its cards", UP),
         ({"power": "running"}, "power: stopped -> running", UP),
         ({"power": "stopped", "runs": [103]}, "power: running -> stopped", UP),
-        (
-            {"lines": TAKEN_OUT, "ledger": vm_note(104, OTHER, "hostpci0"), "other": OTHER, "runs": [104]},
-            "hostpci0: not there -> mapping=gpu,pcie=1",
-            UP,
-        ),
-        (
-            {"lines": TAKEN_OUT, "ledger": {}, "other": OTHER, "runs": [104]},
-            "VM 104 (Other) runs with it",
-            "shut VM 104 (Other) down",
-        ),
+        (IN_USE | {"ledger": vm_note(104, OTHER, "hostpci0")}, "hostpci0: not there -> mapping=gpu,pcie=1", UP),
+        (IN_USE, "VM 104 (Other) runs with it", "shut VM 104 (Other) down"),
         (
             {"lines": TAKEN_OUT, "ledger": {}, "ha": "vm: 103\n\tstate started\n"},
             "HA manages it (started)",
@@ -561,7 +529,7 @@ def test_a_vm_is_told_with_what_cures_it(about: dict[str, Any], found: str, step
     assert cure.startswith(step) and finding.next == cure
 
 
-@rows("about", [{}, {"other": OTHER, "runs": [104]}, {"ha": "vm: 103\n\tstate started\n"}])
+@rows("about", [{"other": OTHER, "runs": [104]}, {"ha": "vm: 103\n\tstate started\n"}])
 def test_of_a_vm_that_stays_as_it_is_nothing_is_wrong(about: dict[str, Any]) -> None:
     assert of_settings(LINES, NOTED, **about).well
 
@@ -574,23 +542,10 @@ def test_of_a_vm_that_stays_as_it_is_nothing_is_wrong(about: dict[str, Any]) -> 
         (f"{LINES}\nlock: backup", NOTED, ""),  # nobody changes it
         (TAKEN_OUT, NOTED, "hostpci0: not there -> mapping=gpu,pcie=1"),
         (f"{LINES}\n[PENDING]\ndelete: hostpci0", NOTED, "hostpci0: not there -> mapping=gpu,pcie=1"),
-        (TAKEN_OUT, {}, "hostpci0: not there -> mapping=gpu,pcie=1"),
+        (TAKEN_OUT, {}, "hostpci0: not there -> mapping=gpu,pcie=1"),  # it was never given
         (LINES.replace(",pcie=1", ""), NOTED, "hostpci0: mapping=gpu -> mapping=gpu,pcie=1"),
-        (
-            f"{LINES}\nvga: none",
-            vm_note(103, f"{LINES}\nvga: none", "vga", "hostpci0"),
-            "vga: none -> not there",
-        ),
-    ],
-    ids=[
-        "well",
-        "by its owner",
-        "locked",
-        "taken out",
-        "waits to be taken out",
-        "never given",
-        "changed",
-        "no longer wanted",
+        # No longer wanted.
+        (f"{LINES}\nvga: none", vm_note(103, f"{LINES}\nvga: none", "vga", "hostpci0"), "vga: none -> not there"),
     ],
 )
 def test_a_vm_that_has_not_what_the_settings_say_is_told(lines: str, ledger: dict[str, str], differs: str) -> None:
@@ -600,8 +555,7 @@ def test_a_vm_that_has_not_what_the_settings_say_is_told(lines: str, ledger: dic
 
 
 def test_a_run_that_was_cut_short_within_a_vm_is_told() -> None:
-    left = {"before": {"hostpci0": None}}
-    seen = with_vm(ledger=vm_note(103, LINES, "hostpci0", **left))
+    seen = with_vm(ledger=CUT_SHORT)
     (finding,) = diagnose_vm(seen).findings
     assert finding.found == "the last run didn't finish with it" and "`pulumi up --refresh`" in finding.next
 
@@ -628,10 +582,9 @@ def test_a_vm_that_has_its_cards_from_another_stack_is_refused() -> None:
 
 def test_of_a_card_that_isnt_found_a_vm_is_told_what_its_host_is() -> None:
     gone = settings({"gpu": {"match": "10de:1234"}}, node="pve")
-    vms = {"sandbox": Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["gpu"]})}
     of_another = with_vm(ENTRY.replace("id=10de:2b85", "id=10de:1234"))  # another card is in the slot by now
     refused, differs = diagnose_host(with_vm(), gone).findings
-    assert diagnose_vm(of_another, gone, vms).findings == [refused, differs]
+    assert diagnose_vm(of_another, gone, SANDBOX).findings == [refused, differs]
     assert refused.turn is Turn.REFUSED and refused.next.startswith("correct `match` or `address`")
     assert "gpus.gpu isn't found" in differs.found and differs.next == refused.next
 
@@ -645,8 +598,7 @@ def test_of_a_card_that_isnt_found_a_vm_is_told_what_its_host_is() -> None:
     ],
 )
 def test_a_mapping_of_the_settings_that_up_puts_right_is_told_of_its_host_and_of_its_vm(entry: str, step: str) -> None:
-    vms = {"sandbox": Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["gpu"]})}
-    for report in (diagnose_host(with_vm(entry), MAPPED, vms), diagnose_vm(with_vm(entry), MAPPED, vms)):
+    for report in (diagnose_host(with_vm(entry), MAPPED, SANDBOX), diagnose_vm(with_vm(entry), MAPPED, SANDBOX)):
         told = [one for one in report.findings if "the PCI mapping gpu" in one.wanted]
         assert [(one.turn, step in one.found) for one in told] == [(Turn.UP, True)] * bool(step)
 
@@ -660,32 +612,25 @@ def test_what_becomes_of_a_guest_that_has_left_the_settings_is_told_of_its_host(
 
 def test_a_vm_that_no_settings_have_is_told_nothing_of_up() -> None:
     lines = "name: Other\nmachine: q35\nhostpci0: 01:00,pcie=1"
-    configs = [{"kind": "vm", "id": vmid, "lines": lines} for vmid in (103, 104)]
-    guests = {"running": [104], "configs": configs, "mappings": "", "reservations": ""}
+    guests = {"running": [104], "configs": [conf("vm", vmid, lines) for vmid in (103, 104)]}
     (finding,) = diagnose_vm(reading(facts=desktop(guests=guests))).findings
     assert finding.found == "VM 104 (Other) runs with it" and finding.next.endswith("then start VM 103")
 
 
 @pytest.mark.parametrize("gpus", [{}, {"apu": {"address": "01:00", "allowConsole": True}}])
 def test_what_is_known_against_giving_a_card_is_told_of_the_vm_that_has_it(gpus: dict[str, Any]) -> None:
-
-    def with_guests(lines: str) -> dict[str, Any]:
-        configs = [{"kind": "vm", "id": 103, "lines": lines}]
-        return {"running": [], "configs": configs, "mappings": "", "reservations": ""}
-
     apu = device("0000:01:00.0", "1002:1900", "030000", 16, driver="vfio-pci", boot_vga=1)
-    seen = reading(facts=desktop(devices=[apu], guests=with_guests("hostpci0: 01:00,pcie=1\n")))
+    guests = {"running": [], "configs": [conf("vm", 103, "hostpci0: 01:00,pcie=1\n")]}
+    seen = reading(facts=desktop(devices=[apu], guests=guests))
     notes = "\n".join(diagnose_vm(seen, settings(gpus)).notes)
-    assert (
-        "can freeze the whole host" in notes
-        and "is the host's only screen, which stays dark from this start on" in notes
-    )
+    assert "can freeze the whole host" in notes
+    assert "is the host's only screen, which stays dark from this start on" in notes
 
 
 def test_a_vm_that_runs_has_its_card_until_it_is_off() -> None:
-    conf = {"kind": "vm", "id": 103, "lines": "hostpci0: 01:00\n[PENDING]\ndelete: hostpci0\n"}
+    vm = conf("vm", 103, "hostpci0: 01:00\n[PENDING]\ndelete: hostpci0\n")
     for running, options in (([103], ["hostpci0"]), ([], [])):
-        guests = {"running": running, "configs": [conf], "mappings": "", "reservations": ""}
+        guests = {"running": running, "configs": [vm]}
         report = diagnose_vm(reading(facts=desktop(guests=guests)))
         assert [one["option"] for one in report.data["hostpci"]] == options
 
@@ -699,15 +644,10 @@ def test_a_vm_of_which_nobody_knows_whether_it_runs() -> None:
 
 def test_a_group_that_holds_more_than_the_card() -> None:
     more = device("0000:03:00.0", "144d:a80c", "010802", 16, driver="nvme", behind="nvme0n1")
-    conf = {
-        "running": [],
-        "configs": [{"kind": "vm", "id": 103, "lines": "hostpci0: 01:00\n"}],
-        "mappings": "",
-        "reservations": "",
-    }
+    guests = {"running": [], "configs": [conf("vm", 103, "hostpci0: 01:00\n")]}
     named = settings({"gpu": {"address": "01:00"}})
     for host, turn in ((settings({}), Turn.PERSON), (named, Turn.REFUSED)):  # `up` refuses it of its own cards
-        findings = diagnose_vm(reading(facts=desktop(more, guests=conf)), host).findings
+        findings = diagnose_vm(reading(facts=desktop(more, guests=guests)), host).findings
         assert {one.turn for one in findings if "0000:03:00.0 NVMe disk" in one.found} == {turn}
 
 
@@ -715,20 +655,6 @@ def test_a_host_beside_its_settings() -> None:
     text = diagnose_host(reading(), settings()).text()
     assert "0000:01:00.0  10de:2b85  nouveau" in text and "`pulumi up`" in text
     assert diagnose_host(reading(), settings()).data["gpus"] == [{"name": "rtx5090", "use": "vm", "slot": "0000:01:00"}]
-
-
-@pytest.mark.parametrize(
-    ("line", "seen"),
-    [
-        ("[9.1] vfio-pci 0000:01:00.0: not ready 65535ms after FLR; giving up", True),
-        ("[9.1] vfio-pci 0000:05:00.0: not ready 65535ms after FLR; giving up", False),
-        ("[9.1] NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus.", True),
-        ("[9.1] NVRM: loading NVIDIA UNIX Open Kernel Module", False),
-    ],
-)
-def test_failures_in_the_kernels_log_are_the_cards_own(line: str, seen: bool) -> None:
-    report = diagnose_host(reading(facts=desktop(kernel_log=line)), settings())
-    assert any(one.found.endswith(f": {line}") for one in report.findings) is seen
 
 
 @pytest.mark.parametrize(
@@ -759,6 +685,7 @@ def test_a_containers_card_that_the_driver_has_not_got(
 
 # -- what is installed beside what is loaded ---------------------------------------------------------------------------
 BARE = seen()
+STACK = {"driver": "580", "containerToolkit": "docker"}
 
 
 @pytest.mark.parametrize(
@@ -788,12 +715,9 @@ def test_refresh_preview_and_doctor_say_the_same_of_what_is_installed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pairs = tuple((layer, differs) for layer, _, differs in (line.partition(": ") for line in drift))
-    system, stack = (
-        replace(BARE, steps=tuple(steps.split()), drift=pairs),
-        {"driver": "580", "containerToolkit": "docker"},
-    )
+    system = replace(BARE, steps=tuple(steps.split()), drift=pairs)
     seen = reading(installed=system)
-    lxc, facts = settings({"rtx5090": {"match": "10de:2b85", "use": "lxc"}}, nvidia=stack), seen.facts
+    lxc, facts = LXC.model_copy(update={"nvidia": Nvidia.model_validate(STACK)}), seen.facts
     told = [one.found for one in diagnose_host(seen, lxc).findings if one.turn is Turn.UP]
     assert told == ["; ".join(lines)] * bool(lines)
     of_host = preview.of_host("pve", lxc, facts, plan.wanted(facts, lxc), system)
@@ -801,9 +725,9 @@ def test_refresh_preview_and_doctor_say_the_same_of_what_is_installed(
     assert [line.strip() for line in of_host.text.splitlines()[1:]] == [*lines]
     monkeypatch.setattr(NvidiaSystemWork, "facts_of_refresh", lambda *_: facts)
     monkeypatch.setattr(NvidiaSystemWork, "wanted_stack", lambda *_: lxc.nvidia)
-    about: dict[str, Any] = {"host": "pve", "system_name": "hosts.pve", "address": "", "after": "", "passed": []}
     resource = NvidiaSystemWork.resource
-    inputs = resource.Inputs(target="host", nvidia={"container_toolkit": "docker"}, stays=True, **about)
+    about = SYSTEM | {"nvidia": {"container_toolkit": "docker"}}
+    inputs = resource.Inputs(**about, target="host", system_name="hosts.pve", address="")
     before = resource.Outputs(facts=lasting(system, "host"), generation={}, stale=False)
     after = NvidiaSystemWork({}).read(inputs, before)
     assert capsys.readouterr().out.splitlines() == [f"hosts.pve: drift: {line}" for line in lines]
@@ -849,11 +773,8 @@ def test_libraries_that_are_mounted_from_the_host_are_of_its_version() -> None:
 def test_a_system_that_can_not_be_read_is_a_finding_of_its_own() -> None:
     error = HomelabError(wanted="what is installed", found="dpkg-query: error", why="w", next="mend it")
     seen, wanted = reading(DEVICE_LINES, inside(NODES), installed=error), LXC.model_copy(update={"nvidia": Nvidia()})
-    for report in (
-        diagnose_host(seen, settings({})),
-        diagnose_host(seen, wanted),
-        diagnose_container(seen, nvidia={}),
-    ):
+    of_host = [diagnose_host(seen, host) for host in (settings({}), wanted)]
+    for report in (*of_host, diagnose_container(seen, nvidia={})):
         assert [(one.found, one.turn) for one in report.findings] == [("dpkg-query: error", Turn.PERSON)]
 
 
@@ -957,12 +878,9 @@ def test_the_json_has_what_the_text_has() -> None:
 )
 def test_why_a_guest_is_off_since_its_last_start_is_said(log: str, why: str, tool: str) -> None:
     starts = {"901": log, "103": log}
-    vm = with_vm()
-    vm = replace(vm, extra=reading(failed_starts=starts).extra)
-    reports = {
-        "container 901": diagnose(reading(DEVICE_LINES, failed_starts=starts), 901),
-        "VM 103 (Sandbox)": diagnose_vm(vm),
-    }
+    vm = replace(with_vm(), extra=reading(failed_starts=starts).extra)
+    of_container = diagnose(reading(DEVICE_LINES, failed_starts=starts), 901)
+    reports = {"container 901": of_container, "VM 103 (Sandbox)": diagnose_vm(vm)}
     for name, report in reports.items():
         (finding,) = [one for one in report.findings if one.wanted == f"{name} started"]
         assert finding.found == f"its last start failed: {log}" and why in finding.why

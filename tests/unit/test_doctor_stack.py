@@ -51,10 +51,6 @@ def judged_by(file: StackFile, seen: Reading, host: str | None = None, of_stack:
     return judged(seen.facts, Settings(name, its, *file.guests().guests_on(name), of_stack))
 
 
-def test_the_only_host_needs_no_name(tmp_path: Path) -> None:
-    assert written(tmp_path, {"hosts": {"pve": host()}}).host(None)[0] == "pve"
-
-
 def test_one_of_several_is_asked_for(tmp_path: Path) -> None:
     both = written(tmp_path, {"hosts": {"a": host(), "b": host() | {"address": "10.0.0.1"}}})
     assert both.host("b")[1].address == "10.0.0.1"
@@ -72,7 +68,7 @@ def test_a_secret_that_pulumi_has_encrypted_is_sent_to_no_host_and_no_vm_and_is_
     gpus = {"gpus": {"big": {"match": "10de:2b85"}}}
     found = written(tmp_path, {"hosts": {"pve": host(**{secret: SECURE}) | gpus}, "vms": {"sandbox": vm}})
     monkeypatch.setattr(asyncssh, "connect", lambda *_, **__: pytest.fail("it logs in"))
-    guests = {"running": [103], "configs": [{"kind": "vm", "id": 103, "lines": ""}], "mappings": "", "reservations": ""}
+    guests = {"running": [103], "configs": [{"kind": "vm", "id": 103, "lines": ""}]}
     known = found.guests()
     (unread,) = planning._read_vms(known.hosts["pve"], desktop(guests=guests), known.vms, None)[2]
     assert f"vms.sandbox was not looked into (ssh.{secret} is encrypted" in unread
@@ -100,8 +96,9 @@ def test_a_secret_that_pulumi_has_encrypted_is_sent_to_no_host_and_no_vm_and_is_
 
 def test_other_secrets_are_not_asked_for(tmp_path: Path) -> None:
     nvidia = {"driver": "580", "proxy": SECURE}
-    read = written(tmp_path, {"hosts": {"pve": host() | {"nvidia": nvidia}}}).host(None)[1].nvidia
-    assert read and read.driver == "580" and SECURE["secure"] not in read.proxy_address
+    name, only = written(tmp_path, {"hosts": {"pve": host() | {"nvidia": nvidia}}}).host(None)
+    assert name == "pve" and only.nvidia is not None and only.nvidia.driver == "580"
+    assert SECURE["secure"] not in only.nvidia.proxy_address
 
 
 @pytest.mark.parametrize("config", [{}, {"hosts": {}}, {"hosts": SECURE}, {"hosts": [1]}])

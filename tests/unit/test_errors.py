@@ -28,12 +28,6 @@ def test_what_a_program_says_takes_the_place_of_no_part_of_a_message() -> None:
     }
 
 
-def test_a_failure_without_a_message_shows_the_end_of_the_log() -> None:
-    assert "exit status 127: bash: line 1: sudo: command not found" in str(
-        _failed("read_system", "", "bash: line 1: sudo: command not found\n", 127)
-    )
-
-
 @pytest.mark.parametrize(
     "shell",
     [
@@ -46,6 +40,12 @@ def test_a_system_without_python_is_told_by_whatever_shell_says_so(shell: str) -
     error = _failed("read read_system", "", f"{shell}\n", 127)
     assert isinstance(error, NoPythonError) and "apt-get install python3" in error.next
     assert not isinstance(_failed("read read_system", "", f"{shell}\n", 1), NoPythonError)
+
+
+def test_another_program_that_isnt_there_is_named_as_the_log_has_it() -> None:
+    error = _failed("read_system", "", "bash: line 1: sudo: command not found\n", 127)
+    assert not isinstance(error, NoPythonError)
+    assert error.found == "exit status 127: bash: line 1: sudo: command not found"
 
 
 @rows(
@@ -71,10 +71,8 @@ def test_a_retold_error_keeps_its_class_and_attributes(part: str) -> None:
 
 
 def test_one_error_stands_alone_and_several_are_numbered() -> None:
-    one, two = (
-        HomelabError(wanted="a", found="b", why="c", next="d"),
-        HomelabError(wanted="e", found="f", why="g", next="h"),
-    )
+    one = HomelabError(wanted="a", found="b", why="c", next="d")
+    two = HomelabError(wanted="e", found="f", why="g", next="h")
     raise_all([])
     with pytest.raises(HomelabError) as alone:
         raise_all([one])

@@ -13,7 +13,7 @@ from homelab.remote.proxmox.files import Files
 from homelab.settings import parse
 from homelab.storage import files
 from tests.rows import rows
-from tests.unit.hosts import KEY
+from tests.unit.hosts import values
 
 URL = "https://example.org/a"
 ROW = {"storage": "local", "enabled": 1, "active": 1, "content": "iso,import,vztmpl", "avail": 10 << 30}
@@ -22,8 +22,7 @@ ROW = {"storage": "local", "enabled": 1, "active": 1, "content": "iso,import,vzt
 def settings(
     downloads: dict[str, Any], *, vm: dict[str, Any] | None = None, container: dict[str, Any] | None = None
 ) -> Any:
-    host = {"address": "192.0.2.1", "ssh": {"hostKey": KEY, "password": "a"}, "downloads": downloads}
-    host["gpus"] = {"big": {"match": "10de:2684", "use": "lxc"}}
+    host = values({"big": {"match": "10de:2684", "use": "lxc"}}, downloads=downloads)
     whole: dict[str, Any] = {"hosts": {"pve": host}, "allowPlainSecrets": True}
     if vm is not None:
         whole["vms"] = {"dev": {"host": "pve", "vmid": 200, "create": vm}}

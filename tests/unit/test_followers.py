@@ -22,11 +22,12 @@ from homelab.settings import Nvidia
 from homelab.settings import parse as parse_settings
 from remote_scripts.both.nvidia_packages import Said, Wanted
 from remote_scripts.both.read_system import Answer as SystemReading
-from remote_scripts.tools.plain import of_plain
-from tests.unit.hosts import KEY, desktop, gpu, tree
+from remote_scripts.tools.plain import of_plain, to_plain
+from tests.unit.hosts import KEY, SYSTEM, conf, desktop, gpu, seen, tree, values
 
 OLD, NEW = "590.48.01", "595.58.03"
 BOTH = (OLD, NEW)
+KERNEL = "6.14.11-4-pve"
 
 
 class World:
@@ -46,11 +47,8 @@ class World:
         if call in self.fails:
             raise self.fails[call]
         if layer == "nvidia_index":
-            return {
-                "against": [
-                    f"{name} isn't offered; there is cuda-toolkit-13-1" for name in wanted.names if "12" in name
-                ]
-            }
+            lacking = [name for name in wanted.names if "12" in name]
+            return {"against": [f"{name} isn't offered; there is cuda-toolkit-13-1" for name in lacking]}
         answer = self.reading(ctid) if layer == "read_system" else dataclasses.asdict(self.said(wanted, ctid))
         return cast("dict[str, Any]", json.loads(json.dumps(answer)))
 
@@ -64,12 +62,10 @@ class World:
         return Said(chosen=None, was=self.there, offered=offered, against=("E: Version not found",))
 
     def reading(self, ctid: int) -> dict[str, Any]:
-        kernel = "6.14.11-4-pve"
-        found: dict[str, Any] = {"boot_id": "b", "distribution": "debian", "version": "13"}
-        found |= {"kernels": [kernel], "running": kernel, "secure_boot": None, "mok_enrolled": None}
-        found |= {"cards": ["10de:2b85"], "nouveau": False, "loaded": self.there}
-        found |= {"host_driver": self.there if ctid else None, "runtimes": [], "asked": self.asked}
-        return {**found, "steps": ["packages"], "drift": self.drift, "libraries": self.there}
+        about: dict[str, Any] = {"distribution": "debian", "version": "13", "kernels": (KERNEL,), "running": KERNEL}
+        about |= {"cards": ("10de:2b85",), "loaded": self.there, "host_driver": self.there if ctid else None}
+        about |= {"runtimes": (), "asked": self.asked, "steps": ("packages",), "libraries": self.there}
+        return cast("dict[str, Any]", to_plain(seen(**about, drift=self.drift)))
 
 
 def request_of(world: World, **stack: object) -> Request:
@@ -150,22 +146,15 @@ def previewed(
     world: World, monkeypatch: pytest.MonkeyPatch, **inside: object
 ) -> tuple[list[Stack], list[str], list[HomelabError]]:
     """A host with a card for containers, a container that follows it, and a VM with a card of its own."""
-    values = {
-        "hosts": {
-            "pve": {
-                "address": "192.0.2.1",
-                "ssh": SSH,
-                "nvidia": {"driver": "595"},
-                "gpus": {"big": {"address": "01:00", "use": "lxc"}, "own": {"address": "03:00"}},
-            }
-        },
+    gpus = {"big": {"address": "01:00", "use": "lxc"}, "own": {"address": "03:00"}}
+    of_stack = {
+        "hosts": {"pve": values(gpus, nvidia={"driver": "595"})},
         "vms": {"v": {"host": "pve", "vmid": 103, "gpus": ["own"], "ssh": SSH, "address": "192.0.2.9", "nvidia": {}}},
         "containers": {"media": {"host": "pve", "ctid": 950, "gpuAssignment": "all", "nvidia": inside}},
     }
-    found = parse_settings(values)
+    found = parse_settings(of_stack)
     host = found.hosts["pve"]
-    configs = [{"kind": "lxc", "id": 950, "lines": "ostype: debian"}, {"kind": "vm", "id": 103, "lines": "ostype: l26"}]
-    guests = {"configs": configs, "running": [950, 103], "mappings": "", "reservations": ""}
+    guests = {"configs": [conf("lxc", 950, "ostype: debian"), conf("vm", 103, "ostype: l26")], "running": [950, 103]}
     facts = desktop(*gpu("0000:03:00", 18), nvidia_minors={"0000:01:00.0": 0}, guests=guests)
     monkeypatch.setattr(ssh, "Session", lambda *_: VM)
     session = cast(ssh.Session, world)
@@ -220,29 +209,19 @@ def test_of_a_guest_that_is_not_there_yet_its_host_says_what_nvidias_repository_
     new = Stack.of("lxc", settings, "containers.new", **known)
     new = stacks.asked(cast(ssh.Session, world), dataclasses.replace(new, ctid=960, is_new=True))
     assert world.calls == ["read nvidia_index 0"] and new.said is None
-    assert [error.found for error in new.errors] == (
-        ["cuda-toolkit-12-8 isn't offered; there is cuda-toolkit-13-1"] if is_refused else []
-    )
-    if is_refused:
-        assert 'set nvidia.cuda: "13' in new.errors[0].next, new.errors
+    lacking = "cuda-toolkit-12-8 isn't offered; there is cuda-toolkit-13-1"
+    assert [error.found for error in new.errors] == [lacking] * is_refused
+    assert all('set nvidia.cuda: "13' in error.next for error in new.errors), new.errors
 
 
 # -- an `up` -----------------------------------------------------------------------------------------------------------
 def planned(world: World, monkeypatch: pytest.MonkeyPatch, **inside: object) -> NvidiaSystem.Outputs:
     """What comes of the host's NvidiaSystem, before a step."""
     containers = {"media": {"host": "pve", "ctid": 950, "gpuAssignment": "all", "nvidia": inside}}
-    host = {"address": "192.0.2.1", "ssh": SSH, "nvidia": world.wanted}
-    texts = {"hosts": json.dumps({"pve": host}), "containers": json.dumps(containers)}
+    texts = {"hosts": json.dumps({"pve": values(nvidia=world.wanted)}), "containers": json.dumps(containers)}
     monkeypatch.setattr(ssh, "Session", lambda *_: world)
     monkeypatch.setattr(host_session.HostSession, "hold", lambda *_: None)
-    about: dict[str, Any] = {
-        "host": "pve",
-        "system_name": "hosts.pve",
-        "address": "192.0.2.1",
-        "after": "",
-        "passed": [],
-    }
-    inputs = NvidiaSystem.Inputs(target="host", nvidia={}, stays=True, **about)
+    inputs = NvidiaSystem.Inputs(**SYSTEM, target="host", system_name="hosts.pve", address="192.0.2.1")
     return NvidiaSystemWork(texts).create(inputs)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ from pydantic import ValidationError
 
 from homelab.cards import remarks as card_remarks
 from homelab.facts.classes import NVIDIA_DRIVERS
-from homelab.facts.guests import GuestConfig
 from homelab.facts.host import HostFacts
 from homelab.host import gates, plan
 from homelab.host.plan import NVIDIA_BLACKLIST
@@ -18,7 +16,7 @@ from homelab.settings import Vm
 from homelab.vm.cards import VmCard
 from tests.conftest import shared
 from tests.rows import rows
-from tests.unit.hosts import cmdline, desktop, device, gpu, reasons, settings, told
+from tests.unit.hosts import cmdline, conf, desktop, device, gpu, reasons, settings, told
 
 RADEON = device("0000:03:00.0", "1002:744c", "030000", 18, driver="amdgpu", parent="0000:00:02.1")
 ARC = device("0000:03:00.0", "8086:56a6", "030000", 18, driver="i915", parent="0000:00:02.1")
@@ -29,9 +27,9 @@ HOST = [device("0000:00:02.1", "1022:14db", "060400", 2, driver="pcieport", acs=
 
 # -- whose drivers are kept off ------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("card", [RADEON, ARC])
-@pytest.mark.parametrize("beside", [[], [gpu("0000:01:00", 16)]])
+@pytest.mark.parametrize("beside", [[], gpu()])
 def test_no_driver_is_kept_off_for_a_card_of_another_maker(card: dict[str, Any], beside: list[Any]) -> None:
-    facts = desktop(devices=[*HOST, card, SOUND, *(one for pair in beside for one in pair)])
+    facts = desktop(devices=[*HOST, card, SOUND, *beside])
     assert plan.wanted(facts, GIVEN).vfio_words.split()[1:] == []
 
 
@@ -117,11 +115,7 @@ def test_legacy_mode_is_no_setting_but_stays_in_a_line_of_the_owners() -> None:
     ("facts", "use", "said"),
     [
         (desktop(devices=[device("0000:c6:00.0", "1002:1900", "030000", 17)]), {}, "it has no ROM of its own"),
-        (
-            desktop(devices=[device("0000:c6:00.0", "10de:2b85", "030000", 17, boot_vga=1)]),
-            {},
-            "a changed copy of it",
-        ),
+        (desktop(devices=[device("0000:c6:00.0", "10de:2b85", "030000", 17, boot_vga=1)]), {}, "a changed copy of it"),
         (desktop(devices=[device("0000:c6:00.0", "8086:56a6", "030000", 17)]), {}, ""),
         (desktop(devices=[device("0000:c6:00.0", "1002:1900", "030000", 17)]), {"romfile": "a.rom"}, ""),
         (integrated(), {}, "no ROM for UEFI of their own"),
@@ -139,19 +133,11 @@ def test_the_plan_says_which_card_wants_a_rom_file(facts: HostFacts, use: dict[s
     ("line", "said"), [("c6:00.0,romfile=a.rom", False), ("c6:00.0,legacy-igd=1", False), ("c6:00.0", True)]
 )
 def test_a_rom_file_that_the_vm_has_isnt_advised(line: str, said: bool) -> None:
-    config = GuestConfig(kind="vm", id=103, lines=f"machine: q35\nhostpci0: {line}")
-    facts = desktop(devices=[device("0000:c6:00.0", "1002:1900", "030000", 17, boot_vga=1)])
-    facts = replace(facts, guests=replace(facts.guests, configs=[config]))
-    host, guest = (
-        settings({"gpu": {"address": "c6:00", "allowConsole": True}}),
-        vm(gpus=[{"gpu": "gpu", "takeOver": True}]),
-    )
-    text = "\n".join(
-        [
-            *card_remarks.remarks(facts, host, {"gpu": "0000:c6:00"}),
-            told(facts, host, {"sandbox": guest})[0],
-        ]
-    )
+    guests = {"configs": [conf("vm", 103, f"machine: q35\nhostpci0: {line}")]}
+    facts = desktop(devices=[device("0000:c6:00.0", "1002:1900", "030000", 17, boot_vga=1)], guests=guests)
+    host = settings({"gpu": {"address": "c6:00", "allowConsole": True}})
+    plan_text = told(facts, host, {"sandbox": vm(gpus=[{"gpu": "gpu", "takeOver": True}])})[0]
+    text = "\n".join([*card_remarks.remarks(facts, host, {"gpu": "0000:c6:00"}), plan_text])
     assert ("for romfile" in text) is said
 
 
@@ -194,7 +180,7 @@ def test_a_card_that_dies_on_vfio_pci_before_its_driver_started_it_is_refused(
 
 
 def test_a_card_bound_at_boot_that_runs_in_a_vm_starts() -> None:
-    guests = {"running": [103], "configs": [], "mappings": "", "reservations": "0000:86:00.0 103 pid:4711"}
+    guests = {"reservations": "0000:86:00.0 103 pid:4711"}
     card = settings({"radeon": {"address": "86:00"}})
     assert gates.check(navi_48(bound=True, guests=guests), card)[1] == []
     # Taken from amdgpu by a hookscript, it has shown nothing of that.

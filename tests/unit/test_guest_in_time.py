@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
@@ -14,36 +13,16 @@ from homelab.remote import boots, ssh
 from homelab.remote.proxmox import guest_address
 from homelab.resources.work import systems
 from remote_scripts.both.read_system import SystemFacts
-from tests.unit.hosts import KEY, settings
+from remote_scripts.tools.plain import to_plain
+from tests.unit.hosts import KEY, SYSTEM, seen, values
 
 VERSION = "595.10.02"
-TEXTS = {
-    "hosts": json.dumps({"pve": {**settings().model_dump(mode="json", by_alias=True, exclude_unset=True)}}),
-    "vms": json.dumps(
-        {
-            "sandbox": {
-                "host": "pve",
-                "vmid": 103,
-                "address": "192.0.2.103",
-                "gpus": ["rtx5090"],
-                "ssh": {"hostKey": KEY, "agent": True},
-                "nvidia": {},
-            }
-        }
-    ),
-}
+LOGIN = {"address": "192.0.2.103", "ssh": {"hostKey": KEY, "agent": True}}
+SANDBOX = {"host": "pve", "vmid": 103, "gpus": ["rtx5090"], "nvidia": {}, **LOGIN}
+TEXTS = {"hosts": json.dumps({"pve": values()}), "vms": json.dumps({"sandbox": SANDBOX})}
 # What each resource of the VM's stack is told.
-SYSTEM: dict[str, Any] = {
-    "host": "pve",
-    "target": "vm",
-    "system_name": "vms.sandbox",
-    "address": "192.0.2.103",
-    "nvidia": {},
-    "after": "",
-    "passed": [],
-    "stays": True,
-}
-INPUTS = GuestReboot.Inputs(**SYSTEM, driver=VERSION, timeout=30, step="{}", generation="0")
+OF_VM = SYSTEM | {"target": "vm", "system_name": "vms.sandbox", "address": "192.0.2.103"}
+INPUTS = GuestReboot.Inputs(**OF_VM, driver=VERSION, timeout=30, step="{}", generation="0")
 OFF = UnreachableError(wanted="a connection", found="Connection reset by peer", why="", next="")
 NO_LOGIN = LoginRefusedError(wanted="to log in", found="refused: Permission denied", why="", next="")
 CUT = HomelabError(wanted="the command to read system to succeed", found="exit status 143", why="", next="")
@@ -84,20 +63,9 @@ class Connection:
         return READING | {"boot_id": self.boot, "loaded": self.loaded, "agents": {"homelab-lab": self.guest.agent}}
 
 
-READING: dict[str, object] = {
-    "distribution": "ubuntu",
-    "version": "24.04",
-    "kernels": ["6.8.0-90-generic"],
-    "running": "6.8.0-90-generic",
-    "secure_boot": False,
-    "mok_enrolled": None,
-    "cards": ["10de:2b85"],
-    "nouveau": False,
-    "host_driver": None,
-    "runtimes": [],
-    "steps": [],
-    "drift": [],
-}
+KERNEL = "6.8.0-90-generic"
+FACTS = SystemFacts("ubuntu", "24.04", (KERNEL,), KERNEL, secure_boot=False, cards=("10de:2b85",))
+READING: dict[str, object] = to_plain(seen(**vars(FACTS) | {"nouveau": False, "runtimes": ()}))
 
 
 @pytest.fixture(autouse=True)
@@ -165,11 +133,9 @@ def test_a_refresh_sees_a_vms_agent_that_is_missing_or_another_one(
     guest = Guest(("1", NEW))
     guest.agent = there
     monkeypatch.setattr(ssh, "Session", guest.connect)
-    kernel = "6.8.0-90-generic"
-    facts = SystemFacts("ubuntu", "24.04", (kernel,), kernel, secure_boot=False, cards=("10de:2b85",))
     # An older version's state knows fewer layers.
-    before = NvidiaSystem.Outputs(facts=facts, generation={"packages": 3}, stale=False)
-    inputs = NvidiaSystem.Inputs(**SYSTEM, agent="1", agent_owner="homelab-lab")
+    before = NvidiaSystem.Outputs(facts=FACTS, generation={"packages": 3}, stale=False)
+    inputs = NvidiaSystem.Inputs(**OF_VM, agent="1", agent_owner="homelab-lab")
     after = NvidiaSystemWork(TEXTS).read(inputs, before)
     assert after.stale == (there != "1")
     assert after.generation == {"packages": 4, "boot": 1, "toolkit": 0}

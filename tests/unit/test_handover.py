@@ -16,14 +16,13 @@ from homelab.host import gates, handover, plan
 from homelab.settings import Host, Vm, parse
 from homelab.show import reading as show
 from homelab.show import tree as shown
-from homelab.vm.cards import VmCard, Wish
 from homelab.vm.preview import wish_of
 from remote_scripts.cards import card_handover
 from remote_scripts.layers import handover as layer
 from remote_scripts.notes.card import Card
 from remote_scripts.notes.record import State
 from tests.rows import rows
-from tests.unit.hosts import KEY, desktop, device, gpu, settings, told, tree, vm_note
+from tests.unit.hosts import conf, desktop, device, driven, settings, told, tree, values, vm_note
 from tests.unit.test_doctor import diagnose_host, reading
 
 SHARED: dict[str, Any] = {"rtx5090": {"match": "10de:2b85", "use": "shared"}}
@@ -58,12 +57,7 @@ def test_what_does_not_go_with_it_is_said(card: dict[str, Any], of_host: dict[st
 
 
 def test_a_vm_and_containers_may_have_the_card() -> None:
-    one = {
-        "address": "192.0.2.1",
-        "ssh": {"hostKey": KEY, "password": "a"},
-        "gpus": SHARED,
-        "nvidia": {"driver": "580"},
-    }
+    one = values(SHARED, nvidia={"driver": "580"})
     vms = {"gaming": {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}}
     containers = {"ai": {"host": "pve", "ctid": 901, "gpus": ["rtx5090"]}}
     texts = {"hosts": json.dumps({"pve": one}), "vms": json.dumps(vms), "containers": json.dumps(containers)}
@@ -78,14 +72,6 @@ def test_a_vm_and_containers_may_have_the_card() -> None:
     alone = {**one, "gpus": {"rtx5090": {"match": "10de:2b85"}}}
     with pytest.raises(HomelabError, match="one VM at a time can have it: give it to one, or set use: shared"):
         parse({"hosts": json.dumps({"pve": alone}), "vms": json.dumps(twice)})
-
-
-@pytest.mark.parametrize(("use", "taken"), [("vm", ("rtx5090", "0000:01:00")), ("shared", ())])
-def test_a_card_that_several_vms_may_name_is_taken_from_none_of_them(use: str, taken: tuple[str, ...]) -> None:
-    one = {"address": "192.0.2.1", "ssh": {"hostKey": KEY, "password": "a"}, "nvidia": {"driver": "580"}}
-    card = {"rtx5090": {"match": "10de:2b85", "use": use}, "other": {"match": "10de:2684", "use": "lxc"}}
-    shared = parse({"hosts": json.dumps({"pve": {**one, "gpus": card}})}).hosts["pve"].hands_over
-    assert Wish("gaming", 103, [VmCard("rtx5090", "rtx5090", "0000:01:00")]).takes(shared) == taken
 
 
 # -- gates and plan --------------------------------------------------------------------------------------------------
@@ -107,9 +93,7 @@ def test_a_change_of_use_is_a_change_of_one_plan(use: str, bound: bool, offered:
     """From any to any: what the next boot binds, whether VMs can have it at all, and what hands it over each follow from the use alone."""
     one = settings({"rtx5090": {"match": "10de:2b85", "use": use}}, nvidia={"driver": "580"})
     for driver in ("vfio-pci", "nvidia"):
-        devices = [asdict(one) for one in desktop().devices if one.slot != "0000:01:00"]
-        devices += [{**each, "driver": driver} for each in gpu()]
-        want = plan.wanted(facts(devices=devices), one)
+        want = plan.wanted(facts(devices=driven(driver)), one)
         assert bool(want.vfio_words) is bound
         assert ("amd_iommu=on" in want.iommu_words) is offered
         assert bool(handover.takers(one, [VM])) is handed
@@ -131,20 +115,11 @@ def test_proxmox_is_told_to_leave_the_driver_alone_where_it_can_be_told(qemu: st
 
 
 def test_the_hosts_screen_and_a_card_of_another_maker_are_refused() -> None:
-    screen = [{**one, "boot_vga": int(one["address"].endswith(".0"))} for one in gpu()]
-    others = [asdict(one) for one in desktop().devices if one.slot != "0000:01:00"]
-    (error,) = tree(facts(devices=[*others, *screen]), host()).refusals
+    screen = [{**asdict(one), "boot_vga": int(one.address == "0000:01:00.0")} for one in desktop().devices]
+    (error,) = tree(facts(devices=screen), host()).refusals
     assert "not to be the host's console" in error.wanted
     amd = settings({"igpu": {"address": "0000:0b:00", "use": "shared"}}, nvidia={"driver": "580"})
     assert "it is not one of NVIDIA's, as a whole" in [error.found for error in tree(facts(), amd).refusals]
-
-
-def test_a_card_that_somebody_binds_by_hand_is_refused() -> None:
-    others = [asdict(one) for one in desktop().devices if one.slot != "0000:01:00"]
-    devices = [*others, *({**one, "driver": "vfio-pci"} for one in gpu())]
-    ids = "10de:2b85,10de:22e8"
-    bound = facts(devices=devices, vfio_files={"/etc/modprobe.d/vfio.conf": ids})
-    assert any("on vfio-pci, by" in error.found for error in tree(bound, host()).refusals)
 
 
 def test_without_groups_the_boot_has_failed() -> None:
@@ -153,12 +128,18 @@ def test_without_groups_the_boot_has_failed() -> None:
     assert "IOMMU groups in /sys/kernel/iommu_groups" in [error.wanted for error in plan.verify(running, host(), want)]
 
 
+TAKER = "name: gaming\nhostpci0: 0000:01:00,driver=keep"
+
+
+def on_nvidia(running: bool, **changes: Any) -> HostFacts:
+    """A host whose driver has the card that VM 103 names."""
+    guests = {"running": [103] * running, "configs": [conf("vm", 103, TAKER)]}
+    on_driver = driven("nvidia", "0000:01:00.0")
+    return facts(devices=on_driver, nvidia_minors={"0000:01:00.0": 0}, guests=guests, **changes)
+
+
 def test_a_container_has_it_although_a_vm_names_it() -> None:
-    taker = {"kind": "vm", "id": 103, "lines": "name: gaming\nhostpci0: 0000:01:00,driver=keep"}
-    guests = {"running": [], "configs": [taker], "mappings": "", "reservations": ""}
-    devices = [{**one, "driver": "nvidia"} if one["address"] == "0000:01:00.0" else one for one in gpu()]
-    others = [asdict(one) for one in desktop().devices if one.slot != "0000:01:00"]
-    found = facts(devices=[*others, *devices], nvidia_minors={"0000:01:00.0": 0}, guests=guests)
+    found = on_nvidia(running=False)
     want = plan.wanted(found, host())
     assert container_plan.cards(found, want, {"gaming": VM}).slots == {0: "0000:01:00"}
 
@@ -171,17 +152,8 @@ def test_a_card_that_was_shared_becomes_the_containers_alone_by_one_up(
     running: bool, noted: bool, enabled: bool, free: bool
 ) -> None:
     """The VM still names it when the run begins, and loses it by that run: it must be off, have it from this program, and its hookscript must be at work."""
-    taker: dict[str, Any] = {"kind": "vm", "id": 103, "lines": "name: gaming\nhostpci0: 0000:01:00,driver=keep"}
-    guests = {"running": [103] * running, "configs": [taker], "mappings": "", "reservations": ""}
-    devices = [{**one, "driver": "nvidia"} if one["address"] == "0000:01:00.0" else one for one in gpu()]
-    others = [asdict(one) for one in desktop().devices if one.slot != "0000:01:00"]
-    found = facts(
-        devices=[*others, *devices],
-        nvidia_minors={"0000:01:00.0": 0},
-        guests=guests,
-        handover={"enabled": enabled},
-        ledger=vm_note(103, taker["lines"], "hostpci0") if noted else {},
-    )
+    ledger = vm_note(103, TAKER, "hostpci0") if noted else {}
+    found = on_nvidia(running, handover={"enabled": enabled}, ledger=ledger)
     alone = settings({"rtx5090": {"match": "10de:2b85", "use": "lxc"}}, nvidia={"driver": "580"})
     slots = container_plan.cards(found, plan.wanted(found, alone), {}).slots
     assert slots == ({0: "0000:01:00"} if free else {})
@@ -189,8 +161,7 @@ def test_a_card_that_was_shared_becomes_the_containers_alone_by_one_up(
 
 def test_a_card_that_is_taken_in_turn_is_taken_from_no_vm_by_a_run() -> None:
     lines = "machine: q35\nname: gaming\nhostpci0: 0000:01:00,driver=keep"
-    configs = [{"kind": "vm", "id": 104, "lines": lines}, {"kind": "vm", "id": 103, "lines": "machine: q35"}]
-    guests = {"running": [104], "configs": configs, "mappings": "", "reservations": ""}
+    guests = {"running": [104], "configs": [conf("vm", 104, lines), conf("vm", 103, "machine: q35")]}
     for one, found in ((host(), ["VM 104 (gaming) runs with it"]), (settings(), [])):
         seen = facts(guests=guests, ledger=vm_note(104, lines, "hostpci0"))
         errors = told(seen, one, {"gaming": VM}, stack="p/s")[1]
@@ -199,9 +170,6 @@ def test_a_card_that_is_taken_in_turn_is_taken_from_no_vm_by_a_run() -> None:
 
 
 # -- drift, and what is away -----------------------------------------------------------------------------------------
-RUNNING = {"running": [103], "configs": [], "mappings": "", "reservations": ""}
-
-
 def test_what_hands_over_drifts_where_it_is_ours() -> None:
     want = plan.wanted(facts(), host())
     lost = {"enabled": False, "lost_hooks": ["103"]}
@@ -218,10 +186,8 @@ def test_what_hands_over_drifts_where_it_is_ours() -> None:
 def test_while_a_card_is_away_nothing_is_changed() -> None:
     assert not [*handover.refused(facts())]
     (error,) = handover.refused(facts(handover={"away": "gpus.rtx5090 is with VM 103 since then"}))
-    assert (
-        error.found == "gpus.rtx5090 is with VM 103 since then"
-        and "shut down the VM that has it (gpus.rtx5090 is with VM 103 since then)" in error.next
-    )
+    assert error.found == "gpus.rtx5090 is with VM 103 since then"
+    assert "shut down the VM that has it (gpus.rtx5090 is with VM 103 since then)" in error.next
 
 
 @rows(
@@ -235,7 +201,7 @@ def test_while_a_card_is_away_nothing_is_changed() -> None:
     ],
 )
 def test_show_and_doctor_say_where_it_is(state: str, said: str) -> None:
-    found = facts(handover={"cards": {"rtx5090": NOTED | {"state": state}}}, guests=RUNNING | {"running": []})
+    found = facts(handover={"cards": {"rtx5090": NOTED | {"state": state}}}, guests={"running": []})
     assert said in handover.state_text(found, "rtx5090")
     assert handover.state_text(replace(found, boot_id="2"), "rtx5090") == ""
     cards = show.of_reading(found, host())
@@ -252,7 +218,7 @@ def test_show_and_doctor_say_where_it_is(state: str, said: str) -> None:
 def test_every_state_that_a_host_notes_is_shown_by_the_doctor() -> None:
     """By what the host's own program notes: a new state needs its words."""
     for state in set(get_args(State)) - {"HOST"}:
-        found = facts(handover={"cards": {"rtx5090": NOTED | {"state": state}}}, guests=RUNNING | {"running": []})
+        found = facts(handover={"cards": {"rtx5090": NOTED | {"state": state}}}, guests={"running": []})
         (row,) = diagnose_host(reading(facts=found), host()).tables[0].rows
         assert handover.state_text(found, "rtx5090") in row[1]
 

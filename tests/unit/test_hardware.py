@@ -16,19 +16,15 @@ from homelab.doctor.reading import Reading
 from homelab.doctor.whole import Part, Whole
 from homelab.errors import HomelabError
 from tests import hardware as reports
-from tests.unit.hosts import KEY, desktop, device, settings
+from tests.unit.hosts import KEY, desktop, driven, settings
 from tests.unit.test_doctor import diagnose_host, reading
 
 MACHINE = {"machine": "AOOSTAR WTR MAX", "processor": "AMD Ryzen 7 8845HS w/ Radeon 780M Graphics"}
 
 
 def bound(**changes: Any) -> Reading:
-    functions = [
-        device(f"0000:01:00.{number}", ids, code, 16, driver="vfio-pci")
-        for number, (ids, code) in enumerate((("10de:2b85", "030000"), ("10de:22e8", "040300")))
-    ]
     extra = {key: changes.pop(key, text) for key, text in MACHINE.items()}
-    return reading(facts=desktop(**{"devices": functions, **changes}), **extra)
+    return reading(facts=desktop(devices=driven("vfio-pci"), **changes), **extra)
 
 
 def told(seen: Reading) -> Whole:

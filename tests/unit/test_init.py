@@ -29,12 +29,10 @@ from tests.unit.test_containers import MOUNTS
 GUESTS: dict[str, Any] = {
     "running": [103, 901],
     "configs": [
-        {"kind": "vm", "id": 103, "lines": "name: Sandbox\nmachine: q35\nmemory: 16384\n"},
-        {"kind": "lxc", "id": 901, "lines": "hostname: ai-lab\nunprivileged: 1\n"},
-        {"kind": "lxc", "id": 902, "lines": "hostname: old\n"},
+        hosts.conf("vm", 103, "name: Sandbox\nmachine: q35\nmemory: 16384\n"),
+        hosts.conf("lxc", 901, "hostname: ai-lab\nunprivileged: 1\n"),
+        hosts.conf("lxc", 902, "hostname: old\n"),
     ],
-    "mappings": "",
-    "reservations": "",
 }
 CLUSTER = {"node": "pve", "places": "pve/qemu-server/103.conf\nother/lxc/100.conf"}
 ACCESS = {"address": "192.168.0.202", "ssh": {"hostKey": hosts.KEY, "privateKeyFile": "~/.ssh/id_ed25519"}}
@@ -50,6 +48,11 @@ def parse_use(text: str, facts: HostFacts, number: int = 0, **own: Any) -> Use:
 
 def host(*more: dict[str, Any], **changes: Any) -> HostFacts:
     return hosts.desktop(*more, **{"guests": GUESTS, "cluster": CLUSTER, **changes})
+
+
+def host_with(*configs: dict[str, Any], **changes: Any) -> HostFacts:
+    """With these guests in the place of the usual ones."""
+    return host(guests={**GUESTS, "configs": [*configs]}, **changes)
 
 
 # -- cards ------------------------------------------------------------------------------------------------------------
@@ -73,11 +76,8 @@ def test_a_virtual_function_is_a_card_of_its_own_for_vms_alone() -> None:
     virtual = {**whole, "address": "0000:03:00.4", "physfn": "0000:03:00.0", "group": 19, "driver": ""}
     facts = host({**whole, "vfs": 1}, sound, virtual)
     [_, owner, function, _] = init_cards.cards(facts, {})
-    assert (owner.place, function.place, function.find) == (
-        "0000:03:00",
-        "0000:03:00.4",
-        {"address": "0000:03:00.4"},
-    )
+    assert (owner.place, function.place) == ("0000:03:00", "0000:03:00.4")
+    assert function.find == {"address": "0000:03:00.4"}
     for card, possible in ((1, {"901", "host"}), (2, {"103"})):
         for text in ("103", "901", "host"):
             if text in possible:
@@ -123,11 +123,8 @@ def test_what_a_person_has_to_accept_is_asked_and_nothing_else_opens_a_gate() ->
     for text, more, found in not_taken:
         with pytest.raises(Mistake, match=rf"card can't go to .*: .*{found}(.*\n)+.*correct --set"):
             parse_use(text, host(), 1, **more)
-    configs = [
-        *GUESTS["configs"][:1],
-        {"kind": "lxc", "id": 901, "lines": "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind\n"},
-    ]
-    used = host(guests={**GUESTS, "configs": configs}, nvidia_minors={"0000:01:00.0": 0})
+    mounting = hosts.conf("lxc", 901, "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind\n")
+    used = host_with(GUESTS["configs"][0], mounting, nvidia_minors={"0000:01:00.0": 0})
     assert parse_use("103", used).more == {"allowContainers": [901]}
     assert init_cards.users(used, init_cards.cards(used, {})[0]) == ["container 901 (), running"]
 
@@ -149,12 +146,11 @@ def test_who_has_a_card_is_preselected_else_the_only_guest_that_could() -> None:
     assert init_cards.suggested(host(), screen) == "nobody"
     drawn_on = host(framebuffers={"0000:01:00.0": ["BOOTFB"]})  # what the firmware doesn't mark
     assert init_cards.suggested(drawn_on, card) == "nobody"
-    two = [*GUESTS["configs"], {"kind": "vm", "id": 104, "lines": "name: b\nhostpci0: 0000:01:00,pcie=1\n"}]
-    assert init_cards.suggested(host(guests={**GUESTS, "configs": two}), card) == "104"
+    two = host_with(*GUESTS["configs"], hosts.conf("vm", 104, "name: b\nhostpci0: 0000:01:00,pcie=1\n"))
+    assert init_cards.suggested(two, card) == "104"
     with_driver = host(nvidia_minors={"0000:01:00.0": 0})
     assert init_cards.suggested(with_driver, card) == "nobody"  # two containers: nobody knows which
-    named = [{"kind": "lxc", "id": 902, "lines": "dev0: /dev/nvidia0,mode=0666\n"}]
-    using = host(nvidia_minors={"0000:01:00.0": 0}, guests={**GUESTS, "configs": named})
+    using = host_with(hosts.conf("lxc", 902, "dev0: /dev/nvidia0,mode=0666\n"), nvidia_minors={"0000:01:00.0": 0})
     assert init_cards.suggested(using, card) == "902"
 
 
@@ -205,9 +201,8 @@ def test_what_a_card_can_not_be_for_is_named(text: str, found: str) -> None:
 
 
 def test_a_name_that_two_guests_have_is_none_of_them() -> None:
-    two = [*GUESTS["configs"], {"kind": "vm", "id": 104, "lines": "name: AI-lab\n"}]
     with pytest.raises(Mistake, match="ai-lab can't have rtx5090"):
-        parse_use("ai-lab", host(guests={**GUESTS, "configs": two}))
+        parse_use("ai-lab", host_with(*GUESTS["configs"], hosts.conf("vm", 104, "name: AI-lab\n")))
 
 
 LOCAL = {"storage": "local", "content": "iso,vztmpl,backup,import", "avail": 5}
@@ -374,8 +369,8 @@ def test_a_guest_that_the_api_doesnt_speak_of_isnt_called_off() -> None:
 
 
 def test_a_vm_with_windows_is_told_where_its_driver_and_its_display_come_from() -> None:
-    configs = [{"kind": "vm", "id": 103, "lines": "name: gaming\nmachine: q35\nostype: win11\n"}]
-    notes = [note for note in parse_use("103", host(guests={**GUESTS, "configs": configs})).notes if "Windows" in note]
+    windows = host_with(hosts.conf("vm", 103, "name: gaming\nmachine: q35\nostype: win11\n"))
+    notes = [note for note in parse_use("103", windows).notes if "Windows" in note]
     assert notes == [
         "VM 103 has Windows, in which homelab installs nothing; its driver, its display and xVga: docs/cards.md"
     ]
@@ -383,9 +378,8 @@ def test_a_vm_with_windows_is_told_where_its_driver_and_its_display_come_from() 
 
 
 def test_of_vms_one_has_a_card_at_a_time() -> None:
-    two = [*GUESTS["configs"], {"kind": "vm", "id": 104, "lines": "name: b\n"}]
     with pytest.raises(Mistake, match="One VM at a time"):
-        parse_use("103,104", host(guests={**GUESTS, "configs": two}))
+        parse_use("103,104", host_with(*GUESTS["configs"], hosts.conf("vm", 104, "name: b\n")))
 
 
 def test_any_setting_can_be_given() -> None:
@@ -439,11 +433,7 @@ def test_a_card_for_a_vm() -> None:
     assert found["homelab:vms"] == {"sandbox": {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}}
     assert "homelab:containers" not in found
     # What a person may want next stands there, and is right as it stands.
-    switched = (
-        made.replace("      # address:", "      address:")
-        .replace("      # ssh:", "      ssh:")
-        .replace("      # nvidia:", "      nvidia:")
-    )
+    switched = re.sub("^      # (address|ssh|nvidia):", r"      \1:", made, flags=re.MULTILINE)
     switched = switched.replace("ssh-ed25519 AAAA…", hosts.KEY)
     vm = parse(init_settings.values_in(switched)).vms["sandbox"]
     assert vm.nvidia is not None and vm.nvidia.driver == "580" and vm.nvidia.cuda
@@ -451,8 +441,8 @@ def test_a_card_for_a_vm() -> None:
 
 def test_nothing_is_proposed_over_what_a_containers_owner_mounts() -> None:
     for mount, proposed in (("", "      nvidia: {}"), ("\n" + MOUNTS, "      # nvidia: {}")):
-        configs = [{"kind": "lxc", "id": 901, "lines": f"hostname: ai-lab\nunprivileged: 1{mount}"}]
-        assert f"{proposed} #" in written({0: "901"}, facts=host(guests={**GUESTS, "configs": configs}))
+        facts = host_with(hosts.conf("lxc", 901, f"hostname: ai-lab\nunprivileged: 1{mount}"))
+        assert f"{proposed} #" in written({0: "901"}, facts=facts)
 
 
 def test_a_host_says_its_node_and_its_cluster() -> None:
@@ -460,21 +450,12 @@ def test_a_host_says_its_node_and_its_cluster() -> None:
     for cluster, name, said in (("home", "pve", {"cluster": "home"}), ("9", "other", {"node": "pve"}), ("", "pve", {})):
         facts = replace(host(), cluster=replace(host().cluster, name=cluster))
         assert init_settings.place(facts, "pve", name) == said
-    assert replace(host().cluster, name="home").described == ", node of the cluster home"
-
-
-def with_driver(driver: str) -> list[dict[str, Any]]:
-    """The host's functions, its RTX 5090 with this driver."""
-    others = [asdict(one) for one in host().devices if one.slot != "0000:01:00"]
-    return [*others, *({**one, "driver": driver} for one in hosts.gpu())]
 
 
 @pytest.mark.parametrize("driver", ["vfio-pci", "nouveau"])
 def test_a_card_that_ids_bind_by_hand_is_given_to_the_host_with_a_yes(driver: str) -> None:
     """Also where they had no effect so far: the next start may be the first with it."""
-    vfio_conf = "/etc/modprobe.d/vfio.conf"
-    ids = "10de:2b85,10de:22e8"
-    facts = host(devices=with_driver(driver), vfio_files={vfio_conf: ids})
+    facts = host(devices=hosts.driven(driver), vfio_files={"/etc/modprobe.d/vfio.conf": "10de:2b85,10de:22e8"})
     assert config(written({0: "host"}, facts=facts))["homelab:hosts"]["pve"]["takeOver"] is True
     assert "takeOver" not in config(written({0: "103"}, facts=facts))["homelab:hosts"]["pve"]
 
@@ -487,12 +468,11 @@ VMS_BY_HAND = {
 
 
 def with_card_by_hand(*vms: int, running: tuple[int, ...] = ()) -> HostFacts:
-    configs = [{"kind": "vm", "id": number, "lines": VMS_BY_HAND[number]} for number in vms]
-    return host(guests={**GUESTS, "configs": configs, "running": running}, devices=with_driver("vfio-pci"))
+    configs = [hosts.conf("vm", number, VMS_BY_HAND[number]) for number in vms]
+    return host(guests={"configs": configs, "running": running}, devices=hosts.driven("vfio-pci"))
 
 
 def test_of_several_vms_that_have_a_card_by_hand_the_one_that_runs_is_meant() -> None:
-    facts = with_card_by_hand(103, 104, 105)
     for running, preset in (((), 104), ((103,), 103), ((104,), 104)):
         facts = with_card_by_hand(103, 104, 105, running=running)
         assert init_cards.suggested(facts, init_cards.cards(facts, {})[0]) == str(preset)
@@ -549,7 +529,7 @@ def test_a_card_that_a_container_and_a_vm_have_in_turn_takes_a_driver() -> None:
 def test_what_a_vm_has_by_hand_is_proposed_to_be_taken_over(
     case: str, line: str, more: dict[str, Any], mapping: str | None, expected: list[Any]
 ) -> None:
-    configs = [{"kind": "vm", "id": 103, "lines": SANDBOX_LINES + line}]
+    configs = [hosts.conf("vm", 103, SANDBOX_LINES + line)]
     entry = "gpu0\n\tmap id=10de:2b85,iommugroup=14,node=pve,path=0000:01:00,subsystem-id=1043:89e3\n"
     facts = host(guests={**GUESTS, "configs": configs, "mappings": entry if mapping else ""}, **more)
     made = written({0: "103"}, "", facts)
@@ -570,7 +550,7 @@ def test_a_mapping_of_a_cards_sound_alone_is_not_taken_for_the_cards() -> None:
     parts = (("1", "1002:1640", "040300"), ("2", "1022:1649", "108000"))
     more = [asdict(one) for one in hosts.desktop().devices if one.slot == "0000:0b:00"]
     more += [hosts.device(f"0000:0b:00.{number}", ids, code, 20 + int(number)) for number, ids, code in parts]
-    guests = {**GUESTS, "configs": [{"kind": "vm", "id": 103, "lines": lines}], "mappings": entries}
+    guests = {**GUESTS, "configs": [hosts.conf("vm", 103, lines)], "mappings": entries}
     facts = hosts.desktop(devices=more, guests=guests)
     made = config(written({0: "103"}, "", facts))
     (card,) = made["homelab:hosts"]["pve"]["gpus"].values()

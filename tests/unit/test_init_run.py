@@ -229,9 +229,8 @@ def test_a_link_stays_one_and_who_may_read_the_file_stays(tmp_path: Path) -> Non
     file = tmp_path / "Pulumi.homelab.yaml"
     file.symlink_to(kept)
     write_settings(file, "new")
-    assert (
-        file.is_symlink() and kept.read_text(encoding="utf-8") == "new" and stat.S_IMODE(kept.stat().st_mode) == 0o640
-    )
+    assert file.is_symlink() and kept.read_text(encoding="utf-8") == "new"
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o640
 
 
 def test_a_full_disk_leaves_the_file_unchanged_and_no_other_file(
@@ -246,12 +245,6 @@ def test_a_full_disk_leaves_the_file_unchanged_and_no_other_file(
     with pytest.raises(OSError, match="No space"):
         write_settings(file, "new")
     assert [one.read_text(encoding="utf-8") for one in tmp_path.iterdir()] == ["old"]
-
-
-def test_a_file_that_is_no_text_is_an_error_with_four_parts(tmp_path: Path) -> None:
-    (tmp_path / "Pulumi.homelab.yaml").write_bytes(b"config: \xff")
-    with pytest.raises(HomelabError, match="UTF-8"):
-        read_settings(tmp_path / "Pulumi.homelab.yaml")
 
 
 @pytest.mark.parametrize("kinds", [["rsa-sha2-512", "ecdsa-sha2-nistp256"], ["rsa-sha2-512"]])

@@ -146,7 +146,7 @@ def test_a_refresh_after_a_card_has_left_the_settings_goes_on() -> None:
 
 
 MAPPING = "node=pve,path=0000:01:00,id=10de:2b85,subsystem-id=1043:88e2,iommugroup=16"
-UNMAPPED = {"running": [], "configs": [], "mappings": "", "reservations": ""}
+UNMAPPED: dict[str, Any] = {"running": []}
 MAPPED = UNMAPPED | {"mappings": f"rtx5090\n\tmap {MAPPING}\n"}
 
 

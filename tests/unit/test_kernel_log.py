@@ -76,11 +76,6 @@ def test_a_real_text_is_quoted_as_it_was_printed(row: Sign) -> None:
     assert trouble.stops is row.stops
 
 
-@rows("text", HEALTHY)
-def test_a_healthy_text_is_no_sign(text: str) -> None:
-    assert names(desktop(kernel_log=text)) == []
-
-
 @rows("row", [row for row in signs() if row.of in ("card", "port") and not row.harmless], ids=lambda row: row.name)
 @rows(
     ("mine", "others"),

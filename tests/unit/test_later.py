@@ -160,10 +160,4 @@ def test_a_late_module_and_an_import_at_the_same_time_do_not_wait_for_each_other
 
 def test_models_can_be_defined_in_the_providers_process() -> None:
     """What reads a model's docstrings asks every module for its file: one that is imported by that may not need the model itself."""
-    done = subprocess.run(
-        [sys.executable, "-c", "import homelab.provider.serve, homelab.settings"],
-        capture_output=True,
-        text=True,
-        cwd=PROJECT,
-    )
-    assert done.returncode == 0, done.stderr
+    imported("import homelab.provider.serve, homelab.settings")

@@ -13,8 +13,8 @@ from homelab.host import plan
 from homelab.settings import Container
 from remote_scripts.both.card_libraries import Choice
 from tests.conftest import PROJECT
-from tests.unit.hosts import settings
-from tests.unit.test_other_cards import GPUS, GUESTS, container, host
+from tests.unit.hosts import conf, settings
+from tests.unit.test_other_cards import GPUS, container, host
 
 
 def choices(uses: str, makers: str) -> dict[str, Choice]:
@@ -48,7 +48,7 @@ def refusals(one: Container, **changes: Any) -> list[HomelabError]:
 
 
 def test_a_container_of_another_kind_is_refused_with_what_to_install_there() -> None:
-    guests = {**GUESTS, "configs": [{"kind": "lxc", "id": 901, "lines": "hostname: box\nostype: alpine"}]}
+    guests = {"running": [], "configs": [conf("lxc", 901, "hostname: box\nostype: alpine")]}
     (error,) = refusals(container("uhd", libraries=["video"]), guests=guests)
     assert "container 901 is alpine" in error.found and "install its own VA-API drivers" in error.next
     assert not refusals(container("uhd"), guests=guests)

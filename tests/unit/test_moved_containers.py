@@ -17,12 +17,12 @@ from homelab.container.work import ContainerProbeWork, _drift
 from homelab.errors import HomelabError
 from homelab.facts.guests import GuestConfig
 from homelab.remote import ssh
+from homelab.resources.work.base import read_as
 from homelab.settings import Container
-from homelab.shapes import BootSeen, ShutdownInputs
 from remote_scripts.both.container_cards import Wanted as ContainerCards
 from remote_scripts.notes.container_note import Cards
 from remote_scripts.notes.guest_note import Note, identity, is_another
-from tests.unit.hosts import container_note, desktop
+from tests.unit.hosts import VM_CARDS, container_note, desktop
 from tests.unit.test_created_vms import SSH
 
 A, B = "AA:BB:CC:00:00:01", "AA:BB:CC:00:00:02"
@@ -30,18 +30,9 @@ PVE2 = {"address": "192.0.2.2", "ssh": SSH, "cluster": "home", "gpus": {"card": 
 
 
 def probe(host: str) -> ContainerProbe.Inputs:
-    return ContainerProbe.Inputs(
-        host=host,
-        node=host,
-        container="ai",
-        ctid=901,
-        settings="",
-        power="keep",
-        gpus={},
-        boot=BootSeen(id="b", stopped=[], at=0),
-        instance="",
-        shutdown=ShutdownInputs(timeout=60, otherwise="fail"),
-    )
+    about: dict[str, Any] = {key: VM_CARDS[key] for key in ("power", "instance", "boot", "shutdown")}
+    about |= {"host": host, "node": host, "container": "ai", "ctid": 901, "settings": "", "gpus": {}}
+    return read_as(ContainerProbe.Inputs, about)
 
 
 def outputs(**more: Any) -> ContainerProbe.Outputs:
@@ -141,22 +132,13 @@ OURS = "p/s/ai"
 @pytest.mark.parametrize(
     ("node", "owner", "entry", "refused"),
     [
-        ("pve2", OURS, "", False),
-        ("pve3", OURS, "", True),
-        ("pve3", OURS, "pve2", True),
-        ("pve3", OURS, "pve3", False),
-        ("pve3", "p/s/another", "", False),
-        ("pve9", "", "", False),
-        ("", "", "", False),
-    ],
-    ids=[
-        "it is here",
-        "it has moved",
-        "it has moved, and its entry hasn't",
-        "its entry has moved as well",
-        "another entry has it",
-        "nothing is noted",
-        "it is gone",
+        pytest.param("pve2", OURS, "", False, id="it is here"),
+        pytest.param("pve3", OURS, "", True, id="it has moved"),
+        pytest.param("pve3", OURS, "pve2", True, id="it has moved, and its entry hasn't"),
+        pytest.param("pve3", OURS, "pve3", False, id="its entry has moved as well"),
+        pytest.param("pve3", "p/s/another", "", False, id="another entry has it"),
+        pytest.param("pve9", "", "", False, id="nothing is noted"),
+        pytest.param("", "", "", False, id="it is gone"),
     ],
 )
 def test_what_leaves_the_settings_is_given_back_where_it_was_given(

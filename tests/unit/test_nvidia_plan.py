@@ -24,25 +24,16 @@ from tests.rows import rows
 
 TODAY = datetime.date(2026, 11, 20)
 RTX_5090, RTX_3090, GTX_1080_TI, V100, GTX_1050M = "10de:2b85", "10de:2204", "10de:1b06", "10de:1db4", "10de:128b"
-UBUNTU: dict[str, Any] = {
-    "distribution": "ubuntu",
-    "version": "24.04",
-    "kernels": ("6.8.0-86-generic",),
-    "running": "6.8.0-86-generic",
-    "secure_boot": False,
-    "cards": (RTX_5090,),
-    "loaded": "",
-    "nouveau": False,
-}
-PROXMOX: dict[str, Any] = {
-    "distribution": "debian",
-    "version": "13",
-    "kernels": ("6.14.11-9-pve", "6.17.13-2-pve"),
-    "running": "6.17.13-2-pve",
-    "secure_boot": False,
-    "cards": (RTX_3090,),
-    "loaded": "",
-}
+
+
+def system_of(distribution: str, version: str, *kernels: str, card: str) -> dict[str, Any]:
+    """A system of which the last kernel runs, without a driver."""
+    found: dict[str, Any] = {"distribution": distribution, "version": version, "kernels": kernels}
+    return found | {"running": kernels[-1], "secure_boot": False, "cards": (card,), "loaded": "", "nouveau": False}
+
+
+UBUNTU = system_of("ubuntu", "24.04", "6.8.0-86-generic", card=RTX_5090)
+PROXMOX = system_of("debian", "13", "6.14.11-9-pve", "6.17.13-2-pve", card=RTX_3090)
 CONTAINER: dict[str, Any] = {"distribution": "ubuntu", "version": "24.04", "host_driver": "580.105.08"}
 
 
@@ -185,10 +176,8 @@ def test_cudnn_and_nccl_are_those_of_the_major_release_of_cuda(cuda: str, major:
 
 def test_cuda_alone_brings_neither() -> None:
     plan = planned("vm", UBUNTU, driver="580", cuda="12.8")
-    assert (
-        plan.beside == ("cuda-toolkit-12-8", "build-essential")
-        and beside_cuda(request("vm", UBUNTU, cuda="12.8")) == ()
-    )
+    assert plan.beside == ("cuda-toolkit-12-8", "build-essential")
+    assert beside_cuda(request("vm", UBUNTU, cuda="12.8")) == ()
 
 
 @pytest.mark.parametrize("settings", [{"cudnn": "9"}, {"nccl": True}])
@@ -457,10 +446,8 @@ def test_a_driver_that_no_way_leads_to_is_refused_with_what_stands_against_it() 
 def test_an_unknown_checksum_does_not_stand_in_the_way_of_packages() -> None:
     assert ways(planned("vm", UBUNTU, driver="570.211.01")) == ["570.211.01 packages"]
     error = refusal("vm", UBUNTU, Said(chosen=None, against=("570.211.01: no",)), driver="570.211.01")
-    assert (
-        "one that is offered; or read the installer's SHA-256 at https://" in error.next
-        and 'runSha256: {"570.211.01"' in error.next
-    )
+    assert "one that is offered; or read the installer's SHA-256 at https://" in error.next
+    assert 'runSha256: {"570.211.01"' in error.next
 
 
 @rows(
@@ -554,15 +541,10 @@ def test_a_containers_kernel_is_the_hosts_matter() -> None:
 def test_secure_boot_is_said_before_anything_is_installed(target: Target) -> None:
     error = refusal(target, {"secure_boot": True, "cards": (RTX_3090,)}, driver="580")
     assert "Key was rejected by service" in error.why
-    assert "either turn Secure Boot off" in error.next and "mokutil --import" in error.next
-    assert refused(request(target, {"secure_boot": True, "mok_enrolled": True, "cards": (RTX_3090,)})) == []
-
-
-def test_the_key_to_enrol_is_the_one_that_dkms_signs_with() -> None:
-    error = refusal("vm", {"secure_boot": True, "cards": (RTX_3090,)}, driver="580")
-    assert "mokutil --import /var/lib/dkms/mok.pub`" in error.next
-    # dkms has that of Ubuntu's own program there (dkms.in, prepare_mok).
+    # The key is the one that dkms signs with; dkms has that of Ubuntu's own program there (dkms.in, prepare_mok).
+    assert "either turn Secure Boot off" in error.next and "mokutil --import /var/lib/dkms/mok.pub`" in error.next
     assert "on Ubuntu `mokutil --import /var/lib/shim-signed/mok/MOK.der`" in error.next
+    assert refused(request(target, {"secure_boot": True, "mok_enrolled": True, "cards": (RTX_3090,)})) == []
 
 
 # -- systems ---------------------------------------------------------------------------------------------------

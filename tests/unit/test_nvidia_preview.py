@@ -22,7 +22,7 @@ from homelab.settings import Container, Settings, parse
 from remote_scripts.both.nvidia_packages import Said
 from remote_scripts.both.read_system import Answer as SystemReading
 from tests.rows import rows
-from tests.unit.hosts import KEY, desktop, device, seen, tree
+from tests.unit.hosts import KEY, conf, desktop, device, seen, tree
 
 SSH = {"hostKey": KEY, "agent": True}
 
@@ -84,7 +84,7 @@ def test_a_plan_names_driver_and_modules_and_what_comes_beside_it() -> None:
     text, errors = described(settings(vm=stack))
     assert errors == []
     assert "vms.v: driver 580" in text and "CUDA 12.8, container toolkit for docker" in text
-    guests = {"configs": [VM_103], "running": [103], "mappings": "", "reservations": ""}
+    guests = {"configs": [VM_103], "running": [103]}
     (read,) = stacks_of(settings(vm=stack), desktop(guests=guests), {"103": seen(**UBUNTU)})
     assert "driver 580 (open kernel modules" in read.text
     named = {"driver": "580", "capabilities": ["graphics", "compute"]}
@@ -93,9 +93,8 @@ def test_a_plan_names_driver_and_modules_and_what_comes_beside_it() -> None:
 
 def test_a_plan_says_of_each_system_that_its_drivers_branch_gets_no_more_fixes() -> None:
     ended = "\n    note: branch 570 has reached its end of life (2026-02)"
-    card = {"match": "10de:2b85", "use": "lxc"}
     assert described(settings(vm={"driver": "570"}))[0].count(ended) == 1
-    stacks = stacks_of(settings(host={"driver": "570"}, container={}, rtx=card), desktop(), {"host": seen(**DEBIAN)})
+    stacks = stacks_of(settings(host={"driver": "570"}, container={}, rtx=RTX), desktop(), {"host": seen(**DEBIAN)})
     assert [stack.text.count(ended) for stack in stacks] == [1, 1]
     assert ended not in described(settings(vm={"driver": "580"}))[0]
 
@@ -143,17 +142,16 @@ def test_a_card_set_by_address_is_refused_once_the_host_was_read() -> None:
 
 def test_a_guest_that_is_off_and_stays_off_is_named() -> None:
     found = settings(vm={"driver": "580"})
-    guests = {"configs": [{"kind": "vm", "id": 103, "lines": "machine: q35"}], "mappings": "", "reservations": ""}
-    _, (error,) = described(found, guests={**guests, "running": []})
+    configs = [conf("vm", 103, "machine: q35")]
+    _, (error,) = described(found, guests={"configs": configs, "running": []})
     assert error.wanted == "vms.v: a guest that runs" and "power is keep" in error.found
-    assert described(found, guests={**guests, "running": [103]})[1] == []
+    assert described(found, guests={"configs": configs, "running": [103]})[1] == []
 
 
 def test_the_hosts_driver_is_for_the_cards_that_stay_with_it() -> None:
     _, errors = described(settings(host={"driver": "580"}))
     assert "an NVIDIA card" in str(errors[0])  # its only one is for a VM
-    _, errors = described(settings(host={"driver": "580"}, rtx={"match": "10de:2b85", "use": "lxc"}))
-    assert errors == []
+    assert described(settings(host={"driver": "580"}, rtx=RTX))[1] == []
 
 
 # -- for every machine of the plan, before the first change -------------------------------------------------------------
@@ -174,13 +172,13 @@ def test_the_template_of_a_new_container_tells_its_distribution() -> None:
     assert (stack.system.distribution, stack.system.version) == ("debian", "13")
 
 
-VM_103 = {"kind": "vm", "id": 103, "lines": "machine: q35\nostype: l26"}
+VM_103 = conf("vm", 103, "machine: q35\nostype: l26")
 
 
 def inside_vm(config: dict[str, Any] = VM_103, read: SystemReading | None = None, **nvidia: Any) -> list[HomelabError]:
     """What stands against NVIDIA's stack in VM 103, which runs."""
     found = settings(vm={"driver": "580", **nvidia})
-    facts = desktop(guests={"configs": [config], "running": [103], "mappings": "", "reservations": ""})
+    facts = desktop(guests={"configs": [config], "running": [103]})
     return [error for stack in stacks_of(found, facts, {"103": read} if read else {}) for error in stack.errors]
 
 
@@ -208,21 +206,13 @@ def test_windows_gets_its_card_and_is_told_where_its_driver_comes_from(kind: str
 @pytest.mark.parametrize("kind", ["alpine", "fedora", "archlinux"])
 def test_a_container_of_another_distribution_is_refused_by_its_configuration(kind: str) -> None:
     found = settings(container={}, host={"driver": "580"}, p4={"match": P4, "use": "lxc"})
-    facts = desktop(
-        devices=P4_ALONE,
-        guests={
-            "configs": [{"kind": "lxc", "id": 901, "lines": f"ostype: {kind}"}],
-            "running": [901],
-            "mappings": "",
-            "reservations": "",
-        },
-    )
+    facts = desktop(devices=P4_ALONE, guests={"configs": [conf("lxc", 901, f"ostype: {kind}")], "running": [901]})
     (error,) = [error for stack in stacks_of(found, facts) for error in stack.errors]
     assert error.found == kind.capitalize()
 
 
 def test_a_preview_refuses_a_host_whose_kernel_takes_no_dkms_module() -> None:
-    found = settings(host={"driver": "580"}, rtx={"match": "10de:2b85", "use": "lxc"})
+    found = settings(host={"driver": "580"}, rtx=RTX)
     (stack,) = stacks_of(found, desktop(), {"host": seen(**DEBIAN, secure_boot=True, mok_enrolled=False)})
     (error,) = stack.errors
     assert error.wanted == "hosts.pve: a system that loads modules which DKMS built"

@@ -24,15 +24,6 @@ def test_the_issues_example() -> None:
     )
 
 
-def test_nothing_has_to_be_said() -> None:
-    assert Nvidia().driver is None
-
-
-@pytest.mark.parametrize("driver", ["580", "580.105.08", "565.77", "570.169"])
-def test_a_branch_or_a_version(driver: str) -> None:
-    assert Nvidia.model_validate({"driver": driver}).driver == driver
-
-
 def test_a_number_is_the_text_that_it_was() -> None:
     """Pulumi itself writes 13.0 as 13."""
     found = Nvidia.model_validate({"driver": 580, "cuda": 13})

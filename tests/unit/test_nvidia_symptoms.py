@@ -44,20 +44,6 @@ def test_a_row_has_causes_a_source_with_its_day_and_a_regular_expression(row: So
     assert row.causes and len(row.source) >= 3 and compiled(row.pattern)
 
 
-@rows(
-    "text",
-    [
-        "",
-        "NVRM: loading NVIDIA UNIX Open Kernel Module for x86_64  580.105.08",
-        "GPU 0: NVIDIA GeForce RTX 5090 (UUID: GPU-0b11d014)",
-        "nvidia/580.105.08, 6.17.13-2-pve, x86_64: installed",
-        "Setting up nvidia-dkms-580-open (580.105.08-1ubuntu1) ...",
-    ],
-)
-def test_a_healthy_text_has_no_symptom(text: str) -> None:
-    assert recognise(text) == []
-
-
 def test_an_unrecognised_failure_of_a_card_is_not_told_twice() -> None:
     errors = recognise("NVRM: GPU 0000:01:00.0: RmInitAdapter failed! (0x23:0x65:1401)\nNo devices were found\n")
     assert [error.found for error in errors] == [

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from homelab.cards import work as card_mapping
-from homelab.cards.entry import as_text
 from homelab.cards.mapping import FLAG
 from homelab.cards.resource import CardMapping
 from homelab.facts.host import HostFacts
@@ -16,7 +14,7 @@ from homelab.host import gates
 from homelab.settings import Vm
 from homelab.vm.cards import VmCard
 from tests.unit.hosts import desktop, device, settings, told
-from tests.unit.test_card_mapping import Api
+from tests.unit.test_card_mapping import LIVE, OTHER, Api
 
 NEW = {"qemu-server": "9.0.25"}
 
@@ -35,69 +33,18 @@ def test_a_virtual_functions_mapping_may_be_for_live_migration() -> None:
 )
 def test_a_driver_is_kept_where_proxmox_ve_knows_it(version: str, known: bool) -> None:
     facts, host = split({"qemu-server": version}), settings({"vf": {"address": "0000:41:00.1"}})
-    vm = Vm.model_validate(
-        {
-            "host": "pve",
-            "vmid": 103,
-            "gpus": [{"gpu": "vf", "driver": "keep"}],
-            "create": {"scsi0": "local:8"},
-        }
-    )
+    gpus = [{"gpu": "vf", "driver": "keep"}]
+    vm = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": gpus, "create": {"scsi0": "local:8"}})
     errors = told(facts, host, {"sandbox": vm})[1]
     assert (errors == []) is known
     assert VmCard("vf", "vf", "0000:41:00.1", driver="keep").in_place_of("") == "mapping=vf,driver=keep,pcie=1"
-
-
-OTHER = "node=pve2,path=0000:41:00.1,id=8086:56c0"
-NONE_BEFORE = CardMapping.Outputs(before="")
-
-
-def inputs(**changes: Any) -> CardMapping.Inputs:
-    about: dict[str, Any] = {
-        "host": "pve",
-        "node": "pve",
-        "gpu": "vf",
-        "mapping": "vf",
-        "live_migration": True,
-    }
-    return CardMapping.Inputs(**(about | {"entry": {"path": "0000:41:00.1", "id": "8086:56c0"}} | changes))
 
 
 @pytest.mark.parametrize("had_flag", [False, True])
 def test_the_flag_is_set_and_goes_with_our_entry_where_it_was_ours(had_flag: bool) -> None:
     before = {"map": [OTHER], **({FLAG: 1} if had_flag else {})}
     api: Any = Api(before)
-    card_mapping._write(api, inputs(), "")
+    card_mapping._write(api, LIVE, "")
     assert api.mapping[FLAG] == 1 and len(api.mapping["map"]) == 2
-    card_mapping._remove(api, inputs(), CardMapping.Outputs(before="", had_flag=had_flag), set())
+    card_mapping._remove(api, LIVE, CardMapping.Outputs(before="", had_flag=had_flag), set())
     assert api.mapping == before
-
-
-def take_flag_back(api: Any, needing: set[str]) -> None:
-    work: Any = SimpleNamespace(api=lambda _: api, _needing_flag=lambda _: needing)
-    card_mapping.CardMappingWork._take_flag_back(work, inputs(), NONE_BEFORE)
-
-
-def test_a_flag_that_isnt_wanted_any_more_is_taken_away_and_the_entries_stay() -> None:
-    api: Any = Api({"map": [OTHER], FLAG: 1})
-    take_flag_back(api, set())
-    assert api.mapping == {"map": [OTHER]}
-
-
-def test_without_the_setting_a_flag_of_somebody_elses_stays() -> None:
-    api: Any = Api({"map": [OTHER], FLAG: 1})
-    card_mapping._write(api, inputs(live_migration=False), "")
-    card_mapping._remove(api, inputs(live_migration=False), NONE_BEFORE, set())
-    assert api.mapping == {"map": [OTHER], FLAG: 1}
-
-
-def test_the_flag_stays_while_another_node_of_the_stack_has_its_entry() -> None:
-    ours = {"map": [OTHER, as_text(inputs().node, inputs().entry)], FLAG: 1}
-    api: Any = Api(ours)
-    take_flag_back(api, {"pve2"})
-    assert api.mapping == ours
-    card_mapping._remove(api, inputs(), NONE_BEFORE, {"pve2", "pve3"})
-    assert api.mapping == {"map": [OTHER], FLAG: 1}
-    api.mapping["map"] = [OTHER, as_text(inputs().node, inputs().entry)]
-    card_mapping._remove(api, inputs(), NONE_BEFORE, {"pve3"})
-    assert api.mapping == {"map": [OTHER]}

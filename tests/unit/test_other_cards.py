@@ -14,7 +14,7 @@ from homelab.host import plan
 from homelab.settings import Container
 from homelab.show.cards import of_outputs
 from tests.rows import rows
-from tests.unit.hosts import cmdline, desktop, device, settings, told
+from tests.unit.hosts import cmdline, conf, desktop, device, settings, told
 from tests.unit.test_containers import DRIVER
 
 AMD, INTEL = "0000:0b:00.0", "0000:00:02.0"
@@ -28,12 +28,8 @@ DRM = {
     AMD: {"card": "card1", "render": "renderD129", "kfd": True},
     INTEL: {"card": "card0", "render": "renderD128", "kfd": False},
 }
-GUESTS = {
-    "running": [],
-    "mappings": "",
-    "reservations": "",
-    "configs": [{"kind": "lxc", "id": 901, "lines": "hostname: box"}],
-}
+BOX = conf("lxc", 901, "hostname: box")
+GUESTS = {"running": [], "configs": [BOX]}
 
 
 def host(**changes: Any) -> HostFacts:
@@ -86,7 +82,7 @@ NO_DRIVER = [*[one for one in asdict(desktop())["devices"] if one["address"] != 
         ({"drm": {**OFF, AMD: {"card": "card1"}}}, "is on amdgpu; its nodes: /dev/dri/card1", "another card"),
         ({"drm": OFF, "devices": NO_DRIVER}, "0000:0b:00.0 is on no driver; its nodes: none", "keeps its driver off"),
         (
-            {"guests": {**GUESTS, "configs": [*GUESTS["configs"], {"kind": "vm", "id": 103, "lines": "name: g\nhostpci0: 0b:00"}]}},
+            {"guests": {"running": [], "configs": [BOX, conf("vm", 103, "name: g\nhostpci0: 0b:00")]}},
             "given to VM 103 (g)",
             "hostpci",
         ),
@@ -102,9 +98,9 @@ def test_what_stands_against_it_is_said_with_what_to_do(changes: dict[str, Any],
 def test_a_virtual_function_is_free_where_a_vm_has_another_one() -> None:
     function = device("0000:00:02.1", "8086:a780", "030000", 4, driver="i915", physfn=INTEL)
     other = device("0000:00:02.2", "8086:a780", "030000", 5, driver="i915", physfn=INTEL)
-    vm = {"kind": "vm", "id": 103, "lines": "name: g\nhostpci0: 00:02.2"}
     drm = {**DRM, "0000:00:02.1": {"render": "renderD130"}}
-    facts = host(more=[IGPU, function, other], drm=drm, guests={**GUESTS, "configs": [vm]})
+    guests = {"running": [], "configs": [conf("vm", 103, "name: g\nhostpci0: 00:02.2")]}
+    facts = host(more=[IGPU, function, other], drm=drm, guests=guests)
     assert other_makers.unserved("x", facts, "0000:00:02.1") is None
     refused = other_makers.unserved("x", facts, "0000:00:02.2")
     assert refused is not None and "VM 103" in refused.found
@@ -130,8 +126,7 @@ def planned(facts: HostFacts, *gpus: str, **changes: Any) -> tuple[str, list[Hom
 
 def test_a_container_on_another_node_is_refused_with_its_place() -> None:
     places = {"node": "pve", "name": "home", "places": "far/lxc/901.conf"}
-    guests = {**asdict(host().guests), "configs": []}
-    (error,) = planned(host(cluster=places, guests=guests), "radeon")[1]
+    (error,) = planned(host(cluster=places, guests={"running": []}), "radeon")[1]
     assert error.found == "container 901 is on the node far, not on pve" and "pct migrate 901 pve" in error.next
 
 
@@ -155,9 +150,7 @@ def test_cards_of_both_makers_in_one_container() -> None:
 def test_a_container_without_a_card_takes_no_module_of_nvidias(given: dict[str, Any]) -> None:
     without = Container.model_validate({"host": "pve", "ctid": 901, **given})
     assert not makers.any_nvidia([without], {})
-    assert makers.any_nvidia(
-        [without, Container.model_validate({"host": "pve", "ctid": 902, "gpuAssignment": "all"})], {}
-    )
+    assert makers.any_nvidia([without, without.model_copy(update={"gpu_assignment": "all", "gpus": None})], {})
 
 
 @rows(
@@ -179,8 +172,7 @@ def test_who_names_a_card_by_its_address_gets_what_is_there() -> None:
     "line", ["dev0: /dev/dri/renderD129,gid=104", "lxc.mount.entry: /dev/dri dev/dri none bind,optional,create=dir"]
 )
 def test_a_container_that_has_the_cards_node_is_known(line: str) -> None:
-    configs = [{"kind": "lxc", "id": 901, "lines": f"hostname: box\n{line}"}]
-    facts = host(guests={**GUESTS, "configs": configs})
+    facts = host(guests={"running": [], "configs": [conf("lxc", 901, f"hostname: box\n{line}")]})
     assert [one.id for one in facts.containers_with("0000:0b:00")] == [901]
 
 

@@ -8,12 +8,9 @@ from typing import Any
 
 import pytest
 
-from homelab.remote.scripts import answer
 from tests.unit.test_settings_reach_resources import changed, told
 
 __all__ = ["told"]
-
-ANSWER = '{"kernel":"6.17.2-1-pve","vmid":100,"functions":[]}'
 
 
 # pulumi-command imports its deprecated resources too.
@@ -28,11 +25,3 @@ def test_it_is_one_command_that_runs_again_for_other_functions_and_has_no_undo(
     request = json.loads(command["stdin"])
     assert request["input"]["functions"] == {"0000:01:00.0": "10de:2b85"}
     assert "code" not in request, "another version of the program is no reason to do it again"
-
-
-def test_the_answer_is_the_last_line() -> None:
-    assert (
-        answer(f"Linux pve 6.17\n{ANSWER}")
-        == answer(f"{ANSWER}\n")
-        == {"kernel": "6.17.2-1-pve", "vmid": 100, "functions": []}
-    )

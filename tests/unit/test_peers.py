@@ -8,7 +8,6 @@ import pytest
 
 from homelab.errors import HomelabError
 from homelab.resources.work.base import StackTexts
-from homelab.settings import parse
 from tests.unit.test_moved_containers import CLUSTER
 
 ALONE = {**CLUSTER["pve1"], "address": "192.0.2.9", "cluster": None}
@@ -36,9 +35,3 @@ def test_a_guest_is_its_hosts_and_may_be_on_another_of_its_cluster() -> None:
     ):
         with pytest.raises(HomelabError, match="it is elsewhere"):
             stack.leave_moved("a", section, guest, node, moved)
-
-
-@pytest.mark.parametrize(("section", "guest"), [("vms", {"vmid": 103}), ("containers", {"ctid": 901, "gpus": []})])
-def test_a_guest_that_names_no_host_is_told_those_that_there_are(section: str, guest: dict[str, object]) -> None:
-    with pytest.raises(HomelabError, match=rf"{section}\.a\.host: no such host; there are pve1"):
-        parse({**STACK.texts, section: json.dumps({"a": {"host": "away", **guest}})})

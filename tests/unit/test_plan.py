@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 
 from homelab.cards import values as card_values
-from homelab.errors import HomelabError, raise_all
 from homelab.facts.host import HostFacts
-from homelab.host import gates, plan
+from homelab.host import plan
 from remote_scripts.both.reboot import Reason
 from remote_scripts.pve.guest_kinds import Running
 from tests.rows import rows
-from tests.unit.hosts import cmdline, desktop, device, gpu, settings
+from tests.unit.hosts import cmdline, desktop, device, driven, gpu, settings
 
 WORD = "homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8"
 
@@ -22,16 +21,12 @@ WORD = "homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8"
 def bound(**changes: Any) -> HostFacts:
     """The desktop after a successful `up`."""
     words = plan.wanted(desktop(), settings()).words
-    devices = asdict(desktop())["devices"]
-    for one in devices:
-        if one["address"].startswith("0000:01:00"):
-            one["driver"] = "vfio-pci"
     files = ["/etc/default/grub.d/zz-homelab-vfio.cfg", "/etc/initramfs-tools/scripts/init-top/homelab-vfio"]
     managed = [{"layer": "vfio", "path": path, "state": "ok"} for path in files]
     values: dict[str, Any] = {
         "cmdline": cmdline(f"ro quiet {words}", generated=f"ro quiet {words}", others="quiet"),
         "modules": ["vfio", "vfio_iommu_type1", "vfio_pci"],
-        "devices": devices,
+        "devices": driven("vfio-pci"),
         "managed": managed,
         "boot_lacks": [],
     }
@@ -56,28 +51,6 @@ def test_drivers_are_blacklisted_only_when_no_nvidia_card_stays() -> None:
     assert "modprobe.blacklist=nouveau,nvidia" in plan.wanted(desktop(), settings()).vfio_words
     two = desktop(*gpu("0000:03:00", 18))
     assert plan.wanted(two, settings({"gpu": {"address": "01:00"}})).vfio_words == WORD
-
-
-@pytest.mark.parametrize(
-    ("configured", "others", "blacklisted"),
-    [
-        (f"quiet {plan.NVIDIA_BLACKLIST}", "quiet", True),  # taking homelab's word away would need a reboot
-        (f"quiet {plan.NVIDIA_BLACKLIST}", f"quiet {plan.NVIDIA_BLACKLIST}", False),
-        ("quiet", "quiet", False),
-    ],
-)
-def test_a_card_of_another_maker_blacklists_nothing_anew(configured: str, others: str, blacklisted: bool) -> None:
-    facts = desktop(
-        devices=[device("0000:0b:00.0", "1002:164e", "030000", 20, driver="amdgpu")],
-        cmdline=cmdline("quiet", configured or "quiet", others),
-    )
-    want = plan.wanted(facts, settings({"igpu": {"match": "1002:164e"}}))
-    assert (plan.NVIDIA_BLACKLIST in want.vfio_words) is blacklisted
-
-
-def test_nothing_is_bound_for_cards_that_stay_with_the_host() -> None:
-    want = plan.wanted(desktop(), settings({"gpu": {"match": "10de:2b85", "use": "host"}}))
-    assert (want.vfio_words, want.functions) == ("", {})
 
 
 def by_hand(running: str = "", ids: str = "", driver: str = "vfio-pci", **changes: Any) -> HostFacts:
@@ -127,37 +100,19 @@ def test_our_own_binding_is_not_taken_for_one_made_by_hand() -> None:
     assert plan.wanted(facts, settings()).vfio_words.startswith(WORD)
 
 
-def test_a_closed_gate_raises_every_reason() -> None:
-    facts = desktop(loader="", iommu={"tables": [], "groups": 0, "kernel_log": ""})
-    with pytest.raises(HomelabError, match=r"(?s)boot loader.*firmware"):
-        raise_all(gates.check(facts, settings())[1])
-
-
-def test_a_host_as_wanted_has_no_drift() -> None:
-    want = plan.wanted(desktop(), settings())
-    assert not any(plan.drift(bound(), want).values())
-
-
 WORDS = plan.wanted(desktop(), settings()).words
+CHANGED = {"layer": "iommu", "path": "/etc/x", "state": "changed"}
+NODES = {"layer": "nodes", "path": "/etc/n", "state": "ok"}
+OTHER = device("0000:01:00.0", "10de:2684", "030000", 16)
 
 
 @rows(
     ("changes", "layer", "said"),
     [
-        (
-            {"managed": [{"layer": "iommu", "path": "/etc/x", "state": "changed"}, *asdict(bound())["managed"]]},
-            "iommu",
-            "/etc/x was changed by hand",
-        ),
-        (
-            {"cmdline": cmdline(f"quiet {WORDS}", configured="quiet", others="quiet")},
-            "iommu",
-            "is not on the configured kernel command line",
-        ),
-        (
-            {"cmdline": cmdline(f"quiet {WORDS}", configured="quiet", others="quiet")},
-            "vfio",
-            "is not on the configured kernel command line",
+        ({"managed": [CHANGED, *asdict(bound())["managed"]]}, "iommu", "/etc/x was changed by hand"),
+        *(
+            ({"cmdline": cmdline(f"quiet {WORDS}", "quiet")}, layer, "is not on the configured kernel command line")
+            for layer in ("iommu", "vfio")
         ),
         (
             {"cmdline": cmdline(f"quiet {WORDS}", generated="ro quiet", others="quiet")},
@@ -170,16 +125,8 @@ WORDS = plan.wanted(desktop(), settings()).words
         ({"pending": ["initramfs"]}, "vfio", "the initramfs was not made after the last change"),
         ({"boot_lacks": ["iommu=pt is no longer wanted"]}, "boot", "iommu=pt is no longer wanted"),
         ({"devices": []}, "vfio", "0000:01:00.0 is not there, not 10de:2b85"),
-        (
-            {"devices": [device("0000:01:00.0", "10de:2684", "030000", 16)]},
-            "vfio",
-            "0000:01:00.0 is 10de:2684, not 10de:2b85",
-        ),
-        (
-            {"managed": [{"layer": "nodes", "path": "/etc/n", "state": "ok"}]},
-            "nodes",
-            "homelab-nvidia-nodes.service is not enabled",
-        ),
+        ({"devices": [OTHER]}, "vfio", "0000:01:00.0 is 10de:2684, not 10de:2b85"),
+        ({"managed": [NODES]}, "nodes", "homelab-nvidia-nodes.service is not enabled"),
         *(({"rolled_back": "boot 1 was not confirmed"}, layer, "boot 1 was") for layer in ("boot", "iommu", "vfio")),
     ],
 )
@@ -190,9 +137,7 @@ def test_drift_is_named_by_layer(changes: dict[str, Any], layer: str, said: str)
 
 def test_what_another_layer_has_lost_or_never_had_is_no_drift_of_this_one() -> None:
     want = plan.wanted(desktop(), settings())
-    changed = {"layer": "iommu", "path": "/etc/x", "state": "changed"}
-    nodes = {"layer": "nodes", "path": "/etc/n", "state": "ok"}
-    managed = [changed, nodes, *asdict(bound())["managed"]]
+    managed = [CHANGED, NODES, *asdict(bound())["managed"]]
     found = plan.drift(bound(managed=managed, nvidia={"nodes_enabled": True}), want)
     assert {layer: lines for layer, lines in found.items() if lines} == {"iommu": ["/etc/x was changed by hand"]}
 
@@ -231,21 +176,13 @@ def test_a_bound_host_is_verified() -> None:
         ({"cmdline": cmdline("quiet", others="quiet")}, "homelab.vfio="),
         ({"iommu": {"tables": ["DMAR"], "groups": 0, "kernel_log": "DMAR: IOMMU enabled"}}, "IOMMU groups in"),
         ({"modules": ["vfio"]}, "the modules vfio, vfio_iommu_type1 and vfio_pci loaded"),
+        ({"devices": asdict(desktop())["devices"]}, "every function on vfio-pci: 0000:01:00.0, 0000:01:00.1"),
         (
-            {"devices": asdict(desktop())["devices"]},
+            {"devices": [one for one in driven("vfio-pci") if one["address"] != "0000:01:00.1"]},
             "every function on vfio-pci: 0000:01:00.0, 0000:01:00.1",
         ),
         (
-            {"devices": [one for one in asdict(bound())["devices"] if one["address"] != "0000:01:00.1"]},
-            "every function on vfio-pci: 0000:01:00.0, 0000:01:00.1",
-        ),
-        (
-            {
-                "devices": [
-                    *asdict(bound())["devices"],
-                    device("0000:05:00.0", "10ec:8125", "020000", 16),
-                ]
-            },
+            {"devices": [*driven("vfio-pci"), device("0000:05:00.0", "10ec:8125", "020000", 16)]},
             "alone in its IOMMU group",
         ),
     ],
@@ -285,14 +222,6 @@ def test_the_plan_tells_people_what_would_happen() -> None:
     ):
         assert said in text, text
     assert text.count("rebuilds /boot/grub/grub.cfg") == 1
-
-
-@pytest.mark.parametrize(("decision", "said"), [("yes", True), ("no", False)])
-def test_the_plan_says_after_which_node_this_one_restarts(decision: str, said: bool) -> None:
-    facts, want = desktop(), plan.wanted(desktop(), settings())
-    text = plan.describe("pve", facts, settings(), want, reboot(decision, ("a",)), follows="pve2")
-    assert ("; after pve2, if that one is" in text) is said
-    assert "; after" not in plan.describe("pve", facts, settings(), want, reboot(decision, ("a",)))
 
 
 def test_the_plan_says_that_a_card_goes_back_to_its_driver() -> None:

@@ -12,6 +12,8 @@ from homelab import pull_request
 from homelab.cli.project import environment
 from homelab.events import WILL_REFUSE, Diagnostic, Event, Summary
 from tests.conftest import PROJECT
+from tests.unit.hosts import values
+from tests.unit.test_show import GPU
 
 
 def test_refusals_come_first_then_counts_then_the_tree_and_the_log_is_folded_away() -> None:
@@ -39,10 +41,8 @@ def test_refusals_come_first_then_counts_then_the_tree_and_the_log_is_folded_awa
 
 
 def test_what_an_up_will_refuse_is_a_refusal() -> None:
-    log: list[Event] = [
-        Diagnostic("warning", f"warning: {WILL_REFUSE}\nwanted: your own values"),
-        Summary({"create": 18}),
-    ]
+    refusal = Diagnostic("warning", f"warning: {WILL_REFUSE}\nwanted: your own values")
+    log: list[Event] = [refusal, Summary({"create": 18})]
     text = pull_request.comment("homelab", 0, "the raw log", log, "")
     assert text.startswith("### Preview of stack homelab: refused\n")
     assert text.index("wanted: your own values") < text.index("18 to create")
@@ -55,25 +55,13 @@ def test_a_log_with_fences_and_one_that_is_too_long_stay_in_their_fence() -> Non
 
 
 def test_the_tree_has_what_the_settings_want_and_marks_it_against_what_the_stack_put_out(tmp_path: Path) -> None:
-    host = {"address": "192.0.2.1", "ssh": {"hostKey": {"secure": "x"}}, "gpus": {"rtx5090": {"match": "10de:2b85"}}}
-    host["ssh"] = {
-        "hostKey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFILL+IN+WITH+ssh+keyscan+t+ed25519+ADDRESS0",
-        "agent": True,
-    }
     file = tmp_path / "Pulumi.x.yaml"
     vms = {"new": {"host": "pve", "vmid": 104, "gpus": ["rtx5090"]}}
-    file.write_text(yaml.safe_dump({"config": {"homelab:hosts": {"pve": host}, "homelab:vms": vms}}))
+    file.write_text(yaml.safe_dump({"config": {"homelab:hosts": {"pve": values()}, "homelab:vms": vms}}))
     text = pull_request.drawn(file, dict)
     assert "+ RTX 5090 " in text and "vfio-pci" not in text, "no host was read"
-    gpu = {
-        "name": "",
-        "slot": "0000:01:00",
-        "use": "vm",
-        "iommuGroup": 14,
-        "functions": [{"id": "10de:2b85", "class": "030000", "driver": "vfio-pci"}],
-    }
     outputs = {
-        "hosts": {"pve": {"gpus": {"rtx5090": gpu}}},
+        "hosts": {"pve": {"gpus": {"rtx5090": GPU}}},
         "vms": {"old": {"host": "pve", "vmid": 103, "name": "Sandbox", "gpus": ["rtx5090"]}},
     }
     text = pull_request.drawn(file, lambda: outputs)

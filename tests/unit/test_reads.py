@@ -20,21 +20,17 @@ from homelab.resources.work import api
 from homelab.resources.work.base import Work, read_as
 from homelab.settings import Host
 from homelab.vm.work import VmCardsWork
-from tests.unit.hosts import desktop
+from tests.unit.hosts import NO_PLAN, VM_CARDS, cmdline, desktop, values
 
-SSH = {"hostKey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFILL+IN+WITH+ssh+keyscan+t+ed25519+ADDRESS0", "agent": True}
-HOST = {"address": "192.0.2.1", "ssh": SSH, "gpus": {"card": {"match": "10de:2b85"}}}
+HOST = values({"card": {"match": "10de:2b85"}})
 TEXTS = {"hosts": json.dumps({"pve": HOST})}
-SHUTDOWN = {"timeout": 1, "otherwise": "fail"}
-VM = {"host": "pve", "node": "pve", "vm": "sandbox", "vmid": 103, "shutdown": SHUTDOWN, "cards": [], "display": "keep"}
-RECORD = {"power": "keep", "instance": "", "goes_away": False}
-BOOT = {"boot": {"id": "b", "stopped": [], "at": 7}, "guest_name": "Sandbox", "state": "running"}
-WANTED = {"iommu_words": "", "vfio_words": "", "functions": {}, "by_hand": [], "gpus": {}, "stale": False}
+VM = VM_CARDS | {"guest_name": "Sandbox", "state": "running"}
+PROBE = {"host": "pve", "settings": "", **NO_PLAN, "generation": {}}
 # Work, and the state of its resource.
 STATES: list[tuple[type[Work[Any, Any]], dict[str, Any]]] = [
-    (HostProbeWork, {"host": "pve", "settings": "", **WANTED, "generation": {}}),
+    (HostProbeWork, PROBE),
     (CardMappingWork, {"host": "pve", "node": "pve", "gpu": "card", "mapping": "m", "entry": {"path": "0000:01:00"}, "before": "", "drift": []}),
-    (VmCardsWork, {**VM, **RECORD, **BOOT}),
+    (VmCardsWork, VM),
 ]  # fmt: skip
 
 
@@ -88,10 +84,9 @@ def test_a_destroy_of_a_host_that_is_off_says_what_goes_on_and_how_it_is_forgott
         raise UnreachableError(wanted="an SSH connection", found="Connect call failed", why="w", next="n")
 
     monkeypatch.setattr(ssh.Session, "ask", read)
-    state = {**VM, **RECORD, **BOOT}
     host_session.of("pve").is_out_of_reach = True
     with pytest.raises(UnreachableError) as raised:
-        VmCardsWork(TEXTS).deleted(state)
+        VmCardsWork(TEXTS).deleted(VM)
     assert raised.value.found == "Connect call failed" and "nothing was changed" in raised.value.why
     for advice in ("--continue-on-error", "--target-dependents 'URN of pve-probe'", "out of homelab:hosts"):
         assert advice in raised.value.next
@@ -109,38 +104,31 @@ def test_a_destroy_that_loses_its_host_in_the_middle_does_not_say_that_nothing_w
         raise UnreachableError(wanted="an SSH connection", found="Connection lost", why="w", next="again")
 
     monkeypatch.setattr(ssh.Session, "ask", read)
-    state = {**VM, **RECORD, **BOOT}
     with pytest.raises(UnreachableError) as raised:
-        VmCardsWork(TEXTS).deleted(state)
+        VmCardsWork(TEXTS).deleted(VM)
     assert (raised.value.why, raised.value.next) == ("w", "again")
 
 
 CREATED = {"host": "pve", "node": "pve", "guest": "ai", "guest_kind": "lxc", "vmid": 300, "config": {"cores": "2"}}
-CREATED |= {"protect": False, "mark": "made by x", "shutdown": SHUTDOWN, "instance": "i", "written": {"cores": "2"}}
-MAPPED = STATES[1][1]
-AT, IS = "the PCI mapping m: ", "node=pve,path=0000:01:00"
+CREATED |= {
+    "protect": False,
+    "mark": "made by x",
+    "shutdown": VM["shutdown"],
+    "instance": "i",
+    "written": {"cores": "2"},
+}
 
 
 @pytest.mark.parametrize(
-    ("work", "state", "answer", "drift"),
+    ("answer", "drift"),
     [
-        (GuestWork, CREATED, None, None),
-        (GuestWork, CREATED, {"cores": 2, "description": "made by x"}, []),
-        (GuestWork, CREATED, {"cores": 4, "description": "made by x"}, ["cores"]),
-        (CardMappingWork, MAPPED, None, None),
-        (CardMappingWork, MAPPED, {"map": ["node=other,path=0000:01:00"]}, None),
-        (CardMappingWork, MAPPED, {"map": ["node=pve,path=0000:02:00"]}, [f"{AT}node=pve,path=0000:02:00 -> {IS}"]),
-        (CardMappingWork, MAPPED, {"map": ["node=other,path=0000:02:00", "node=pve,path=0000:01:00"]}, []),
-        (
-            CardMappingWork,
-            MAPPED,
-            {"map": ["node=pve,path=0000:01:00,id=1:2"]},
-            [f"{AT}node=pve,path=0000:01:00,id=1:2 -> {IS}"],
-        ),
+        (None, None),
+        ({"cores": 2, "description": "made by x"}, []),
+        ({"cores": 4, "description": "made by x"}, ["cores"]),
     ],
 )
 def test_what_somebody_has_removed_is_made_again_and_what_he_has_changed_is_drift(
-    monkeypatch: pytest.MonkeyPatch, work: type[Work[Any, Any]], state: dict[str, Any], answer: Any, drift: Any
+    monkeypatch: pytest.MonkeyPatch, answer: Any, drift: Any
 ) -> None:
     def reading(*_: object) -> Any:
         if answer is None:
@@ -148,7 +136,7 @@ def test_what_somebody_has_removed_is_made_again_and_what_he_has_changed_is_drif
         return answer
 
     monkeypatch.setattr(api.ApiWork, "api", lambda *_: SimpleNamespace(get=reading))
-    after = work(TEXTS).refreshed(state)
+    after = GuestWork(TEXTS).refreshed(CREATED)
     assert (after if after is None else after["drift"]) == drift
 
 
@@ -162,10 +150,7 @@ def test_an_api_that_is_off_is_named_with_its_service(monkeypatch: pytest.Monkey
 def test_a_host_that_may_have_another_name_by_now_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr("homelab.host.work.tell", said.append)
-    inputs, outputs = (
-        HostProbe.Inputs(host="pve", settings=""),
-        read_as(HostProbe.Outputs, {**WANTED, "generation": {}}),
-    )
+    inputs, outputs = HostProbe.Inputs(host="pve", settings=""), read_as(HostProbe.Outputs, PROBE)
     HostProbeWork({"hosts": json.dumps({"server": HOST})}).delete(inputs, outputs)
     assert "pve: if server is this host under another name" in said[-1] and "`pulumi up --refresh`" in said[-1]
     said.clear()
@@ -183,8 +168,7 @@ def test_what_drifts_while_a_card_is_away_is_planned_anew_and_so_refused_in_a_pr
     managed = [{"layer": "handover", "path": "/usr/local/sbin/homelab-handover", "state": "missing" if lost else "ok"}]
     found = desktop(managed=managed, handover={"enabled": True, "away": away}, boot_lacks=[])
     monkeypatch.setattr(ssh, "read", lambda *_, **__: found)
-    state = {"host": "pve", "settings": "", **WANTED, "generation": {}}
-    refreshed = HostProbeWork(TEXTS).refreshed(state)
+    refreshed = HostProbeWork(TEXTS).refreshed(PROBE)
     assert refreshed and refreshed["stale"] is lost and refreshed["generation"]["handover"] == lost
 
 
@@ -193,7 +177,7 @@ def test_what_drifts_elsewhere_while_a_card_is_away_is_mended_all_the_same(monke
         handover={"enabled": True, "away": "gpus.card is with VM 103"}
     )  # no note of what the boot should have
     monkeypatch.setattr(ssh, "read", lambda *_, **__: found)
-    refreshed = HostProbeWork(TEXTS).refreshed({"host": "pve", "settings": "", **WANTED, "generation": {}})
+    refreshed = HostProbeWork(TEXTS).refreshed(PROBE)
     assert refreshed and refreshed["generation"]["iommu"] == 1 and refreshed["stale"] is False
 
 
@@ -202,7 +186,6 @@ def test_only_what_runs_with_words_that_the_next_boot_has_not_is_said_to_keep_th
     monkeypatch: pytest.MonkeyPatch, bound: bool
 ) -> None:
     """A trial that failed leads back to the stock kernel command line."""
-    lines = dict.fromkeys(("running", "configured", "others", "generated"), "quiet")
 
     def unanswered(*_: object) -> None:
         raise HomelabError(wanted="w", found="f", why="w", next="n")
@@ -210,22 +193,17 @@ def test_only_what_runs_with_words_that_the_next_boot_has_not_is_said_to_keep_th
     said: list[str] = []
     word = "homelab.vfio=0000:01:00.0=10de:2b85"
     monkeypatch.setattr("homelab.host.work.tell", said.append)
-    running = desktop(cmdline={**lines, "running": f"quiet {word * bound}"})
+    running = desktop(cmdline=cmdline(f"quiet {word * bound}", "quiet", generated="quiet"))
     monkeypatch.setattr(ssh, "read", lambda *_: running)
     monkeypatch.setattr("homelab.storage.work.StorageFileWork.remove_unfinished", unanswered)
-    outputs = read_as(HostProbe.Outputs, {**WANTED, "vfio_words": word, "generation": {}})
+    outputs = read_as(HostProbe.Outputs, PROBE | {"vfio_words": word})
     HostProbeWork(TEXTS).delete(HostProbe.Inputs(host="pve", settings=""), outputs)
     assert any("the running kernel keeps" in one for one in said) is bound
 
 
 def test_a_mapping_stays_for_live_migration_while_a_card_of_another_node_is_to_migrate() -> None:
     def host(number: int, **card: Any) -> dict[str, Any]:
-        return {
-            **HOST,
-            "address": f"192.0.2.{number}",
-            "cluster": "home",
-            "gpus": {"card": {"match": "10de:2b85", **card}},
-        }
+        return values({"card": {"match": "10de:2b85", **card}}, address=f"192.0.2.{number}", cluster="home")
 
     migrating = {"mapping": "gpu", "liveMigration": True}
     hosts = {

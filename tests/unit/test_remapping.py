@@ -9,7 +9,7 @@ from homelab.cards import remarks as card_remarks
 from homelab.facts.host import HostFacts
 from homelab.host import gates, plan
 from tests.rows import rows
-from tests.unit.hosts import cmdline, desktop, settings
+from tests.unit.hosts import cmdline, conf, desktop, settings
 
 REGION = "0x9d800000-0x9fffffff"
 
@@ -45,12 +45,7 @@ def test_other_groups_regions_are_none_of_the_cards() -> None:
 
 
 def test_a_card_that_a_running_vm_has_now_goes_on() -> None:
-    guests = {
-        "running": [103],
-        "configs": [{"kind": "vm", "id": 103, "lines": "hostpci0: 0000:01:00"}],
-        "mappings": "",
-        "reservations": "",
-    }
+    guests = {"running": [103], "configs": [conf("vm", 103, "hostpci0: 0000:01:00")]}
     assert errors(held(guests=guests)) == []
     off = guests | {"running": []}
     assert len(errors(held(guests=off))) == 1
@@ -111,10 +106,8 @@ PLAIN = iommu(interrupts="plain")
         (desktop(iommu=iommu(interrupts="remapped")), True),
         (desktop(iommu=iommu(interrupts="")), None),
         (desktop(iommu=PLAIN), False),
-        (
-            desktop(iommu=PLAIN | {"groups": 0}),
-            None,
-        ),  # the IOMMU is off: that it is off for interrupts, too, says nothing
+        # The IOMMU is off: that it is off for interrupts, too, says nothing.
+        (desktop(iommu=PLAIN | {"groups": 0}), None),
         (desktop(cmdline=cmdline("quiet intremap=off"), iommu=PLAIN), False),
         (desktop(cmdline=cmdline("quiet", "quiet nointremap")), False),  # from the next boot on
         (desktop(cmdline=cmdline("quiet intremap=off", "quiet"), iommu=PLAIN), None),  # with the next boot no more
@@ -124,10 +117,9 @@ def test_whether_interrupts_are_remapped_is_told_where_it_can_be(facts: HostFact
     assert remapping.remaps_interrupts(facts) is remapped
     allowed = remapping.UNSAFE_INTERRUPTS in remapping.words(facts, settings(iommu=UNSAFE)).split()
     assert allowed is (remapped is False)
-    assert bool([one for one in errors(facts) if one.wanted == "interrupt remapping by the IOMMU"]) is (
-        remapped is False
-    )
-    assert not [one for one in errors(facts, iommu=UNSAFE) if one.wanted == "interrupt remapping by the IOMMU"]
+    wanted = "interrupt remapping by the IOMMU"
+    assert (wanted in [one.wanted for one in errors(facts)]) is (remapped is False)
+    assert wanted not in [one.wanted for one in errors(facts, iommu=UNSAFE)]
 
 
 def test_plain_interrupts_are_refused_with_what_makes_them_plain() -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from homelab.container.work import ContainerProbeWork
 from homelab.remote import ssh
+from homelab.resources.work.base import read_as
 from homelab.settings import Host
-from homelab.shapes import BootSeen, ShutdownInputs
 from homelab.vm import work as vm_cards
 from homelab.vm.cards import VmCard
 from homelab.vm.resource import VmCards
@@ -20,22 +20,12 @@ from homelab.vm.work import VmCardsWork
 from remote_scripts.both.container_cards import Left
 from remote_scripts.both.guest_cards import Answer
 from remote_scripts.tools.plain import to_plain
+from tests.unit.hosts import VM_CARDS
 from tests.unit.test_moved_containers import PVE2, outputs, probe
 
 TEXTS = {"hosts": json.dumps({"pve": {**PVE2, "node": "new"}}), "allowPlainSecrets": "true"}
-OLD = VmCards.Inputs(
-    host="pve",
-    node="old",
-    vm="sandbox",
-    vmid=103,
-    cards=[VmCard("rtx5090", "rtx5090", "0000:01:00")],
-    display="keep",
-    power="keep",
-    instance="",
-    goes_away=False,
-    boot=BootSeen(id="b", stopped=[], at=0),
-    shutdown=ShutdownInputs(timeout=60, otherwise="fail"),
-)
+CARD = VmCard("rtx5090", "rtx5090", "0000:01:00")
+OLD = dataclasses.replace(read_as(VmCards.Inputs, VM_CARDS), node="old", cards=[CARD])
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import pulumi
 import pytest
 import yaml
 
-from homelab import pull_request, stack
-from homelab.errors import HomelabError
-from homelab.settings import parse, stack_file
+from homelab import pull_request
+from homelab.settings import Settings, parse, stack_file
 from homelab.settings import secrets as secret_settings
 from tests.conftest import PROJECT
 from tests.unit.test_setting_types import WHOLE
+from tests.unit.test_stack_file import against_the_settings
 
 SECURE = {"secure": "AAABAKq=="}
 # Every secret of WHOLE[0].
@@ -32,6 +32,12 @@ def read_by_pulumi(config: dict[str, Any], *encrypted: str) -> dict[str, str]:
     """The environment that Pulumi gives a program, where values of these keys are encrypted."""
     whole = {f"homelab:{key}": one if isinstance(one, str) else json.dumps(one) for key, one in config.items()}
     return {"PULUMI_CONFIG": json.dumps(whole), "PULUMI_CONFIG_SECRET_KEYS": json.dumps(encrypted)}
+
+
+def parsed(config: dict[str, Any]) -> Settings:
+    """The settings of a stack's file."""
+    own = {key.removeprefix("homelab:"): one for key, one in config.items() if key.startswith("homelab:")}
+    return parse({key: json.dumps(one) for key, one in own.items()})
 
 
 def found(config: dict[str, Any], file: Path, *encrypted: str) -> tuple[list[str], list[str]]:
@@ -102,11 +108,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], *, preview: 
     for name, value in read_by_pulumi(config).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: preview)
-    try:
-        stack.load()
-    except HomelabError as error:
-        return str(error)
-    return ""
+    return against_the_settings()
 
 
 @pytest.mark.parametrize("dry", [True, False])
@@ -140,9 +142,7 @@ def test_the_examples_values_are_named_by_a_preview_and_refused_by_up(
 def test_every_place_that_the_examples_mark_is_found() -> None:
     for file in ("Pulumi.homelab.yaml", "examples/gaming_vm/Pulumi.gaming.yaml"):
         text = (PROJECT / file).read_text(encoding="utf-8")
-        config = yaml.safe_load(text)["config"]
-        values = {key.removeprefix("homelab:"): one for key, one in config.items() if key.startswith("homelab:")}
-        known = parse(values)
+        known = parsed(yaml.safe_load(text)["config"])
         assert ("hosts", "pve", "ssh", "hostKey") in secret_settings.left_open(known)
 
 
@@ -152,8 +152,7 @@ def test_a_pull_requests_preview_asks_no_host_and_needs_no_passphrase(tmp_path: 
     found = yaml.safe_load(without)
     assert list(found) == ["config"] and SECURE["secure"] not in without
     assert found["config"]["homelab:plan"] == "never"
-    known = parse({key.removeprefix("homelab:"): json.dumps(one) for key, one in found["config"].items()})
-    assert secret_settings.secrets(known) == []
+    assert secret_settings.secrets(parsed(found["config"])) == []
     whole = yaml.safe_load(text)
     whole["config"]["homelab:plan"] = "never"
     assert yaml.safe_load(pull_request.settings(text, with_secrets=True)) == whole
@@ -161,8 +160,7 @@ def test_a_pull_requests_preview_asks_no_host_and_needs_no_passphrase(tmp_path: 
 
 def test_a_plain_secret_in_a_pull_request_is_still_named(tmp_path: Path) -> None:
     text = written(tmp_path, WHOLE[0], *PLACES[:1]).read_text(encoding="utf-8")
-    config = yaml.safe_load(pull_request.settings(text, with_secrets=False))["config"]
-    known = parse({key.removeprefix("homelab:"): json.dumps(one) for key, one in config.items()})
+    known = parsed(yaml.safe_load(pull_request.settings(text, with_secrets=False))["config"])
     assert [secret_settings.path_of(one) for one in secret_settings.secrets(known)] == PLACES[1:]
 
 

@@ -27,10 +27,18 @@ def loaded(configuration: dict[str, Any], **others: str) -> Settings:
     return parse({"hosts": json.dumps(configuration), **others})
 
 
-def refused(configuration: dict[str, Any], **others: str) -> str:
+def refused_of(texts: dict[str, str]) -> str:
     with pytest.raises(HomelabError) as error:
-        loaded(configuration, **others)
+        parse(texts)
     return str(error.value)
+
+
+def refused(configuration: dict[str, Any], **others: str) -> str:
+    return refused_of({"hosts": json.dumps(configuration), **others})
+
+
+def card(**changes: Any) -> dict[str, Any]:
+    return {"gpus": {"big": {"match": "10de:2b85", **changes}}}
 
 
 def test_a_minimal_configuration_has_safe_defaults() -> None:
@@ -63,30 +71,18 @@ def test_a_pci_address_is_a_slot_or_a_function_in_any_notation(written: str, mea
     ("changes", "said"),
     [
         ({"gpu": {}}, "homelab:hosts.pve.gpu: unknown key, did you mean `gpus`?"),
-        (
-            {"gpus": {"big": {"macth": "10de:2b85"}}},
-            "homelab:hosts.pve.gpus.big.macth: unknown key, did you mean `match`?",
-        ),
+        (card(macth="10de:2b85"), "homelab:hosts.pve.gpus.big.macth: unknown key, did you mean `match`?"),
         ({"gpus": {"big": {}}}, "expected `match` (vendor:device"),
-        ({"gpus": {"big": {"match": "RTX 5090"}}}, "expected vendor:device in hexadecimal, such as 10de:2b85"),
+        (card(match="RTX 5090"), "expected vendor:device in hexadecimal, such as 10de:2b85"),
         ({"gpus": {"big": {"address": "1:0"}}}, "expected a PCI address such as 0000:01:00"),
         ({"gpus": {"a b": {"match": "10de:2b85"}}}, "expected a name of letters, digits and hyphens"),
+        (card(allowGroupMembers=["02:00"]), "expected a PCI function's address"),
+        (card(functions=["02:00"]), "expected a PCI function's address"),
+        (card(use="lxc", reset="flr"), "expected no reset"),
+        (card(use="host", keepAwake=True), "expected no keepAwake"),
+        (card(reset="hot"), "found 'hot'"),
         (
-            {"gpus": {"big": {"match": "10de:2b85", "allowGroupMembers": ["02:00"]}}},
-            "expected a PCI function's address",
-        ),
-        ({"gpus": {"big": {"match": "10de:2b85", "functions": ["02:00"]}}}, "expected a PCI function's address"),
-        (
-            {"gpus": {"big": {"match": "10de:2b85", "use": "lxc", "reset": "flr"}}},
-            "expected no reset",
-        ),
-        (
-            {"gpus": {"big": {"match": "10de:2b85", "use": "host", "keepAwake": True}}},
-            "expected no keepAwake",
-        ),
-        ({"gpus": {"big": {"match": "10de:2b85", "reset": "hot"}}}, "found 'hot'"),
-        (
-            {"gpus": {"big": {"match": "10de:2b85", "use": "lxc", "functions": ["0000:02:00.0"]}}},
+            card(use="lxc", functions=["0000:02:00.0"]),
             "expected no functions: it is for a card that is bound to vfio-pci",
         ),
         (
@@ -158,18 +154,6 @@ def test_two_hosts_with_one_address_are_a_mistake() -> None:
 )
 def test_secrets_never_show_in_a_message(values: Any) -> None:
     assert "hunter" not in refused(values)
-
-
-def test_a_missing_private_key_says_which_file() -> None:
-    host = loaded(hosts(ssh={"hostKey": KEY, "privateKeyFile": "/nowhere/id_ed25519"})).hosts["pve"]
-    with pytest.raises(HomelabError, match="nowhere.id_ed25519"):
-        _ = host.ssh.key
-
-
-def test_the_host_key_may_be_in_a_file(tmp_path: Path) -> None:
-    (tmp_path / "key.pub").write_text(f"{KEY} root@pve\n")
-    host = loaded(hosts(ssh={"hostKeyFile": str(tmp_path / "key.pub"), "agent": True})).hosts["pve"]
-    assert host.ssh.pinned_host_key == KEY
 
 
 @pytest.mark.parametrize(
@@ -252,62 +236,51 @@ def test_two_resources_of_one_name_are_refused(hosts: dict[str, str], what: str)
 
 
 @rows(
-    ("case", "values", "said"),
+    ("case", "of_a", "said"),
     [
-        ("no such host", with_vms({"a": VM | {"host": "pv"}}), "homelab:vms.a.host: no such host; there are pve"),
-        ("no such card", with_vms({"a": VM | {"gpus": ["rtx"]}}), "hosts.pve has no card rtx; it has rtx5090"),
-        (
-            "a card that stays",
-            with_vms({"a": VM}, rtx5090={"match": "10de:2b85", "use": "lxc"}),
-            "is for use: lxc; this guest needs vm, or shared",
-        ),
-        ("one card, two VMs", with_vms({"a": VM, "b": VM | {"vmid": 104}}), "given to vms.a and vms.b"),
-        ("one card twice", with_vms({"a": VM | {"gpus": ["rtx5090", "rtx5090"]}}), "rtx5090 is there twice"),
-        ("one id twice", with_vms({"a": VM, "b": VM | {"gpus": []}}), "have the same id 103"),
-        ("an id that can't be", with_vms({"a": VM | {"vmid": 99}}), "greater than or equal to 100; found 99"),
+        ("no such host", {"host": "pv"}, "homelab:vms.a.host: no such host; there are pve"),
+        ("no such card", {"gpus": ["rtx"]}, "hosts.pve has no card rtx; it has rtx5090"),
+        ("one card twice", {"gpus": ["rtx5090", "rtx5090"]}, "rtx5090 is there twice"),
+        ("an id that can't be", {"vmid": 99}, "greater than or equal to 100; found 99"),
         (
             "a new VM's line taken over",
-            with_vms({"a": VM | {"create": {}, "gpus": [{"gpu": "rtx5090", "takeOver": True}]}}),
+            {"create": {}, "gpus": [{"gpu": "rtx5090", "takeOver": True}]},
             "takeOver is for a VM that was there before",
         ),
+        ("a ROM file elsewhere", {"gpus": [{"gpu": "rtx5090", "romfile": "/x"}]}, "/usr/share/kvm"),
+        ("a misspelt option", {"gpus": [{"gpu": "rtx5090", "xvga": True}]}, "did you mean `xVga`?"),
+        ("a new VM's balloon", {"create": {"balloon": 1024}}, "a card pins all of a VM's memory"),
+        ("a new VM's model", {"create": {}, "machine": "q35"}, "for a new one it is create.machine"),
+        ("a new VM's screen", {"create": {}, "display": "none"}, "for a new one it is create.vga: none"),
+        ("a new VM without PCI Express", {"create": {"machine": "pc"}}, "a card with pcie needs q35"),
+    ],
+)
+def test_a_mistake_in_a_vm_is_named(case: str, of_a: dict[str, Any], said: str) -> None:
+    message = refused_of(with_vms({"a": VM | of_a}))
+    assert said in message, message
+
+
+@rows(
+    ("vms", "gpus", "said"),
+    [
         (
-            "a ROM file elsewhere",
-            with_vms({"a": VM | {"gpus": [{"gpu": "rtx5090", "romfile": "/x"}]}}),
-            "/usr/share/kvm",
+            {"a": VM},
+            {"rtx5090": {"match": "10de:2b85", "use": "lxc"}},
+            "is for use: lxc; this guest needs vm, or shared",
         ),
+        ({"a": VM, "b": VM | {"vmid": 104}}, {}, "given to vms.a and vms.b"),
+        ({"a": VM, "b": VM | {"gpus": []}}, {}, "have the same id 103"),
+        ({}, {"x": {"match": "10de:2b85"}}, "set `mapping`"),  # a name of one letter
         (
-            "a misspelt option",
-            with_vms({"a": VM | {"gpus": [{"gpu": "rtx5090", "xvga": True}]}}),
-            "did you mean `xVga`?",
-        ),
-        ("a new VM's balloon", with_vms({"a": VM | {"create": {"balloon": 1024}}}), "a card pins all of a VM's memory"),
-        (
-            "a new VM's model",
-            with_vms({"a": VM | {"create": {}, "machine": "q35"}}),
-            "for a new one it is create.machine",
-        ),
-        (
-            "a new VM's screen",
-            with_vms({"a": VM | {"create": {}, "display": "none"}}),
-            "for a new one it is create.vga: none",
-        ),
-        (
-            "a new VM without PCI Express",
-            with_vms({"a": VM | {"create": {"machine": "pc"}}}),
-            "a card with pcie needs q35",
-        ),
-        ("a one-letter mapping", with_vms({}, x={"match": "10de:2b85"}), "set `mapping`"),
-        (
-            "one mapping, two cards",
-            with_vms({}, aa={"address": "01:00"}, bb={"address": "41:00", "mapping": "aa"}),
+            {},
+            {"aa": {"address": "01:00"}, "bb": {"address": "41:00", "mapping": "aa"}},
             "another card of this host has the mapping aa",
         ),
     ],
 )
-def test_a_mistake_in_vms_is_named(case: str, values: dict[str, str], said: str) -> None:
-    with pytest.raises(HomelabError) as raised:
-        parse(values)
-    assert said in str(raised.value), str(raised.value)
+def test_what_vms_and_cards_cant_be_together_is_named(vms: dict[str, Any], gpus: dict[str, Any], said: str) -> None:
+    message = refused_of(with_vms(vms, **gpus))
+    assert said in message, message
 
 
 def test_vms_are_read_with_their_defaults() -> None:

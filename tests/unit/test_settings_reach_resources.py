@@ -28,6 +28,8 @@ from homelab.settings import Nvidia, Settings
 from tests.conftest import PROJECT
 from tests.unit.hosts import KEY
 
+pytestmark = pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -170,6 +172,18 @@ def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
         loop.close()
 
 
+def at_each_registration(monkeypatch: pytest.MonkeyPatch, note: Callable[[str, Any], None]) -> None:
+    """Has ``note`` called with the URN of each resource that is registered, and with what the engine is asked."""
+    inherited: Any = MockMonitor.RegisterResource
+
+    def register(monitor: MockMonitor, request: Any) -> Any:
+        response = inherited(monitor, request)
+        note(response.urn, request)
+        return response
+
+    monkeypatch.setattr(MockMonitor, "RegisterResource", register)
+
+
 def left_out(place: str) -> tuple[str, ...]:
     """What of the base a setting has nothing to do with."""
     (longest,) = sorted((one for one in DATA["without"] if f"{place}.".startswith(f"{one}.")), key=len)[-1:]
@@ -219,7 +233,6 @@ def of_one_base() -> dict[tuple[str, ...], list[str]]:
     return found
 
 
-@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(("without", "places"), [pytest.param(*one, id=one[1][0]) for one in of_one_base().items()])
 def test_a_setting_that_changes_changes_what_a_resource_is_told(
     told: Callable[[dict[str, Any]], Any], without: tuple[str, ...], places: list[str]
@@ -234,13 +247,11 @@ def test_a_setting_that_changes_changes_what_a_resource_is_told(
     assert (unnoticed, ungated) == ([], [])
 
 
-@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
 def test_a_setting_of_no_resource_changes_nothing_that_one_is_told(told: Callable[[dict[str, Any]], Any]) -> None:
     changes = {place: value for each in DATA["of_no_resource"].values() for place, value in each.items()}
     assert told(changed(changes)) == told(changed({}))
 
 
-@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
 def test_a_shared_card_of_a_vm_and_a_card_named_like_both_are_two(
     told: Callable[[dict[str, Any]], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,36 +272,30 @@ def test_a_shared_card_of_a_vm_and_a_card_named_like_both_are_two(
     assert found == {"rtx5090": [103], "rtx5090-sandbox": []}
 
 
-@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
 def test_each_step_shows_what_it_does_while_it_runs(told: Callable[[dict[str, Any]], Any]) -> None:
     shown = {name: inputs["logging"] for (kind, name), inputs in told(changed({}, ())).items() if "Command" in kind}
     assert {"pve-cmdline", "pve-initrd", "pve-reboot"} <= shown.keys() and {*shown.values()} == {"stderr"}
 
 
-@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
 def test_the_programs_resources_keep_their_urns_and_what_each_comes_after(
     told: Callable[[dict[str, Any]], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another URN is another resource: the engine would undo the old one on every owner's host."""
     program = tables.read(Path(__file__).parent / "program_resources.yaml")
     registered: dict[str, list[str]] = {}
-    register: Any = MockMonitor.RegisterResource
 
-    def noted(self: MockMonitor, request: Any) -> Any:
-        urn = self.make_urn(request.parent, request.type, request.name)
+    def note(urn: str, request: Any) -> None:
         if request.custom:
             registered[short(urn)] = sorted(map(short, request.dependencies))
-        return register(self, request)
 
     def short(urn: str) -> str:
         return urn.removeprefix("urn:pulumi:lab::homelab::").replace("pulumi:pulumi:Stack$", "")
 
-    monkeypatch.setattr(MockMonitor, "RegisterResource", noted)
+    at_each_registration(monkeypatch, note)
     told(changed(program["changes"]))
     assert registered == program["resources"]
 
 
-@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
 def test_newer_data_of_nvidias_have_the_hosts_planned_anew_that_install_by_them(
     told: Callable[[dict[str, Any]], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,16 +23,27 @@ from homelab.show import reading, result, terminal, tree
 from homelab.show.cards import ShownCard, ShownGuest, of_outputs
 from remote_scripts.notes.container_note import Cards
 from tests.conftest import PROJECT
-from tests.unit.hosts import NODES, container_note, desktop, device, device_nodes, settings, vm_note
+from tests.unit.hosts import (
+    NODES,
+    cmdline,
+    conf,
+    container_note,
+    desktop,
+    device,
+    device_nodes,
+    driven,
+    settings,
+    vm_note,
+)
 from tests.unit.test_options import NEW, split
 
 VM: dict[str, Any] = {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}
 LXC = {"rtx5090": {"match": "10de:2b85", "use": "lxc"}}
 PHOENIX: dict[str, Any] = {"host": "pve", "ctid": 901, "gpus": ["rtx5090"]}
-SHARED = {"kind": "lxc", "id": 950, "lines": "hostname: old\ndev0: /dev/nvidia0,mode=0666"}
-OFF = {"kind": "vm", "id": 103, "lines": "name: sandbox\nmachine: q35"}
-WITHOUT_CARD = {"kind": "lxc", "id": 901, "lines": "hostname: p"}
-GUESTS = {"running": [], "configs": [OFF, WITHOUT_CARD], "mappings": "", "reservations": ""}
+SHARED = conf("lxc", 950, "hostname: old\ndev0: /dev/nvidia0,mode=0666")
+OFF = conf("vm", 103, "name: sandbox\nmachine: q35")
+WITHOUT_CARD = conf("lxc", 901, "hostname: p")
+GUESTS = {"running": [], "configs": [OFF, WITHOUT_CARD]}
 DRIVER: dict[str, Any] = {
     "nvidia_minors": {"0000:01:00.0": 0},
     "nvidia": {"version": "580.95.05", "trouble": ["", ""]},
@@ -149,31 +160,22 @@ def test_a_guest_that_is_owed_a_start_is_named_by_show_and_doctor(show: Any, is_
     assert found == [(said, Turn.PERSON)] * is_lost and (said in judged.remarks) is not is_lost
 
 
-def test_a_card_that_nobody_has() -> None:
-    now = reading.of_reading(desktop(guests=GUESTS), settings())
-    assert lines(tree.of_host("pve", now, now))[2:] == [
-        "card: RTX 5090 [10de:2b85] at 0000:01:00, nouveau",
-        "other: nobody has it",
-    ]
-
-
 # -- the preview's steps, and nothing else ----------------------------------------------------------------------------
-VFIO = [{**asdict(one), **({"driver": "vfio-pci"} if one.slot == "0000:01:00" else {})} for one in desktop().devices]
+VFIO = driven("vfio-pci")
 LINES = "dev0: /dev/nvidia0,mode=0666\ndev1: /dev/nvidiactl,mode=0666\ndev2: /dev/nvidia-uvm,mode=0666"
 NODE_LINES = [line.partition(": ")[2] for line in LINES.splitlines()]
-HAS_CARD = [{"kind": "lxc", "id": 901, "lines": f"hostname: p\n{LINES}"}, OFF]
+HAS_CARD = [conf("lxc", 901, f"hostname: p\n{LINES}"), OFF]
 MAPPED = "rtx5090\n\tmap id=10de:2b85,iommugroup=16,node=pve,path=0000:01:00\n"
 
 
 @pytest.mark.parametrize(
-    ("facts", "wanted", "expected"),
+    ("facts", "wanted"),
     [
         # A container that has all by its owner's lines stays, and so does one that has what it was given.
-        ({"guests": {**GUESTS, "configs": HAS_CARD}, **DRIVER}, {"containers": {"p": PHOENIX}, "gpus": LXC}, []),
+        ({"guests": {**GUESTS, "configs": HAS_CARD}, **DRIVER}, {"containers": {"p": PHOENIX}, "gpus": LXC}),
         (
             {"guests": {**GUESTS, "configs": HAS_CARD}, **DRIVER, "ledger": container_note(901, GIVEN, *NODE_LINES)},
             {"containers": {"p": PHOENIX}, "gpus": LXC, "nvidia": {"driver": "580"}},
-            [],
         ),
         # Numbers are those of NVIDIA's driver: other makers' cards stay away.
         (
@@ -182,26 +184,19 @@ MAPPED = "rtx5090\n\tmap id=10de:2b85,iommugroup=16,node=pve,path=0000:01:00\n"
                 "containers": {"p": {"host": "pve", "ctid": 901, "gpuAssignment": "all"}},
                 "gpus": {"igpu": {"match": "1002:164e", "use": "lxc"}, **LXC},
             },
-            [],
         ),
         # The host has it already.
-        ({"guests": GUESTS}, {"gpus": {"rtx5090": {"match": "10de:2b85", "use": "host"}}}, []),
+        ({"guests": GUESTS}, {"gpus": {"rtx5090": {"match": "10de:2b85", "use": "host"}}}),
         # A gate is closed, or a guest isn't there: nothing comes.
-        ({"guests": GUESTS, "framebuffers": {"0000:01:00.0": ["BOOTFB"]}}, {"vms": {"sandbox": VM}}, []),
-        ({"guests": {**GUESTS, "configs": []}}, {"vms": {"sandbox": VM}}, []),
-        ({"guests": {**GUESTS, "configs": []}, **DRIVER}, {"containers": {"p": PHOENIX}, "gpus": LXC}, []),
+        ({"guests": GUESTS, "framebuffers": {"0000:01:00.0": ["BOOTFB"]}}, {"vms": {"sandbox": VM}}),
+        ({"guests": {**GUESTS, "configs": []}}, {"vms": {"sandbox": VM}}),
+        ({"guests": {**GUESTS, "configs": []}, **DRIVER}, {"containers": {"p": PHOENIX}, "gpus": LXC}),
         # Its owner has it migrate.
-        (
-            {"guests": {**GUESTS, "configs": [], "mappings": MAPPED + "\tlive-migration-capable 1\n"}, "devices": VFIO},
-            {},
-            [],
-        ),
+        ({"guests": {"configs": [], "mappings": MAPPED + "\tlive-migration-capable 1\n"}, "devices": VFIO}, {}),
     ],
 )
-def test_what_the_next_up_leaves_alone_has_no_sign(
-    show: Any, facts: dict[str, Any], wanted: dict[str, Any], expected: list[str]
-) -> None:
-    assert signs(show(desktop(**facts), **wanted)) == expected
+def test_what_the_next_up_leaves_alone_has_no_sign(show: Any, facts: dict[str, Any], wanted: dict[str, Any]) -> None:
+    assert signs(show(desktop(**facts), **wanted)) == []
 
 
 def test_a_container_keeps_its_card_when_another_one_gets_it(show: Any) -> None:
@@ -214,9 +209,8 @@ def test_a_container_keeps_its_card_when_another_one_gets_it(show: Any) -> None:
 
 @pytest.mark.parametrize("owner", ["p/s/old", "p/other/old"])
 def test_a_container_that_leaves_the_settings_loses_its_card(show: Any, owner: str) -> None:
-    note = container_note(950, GIVEN, "/dev/nvidia0,mode=0666", owner=owner)
-    noted = {"ledger": note}
-    facts = desktop(guests={**GUESTS, "configs": [OFF, WITHOUT_CARD, SHARED]}, **DRIVER, **noted)
+    ledger = container_note(950, GIVEN, "/dev/nvidia0,mode=0666", owner=owner)
+    facts = desktop(guests={**GUESTS, "configs": [OFF, WITHOUT_CARD, SHARED]}, **DRIVER, ledger=ledger)
     is_own = owner.startswith("p/s/")
     assert signs(show(facts, gpus=LXC)) == ["- container 950 (old)"] * is_own
     seen = {"host": "pve", "ctid": 950, "name": "old", "addresses": ["0000:01:00.0"], "cards": {}}
@@ -226,23 +220,20 @@ def test_a_container_that_leaves_the_settings_loses_its_card(show: Any, owner: s
 
 
 def test_a_container_loses_the_card_that_the_settings_take_from_it(show: Any) -> None:
-    noted = {"ledger": container_note(901, GIVEN, "/dev/nvidia0,mode=0666")}
-    facts = desktop(guests={**GUESTS, "configs": HAS_CARD}, **DRIVER, **noted)
+    ledger = container_note(901, GIVEN, "/dev/nvidia0,mode=0666")
+    facts = desktop(guests={**GUESTS, "configs": HAS_CARD}, **DRIVER, ledger=ledger)
     assert signs(show(facts, containers={"p": {**PHOENIX, "gpus": []}}, gpus=LXC)) == ["- container 901 (p)"]
 
 
 def test_a_card_moves_from_one_vm_of_the_stack_to_another_or_from_one_that_left(show: Any) -> None:
     given = "machine: q35\nname: first\nhostpci0: mapping=rtx5090,pcie=1"
-    configs = [OFF, WITHOUT_CARD, {"kind": "vm", "id": 104, "lines": given}]
-    facts = desktop(guests={**GUESTS, "configs": configs}, devices=VFIO, ledger=vm_note(104, given, "hostpci0"))
-    for others in ({}, {"first": {"host": "pve", "vmid": 104, "gpus": []}}):
-        # Without its mapping it gives nobody the card; its option goes all the same.
-        assert signs(show(facts, {"sandbox": VM, **others})) == ["+ VM 103 (sandbox)", "~ VM 104 (first)"]
-    facts = desktop(
-        guests={**GUESTS, "configs": configs, "mappings": MAPPED}, devices=VFIO, ledger=vm_note(104, given, "hostpci0")
-    )
-    for others in ({}, {"first": {"host": "pve", "vmid": 104, "gpus": []}}):
-        assert signs(show(facts, {"sandbox": VM, **others})) == ["+ VM 103 (sandbox)", "- VM 104 (first)"]
+    guests = {**GUESTS, "configs": [OFF, WITHOUT_CARD, conf("vm", 104, given)]}
+    # Without its mapping it gives nobody the card; its option goes all the same.
+    for mappings, sign in (("", "~"), (MAPPED, "-")):
+        noted = vm_note(104, given, "hostpci0")
+        facts = desktop(guests={**guests, "mappings": mappings}, devices=VFIO, ledger=noted)
+        for others in ({}, {"first": {"host": "pve", "vmid": 104, "gpus": []}}):
+            assert signs(show(facts, {"sandbox": VM, **others})) == ["+ VM 103 (sandbox)", f"{sign} VM 104 (first)"]
 
 
 def test_a_guest_that_is_made_comes(show: Any) -> None:
@@ -257,8 +248,7 @@ def test_a_guest_that_is_made_comes(show: Any) -> None:
 
 def test_a_card_goes_back_to_the_hosts_driver_with_what_has_it(show: Any) -> None:
     word = "homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8"
-    words = {"running": word, "configured": word, "others": "", "generated": word}
-    found = desktop(guests=GUESTS, devices=VFIO, cmdline=words)
+    found = desktop(guests=GUESTS, devices=VFIO, cmdline=cmdline(word, others="", generated=word))
     shown = show(found, gpus={"rtx5090": {"match": "10de:2b85", "use": "host"}})
     assert lines(shown)[lines(shown).index("group: IOMMU group 16") + 1 :] == [
         "card: ~ RTX 5090 [10de:2b85] at 0000:01:00, vfio-pci → the host's driver",
@@ -306,9 +296,6 @@ def test_without_a_host_the_settings_change_what_the_stack_put_out() -> None:
 
 
 # -- what is set of it ---------------------------------------------------------------------------------------------
-OURS = {"reset_method": "flr bus", "d3cold_allowed": "1", "control": "auto"}
-
-
 def asleep(allowed: str = "1", control: str = "auto", reset: str = "flr bus", **had: Any) -> dict[str, dict[str, Any]]:
     state = {"reset_method": reset, "d3cold_allowed": allowed, "control": control, **had}
     return dict.fromkeys(("0000:01:00.0", "0000:01:00.1"), state)
@@ -338,13 +325,11 @@ def test_a_cards_reset_sleep_and_options_are_shown_and_a_vms_steps_marked(
     show: Any, gpu: dict[str, Any], vm: dict[str, Any], before: dict[str, Any], expected: list[str]
 ) -> None:
     """``before``: `hostpci`, as VM 103 has the card now; `originals`, what it had without this program, {}: the same."""
-    hostpci, originals = (
-        before.get("hostpci", "hostpci0: mapping=rtx5090,pcie=1"),
-        before.get("originals", {"hostpci0": None}),
-    )
+    originals = before.get("originals", {"hostpci0": None})
+    hostpci = before.get("hostpci", "hostpci0: mapping=rtx5090,pcie=1")
     text = f"name: Sandbox\nmachine: q35\nsmbios1: uuid=1\n{hostpci}"
     entry = "rtx5090\n\tmap id=10de:2b85,iommugroup=16,node=pve,path=0000:01:00,subsystem-id=1043:88e2\n"
-    guests = {**GUESTS, "mappings": entry, "configs": [{"kind": "vm", "id": 103, "lines": text}]}
+    guests = {**GUESTS, "mappings": entry, "configs": [conf("vm", 103, text)]}
     noted = vm_note(103, text, "hostpci0", originals=originals) if originals else {}
     states = before.get("card_states", asleep())
     facts = desktop(card_states=states, guests=guests, ledger=noted, devices=VFIO)
@@ -417,14 +402,8 @@ GPU = {
     "iommuGroup": 14,
     "test": {"kernel": "6.17"},
 }
-STACK = {
-    "driver": "580.95.05",
-    "flavour": "open",
-    "cuda": "12.8",
-    "program": True,
-    "container": True,
-    "uvm": True,
-}
+VERIFIED = dict.fromkeys(("program", "container", "uvm"), True)
+STACK = {"driver": "580.95.05", "flavour": "open", "cuda": "12.8", **VERIFIED}
 OUTPUTS: dict[str, Any] = {
     "hosts": {"pve": {"kernel": "6.17.2-1-pve", "iommu": {"groups": 17}, "gpus": {"rtx5090": GPU}}},
     "vms": {"sandbox": {"host": "pve", "vmid": 103, "name": "Sandbox", "gpus": ["rtx5090"], "nvidia": STACK}},

@@ -20,7 +20,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar, NoReturn, cast
+from typing import Any, ClassVar, cast
 from unittest.mock import AsyncMock
 
 import asyncssh
@@ -45,11 +45,14 @@ from remote_scripts.both.stack_folder import Wanted as StackFolder
 from remote_scripts.tools.log import Log
 from remote_scripts.tools.state import Work
 from tests import agent_kit, connections
-from tests.unit.hosts import KEY, desktop, settings
+from tests.unit.hosts import KEY, conf, desktop, settings
 from tests.waiting import PATIENCE, wait_until
 
 Serve = Callable[["SSHServerProcess[bytes]"], Awaitable[None]]
 Use = Callable[[ssh.Session], str]
+
+# pulumi-command imports its deprecated resources too.
+pytestmark = pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
 
 
 class Server(asyncssh.SSHServer):
@@ -122,6 +125,17 @@ def keep(folder: Path, serve: Serve | None) -> list[str]:
 
     meet(folder, serve, held)
     return said
+
+
+def saying(out: bytes = b"", log: bytes = b"", status: int = 0) -> Serve:
+    """A host that says this and ends."""
+
+    async def serve(process: SSHServerProcess[bytes]) -> None:
+        process.stdout.write(out)
+        process.stderr.write(log)
+        process.exit(status)
+
+    return serve
 
 
 @pytest.mark.parametrize("printed", [b"Welcome to\n{the} server\n", b"\x1b]0;root@pve\x07"])
@@ -273,27 +287,24 @@ def test_a_network_that_is_cut_in_the_middle_is_noticed_long_before_the_scripts_
     assert is_cut.is_set() and time.monotonic() - began < 20
 
 
-def test_a_script_that_refuses_to_hold_says_why(tmp_path: Path) -> None:
-    async def serve(process: SSHServerProcess[bytes]) -> None:
-        process.stdout.write(b"Welcome\nwanted: to be alone\nfound:  another\nwhy:    two\nnext:   wait\n")
-        process.exit(1)
-
-    with pytest.raises(HomelabError, match="to be alone"):
+@pytest.mark.parametrize(
+    ("serve", "kind", "said"),
+    [
+        (
+            saying(b"Welcome\nwanted: to be alone\nfound:  a\nwhy:    b\nnext:   c\n", status=1),
+            HomelabError,
+            "to be alone",
+        ),
+        (saying(log=b"sudo: a password is required\n", status=1), HomelabError, "a password is required"),
+        (None, UnreachableError, "Session refused"),
+    ],
+    ids=["it refuses", "sudo asks for a password", "it opens no session"],
+)
+def test_why_a_host_can_not_be_held_is_said(
+    tmp_path: Path, serve: Serve | None, kind: type[HomelabError], said: str
+) -> None:
+    with pytest.raises(kind, match=said):
         keep(tmp_path, serve)
-
-
-def test_a_sudo_that_asks_for_a_password_is_heard(tmp_path: Path) -> None:
-    async def serve(process: SSHServerProcess[bytes]) -> None:
-        process.stderr.write(b"sudo: a password is required\n")
-        process.exit(1)
-
-    with pytest.raises(HomelabError, match="a password is required"):
-        keep(tmp_path, serve)
-
-
-def test_a_host_that_opens_no_session_can_not_be_held(tmp_path: Path) -> None:
-    with pytest.raises(UnreachableError, match="Session refused"):
-        keep(tmp_path, None)
 
 
 def test_bytes_that_are_no_text_are_an_answer_all_the_same(tmp_path: Path) -> None:
@@ -307,12 +318,8 @@ def test_bytes_that_are_no_text_are_an_answer_all_the_same(tmp_path: Path) -> No
 
 
 def test_a_failure_whose_log_is_no_text_is_told(tmp_path: Path) -> None:
-    async def serve(process: SSHServerProcess[bytes]) -> None:
-        process.stderr.write(b"\xff cannot \x1b[31mgo on\x1b[0m\n")
-        process.exit(3)
-
     with pytest.raises(HomelabError, match=r"exit status 3: \ufffd cannot go on"):
-        talk(tmp_path, serve)
+        talk(tmp_path, saying(log=b"\xff cannot \x1b[31mgo on\x1b[0m\n", status=3))
 
 
 def test_the_lines_of_a_log_are_heard_while_the_script_goes_on(tmp_path: Path) -> None:
@@ -341,12 +348,8 @@ def test_the_lines_of_a_log_are_heard_while_the_script_goes_on(tmp_path: Path) -
 
 @pytest.mark.parametrize(("status", "kind"), [(1, HomelabError), (3, NotConfirmedError), (4, NotStartedError)])
 def test_a_script_that_is_not_read_but_answers_is_heard(tmp_path: Path, status: int, kind: type[HomelabError]) -> None:
-    async def serve(process: SSHServerProcess[bytes]) -> None:
-        process.stdout.write(b"wanted: a\nfound:  b\nwhy:    c\nnext:   d\n")
-        process.exit(status)
-
     with pytest.raises(HomelabError, match="wanted: a\nfound:  b") as told:
-        talk(tmp_path, serve)
+        talk(tmp_path, saying(b"wanted: a\nfound:  b\nwhy:    c\nnext:   d\n", status=status))
     assert told.type is kind
 
 
@@ -593,27 +596,23 @@ def test_a_confirmed_boot_that_cannot_be_read_is_said_to_stay(monkeypatch: pytes
     assert "has not ended" in error.value.found and error.value.next.startswith("log in, and see what hangs (`lspci`")
 
 
-def test_a_host_that_never_goes_down_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UnreachableError, match="it answers, but has not rebooted"):
-        restarted(monkeypatch, "old", patience=0.02)
-
-
 def test_another_host_key_while_it_starts_may_be_that_of_its_initramfs(monkeypatch: pytest.MonkeyPatch) -> None:
     other_key = HomelabError(wanted="the host key", found="SHA256:of the initramfs", why="", next="")
     boot, said = restarted(monkeypatch, OFF, other_key, other_key, OFF, "new")
     assert boot == "new" and "SHA256:of the initramfs" in said[0]
 
 
-def test_who_is_refused_to_the_end_hears_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_that_never_goes_down_is_told_of_and_who_is_refused_to_the_end_hears_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(UnreachableError, match="it answers, but has not rebooted"):
+        restarted(monkeypatch, "old", patience=0.02)
     with pytest.raises(HomelabError, match="Permission denied"):
         restarted(monkeypatch, OFF, NO_KEYS, patience=0.02)
 
 
 def test_a_reading_knows_the_functions_that_the_settings_name_for_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    def answer(*_: object) -> dict[str, object]:
-        return asdict(desktop())
-
-    monkeypatch.setattr(ssh.Session, "ask", answer)
+    monkeypatch.setattr(ssh.Session, "ask", lambda *_: asdict(desktop()))
     host = settings({"gpu": {"match": "10de:2b85", "functions": ["0000:01:00.0"]}})
     found = ssh.Session(host).read()
     assert [one.address for one in found.functions("0000:01:00")] == ["0000:01:00.0"]
@@ -622,11 +621,7 @@ def test_a_reading_knows_the_functions_that_the_settings_name_for_a_card(monkeyp
 def with_the_agent(folder: Path, give: Callable[[str], None], seconds: float | None = None) -> str:
     """Logs in with the agent to a server that takes one key; ``give``: is given this key before."""
 
-    async def serve(process: SSHServerProcess[bytes]) -> None:
-        process.stdout.write(b"in")
-        process.exit(0)
-
-    return meet(folder, serve, lambda session: session.run("read_system", ""), agent=give, seconds=seconds)
+    return meet(folder, saying(b"in"), lambda session: session.run("read_system", ""), agent=give, seconds=seconds)
 
 
 def test_an_agent_that_is_not_there_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -676,8 +671,6 @@ def test_an_agent_that_misbehaves_is_one_error_that_names_it_and_holds_nobody(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the agent of a test listens on a Unix socket")
-# pulumi-command imports its deprecated resources too.
-@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(("dry_run", "fault"), [(False, "silent"), (False, "empty"), (False, ""), (True, "silent")])
 def test_an_up_asks_the_agent_once_before_pulumi_command_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry_run: bool, fault: str
@@ -698,7 +691,6 @@ def test_an_up_asks_the_agent_once_before_pulumi_command_does(
     command._ask_the_agent.cache_clear()
 
 
-@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("agent", ["gone", "there", "not named", "a pipe"])
 def test_an_agent_that_is_gone_is_said_before_pulumi_command_fails_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: str
@@ -716,7 +708,6 @@ def test_an_agent_that_is_gone_is_said_before_pulumi_command_fails_for_it(
     assert "unset SSH_AUTH_SOCK" in str(caught.value) and (agent != "a pipe" or "no Unix socket" in str(caught.value))
 
 
-@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_an_rsa_host_key_is_refused_as_pulumi_command_cant_use_it(
     monkeypatch: pytest.MonkeyPatch, dry_run: bool
@@ -729,7 +720,6 @@ def test_an_rsa_host_key_is_refused_as_pulumi_command_cant_use_it(
         command.connection(host)
 
 
-@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_an_agent_on_windows_is_refused_as_pulumi_command_cant_use_it(
     monkeypatch: pytest.MonkeyPatch, dry_run: bool
@@ -747,7 +737,10 @@ def test_an_agent_on_windows_is_refused_as_pulumi_command_cant_use_it(
         assert ({"agent": True} in access.ways([], None)) == (system == "posix")
 
 
-@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
+async def around(host: Host) -> pulumi.ResourceHookBinding | None:
+    return command._around_each(host)
+
+
 def test_the_program_reaches_where_a_step_runs_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     reached: list[str] = []
 
@@ -764,9 +757,6 @@ def test_the_program_reaches_where_a_step_runs_before_it(monkeypatch: pytest.Mon
     monkeypatch.setattr(pulumi, "ResourceHook", lambda name, callback: SimpleNamespace(callback=callback))
     monkeypatch.setattr(pulumi, "ErrorHook", lambda name, callback: name)
     kept_agent._of_way.cache_clear()
-
-    async def around(host: Host) -> pulumi.ResourceHookBinding | None:
-        return command._around_each(host)
 
     hooks = asyncio.run(around(host))
     assert hooks is not None and hooks.before_create == hooks.before_update and hooks.before_delete is None
@@ -832,16 +822,21 @@ def test_a_step_that_is_cut_off_is_told_and_what_else_fails_speaks_for_itself(mo
 
 def test_a_host_that_accepts_and_says_nothing_is_given_up_before_a_step(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        host = Host.model_validate(
-            {
-                "address": "127.0.0.1",
-                "timeouts": {"connect": 1},
-                "ssh": {"port": silent.getsockname()[1], "hostKey": KEY, "password": "a"},
-            }
-        )
+        login = {"port": silent.getsockname()[1], "hostKey": KEY, "password": "a"}
+        host = Host.model_validate({"address": "127.0.0.1", "timeouts": {"connect": 1}, "ssh": login})
         with pytest.raises(UnreachableError) as caught:
             asyncio.run(logins.reach(host))
     assert caught.value.found == "no answer within 1 s"
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, keys: int = 1) -> None:
+    """Each connection fails so; the SSH agent has so many keys."""
+
+    async def agent(*_: object) -> list[None]:
+        return [None] * keys
+
+    monkeypatch.setattr(asyncssh, "connect", AsyncMock(side_effect=error))
+    monkeypatch.setattr(logins, "_keys_of_the_agent", agent)
 
 
 @pytest.mark.parametrize(
@@ -860,10 +855,7 @@ def test_a_host_that_accepts_and_says_nothing_is_given_up_before_a_step(tmp_path
 def test_why_a_host_cant_be_reached_is_in_the_systems_words(
     monkeypatch: pytest.MonkeyPatch, failed: Exception, found: str
 ) -> None:
-    async def connect(*_: Any, **__: Any) -> NoReturn:
-        raise failed
-
-    monkeypatch.setattr(asyncssh, "connect", connect)
+    failing(monkeypatch, failed)
     with pytest.raises(UnreachableError) as caught:
         ssh.read(settings(ssh={"hostKey": KEY, "password": "a"}))
     assert (caught.value.wanted, caught.value.found) == ("an SSH connection to 192.168.0.202:22", found)
@@ -873,14 +865,7 @@ def test_why_a_host_cant_be_reached_is_in_the_systems_words(
 def test_a_login_that_offers_too_many_keys_is_refused_and_no_host_is_off(
     monkeypatch: pytest.MonkeyPatch, keys: int, step: str
 ) -> None:
-    async def connect(*_: Any, **__: Any) -> NoReturn:
-        raise asyncssh.ProtocolError("Too many authentication failures")  # sshd's MaxAuthTries
-
-    async def agent(*_: object) -> list[None]:
-        return [None] * keys
-
-    monkeypatch.setattr(asyncssh, "connect", connect)
-    monkeypatch.setattr(logins, "_keys_of_the_agent", agent)
+    failing(monkeypatch, asyncssh.ProtocolError("Too many authentication failures"), keys)  # sshd's MaxAuthTries
     with pytest.raises(LoginRefusedError, match="Too many authentication failures") as refused:
         ssh.read(settings(ssh={"hostKey": KEY, **({"agent": True} if keys else {"password": "a"})}))
     assert step in refused.value.next
@@ -898,14 +883,7 @@ def test_a_login_that_offers_too_many_keys_is_refused_and_no_host_is_off(
 def test_a_login_that_is_refused_is_cured_for_the_very_key_that_the_settings_name(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str, command: list[str]
 ) -> None:
-    async def connect(*_: Any, **__: Any) -> NoReturn:
-        raise asyncssh.PermissionDenied("Permission denied")
-
-    async def agent(*_: object) -> list[None]:
-        return [None]
-
-    monkeypatch.setattr(asyncssh, "connect", connect)
-    monkeypatch.setattr(logins, "_keys_of_the_agent", agent)
+    failing(monkeypatch, asyncssh.PermissionDenied("Permission denied"))
     key = asyncssh.generate_private_key("ssh-ed25519", comment="")
     key.write_private_key(tmp_path / "my key")
     ways: dict[str, Any] = {
@@ -968,7 +946,7 @@ def test_what_a_host_is_asked_and_until_when_is_said_to_who_waits(monkeypatch: p
         return 0, b"{}", ""
 
     monkeypatch.setattr(loop, "run", run)
-    session = ssh.Session(Host.model_validate({"address": "192.0.2.1", "ssh": {"hostKey": KEY, "agent": True}}))
+    session = ssh.Session(settings(address="192.0.2.1"))
     session.ask("read", "initramfs", Needed(needed=True))
     session.plan([("initramfs", Needed(needed=True))])
     wanted = [" to be read: a busy host", " to say what `pulumi up` changes: a busy host"]
@@ -990,13 +968,8 @@ class _Answering(ssh.Session):
 
     def __init__(self, later: dict[str, object] | None = None, **guests: object) -> None:
         self._host = settings()
-        self.guests = {
-            "running": [901],
-            "configs": [{"kind": "lxc", "id": ctid, "lines": "ostype: debian"} for ctid in (901, 902)],
-            "mappings": "",
-            "reservations": "",
-            **guests,
-        }
+        configs = [conf("lxc", ctid, "ostype: debian") for ctid in (901, 902)]
+        self.guests = {"running": [901], "configs": configs, **guests}
         self.later = later or {}
 
     def ask(self, *words: Any, ctid: int = 0, **_: Any) -> dict[str, Any]:
@@ -1004,9 +977,7 @@ class _Answering(ssh.Session):
             return asdict(desktop(guests=self.guests))
         self.guests |= self.later
         if ctid == 902:
-            raise HomelabError(
-                wanted="container 902 running", found="stopped", why="it is read inside", next="start it"
-            )
+            raise HomelabError(wanted="container 902 running", found="stopped", why="w", next="start it")
         return {"read": ctid}
 
 
@@ -1049,32 +1020,24 @@ def test_plans_are_asked_together_and_told_from_what_a_login_prints() -> None:
 
 
 def systems_of(session: _Answering, *names: str) -> dict[str, object]:
-    found = systems.read(session, session.read(guests=True), names).systems
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("homelab.reading.systems.of_plain", lambda _form, answer, _what: answer)
+        found = systems.read(session, session.read(guests=True), names).systems
     return {name: one.found if isinstance(one, HomelabError) else one for name, one in found.items()}
 
 
-def test_stacks_are_read_on_the_host_and_in_containers_that_run_and_that_nothing_works_on(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("homelab.reading.systems.of_plain", lambda _form, answer, _what: answer)
+def test_stacks_are_read_on_the_host_and_in_containers_that_run_and_that_nothing_works_on() -> None:
     assert systems_of(_Answering(), "host", "901", "902") == {"host": {"read": 0}, "901": {"read": 901}}
     for lines in ("lock: backup", "ostype: alpine"):
-        configs = [{"kind": "lxc", "id": 901, "lines": lines}]
-        assert systems_of(_Answering(configs=configs), "host", "901") == {"host": {"read": 0}}
+        assert systems_of(_Answering(configs=[conf("lxc", 901, lines)]), "host", "901") == {"host": {"read": 0}}
 
 
-def test_where_nobody_knows_what_runs_no_container_counts_as_off(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("homelab.reading.systems.of_plain", lambda _form, answer, _what: answer)
+def test_where_nobody_knows_what_runs_no_container_counts_as_off() -> None:
     found = systems_of(_Answering(running=[], unlisted="refused"), "901", "902")
     assert found == {"901": {"read": 901}, "902": "stopped"}
 
 
-def test_a_container_that_stops_while_the_host_is_read_counts_as_off(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("homelab.reading.systems.of_plain", lambda _form, answer, _what: answer)
+def test_a_container_that_stops_while_the_host_is_read_counts_as_off() -> None:
     session = _Answering(running=[901, 902], later={"running": [901]})
     assert systems_of(session, "901", "902") == {"901": {"read": 901}}
     known: list[dict[str, object]] = [{"running": [901, 902]}, {"running": [], "unlisted": "refused"}]

@@ -48,6 +48,15 @@ def test_keys_of_others_are_theirs(whole: Any) -> None:
     stack_file.check(whole, "Pulumi.x.yaml")
 
 
+def against_the_settings() -> str:
+    """What a program that begins has against its settings."""
+    try:
+        stack.load()
+    except HomelabError as error:
+        return str(error)
+    return ""
+
+
 @pytest.fixture
 def running(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A program that runs in a folder, as the stack `some`."""
@@ -59,11 +68,7 @@ def running(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def load(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any]) -> str:
     monkeypatch.setenv("PULUMI_CONFIG", json.dumps({key: json.dumps(one) for key, one in config.items()}))
-    try:
-        stack.load()
-    except HomelabError as error:
-        return str(error)
-    return ""
+    return against_the_settings()
 
 
 def test_the_program_names_settings_that_ended_up_beside_config(monkeypatch: pytest.MonkeyPatch, running: Path) -> None:

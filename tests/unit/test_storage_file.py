@@ -34,22 +34,16 @@ class Storage:
         self.comes_late = False
         self.work: Any = StorageFileWork(texts({}, {}).texts)
 
-        def noted(*_: Any) -> Any:
-            return self.note
-
         def take_note(_session: Any, _name: str, note: dict[str, Any]) -> None:
             self.note = note
             self.done.append("noted")
-
-        def users(*_: Any) -> list[str]:
-            return self.users
 
         def forget(*_: Any) -> None:
             self.note = None
             self.done.append("forgotten")
 
-        monkeypatch.setattr(storage_file, "_users", users)
-        monkeypatch.setattr(ledger, "noted", noted)
+        monkeypatch.setattr(storage_file, "_users", lambda *_: self.users)
+        monkeypatch.setattr(ledger, "noted", lambda *_: self.note)
         monkeypatch.setattr(ledger, "note", take_note)
         monkeypatch.setattr(ledger, "forget", forget)
         monkeypatch.setattr(self.work, "_files", lambda _: self)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from homelab.facts.guests import GuestConfig
 from homelab.host.plan import PlannedReboot
 from homelab.judged import tree as judging
 from homelab.judged.text import of_undone
@@ -19,21 +18,18 @@ from remote_scripts.both.reboot import Reason
 from remote_scripts.nvidia import driver, engine_conf
 from remote_scripts.reading.answer import Managed
 from tests.rows import rows
-from tests.unit.hosts import tree, vm_note
-from tests.unit.test_cards import facts_config, two_in_one_group, vm
+from tests.unit.hosts import conf, tree, vm_note
+from tests.unit.test_cards import two_in_one_group, vm
 
 LINES = "machine: q35\nname: one\nhostpci0: mapping=one,pcie=1"
 
 
 def judged(lines: str = LINES, *names: str, second: str = "", ha: str = "", mapping: str = "") -> Tree:
     """VM 103, which has its card, and VM 104, which is to get another one of the same group, in this order."""
-    facts, host = two_in_one_group()
     entry = "id=10de:2b85,iommugroup=16,node=pve,path=0000:01:00,subsystem-id=1043:88e2"
-    mappings = f"one\n\tmap {entry}\n{mapping}"
-    configs = [facts_config(103, lines), *([facts_config(104, second)] if second else [])]
-    guests = replace(facts.guests, configs=configs, running=frozenset([103]), mappings=mappings)
-    cluster = replace(facts.cluster, ha=replace(facts.cluster.ha, resources=ha))
-    facts = replace(facts, guests=guests, cluster=cluster, ledger=vm_note(103, LINES, "hostpci0"))
+    configs = [conf("vm", 103, lines), *([conf("vm", 104, second)] if second else [])]
+    about: dict[str, Any] = {"cluster": {"ha": {"resources": ha}}, "ledger": vm_note(103, LINES, "hostpci0")}
+    facts, host = two_in_one_group(*configs, mappings=f"one\n\tmap {entry}\n{mapping}", **about)
     vms = {"one": vm(103, "one"), "two": vm(104, "two")}
     host = host.model_copy(update={"node": "pve"})
     return tree(facts, host, {name: vms[name] for name in names or ("one",)}, stack="p/s")
@@ -93,6 +89,8 @@ def test_a_locked_guest_that_leaves_the_settings_is_refused_with_its_change() ->
 HOST = two_in_one_group()[1].model_copy(update={"node": "pve"})
 MARK, DISK = "#Created by Pulumi%3A p/s/", {"scsi0": "local-lvm:8"}
 OURS = f"{MARK}sandbox 0123456789abcdef\n{LINES}"
+MADE = {"host": "pve", "ctid": 103, "gpus": [], "create": {"ostemplate": "a", "rootfs": "local-lvm:8"}}
+BOX = {"box": Container.model_validate(MADE)}
 
 
 def a_vm(**more: Any) -> dict[str, Vm]:
@@ -101,17 +99,13 @@ def a_vm(**more: Any) -> dict[str, Vm]:
 
 def undone(monkeypatch: pytest.MonkeyPatch, wanted: Settings, lines: str, kind: str = "vm", **more: Any) -> str:
     """What `homelab show --undo` says, of a host with guest 103, which runs."""
-    facts, _ = two_in_one_group()
-    configs = [GuestConfig(kind=kind, id=103, lines=lines)]
-    facts = replace(facts, guests=replace(facts.guests, configs=configs, running=frozenset([103])), **more)
+    facts = replace(two_in_one_group(conf(kind, 103, lines))[0], **more)
     monkeypatch.setattr(planning, "planned", lambda wanted, *_, **__: judging.judged(facts, wanted))
     return of_undone(planning.undone(wanted))
 
 
-DELETED, GIVEN_BACK = (
-    "VM 103 (one) is deleted with its disks",
-    "vms.sandbox is undone: the VM has back what it was before",
-)
+DELETED = "VM 103 (one) is deleted with its disks"
+GIVEN_BACK = "vms.sandbox is undone: the VM has back what it was before"
 
 
 @rows(
@@ -140,9 +134,7 @@ def test_a_guest_that_was_made_here_is_deleted_by_a_destroy_unless_it_is_protect
 
 
 def test_a_container_that_was_made_here_is_deleted_likewise(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = {"host": "pve", "ctid": 103, "gpus": [], "create": {"ostemplate": "a", "rootfs": "local-lvm:8"}}
-    wanted = Settings("pve", HOST, {}, {"box": Container.model_validate(made)}, "p/s")
-    text = undone(monkeypatch, wanted, f"{MARK}box\nhostname: box\n", "lxc")
+    text = undone(monkeypatch, Settings("pve", HOST, {}, BOX, "p/s"), f"{MARK}box\nhostname: box\n", "lxc")
     assert "\n  container 103 (box) is deleted with its disks\n" in text and "containers.box" not in text
 
 
@@ -183,8 +175,7 @@ def test_what_else_a_destroy_removes_is_listed(monkeypatch: pytest.MonkeyPatch, 
 def test_a_guest_of_somebody_elses_that_has_the_id_of_one_to_be_made_is_refused(
     lines: str, stack: str, found: str
 ) -> None:
-    facts, host = two_in_one_group()
-    facts = replace(facts, guests=replace(facts.guests, configs=[facts_config(103, lines)]))
+    facts, host = two_in_one_group(conf("vm", 103, lines))
     vms = a_vm(create=DISK, gpus=["one"])
     refused = tree(facts, host, vms, stack=stack).vms["sandbox"][1].refusals
     assert [error.found for error in refused][:1] == [found] * bool(found) or not found
@@ -193,10 +184,6 @@ def test_a_guest_of_somebody_elses_that_has_the_id_of_one_to_be_made_is_refused(
 
 @pytest.mark.parametrize("lines", ["hostname: theirs", f"{MARK}box\nhostname: box"])
 def test_a_container_of_somebody_elses_is_refused_likewise(lines: str) -> None:
-    facts, host = two_in_one_group()
-    configs = [GuestConfig(kind="lxc", id=103, lines=lines)]
-    facts = replace(facts, guests=replace(facts.guests, configs=configs))
-    made = {"host": "pve", "ctid": 103, "gpus": [], "create": {"ostemplate": "a", "rootfs": "local-lvm:8"}}
-    box = {"box": Container.model_validate(made)}
-    found = [error.found for error in tree(facts, host, {}, box, "p/s").containers["box"][1].refusals]
+    facts, host = two_in_one_group(conf("lxc", 103, lines))
+    found = [error.found for error in tree(facts, host, {}, BOX, "p/s").containers["box"][1].refusals]
     assert found == ["there is a container 103 already: theirs"] * ("theirs" in lines)

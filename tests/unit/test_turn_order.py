@@ -7,9 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pulumi.runtime import mocks
 
-from tests.unit.test_settings_reach_resources import changed, told
+from tests.unit.test_settings_reach_resources import at_each_registration, changed, told
 
 __all__ = ["told"]
 
@@ -28,15 +27,12 @@ def after(
     def run(changes: dict[str, Any]) -> Callable[[str], set[str]]:
         names: dict[str, str] = {}
         waits: dict[str, set[str]] = {}
-        inherited: Any = mocks.MockMonitor.RegisterResource
 
-        def register(monitor: mocks.MockMonitor, request: Any) -> Any:
-            response = inherited(monitor, request)
-            names[response.urn] = request.name
-            waits[response.urn] = {*request.dependencies, *([request.parent] if request.parent else [])}
-            return response
+        def note(urn: str, request: Any) -> None:
+            names[urn] = request.name
+            waits[urn] = {*request.dependencies, *([request.parent] if request.parent else [])}
 
-        monkeypatch.setattr(mocks.MockMonitor, "RegisterResource", register)
+        at_each_registration(monkeypatch, note)
         told(changed(changes))
 
         def found(name: str) -> set[str]:

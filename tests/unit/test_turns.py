@@ -25,19 +25,14 @@ def test_a_node_that_rolled_back_ends_its_turn_once_it_is_back(
 ) -> None:
     ended = []
 
-    def confirm(*_: Any) -> SimpleNamespace:
-        return SimpleNamespace(rolled_back="boot x was not confirmed", rolling_back=restarts_again)
-
-    def end(_: Host, name: str) -> None:
-        ended.append(name)
-
-    monkeypatch.setattr(boots, "confirm", confirm)
+    back = SimpleNamespace(rolled_back="boot x was not confirmed", rolling_back=restarts_again)
+    monkeypatch.setattr(boots, "confirm", lambda *_: back)
 
     def start(_: Host, name: str, own: start_guests.Wanted) -> None:
         assert own == start_guests.Wanted(), "this run starts nothing any more"
         ended.append(f"guests of {name}")
 
-    monkeypatch.setattr(boot_verification, "_end_turn", end)
+    monkeypatch.setattr(boot_verification, "_end_turn", lambda _, name: ended.append(name))
     monkeypatch.setattr(boot_verification, "_start_guests", start)
     want = cast("plan.Wanted", SimpleNamespace(gpus={}))
     answer = reboot.Answer("yes", "x", turn=True, armed="")
@@ -125,3 +120,4 @@ def test_a_plan_says_after_which_node_one_restarts() -> None:
         needed = plan.PlannedReboot(cast("Any", decision), "1", (reboot.Reason("a"),))
         text = plan.describe("pve2", facts, settings.hosts["alone"], want, needed, follows="pve1")
         assert said in text.splitlines()[-1] and ("after pve1" in text) == (decision == "yes")
+        assert "; after" not in plan.describe("pve2", facts, settings.hosts["alone"], want, needed)

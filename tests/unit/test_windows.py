@@ -163,7 +163,7 @@ def test_a_settings_file_is_read_as_windows_writes_it(written: Callable[[str], P
 
 
 def test_a_host_key_is_read_as_windows_writes_it(written: Callable[[str], Path]) -> None:
-    file = written(f"{KEY}\r\n")
+    file = written(f"{KEY} root@pve\r\n")
     assert Ssh.model_validate({"hostKeyFile": str(file), "agent": True}).pinned_host_key == " ".join(KEY.split()[:2])
 
 
@@ -175,7 +175,7 @@ def test_a_private_key_is_read_as_windows_writes_it(written: Callable[[str], Pat
 @pytest.mark.parametrize("read", [read_settings, StackFile.read])
 def test_a_settings_file_in_a_code_page_is_one_clear_error(read: Callable[[Path], object], tmp_path: Path) -> None:
     (file := tmp_path / "Pulumi.homelab.yaml").write_bytes(SETTINGS.encode("cp1252"))
-    with pytest.raises(HomelabError, match=r"UTF-8|valid YAML"):
+    with pytest.raises(HomelabError, match="UTF-8"):
         read(file)
 
 
