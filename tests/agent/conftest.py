@@ -17,9 +17,10 @@ from remote_scripts.pve import api
 from tests.agent.boot_kit import loader, stocked_boot
 from tests.agent.card_kit import box
 from tests.agent.cluster_kit import clock
+from tests.agent.handover_kit import only
 from tests.agent.kit import host
 
-__all__ = ["box", "clock", "host", "loader", "stocked_boot"]
+__all__ = ["box", "clock", "host", "loader", "only", "stocked_boot"]
 
 _PROGRAM, _TOOLS, _TESTS = f"{FOLDER}/", f"{FOLDER / 'tools'}/", f"{Path(__file__).parent}/"
 #: Keeps the bytecode of what is imported.

@@ -197,8 +197,14 @@ class Host(kit.Host):
 
 
 @pytest.fixture
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
-    return made(Host(tmp_path), monkeypatch)
+def only() -> bool:
+    """Whether the card is its driver's only one; others by a parameter of this name."""
+    return False
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: bool) -> Host:
+    return made(Host(tmp_path), monkeypatch, only=only)
 
 
 @pytest.fixture

@@ -73,11 +73,7 @@ def says(host: Host, program: str, text: str, answer: Done | int | str | None) -
 
 
 @pytest.mark.parametrize("only", [False, True])
-def test_a_start_takes_the_card_and_a_stop_gives_it_back(
-    host: Host, only: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if only:
-        host.unbind(OTHER)
+def test_a_start_takes_the_card_and_a_stop_gives_it_back(host: Host, only: bool) -> None:
     with host.vm_locked():
         host.run(*START)
         assert host.with_the_vm() and host.exists("/sys/module/nvidia") is not only
@@ -1150,10 +1146,8 @@ def test_a_screen_or_a_card_with_virtual_functions_is_not_given(host: Host, attr
     ],
 )
 def test_nvidia_drm_lets_go_of_one_card_of_several_in_newer_versions_alone(
-    host: Host, modeset: str, version: str, only: bool, refused: bool
+    host: Host, modeset: str, version: str, refused: bool
 ) -> None:
-    if only:
-        host.unbind(OTHER)
     host.write("/sys/module/nvidia_drm/parameters/modeset", f"{modeset}\n")
     host.write(
         "/proc/driver/nvidia/version", f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {version}  x\n"
