@@ -3,6 +3,7 @@ stays; Intel's and AMD's cards by their addresses, with the groups as they are i
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -18,7 +19,7 @@ from remote_scripts.pve.container_conf import Method
 from remote_scripts.tools import disk
 from remote_scripts.tools.done import TIMED_OUT, Done
 from tests.agent.card_kit import ALLOW, AMD, BASE, BIND, CONF, NOTE, NVIDIA, PRIVILEGED, SECOND, Cards300
-from tests.agent.kit import Refused
+from tests.agent.kit import Refused, failing
 from tests.waiting import PATIENCE
 
 SNAPSHOT = "\n[clean]\narch: amd64\nhostname: box\nmemory: 256\nsnaptime: 1700000000\n" + BIND.format(
@@ -393,19 +394,11 @@ def test_nothing_is_written_before_it_is_noted(box: Cards300) -> None:
     assert {*text.splitlines()} - {*BASE.splitlines()} == noted[0]["values"].keys() and noted[0]["text"] == BASE
 
 
-def test_without_a_quorum_nothing_is_changed_and_that_is_said(box: Cards300, monkeypatch: pytest.MonkeyPatch) -> None:
-    create = disk.create
-
-    def denied(path: Path, mode: int) -> Any:
-        """As pmxcfs that has made itself read-only."""
-        if "/etc/pve/" in str(path):
-            raise PermissionError(13, "Permission denied")
-        return create(path, mode)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(disk, "create", denied)
-        with pytest.raises(Refused, match=r"Permission denied[\s\S]*without a quorum[\s\S]*pvecm status"):
-            box.apply(minors=(0,))
+def test_without_a_quorum_nothing_is_changed_and_that_is_said(box: Cards300) -> None:
+    """As pmxcfs says it that has made itself read-only."""
+    refuses = pytest.raises(Refused, match=r"Permission denied[\s\S]*without a quorum[\s\S]*pvecm status")
+    with failing(errno.EACCES, "create", at="/etc/pve/"), refuses:
+        box.apply(minors=(0,))
     assert (box.conf, box.noted(), box.left()) == (BASE, {}, [])
 
 

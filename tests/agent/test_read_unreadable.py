@@ -13,7 +13,7 @@ import pytest
 
 from homelab.facts.host import HostFacts
 from remote_scripts.reading.source import Source
-from tests.agent.kit import Host, hangs
+from tests.agent.kit import Host, follows_no_link, hangs
 from tests.agent.reading_kit import host as host
 from tests.agent.reading_kit import read, says
 
@@ -142,33 +142,7 @@ def test_where_a_link_leads_isnt_looked_at_when_a_folder_is_listed(host: Host, m
     """It may be on a share that hangs."""
     rule = host.write("/etc/udev/rules.d/below/10.rules", "")
     rule.with_name("20.rules").symlink_to("/mnt/nas/20.rules")
-    real = os.scandir
-
-    class Listed:
-        def __init__(self, entry: os.DirEntry[str]) -> None:
-            self.name, self.path, self.is_symlink, self._entry = entry.name, entry.path, entry.is_symlink, entry
-
-        def is_dir(self) -> bool:
-            assert not self.is_symlink(), f"{self.path} was followed"
-            return self._entry.is_dir()
-
-    class Listing:
-        def __init__(self, folder: Any) -> None:
-            self._entries = real(folder)
-
-        def __enter__(self) -> Listing:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            self._entries.close()
-
-        def __iter__(self) -> Listing:
-            return self
-
-        def __next__(self) -> Listed:
-            return Listed(next(self._entries))
-
-    monkeypatch.setattr(os, "scandir", Listing)
+    follows_no_link(monkeypatch)
     assert Source(host.system()).below("/etc/udev/rules.d") == ["/etc/udev/rules.d/below/10.rules"]
 
 

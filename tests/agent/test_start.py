@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import fcntl
 import functools
 import hashlib
 import json
@@ -16,6 +15,7 @@ import tempfile
 import time
 import types
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -30,7 +30,7 @@ from remote_scripts.notes import kept_agents
 from remote_scripts.tools import boot_service, modules
 from remote_scripts.tools.system import System
 from tests import sent_along
-from tests.agent.kit import Host, ask_in_memory, bash, command
+from tests.agent.kit import Host, ask_in_memory, bash, command, held
 from tests.rows import rows
 from tests.waiting import PATIENCE
 
@@ -250,15 +250,12 @@ def test_what_it_cant_understand_changes_nothing(host: Host, verb: str, text: st
 
 def test_a_step_that_hangs_is_killed_at_its_time_and_says_so(host: Host) -> None:
     put(host)
-    folder = host.root / "run/homelab"
-    folder.mkdir(mode=0o700)
-    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = held(host)
     began = time.monotonic()
     done = run(host, "apply", agent.request("card_values", AWAKE, seconds=1))
     assert done.returncode == 1 and "this step done within 1 s" in done.stdout
     assert time.monotonic() - began < 30 and awake(host) == "1"
-    os.close(lock)
+    lock.close()
 
 
 #: A process that ends by no signal, as one that waits for a share that is gone.
@@ -280,13 +277,7 @@ os._exit(agent._limited(2, lambda: time.sleep(600)))
 
 def test_what_no_signal_ends_is_waited_for_by_nobody() -> None:
     began = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-c", HANGS],
-        cwd=FOLDER.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = subprocess.Popen([sys.executable, "-c", HANGS], cwd=FOLDER.parent, stdout=PIPE, stderr=PIPE, text=True)
     assert process.stdout and process.stderr
     child = int(process.stderr.readline())
     try:
@@ -310,15 +301,12 @@ def test_no_answer_of_a_layer_moves_a_terminals_cursor(host: Host) -> None:
 
 def test_a_client_that_goes_leaves_it_at_work(host: Host) -> None:
     put(host)
-    folder = host.root / "run/homelab"
-    folder.mkdir(mode=0o700)
-    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = held(host)
     process = subprocess.Popen(
         ["bash", "-c", f"exec {boot_service.PYTHON} {host.root}{agent.place(OWNER)} apply"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
         env={"HOMELAB_ROOT": str(host.root), "ROOT": "/of/its/owner"},
     )
     assert process.stdin and process.stdout and process.stderr
@@ -329,23 +317,20 @@ def test_a_client_that_goes_leaves_it_at_work(host: Host) -> None:
         stream.close()
     for number in (signal.SIGHUP, signal.SIGTERM):
         process.send_signal(number)
-    os.close(lock)
+    lock.close()
     assert process.wait(PATIENCE) == 0 and awake(host) == "0"
 
 
 def test_a_run_that_has_ended_has_no_step_waiting(host: Host) -> None:
     put(host)
-    folder = host.root / "run/homelab"
-    folder.mkdir(mode=0o700)
-    (folder / "up").write_text("somebody\n")
-    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = held(host)
+    host.write("/run/homelab/up", "somebody\n")
     environment = {**of_root(host.root), "PATH": os.environ["PATH"]}
     process = subprocess.Popen(
         ["bash", "-c", agent.command("apply", "root", OWNER)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
         text=True,
         env=environment,
     )
@@ -353,12 +338,12 @@ def test_a_run_that_has_ended_has_no_step_waiting(host: Host) -> None:
     process.stdin.write(agent.request("card_values", AWAKE, seconds=600))
     process.stdin.close()
     assert "waiting for another run" in process.stderr.readline()
-    (folder / "up").write_text("somebody, and was cancelled\n")
+    host.write("/run/homelab/up", "somebody, and was cancelled\n")
     assert "it has ended, or was cancelled" in process.stdout.read()
     with process:
         assert process.wait(PATIENCE) == 1
     assert awake(host) == "1"
-    os.close(lock)
+    lock.close()
 
 
 def test_a_python_that_is_too_old_is_refused_before_anything_is_written(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import itertools
 import os
 import time
@@ -27,7 +27,7 @@ from remote_scripts.tools.files import Files
 from tests import sampling
 from tests.agent import api_kit, boot_kit, cluster_kit
 from tests.agent.boot_kit import CHOICE, EACH_LOADER, HOME, MENU, ONE_SHOT, SYSTEMD_BOOT, TRIAL, lasting, trial_line
-from tests.agent.kit import Host, Refused, cuts, watched
+from tests.agent.kit import Host, Refused, cuts, failing, held, watched
 from tests.bench import job as jobs
 
 JUDGED, ROLLED_BACK = f"{HOME}/judged", f"{HOME}/rolled-back"
@@ -376,12 +376,7 @@ def test_a_second_layer_that_cant_be_tried_leaves_the_first_ones_trial(host: Hos
 def test_words_of_a_change_that_failed_are_not_tried_later(host: Host, loader: str) -> None:
     arm(host, "iommu", IOMMU)
     arm(host)
-
-    def full(call: str, path: str) -> None:
-        if call == "write" and "/esp-" in path:
-            raise OSError(28, "No space left on device", path)
-
-    with watched(full), pytest.raises(Refused):
+    with failing(errno.ENOSPC, "write", at="/esp-"), pytest.raises(Refused):
         arm(host, words="homelab.vfio=other")
     assert not trial_line(host) and not trial.is_chosen(host.system())
     assert arm(host, "iommu", IOMMU)["changed"] is True and trial_line(host).split()[-6:-3] == [*IOMMU.split(), WORDS]
@@ -510,13 +505,12 @@ def test_how_the_host_is_reached_is_noted(host: Host, monkeypatch: pytest.Monkey
     assert [line for line in lines if line in wanted] == wanted
 
 
-def test_without_ssh_it_is_the_default_route(host: Host) -> None:
-    def ip(arguments: Sequence[str], _stdin: bytes) -> str:
-        if "neighbour" in arguments:
-            return REACHABLE
-        return boot_kit.network(arguments, _stdin)
+def ip_of_a_gateway_without_pings(arguments: Sequence[str], stdin: bytes) -> str:
+    return REACHABLE if "neighbour" in arguments else boot_kit.network(arguments, stdin)
 
-    host.programs["ip"] = ip
+
+def test_without_ssh_it_is_the_default_route(host: Host) -> None:
+    host.programs["ip"] = ip_of_a_gateway_without_pings
     arm(host)
     wanted = ["address 192.0.2.10", "port ", "gateway 192.0.2.1"]
     assert [line for line in host.read(TRIAL).splitlines() if line in wanted] == wanted
@@ -590,18 +584,8 @@ def test_one_that_is_not_is_given_back_and_changes_nothing(
 
 
 def test_a_gateway_that_answers_no_ping_is_known_by_its_hardware_address(tried: Host) -> None:
-    def ip(arguments: Sequence[str], _stdin: bytes) -> str:
-        return REACHABLE if "neighbour" in arguments else boot_kit.network(arguments, _stdin)
-
-    tried.programs |= {"ip": ip, "ping": lambda *_: 1}
+    tried.programs |= {"ip": ip_of_a_gateway_without_pings, "ping": lambda *_: 1}
     assert verdict(tried) == "stay" and tried.read(JUDGED).endswith(STAYS)
-
-
-def held(host: Host) -> Any:
-    (host.root / "run/homelab").mkdir(mode=0o700, exist_ok=True)
-    lock = (host.root / "run/homelab/lock").open("w")
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return lock
 
 
 def test_a_run_that_holds_the_lock_does_not_keep_a_boot_from_being_given_back(tried: Host) -> None:
@@ -850,12 +834,8 @@ def test_a_boot_that_is_given_back_at_that_moment_is_not_confirmed(
 
 def test_a_confirmation_that_cant_be_written_says_so(tried: Host) -> None:
     """Told nothing, `up` would ask again and again."""
-
-    def fails(call: str, path: str) -> None:
-        if call == "rename" and path.endswith("/confirmed"):
-            raise OSError(30, "Read-only file system", path)
-
-    with watched(fails), pytest.raises(Refused, match="found: .*Read-only file system") as refused:
+    refuses = pytest.raises(Refused, match="found: .*Read-only file system")
+    with failing(errno.EROFS, "rename", at=f"{HOME}/confirmed"), refuses as refused:
         confirm(tried)
     assert refused.value.status == NotConfirmed.status, "which up knows it by"
 
