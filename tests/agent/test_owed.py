@@ -386,12 +386,6 @@ def test_who_was_switched_off_thousands_of_tasks_ago_stays_off(host: Host) -> No
     assert started(host) == [105, 901, 90] and is_over(host)
 
 
-def test_a_guest_that_was_removed_or_moved_meanwhile_is_owed_nothing(host: Host) -> None:
-    noted(host, "qm 103", "pct 901")
-    gone(host)
-    assert run(host) == {"started": ["container 901 (g901)"], "off": []} and is_over(host)
-
-
 def test_without_etc_pve_nothing_is_believed(host: Host) -> None:
     noted(host, "qm 103")
     (host.root / "etc/pve/local").unlink()

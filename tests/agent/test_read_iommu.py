@@ -170,13 +170,6 @@ def test_of_two_cards_the_one_is_named_that_has_it_and_nothing_but_cards(host: H
     assert read(host).framebuffers == {AMD_CARD: ["efifb"]}
 
 
-def test_the_lanes_of_a_link_are_read_as_far_as_the_kernel_says_them(host: Host) -> None:
-    host.function("0000:41:00.0", "0x030000")
-    host.function("0000:42:00.0", "0x030000", current_link_width="1\n", max_link_width="8\n")
-    found = {one.address: one.lanes for one in read(host).devices}
-    assert (found["0000:41:00.0"], found["0000:42:00.0"]) == ((0, 0), (1, 8))
-
-
 def test_a_host_without_the_file_says_nothing(host: Host) -> None:
     card(host, resource("d0000000", "dfffffff"))
     assert read(host).framebuffers == {}
