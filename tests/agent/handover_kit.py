@@ -260,13 +260,10 @@ def fill(host: Host) -> None:
     )
     host.write(VM, "name: gaming\nhostpci0: mapping=big,driver=keep,pcie=1\n")
     host.write("/etc/pve/mapping/pci.cfg", "big\n\tmap id=10de:2b85,node=pve,path=0000:01:00\n")
-    for path, power in (
-        (CT950, "running"),
-        (VM103, "stopped"),
-        ("/state/pve-guests.service", "active\n"),
-        ("/state/system", "running\n"),
-    ):
-        host.write(path, power)
+    host.write(CT950, "running")
+    host.write(VM103, "stopped")
+    host.write("/state/pve-guests.service", "active\n")
+    host.write("/state/system", "running\n")
     host.write("/persistence", "Enabled\n")
     host.write("/drain", "0\n")
     host.write("/kept/.keep", "")
@@ -438,6 +435,16 @@ def _qm_set(host: Host, words: list[str]) -> None:
     lines = [line for line in host.read(conf).splitlines() if not line.startswith("hookscript:")]
     added = [f"hookscript: {words[3]}"] if words[2] == "--hookscript" else []
     host.write(conf, "".join(f"{line}\n" for line in [*lines, *added]))
+
+
+def thread(
+    host: Host, pid: int, number: int, maps: str = "", group: str = "/lxc/950/ns/system.slice/ollama.service"
+) -> None:
+    """Of a process, which is one of a container's by default."""
+    host.write(f"/proc/{pid}/comm", "ollama\n")
+    host.write(f"/proc/{pid}/cgroup", f"0::{group}\n")
+    host.write(f"/proc/{pid}/task/{number}/maps", maps)
+    (host.root / f"proc/{pid}/task/{number}/fd").mkdir()
 
 
 # -- what is asked -------------------------------------------------------------------------------------------------
