@@ -51,7 +51,7 @@ def test_values_are_set_now_and_by_a_rule_and_given_back(host: Host) -> None:
         f'{about}, ATTR{{d3cold_allowed}}="0"',
         f'{about}, ATTR{{power/control}}="on"',
     ]
-    assert ask(host, "apply", *RESET, *AWAKE) == {"changed": False}
+    assert ask(host, "apply", *RESET, *AWAKE) == {"changed": False}, "as after a boot, whose rule has set them again"
     assert ask(host, "revert", *RESET, *AWAKE) == {"changed": True}
     assert values_of(host) == ["flr bus", "1", "auto"] and host.lasting() == before
     assert ask(host, "revert", *RESET) == {"changed": False}
@@ -84,13 +84,6 @@ def test_what_a_card_had_is_noted_before_the_rule_is_there(host: Host) -> None:
     with watched(watch):
         ask(host, "apply", *RESET)
     assert noted == [["flr bus", "bus"]]
-
-
-def test_after_a_reboot_it_is_still_known_what_a_card_had(host: Host) -> None:
-    for _ in "now", "after the rule has set them again":
-        ask(host, "apply", *AWAKE)
-    ask(host, "revert")
-    assert values_of(host) == ["flr bus", "1", "auto"]
 
 
 @pytest.mark.parametrize("offered", ["flr", "", None])

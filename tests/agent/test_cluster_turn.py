@@ -179,22 +179,17 @@ def test_a_turn_that_cant_be_written_is_none_and_leaves_nothing(node: Host, monk
 
 @pytest.mark.parametrize("what", ["no /etc/pve yet", "no quorum yet"])
 def test_the_end_of_a_turn_waits_for_the_cluster(node: Host, clock: Clock, what: str) -> None:
-
-    def once(act: Callable[[], object]) -> Callable[[], object]:
-        acts = [act]
-        return lambda: acts.pop()() if acts else None
-
     assert take(node) == ""
     with pytest.MonkeyPatch.context() as patch:
-        later: Callable[[], object] = patch.undo
+        later: list[Callable[[], object]] = [patch.undo]
         if what == "no /etc/pve yet":
             node.write("/etc/corosync/corosync.conf", "totem {}\n")
             away = (node.root / "etc/pve").rename(node.root / "etc/later")
-            later = partial(away.rename, node.root / "etc/pve")
+            later = [partial(away.rename, node.root / "etc/pve")]
         else:
             node.without_quorum(patch)
         assert not end(node)
-        clock.meanwhile = once(later)
+        clock.meanwhile = lambda: later.pop()() if later else None
         assert end(node, 60) and not node.exists(TURN)
 
 

@@ -32,6 +32,7 @@ from tests.agent.handover_kit import (
     Host,
     made,
     noted,
+    thread,
 )
 from tests.rows import rows
 
@@ -44,29 +45,12 @@ def runs_with_it(host: Host) -> None:
     (host.root / "dev/vfio").mkdir()
     (host.root / "dev/vfio/7").symlink_to("/dev/null")
     (host.root / DEVICES[1:] / GPU / "iommu_group").symlink_to("../../../../kernel/iommu_groups/7")
-    for name in ("comm", "cgroup", "maps"):
-        host.write(f"/proc/77/{name}", "")
-    (host.root / "proc/77/fd").mkdir()
-    (host.root / "proc/77/fd/9").symlink_to("/dev/null")
-    (host.root / "proc/77/task").mkdir()
-    (host.root / "proc/77/task/77").symlink_to("..")
-
-
-def reboot_wanted(host: Host) -> None:
-    host.write("/run/qemu-server/103.reboot", "")
-
-
-def backup_wanted(host: Host) -> None:
-    host.write(VM, f"lock: backup\n{host.read(VM)}")
+    thread(host, 77, 77, group="")
+    (host.root / "proc/77/task/77/fd/9").symlink_to("/dev/null")
 
 
 def stopping(host: Host) -> None:
     host.write("/state/system", "stopping\n")
-
-
-def came_to_its_end(host: Host) -> None:
-    """The step that waited in the kernel."""
-    (host.root / "active").unlink()
 
 
 def boot(host: Host) -> None:
@@ -87,20 +71,20 @@ def nothing(_: Host) -> None: ...
 
 
 #: Event -> what is the case, and the call that follows.
-EVENTS: dict[str, tuple[Callable[[Host], None], tuple[str, ...]]] = {
+EVENTS: dict[str, tuple[Callable[[Host], object], tuple[str, ...]]] = {
     "start": (nothing, START),
     "start of another": (nothing, ("hook", "104", "pre-start")),
     "start of another while the VM runs": (runs_with_it, ("hook", "104", "pre-start")),
     "start of a stranger": (nothing, ("hook", "105", "pre-start")),
     "stop": (nothing, STOP),
-    "stop for a reboot": (reboot_wanted, STOP),
-    "stop for a backup": (backup_wanted, STOP),
+    "stop for a reboot": (lambda host: host.write("/run/qemu-server/103.reboot", ""), STOP),
+    "stop for a backup": (lambda host: host.write(VM, f"lock: backup\n{host.read(VM)}"), STOP),
     "stop while the host stops": (stopping, STOP),
     "service while the VM is off": (nothing, SERVICE),
     "service while the VM runs": (runs_with_it, SERVICE),
     "service while the VM is locked": (nothing, SERVICE),
     "service while the host stops": (stopping, SERVICE),
-    "service after the step has ended": (came_to_its_end, SERVICE),
+    "service after the step has ended": (lambda host: (host.root / "active").unlink(), SERVICE),
     "boot": (boot, SERVICE),
 }
 #: As the program says it, which says it once.

@@ -17,7 +17,7 @@ from remote_scripts.both.passthrough_test import FOLDER, NAME, Wanted
 from remote_scripts.layers import passthrough_test
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.plain import to_plain
-from tests.agent.kit import Host, Refused, of_machine
+from tests.agent.kit import Host, Refused, bash, command, of_machine
 from tests.agent.passthrough_kit import AUDIO, CONFIGURATIONS, CONSOLE, FUNCTIONS, GPU, KERNEL, Qm, stock
 from tests.waiting import PATIENCE
 
@@ -88,9 +88,8 @@ def test_the_vm_gets_each_slot_once_and_its_kernel_by_args(host: Host, qm: Qm) -
     host.function("0000:41:00.0", "0x030000", "10de:2204", driver="vfio-pci", resource="0x0 0x0 0x0\n")
     refusal(host, FUNCTIONS | other)
     created = next(line for line in qm.said if line.startswith("create"))
-    assert (
-        f"--hostpci0 host={GPU};{AUDIO},pcie=1,rombar=0 --hostpci1 host=0000:41:00.0,pcie=1,rombar=0 --args" in created
-    )
+    cards = f"--hostpci0 host={GPU};{AUDIO},pcie=1,rombar=0 --hostpci1 host=0000:41:00.0,pcie=1,rombar=0"
+    assert f"{cards} --args" in created
     assert f"-kernel /boot/vmlinuz-{KERNEL} -initrd {FOLDER}/initrd.img -append 'console=ttyS0 panic=-1'" in created
     assert f"-serial file:{FOLDER}/console -no-reboot" in created and "--onboot 0" in created
 
@@ -302,23 +301,13 @@ def test_nobody_else_can_read_the_folder(host: Host) -> None:
 
 
 # -- /init -------------------------------------------------------------------------------------------------------------------
-def test_init_lists_every_function_with_the_bars_that_have_an_address_and_switches_off(
-    host: Host, tmp_path: Path
-) -> None:
+def test_init_lists_every_function_with_the_bars_that_have_an_address_and_switches_off(host: Host) -> None:
     for address, code in ((GPU, "0x030000"), (AUDIO, "0x040300")):
         host.write(f"/sys/bus/pci/devices/{address}/class", f"{code}\n")
     host.write("/proc/sys/kernel/printk", "4\t4\t1\t7\n")
-    mount = tmp_path / "mount"
-    mount.write_text('#!/bin/sh\necho "$*" >>"$HOMELAB_SYSROOT/mounts"\n')
-    mount.chmod(0o755)
-    done = subprocess.run(
-        ["sh", "-c", scripts.file("passthrough_init.sh")],
-        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOMELAB_SYSROOT": str(host.root)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    command(host, "mount", 'echo "$*" >>"$HOMELAB_SYSROOT/mounts"')
+    places = {"INIT": scripts.file("passthrough_init.sh"), "HOMELAB_SYSROOT": str(host.root)}
+    done = bash(host, 'exec sh -c "$INIT"', **places)
     assert done.stderr == ""
     assert [line for line in done.stdout.splitlines() if line.strip()] == [
         "homelab-passthrough BEGIN",

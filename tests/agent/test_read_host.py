@@ -20,7 +20,7 @@ from remote_scripts.tools.done import TIMED_OUT, Done
 from remote_scripts.tools.run import Stand
 from remote_scripts.tools.system import System
 from tests.agent import api_kit, reading_kit
-from tests.agent.kit import Host
+from tests.agent.kit import Host, command
 from tests.agent.reading_kit import host as host
 from tests.agent.reading_kit import link, read, says
 
@@ -520,12 +520,9 @@ HANGING = {*reading_kit.SILENT, "qm", "perl", "dpkg-query", "proxmox-boot-tool",
 def test_programs_that_hang_hide_nothing_that_is_known_without_them(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commands = tmp_path / "commands"
-    commands.mkdir()
     for name in HANGING:
-        (commands / name).write_text("#!/bin/sh\ntrap '' TERM\nwhile :; do sleep 60; done\n")
-        (commands / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{commands}:/usr/bin:/bin")
+        command(host, name, "trap '' TERM\nwhile :; do sleep 60; done")
+    monkeypatch.setenv("PATH", f"{tmp_path}/commands:/usr/bin:/bin")
     host.write("etc/kernel/proxmox-boot-uuids", "AAAA-0001\n")
     for address in (CARD, "0000:01:00.1"):
         host.function(address, "0x030000", config=ONES)

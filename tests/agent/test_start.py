@@ -170,10 +170,8 @@ def test_one_that_isnt_what_was_put_there_does_nothing(host: Host, damage: str) 
 def test_one_that_is_missing_is_said_and_there_is_nothing_to_give_back_on_a_host_without_notes(host: Host) -> None:
     request = agent.request("card_values", AWAKE)
     done = run(host, "apply", request)
-    assert (
-        done.returncode == 1
-        and f"{agent.place(OWNER)} is missing or empty: run pulumi up --refresh, then the same again" in done.stdout
-    )
+    said = f"{agent.place(OWNER)} is missing or empty: run pulumi up --refresh, then the same again"
+    assert done.returncode == 1 and said in done.stdout
     assert run(host, "revert", request).returncode == 0
     host.write("/var/lib/homelab/note", "")
     assert run(host, "revert", request).returncode == 1

@@ -122,12 +122,8 @@ def test_what_cannot_be_read_is_said(host: Host) -> None:
     ],
 )
 def test_the_first_entry_of_the_menu_was_generated(host: Host, text: str, line: str) -> None:
-
-    def menu(host: Host, text: str) -> str:
-        host.write("/boot/grub/grub.cfg", text)
-        return GRUB.generated(host.system())
-
-    assert menu(host, text) == line
+    host.write("/boot/grub/grub.cfg", text)
+    assert GRUB.generated(host.system()) == line
 
 
 def test_a_menu_that_cannot_be_read_is_not_taken_for_none(host: Host) -> None:
