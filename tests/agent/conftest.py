@@ -26,19 +26,9 @@ _PROGRAM, _TOOLS, _TESTS = f"{FOLDER}/", f"{FOLDER / 'tools'}/", f"{Path(__file_
 #: Keeps the bytecode of what is imported.
 _IMPORTS = "<frozen importlib"
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_BY_NAME = ("rename", "remove", "rmdir", "mkdir", "link", "symlink", "truncate", "chmod", "chown", "utime")
 _CHANGES = frozenset(
-    {
-        "os.rename",
-        "os.remove",
-        "os.rmdir",
-        "os.mkdir",
-        "os.link",
-        "os.symlink",
-        "os.truncate",
-        "os.chmod",
-        "os.chown",
-        "os.utime",
-    }
+    {f"os.{call}" for call in _BY_NAME}
     | {"os.setxattr", "os.removexattr", "shutil.rmtree", "shutil.move", "shutil.copyfile"}
     | {"subprocess.Popen", "os.exec", "os.posix_spawn", "os.system", "os.fork"}
 )

@@ -163,14 +163,12 @@ def command(host: Host, name: str, text: str) -> None:
 def bash(host: Host, line: str, text: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     """A command line as a host runs it, with this on standard input."""
     path = f"{host.root.parent / 'commands'}:{os.environ['PATH']}"
-    return subprocess.run(
-        ["/bin/bash", "-c", line],
-        input=text,
-        capture_output=True,
-        text=True,
-        env={**of_root(host.root), "PATH": path, **environment},
-        timeout=PATIENCE,
-    )
+    return ran("/bin/bash", "-c", line, text=text, **{**of_root(host.root), "PATH": path, **environment})
+
+
+def ran(*words: str, text: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """A program of this machine's, with this on standard input, and this environment alone."""
+    return subprocess.run(words, input=text, capture_output=True, text=True, env=environment, timeout=PATIENCE)
 
 
 def ask_in_memory(host: Host, verb: str, *requests: str) -> subprocess.CompletedProcess[str]:

@@ -123,11 +123,8 @@ def test_a_run_that_fails_leaves_what_an_earlier_one_has_set(host: Host, wanted:
 
 
 def test_what_is_elsewhere_now_is_left_alone(host: Host) -> None:
-    others = (
-        value(CARD, "10de:2684", "reset_method", "bus"),
-        value("10000:e1:00.0", "10de:2b85", "d3cold_allowed", "0"),
-    )
-    ask(host, "apply", *others)
+    another = value(CARD, "10de:2684", "reset_method", "bus")
+    ask(host, "apply", another, value("10000:e1:00.0", "10de:2b85", "d3cold_allowed", "0"))
     assert content(host, "reset_method") == "flr bus"
     assert host.read(RULES).count("ATTR{vendor}") == 2  # the rule compares the ids, too
 

@@ -363,9 +363,8 @@ def test_on_a_full_disk_the_message_says_what_is_put_back_and_the_next_run_goes_
     host.write("/proc/cmdline", f"quiet {OTHER}\n")
     ask(host, "apply")
     start, words = lasting(host), {" ".join(configured_words(host))}
-    found = [
-        *boot_kit.on_a_full_disk(host, lambda one: ask(one, "apply", "vfio", OTHER), tmp_path / "full", NO_FIRMWARE)
-    ]
+    full = boot_kit.on_a_full_disk(host, lambda one: ask(one, "apply", "vfio", OTHER), tmp_path / "full", NO_FIRMWARE)
+    found = [*full]
     configured, words = lasting(found[-1][2]), {*words, " ".join(configured_words(found[-1][2]))}
     assert OTHER in trial_line(found[-1][2]) and "nouveau" not in trial_line(found[-1][2])
     for number, said, left in found:

@@ -97,9 +97,8 @@ def read(host: Host, *containers: int) -> Extra:
 def test_why_a_guests_last_start_failed_is_passed_on(host: Host, ends: list[str], log: str, told: str) -> None:
     api_kit.runs(host, {}, {})
     upids = [f"UPID:pve:00000000:00000000:6B010C{number:02X}:qmstart:103:root@pam:" for number in range(len(ends))]
-    host.write(
-        "/var/log/pve/tasks/index", "".join(f"{upid} 6B010CF0 {end}\n" for upid, end in zip(upids, ends, strict=True))
-    )
+    index = "".join(f"{upid} 6B010CF0 {end}\n" for upid, end in zip(upids, ends, strict=True))
+    host.write("/var/log/pve/tasks/index", index)
     if log:
         host.write(f"/var/log/pve/tasks/0/{upids[0]}", log)
     assert read(host).failed_starts == ({"103": told} if told else {})

@@ -36,27 +36,9 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.plain import to_plain
 from remote_scripts.tools.processes import ScanError, processes_using
 from remote_scripts.tools.system import System
-from tests.agent import guest_kit
+from tests.agent import guest_kit, handover_kit
 from tests.agent.cluster_kit import Clock
-from tests.agent.handover_kit import (
-    AUDIO,
-    BIG,
-    CONTAINER,
-    CT950,
-    DEVICES,
-    GPU,
-    OTHER,
-    SERVICE,
-    START,
-    STATE,
-    STOP,
-    VM,
-    VM103,
-    Host,
-    noted,
-    now,
-    thread,
-)
+from tests.agent.handover_kit import AUDIO, BIG, CONTAINER, CT950, DEVICES, GPU, OTHER, SERVICE, START, STATE, VM, Host
 from tests.agent.handover_kit import host as host  # fixtures
 from tests.agent.handover_kit import lent as lent
 from tests.agent.kit import Refused, failing, hangs, held
@@ -76,7 +58,7 @@ def test_a_start_takes_the_card_and_a_stop_gives_it_back(host: Host, only: bool)
     with host.vm_locked():
         host.run(*START)
         assert host.with_the_vm() and host.exists("/sys/module/nvidia") is not only
-        host.run(*STOP)
+        host.run(*handover_kit.STOP)
     assert host.state() == "RETURNING"
     host.run(*SERVICE)
     assert host.at_home(only=only) and host.state() == "" and "it is with the host again" in host.story()
@@ -188,7 +170,7 @@ MAPPED = "7f00-7f01 rw-s 00000000 00:05 103 /dev/nvidia0"
 def test_who_has_it_open_is_named_with_its_container(host: Host) -> None:
     assert look(host) == []
     for pid in (42, 41):
-        thread(host, pid, pid)
+        handover_kit.thread(host, pid, pid)
         opens(host, pid, pid)
     assert look(host) == ["ollama (PID 41 of container 950)", "ollama (PID 42 of container 950)"]
     (host.root / "proc/41/task/41/fd/4").symlink_to("nothing")  # closed meanwhile
@@ -197,7 +179,7 @@ def test_who_has_it_open_is_named_with_its_container(host: Host) -> None:
 
 def test_however_many_have_gone_meanwhile_the_others_are_seen(host: Host) -> None:
     for pid in (41, 42):
-        thread(host, pid, pid)
+        handover_kit.thread(host, pid, pid)
     opens(host, 42, 42)
     for number in range(2000):
         (host.root / f"proc/41/task/41/fd/{number}").symlink_to("nothing")
@@ -205,8 +187,8 @@ def test_however_many_have_gone_meanwhile_the_others_are_seen(host: Host) -> Non
 
 
 def test_memory_that_is_mapped_counts_without_a_descriptor(host: Host) -> None:
-    thread(host, 43, 43, f"{MAPPED}\n")
-    thread(host, 44, 44, f"{MAPPED}1\n")
+    handover_kit.thread(host, 43, 43, f"{MAPPED}\n")
+    handover_kit.thread(host, 44, 44, f"{MAPPED}1\n")
     assert look(host) == ["ollama (PID 43 of container 950)"]
 
 
@@ -214,7 +196,7 @@ def test_a_process_whose_first_thread_has_ended_is_seen(host: Host) -> None:
     """The kernel then shows neither open files nor memory but under its other threads."""
     for pid in (51, 52):
         for number in (pid, pid + 100, pid + 200):
-            thread(host, pid, number, f"{MAPPED}\n" if pid == 52 and number != pid else "")
+            handover_kit.thread(host, pid, number, f"{MAPPED}\n" if pid == 52 and number != pid else "")
     opens(host, 51, 151)
     assert [one.partition(" of")[0] for one in look(host)] == ["ollama (PID 51", "ollama (PID 52"]
 
@@ -231,7 +213,7 @@ def test_a_process_whose_first_thread_has_ended_is_seen(host: Host) -> None:
     ],
 )
 def test_a_look_that_fails_says_so(host: Host, program: str, answer: Done) -> None:
-    thread(host, 41, 41)
+    handover_kit.thread(host, 41, 41)
     says(host, program, "", answer)
     with pytest.raises(ScanError):
         look(host)
@@ -239,7 +221,7 @@ def test_a_look_that_fails_says_so(host: Host, program: str, answer: Done) -> No
 
 @pytest.mark.parametrize("why", ["Stale file handle", "Transport endpoint is not connected", "Input/output error"])
 def test_a_storage_that_does_not_answer_hides_nobody(host: Host, why: str) -> None:
-    thread(host, 41, 41)
+    handover_kit.thread(host, 41, 41)
     opens(host, 41, 41)
     real = host.programs["stat"]
 
@@ -334,13 +316,13 @@ def test_of_several_vms_the_first_has_it_and_the_others_are_told(host: Host) -> 
     host.write("/etc/pve/qemu-server/104.conf", host.read(VM))
     host.write("/state/qm/104", "stopped")
     host.run(*START)
-    host.write(VM103, "running")
+    host.write(handover_kit.VM103, "running")
     other = ("hook", "104", "pre-start")
     assert "VM 103 has it since" in host.call(*other)
     assert host.with_the_vm() and read_record(host.system(), "big").vm == "103"
     # It has ended, and nobody has given the card back yet: the next one takes it, and the containers are started in the
     # end.
-    host.write(VM103, "stopped")
+    host.write(handover_kit.VM103, "stopped")
     host.run(*other)
     assert host.with_the_vm() and (read_record(host.system(), "big").vm, host.owed()) == ("104", {950: ""})
     host.run(*SERVICE)
@@ -419,7 +401,7 @@ def test_the_containers_of_a_vms_two_cards_are_started_when_both_are_back(host: 
         host.cards(*order)
         host.run(*START)
         assert host.drivers() == ["vfio-pci"] * 3
-        host.run(*STOP)
+        host.run(*handover_kit.STOP)
         host.run(*SERVICE)
         assert host.at_home() and host.state() == "" and not host.exists(STATE.replace("big", "small"))
     # The same where a third one isn't to be had, and the VM doesn't start.
@@ -496,7 +478,7 @@ def test_a_container_that_has_the_card_beside_a_zero_byte_or_by_another_name_is_
 
 @pytest.mark.parametrize("is_noted", [True, False])
 def test_a_container_that_still_goes_off_is_started_after_that(host: Host, is_noted: bool) -> None:
-    host.write(STATE, noted("DRAINING", persistence="Enabled"))
+    host.write(STATE, handover_kit.noted("DRAINING", persistence="Enabled"))
     host.owe(950, is_noted=is_noted)
     tasks = host.root / guest_kit.TASKS[1:]
     (tasks / "index").rename(tasks / "active")
@@ -519,7 +501,7 @@ def test_a_backup_in_stop_mode_of_a_vm_that_runs_keeps_the_card(host: Host) -> N
     conf = host.read(VM)
     host.run(*START)
     host.write(VM, f"lock: backup\n{conf}")
-    host.run(*STOP)
+    host.run(*handover_kit.STOP)
     host.run(*SERVICE)
     assert host.with_the_vm()
     host.run(*START)
@@ -573,7 +555,7 @@ def test_a_card_has_its_nodes_before_its_containers_start(lent: Host) -> None:
 @pytest.mark.parametrize("of_systemd", ["at work", "silent"])
 def test_a_vm_that_runs_for_days_is_not_stuck(lent: Host, of_systemd: str) -> None:
     lent.rewrite(since=1)
-    lent.write(VM103, "running")
+    lent.write(handover_kit.VM103, "running")
     as_before: Callable[[], None] = lambda: None  # noqa: E731
     if of_systemd == "silent":
         as_before = says(lent, "systemctl", "is-active", 1)
@@ -583,7 +565,7 @@ def test_a_vm_that_runs_for_days_is_not_stuck(lent: Host, of_systemd: str) -> No
     assert lent.with_the_vm()
     as_before()
     lent.write("/active", "")
-    lent.write(VM103, "stopped")
+    lent.write(handover_kit.VM103, "stopped")
     lent.run(*SERVICE)
     assert lent.at_home()
 
@@ -630,13 +612,12 @@ def test_a_card_is_not_whole_before_its_last_step_is_done(host: Host, answer: in
 
 
 def test_a_step_that_goes_on_after_whoever_began_it_has_two_minutes(lent: Host) -> None:
-    lent.rewrite(since=now(), state="RETURNING")
+    lent.rewrite(since=handover_kit.now(), state="RETURNING")
     lent.write("/active", "homelab-handover-big-step_release.service\n")
     lent.run(*SERVICE)
-    assert lent.state() == "RETURNING" and "RETURNING: a step of it is still at work" in lent.call(
-        "hook", "103", "pre-start"
-    )
-    for since in (1, now() + 7200):  # by then the clock has been set back
+    assert lent.state() == "RETURNING"
+    assert "RETURNING: a step of it is still at work" in lent.call(*START)
+    for since in (1, handover_kit.now() + 7200):  # by then the clock has been set back
         lent.rewrite(since=since, state="RETURNING")
         lent.run(*SERVICE)
         assert lent.state() == "STUCK" and "a step on its way has not come to an end" in lent.read(STATE)
@@ -659,7 +640,7 @@ def test_who_comes_between_the_look_and_the_unbinding_is_seen(host: Host) -> Non
 )
 def test_who_keeps_the_card_costs_no_container_its_run(host: Host, group: str, is_begun: bool) -> None:
     """Whom the handover ends itself is no reason against it."""
-    thread(host, 43, 43, f"{MAPPED}\n", group)
+    handover_kit.thread(host, 43, 43, f"{MAPPED}\n", group)
     host.write("/proc/43/maps", f"{MAPPED}\n")
     assert "in use by ollama (PID 43" in host.call(*START)
     assert ("status/shutdown" in host.asked()) is is_begun and host.at_home()
@@ -680,7 +661,7 @@ def test_a_container_that_has_it_by_what_isnt_read_keeps_it_and_none_is_shut_dow
     host.write("/etc/own/gpu.conf", "lxc.mount.entry = /dev/nvidia0 dev/nvidia0 none bind,create=file\n")
     host.write("/etc/pve/lxc/951.conf", f"{lines}\n")
     host.write("/state/pct/951", "running")
-    thread(host, 43, 43, f"{MAPPED}\n", "/lxc/951/ns")
+    handover_kit.thread(host, 43, 43, f"{MAPPED}\n", "/lxc/951/ns")
     assert "in use by ollama (PID 43 of container 951)" in host.call(*START)
     assert "status/shutdown" not in host.asked() and host.at_home()
 
@@ -717,7 +698,7 @@ def test_sound_that_somebody_has_open_when_the_modules_are_gone_is_not_unbound(h
             if happens == "the look fails":
                 host.fails("stat --cached")
             else:
-                thread(host, 40960, 40960)
+                handover_kit.thread(host, 40960, 40960)
                 opens(host, 40960, 40960)
         return real(words, stdin)
 
@@ -756,7 +737,7 @@ def test_a_vm_that_runs_without_the_card_keeps_it_from_nobody(lent: Host, anothe
     lent.write(VM, "name: gaming\n")
     if not another:
         lent.run(*START)
-    lent.write(VM103, "running")
+    lent.write(handover_kit.VM103, "running")
     lent.run(*SERVICE)
     assert lent.at_home() and lent.state() == ""
 
@@ -773,7 +754,7 @@ def test_a_vm_whose_mapping_is_another_cards_by_now_keeps_what_it_has_open(
     lent: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lent.write(VM, "name: gaming\nhostpci0: 0000:05:00.0\n")
-    lent.write(VM103, "running")
+    lent.write(handover_kit.VM103, "running")
     lent.write("/dev/vfio/7", "")
     (lent.root / DEVICES[1:] / GPU / "iommu_group").symlink_to("../7")
     monkeypatch.setattr(card_handover, "processes_using", lambda *_: ["kvm (PID 7)"])
@@ -875,7 +856,7 @@ def test_the_timers_service_waits_for_the_end_of_an_up(lent: Host) -> None:
     with lent.up_at_work("anna"):
         lent.run(*SERVICE)
         assert lent.with_the_vm(), "the card"
-        lent.rewrite(state="HELD", since=now())
+        lent.rewrite(state="HELD", since=handover_kit.now())
         lent.run(*SERVICE)
         assert lent.read(CT950) == "stopped", "containers that are to be started again"
         lent.rewrite(state="VM")
@@ -948,20 +929,20 @@ def test_a_container_whose_lock_outlives_half_an_hour_is_started_when_it_ends(le
 @pytest.mark.parametrize("meanwhile", ["the VM has the card", "its start fails"])
 def test_what_its_owner_has_started_and_stopped_again_stays_off(lent: Host, meanwhile: str) -> None:
     """Each as the service comes by: without the card, while the VM has it, or since a start that came to nothing."""
-    lent.write(VM103, "running")
+    lent.write(handover_kit.VM103, "running")
     if meanwhile == "its start fails":
-        lent.write(VM103, "stopped")
+        lent.write(handover_kit.VM103, "stopped")
         lent.starts_fail(950)
         lent.go_on()
         assert lent.owed()
         lent.starts_fail()
     for kind, power in (("vzstart", "running"), ("vzstop", "stopped")):
-        guest_kit.task(lent, kind, 950, now(), "anna@pam")
+        guest_kit.task(lent, kind, 950, handover_kit.now(), "anna@pam")
         lent.write(CT950, power)
         lent.run(*SERVICE)
     tries = lent.started()
-    lent.write(VM103, "stopped")
-    lent.run(*STOP)
+    lent.write(handover_kit.VM103, "stopped")
+    lent.run(*handover_kit.STOP)
     lent.go_on()
     assert lent.state() == "" and lent.drivers()[0] == "nvidia" and not lent.owed()
     assert lent.read(CT950) == "stopped" and lent.started() == tries
@@ -1107,9 +1088,8 @@ def test_nvidia_drm_lets_go_of_one_card_of_several_in_newer_versions_alone(
     host: Host, modeset: str, version: str, refused: bool
 ) -> None:
     host.write("/sys/module/nvidia_drm/parameters/modeset", f"{modeset}\n")
-    host.write(
-        "/proc/driver/nvidia/version", f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {version}  x\n"
-    )
+    text = f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {version}  x\n"
+    host.write("/proc/driver/nvidia/version", text)
     assert refuses(card_users._need_drm_that_lets_go, SharedCard(host.system(), BIG)) is refused
 
 

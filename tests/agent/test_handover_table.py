@@ -17,23 +17,8 @@ import yaml
 from homelab.remote.scripts import FOLDER
 from remote_scripts.notes.card import Card
 from remote_scripts.notes.record import State
-from tests.agent.handover_kit import (
-    AUDIO,
-    BIG,
-    CT950,
-    DEVICES,
-    GPU,
-    SERVICE,
-    START,
-    STATE,
-    STOP,
-    VM,
-    VM103,
-    Host,
-    made,
-    noted,
-    thread,
-)
+from tests.agent import handover_kit
+from tests.agent.handover_kit import AUDIO, BIG, CT950, DEVICES, GPU, SERVICE, START, STATE, STOP, VM, Host, made, noted
 from tests.rows import rows
 
 TABLE: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "handover.yaml").read_text())
@@ -41,11 +26,11 @@ TABLE: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "handover.yaml")
 
 def runs_with_it(host: Host) -> None:
     """QEMU has the group's node open."""
-    host.write(VM103, "running")
+    host.write(handover_kit.VM103, "running")
     (host.root / "dev/vfio").mkdir()
     (host.root / "dev/vfio/7").symlink_to("/dev/null")
     (host.root / DEVICES[1:] / GPU / "iommu_group").symlink_to("../../../../kernel/iommu_groups/7")
-    thread(host, 77, 77, group="")
+    handover_kit.thread(host, 77, 77, group="")
     (host.root / "proc/77/task/77/fd/9").symlink_to("/dev/null")
 
 
@@ -88,10 +73,7 @@ EVENTS: dict[str, tuple[Callable[[Host], object], tuple[str, ...]]] = {
     "boot": (boot, SERVICE),
 }
 #: As the program says it, which says it once.
-WHY = {
-    "DEAD": "its configuration space doesn't read as it should after VM 103: no driver is let near it, and its "
-    "containers stay off"
-}
+DEAD = "its configuration space doesn't read as it should after VM 103: no driver is let near it, and its containers stay off"
 #: Those of which one state says something of its own.
 SPECIAL = {"start of another while the VM runs", "service after the step has ended"}
 
@@ -100,7 +82,7 @@ def put(host: Host, wanted: str) -> None:
     """The host as it is in a state."""
     if wanted == "HOST":
         return
-    host.write(STATE, noted(wanted, persistence="Enabled", why=WHY.get(wanted, "")))
+    host.write(STATE, noted(wanted, persistence="Enabled", why=DEAD if wanted == "DEAD" else ""))
     if wanted == "HELD":
         return
     host.owe(950)
@@ -174,19 +156,10 @@ def test_no_refusal_is_left_out() -> None:
         parts = node.values if isinstance(node, ast.JoinedStr) else [node]
         return "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in parts)
 
-    modules = (
-        "cards/card_handover",
-        "cards/card_users",
-        "cards/handed_over",
-        "cards/handover_containers",
-        "cards/handover_driver",
-        "cards/handover_steps",
-        "notes/handover",
-        "tools/processes",
-    )
+    names = ("cards/card_handover", "cards/card_users", "notes/handover", "tools/processes")
     said = set()
-    for module in modules:
-        for node in ast.walk(ast.parse((FOLDER / f"{module}.py").read_text())):
+    for module in (*(FOLDER / "cards").glob("hand*.py"), *(FOLDER / f"{name}.py" for name in names)):
+        for node in ast.walk(ast.parse(module.read_text())):
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Name)

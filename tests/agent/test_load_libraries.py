@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from homelab.remote.scripts import file
 from remote_scripts.layers.nvidia_verification import LOAD
+from tests.agent.kit import ran
 
 CC, PYTHON, PERL = shutil.which("cc"), shutil.which("python3", path="/usr/bin:/usr/local/bin") or "python3", "perl"
 pytestmark = pytest.mark.skipif(CC is None, reason="libraries are compiled, and there is no compiler")
@@ -20,13 +20,8 @@ ENCODE, DECODE = "libnvidia-encode.so.1", "libnvcuvid.so.1"
 
 
 def make(folder: Path, soname: str, source: str) -> None:
-    done = subprocess.run(
-        ["cc", "-shared", "-fPIC", "-w", "-x", "c", "-o", str(folder / soname), "-"],
-        input=source,
-        text=True,
-        check=False,
-        capture_output=True,
-    )
+    made = ("-shared", "-fPIC", "-w", "-x", "c", "-o", str(folder / soname), "-")
+    done = ran("cc", *made, text=source, **os.environ)
     assert done.returncode == 0, done.stderr
 
 
@@ -37,9 +32,7 @@ def loaded(folder: Path, *names: str) -> list[str]:
 
 
 def run(folder: Path, *command: str) -> list[str]:
-    done = subprocess.run(
-        command, env={**os.environ, "LD_LIBRARY_PATH": str(folder)}, capture_output=True, text=True, check=False
-    )
+    done = ran(*command, **{**os.environ, "LD_LIBRARY_PATH": str(folder)})
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -68,11 +61,8 @@ def test_perl_loads_them_where_there_is_no_python(tmp_path: Path) -> None:
 
 
 def test_cudnn_and_nccl_tell_their_versions(tmp_path: Path) -> None:
-    make(
-        tmp_path,
-        CUDNN,
-        "unsigned long cudnnGetVersion() { return 91002; } unsigned long cudnnGetCudartVersion() { return 12090; }",
-    )
+    cudnn = "unsigned long cudnnGetVersion() { return 91002; } unsigned long cudnnGetCudartVersion() { return 12090; }"
+    make(tmp_path, CUDNN, cudnn)
     make(tmp_path, NCCL, "int ncclGetVersion(int *version) { *version = 22703; return 0; }")
     assert loaded(tmp_path, CUDNN, NCCL) == [
         f"{CUDNN}: loaded, cuDNN 9.10.2 for CUDA 12.9",

@@ -40,14 +40,10 @@ SERVED = {
 ((LINK, UNIT),) = SERVICE.links.items()
 
 
-@pytest.fixture
-def reloads() -> list[str]:
-    return []
-
-
 @pytest.fixture(autouse=True)
-def stocked(host: Host, reloads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A driver with a card and MIG's capabilities; no node is there."""
+def reloads(host: Host, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Of a host that has a driver with a card and MIG's capabilities; no node is there."""
+    reloads: list[str] = []
     with_files_as_devices(monkeypatch, host.root.parent)
     host.write(f"{nvidia.PROC}/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.163.01  Tue Apr\n")
     host.write(f"{nvidia.PROC}/gpus/0000:01:00.0/information", "Model:\tNVIDIA A2\nDevice Minor: \t 0\n")
@@ -65,6 +61,7 @@ def stocked(host: Host, reloads: list[str], monkeypatch: pytest.MonkeyPatch) -> 
         return "no\n" if arguments[0] == "show" else 0
 
     host.programs |= {"systemctl": systemctl, "modprobe": lambda _a, _i: 0, "modinfo": lambda _a, _i: 0}
+    return reloads
 
 
 def ask(host: Host, verb: str = "apply", *, needed: bool = True) -> Any:
@@ -163,10 +160,8 @@ def test_a_driver_that_the_kernel_hasnt_is_said(host: Host) -> None:
 
 def test_debians_own_packages_have_the_modules_by_other_names(host: Host) -> None:
     (host.root / "proc/devices").write_text(DEVICES.replace("511 nvidia-uvm", "").replace("235 nvidia-uvm", ""))
-    host.write(
-        "/etc/modprobe.d/nvidia.conf",
-        "install nvidia-uvm modprobe nvidia ; /sbin/modprobe --ignore-install nvidia-current-uvm $CMDLINE_OPTS\n",
-    )
+    line = "install nvidia-uvm modprobe nvidia ; /sbin/modprobe --ignore-install nvidia-current-uvm $CMDLINE_OPTS\n"
+    host.write("/etc/modprobe.d/nvidia.conf", line)
     host.programs["modinfo"] = lambda arguments, _: 0 if arguments[-1] == "nvidia-current-uvm" else 1
     host.programs["modprobe"] = lambda *_: 0 if host.write("/proc/devices", DEVICES) else 1
     ask(host)

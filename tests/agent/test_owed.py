@@ -36,9 +36,8 @@ SAID = "/run/homelab/started"
 
 
 @pytest.fixture(autouse=True)
-def booted(host: Host, clock: Clock) -> Host:
+def booted(host: Host, clock: Clock) -> None:
     fill(host)
-    return host
 
 
 def fill(host: Host) -> None:
@@ -268,11 +267,8 @@ def test_a_start_that_fails_keeps_nobody_off_and_is_tried_again_ever_more_seldom
 def test_a_start_that_doesnt_end_is_said_and_goes_on(host: Host) -> None:
     noted(host, "qm 103")
     host.write("/silent", "")
-    answer = run(host)
-    assert answer["off"] == [
-        "VM 103 (g103) was switched off by homelab, and isn't started yet: it still runs after 300 s"
-    ]
-    assert not answer["started"] and started(host) == [103]
+    said = "VM 103 (g103) was switched off by homelab, and isn't started yet: it still runs after 300 s"
+    assert run(host) == {"started": [], "off": [said]} and started(host) == [103]
 
 
 @pytest.mark.parametrize("unknown", ["unsaid/api", f"{TASKS}/index.1/"[1:], "etc/pve/qemu-server/103.conf/"])

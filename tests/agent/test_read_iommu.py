@@ -31,9 +31,8 @@ MSI = "0x00000000fee00000 0x00000000feefffff msi\n"
 
 def test_of_each_group_what_is_to_be_mapped_1_to_1_is_passed_on(host: Host) -> None:
     group(host, "0", f"{MSI}0x000000fd00000000 0x000000ffffffffff reserved\n")
-    group(
-        host, "16", f"0x000000009d800000 0x000000009fffffff direct\n{MSI}0xfffffffffffff000 0xffffffffffffffff direct\n"
-    )
+    last = "0xfffffffffffff000 0xffffffffffffffff direct\n"
+    group(host, "16", f"0x000000009d800000 0x000000009fffffff direct\n{MSI}{last}")
     group(host, "17", f"0x000000007b800000 0x000000007fffffff direct-relaxable\n{MSI}")
     found = read(host).iommu
     assert found.groups == 3
@@ -112,8 +111,7 @@ def test_what_isolates_devices_is_asked_where_groups_may_change(
     host.write("proc/cmdline", f"{cmdline}\n")
     group(host, "1", MSI)
     for address in ("0000:00:01.0", "0000:01:00.0", "0000:02:00.0", "0000:03:00.0"):
-        host.write(f"sys/bus/pci/devices/{address}/class", "0x030000\n")
-        host.write(f"sys/bus/pci/devices/{address}/vendor", "0x8086\n")
+        host.function(address, "0x030000", "8086")
     found = {one.address: (one.acs, one.express) for one in read(host, acs=acs).devices}
     kinds = [(True, "root port"), (False, "legacy endpoint"), (False, "pci-express to pci/pci-x bridge"), (False, "")]
     assert list(found.values()) == (kinds if asked else [(False, "")] * 4)

@@ -71,9 +71,8 @@ def test_kernels_are_those_that_can_be_booted_the_oldest_first(host: Host) -> No
 def installed(host: Host) -> Host:
     """A host with a driver, as the steps leave it."""
     driver.NOTE.write(host.system().files, driver.Left("580.105.08", "packages", "host", "open"))
-    host.write(
-        "/proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.105.08  R\n"
-    )
+    version = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.105.08  R\n"
+    host.write("/proc/driver/nvidia/version", version)
     host.write(f"{LIBRARIES}/libnvidia-ml.so.580.105.08", "")
     (host.root / LIBRARIES[1:] / "libnvidia-ml.so.1").symlink_to("libnvidia-ml.so.580.105.08")
     host.write("/boot/vmlinuz-6.17.2-1-pve", "")

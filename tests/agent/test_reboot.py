@@ -29,13 +29,12 @@ ARMED = f"boot {'7d4f0d3c-0000-4000-8000-000000000001'}\nuntil 5\n"
 
 
 @pytest.fixture(autouse=True)
-def under_ha(host: Host, clock: Clock) -> Host:
+def under_ha(host: Host, clock: Clock) -> None:
     """pve1 lacks a word on its command line; VM 200 and container 901 are HA's, VM 103 and container 902 aren't."""
     host.node_of_three().with_ha()
     host.write("/etc/default/grub", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\n')
     host.write("/boot/grub/grub.cfg", "linux /vmlinuz quiet\n")
     booted(host)
-    return host
 
 
 def booted(host: Host) -> None:

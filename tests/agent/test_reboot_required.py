@@ -177,9 +177,7 @@ def ask(host: Host, case: Case, verb: str, policy: Literal["auto", "manual"] = "
 }.items()])  # fmt: skip
 def test_what_only_a_reboot_brings_is_planned_and_done(host: Host, clock: Clock, case: Case) -> None:
     make(host, case)
-    host.write(
-        "/var/lib/homelab/files/iommu/etc/default/grub.d/zz-homelab-iommu.cfg", "0644 0\n"
-    )  # the layer cmdline's
+    host.write("/var/lib/homelab/files/iommu/etc/default/grub.d/zz-homelab-iommu.cfg", "0644 0\n")  # of cmdline
     before = host.tree()
     found = reboot_required.check(host.system(), wanted_boot(case), GRUB)
     assert tuple(one.said for one in found) == case.reasons
@@ -220,9 +218,8 @@ def test_what_a_boot_is_to_have_is_noted_with_the_overrides_that_still_run(host:
     found = reboot_required.noted(host.system())
     assert found == Boot(words=tuple(UNWANTED.words.split()), functions=CARD)
     assert reboot_required.noted_words(host.system()) == [*UNWANTED.words.split(), *OPTED.split()]
-    assert reboot_required.check(host.system(), found, GRUB) == reboot_required.check(
-        host.system(), wanted_boot(UNWANTED), GRUB
-    )
+    reasons = [reboot_required.check(host.system(), boot, GRUB) for boot in (found, wanted_boot(UNWANTED))]
+    assert reasons[0] == reasons[1]
 
 
 def test_what_was_noted_is_read_back(host: Host) -> None:

@@ -59,6 +59,11 @@ def run(host: Host, verb: str, text: str) -> subprocess.CompletedProcess[str]:
     return bash(host, agent.command(verb, "root", OWNER), text)
 
 
+def begun(line: str, **environment: str) -> subprocess.Popen[str]:
+    """A command line that goes on."""
+    return subprocess.Popen(["bash", "-c", line], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, env=environment)
+
+
 def awake(host: Host) -> str:
     return host.read("/sys/bus/pci/devices/0000:01:00.0/d3cold_allowed").strip()
 
@@ -300,15 +305,10 @@ def test_no_answer_of_a_layer_moves_a_terminals_cursor(host: Host) -> None:
 def test_a_client_that_goes_leaves_it_at_work(host: Host) -> None:
     put(host)
     lock = held(host)
-    process = subprocess.Popen(
-        ["bash", "-c", f"exec {boot_service.PYTHON} {host.root}{agent.place(OWNER)} apply"],
-        stdin=PIPE,
-        stdout=PIPE,
-        stderr=PIPE,
-        env={"HOMELAB_ROOT": str(host.root), "ROOT": "/of/its/owner"},
-    )
+    line = f"exec {boot_service.PYTHON} {host.root}{agent.place(OWNER)} apply"
+    process = begun(line, HOMELAB_ROOT=str(host.root), ROOT="/of/its/owner")
     assert process.stdin and process.stdout and process.stderr
-    process.stdin.write(agent.request("card_values", AWAKE, seconds=60).encode())
+    process.stdin.write(agent.request("card_values", AWAKE, seconds=60))
     process.stdin.close()
     process.stderr.readline()  # it waits for the lock
     for stream in (process.stdout, process.stderr):
@@ -323,15 +323,7 @@ def test_a_run_that_has_ended_has_no_step_waiting(host: Host) -> None:
     put(host)
     lock = held(host)
     host.write("/run/homelab/up", "somebody\n")
-    environment = {**of_root(host.root), "PATH": os.environ["PATH"]}
-    process = subprocess.Popen(
-        ["bash", "-c", agent.command("apply", "root", OWNER)],
-        stdin=PIPE,
-        stdout=PIPE,
-        stderr=PIPE,
-        text=True,
-        env=environment,
-    )
+    process = begun(agent.command("apply", "root", OWNER), **of_root(host.root), PATH=os.environ["PATH"])
     assert process.stderr and process.stdin and process.stdout
     process.stdin.write(agent.request("card_values", AWAKE, seconds=600))
     process.stdin.close()

@@ -44,17 +44,8 @@ def attach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 #: Programs that change a file, and which of disk's calls each is.
-CALLS = {
-    "cat": "create",
-    "chmod": "chmod",
-    "cp": "create",
-    "ln": "symlink",
-    "mkdir": "mkdir",
-    "mv": "rename",
-    "rm": "remove",
-    "rmdir": "rmdir",
-    "sync": "flush",
-}
+CALLS = {name: name for name in ("chmod", "mkdir", "rmdir")}
+CALLS |= {"cat": "create", "cp": "create", "ln": "symlink", "mv": "rename", "rm": "remove", "sync": "flush"}
 _SAYS = """#!/bin/sh
 (IFS='\t'; printf '%s\n' "$$\t${{0##*/}}\t$*" >{asked})
 read -r answer <{answers}

@@ -449,9 +449,8 @@ def test_the_kernels_own_files_are_read_whatever_the_limit() -> None:
 
 
 def test_a_disk_that_doesnt_take_what_was_made_ends_the_run_and_the_step_is_done_again(host: Host) -> None:
-    host.programs["sync"] = lambda _arguments, _stdin: Done(
-        1, b"", b"sync: error syncing '/boot': Input/output error\n"
-    )
+    failed = Done(1, b"", b"sync: error syncing '/boot': Input/output error\n")
+    host.programs["sync"] = lambda _arguments, _stdin: failed
     system = host.system()
 
     def make() -> None:

@@ -54,9 +54,8 @@ def test_an_iommu_word_may_have_more_options() -> None:
 
 
 def test_grub_words_are_those_that_grub_mkconfig_would_see(grub: Host) -> None:
-    grub.write(
-        "/etc/default/grub", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\nGRUB_CMDLINE_LINUX="root=ZFS=x"\necho noise\nfalse\n'
-    )
+    settings = 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\nGRUB_CMDLINE_LINUX="root=ZFS=x"\necho noise\nfalse\n'
+    grub.write("/etc/default/grub", settings)
     grub.write("/etc/default/grub.d/local.cfg", 'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT nosmt"\n')
     assert own(grub.system()) == {"iommu": "", "vfio": ""}
     ours = 'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT iommu=pt"\n'
