@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from remote_scripts.tools.done import Done
 from tests.agent.kit import Host, Refused, command
 
 
@@ -45,7 +46,7 @@ def test_the_restart_begins_a_second_after_whoever_has_the_answer_has_ended(host
 def test_a_system_that_goes_down_already_needs_no_second_restart(host: Host) -> None:
     """It takes no new unit. Asked for by a run that was killed, or by whoever restarts it."""
     host.programs["systemd-run"] = lambda *_: 1
-    host.programs["systemctl"] = lambda *_: "stopping\n"
+    host.programs["systemctl"] = lambda *_: Done(1, b"stopping\n")
     assert host.ask("apply", "reboot_guest", {}) == {"changed": True}
     host.programs["systemctl"] = lambda *_: "running\n"
     with pytest.raises(Refused, match="wanted: a reboot of this system"):
