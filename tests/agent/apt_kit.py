@@ -251,10 +251,9 @@ def stocked(place: Path, repos: Mapping[str, Repo]) -> Path:
         (root / f"boot/initrd.img-{kernel}").touch()
     (root / "etc/apt/sources.list.d/distribution.list").write_text(f"{repos['distribution'].line}\n")
     (root / "etc/apt/apt.conf.d/01autoremove").write_text(_AUTOREMOVE)
-    subprocess.run(["apt-get", "-q", "update"], check=True, capture_output=True, env=_environment(place, repos))
-    subprocess.run(
-        ["apt-get", "-qy", "install", "dpkg", "gdm"], check=True, capture_output=True, env=_environment(place, repos)
-    )
+    for words in (("update",), ("install", "dpkg", "gdm")):
+        apt = ["apt-get", "-qy", *words]
+        subprocess.run(apt, check=True, capture_output=True, env=_environment(place, repos))
     (root / "etc/apt/apt.conf.d/hooks").write_text('APT::Update::Post-Invoke { "touch $HOMELAB_ROOT/hook"; };\n')
     return root
 
@@ -313,10 +312,9 @@ class Machine:
     def versions(self) -> dict[str, str]:
         """Of what is wholly installed; what is there otherwise has its state."""
         form = "-f=${Package} ${db:Status-Status} ${Version}\n"
-        lines = subprocess.run(
-            ["dpkg-query", "-W", form], capture_output=True, text=True, check=False
-        ).stdout.splitlines()
-        return {name: version if state == "installed" else state for name, state, version in map(str.split, lines)}
+        said = subprocess.run(["dpkg-query", "-W", form], capture_output=True, text=True, check=False).stdout
+        rows = map(str.split, said.splitlines())
+        return {name: version if state == "installed" else state for name, state, version in rows}
 
     def marks(self) -> dict[str, set[str]]:
         said = {

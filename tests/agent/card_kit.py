@@ -233,25 +233,19 @@ def _enter(host: System, ctid: int) -> System:
 def without_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor is it a real container that is entered."""
     monkeypatch.setattr(container_groups, "need_running", _enter)
-    for module, name in (
-        (state, "_TRY_SECONDS"),
-        (container_follow, "CARD_SECONDS"),
-        (container_follow, "QUORUM_SECONDS"),
-        (guests, "_LOOK_SECONDS"),
-    ):
-        monkeypatch.setattr(module, name, 0.0)
+    monkeypatch.setattr(state, "_TRY_SECONDS", 0.0)
+    monkeypatch.setattr(guests, "_LOOK_SECONDS", 0.0)
+    for name in ("CARD_SECONDS", "QUORUM_SECONDS"):
+        monkeypatch.setattr(container_follow, name, 0.0)
 
 
 @pytest.fixture
 def box(host: Host, monkeypatch: pytest.MonkeyPatch) -> Cards300:
     with_files_as_devices(monkeypatch, host.root.parent)
     without_waits(monkeypatch)
-    for module, name in (
-        (change, "_TURN_SECONDS"),
-        (requests, "LOCK_SECONDS"),
-        (requests, "SILENT_SECONDS"),
-        (container, "LOCK_SECONDS"),
-        (guest, "_SWITCH_SECONDS"),
-    ):
-        monkeypatch.setattr(module, name, 0.0)
+    monkeypatch.setattr(change, "_TURN_SECONDS", 0.0)
+    monkeypatch.setattr(guest, "_SWITCH_SECONDS", 0.0)
+    monkeypatch.setattr(requests, "SILENT_SECONDS", 0.0)
+    for module in (container, requests):
+        monkeypatch.setattr(module, "LOCK_SECONDS", 0.0)
     return Cards300(host)

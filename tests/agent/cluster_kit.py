@@ -48,16 +48,9 @@ class Clock:
 
 def note_ran(host: kit.Host, *guests: tuple[str, int, str], known: Sequence[str] = (), identity: str = "") -> None:
     """Notes guests that ran before a restart (notes/owed.py): programs, ids and boots."""
+    about = {"identity": identity, "why": "restart", "known": [*known]}
     noted = [
-        {
-            "program": program,
-            "guest": vmid,
-            "name": f"{KINDS[program].label} {vmid} (g{vmid})",
-            "identity": identity,
-            "why": "restart",
-            "boot": boot,
-            "known": [*known],
-        }
+        about | {"program": program, "guest": vmid, "name": f"{KINDS[program].label} {vmid} (g{vmid})", "boot": boot}
         for program, vmid, boot in guests
     ]
     host.write(OWED, json.dumps({"debts": noted}), 0o600)

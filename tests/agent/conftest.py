@@ -17,27 +17,18 @@ from remote_scripts.pve import api
 from tests.agent.boot_kit import loader, stocked_boot
 from tests.agent.card_kit import box
 from tests.agent.cluster_kit import clock
+from tests.agent.handover_kit import only
 from tests.agent.kit import host
 
-__all__ = ["box", "clock", "host", "loader", "stocked_boot"]
+__all__ = ["box", "clock", "host", "loader", "only", "stocked_boot"]
 
 _PROGRAM, _TOOLS, _TESTS = f"{FOLDER}/", f"{FOLDER / 'tools'}/", f"{Path(__file__).parent}/"
 #: Keeps the bytecode of what is imported.
 _IMPORTS = "<frozen importlib"
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_BY_NAME = ("rename", "remove", "rmdir", "mkdir", "link", "symlink", "truncate", "chmod", "chown", "utime")
 _CHANGES = frozenset(
-    {
-        "os.rename",
-        "os.remove",
-        "os.rmdir",
-        "os.mkdir",
-        "os.link",
-        "os.symlink",
-        "os.truncate",
-        "os.chmod",
-        "os.chown",
-        "os.utime",
-    }
+    {f"os.{call}" for call in _BY_NAME}
     | {"os.setxattr", "os.removexattr", "shutil.rmtree", "shutil.move", "shutil.copyfile"}
     | {"subprocess.Popen", "os.exec", "os.posix_spawn", "os.system", "os.fork"}
 )

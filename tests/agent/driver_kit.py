@@ -84,14 +84,8 @@ class Machine:
             write(f"/boot/initrd.img-{kernel}", "")
             (self.host.root / f"usr/lib/modules/{kernel}").mkdir(parents=True)
         write("/etc/modprobe.d/theirs.conf", "# theirs\n")
-        for folder in (
-            "etc/apt/preferences.d",
-            "etc/systemd/system/multi-user.target.wants",
-            "usr/bin",
-            "var/lib/apt",
-            "var/log",
-            LIBRARIES[1:],
-        ):
+        of_apt = ("etc/apt/preferences.d", "var/lib/apt", "var/log")
+        for folder in (*of_apt, "etc/systemd/system/multi-user.target.wants", "usr/bin", LIBRARIES[1:]):
             (self.host.root / folder).mkdir(parents=True, exist_ok=True)
         write(STATUS, f"{STRANGERS}\tinstalled\t1.0\n")
         write(MARKS, "")

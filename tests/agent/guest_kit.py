@@ -102,10 +102,8 @@ def answer(host: Host, method: str, path: str, parameters: dict[str, str]) -> An
 
 
 def _status(host: Host, program: str, vmid: str) -> dict[str, Any]:
-    power = (
-        "stopped" if host.read(f"/state/{program}/{vmid}").strip() == "stopped" else "running"
-    )  # also one that is paused
-    return {"vmid": int(vmid), "name": f"g{vmid}", "status": power, "uptime": 60}
+    is_off = host.read(f"/state/{program}/{vmid}").strip() == "stopped"  # one that is paused isn't
+    return {"vmid": int(vmid), "name": f"g{vmid}", "status": "stopped" if is_off else "running", "uptime": 60}
 
 
 def _conf(host: Host, kind: str, vmid: str) -> GuestConfig:

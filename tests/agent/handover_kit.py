@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,20 +130,11 @@ class Host(kit.Host):
         for ctid in ctids:
             conf = self.read(f"/etc/pve/lxc/{ctid}.conf")
             shutdown = guest_kit.task(self, "vzshutdown", ctid, now())
-            owed.put(
-                self.working_system(),
-                owed.Debt(
-                    program="pct",
-                    guest=ctid,
-                    name=f"container {ctid} (media)",
-                    identity=identity(dict(options(conf.splitlines()))),
-                    why="handover",
-                    boot="boot",
-                    known=(),
-                    ours=(shutdown,) if is_noted else (),
-                    card="big",
-                ),
+            name, about = f"container {ctid} (media)", identity(dict(options(conf.splitlines())))
+            debt = owed.Debt(
+                program="pct", guest=ctid, name=name, identity=about, why="handover", boot="boot", known=()
             )
+            owed.put(self.working_system(), replace(debt, card="big", ours=(shutdown,) if is_noted else ()))
 
     def state(self) -> str:
         return json.loads(self.read(STATE))["state"] if self.exists(STATE) else ""
@@ -197,8 +189,14 @@ class Host(kit.Host):
 
 
 @pytest.fixture
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
-    return made(Host(tmp_path), monkeypatch)
+def only() -> bool:
+    """Whether the card is its driver's only one; others by a parameter of this name."""
+    return False
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: bool) -> Host:
+    return made(Host(tmp_path), monkeypatch, only=only)
 
 
 @pytest.fixture
@@ -239,28 +237,22 @@ def fill(host: Host) -> None:
     for name in ("nvidia", "nvidia_modeset", "nvidia_drm", "nvidia_uvm"):
         (host.root / "sys/module" / name).mkdir(parents=True)
     host.write(f"/proc/driver/nvidia/gpus/{GPU}/information", "Device Minor: \t 0\n")
-    host.write(
-        "/proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.105.08  x\n"
-    )
+    version = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.105.08  x\n"
+    host.write("/proc/driver/nvidia/version", version)
     host.write("/proc/devices", "Character devices:\n195 nvidia\n508 nvidia-uvm\n\nBlock devices:\n")
     host.write("/proc/sys/kernel/random/boot_id", "boot\n")
     for name in ("nvidia0", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools"):
         host.write(f"/dev/{name}", "")
     guest_kit.folders(host)
     host.write(f"{guest_kit.TASKS}/index", "")
-    host.write(
-        CONTAINER,
-        "hostname: media\ndev0: /dev/nvidia0\nnet0: name=eth0,hwaddr=AA:BB:CC:00:00:01\nrootfs: local-lvm:vm-950-disk-0\n",
-    )
+    own = "net0: name=eth0,hwaddr=AA:BB:CC:00:00:01\nrootfs: local-lvm:vm-950-disk-0\n"
+    host.write(CONTAINER, f"hostname: media\ndev0: /dev/nvidia0\n{own}")
     host.write(VM, "name: gaming\nhostpci0: mapping=big,driver=keep,pcie=1\n")
     host.write("/etc/pve/mapping/pci.cfg", "big\n\tmap id=10de:2b85,node=pve,path=0000:01:00\n")
-    for path, power in (
-        (CT950, "running"),
-        (VM103, "stopped"),
-        ("/state/pve-guests.service", "active\n"),
-        ("/state/system", "running\n"),
-    ):
-        host.write(path, power)
+    host.write(CT950, "running")
+    host.write(VM103, "stopped")
+    host.write("/state/pve-guests.service", "active\n")
+    host.write("/state/system", "running\n")
     host.write("/persistence", "Enabled\n")
     host.write("/drain", "0\n")
     host.write("/kept/.keep", "")
@@ -432,6 +424,16 @@ def _qm_set(host: Host, words: list[str]) -> None:
     lines = [line for line in host.read(conf).splitlines() if not line.startswith("hookscript:")]
     added = [f"hookscript: {words[3]}"] if words[2] == "--hookscript" else []
     host.write(conf, "".join(f"{line}\n" for line in [*lines, *added]))
+
+
+def thread(
+    host: Host, pid: int, number: int, maps: str = "", group: str = "/lxc/950/ns/system.slice/ollama.service"
+) -> None:
+    """Of a process, which is one of a container's by default."""
+    host.write(f"/proc/{pid}/comm", "ollama\n")
+    host.write(f"/proc/{pid}/cgroup", f"0::{group}\n")
+    host.write(f"/proc/{pid}/task/{number}/maps", maps)
+    (host.root / f"proc/{pid}/task/{number}/fd").mkdir()
 
 
 # -- what is asked -------------------------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import pytest
 
@@ -163,14 +163,12 @@ def command(host: Host, name: str, text: str) -> None:
 def bash(host: Host, line: str, text: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     """A command line as a host runs it, with this on standard input."""
     path = f"{host.root.parent / 'commands'}:{os.environ['PATH']}"
-    return subprocess.run(
-        ["/bin/bash", "-c", line],
-        input=text,
-        capture_output=True,
-        text=True,
-        env={**of_root(host.root), "PATH": path, **environment},
-        timeout=PATIENCE,
-    )
+    return ran("/bin/bash", "-c", line, text=text, **{**of_root(host.root), "PATH": path, **environment})
+
+
+def ran(*words: str, text: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """A program of this machine's, with this on standard input, and this environment alone."""
+    return subprocess.run(words, input=text, capture_output=True, text=True, env=environment, timeout=PATIENCE)
 
 
 def ask_in_memory(host: Host, verb: str, *requests: str) -> subprocess.CompletedProcess[str]:
@@ -188,6 +186,57 @@ def watched(watch: disk.Watch) -> Iterator[None]:
         yield
     finally:
         disk.WATCH.pop()
+
+
+@contextmanager
+def failing(code: int, *calls: str, at: str) -> Iterator[None]:
+    """These calls end with this error, of paths that have this in them."""
+
+    def watch(call: str, path: str) -> None:
+        if call in calls and at in path:
+            raise OSError(code, os.strerror(code), path)
+
+    with watched(watch):
+        yield
+
+
+def held(host: Host) -> IO[str]:
+    """The host's lock, which another run has until this is closed."""
+    lock = (host.working_system().root / "run/homelab/lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
+class Entry:
+    """Of a folder, as of `os.scandir`: of a link nobody asks where it leads."""
+
+    def __init__(self, entry: os.DirEntry[str]) -> None:
+        self.name, self.path, self.is_symlink, self._entry = entry.name, entry.path, entry.is_symlink, entry
+
+    def is_dir(self) -> bool:
+        assert not self.is_symlink(), f"{self.path} was followed"
+        return self._entry.is_dir()
+
+
+class Listing(AbstractContextManager["Listing"]):
+    """As of `os.scandir`."""
+
+    def __init__(self, folder: Any, scandir: Any = os.scandir) -> None:
+        self._entries = scandir(folder)
+
+    def __exit__(self, *_: object) -> None:
+        self._entries.close()
+
+    def __iter__(self) -> Listing:
+        return self
+
+    def __next__(self) -> Entry:
+        return Entry(next(self._entries))
+
+
+def follows_no_link(patch: pytest.MonkeyPatch) -> None:
+    """Whoever lists a folder and follows a link in it, which may lead to a share that hangs, fails."""
+    patch.setattr(os, "scandir", Listing)
 
 
 def hangs(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:

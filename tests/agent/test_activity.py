@@ -138,9 +138,8 @@ def test_an_etc_pve_that_hangs_is_no_ha_without_services(host: Host, monkeypatch
     assert says(host) == ""
 
     hangs(monkeypatch, host.root / "etc/pve")
-    assert says(host).startswith(
-        "/etc/pve doesn't answer (pve-cluster.service), so it isn't known whether HA is at work"
-    )
+    said = "/etc/pve doesn't answer (pve-cluster.service), so it isn't known whether HA is at work"
+    assert says(host).startswith(said)
 
 
 def test_a_cluster_and_ha_are_seen_where_etc_pve_has_links_to_its_files(host: Host) -> None:

@@ -3,6 +3,7 @@ system has for Steam and Wine, with this machine's own. What a layer does with i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,13 +40,8 @@ def test_what_comes_of_a_second_architecture_is_recorded_and_goes_again(
 
 
 def test_one_architectures_package_isnt_taken_for_anothers(host: Host) -> None:
-    rows = (
-        ("dpkg", "installed", "amd64"),
-        (LIBRARY, "installed", "amd64"),
-        (LIBRARY, "config-files", "i386"),
-        ("x", "installed", "all"),
-    )
-    host.programs["dpkg-query"] = lambda *_: "".join(f"{name}\t{state}\t1\t{arch}\n" for name, state, arch in rows)
+    ours = f"{LIBRARY}\tinstalled\t1\tamd64\n{LIBRARY}\tconfig-files\t1\ti386\n"
+    host.programs["dpkg-query"] = lambda *_: f"dpkg\tinstalled\t1\tamd64\n{ours}x\tinstalled\t1\tall\n"
     found = installed(host.system())
     assert found.whole == {"dpkg": "1", LIBRARY: "1", "x": "1"} and found.left == {f"{LIBRARY}:i386"}
 
@@ -113,11 +109,9 @@ def test_why_a_build_fails_is_looked_for_far_above_the_end_of_its_log(
     host: Host, first: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a compiler works on several files at a time, others go on after the first error."""
-    row = (
-        '{"name": "old", "pattern": "error:", "where": "dkms", "wanted": "w", '
-        '"causes": [{"why": "it is older", "next": "n"}]}'
-    )
-    monkeypatch.setattr("remote_scripts.tables.SYMPTOMS", f"[{row}]")
+    row = {"name": "old", "pattern": "error:", "where": "dkms", "wanted": "w"}
+    symptoms = json.dumps([row | {"causes": [{"why": "it is older", "next": "n"}]}])
+    monkeypatch.setattr("remote_scripts.tables.SYMPTOMS", symptoms)
     log = [first, *(f"  CC [M]  nvidia/nv-{number}.o" for number in range(50))]
     host.programs["tail"] = lambda arguments, _: "\n".join(log[-int(arguments[1]) :]) + "\n"
     with pytest.raises(Failure) as raised:

@@ -58,10 +58,8 @@ def test_the_loaders_own_word_decides_between_two_configured_ones(host: Host) ->
 
 def test_an_esp_that_another_program_has_mounted_at_that_moment_is_asked_again(host: Host) -> None:
     esps(host, "AAAA-0001 is configured with: grub (versions: 6.8.12-1-pve)\n")
-    answer, answers = (
-        host.programs["proxmox-boot-tool"],
-        [Done(32, b"", b"mount: already mounted or mount point busy\n")],
-    )
+    answer = host.programs["proxmox-boot-tool"]
+    answers = [Done(32, b"", b"mount: already mounted or mount point busy\n")]
     host.programs["proxmox-boot-tool"] = lambda *asked: answers.pop() if answers else answer(*asked)
     assert loader(host) is GRUB
 

@@ -3,6 +3,7 @@ stays; Intel's and AMD's cards by their addresses, with the groups as they are i
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -18,7 +19,7 @@ from remote_scripts.pve.container_conf import Method
 from remote_scripts.tools import disk
 from remote_scripts.tools.done import TIMED_OUT, Done
 from tests.agent.card_kit import ALLOW, AMD, BASE, BIND, CONF, NOTE, NVIDIA, PRIVILEGED, SECOND, Cards300
-from tests.agent.kit import Refused
+from tests.agent.kit import Refused, failing
 from tests.waiting import PATIENCE
 
 SNAPSHOT = "\n[clean]\narch: amd64\nhostname: box\nmemory: 256\nsnaptime: 1700000000\n" + BIND.format(
@@ -32,8 +33,7 @@ OTHERS = (
 BY_HAND = f"{ALLOW}195:* rwm\n{ALLOW}480:* rwm\n" + "".join(
     BIND.format(name) for name in ("nvidia0", "nvidiactl", "nvidia-uvm")
 )
-METHODS: tuple[Method, Method] = ("device", "mount-entry")
-EACH_METHOD = pytest.mark.parametrize("method", METHODS)
+EACH_METHOD = pytest.mark.parametrize("method", ["device", "mount-entry"])
 RENDER, KFD = "/dev/dri/renderD128,gid=104,mode=0660", "/dev/kfd,gid=104,mode=0660"
 BOTH, ONE = f"{AMD}=render,kfd", f"{AMD}=render"
 
@@ -101,14 +101,8 @@ def test_moved_lines_are_found_again(box: Cards300) -> None:
     assert sorted(box.revert().splitlines()) == sorted(BASE.splitlines())
 
 
-def test_nothing_is_changed_while_a_card_is_away(box: Cards300) -> None:
-    boot = box.host.read("/proc/sys/kernel/random/boot_id").strip()
-    state = json.dumps({"state": "VM", "vm": "103", "boot": boot, "since": 1700000000})
-    path = box.host.write("/var/lib/homelab/handover/big.state", state)
-    with pytest.raises(Refused, match="found:  gpus.big is with VM 103 since 2023-11-1"):
-        box.apply(minors=(0,))
-    path.unlink()
-    path.mkdir()
+def test_nothing_is_changed_while_it_cant_be_read_where_a_card_is(box: Cards300) -> None:
+    (box.root / "var/lib/homelab/handover/big.state").mkdir(parents=True)
     with pytest.raises(Refused, match="big.state\nfound:  it is no file"):
         box.apply(minors=(0,))
     assert box.conf == BASE
@@ -220,13 +214,25 @@ def test_what_others_write_for_it_counts_and_comes_back(box: Cards300, method: M
 
 @EACH_METHOD
 @pytest.mark.parametrize(
-    "text",
-    [BASE + BY_HAND, f"dev0: /dev/nvidia0,gid=44\ndev1: /dev/nvidiactl\ndev2: path=/dev/nvidia-uvm\n{BASE}"],
-    ids=["lines", "options"],
+    ("text", "cards", "minors"),
+    [
+        (BASE + BY_HAND, (), (0,)),
+        (f"dev0: /dev/nvidia0,gid=44\ndev1: /dev/nvidiactl\ndev2: path=/dev/nvidia-uvm\n{BASE}", (), (0,)),
+        (f"{BASE}dev0: /dev/dri/renderD128,gid=992\ndev1: /dev/kfd\n", (BOTH,), ()),
+        (
+            f"{BASE}{ALLOW}*:* rwm\nlxc.mount.entry: /dev/dri dev/dri none bind,optional,create=dir\n"
+            "lxc.mount.entry: /dev/kfd dev/kfd none bind,create=file\n",
+            (BOTH,),
+            (),
+        ),
+    ],
+    ids=["lines", "options", "another maker's options", "another maker's lines"],
 )
-def test_what_somebody_has_given_it_is_enough(box: Cards300, text: str, method: Method) -> None:
+def test_what_somebody_has_given_it_is_enough(
+    box: Cards300, text: str, cards: tuple[str, ...], minors: tuple[int, ...], method: Method
+) -> None:
     box.conf = text
-    assert box.apply(method, minors=(0,)) == text
+    assert box.apply(method, *cards, minors=minors) == text
     assert box.revert() == text
 
 
@@ -393,19 +399,11 @@ def test_nothing_is_written_before_it_is_noted(box: Cards300) -> None:
     assert {*text.splitlines()} - {*BASE.splitlines()} == noted[0]["values"].keys() and noted[0]["text"] == BASE
 
 
-def test_without_a_quorum_nothing_is_changed_and_that_is_said(box: Cards300, monkeypatch: pytest.MonkeyPatch) -> None:
-    create = disk.create
-
-    def denied(path: Path, mode: int) -> Any:
-        """As pmxcfs that has made itself read-only."""
-        if "/etc/pve/" in str(path):
-            raise PermissionError(13, "Permission denied")
-        return create(path, mode)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(disk, "create", denied)
-        with pytest.raises(Refused, match=r"Permission denied[\s\S]*without a quorum[\s\S]*pvecm status"):
-            box.apply(minors=(0,))
+def test_without_a_quorum_nothing_is_changed_and_that_is_said(box: Cards300) -> None:
+    """As pmxcfs says it that has made itself read-only."""
+    refuses = pytest.raises(Refused, match=r"Permission denied[\s\S]*without a quorum[\s\S]*pvecm status")
+    with failing(errno.EACCES, "create", at="/etc/pve/"), refuses:
+        box.apply(minors=(0,))
     assert (box.conf, box.noted(), box.left()) == (BASE, {}, [])
 
 
@@ -530,18 +528,3 @@ def test_mount_entries_give_the_nodes_of_other_makers_cards(box: Cards300) -> No
     assert "lxc.cgroup2.devices.allow: c 226:128 rwm\n" in after
     assert "lxc.mount.entry: /dev/kfd dev/kfd none bind,optional,create=file\n" in after
     assert box.revert() == PRIVILEGED
-
-
-@pytest.mark.parametrize(
-    "lines",
-    [
-        "dev0: /dev/dri/renderD128,gid=992\ndev1: /dev/kfd\n",
-        "lxc.cgroup2.devices.allow: c *:* rwm\nlxc.mount.entry: /dev/dri dev/dri none bind,optional,create=dir\n"
-        "lxc.mount.entry: /dev/kfd dev/kfd none bind,create=file\n",
-    ],
-    ids=["options", "lines"],
-)
-def test_what_somebody_has_given_it_of_the_card_is_enough(box: Cards300, lines: str) -> None:
-    box.conf = BASE + lines
-    assert box.apply("device", BOTH) == BASE + lines
-    assert box.revert() == BASE + lines

@@ -6,7 +6,6 @@ import errno
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +27,7 @@ from remote_scripts.tools.errors import UnreadableError
 from remote_scripts.tools.system import System
 from tests import sampling
 from tests.agent.card_kit import ALLOW, AMD, BASE, NOTE, NVIDIA, PRIVILEGED, SECOND, Cards300
-from tests.agent.kit import Host
-from tests.waiting import PATIENCE
+from tests.agent.kit import Host, bash, command
 
 RENDER = "/dev/dri/renderD128,gid=104,mode=0660"
 OTHER = "0000:07:00.0"
@@ -73,6 +71,14 @@ def followed(box: Cards300) -> bool:
     return before != box.conf
 
 
+def renumbered(conf: str) -> str:
+    """With the numbers of a card whose node for computing is 141, and no longer 140."""
+    moved = {"renderD140": "renderD141", "card12": "card13", "226:140 ": "226:141 ", "226:12 ": "226:13 "}
+    for old, new in moved.items():
+        conf = conf.replace(old, new)
+    return conf
+
+
 def lines(conf: str) -> set[str]:
     return {re.sub(r"^dev\d+: ", "", line) for line in conf.splitlines()}
 
@@ -107,9 +113,8 @@ def test_a_boot_leaves_the_lines_of_nvidias_nodes_that_are_not_there_yet(
     moved = {RENDER.replace("128", str(number))} if number != 128 else set()
     # A number that the other card has now isn't NVIDIA's any more.
     gone = {f"/dev/dri/{name},mode=0666" for name in ("card12", "renderD140")} if number == 140 else set()
-    assert (
-        changed == moved | gone and "all nodes of container 300's cards\nfound:  after 0 s 1 of 6 are there: " in said
-    )
+    assert changed == moved | gone
+    assert "all nodes of container 300's cards\nfound:  after 0 s 1 of 6 are there: " in said
     assert not followed(box)
     box.nvidia(NVIDIA)
     box.drm(NVIDIA, 150 if number == 140 else 140)
@@ -148,14 +153,7 @@ def test_a_boot_that_moved_nvidias_node_is_followed_also_where_no_other_maker_ha
     box.drm(NVIDIA, 141)
     box.drm(OTHER, 140)
     assert followed(box)
-    for old, new in (
-        ("renderD140", "renderD141"),
-        ("card12", "card13"),
-        ("226:140", "226:141"),
-        ("226:12 ", "226:13 "),
-    ):
-        before = before.replace(old, new)
-    assert lines(box.conf) == lines(before) and box.boot() == ""
+    assert lines(box.conf) == lines(renumbered(before)) and box.boot() == ""
     assert box.revert() == given
 
 
@@ -230,7 +228,7 @@ def test_each_container_is_mended_for_itself(box: Cards300) -> None:
 
 
 @pytest.mark.parametrize("number", range(3))
-@pytest.mark.parametrize("method", METHODS)
+@EACH_METHOD
 def test_a_boot_that_is_cut_short_is_made_good_by_the_next(
     box: Cards300, given: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,13 +321,8 @@ def test_nvidias_own_numbers_follow_the_card(box: Cards300, given: str, method: 
         lock.take_lock()
         box.boot("follow_containers")
         lock.release()
-    expected = {
-        re.sub(r"nvidia0\b", "nvidia1", line).replace("renderD140", "renderD141").replace("card12", "card13")
-        for line in lines(before)
-    }
-    for old, new in (("c 195:0 ", "c 195:1 "), ("c 226:140 ", "c 226:141 "), ("c 226:12 ", "c 226:13 ")):
-        expected = {line.replace(old, new) for line in expected}
-    assert lines(box.conf) == expected
+    expected = re.sub(r"nvidia0\b", "nvidia1", renumbered(before)).replace("c 195:0 ", "c 195:1 ")
+    assert lines(box.conf) == lines(expected)
     assert box.revert() == given
 
 
@@ -440,30 +433,18 @@ def test_a_service_for_each_boot_comes_and_goes(host: Host, box: Cards300) -> No
     assert ask("revert") == {"changed": True} and host.lasting() == before
 
 
-def test_its_program_needs_nothing_but_itself(host: Host, box: Cards300, tmp_path: Path) -> None:
+def test_its_program_needs_nothing_but_itself(host: Host, box: Cards300) -> None:
     """As the service runs it, on a folder: nothing of the folder where a stack keeps the agent."""
     host.ask("apply", "card_nodes", {"needed": True})
     box.drm(AMD, 129)
     box.conf += "lock: backup\n"
-    folder = tmp_path / "commands"
-    folder.mkdir()
     for name, text in {"pct": "echo 'status: stopped'", "systemctl": "echo inactive", "sync": ""}.items():
-        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
-        (folder / name).chmod(0o755)
+        command(host, name, text)
     real = box.root / "dev/dri/renderD129"
     real.unlink()
     real.symlink_to("/dev/null")  # a node that everybody may look at
-    done = subprocess.run(
-        [*boot_service.PYTHON.split(), f"{host.root}{SERVICE.program}"],
-        env={
-            "HOMELAB_ROOT": str(host.root),
-            "PATH": f"{folder}:{os.environ['PATH']}",
-            **of_perl(host.root / "etc/pve", quorate=True),
-        },
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    of_modules = of_perl(host.root / "etc/pve", quorate=True)
+    done = bash(host, f"{boot_service.PYTHON} {host.root}{SERVICE.program}", **of_modules)
     assert (done.returncode, done.stdout) == (0, "") and "CT is locked (backup)" in done.stderr
     assert os.access(host.root / SERVICE.program[1:], os.X_OK)
 

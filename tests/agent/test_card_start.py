@@ -11,7 +11,7 @@ from remote_scripts.both.diagnose import Answer, Wanted
 from remote_scripts.notes.card import Card
 from remote_scripts.notes.handover import CARDS
 from remote_scripts.tools.plain import of_plain
-from tests.agent.handover_kit import AUDIO, BIG, DEVICES, GPU, OTHER, SERVICE, START, STATE, STOP, VM, Host
+from tests.agent.handover_kit import AUDIO, BIG, DEVICES, GPU, OTHER, SERVICE, START, STATE, STOP, VM, Host, thread
 from tests.agent.handover_kit import host as host  # a fixture
 
 SMALL = Card(name="small", functions={OTHER: "10de:2684"}, vms=(103,))
@@ -40,11 +40,7 @@ def test_a_vm_that_is_off_is_told_who_would_be_shut_down_for_it(host: Host) -> N
 
 @pytest.mark.parametrize(
     "change",
-    [
-        {"/state/qm/103": "running"},
-        {VM: "name: gaming\n"},
-        {CARDS: ""},
-    ],
+    [{"/state/qm/103": "running"}, {VM: "name: gaming\n"}, {CARDS: ""}],
     ids=["it runs", "it names no card", "nothing is known of its cards"],
 )
 def test_of_a_vm_that_takes_nothing_now_nothing_is_said(host: Host, change: dict[str, str]) -> None:
@@ -66,10 +62,7 @@ def test_it_waits_for_a_run_as_a_start_would(host: Host) -> None:
 
 def test_who_has_it_is_named_but_for_who_ends_with_a_container(host: Host) -> None:
     for pid, group in ((41, "/lxc/950/ns"), (42, "/system.slice/ollama.service")):
-        host.write(f"/proc/{pid}/comm", "ollama\n")
-        host.write(f"/proc/{pid}/cgroup", f"0::{group}\n")
-        host.write(f"/proc/{pid}/task/{pid}/maps", "7f00-7f01 rw-s 00000000 00:05 103 /dev/nvidia0\n")
-        (host.root / f"proc/{pid}/task/{pid}/fd").mkdir()
+        thread(host, pid, pid, "7f00-7f01 rw-s 00000000 00:05 103 /dev/nvidia0\n", group)
     assert refused(host) == "in use by ollama (PID 42 of ollama.service)"
     shutil.rmtree(host.root / "proc/42")
     assert starts(host) == {"big": ("", ("950",))}

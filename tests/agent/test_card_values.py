@@ -51,7 +51,7 @@ def test_values_are_set_now_and_by_a_rule_and_given_back(host: Host) -> None:
         f'{about}, ATTR{{d3cold_allowed}}="0"',
         f'{about}, ATTR{{power/control}}="on"',
     ]
-    assert ask(host, "apply", *RESET, *AWAKE) == {"changed": False}
+    assert ask(host, "apply", *RESET, *AWAKE) == {"changed": False}, "as after a boot, whose rule has set them again"
     assert ask(host, "revert", *RESET, *AWAKE) == {"changed": True}
     assert values_of(host) == ["flr bus", "1", "auto"] and host.lasting() == before
     assert ask(host, "revert", *RESET) == {"changed": False}
@@ -84,13 +84,6 @@ def test_what_a_card_had_is_noted_before_the_rule_is_there(host: Host) -> None:
     with watched(watch):
         ask(host, "apply", *RESET)
     assert noted == [["flr bus", "bus"]]
-
-
-def test_after_a_reboot_it_is_still_known_what_a_card_had(host: Host) -> None:
-    for _ in "now", "after the rule has set them again":
-        ask(host, "apply", *AWAKE)
-    ask(host, "revert")
-    assert values_of(host) == ["flr bus", "1", "auto"]
 
 
 @pytest.mark.parametrize("offered", ["flr", "", None])
@@ -130,11 +123,8 @@ def test_a_run_that_fails_leaves_what_an_earlier_one_has_set(host: Host, wanted:
 
 
 def test_what_is_elsewhere_now_is_left_alone(host: Host) -> None:
-    others = (
-        value(CARD, "10de:2684", "reset_method", "bus"),
-        value("10000:e1:00.0", "10de:2b85", "d3cold_allowed", "0"),
-    )
-    ask(host, "apply", *others)
+    another = value(CARD, "10de:2684", "reset_method", "bus")
+    ask(host, "apply", another, value("10000:e1:00.0", "10de:2b85", "d3cold_allowed", "0"))
     assert content(host, "reset_method") == "flr bus"
     assert host.read(RULES).count("ATTR{vendor}") == 2  # the rule compares the ids, too
 

@@ -22,11 +22,6 @@ def node(host: Host, clock: Clock) -> Host:
     return host.node_of_three()
 
 
-@pytest.fixture
-def disks(node: Host) -> Host:
-    return node.with_disks()
-
-
 def says(host: Host, *, keep_quorum: bool = True) -> str:
     return cluster.obstacle(host.working_system(), keep_quorum=keep_quorum)
 
@@ -179,22 +174,17 @@ def test_a_turn_that_cant_be_written_is_none_and_leaves_nothing(node: Host, monk
 
 @pytest.mark.parametrize("what", ["no /etc/pve yet", "no quorum yet"])
 def test_the_end_of_a_turn_waits_for_the_cluster(node: Host, clock: Clock, what: str) -> None:
-
-    def once(act: Callable[[], object]) -> Callable[[], object]:
-        acts = [act]
-        return lambda: acts.pop()() if acts else None
-
     assert take(node) == ""
     with pytest.MonkeyPatch.context() as patch:
-        later: Callable[[], object] = patch.undo
+        later: list[Callable[[], object]] = [patch.undo]
         if what == "no /etc/pve yet":
             node.write("/etc/corosync/corosync.conf", "totem {}\n")
             away = (node.root / "etc/pve").rename(node.root / "etc/later")
-            later = partial(away.rename, node.root / "etc/pve")
+            later = [partial(away.rename, node.root / "etc/pve")]
         else:
             node.without_quorum(patch)
         assert not end(node)
-        clock.meanwhile = once(later)
+        clock.meanwhile = lambda: later.pop()() if later else None
         assert end(node, 60) and not node.exists(TURN)
 
 
@@ -212,11 +202,11 @@ def test_the_end_of_a_turn_waits_for_the_cluster(node: Host, clock: Clock, what:
     ids=["its disks", "its monitor", "no answer", "it can"],
 )  # fmt: skip
 def test_ceph_is_asked_whether_it_can_do_without_the_nodes_daemons(
-    disks: Host, refuses: str, answer: str, why: str
+    node: Host, refuses: str, answer: str, why: str
 ) -> None:
-    (disks.root / "var/lib/ceph/mon/ceph-pve1").mkdir(parents=True)
-    disks.programs["ceph"] = lambda words, _stdin: Done(16, b"", answer.encode()) if words[0] == refuses else 0
-    assert says(disks) == why
+    (node.with_disks().root / "var/lib/ceph/mon/ceph-pve1").mkdir(parents=True)
+    node.programs["ceph"] = lambda words, _stdin: Done(16, b"", answer.encode()) if words[0] == refuses else 0
+    assert says(node) == why
 
 
 def test_a_node_without_daemons_of_ceph_and_a_cluster_of_one_ask_it_nothing(node: Host) -> None:
@@ -230,11 +220,11 @@ def test_a_node_without_daemons_of_ceph_and_a_cluster_of_one_ask_it_nothing(node
     assert says(node) == "" and take(node) == ""
 
 
-def test_a_disk_that_cant_be_told_is_said(disks: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    whoami = disks.root / "var/lib/ceph/osd/ceph-7/whoami"
+def test_a_disk_that_cant_be_told_is_said(node: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    whoami = node.with_disks().root / "var/lib/ceph/osd/ceph-7/whoami"
     whoami.mkdir(parents=True)
     with pytest.raises(Exception, match="ceph-7/whoami"):
-        take(disks)
+        take(node)
     whoami.rmdir()
     whoami.parent.rmdir()
     listed = os.listdir
@@ -247,8 +237,8 @@ def test_a_disk_that_cant_be_told_is_said(disks: Host, monkeypatch: pytest.Monke
 
         with monkeypatch.context() as patch, pytest.raises(Exception, match=f"/var/lib/ceph/{folder}"):
             patch.setattr(os, "listdir", fails)
-            take(disks)
-    assert take(disks) == ""
+            take(node)
+    assert take(node) == ""
 
 
 @pytest.mark.parametrize("quorate", [True, False])

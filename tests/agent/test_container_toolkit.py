@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from tests.agent.kit import Host
 
 DAEMON, CDI, SERVICES = "/etc/docker/daemon.json", "/etc/cdi/nvidia.yaml", "/run/cdi/nvidia.yaml"
 SOFTWARE = Software(context=Context("it", "vm"), lock_seconds=1)
+PODMAN = Wanted(target="vm", runtime="podman", software=SOFTWARE, driver="580.1.2", cdi=CDI)
 RUNTIME = {"args": [], "path": "nvidia-container-runtime"}
 
 
@@ -236,16 +238,8 @@ def specified(host: Host, service: list[str], given: list[str]) -> Specified:
     def make(target: Any = "vm", cdi: str = CDI) -> tuple[str, int]:
         restarts.clear()
         system: System = host.system()
-        wanted = Wanted(
-            target=target,
-            runtime="podman",
-            software=SOFTWARE,
-            driver="580.1.2",
-            cdi=cdi,
-            cdi_options=("--without-groups",),
-            options_since="1.19.1",
-            podman_reads="5.1",
-        )
+        wanted = replace(PODMAN, target=target, cdi=cdi, cdi_options=("--without-groups",), options_since="1.19.1")
+        wanted = replace(wanted, podman_reads="5.1")
         apt = Apt(system, SOFTWARE, "toolkit")
         found = system.changing(lambda: container_toolkit._make_specification(apt, wanted))
         return found, len(restarts)
@@ -257,8 +251,7 @@ def test_docker_gets_its_configuration_back_when_podman_is_meant(host: Host, con
     host.write(DAEMON, '{"dns": []}')
     Docker(host)
     conf.configure()
-    wanted = Wanted(target="vm", runtime="podman", software=SOFTWARE, driver="580.1.2", cdi=CDI)
-    assert container_toolkit.apply(host.system(), wanted).cdi == CDI and host.read(DAEMON) == '{"dns": []}'
+    assert container_toolkit.apply(host.system(), PODMAN).cdi == CDI and host.read(DAEMON) == '{"dns": []}'
 
 
 def test_the_toolkits_own_service_makes_the_one_specification_anew_each_time(

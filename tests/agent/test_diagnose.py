@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +19,7 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.plain import of_plain
 from remote_scripts.tools.system import System
 from tests.agent import api_kit
-from tests.agent.kit import Host, Refused, with_files_as_devices
+from tests.agent.kit import Host, Refused, hangs, with_files_as_devices
 
 CONF = """\
 #token=secret-1
@@ -99,9 +97,8 @@ def read(host: Host, *containers: int) -> Extra:
 def test_why_a_guests_last_start_failed_is_passed_on(host: Host, ends: list[str], log: str, told: str) -> None:
     api_kit.runs(host, {}, {})
     upids = [f"UPID:pve:00000000:00000000:6B010C{number:02X}:qmstart:103:root@pam:" for number in range(len(ends))]
-    host.write(
-        "/var/log/pve/tasks/index", "".join(f"{upid} 6B010CF0 {end}\n" for upid, end in zip(upids, ends, strict=True))
-    )
+    index = "".join(f"{upid} 6B010CF0 {end}\n" for upid, end in zip(upids, ends, strict=True))
+    host.write("/var/log/pve/tasks/index", index)
     if log:
         host.write(f"/var/log/pve/tasks/0/{upids[0]}", log)
     assert read(host).failed_starts == ({"103": told} if told else {})
@@ -204,17 +201,9 @@ def test_a_configuration_that_cant_be_read_is_no_guest_without_one(host: Host) -
 
 
 def test_a_cluster_file_system_that_hangs_is_said(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = Path.open
-
-    def slow(path: Path, *arguments: Any) -> Any:
-        if path.name == "950.conf":
-            time.sleep(0.5)
-        return opened(path, *arguments)
-
-    monkeypatch.setattr("remote_scripts.tools.time_limit.SECONDS", 0.0)
-    monkeypatch.setattr(Path, "open", slow)
-    with pytest.raises(Refused, match="no answer within 0 s"):
-        read(host, 950)
+    hangs(monkeypatch, host.root / "etc/pve/lxc/950.conf")
+    with pytest.raises(Refused, match=r"no answer within 0\.5 s"):
+        host.ask("read", "diagnose", Wanted(containers=(950,)))
 
 
 @pytest.mark.parametrize(

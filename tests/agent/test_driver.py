@@ -87,7 +87,7 @@ def test_versions_are_compared_by_number(version: str, is_later: bool) -> None:
     [
         ("NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build", Module("580.95.05", "open")),
         ("NVIDIA UNIX x86_64 Kernel Module  550.163.01  Tue Apr  8", Module("550.163.01", "proprietary")),
-        ("NVIDIA UNIX x86_64 Kernel Module  470.94  Tue Apr  8", Module("470.94", "proprietary")),
+        ("NVIDIA UNIX x86_64 Kernel Module  390.157  Wed Oct 12", Module("390.157", "proprietary")),
         ("", Module()),
     ],
 )

@@ -31,8 +31,7 @@ from remote_scripts.tools.done import Done
 from tests.agent import api_kit, guest_kit, handover_kit
 from tests.agent.handover_kit import BIG, CT950, START, STATE, VM, Host, noted
 from tests.agent.handover_kit import host as host  # a fixture
-from tests.agent.kit import Refused
-from tests.waiting import PATIENCE
+from tests.agent.kit import Refused, ran
 
 SERVICE, RECONCILE = layer.SERVICE, handover_kit.SERVICE
 PROGRAM, PLACE = "/usr/local/sbin/homelab-handover", "/var/lib/vz/snippets/homelab-handover.sh"
@@ -85,13 +84,8 @@ def test_all_of_it_is_put_there_and_taken_back(host: Host) -> None:
     assert apply(host) == {"changed": True} and hook(host, "apply") == {"changed": True}
     written = [PROGRAM, handover.CARDS, *SERVICE.links.values(), PLACE]
     assert {file["what"] for file in planned} == {*written, *SERVICE.links}
-    assert [oct((host.root / path[1:]).stat().st_mode & 0o777) for path in written] == [
-        "0o755",
-        "0o644",
-        "0o644",
-        "0o644",
-        "0o755",
-    ]
+    modes = [f"{(host.root / path[1:]).stat().st_mode & 0o777:o}" for path in written]
+    assert " ".join(modes) == "755 644 644 644 755"
     assert "RequiresMountsFor=/var/lib/homelab\n" in host.read(written[2])
     assert [str((host.root / link[1:]).readlink()) for link in SERVICE.links] == written[2:4]
     assert "systemctl start homelab-handover.timer" in host.asked()
@@ -331,9 +325,8 @@ def test_a_hookscript_of_somebody_else_is_left_alone(host: Host) -> None:
             hook(host, verb)
     hook(host, "revert")
     assert host.read(VM) == "hookscript: local:snippets/mine.sh\n"
-    host.programs["qm"] = lambda _words, _stdin: Done(
-        2, b"Configuration file 'nodes/pve/qemu-server/777.conf' does not exist\n"
-    )
+    gone = b"Configuration file 'nodes/pve/qemu-server/777.conf' does not exist\n"
+    host.programs["qm"] = lambda _words, _stdin: Done(2, gone)
     with pytest.raises(Refused, match=r"777\.conf' does not exist"):
         hook(host, "apply", vmid=777)
 
@@ -453,11 +446,10 @@ def test_the_service_starts_python_where_a_card_is_away_or_a_hookscript_was_lost
 
 def test_the_program_works_by_itself_as_the_host_starts_it(host: Host) -> None:
     apply(host)
-    environment = {**of_root(host.root), "PATH": os.environ["PATH"]}
 
     def started(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-I", "-S", "-B", "-X", "utf8", str(host.root / PROGRAM[1:]), *words]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+        python = (sys.executable, "-I", "-S", "-B", "-X", "utf8")
+        return ran(*python, str(host.root / PROGRAM[1:]), *words, **of_root(host.root), PATH=os.environ["PATH"])
 
     host.write("/etc/pve/qemu-server/104.conf", host.read(VM))
     done = started("hook", "104", "pre-start")
@@ -465,11 +457,3 @@ def test_the_program_works_by_itself_as_the_host_starts_it(host: Host) -> None:
     assert started("hook", "104", "post-stop").returncode == 0
     host.write(handover.CARDS, "[")
     assert "as it was installed" in started("reconcile").stderr
-
-
-def test_a_failing_systemctl_puts_everything_back(host: Host) -> None:
-    before = host.lasting()
-    host.programs["systemctl"] = lambda words, _stdin: Done(1, b"no\n") if words[0] == "daemon-reload" else 0
-    with pytest.raises(Refused, match="a handover that is cut short would stay half-way"):
-        apply(host)
-    assert host.lasting() == before

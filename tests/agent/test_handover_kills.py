@@ -19,7 +19,9 @@ from remote_scripts.notes import owed
 from remote_scripts.tools.done import Done
 from tests import sampling
 from tests.agent import disk_kit, guest_kit
-from tests.agent.handover_kit import CT950, GPU, SERVICE, START, STATE, STOP, VM103, Host, made
+from tests.agent.handover_kit import CT950, GPU, SERVICE, START, STATE, STOP, VM103, Host
+from tests.agent.handover_kit import host as host  # fixtures
+from tests.agent.handover_kit import lent as lent
 from tests.agent.kit import Killed, cuts, watched
 
 SAMPLE = 8
@@ -79,10 +81,7 @@ def settled(host: Host, left: Left, *, only: bool) -> None:
 
 
 @ONLY
-def test_a_start_that_is_killed_anywhere_is_undone_or_begun_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: bool
-) -> None:
-    host = made(Host(tmp_path), monkeypatch, only=only)
+def test_a_start_that_is_killed_anywhere_is_undone_or_begun_again(host: Host, tmp_path: Path, only: bool) -> None:
     with host.vm_locked():
         found = sweep(host, tmp_path / "start", *START)
     assert host.with_the_vm() and len(found) > 20
@@ -100,10 +99,7 @@ def test_a_start_that_is_killed_anywhere_is_undone_or_begun_again(
 
 
 @ONLY
-def test_a_way_back_that_is_killed_anywhere_is_finished_by_the_service(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: bool
-) -> None:
-    host = made(Host(tmp_path), monkeypatch, only=only)
+def test_a_way_back_that_is_killed_anywhere_is_finished_by_the_service(host: Host, tmp_path: Path, only: bool) -> None:
     host.run(*START)
     with host.vm_locked():
         found = sweep(host, tmp_path / "hook", *STOP)
@@ -116,10 +112,7 @@ def test_a_way_back_that_is_killed_anywhere_is_finished_by_the_service(
         assert host.state() == "", left
 
 
-def test_a_service_that_is_killed_while_it_undoes_a_start_is_finished_by_the_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    host = made(Host(tmp_path), monkeypatch)
+def test_a_service_that_is_killed_while_it_undoes_a_start_is_finished_by_the_next(host: Host, tmp_path: Path) -> None:
     found = sweep(host, tmp_path / "start", *START)
     for noted in ("DRAINING", "DETACHED"):
         # As far as it had come in that state.
@@ -130,20 +123,13 @@ def test_a_service_that_is_killed_while_it_undoes_a_start_is_finished_by_the_nex
             settled(host, left, only=False)
 
 
-def test_a_service_that_is_killed_while_the_vm_runs_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    host = made(Host(tmp_path), monkeypatch)
-    host.run(*START)
-    host.write(VM103, "running")
-    assert len(sweep(host, tmp_path / "service", *SERVICE)) == 1 and host.with_the_vm()
+def test_a_service_that_is_killed_while_the_vm_runs_changes_nothing(lent: Host, tmp_path: Path) -> None:
+    lent.write(VM103, "running")
+    assert len(sweep(lent, tmp_path / "service", *SERVICE)) == 1 and lent.with_the_vm()
 
 
 @ONLY
-def test_a_step_that_is_killed_in_its_unit_leaves_the_card_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: bool
-) -> None:
-    host = made(Host(tmp_path), monkeypatch, only=only)
+def test_a_step_that_is_killed_in_its_unit_leaves_the_card_whole(host: Host, only: bool) -> None:
     real = host.programs["systemd-run"]
     at = 0
 
@@ -192,8 +178,7 @@ def test_a_step_that_is_killed_in_its_unit_leaves_the_card_whole(
 
 
 @pytest.mark.parametrize("way", ["start", "stop"])
-def test_a_power_cut_at_any_call_ends_with_the_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    host = made(Host(tmp_path), monkeypatch)
+def test_a_power_cut_at_any_call_ends_with_the_boot(host: Host, tmp_path: Path, way: str) -> None:
     (host.root / "var/lib/homelab").mkdir(parents=True)
     host.copied(tmp_path / "first")
     found = cuts(host, lambda _: host.run(*START))
@@ -230,10 +215,9 @@ PROGRAMS = ("nvidia-smi", "pct", "qm", "pvedaemon", "systemctl", "systemd-run", 
 @ONLY
 @pytest.mark.parametrize("way", ["start", "service"])
 def test_a_command_that_goes_wrong_loses_nobody_anything(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: bool, way: str
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: bool, way: str
 ) -> None:
     monkeypatch.setattr("remote_scripts.tools.state._TRY_SECONDS", 0.0)
-    host = made(Host(tmp_path), monkeypatch, only=only)
     real = {name: host.programs[name] for name in PROGRAMS}
     numbers = dict.fromkeys(PROGRAMS, 0)
     meant: tuple[str, int, str] = ("", 0, "")
@@ -284,8 +268,7 @@ TIMES = 200 if sampling.EVERY else 3
 
 
 @ONLY
-def test_after_many_turns_the_host_is_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: bool) -> None:
-    host = made(Host(tmp_path), monkeypatch, only=only)
+def test_after_many_turns_the_host_is_what_it_was(host: Host, only: bool) -> None:
     host.run(*SERVICE)
     # Of earlier turns, as much as is kept: it is cut in the first of these.
     host.write("/var/lib/homelab/handover/log", "2026-01-01 00:00:00 big: an old line\n" * 3600)
@@ -304,13 +287,9 @@ def test_after_many_turns_the_host_is_what_it_was(tmp_path: Path, monkeypatch: p
     assert "an old line" in host.story() or TIMES > 3
 
 
-def test_a_card_that_somebody_has_bound_otherwise_is_looked_at_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_card_that_somebody_has_bound_otherwise_is_looked_at_again(lent: Host) -> None:
     """By hand, while the VM had it: the way back goes on from what there is."""
-    host = made(Host(tmp_path), monkeypatch)
-    host.run(*START)
-    host.bind(GPU, "nvidia")
-    (host.root / "kept" / GPU).rename(host.root / "proc/driver/nvidia/gpus" / GPU)
-    host.run(*SERVICE)
-    assert host.at_home(), host.story()
+    lent.bind(GPU, "nvidia")
+    (lent.root / "kept" / GPU).rename(lent.root / "proc/driver/nvidia/gpus" / GPU)
+    lent.run(*SERVICE)
+    assert lent.at_home(), lent.story()

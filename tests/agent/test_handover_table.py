@@ -17,22 +17,8 @@ import yaml
 from homelab.remote.scripts import FOLDER
 from remote_scripts.notes.card import Card
 from remote_scripts.notes.record import State
-from tests.agent.handover_kit import (
-    AUDIO,
-    BIG,
-    CT950,
-    DEVICES,
-    GPU,
-    SERVICE,
-    START,
-    STATE,
-    STOP,
-    VM,
-    VM103,
-    Host,
-    made,
-    noted,
-)
+from tests.agent import handover_kit
+from tests.agent.handover_kit import AUDIO, BIG, CT950, DEVICES, GPU, SERVICE, START, STATE, STOP, VM, Host, made, noted
 from tests.rows import rows
 
 TABLE: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "handover.yaml").read_text())
@@ -40,33 +26,16 @@ TABLE: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "handover.yaml")
 
 def runs_with_it(host: Host) -> None:
     """QEMU has the group's node open."""
-    host.write(VM103, "running")
+    host.write(handover_kit.VM103, "running")
     (host.root / "dev/vfio").mkdir()
     (host.root / "dev/vfio/7").symlink_to("/dev/null")
     (host.root / DEVICES[1:] / GPU / "iommu_group").symlink_to("../../../../kernel/iommu_groups/7")
-    for name in ("comm", "cgroup", "maps"):
-        host.write(f"/proc/77/{name}", "")
-    (host.root / "proc/77/fd").mkdir()
-    (host.root / "proc/77/fd/9").symlink_to("/dev/null")
-    (host.root / "proc/77/task").mkdir()
-    (host.root / "proc/77/task/77").symlink_to("..")
-
-
-def reboot_wanted(host: Host) -> None:
-    host.write("/run/qemu-server/103.reboot", "")
-
-
-def backup_wanted(host: Host) -> None:
-    host.write(VM, f"lock: backup\n{host.read(VM)}")
+    handover_kit.thread(host, 77, 77, group="")
+    (host.root / "proc/77/task/77/fd/9").symlink_to("/dev/null")
 
 
 def stopping(host: Host) -> None:
     host.write("/state/system", "stopping\n")
-
-
-def came_to_its_end(host: Host) -> None:
-    """The step that waited in the kernel."""
-    (host.root / "active").unlink()
 
 
 def boot(host: Host) -> None:
@@ -87,27 +56,24 @@ def nothing(_: Host) -> None: ...
 
 
 #: Event -> what is the case, and the call that follows.
-EVENTS: dict[str, tuple[Callable[[Host], None], tuple[str, ...]]] = {
+EVENTS: dict[str, tuple[Callable[[Host], object], tuple[str, ...]]] = {
     "start": (nothing, START),
     "start of another": (nothing, ("hook", "104", "pre-start")),
     "start of another while the VM runs": (runs_with_it, ("hook", "104", "pre-start")),
     "start of a stranger": (nothing, ("hook", "105", "pre-start")),
     "stop": (nothing, STOP),
-    "stop for a reboot": (reboot_wanted, STOP),
-    "stop for a backup": (backup_wanted, STOP),
+    "stop for a reboot": (lambda host: host.write("/run/qemu-server/103.reboot", ""), STOP),
+    "stop for a backup": (lambda host: host.write(VM, f"lock: backup\n{host.read(VM)}"), STOP),
     "stop while the host stops": (stopping, STOP),
     "service while the VM is off": (nothing, SERVICE),
     "service while the VM runs": (runs_with_it, SERVICE),
     "service while the VM is locked": (nothing, SERVICE),
     "service while the host stops": (stopping, SERVICE),
-    "service after the step has ended": (came_to_its_end, SERVICE),
+    "service after the step has ended": (lambda host: (host.root / "active").unlink(), SERVICE),
     "boot": (boot, SERVICE),
 }
 #: As the program says it, which says it once.
-WHY = {
-    "DEAD": "its configuration space doesn't read as it should after VM 103: no driver is let near it, and its "
-    "containers stay off"
-}
+DEAD = "its configuration space doesn't read as it should after VM 103: no driver is let near it, and its containers stay off"
 #: Those of which one state says something of its own.
 SPECIAL = {"start of another while the VM runs", "service after the step has ended"}
 
@@ -116,7 +82,7 @@ def put(host: Host, wanted: str) -> None:
     """The host as it is in a state."""
     if wanted == "HOST":
         return
-    host.write(STATE, noted(wanted, persistence="Enabled", why=WHY.get(wanted, "")))
+    host.write(STATE, noted(wanted, persistence="Enabled", why=DEAD if wanted == "DEAD" else ""))
     if wanted == "HELD":
         return
     host.owe(950)
@@ -190,19 +156,10 @@ def test_no_refusal_is_left_out() -> None:
         parts = node.values if isinstance(node, ast.JoinedStr) else [node]
         return "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in parts)
 
-    modules = (
-        "cards/card_handover",
-        "cards/card_users",
-        "cards/handed_over",
-        "cards/handover_containers",
-        "cards/handover_driver",
-        "cards/handover_steps",
-        "notes/handover",
-        "tools/processes",
-    )
+    names = ("cards/card_handover", "cards/card_users", "notes/handover", "tools/processes")
     said = set()
-    for module in modules:
-        for node in ast.walk(ast.parse((FOLDER / f"{module}.py").read_text())):
+    for module in (*(FOLDER / "cards").glob("hand*.py"), *(FOLDER / f"{name}.py" for name in names)):
+        for node in ast.walk(ast.parse(module.read_text())):
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Name)

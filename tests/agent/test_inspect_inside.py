@@ -67,6 +67,5 @@ def test_libraries_are_told_by_the_file_behind_the_link(container: Host) -> None
     (container.root / "dev/nvidia0").unlink()
     folder = container.write("/usr/lib/x86_64-linux-gnu/libcuda.so.580.105.08", "").parent
     (folder / "libcuda.so.1").symlink_to("libcuda.so.580.105.08")
-    assert inside(container) == [
-        "library /usr/lib/x86_64-linux-gnu/libcuda.so.1 /usr/lib/x86_64-linux-gnu/libcuda.so.580.105.08"
-    ]
+    place = "/usr/lib/x86_64-linux-gnu/libcuda.so"
+    assert inside(container) == [f"library {place}.1 {place}.580.105.08"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from homelab.remote.scripts import file
 from remote_scripts.layers.nvidia_verification import LOAD
+from tests.agent.kit import ran
 
 CC, PYTHON, PERL = shutil.which("cc"), shutil.which("python3", path="/usr/bin:/usr/local/bin") or "python3", "perl"
 pytestmark = pytest.mark.skipif(CC is None, reason="libraries are compiled, and there is no compiler")
@@ -19,19 +19,9 @@ CUDNN, NCCL = "libcudnn.so.9", "libnccl.so.2"
 ENCODE, DECODE = "libnvidia-encode.so.1", "libnvcuvid.so.1"
 
 
-@pytest.fixture
-def libraries(tmp_path: Path) -> Path:
-    return tmp_path
-
-
 def make(folder: Path, soname: str, source: str) -> None:
-    done = subprocess.run(
-        ["cc", "-shared", "-fPIC", "-w", "-x", "c", "-o", str(folder / soname), "-"],
-        input=source,
-        text=True,
-        check=False,
-        capture_output=True,
-    )
+    made = ("-shared", "-fPIC", "-w", "-x", "c", "-o", str(folder / soname), "-")
+    done = ran("cc", *made, text=source, **os.environ)
     assert done.returncode == 0, done.stderr
 
 
@@ -42,48 +32,39 @@ def loaded(folder: Path, *names: str) -> list[str]:
 
 
 def run(folder: Path, *command: str) -> list[str]:
-    done = subprocess.run(
-        command, env={**os.environ, "LD_LIBRARY_PATH": str(folder)}, capture_output=True, text=True, check=False
-    )
+    done = ran(*command, **{**os.environ, "LD_LIBRARY_PATH": str(folder)})
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
 
-def test_the_encoder_tells_the_version_of_its_interface(libraries: Path) -> None:
-    make(libraries, ENCODE, NVENC % 0)
-    assert loaded(libraries, ENCODE) == [f"{ENCODE}: loaded, NVENC 13.1"]
+@pytest.mark.parametrize(("status", "told"), [(0, "13.1"), (15, "error 15")])
+def test_the_encoder_tells_the_version_of_its_interface(tmp_path: Path, status: int, told: str) -> None:
+    make(tmp_path, ENCODE, NVENC % status)
+    assert loaded(tmp_path, ENCODE) == [f"{ENCODE}: loaded, NVENC {told}"]
 
 
-def test_an_encoder_that_refuses_is_told(libraries: Path) -> None:
-    make(libraries, ENCODE, NVENC % 15)
-    assert loaded(libraries, ENCODE) == [f"{ENCODE}: loaded, NVENC error 15"]
-
-
-def test_what_is_missing_torn_or_of_something_else_has_the_loaders_own_words(libraries: Path) -> None:
-    (libraries / DECODE).write_bytes(b"\x7fELF")
-    make(libraries, ENCODE, "int nothing;")
-    torn, other, missing = loaded(libraries, DECODE, ENCODE, "libEGL_nvidia.so.0")
+def test_what_is_missing_torn_or_of_something_else_has_the_loaders_own_words(tmp_path: Path) -> None:
+    (tmp_path / DECODE).write_bytes(b"\x7fELF")
+    make(tmp_path, ENCODE, "int nothing;")
+    torn, other, missing = loaded(tmp_path, DECODE, ENCODE, "libEGL_nvidia.so.0")
     assert torn.startswith(f"{DECODE}: ") and "too short" in torn
     assert other.startswith(f"{ENCODE}: ") and "undefined symbol: NvEncodeAPIGetMaxSupportedVersion" in other
     assert missing == "libEGL_nvidia.so.0: cannot open shared object file: No such file or directory"
 
 
-def test_perl_loads_them_where_there_is_no_python(libraries: Path) -> None:
-    make(libraries, ENCODE, NVENC % 0)
-    assert run(libraries, PERL, "-e", LOAD, ENCODE, DECODE) == [
+def test_perl_loads_them_where_there_is_no_python(tmp_path: Path) -> None:
+    make(tmp_path, ENCODE, NVENC % 0)
+    assert run(tmp_path, PERL, "-e", LOAD, ENCODE, DECODE) == [
         f"{ENCODE}: loaded",
         f"{DECODE}: cannot open shared object file: No such file or directory",
     ]
 
 
-def test_cudnn_and_nccl_tell_their_versions(libraries: Path) -> None:
-    make(
-        libraries,
-        CUDNN,
-        "unsigned long cudnnGetVersion() { return 91002; } unsigned long cudnnGetCudartVersion() { return 12090; }",
-    )
-    make(libraries, NCCL, "int ncclGetVersion(int *version) { *version = 22703; return 0; }")
-    assert loaded(libraries, CUDNN, NCCL) == [
+def test_cudnn_and_nccl_tell_their_versions(tmp_path: Path) -> None:
+    cudnn = "unsigned long cudnnGetVersion() { return 91002; } unsigned long cudnnGetCudartVersion() { return 12090; }"
+    make(tmp_path, CUDNN, cudnn)
+    make(tmp_path, NCCL, "int ncclGetVersion(int *version) { *version = 22703; return 0; }")
+    assert loaded(tmp_path, CUDNN, NCCL) == [
         f"{CUDNN}: loaded, cuDNN 9.10.2 for CUDA 12.9",
         f"{NCCL}: loaded, NCCL 2.27.3",
     ]

@@ -406,13 +406,8 @@ def test_an_update_that_version_2_0_0_left_half_way_is_ended(old: Machine, phase
     wanted = old.wanted("595", "host")
     if phase == "tried":
         apply(old, wanted)
-    kept = {
-        "phase": phase,
-        "driver": {"version": OLD, "flavour": "open"},
-        "kernels": list(KERNELS),
-        "packages": packages,
-    }
-    more: dict[str, Any] = {"left": None, "loaded": OLD, "worked": True, "new": "", "wanted": []}
+    kept: dict[str, Any] = {"phase": phase, "driver": {"version": OLD, "flavour": "open"}, "kernels": list(KERNELS)}
+    more = {"packages": packages, "left": None, "loaded": OLD, "worked": True, "new": "", "wanted": []}
     folder = old.root / "var/lib/homelab/update"
     folder.mkdir()
     (folder / "kept").write_text(json.dumps(kept | more))
@@ -750,9 +745,8 @@ def test_files_of_apts_come_as_they_are_wanted_and_go_again(machine: Machine) ->
 
 
 def test_a_preview_sees_the_pins_that_are_wanted(machine: Machine) -> None:
-    pin = AptFile(
-        path="/etc/apt/preferences.d/homelab-x", content="Package: libnccl2\nPin: version *\nPin-Priority: -1\n"
-    )
+    text = "Package: libnccl2\nPin: version *\nPin-Priority: -1\n"
+    pin = AptFile(path="/etc/apt/preferences.d/homelab-x", content=text)
     assert read(machine, machine.wanted(beside=("libnccl2",), files=(pin,))).chosen is None
 
 

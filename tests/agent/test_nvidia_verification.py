@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from remote_scripts.both.nvidia_verification import Wanted
 from remote_scripts.layers import nvidia_verification
-from remote_scripts.tools import disk
 from remote_scripts.tools.done import TIMED_OUT, Done
 from remote_scripts.tools.system import System
-from tests.agent.kit import Host
+from tests.agent.kit import Host, failing
 
 
-def test_why_a_program_could_not_be_tried_is_said(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_why_a_program_could_not_be_tried_is_said(host: Host) -> None:
     """The disk is full."""
-    create = disk.create
-
-    def full(path: Path, mode: int) -> Any:
-        if "program.cu" in path.name:
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        return create(path, mode)
-
-    monkeypatch.setattr(disk, "create", full)
-    tried = host.ask("apply", "nvidia_verification", Wanted(nvcc="/usr/bin/nvcc", program="int main;", seconds=60))
+    wanted = Wanted(nvcc="/usr/bin/nvcc", program="int main;", seconds=60)
+    with failing(errno.ENOSPC, "create", at="program.cu"):
+        tried = host.ask("apply", "nvidia_verification", wanted)
     assert tried["program"]["status"] == 1 and "No space left on device" in tried["program"]["output"]
 
 

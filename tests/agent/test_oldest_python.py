@@ -21,8 +21,7 @@ from lab.host.state import of_root
 from remote_scripts.both.card_values import Value, Wanted
 from remote_scripts.both.read_system import Wanted as Reading
 from tests import sent_along
-from tests.agent.kit import Host
-from tests.waiting import PATIENCE
+from tests.agent.kit import Host, ran
 
 TOO_OLD, NEW_ENOUGH = ("3.6", "3.8", "3.9"), ("3.10", "3.11", "3.12", "3.13", "3.14")
 
@@ -44,14 +43,7 @@ def test_it_is_put_there_and_works_by_another_python(version: str, host: Host) -
     python = [_other_python(version), "-I", "-S", "-B", "-X", "utf8"]
 
     def run(*words: str, text: str) -> str:
-        done = subprocess.run(
-            [*python, *words],
-            input=text,
-            env={"HOMELAB_ROOT": str(host.root)},
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
+        done = ran(*python, *words, text=text, HOMELAB_ROOT=str(host.root))
         assert (done.returncode, done.stderr.count("Warning")) == (0, 0), done.stdout + done.stderr
         return done.stdout
 
@@ -65,8 +57,7 @@ def test_it_is_put_there_and_works_by_another_python(version: str, host: Host) -
         f"import sys, importlib\nsys.path.insert(0, {file!r})\nfor name in {modules!r}: importlib.import_module(name)\n"
     )
     run("-", text=imports)
-    for name, text in {"vendor": "0x10de", "device": "0x2b85", "class": "0x030000", "d3cold_allowed": "1"}.items():
-        host.write(f"/sys/bus/pci/devices/0000:01:00.0/{name}", f"{text}\n")
+    host.function("0000:01:00.0", "0x030000", "10de:2b85", d3cold_allowed="1\n")
     before = host.lasting()
     value = Value(address="0000:01:00.0", id="10de:2b85", attribute="d3cold_allowed", value="0")
     request = agent.request("card_values", Wanted(values=(value,)), seconds=60)
@@ -82,21 +73,12 @@ def test_sent_along_it_answers_by_another_python_or_says_which_it_needs(version:
     _, *words = shlex.split(agent.command_in_memory("root"))
     host.write("/etc/os-release", "ID=ubuntu\nVERSION_ID=22.04\n")
     before = host.tree()
-    done = subprocess.run(
-        [_other_python(version), *words],
-        input=sent_along.text("read", agent.request("read_system", Reading())),
-        env={**of_root(host.root), "PATH": os.environ["PATH"]},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    text = sent_along.text("read", agent.request("read_system", Reading()))
+    done = ran(_other_python(version), *words, text=text, **of_root(host.root), PATH=os.environ["PATH"])
     if version in TOO_OLD:
         found = re.findall(r"(?m)^(wanted|found|why|next): +(.+)$", done.stdout)
-        assert (
-            done.returncode == 1
-            and not done.stderr
-            and [name for name, _ in found] == ["wanted", "found", "why", "next"]
-        )
+        assert (done.returncode, done.stderr) == (1, "")
+        assert [name for name, _ in found] == ["wanted", "found", "why", "next"]
         assert found[1][1].startswith(f"Python {version}.")
     else:
         assert done.returncode == 0, done.stdout + done.stderr

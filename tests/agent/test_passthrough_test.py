@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,17 @@ from remote_scripts.both.passthrough_test import FOLDER, NAME, Wanted
 from remote_scripts.layers import passthrough_test
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.plain import to_plain
-from tests.agent.kit import Host, Refused, of_machine
+from tests.agent.kit import Host, Refused, bash, command, of_machine, ran
 from tests.agent.passthrough_kit import AUDIO, CONFIGURATIONS, CONSOLE, FUNCTIONS, GPU, KERNEL, Qm, stock
-from tests.waiting import PATIENCE
-
-
-@pytest.fixture
-def qm(host: Host) -> Qm:
-    return Qm(host)
 
 
 @pytest.fixture(autouse=True)
-def stocked(host: Host, qm: Qm) -> None:
-    """A host with both functions on vfio-pci, VM 103 that runs without a card, and a VM that sees all."""
+def qm(host: Host) -> Qm:
+    """Of a host with both functions on vfio-pci, VM 103 that runs without a card, and a VM that sees all."""
     stock(host)
-    host.programs |= {"qm": qm, "ldd": lambda _arguments, _stdin: 1}
+    made = Qm(host)
+    host.programs |= {"qm": made, "ldd": lambda _arguments, _stdin: 1}
+    return made
 
 
 def apply(host: Host, functions: dict[str, str] = FUNCTIONS, **options: Any) -> Any:
@@ -55,30 +50,14 @@ def assert_nothing_is_left(host: Host) -> None:
 
 # -- what it answers ---------------------------------------------------------------------------------------------------
 def test_it_answers_what_the_vm_saw_and_leaves_nothing(host: Host, qm: Qm) -> None:
-    assert apply(host) == {
-        "kernel": KERNEL,
-        "vmid": 104,
-        "functions": [
-            {
-                "guest": "0000:01:00.0",
-                "address": GPU,
-                "id": "10de:2b85",
-                "class": "030000",
-                "bars": [
-                    {"index": 0, "size": 67108864},
-                    {"index": 1, "size": 34359738368},
-                    {"index": 5, "size": 128},
-                ],
-            },
-            {
-                "guest": "0000:01:00.1",
-                "address": AUDIO,
-                "id": "10de:22e8",
-                "class": "040300",
-                "bars": [{"index": 0, "size": 16384}],
-            },
-        ],
-    }
+    codes = {GPU: "030000", AUDIO: "040300"}
+    bars = {GPU: {0: 67108864, 1: 34359738368, 5: 128}, AUDIO: {0: 16384}}
+    functions = [
+        {"guest": address, "address": address, "id": ids, "class": codes[address]}
+        | {"bars": [{"index": index, "size": size} for index, size in bars[address].items()]}
+        for address, ids in FUNCTIONS.items()
+    ]
+    assert apply(host) == {"kernel": KERNEL, "vmid": 104, "functions": functions}
     assert_nothing_is_left(host)
     assert qm.said[-2:] == ["stop 104 --skiplock 1", "destroy 104 --skiplock 1"]
 
@@ -88,9 +67,8 @@ def test_the_vm_gets_each_slot_once_and_its_kernel_by_args(host: Host, qm: Qm) -
     host.function("0000:41:00.0", "0x030000", "10de:2204", driver="vfio-pci", resource="0x0 0x0 0x0\n")
     refusal(host, FUNCTIONS | other)
     created = next(line for line in qm.said if line.startswith("create"))
-    assert (
-        f"--hostpci0 host={GPU};{AUDIO},pcie=1,rombar=0 --hostpci1 host=0000:41:00.0,pcie=1,rombar=0 --args" in created
-    )
+    cards = f"--hostpci0 host={GPU};{AUDIO},pcie=1,rombar=0 --hostpci1 host=0000:41:00.0,pcie=1,rombar=0"
+    assert f"{cards} --args" in created
     assert f"-kernel /boot/vmlinuz-{KERNEL} -initrd {FOLDER}/initrd.img -append 'console=ttyS0 panic=-1'" in created
     assert f"-serial file:{FOLDER}/console -no-reboot" in created and "--onboot 0" in created
 
@@ -283,9 +261,7 @@ def test_the_initramfs_holds_init_a_shell_mount_and_every_library_that_they_need
         pytest.skip("to start its programs in it takes root, for chroot")
     archive.extract(members, tmp_path / "guest")
     for words in (["/bin/sh", "-c", "echo started"], ["/bin/mount", "--version"]):
-        done = subprocess.run(
-            ["chroot", str(tmp_path / "guest"), *words], capture_output=True, text=True, timeout=PATIENCE
-        )
+        done = ran("chroot", str(tmp_path / "guest"), *words, **os.environ)
         assert done.returncode == 0, done.stderr
 
 
@@ -302,23 +278,13 @@ def test_nobody_else_can_read_the_folder(host: Host) -> None:
 
 
 # -- /init -------------------------------------------------------------------------------------------------------------------
-def test_init_lists_every_function_with_the_bars_that_have_an_address_and_switches_off(
-    host: Host, tmp_path: Path
-) -> None:
+def test_init_lists_every_function_with_the_bars_that_have_an_address_and_switches_off(host: Host) -> None:
     for address, code in ((GPU, "0x030000"), (AUDIO, "0x040300")):
         host.write(f"/sys/bus/pci/devices/{address}/class", f"{code}\n")
     host.write("/proc/sys/kernel/printk", "4\t4\t1\t7\n")
-    mount = tmp_path / "mount"
-    mount.write_text('#!/bin/sh\necho "$*" >>"$HOMELAB_SYSROOT/mounts"\n')
-    mount.chmod(0o755)
-    done = subprocess.run(
-        ["sh", "-c", scripts.file("passthrough_init.sh")],
-        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOMELAB_SYSROOT": str(host.root)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    command(host, "mount", 'echo "$*" >>"$HOMELAB_SYSROOT/mounts"')
+    places = {"INIT": scripts.file("passthrough_init.sh"), "HOMELAB_SYSROOT": str(host.root)}
+    done = bash(host, 'exec sh -c "$INIT"', **places)
     assert done.stderr == ""
     assert [line for line in done.stdout.splitlines() if line.strip()] == [
         "homelab-passthrough BEGIN",

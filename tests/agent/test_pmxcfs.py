@@ -33,29 +33,20 @@ def test_a_file_that_is_being_replaced_is_never_absent(host: Host, monkeypatch: 
     def fails_but_each_eighth(real: Any) -> Any:
         looks = itertools.count(1)
 
-        def stat(path: Path, **options: Any) -> Any:
+        def look(path: Any, *arguments: Any, **options: Any) -> Any:
             if str(path).endswith((CONF, COROSYNC)) and next(looks) % 8:
                 raise FileNotFoundError(errno.ENOENT, "it is being replaced")
-            return real(path, **options)
+            return real(path, *arguments, **options)
 
-        return stat
+        return look
 
-    system, real, looks = host.system(), io.open, 0
-    host.write(CONF, "")
-
-    def opened(path: Any, *arguments: Any, **options: Any) -> Any:
-        nonlocal looks
-        if str(path).endswith(CONF):
-            looks += 1
-            if looks % 8:
-                raise FileNotFoundError(errno.ENOENT, "it is being replaced")
-        return real(path, *arguments, **options)
-
-    monkeypatch.setattr(io, "open", opened)
+    system = host.system()
+    for path in (CONF, COROSYNC):
+        host.write(path, "")
+    monkeypatch.setattr(io, "open", fails_but_each_eighth(io.open))
     assert system.files.need(CONF) == b"" and Source(system).needed(CONF) == ""
     monkeypatch.setattr(Path, "stat", fails_but_each_eighth(Path.stat))
     assert pmxcfs.time_of(system, CONF) is not None and not guests.is_gone(system, "pct", "901")
-    host.write(COROSYNC, "")
     (host.root / "etc/pve/local").symlink_to("nodes/pve")
     monkeypatch.setattr(os, "lstat", fails_but_each_eighth(os.lstat))
     assert pmxcfs.this_node(system) == pmxcfs.Node("pve", clustered=True)
@@ -85,15 +76,15 @@ def test_a_file_that_isnt_there_is_absent_and_a_folder_that_isnt_answers_nothing
 
 def test_where_the_file_system_isnt_there_nothing_is_noted_below_it(host: Host) -> None:
     (host.root / "etc/pve").mkdir(parents=True, exist_ok=True)
-    with pytest.raises(Failure, match="/etc/pve isn't there"):
-        guest_notes.write(host.system(), CONTAINER, 901, Note(owner="p/s/ct", values={"dev0": ("x",)}))
-    assert not (host.root / "etc/pve/homelab").exists()
+    system = host.system()
     for act in (
-        lambda: guest_notes.of(host.system(), CONTAINER, 901, Note),
-        lambda: guest_notes.write(host.system(), CONTAINER, 901, Note()),
+        lambda: guest_notes.of(system, CONTAINER, 901, Note),
+        lambda: guest_notes.write(system, CONTAINER, 901, Note()),
+        lambda: guest_notes.write(system, CONTAINER, 901, Note(owner="p/s/ct", values={"dev0": ("x",)})),
     ):
         with pytest.raises(Failure, match="/etc/pve isn't there"):
             act()
+        assert not (host.root / "etc/pve/homelab").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -73,6 +73,5 @@ def test_the_hook_sees_each_card_that_a_vm_has(host: Host) -> None:
 def test_a_mapping_has_the_paths_that_proxmox_ve_finds(name: str) -> None:
     text, paths = MAPPINGS[name]["text"], MAPPINGS[name]["paths"]
     entries = Guests(frozenset(), "", [], text, "").mapping_entries
-    assert {
-        id: [entry["path"] for entry in lines if entry.get("node") == "pve"] for id, lines in entries.items()
-    } == paths
+    found = {id: [one["path"] for one in lines if one.get("node") == "pve"] for id, lines in entries.items()}
+    assert found == paths

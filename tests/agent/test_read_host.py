@@ -20,7 +20,7 @@ from remote_scripts.tools.done import TIMED_OUT, Done
 from remote_scripts.tools.run import Stand
 from remote_scripts.tools.system import System
 from tests.agent import api_kit, reading_kit
-from tests.agent.kit import Host
+from tests.agent.kit import Host, command
 from tests.agent.reading_kit import host as host
 from tests.agent.reading_kit import link, read, says
 
@@ -106,10 +106,8 @@ def test_however_qemu_is_told_a_function_it_is_known(host: Host, device: str, ad
 
 def test_a_line_in_brackets_that_is_no_section_hides_no_card(host: Host) -> None:
     """As Proxmox VE takes it (parse_vm_config before qemu-server 8.3.7, parse_pct_config)."""
-    host.write(
-        "etc/pve/qemu-server/103.conf",
-        "name: a\n[a note of mine]\nhostpci0: 01:00\n[2]\nargs: -x\n[old]\nhostpci1: 02:00\n",
-    )
+    text = "name: a\n[a note of mine]\nhostpci0: 01:00\n[2]\nargs: -x\n[old]\nhostpci1: 02:00\n"
+    host.write("etc/pve/qemu-server/103.conf", text)
     host.write("etc/pve/lxc/901.conf", "[a note of mine]\ndev0: /dev/nvidia0\n[old]\ndev1: /dev/nvidia1\n")
     by_id = {config.id: config for config in read(host).guests.configs}
     assert by_id[103].values == {"name": "a", "hostpci0": "01:00"}
@@ -229,10 +227,8 @@ def test_what_somebody_has_written_about_cards_drivers_is_read(host: Host) -> No
     host.write("/etc/modprobe.d/pve-blacklist.conf", "# nvidiafb see bugreport\nblacklist nvidiafb\nblacklist nvidia\n")
     host.write("/etc/modprobe.d/homelab-nvidia.conf", "blacklist nouveau\n")
     host.write("/etc/modprobe.d/zfs.conf", "options zfs zfs_arc_max=1\n")
-    host.write(
-        "/etc/modprobe.d/own.conf",
-        "# by hand\n  install  nvidia /bin/false\nblacklist snd_hda_intel\noptions kvm ignore_msrs=1\nblacklist pcspkr\n",
-    )
+    others = "blacklist snd_hda_intel\noptions kvm ignore_msrs=1\nblacklist pcspkr\n"
+    host.write("/etc/modprobe.d/own.conf", f"# by hand\n  install  nvidia /bin/false\n{others}")
     host.write("/etc/modprobe.d/own.conf.bak", "blacklist nvidia\n")
     host.write("/etc/modprobe.d/off.conf", "alias vfio-pci off\nalias netdev-eth0 e1000\n")
     assert read(host).module_lines == [
@@ -264,9 +260,11 @@ def test_guests_that_are_owed_a_start_are_named_but_those_of_a_restart_that_is_y
 )
 def test_where_a_card_that_is_handed_over_is_says_each_state_that_is_noted(host: Host, state: str, words: str) -> None:
     host.write("/proc/sys/kernel/random/boot_id", "1\n")
-    host.write("/var/lib/homelab/handover/big.state", json.dumps({"state": state, "vm": "103", "boot": "1"}))
+    note = {"state": state, "vm": "103", "boot": "1", "since": 1700000000}
+    host.write("/var/lib/homelab/handover/big.state", json.dumps(note))
     found = read(host)
-    assert found.unreadable == [] and found.handover.away.startswith(f"gpus.big {words} since" if words else "")
+    said = f"gpus.big {words} since 2023-11-1" if words else ""
+    assert found.unreadable == [] and found.handover.away.startswith(said)
     assert bool(found.handover.away) == bool(words)
 
 
@@ -520,12 +518,9 @@ HANGING = {*reading_kit.SILENT, "qm", "perl", "dpkg-query", "proxmox-boot-tool",
 def test_programs_that_hang_hide_nothing_that_is_known_without_them(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commands = tmp_path / "commands"
-    commands.mkdir()
     for name in HANGING:
-        (commands / name).write_text("#!/bin/sh\ntrap '' TERM\nwhile :; do sleep 60; done\n")
-        (commands / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{commands}:/usr/bin:/bin")
+        command(host, name, "trap '' TERM\nwhile :; do sleep 60; done")
+    monkeypatch.setenv("PATH", f"{tmp_path}/commands:/usr/bin:/bin")
     host.write("etc/kernel/proxmox-boot-uuids", "AAAA-0001\n")
     for address in (CARD, "0000:01:00.1"):
         host.function(address, "0x030000", config=ONES)
@@ -560,20 +555,5 @@ def test_what_is_asked_of_a_stock_host_starts_few_programs(host: Host) -> None:
     for address in (CARD, "0000:02:00.0"):
         host.function(address, "0x030000", config=ONES)
     host.ask("read", "read_host", Wanted(guests=True, signs="x"))
-    assert sorted(started) == sorted(
-        [
-            "bash",
-            "bash",
-            "dmesg",
-            "dpkg-query",
-            "head",
-            "head",
-            "journalctl",
-            "lsblk",
-            "lspci",
-            "lspci",
-            "perl",
-            "pvedaemon",
-            "pvedaemon",
-        ]
-    )
+    once, twice = ("dmesg", "dpkg-query", "journalctl", "lsblk", "perl"), ("bash", "head", "lspci", "pvedaemon")
+    assert sorted(started) == sorted([*once, *twice, *twice])

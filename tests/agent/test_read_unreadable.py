@@ -13,20 +13,18 @@ import pytest
 
 from homelab.facts.host import HostFacts
 from remote_scripts.reading.source import Source
-from tests.agent.kit import Host, hangs
+from tests.agent.kit import Host, follows_no_link, hangs
 from tests.agent.reading_kit import host as host
 from tests.agent.reading_kit import read, says
 
 VM, CONTAINER = "/etc/pve/qemu-server/103.conf", "/etc/pve/lxc/901.conf"
 STATE, NOTE = "/var/lib/homelab/handover/big.state", "/etc/pve/homelab/lxc-901"
 CLASS = "/sys/bus/pci/devices/0000:01:00.0/class"
-# What gates go by; all of it is there on a host like this one.
-DECIDING = [
+LINES = [
     VM,
     CONTAINER,
     "/etc/pve/mapping/pci.cfg",
     "/run/qemu-server/pci-id-reservations",
-    "/etc/pve/ha/resources.cfg",
     "/etc/pve/ha/manager_status",
     "/etc/modprobe.d/vfio.conf",
     "/boot/grub/grub.cfg",
@@ -34,31 +32,27 @@ DECIDING = [
     "/proc/iomem",
     "/proc/driver/nvidia/gpus/0000:01:00.0/information",
     "/sys/kernel/iommu_groups/16/reserved_regions",
-    CLASS,
     *(f"/sys/bus/pci/devices/0000:01:00.0/{name}" for name in ("vendor", "device", "boot_vga", "sriov_numvfs")),
     "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts",
-    STATE,
     "/var/lib/homelab/card-values/0000:01:00.0=reset_method",
     "/var/lib/homelab/ledger/vm/103",
-    NOTE,
-    "/var/lib/homelab/wanted-boot",
 ]
+#: What gates go by; all of it is there on a host like this one.
+DECIDING = {
+    **dict.fromkeys(LINES, "a line\n"),
+    STATE: '{"state": "HELD"}',
+    NOTE: '{"owner": "p/s/ai"}',
+    "/var/lib/homelab/wanted-boot": '{"boot": {}, "still": []}',
+    "/etc/pve/ha/resources.cfg": "vm: 103\n",
+    CLASS: "0x030000\n",
+}
 
 
 @pytest.fixture
 def whole(host: Host) -> Host:
     """The same, with each of these files."""
-    for path in DECIDING:
-        host.write(
-            path,
-            {
-                STATE: '{"state": "HELD"}',
-                NOTE: '{"owner": "p/s/ai"}',
-                "/var/lib/homelab/wanted-boot": '{"boot": {}, "still": []}',
-                "/etc/pve/ha/resources.cfg": "vm: 103\n",
-                CLASS: "0x030000\n",
-            }.get(path, "a line\n"),
-        )
+    for path, text in DECIDING.items():
+        host.write(path, text)
     return host
 
 
@@ -70,14 +64,6 @@ def test_what_can_be_read_is_no_trouble(whole: Host) -> None:
     assert read(whole).unreadable == []
 
 
-def is_folder(path: Path) -> None:
-    path.mkdir()
-
-
-def is_pipe(path: Path) -> None:
-    os.mkfifo(path)
-
-
 def leads_nowhere(path: Path) -> None:
     path.symlink_to("nowhere")
 
@@ -86,7 +72,7 @@ def loops(path: Path) -> None:
     path.symlink_to(path.name)
 
 
-@pytest.mark.parametrize("become", [is_folder, is_pipe, leads_nowhere, loops])
+@pytest.mark.parametrize("become", [Path.mkdir, os.mkfifo, leads_nowhere, loops])
 @pytest.mark.parametrize("path", [VM, CONTAINER, "/etc/pve/mapping/pci.cfg", "/etc/pve/ha/resources.cfg"])
 def test_what_stands_in_the_place_of_a_file_is_told(whole: Host, path: str, become: Callable[[Path], None]) -> None:
     file = whole.root / path.lstrip("/")
@@ -142,33 +128,7 @@ def test_where_a_link_leads_isnt_looked_at_when_a_folder_is_listed(host: Host, m
     """It may be on a share that hangs."""
     rule = host.write("/etc/udev/rules.d/below/10.rules", "")
     rule.with_name("20.rules").symlink_to("/mnt/nas/20.rules")
-    real = os.scandir
-
-    class Listed:
-        def __init__(self, entry: os.DirEntry[str]) -> None:
-            self.name, self.path, self.is_symlink, self._entry = entry.name, entry.path, entry.is_symlink, entry
-
-        def is_dir(self) -> bool:
-            assert not self.is_symlink(), f"{self.path} was followed"
-            return self._entry.is_dir()
-
-    class Listing:
-        def __init__(self, folder: Any) -> None:
-            self._entries = real(folder)
-
-        def __enter__(self) -> Listing:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            self._entries.close()
-
-        def __iter__(self) -> Listing:
-            return self
-
-        def __next__(self) -> Listed:
-            return Listed(next(self._entries))
-
-    monkeypatch.setattr(os, "scandir", Listing)
+    follows_no_link(monkeypatch)
     assert Source(host.system()).below("/etc/udev/rules.d") == ["/etc/udev/rules.d/below/10.rules"]
 
 
@@ -258,6 +218,5 @@ def test_a_card_whose_state_nobody_understands_may_be_anywhere(host: Host) -> No
 
 # -- what carries the host ---------------------------------------------------------------------------------------
 def test_mounts_that_nobody_tells_are_trouble(host: Host) -> None:
-    assert [one.trouble for one in read(host).vital if one.kind == "storage"] == [
-        "/proc/mounts doesn't say which disk it is on"
-    ]
+    (storage,) = (one for one in read(host).vital if one.kind == "storage")
+    assert storage.trouble == "/proc/mounts doesn't say which disk it is on"

@@ -62,36 +62,29 @@ def disk(host: Host, name: str, where: str, *parts: str) -> None:
         host.write(f"/dev/{part}", "")
 
 
-def virtual(host: Host, name: str) -> None:
-    """A device that lies on others: dm, md, bcache. It has claimed them."""
-    home = f"/sys/devices/virtual/block/{name}"
-    host.write(f"{home}/size", "1")
-    link(host, f"/sys/class/block/{name}", home)
-    host.write(f"/dev/{name}", "")
-
-
 def mounts(host: Host, *lines: str) -> None:
     host.write("/proc/mounts", "".join(f"{line} rw 0 0\n" for line in lines))
 
 
+def interface(host: Host, name: str, where: str = "virtual", flags: str = "0x1003") -> None:
+    home = f"/sys/devices/{where}/net/{name}"
+    host.write(f"{home}/flags", f"{flags}\n")
+    link(host, f"/sys/class/net/{name}", home)
+
+
 def network(host: Host) -> None:
     """vmbr0 over a bond of a network card and Wi-Fi: the default route. A third card has no cable and is down."""
-    for name, where in (("enp5s0", f"0000:00:02.3/{NIC}"), ("wlp6s0", f"0000:00:02.4/{WIFI}")):
-        host.write(f"/sys/devices/pci0000:00/{where}/net/{name}/flags", "0x1903\n")
-        link(host, f"/sys/class/net/{name}", f"/sys/devices/pci0000:00/{where}/net/{name}")
-    host.write("/sys/devices/pci0000:00/0000:07:00.0/net/enp7s0/flags", "0x1002\n")
-    link(host, "/sys/class/net/enp7s0", "/sys/devices/pci0000:00/0000:07:00.0/net/enp7s0")
+    interface(host, "enp5s0", f"pci0000:00/0000:00:02.3/{NIC}", "0x1903")
+    interface(host, "wlp6s0", f"pci0000:00/0000:00:02.4/{WIFI}", "0x1903")
+    interface(host, "enp7s0", "pci0000:00/0000:07:00.0", "0x1002")
     for name in ("vmbr0", "bond0.5", "bond0"):
-        host.write(f"/sys/devices/virtual/net/{name}/flags", "0x1003\n")
-        link(host, f"/sys/class/net/{name}", f"/sys/devices/virtual/net/{name}")
+        interface(host, name)
 
 
 def nvme_with_two_ways(host: Host) -> None:
     """What leads to the disk has a name of its own, and no node."""
-    home, way = (
-        "/sys/devices/virtual/nvme-subsystem/nvme-subsys0",
-        f"/sys/devices/pci0000:00/0000:00:02.1/{NVME}/nvme/nvme0",
-    )
+    home = "/sys/devices/virtual/nvme-subsystem/nvme-subsys0"
+    way = f"/sys/devices/pci0000:00/0000:00:02.1/{NVME}/nvme/nvme0"
     host.write(f"{home}/nvme0n1/size", "1")
     host.write(f"{home}/nvme0n1/nvme0n1p2/partition", "2")
     for name, place in (("nvme0n1", "nvme0n1"), ("nvme0n1p2", "nvme0n1/nvme0n1p2")):
@@ -126,67 +119,45 @@ DISKS: dict[str, Callable[[Host], None]] = {
     "iscsi": iscsi,
     "card_reader": plugged("mmcblk0", "platform/80860F14:00/mmc_host/mmc0/mmc0:0001", "mmcblk0p2"),
 }
-NVMES, USBS = {"0000:00:02.1", NVME}, {PORT, USB}
+NVMES, USBS, VMDS = {"0000:00:02.1", NVME}, {PORT, USB}, {"0000:00:0e.0", "10000:e0:06.0", "10000:e1:00.0"}
+NICS = {"0000:00:02.3", NIC, "0000:00:02.4", WIFI}
+PVE_ROOT = "/dev/mapper/pve-root / ext4"
+IMAGE = "/dev/loop0 / ext4\n/dev/sdb1 /mnt/image ext4\n/dev/sda1 /mnt ext4"
+#: How the names of devices begin that lie on others.
+VIRTUAL = ("dm-", "md", "bcache", "loop")
 
 
 @pytest.mark.parametrize(
-    ("disks", "above", "in_use", "mounted", "carriers"),
+    ("disks", "in_use", "mounted", "carriers"),
     [
-        pytest.param(disks.split(), above.split(), in_use.split(), mounted, carriers, id=name)
-        for name, disks, above, in_use, mounted, carriers in (
-            ("plain", "usb", "", "sdb", "/dev/sdb2 / ext4", USBS),
-            ("LVM", "nvme", "dm-0", "nvme0n1 dm-0", "/dev/mapper/pve-root / ext4", NVMES),
-            (
-                "LVM, thin, on two disks",
-                "nvme sata",
-                "dm-0 dm-1 dm-2",
-                "nvme0n1 sda dm-0 dm-1 dm-2",
-                "/dev/mapper/pve-root / ext4",
-                {*NVMES, SATA},
-            ),
-            (
-                "RAID and encryption",
-                "sata usb",
-                "md0 dm-0",
-                "sda sdb md0 dm-0",
-                "/dev/mapper/crypt / xfs",
-                {SATA, *USBS},
-            ),
-            ("bcache", "sata usb", "bcache0", "sda sdb bcache0", "/dev/bcache0 / ext4", {SATA, *USBS}),
-            ("ZFS", "nvme usb", "", "nvme0n1 sdb", "rpool/ROOT/pve-1 / zfs", {*NVMES, *USBS}),
-            ("ZFS beside an exported pool", "nvme sata", "", "nvme0n1", "rpool/ROOT/pve-1 / zfs", NVMES),
-            ("Btrfs on two disks", "nvme sata", "", "nvme0n1 sda", "/dev/sda1 / btrfs", {*NVMES, SATA}),
-            ("NVMe with two ways", "nvme_with_two_ways", "", "nvme0n1", "/dev/nvme0n1p2 / ext4", NVMES),
-            (
-                "behind a volume management device",
-                "behind_intels_vmd",
-                "",
-                "nvme0n1",
-                "/dev/nvme0n1p2 / ext4",
-                {"0000:00:0e.0", "10000:e0:06.0", "10000:e1:00.0"},
-            ),
-            ("iSCSI", "iscsi", "", "sdc", "/dev/sdc1 / ext4", {"0000:00:02.3", NIC, "0000:00:02.4", WIFI}),
-            (
-                "a loop device",
-                "usb sata",
-                "loop0",
-                "sda sdb loop0",
-                "/dev/loop0 / ext4\n/dev/sdb1 /mnt/image ext4\n/dev/sda1 /mnt ext4",
-                {SATA, *USBS},
-            ),
-            ("the kernel's own name", "nvme", "", "nvme0n1", "/dev/root / ext4", NVMES),
-            ("an overlay", "", "", "", "overlay / overlay", {"?"}),
-            ("a card reader", "card_reader", "", "mmcblk0", "/dev/mmcblk0p2 / ext4", set[str]()),
+        pytest.param(disks.split(), in_use.split(), mounted, carriers, id=name)
+        for name, disks, in_use, mounted, carriers in (
+            ("plain", "usb", "sdb", "/dev/sdb2 / ext4", USBS),
+            ("LVM", "nvme", "nvme0n1 dm-0", PVE_ROOT, NVMES),
+            ("LVM, thin, on two disks", "nvme sata", "nvme0n1 sda dm-0 dm-1 dm-2", PVE_ROOT, {*NVMES, SATA}),
+            ("RAID and encryption", "sata usb", "sda sdb md0 dm-0", "/dev/mapper/crypt / xfs", {SATA, *USBS}),
+            ("bcache", "sata usb", "sda sdb bcache0", "/dev/bcache0 / ext4", {SATA, *USBS}),
+            ("ZFS", "nvme usb", "nvme0n1 sdb", "rpool/ROOT/pve-1 / zfs", {*NVMES, *USBS}),
+            ("ZFS beside an exported pool", "nvme sata", "nvme0n1", "rpool/ROOT/pve-1 / zfs", NVMES),
+            ("Btrfs on two disks", "nvme sata", "nvme0n1 sda", "/dev/sda1 / btrfs", {*NVMES, SATA}),
+            ("NVMe with two ways", "nvme_with_two_ways", "nvme0n1", "/dev/nvme0n1p2 / ext4", NVMES),
+            ("behind a volume management device", "behind_intels_vmd", "nvme0n1", "/dev/nvme0n1p2 / ext4", VMDS),
+            ("iSCSI", "iscsi", "sdc", "/dev/sdc1 / ext4", NICS),
+            ("a loop device", "usb sata", "sda sdb loop0", IMAGE, {SATA, *USBS}),
+            ("the kernel's own name", "nvme", "nvme0n1", "/dev/root / ext4", NVMES),
+            ("an overlay", "", "", "overlay / overlay", {"?"}),
+            ("a card reader", "card_reader", "mmcblk0", "/dev/mmcblk0p2 / ext4", set[str]()),
         )
     ],
 )
 def test_the_root_is_followed_to_the_functions_that_carry_it(
-    host: Host, disks: list[str], above: list[str], in_use: list[str], mounted: str, carriers: set[str]
+    host: Host, disks: list[str], in_use: list[str], mounted: str, carriers: set[str]
 ) -> None:
     for name in disks:
         DISKS[name](host)
-    for name in above:
-        virtual(host, name)
+    for name in in_use:
+        if name.startswith(VIRTUAL):
+            disk(host, name, "virtual")
     claim(host, *in_use)
     mounts(host, *mounted.splitlines())
     assert set().union(*carried(host).values()) == (set() if "iscsi" in disks else carriers)
@@ -259,8 +230,7 @@ def test_the_network_is_followed_through_bridge_vlan_and_bond(host: Host) -> Non
 
 def test_without_its_physical_function_a_virtual_one_is_gone(host: Host) -> None:
     virtual_function = "/sys/devices/pci0000:00/0000:00:02.3/0000:05:00.4"
-    host.write(f"{virtual_function}/net/enp5s0v0/flags", "0x1003\n")
-    link(host, "/sys/class/net/enp5s0v0", f"{virtual_function}/net/enp5s0v0")
+    interface(host, "enp5s0v0", virtual_function.removeprefix("/sys/devices/"))
     link(host, f"{virtual_function}/net/enp5s0v0/device", virtual_function)
     host.write(f"/sys/devices/pci0000:00/0000:00:02.3/{NIC}/class", "0x020000\n")
     link(host, f"{virtual_function}/physfn", f"/sys/devices/pci0000:00/0000:00:02.3/{NIC}")
@@ -271,16 +241,14 @@ def test_of_open_vswitch_every_port_counts(host: Host) -> None:
     network(host)
     (host.root / "sys/class/net/wlp6s0/flags").write_text("0x1002\n")
     for name in ("ovs-system", "vmbr1"):
-        host.write(f"/sys/devices/virtual/net/{name}/flags", "0x1003\n")
-        link(host, f"/sys/class/net/{name}", f"/sys/devices/virtual/net/{name}")
+        interface(host, name)
     assert carried(host, "network").popitem()[1] == {"0000:00:02.3", NIC}
 
 
-@pytest.mark.parametrize("flags", ["0x1002\n", None], ids=["down", "none"])
+@pytest.mark.parametrize("flags", ["0x1002", None], ids=["down", "none"])
 def test_a_network_that_cant_be_found_is_said_to_be_so(host: Host, flags: str | None) -> None:
     if flags:
-        host.write(f"/sys/devices/pci0000:00/{NIC}/net/enp5s0/flags", flags)
-        link(host, "/sys/class/net/enp5s0", f"/sys/devices/pci0000:00/{NIC}/net/enp5s0")
+        interface(host, "enp5s0", f"pci0000:00/{NIC}", flags)
     assert carried(host, "network").popitem()[1] == {"?"}
 
 
@@ -315,13 +283,10 @@ def test_storage_over_a_network_of_its_own_counts_with_that_networks_card(host: 
 @pytest.mark.parametrize("name", ["nbd0", "drbd1000", "rbd0"])
 def test_where_nothing_says_which_network_the_data_takes_every_one_counts(host: Host, name: str) -> None:
     network(host)
-    if name == "rbd0":
-        disk(host, name, "rbd/0")
-    else:
-        virtual(host, name)
+    disk(host, name, "rbd/0" if name == "rbd0" else "virtual")
     claim(host, name)
     mounts(host, f"/dev/{name} / ext4")
-    assert refused(host) == {"0000:00:02.3", NIC, "0000:00:02.4", WIFI}
+    assert refused(host) == NICS
 
 
 def test_keyboards_are_those_with_keys_and_not_buttons(host: Host) -> None:
@@ -352,9 +317,8 @@ def test_processes_and_the_text_console_that_have_a_card_are_named(host: Host) -
         for number, node in enumerate(nodes):
             (host.root / f"proc/{pid}/fd/{number}").symlink_to(node)
     source = Source(host.system())
-    found = {
-        one.pid: (one.name, one.devices) for one in holders.holders(source, nvidia.minors(source), drm.drm(source))
-    }
+    held = holders.holders(source, nvidia.minors(source), drm.drm(source))
+    found = {one.pid: (one.name, one.devices) for one in held}
     assert found == {
         812: ("Xorg", ["0000:01:00.0"]),
         900: ("python3", ["0000:02:00.0"]),

@@ -29,13 +29,12 @@ ARMED = f"boot {'7d4f0d3c-0000-4000-8000-000000000001'}\nuntil 5\n"
 
 
 @pytest.fixture(autouse=True)
-def under_ha(host: Host, clock: Clock) -> Host:
+def under_ha(host: Host, clock: Clock) -> None:
     """pve1 lacks a word on its command line; VM 200 and container 901 are HA's, VM 103 and container 902 aren't."""
     host.node_of_three().with_ha()
     host.write("/etc/default/grub", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\n')
     host.write("/boot/grub/grub.cfg", "linux /vmlinuz quiet\n")
     booted(host)
-    return host
 
 
 def booted(host: Host) -> None:
@@ -49,18 +48,10 @@ def booted(host: Host) -> None:
     api_kit.runs(host, {103: "Sandbox", 200: "db"}, {901: "ai-lab", 902: "dns"})
 
 
-def wanted(*, keep_quorum: bool = True) -> Wanted:
-    return Wanted(
-        policy="auto",
-        boot=Boot(words=("iommu=pt",)),
-        rollback_after=600,
-        awaited=1800,
-        keep_quorum=keep_quorum,
-    )
-
-
 def ask(host: Host, verb: str = "apply", *, keep_quorum: bool = True) -> Any:
-    return host.ask(verb, "reboot", wanted(keep_quorum=keep_quorum))
+    boot = Boot(words=("iommu=pt",))
+    wanted = Wanted(policy="auto", boot=boot, rollback_after=600, awaited=1800, keep_quorum=keep_quorum)
+    return host.ask(verb, "reboot", wanted)
 
 
 def refusal(host: Host, *, keep_quorum: bool = True) -> str:
@@ -72,10 +63,6 @@ def refusal(host: Host, *, keep_quorum: bool = True) -> str:
 
 def restarts(host: Host) -> bool:
     return any(one.startswith("systemd-run") and "systemctl reboot" in one for one in host.said())
-
-
-def is_as_before(host: Host) -> None:
-    assert not host.exists(TURN)
 
 
 def at(host: Host, program: str, asked: Callable[[Sequence[str], bytes], bool], act: Callable[[], object]) -> None:
@@ -112,7 +99,7 @@ def test_a_node_restarts_in_its_turn_and_leaves_its_guests_to_ha(host: Host) -> 
     assert [who[:2] for who in cluster_kit.who_ran(host)] == [("qm", 103), ("qm", 200), ("pct", 901), ("pct", 902)]
     (host.root / ORDERED[1:]).unlink()
     assert host.ask("apply", "cluster_turn", {}) == {"over": True}
-    is_as_before(host)
+    assert not host.exists(TURN)
 
 
 MIGRATE = "keyboard: de\nha: shutdown_policy=migrate\n"
@@ -143,7 +130,7 @@ def test_a_node_that_ha_would_empty_first_isnt_restarted(host: Host, policy: str
     message = refusal(host)
     assert planned in message and "`ha-manager migrate vm:103 pve2`" in message
     assert host.lasting().keys() - before.keys() <= {HOME[1:], f"{HOME}/wanted-boot"[1:]}
-    is_as_before(host)
+    assert not host.exists(TURN)
 
 
 def test_a_policy_that_cant_be_read_keeps_the_node_from_restarting(host: Host) -> None:
@@ -155,28 +142,17 @@ def test_a_policy_that_cant_be_read_keeps_the_node_from_restarting(host: Host) -
 def test_an_ha_manager_that_doesnt_answer_keeps_the_node_from_restarting(host: Host, answer: Done) -> None:
     host.programs["ha-manager"] = lambda _arguments, _stdin: answer
     assert "`ha-manager status`" in refusal(host)
-    is_as_before(host)
+    assert not host.exists(TURN)
 
 
 def test_a_quorum_is_not_given_up_where_ha_falls_silent(host: Host) -> None:
     """Whether its watchdog is armed elsewhere isn't known."""
-
-    def silent_once(host: Host, is_so: Callable[[], bool]) -> Callable[[], object]:
-        """HA's manager says nothing any more from then on; what is returned lets it answer again."""
-        real = host.programs["ha-manager"]
-        host.programs["ha-manager"] = lambda arguments, stdin: (
-            Done(1, b"") if arguments == ("status",) and is_so() else real(arguments, stdin)
-        )
-        return lambda: host.programs.update({"ha-manager": real})
-
     host.members(status(1, 1, expected=2), "1 1 pve1 (local)\n2 1 pve2")
     host.write(f"{STATE}/ha", "vm:202 pve2 stopped\n")
-    asked = iter([False])
-    silent_once(host, lambda: next(asked, True))
-    planned = ask(host, "plan", keep_quorum=False)
-    assert (
-        "HA has guests, and `ha-manager status` gives no answer, and its watchdog resets a node" in planned["cluster"]
-    )
+    answers, real = iter([True]), host.programs["ha-manager"]
+    host.programs["ha-manager"] = lambda *asked: real(*asked) if next(answers, False) else Done(1, b"")
+    planned = ask(host, "plan", keep_quorum=False)["cluster"]
+    assert "HA has guests, and `ha-manager status` gives no answer, and its watchdog resets a node" in planned
 
 
 @pytest.mark.parametrize("quiet", ["no", "guests", "all", "disarmed"])
@@ -225,7 +201,7 @@ def test_a_restart_that_ends_where_it_waits_leaves_nothing_set_for_it(
     clock.meanwhile = cancel if "cancelled" in how else (lambda: setattr(system.work, "ends", 0.0))
     monkeypatch.setattr(host, "system", lambda: system)
     assert refusal(host).startswith(("wanted: the run at work", "wanted: this step done"))
-    is_as_before(host)
+    assert not host.exists(TURN)
     assert "until" not in host.read(f"{HOME}/trial")
 
 
@@ -244,7 +220,7 @@ def test_a_switch_that_is_taken_away_meanwhile_keeps_the_host_from_restarting(
     host.write(f"{HOME}/trial", ARMED)
     at_turn(monkeypatch, lambda: (host.root / f"{HOME}/trial"[1:]).unlink(missing_ok=True))
     assert "the trial of this restart was taken away meanwhile" in refusal(host)
-    is_as_before(host)
+    assert not host.exists(TURN)
 
 
 def test_a_switch_that_cant_count_from_the_restart_on_keeps_the_host_from_restarting(
@@ -258,7 +234,7 @@ def test_a_switch_that_cant_count_from_the_restart_on_keeps_the_host_from_restar
 
     monkeypatch.setattr(trial, "await_boot", fails)
     assert f"{HOME}/trial can't be written" in refusal(host)
-    is_as_before(host)
+    assert not host.exists(TURN)
 
 
 @pytest.mark.parametrize("what", ["taken", "removed", "unread"])
@@ -287,7 +263,7 @@ def test_a_turn_that_is_another_nodes_by_now_keeps_this_one_from_restarting(
         with monkeypatch.context() as patch:
             patch.setattr(Path, "open", opened)
             assert "it isn't known whether it is still this node's turn" in refusal(host)
-    is_as_before(host)
+    assert not host.exists(TURN)
     assert not host.exists(f"{HOME}/owed") and "until" not in host.read(f"{HOME}/trial")
 
 
@@ -305,7 +281,9 @@ def test_a_node_that_is_alone_in_its_cluster_restarts(host: Host) -> None:
 
 
 @pytest.mark.parametrize("what", ["systemd-run", "which guests run", "the note of them", "the order"])
-def test_a_restart_that_cant_be_ordered_ends_the_turn_at_once(host: Host, what: str) -> None:
+def test_a_restart_that_cant_be_ordered_ends_the_turn_at_once_and_leaves_the_switch(host: Host, what: str) -> None:
+    """What was configured is what the next boot has, whoever restarts the host."""
+    host.write(f"{HOME}/trial", ARMED)
     if what == "systemd-run":
         host.programs["systemd-run"] = lambda _arguments, _stdin: Done(1, b"Transaction is destructive")
     elif what == "which guests run":
@@ -319,17 +297,9 @@ def test_a_restart_that_cant_be_ordered_ends_the_turn_at_once(host: Host, what: 
     said = refusal(host)
     assert "then run `pulumi up` again" in said
     assert ("reboot it by hand" in said) == (what in ("systemd-run", "the order"))
-    is_as_before(host)
-    assert not host.exists(f"{HOME}/owed")
-
-
-def test_a_system_that_goes_down_already_needs_no_second_restart(host: Host) -> None:
-    """It takes no new unit. Asked for by a run that was killed, or by whoever restarts it."""
-    host.programs["systemd-run"] = lambda _arguments, _stdin: Done(1, b"Transaction is destructive")
-    host.programs["systemctl"] = lambda arguments, _stdin: (
-        Done(1, b"stopping\n") if "is-system-running" in arguments else 0
-    )
-    assert ask(host)["turn"]
+    assert not host.exists(TURN)
+    armed = host.read(f"{HOME}/trial")
+    assert not host.exists(f"{HOME}/owed") and armed.startswith(f"boot {host.read(BOOT)}") and "until" not in armed
 
 
 def test_nothing_is_asked_of_a_disk_once_the_restart_is_ordered(host: Host) -> None:
@@ -367,7 +337,7 @@ def test_nothing_is_armed_or_restarted_while_the_cluster_cant_do_without_the_nod
     host.write("/proc/cmdline", "quiet iommu=pt\n")
     did = ask(host)
     assert (did["reboot"], did["turn"]) == ("no", False)
-    is_as_before(host)
+    assert not host.exists(TURN)
     assert host.exists(f"{HOME}/owed"), "which guests ran is for whoever confirms this boot"
 
 
@@ -432,7 +402,7 @@ def test_the_next_up_restarts_what_was_cut_short_at_any_moment_and_the_boot_afte
         (left.root / ORDERED[1:]).unlink()
         did = ask(left)
         assert (did["reboot"], did["turn"]) == ("no", False), said
-        is_as_before(left)
+        assert not left.exists(TURN), said
         assert (left.root / f"{HOME}/owed"[1:]).exists(), said
 
 
@@ -460,12 +430,3 @@ def test_where_no_reboot_is_needed_an_earlier_boot_that_was_undone_is_no_news(
     assert ask(host)["reboot"] == "no"
     assert host.exists(f"{HOME}/rolled-back") is stays
     assert cluster_kit.who_ran(host) == [("qm", 107, "earlier")]
-
-
-def test_a_restart_that_cant_be_ordered_leaves_the_switch_for_one_by_hand(host: Host) -> None:
-    """What was configured is what the next boot has, whoever restarts the host."""
-    host.write(f"{HOME}/trial", ARMED)
-    host.programs["systemd-run"] = lambda _arguments, _stdin: Done(1, b"no\n")
-    assert "reboot it by hand" in refusal(host)
-    armed = host.read(f"{HOME}/trial")
-    assert armed.startswith(f"boot {host.read(cluster_kit.BOOT)}") and "until" not in armed

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.kit import Host, Refused
+from remote_scripts.tools.done import Done
+from tests.agent.kit import Host, Refused, command
 
 
-def command(host: Host) -> list[str]:
+def of_unit(host: Host) -> list[str]:
     """The unit's command, as systemd-run is given it."""
     given: list[str] = []
 
@@ -26,19 +27,16 @@ def command(host: Host) -> list[str]:
 
 
 def test_the_restart_begins_a_second_after_whoever_has_the_answer_has_ended(host: Host, tmp_path: Path) -> None:
-    *words, pid = command(host)
+    *words, pid = of_unit(host)
     assert pid == str(os.getpid())
     for name, text in (
         ("timeout", 'shift; exec "$@"'),  # without an end of its own
         ("sleep", f'[ -e {tmp_path}/answered ] && echo "$@" >{tmp_path}/waited'),
         ("systemctl", f'[ -e {tmp_path}/waited ] && echo "$@" >{tmp_path}/restarts'),
     ):
-        path = tmp_path / "bin" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(f"#!/bin/sh\n{text}\n")
-        path.chmod(0o755)
+        command(host, name, text)
     answers = subprocess.Popen(["sh", "-c", f"read -r _; touch {tmp_path}/answered"], stdin=subprocess.PIPE)
-    environment = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    environment = {**os.environ, "PATH": f"{tmp_path}/commands:{os.environ['PATH']}"}
     with subprocess.Popen([*words, str(answers.pid)], env=environment):
         answers.communicate(b"\n")
     assert (tmp_path / "waited").read_text() == "1\n"
@@ -48,7 +46,7 @@ def test_the_restart_begins_a_second_after_whoever_has_the_answer_has_ended(host
 def test_a_system_that_goes_down_already_needs_no_second_restart(host: Host) -> None:
     """It takes no new unit. Asked for by a run that was killed, or by whoever restarts it."""
     host.programs["systemd-run"] = lambda *_: 1
-    host.programs["systemctl"] = lambda *_: "stopping\n"
+    host.programs["systemctl"] = lambda *_: Done(1, b"stopping\n")
     assert host.ask("apply", "reboot_guest", {}) == {"changed": True}
     host.programs["systemctl"] = lambda *_: "running\n"
     with pytest.raises(Refused, match="wanted: a reboot of this system"):

@@ -177,9 +177,7 @@ def ask(host: Host, case: Case, verb: str, policy: Literal["auto", "manual"] = "
 }.items()])  # fmt: skip
 def test_what_only_a_reboot_brings_is_planned_and_done(host: Host, clock: Clock, case: Case) -> None:
     make(host, case)
-    host.write(
-        "/var/lib/homelab/files/iommu/etc/default/grub.d/zz-homelab-iommu.cfg", "0644 0\n"
-    )  # the layer cmdline's
+    host.write("/var/lib/homelab/files/iommu/etc/default/grub.d/zz-homelab-iommu.cfg", "0644 0\n")  # of cmdline
     before = host.tree()
     found = reboot_required.check(host.system(), wanted_boot(case), GRUB)
     assert tuple(one.said for one in found) == case.reasons
@@ -197,11 +195,10 @@ def test_what_only_a_reboot_brings_is_planned_and_done(host: Host, clock: Clock,
 
 
 def test_a_manual_reboot_is_planned_as_one(host: Host) -> None:
-    case = STOCK
-    make(host, case)
+    make(host, STOCK)
     for verb in ("plan", "apply"):
-        said = answered({"turn": False, "armed": ""} | ask(host, case, verb, "manual"))
-        assert (said.reboot, tuple(one.said for one in said.reasons)) == ("manual", case.reasons)
+        said = answered({"turn": False, "armed": ""} | ask(host, STOCK, verb, "manual"))
+        assert (said.reboot, tuple(one.said for one in said.reasons)) == ("manual", STOCK.reasons)
         gets = f"the kernel command line gets {IOMMU}, and {' and '.join(CARD)} go to vfio-pci"
         assert in_short(said.reasons, {}) == gets
         assert stopped(said) == "VM 103 (Sandbox), VM 105 (VM 105), container 901 (ai-lab)"
@@ -209,23 +206,20 @@ def test_a_manual_reboot_is_planned_as_one(host: Host) -> None:
 
 
 def test_a_list_of_guests_that_doesnt_come_is_no_empty_one(host: Host) -> None:
-    case = STOCK
-    make(host, case)
+    make(host, STOCK)
     api_kit.says_nothing(host)
-    said = ask(host, case, "plan")
+    said = ask(host, STOCK, "plan")
     assert "whatever guests run (Proxmox VE's API gives no answer: no ticket" in said["unlisted"] and not said["guests"]
 
 
 def test_what_a_boot_is_to_have_is_noted_with_the_overrides_that_still_run(host: Host) -> None:
-    case = UNWANTED
-    make(host, case)
-    ask(host, case, "apply", "manual")
+    make(host, UNWANTED)
+    ask(host, UNWANTED, "apply", "manual")
     found = reboot_required.noted(host.system())
-    assert found == Boot(words=tuple(case.words.split()), functions=CARD)
-    assert reboot_required.noted_words(host.system()) == [*case.words.split(), *OPTED.split()]
-    assert reboot_required.check(host.system(), found, GRUB) == reboot_required.check(
-        host.system(), wanted_boot(case), GRUB
-    )
+    assert found == Boot(words=tuple(UNWANTED.words.split()), functions=CARD)
+    assert reboot_required.noted_words(host.system()) == [*UNWANTED.words.split(), *OPTED.split()]
+    reasons = [reboot_required.check(host.system(), boot, GRUB) for boot in (found, wanted_boot(UNWANTED))]
+    assert reasons[0] == reasons[1]
 
 
 def test_what_was_noted_is_read_back(host: Host) -> None:
@@ -237,10 +231,9 @@ def test_what_was_noted_is_read_back(host: Host) -> None:
 
 def test_a_reading_says_of_what_was_booted_for_what_the_running_kernel_lacks(tmp_path: Path, clock: Clock) -> None:
     host = reading_kit.least(tmp_path)
-    case = AS_WANTED
-    make(host, case)
+    make(host, AS_WANTED)
     assert reading_kit.read(host).boot_lacks is None  # nobody has decided anything yet
-    ask(host, case, "apply")
+    ask(host, AS_WANTED, "apply")
     assert reading_kit.read(host).boot_lacks == []
     # Somebody starts it by the other entry, and another time a driver takes a function.
     host.write("/proc/cmdline", "BOOT_IMAGE=/boot/vmlinuz ro quiet\n")
@@ -249,7 +242,7 @@ def test_a_reading_says_of_what_was_booted_for_what_the_running_kernel_lacks(tmp
             "amd_iommu=on iommu=pt homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8 modprobe.blacklist=nouveau is not on the running kernel's command line"
         ]
     )
-    host.write("/proc/cmdline", f"ro quiet {case.words}\n")
+    host.write("/proc/cmdline", f"ro quiet {AS_WANTED.words}\n")
     link = host.root / "sys/bus/pci/devices" / CARD[1] / "driver"
     link.unlink()
     link.symlink_to("../../../drivers/snd_hda_intel")
@@ -257,19 +250,17 @@ def test_a_reading_says_of_what_was_booted_for_what_the_running_kernel_lacks(tmp
 
 
 def test_what_was_booted_for_is_forgotten_when_everything_is_given_back(host: Host) -> None:
-    case = ALL_STAY
-    make(host, case)
+    make(host, ALL_STAY)
     host.write("/etc/default/grub", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\n')
     before = host.lasting()
-    ask(host, case, "apply")
+    ask(host, ALL_STAY, "apply")
     assert host.lasting() != before
     host.ask("revert", "cmdline", cmdline.Wanted(name="iommu", words="", rollback_after=600))
     assert host.lasting() == before
 
 
 def test_a_note_or_a_card_that_cant_be_read_is_no_reason_to_stay_silent(host: Host) -> None:
-    case = AS_WANTED
-    make(host, case)
+    make(host, AS_WANTED)
     (host.root / "var/lib/homelab/wanted-boot").mkdir(parents=True)
     with pytest.raises(Exception, match="to read /var/lib/homelab/wanted-boot"):
-        ask(host, case, "plan")
+        ask(host, AS_WANTED, "plan")

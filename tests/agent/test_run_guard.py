@@ -6,7 +6,6 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
@@ -114,6 +113,7 @@ class Step(threading.Thread):
         self._system = System(host.root, limit=limit)
         self._system.work.take_lock()
         self.said = ""
+        self.start()
 
     def run(self) -> None:
         try:
@@ -125,28 +125,21 @@ class Step(threading.Thread):
             self._system.work.release()
 
 
-@contextmanager
-def step(host: Host, limit: float = 60) -> Iterator[Step]:
-    thread = Step(host, limit)
-    thread.start()
-    yield thread
-
-
 @pytest.mark.parametrize("end", ["it is cancelled", "its client is gone", "it is killed"])
 def test_what_a_run_has_begun_ends_where_it_waits_when_that_run_ends(host: Host, end: str) -> None:
     with guarded(host, "anna") as first:
         assert answer(first) == HELD and first.stdin is not None
-        with step(host) as begun:
-            if end == "it is cancelled":
-                print("cancelled", file=first.stdin, flush=True)
-            elif end == "its client is gone":
-                first.stdin.close()
-            else:
-                first.kill()
-                assert first.wait(PATIENCE) == -signal.SIGKILL
-                with guarded(host, "ben") as second:  # until then nobody has noted that the first is gone
-                    second.communicate()
-            begun.join(PATIENCE)
+        begun = Step(host)
+        if end == "it is cancelled":
+            print("cancelled", file=first.stdin, flush=True)
+        elif end == "its client is gone":
+            first.stdin.close()
+        else:
+            first.kill()
+            assert first.wait(PATIENCE) == -signal.SIGKILL
+            with guarded(host, "ben") as second:  # until then nobody has noted that the first is gone
+                second.communicate()
+        begun.join(PATIENCE)
     assert begun.said == "it has ended, or was cancelled"
     with guarded(host, "ben") as second:
         assert answer(second) == HELD
@@ -207,10 +200,10 @@ def test_no_run_begins_beside_a_guests_change_of_an_earlier_one_which_may_still_
 
 
 def test_a_step_that_no_run_has_begun_is_ended_by_its_limit_alone(host: Host) -> None:
-    with step(host, limit=8) as begun:
-        with guarded(host, "ben") as other:
-            assert answer(other) == HELD
-        begun.join(PATIENCE)
+    begun = Step(host, limit=8)
+    with guarded(host, "ben") as other:
+        assert answer(other) == HELD
+    begun.join(PATIENCE)
     assert begun.said == "it is still waiting for the test"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import fcntl
 import functools
 import hashlib
 import json
@@ -16,6 +15,7 @@ import tempfile
 import time
 import types
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -30,7 +30,7 @@ from remote_scripts.notes import kept_agents
 from remote_scripts.tools import boot_service, modules
 from remote_scripts.tools.system import System
 from tests import sent_along
-from tests.agent.kit import Host, ask_in_memory, bash, command
+from tests.agent.kit import Host, ask_in_memory, bash, command, held
 from tests.rows import rows
 from tests.waiting import PATIENCE
 
@@ -57,6 +57,11 @@ def put(host: Host) -> Path:
 
 def run(host: Host, verb: str, text: str) -> subprocess.CompletedProcess[str]:
     return bash(host, agent.command(verb, "root", OWNER), text)
+
+
+def begun(line: str, **environment: str) -> subprocess.Popen[str]:
+    """A command line that goes on."""
+    return subprocess.Popen(["bash", "-c", line], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, env=environment)
 
 
 def awake(host: Host) -> str:
@@ -170,10 +175,8 @@ def test_one_that_isnt_what_was_put_there_does_nothing(host: Host, damage: str) 
 def test_one_that_is_missing_is_said_and_there_is_nothing_to_give_back_on_a_host_without_notes(host: Host) -> None:
     request = agent.request("card_values", AWAKE)
     done = run(host, "apply", request)
-    assert (
-        done.returncode == 1
-        and f"{agent.place(OWNER)} is missing or empty: run pulumi up --refresh, then the same again" in done.stdout
-    )
+    said = f"{agent.place(OWNER)} is missing or empty: run pulumi up --refresh, then the same again"
+    assert done.returncode == 1 and said in done.stdout
     assert run(host, "revert", request).returncode == 0
     host.write("/var/lib/homelab/note", "")
     assert run(host, "revert", request).returncode == 1
@@ -250,15 +253,12 @@ def test_what_it_cant_understand_changes_nothing(host: Host, verb: str, text: st
 
 def test_a_step_that_hangs_is_killed_at_its_time_and_says_so(host: Host) -> None:
     put(host)
-    folder = host.root / "run/homelab"
-    folder.mkdir(mode=0o700)
-    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = held(host)
     began = time.monotonic()
     done = run(host, "apply", agent.request("card_values", AWAKE, seconds=1))
     assert done.returncode == 1 and "this step done within 1 s" in done.stdout
     assert time.monotonic() - began < 30 and awake(host) == "1"
-    os.close(lock)
+    lock.close()
 
 
 #: A process that ends by no signal, as one that waits for a share that is gone.
@@ -280,13 +280,7 @@ os._exit(agent._limited(2, lambda: time.sleep(600)))
 
 def test_what_no_signal_ends_is_waited_for_by_nobody() -> None:
     began = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-c", HANGS],
-        cwd=FOLDER.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = subprocess.Popen([sys.executable, "-c", HANGS], cwd=FOLDER.parent, stdout=PIPE, stderr=PIPE, text=True)
     assert process.stdout and process.stderr
     child = int(process.stderr.readline())
     try:
@@ -310,55 +304,36 @@ def test_no_answer_of_a_layer_moves_a_terminals_cursor(host: Host) -> None:
 
 def test_a_client_that_goes_leaves_it_at_work(host: Host) -> None:
     put(host)
-    folder = host.root / "run/homelab"
-    folder.mkdir(mode=0o700)
-    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    process = subprocess.Popen(
-        ["bash", "-c", f"exec {boot_service.PYTHON} {host.root}{agent.place(OWNER)} apply"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={"HOMELAB_ROOT": str(host.root), "ROOT": "/of/its/owner"},
-    )
+    lock = held(host)
+    line = f"exec {boot_service.PYTHON} {host.root}{agent.place(OWNER)} apply"
+    process = begun(line, HOMELAB_ROOT=str(host.root), ROOT="/of/its/owner")
     assert process.stdin and process.stdout and process.stderr
-    process.stdin.write(agent.request("card_values", AWAKE, seconds=60).encode())
+    process.stdin.write(agent.request("card_values", AWAKE, seconds=60))
     process.stdin.close()
     process.stderr.readline()  # it waits for the lock
     for stream in (process.stdout, process.stderr):
         stream.close()
     for number in (signal.SIGHUP, signal.SIGTERM):
         process.send_signal(number)
-    os.close(lock)
+    lock.close()
     assert process.wait(PATIENCE) == 0 and awake(host) == "0"
 
 
 def test_a_run_that_has_ended_has_no_step_waiting(host: Host) -> None:
     put(host)
-    folder = host.root / "run/homelab"
-    folder.mkdir(mode=0o700)
-    (folder / "up").write_text("somebody\n")
-    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    environment = {**of_root(host.root), "PATH": os.environ["PATH"]}
-    process = subprocess.Popen(
-        ["bash", "-c", agent.command("apply", "root", OWNER)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+    lock = held(host)
+    host.write("/run/homelab/up", "somebody\n")
+    process = begun(agent.command("apply", "root", OWNER), **of_root(host.root), PATH=os.environ["PATH"])
     assert process.stderr and process.stdin and process.stdout
     process.stdin.write(agent.request("card_values", AWAKE, seconds=600))
     process.stdin.close()
     assert "waiting for another run" in process.stderr.readline()
-    (folder / "up").write_text("somebody, and was cancelled\n")
+    host.write("/run/homelab/up", "somebody, and was cancelled\n")
     assert "it has ended, or was cancelled" in process.stdout.read()
     with process:
         assert process.wait(PATIENCE) == 1
     assert awake(host) == "1"
-    os.close(lock)
+    lock.close()
 
 
 def test_a_python_that_is_too_old_is_refused_before_anything_is_written(

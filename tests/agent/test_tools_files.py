@@ -6,7 +6,7 @@ import errno
 import functools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files
 from remote_scripts.tools.system import System
-from tests.agent.kit import Host, cuts, left_by, watched
+from tests.agent.kit import Host, cuts, failing, follows_no_link, left_by, watched
 
 THEIRS, OURS = "/etc/app/theirs.conf", b"ours\n"
 
@@ -204,14 +204,10 @@ def test_a_disk_that_fails_at_any_call_leaves_what_was_there(host: Host, call: s
     def change(files: Files) -> None:
         files.put("layer", THEIRS, 0o640, OURS)
         files.drop("layer", "/etc/other/ours")
-        with watched(fail):
+        with failing(errno.ENOSPC, call, at=""):
             files.put("layer", "/etc/new/folder/ours", 0o644, OURS)
             host.write("/etc/other/x", "x")
             files.put("layer", "/etc/other/x", 0o644, OURS)
-
-    def fail(made: str, path: str) -> None:
-        if made == call:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
     with pytest.raises(OSError, match="No space left"):
         system.changing(lambda: change(system.files))
@@ -248,12 +244,8 @@ def test_a_file_that_nobody_may_change_leaves_nothing_to_put_back(host: Host, ac
     if act is drop:
         put(host)
 
-    def immutable(call: str, name: str) -> None:
-        if call in ("rename", "remove") and name == str(file):
-            raise OSError(errno.EPERM, os.strerror(errno.EPERM), name)
-
     before = host.tree()
-    with pytest.raises(PermissionError), watched(immutable):
+    with pytest.raises(PermissionError), failing(errno.EPERM, "rename", "remove", at=str(file)):
         act(host)
     assert host.tree() == before
 
@@ -317,11 +309,7 @@ def test_a_folder_that_cant_be_tidied_away_waits_for_the_next_run(host: Host) ->
     put(host, "/etc/a/ours")
     put(host, "/etc/b/ours")
 
-    def full(call: str, path: str) -> None:
-        if call == "create" and path.endswith("/.dirs.homelab-tmp"):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-
-    with watched(full):
+    with failing(errno.ENOSPC, "create", at="/.dirs.homelab-tmp"):
         drop(host, "/etc/a/ours")
     drop(host, "/etc/b/ours")
     assert host.tree() == before
@@ -405,28 +393,7 @@ def test_where_a_link_leads_isnt_looked_at_for_leftovers(host: Host, monkeypatch
         assert not str(path).startswith(f"{host.root}/etc/share") or named.get("follow_symlinks") is False
         return looks(path, *arguments, **named)  # type: ignore[arg-type]
 
-    class Entry:
-        def __init__(self, entry: os.DirEntry[str]) -> None:
-            self.entry, self.name, self.path, self.is_symlink = entry, entry.name, entry.path, entry.is_symlink
-
-        def is_dir(self) -> bool:
-            assert not self.is_symlink()
-            return self.entry.is_dir()
-
-    class Scan:
-        def __init__(self, path: str, scan: Any = os.scandir) -> None:
-            self.entries = map(Entry, scan(path))
-
-        def __enter__(self) -> Iterator[Entry]:
-            return self.entries
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def __next__(self) -> Entry:
-            return next(self.entries)
-
-    monkeypatch.setattr(os, "scandir", Scan)
+    follows_no_link(monkeypatch)
     monkeypatch.setattr(os, "stat", looked)
     put(host)
     assert host.read("mnt/.x.homelab-tmp") == "theirs" and not host.exists("etc/.y.homelab-tmp")
@@ -482,9 +449,8 @@ def test_the_kernels_own_files_are_read_whatever_the_limit() -> None:
 
 
 def test_a_disk_that_doesnt_take_what_was_made_ends_the_run_and_the_step_is_done_again(host: Host) -> None:
-    host.programs["sync"] = lambda _arguments, _stdin: Done(
-        1, b"", b"sync: error syncing '/boot': Input/output error\n"
-    )
+    failed = Done(1, b"", b"sync: error syncing '/boot': Input/output error\n")
+    host.programs["sync"] = lambda _arguments, _stdin: failed
     system = host.system()
 
     def make() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import itertools
 import os
 import time
@@ -27,7 +27,7 @@ from remote_scripts.tools.files import Files
 from tests import sampling
 from tests.agent import api_kit, boot_kit, cluster_kit
 from tests.agent.boot_kit import CHOICE, EACH_LOADER, HOME, MENU, ONE_SHOT, SYSTEMD_BOOT, TRIAL, lasting, trial_line
-from tests.agent.kit import Host, Refused, cuts, watched
+from tests.agent.kit import Host, Refused, cuts, failing, held, watched
 from tests.bench import job as jobs
 
 JUDGED, ROLLED_BACK = f"{HOME}/judged", f"{HOME}/rolled-back"
@@ -146,11 +146,8 @@ def test_the_units_are_there_with_their_seconds(host: Host) -> None:
     arm(host)
     assert host.read(f"{HOME}/rollback") == scripts.file("rollback.sh") + "\n"
     assert (host.root / LINK[1:]).readlink() == Path("/etc/systemd/system/homelab-rollback.timer")
-    assert "\nExecStart=/bin/sh /var/lib/homelab/rollback 90\n" in host.read(
-        "/etc/systemd/system/homelab-rollback.service"
-    )
-    assert "\nOnStartupSec=90s\n" in host.read("/etc/systemd/system/homelab-rollback.timer")
-    timer = host.read("/etc/systemd/system/homelab-rollback.timer")
+    service, timer = (host.read(f"/etc/systemd/system/homelab-rollback.{kind}") for kind in ("service", "timer"))
+    assert "\nExecStart=/bin/sh /var/lib/homelab/rollback 90\n" in service and "\nOnStartupSec=90s\n" in timer
     assert "\nDefaultDependencies=no\nConflicts=shutdown.target\n" in timer, "emergency mode has none of sysinit.target"
     about = {path: (host.root / path[1:]).stat().st_mode & 0o777 for path in (f"{HOME}/rollback", TRIAL)}
     assert about == {f"{HOME}/rollback": 0o700, TRIAL: 0o600}
@@ -215,9 +212,8 @@ def test_while_an_esp_cant_be_mounted_nothing_is_given_back_and_it_is_said_what_
     arm(host)
     before, real = on_disk(host), host.programs["mount"]
     host.programs["mount"] = lambda *_: Done(32, b"can't read superblock")
-    with pytest.raises(
-        Refused, match=f"mend /dev/disk/by-uuid/{boot_kit.ESP}, or take its disk out; then run the same"
-    ):
+    said = f"mend /dev/disk/by-uuid/{boot_kit.ESP}, or take its disk out; then run the same"
+    with pytest.raises(Refused, match=said):
         revert(host)
     assert on_disk(host) == before
     host.programs["mount"] = real
@@ -257,9 +253,8 @@ def test_without_an_esp_the_choice_is_beside_the_menu_where_grub_can_write(host:
     arm(host, verb="plan")
     arm(host)
     assert host.read("/boot/grub/homelab.env").startswith("# GRUB Environment Block\nhomelab_trial=once\n")
-    assert (
-        "save_env --file" in host.read(CUSTOM) and not host.exists(CHOICE) and trial_entry.RESTARTS in trial_line(host)
-    )
+    assert "save_env --file" in host.read(CUSTOM) and trial_entry.RESTARTS in trial_line(host)
+    assert not host.exists(CHOICE)
     revert(host)
     assert not host.exists("/boot/grub/homelab.env")
 
@@ -315,10 +310,8 @@ def test_of_two_esps_one_may_be_unplugged(host: Host) -> None:
     (host.root / f"dev/disk/by-uuid/{boot_kit.ESPS[0]}").unlink()
     arm(host)
     assert trial_line(host) and boot_kit.starts(host) and confirm(host)["confirmed"] == "later"
-    entry = host.read(f"/esp/{boot_kit.ESPS[1]}/loader/entries/proxmox-{boot_kit.KERNELS[0]}.conf")
-    assert WORDS in entry and WORDS not in host.read(
-        f"/esp/{boot_kit.ESPS[0]}/loader/entries/proxmox-{boot_kit.KERNELS[0]}.conf"
-    )
+    entry = f"loader/entries/proxmox-{boot_kit.KERNELS[0]}.conf"
+    assert [WORDS in host.read(f"/esp/{uuid}/{entry}") for uuid in boot_kit.ESPS] == [False, True]
 
 
 @pytest.mark.parametrize("act", [verdict, revert, confirm])
@@ -376,12 +369,7 @@ def test_a_second_layer_that_cant_be_tried_leaves_the_first_ones_trial(host: Hos
 def test_words_of_a_change_that_failed_are_not_tried_later(host: Host, loader: str) -> None:
     arm(host, "iommu", IOMMU)
     arm(host)
-
-    def full(call: str, path: str) -> None:
-        if call == "write" and "/esp-" in path:
-            raise OSError(28, "No space left on device", path)
-
-    with watched(full), pytest.raises(Refused):
+    with failing(errno.ENOSPC, "write", at="/esp-"), pytest.raises(Refused):
         arm(host, words="homelab.vfio=other")
     assert not trial_line(host) and not trial.is_chosen(host.system())
     assert arm(host, "iommu", IOMMU)["changed"] is True and trial_line(host).split()[-6:-3] == [*IOMMU.split(), WORDS]
@@ -510,13 +498,12 @@ def test_how_the_host_is_reached_is_noted(host: Host, monkeypatch: pytest.Monkey
     assert [line for line in lines if line in wanted] == wanted
 
 
-def test_without_ssh_it_is_the_default_route(host: Host) -> None:
-    def ip(arguments: Sequence[str], _stdin: bytes) -> str:
-        if "neighbour" in arguments:
-            return REACHABLE
-        return boot_kit.network(arguments, _stdin)
+def ip_of_a_gateway_without_pings(arguments: Sequence[str], stdin: bytes) -> str:
+    return REACHABLE if "neighbour" in arguments else boot_kit.network(arguments, stdin)
 
-    host.programs["ip"] = ip
+
+def test_without_ssh_it_is_the_default_route(host: Host) -> None:
+    host.programs["ip"] = ip_of_a_gateway_without_pings
     arm(host)
     wanted = ["address 192.0.2.10", "port ", "gateway 192.0.2.1"]
     assert [line for line in host.read(TRIAL).splitlines() if line in wanted] == wanted
@@ -590,18 +577,8 @@ def test_one_that_is_not_is_given_back_and_changes_nothing(
 
 
 def test_a_gateway_that_answers_no_ping_is_known_by_its_hardware_address(tried: Host) -> None:
-    def ip(arguments: Sequence[str], _stdin: bytes) -> str:
-        return REACHABLE if "neighbour" in arguments else boot_kit.network(arguments, _stdin)
-
-    tried.programs |= {"ip": ip, "ping": lambda *_: 1}
+    tried.programs |= {"ip": ip_of_a_gateway_without_pings, "ping": lambda *_: 1}
     assert verdict(tried) == "stay" and tried.read(JUDGED).endswith(STAYS)
-
-
-def held(host: Host) -> Any:
-    (host.root / "run/homelab").mkdir(mode=0o700, exist_ok=True)
-    lock = (host.root / "run/homelab/lock").open("w")
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return lock
 
 
 def test_a_run_that_holds_the_lock_does_not_keep_a_boot_from_being_given_back(tried: Host) -> None:
@@ -652,6 +629,7 @@ def test_in_the_boot_in_which_it_was_armed_nothing_is_done(host: Host) -> None:
     arm(host)
     before = lasting(host)
     assert verdict(host) == "stay" and lasting(host) == before
+    assert confirm(host)["confirmed"] == "boot" and lasting(host) == before and state(host) == "armed"
 
 
 @EACH_LOADER
@@ -777,12 +755,6 @@ def test_entries_are_made_without_a_refresh_which_copies_kernels_over_those_that
     assert confirm(tried)["confirmed"] and WORDS in boot_kit.configured_words(tried) and state(tried) == ""
 
 
-def test_what_is_armed_for_the_next_boot_is_left_to_it(host: Host) -> None:
-    arm(host)
-    before = lasting(host)
-    assert confirm(host)["confirmed"] == "boot" and lasting(host) == before and state(host) == "armed"
-
-
 @pytest.mark.parametrize("act", [verdict, confirm])
 def test_what_another_run_arms_between_the_look_at_a_boot_and_its_confirmation_is_left_to_the_next(
     tried: Host, act: Callable[[Host], Any], monkeypatch: pytest.MonkeyPatch
@@ -850,12 +822,8 @@ def test_a_boot_that_is_given_back_at_that_moment_is_not_confirmed(
 
 def test_a_confirmation_that_cant_be_written_says_so(tried: Host) -> None:
     """Told nothing, `up` would ask again and again."""
-
-    def fails(call: str, path: str) -> None:
-        if call == "rename" and path.endswith("/confirmed"):
-            raise OSError(30, "Read-only file system", path)
-
-    with watched(fails), pytest.raises(Refused, match="found: .*Read-only file system") as refused:
+    refuses = pytest.raises(Refused, match="found: .*Read-only file system")
+    with failing(errno.EROFS, "rename", at=f"{HOME}/confirmed"), refuses as refused:
         confirm(tried)
     assert refused.value.status == NotConfirmed.status, "which up knows it by"
 

@@ -54,9 +54,8 @@ def test_an_iommu_word_may_have_more_options() -> None:
 
 
 def test_grub_words_are_those_that_grub_mkconfig_would_see(grub: Host) -> None:
-    grub.write(
-        "/etc/default/grub", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\nGRUB_CMDLINE_LINUX="root=ZFS=x"\necho noise\nfalse\n'
-    )
+    settings = 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\nGRUB_CMDLINE_LINUX="root=ZFS=x"\necho noise\nfalse\n'
+    grub.write("/etc/default/grub", settings)
     grub.write("/etc/default/grub.d/local.cfg", 'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT nosmt"\n')
     assert own(grub.system()) == {"iommu": "", "vfio": ""}
     ours = 'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT iommu=pt"\n'
@@ -122,12 +121,8 @@ def test_what_cannot_be_read_is_said(host: Host) -> None:
     ],
 )
 def test_the_first_entry_of_the_menu_was_generated(host: Host, text: str, line: str) -> None:
-
-    def menu(host: Host, text: str) -> str:
-        host.write("/boot/grub/grub.cfg", text)
-        return GRUB.generated(host.system())
-
-    assert menu(host, text) == line
+    host.write("/boot/grub/grub.cfg", text)
+    assert GRUB.generated(host.system()) == line
 
 
 def test_a_menu_that_cannot_be_read_is_not_taken_for_none(host: Host) -> None:
