@@ -255,8 +255,8 @@ def test_nvcc_reads_its_source(compiler: Vm, change: str, words: str) -> None:
     assert words in compiler.refusal("$HOMELAB_ROOT/usr/local/cuda/bin/nvcc -o /root/t /root/t.cu")
 
 
-@pytest.mark.parametrize(("options", "error"), [("-arch=sm_89", ""), ("-arch=sm_120", ""), ("", "")])
-def test_code_for_an_older_card_is_translated(compiler: Vm, options: str, error: str) -> None:
+@pytest.mark.parametrize("options", ["-arch=sm_89", ""])
+def test_code_for_an_older_card_is_translated(compiler: Vm, options: str) -> None:
     compiler.output(f"$HOMELAB_ROOT/usr/local/cuda/bin/nvcc {options} -o /root/t /root/t.cu && $HOMELAB_ROOT/root/t")
 
 

@@ -401,25 +401,6 @@ def test_a_wrong_root_does_not_come_up(tmp_path: Path) -> None:
 
 
 # -- faults, power, tampering --------------------------------------------------------------------------------
-def test_each_boot_has_an_id_of_its_own(host: Host) -> None:
-    first = host.reboot().boot_id
-    second = host.reboot().boot_id
-    assert first != second
-    assert (host.root / "proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip() == second
-
-
-def test_a_host_may_never_come_back_from_a_reboot(host: Host) -> None:
-    host.machine.set_fault("never-comes-back", True)
-    assert not host.reboot().comes_up
-    host.machine.clear_faults()
-    assert host.reboot().comes_up
-
-
-def test_a_boot_may_come_up_without_network(host: Host) -> None:
-    host.machine.set_fault("no-network-when", "quiet")
-    result = host.reboot()
-    assert result.comes_up
-    assert not result.network
 
 
 def test_hanging_makes_a_boot_longer(host: Host) -> None:
@@ -446,14 +427,6 @@ def test_a_card_bound_by_an_override_can_be_given_back_by_hand(host: Host) -> No
     host.reboot()
     host.output(rebound(GPU, "nouveau"))
     assert host.driver(GPU) == "nouveau"
-
-
-def test_guests_that_start_with_the_host_run_after_a_boot(host: Host) -> None:
-    assert "running" in host.output("qm status 103")
-    host.output("qm stop 103")
-    assert "stopped" in host.output("qm status 103")
-    host.reboot()
-    assert "running" in host.output("qm status 103")
 
 
 def test_enabled_timers_are_reported_by_a_boot(host: Host) -> None:
