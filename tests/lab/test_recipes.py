@@ -303,17 +303,14 @@ def test_what_is_made_of_it_comes_back_byte_for_byte(
     if (name, number) not in TRIED:
         return
     layers = layers_of(want)
-    for layer in layers:
-        done = machine.ask("apply", layer)
-        assert done.returncode == 0, done.stdout + done.stderr
+    machine.all("apply", *layers)
     machine.restart()
     drivers = machine.drivers()
     assert {address: drivers.get(address, "") for address in outcome.drivers} == outcome.drivers
     again = remapping.to_be(read(machine.machine), wanted)
     assert plan.wanted(again, wanted).words == want.words, "the next run changes nothing"
     assert not [*plan.verify(again, wanted, want)] and not any(plan.drift(again, want).values())
-    for layer in reversed(layers):
-        assert machine.ask("revert", layer).returncode == 0
+    machine.all("revert", *reversed(layers))
     assert machine.files() == stock
     machine.restart()
     if recipe.restarted:
