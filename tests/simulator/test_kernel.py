@@ -262,11 +262,8 @@ def test_vfio_virqfd_is_a_module_only_below_kernel_6_2(tmp_path: Path) -> None:
     [
         ("rtx5090", "quiet", True),
         ("rtx5090", "amd_iommu=off", False),
-        ("rtx5090", "iommu=off", False),
         ("intel-grub-bios", "quiet", True),  # on by default from kernel 6.8
         ("intel-grub-bios", "intel_iommu=off", False),
-        ("intel-grub-bios", "intel_iommu=off intel_iommu=on", True),
-        ("intel-grub-bios", "intel_iommu=on intel_iommu=off", False),
         ("firmware-off", "intel_iommu=on iommu=pt", False),
     ],
 )
