@@ -253,13 +253,17 @@ def checked(
 def test_a_storage_without_the_content_is_refused_by_a_preview(lab: Lab) -> None:
     allow(lab, "iso,vztmpl,backup")
     [error] = checked(lab, {IMAGE: NOBLE, CD: VIRTIO})
-    assert "and not `import`" in error.found and "pvesm set local --content backup,import,iso,vztmpl" in error.next
+    assert (
+        "backup, iso, vztmpl, and not `import`" in error.found
+        and "pvesm set local --content backup,import,iso,vztmpl" in error.next
+    )
 
 
 @pytest.mark.parametrize(
     ("vm", "container", "named"),
     [
         ({"sata0": "local:iso/Win11.iso,media=cdrom"}, None, "Windows': https://www.microsoft.com/"),
+        ({"sata0": "local:iso/Win11.iso,media=cdrom"}, None, "upload it (web interface: local -> ISO Images -> Upload"),
         ({"scsi0": "local:0,import-from=local:import/a.qcow2"}, None, "upload it"),
         ({"scsi0": "local:0,import-from=nowhere:import/a.qcow2"}, None, "upload it"),
         (None, {"ostemplate": "local:vztmpl/a.tar.zst"}, "pveam download local NAME"),
@@ -267,7 +271,8 @@ def test_a_storage_without_the_content_is_refused_by_a_preview(lab: Lab) -> None
 )
 def test_a_file_that_is_missing_is_refused_by_a_preview(lab: Lab, vm: Any, container: Any, named: str) -> None:
     [error] = checked(lab, {}, vm=vm, container=container)
-    assert named in error.next
+    assert f", as {'vms.dev' if vm else 'containers.ai'}.create names it" in error.wanted
+    assert "it is not on the storage" in error.found and named in error.next
 
 
 def test_a_file_that_is_there_or_comes_is_not(lab: Lab) -> None:
