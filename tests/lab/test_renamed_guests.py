@@ -51,7 +51,8 @@ def conf(lab: Lab, kind: str) -> str:
 def test_a_created_guest_under_another_name_is_refused_and_stays(
     lab: Lab, of: Callable[[str], Guest.Inputs], noun: str, settings: str, key: str, kind: str
 ) -> None:
-    work = GuestWork(stack_of(lab, **{settings: {NEW: {"host": NODE, key: ID, "gpus": []}}}))
+    guests: dict[str, Any] = {settings: {NEW: {"host": NODE, key: ID, "gpus": []}}}
+    work = GuestWork(stack_of(lab, **guests))
     made = work.create(of(OLD))
     before = conf(lab, kind)
     with pytest.raises(HomelabError) as error:
