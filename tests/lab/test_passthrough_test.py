@@ -112,5 +112,6 @@ def test_two_cards_with_the_same_ids_are_each_found(tmp_path: Path) -> None:
             ("0000:1e:00.0", "0000:02:00.0", "10de:2204"),
             ("0000:1e:00.1", "0000:02:00.1", "10de:1aef"),
         ]
-        lab.fault("card-invisible", "0000:1e:00")
-        assert "0000:1e:00.0 (10de:2204): is not in the VM" in failure(lab, functions=cards).found
+        for hidden, found in (("0000:1e:00", "0000:1e:00.0 (10de:2204)"), ("0000:1d:00.1", "0000:1e:00.1 (10de:1aef)")):
+            lab.fault("card-invisible", hidden)
+            assert f"{found}: is not in the VM" in failure(lab, functions=cards).found

@@ -145,6 +145,14 @@ def test_a_panic_without_panic_or_without_no_reboot_is_no_end(host: Host) -> Non
         host.output("qm stop 500 && qm destroy 500 && rm $HOMELAB_ROOT/srv/console")
 
 
+def test_a_boot_that_hangs_says_nothing_and_the_vm_runs(host: Host) -> None:
+    put_initrd(host, SAYS + OFF)
+    host.machine.set_fault("guest-boot-hangs", True)
+    start(host)
+    assert "running" in host.output("qm status 500") and console(host) == ""
+    assert "process" not in host.machine._host().machine["guests"]["500"]
+
+
 def test_a_vm_that_is_stopped_ends_with_all_that_ran_in_it(host: Host) -> None:
 
     def environment(process: Path) -> bytes:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from homelab.facts.kernel_log import since_loaded
 from homelab.symptoms import recognise
 from lab.host import nvidia
 from lab.host.state import HostState
@@ -214,13 +215,18 @@ def test_an_upgrade_doesnt_fit_the_loaded_module(vm: Vm) -> None:
     [
         ("0x62:0x40:2168", "RmInitAdapter failed! (0x62:0x40:2168)"),
         ("79", "NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus."),
+        ("119", "NVRM: Xid (PCI:0000:01:00): 119, Timeout after 6s of waiting for RPC response from GPU0 GSP!"),
     ],
 )
 def test_a_card_that_doesnt_come_up(vm: Vm, value: str, line: str) -> None:
+    """It is back once the fault is gone, and the program takes no line of before for one of the module that is loaded then."""
     vm.output(f"{HEADERS} && {OPEN} && modprobe nvidia")
     vm.fault("gpu-fails", value)
     assert "No devices were found" in vm.refusal("nvidia-smi", 6)
-    assert line in vm.output("dmesg -t")
+    assert line in "\n".join(since_loaded(vm.output("dmesg -t")))
+    vm.fault("gpu-fails", None)
+    vm.output("rmmod nvidia_drm nvidia_modeset; rmmod nvidia_uvm; rmmod nvidia; modprobe nvidia && nvidia-smi")
+    assert line not in "\n".join(since_loaded(vm.output("dmesg -t")))
 
 
 # -- CUDA ------------------------------------------------------------------------------------------------------
