@@ -17,7 +17,7 @@ from lab.engine import install
 from lab.host.cluster import Cluster
 from lab.host.state import HostState
 from tests.engine_stack import EngineStack, name_of
-from tests.lab.stack_kit import host_settings
+from tests.lab.stack_kit import TEMPLATE, host_settings, put_template
 
 NODES = ("pve1", "pve2")
 ALL = ("pve1", "pve2", "pve3")
@@ -99,10 +99,8 @@ def test_three_nodes_from_stock_to_a_vm_and_a_container_with_cards_in_one_up(
     hosts = {name: host_settings(cluster[name]) for name in ALL}
     hosts["pve1"]["gpus"] = {"gpu": {"match": "10de:2b85"}}
     hosts["pve2"]["gpus"] = hosts["pve1"]["gpus"] | {"igpu": {"match": "1002:13c0", "use": "lxc"}}
-    template = "debian-12-standard_12.7-1_amd64.tar.zst"
-    cache = "$HOMELAB_ROOT/var/lib/vz/template/cache"
-    cluster["pve2"].run(f"mkdir -p {cache}; touch {cache}/{template}")
-    create = {"ostemplate": f"local:vztmpl/{template}", "rootfs": "local-lvm:32"}
+    put_template(cluster["pve2"])
+    create = {"ostemplate": f"local:vztmpl/{TEMPLATE}", "rootfs": "local-lvm:32"}
     made = stack_of(
         tmp_path / "stack",
         engine,

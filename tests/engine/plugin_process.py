@@ -68,9 +68,6 @@ class EngineLog(engine_pb2_grpc.EngineServicer):
         with self._changed:
             return list(self._lines)
 
-    def messages(self) -> list[str]:
-        return [line.message for line in self.lines()]
-
     def wait_for(self, message: str) -> None:
         """Returns once a message was logged.
 

@@ -101,8 +101,8 @@ class InProcess:
     def write(self) -> None:
         self.file.write_text(yaml.safe_dump({"config": {f"homelab:{key}": one for key, one in self.config.items()}}))
 
-    def preview(self, *, refresh: bool = True) -> Run:
-        return self._ran(dry=True, refresh=refresh)
+    def preview(self) -> Run:
+        return self._ran(dry=True, refresh=True)
 
     def up(self, *, refresh: bool = True, killed_after: int | None = None) -> Run:
         """:param killed_after: so many steps; the last one's end isn't in the state any more."""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from homelab.guest.resource import Guest
+from homelab.host.resource import HostProbe
 from homelab.remote.proxmox.api import Api
 from homelab.settings import Host
 from homelab.shapes import BootSeen, ShutdownInputs
@@ -25,13 +26,15 @@ ID = 300
 TEMPLATE = "debian-12-standard_12.7-1_amd64.tar.zst"
 CARD = VmCard("rtx5090", "rtx5090", "0000:01:00")
 CARDS_URN = "urn:pulumi:s::p::homelab:vm:Cards::sandbox"
+#: Of a host that gives nothing away.
+PROBED = HostProbe.Outputs(iommu_words="", vfio_words="", functions={}, by_hand=[], gpus={}, generation={}, stale=False)
 
 
 class Quick:
     """Time that passes by being waited for; ``then`` is what happens meanwhile: after so many waits, do that."""
 
-    def __init__(self, then: dict[int, Callable[[], object]] | None = None, real: float = 0.005) -> None:
-        self.at, self.waits, self._then, self._real = 0.0, 0, then or {}, real
+    def __init__(self, then: dict[int, Callable[[], object]] | None = None) -> None:
+        self.at, self.waits, self._then = 0.0, 0, then or {}
 
     def monotonic(self) -> float:
         return self.at
@@ -40,7 +43,7 @@ class Quick:
         self.at += seconds
         self.waits += 1
         self._then.get(self.waits, lambda: None)()
-        time.sleep(self._real)  # the lab's tasks take real time
+        time.sleep(0.005)  # the lab's tasks take real time
 
 
 def host_of(lab: Lab, timeouts: dict[str, int] | None = None, **ssh: Any) -> Host:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,10 +13,9 @@ from homelab.host.work import HostProbeWork
 from homelab.remote import first_contact
 from lab import Lab
 from lab.cluster import LabCluster
-from tests.lab.stack_kit import as_text, host_of
+from tests.lab.stack_kit import PROBED, as_text, host_of
 
 OTHER_PC = f"ssh-ed25519 AAAA{'B' * 64} homelab"
-OUTPUTS: Any = {"iommu_words": "", "vfio_words": "", "functions": {}, "by_hand": [], "gpus": {}, "generation": {}}
 
 
 @pytest.fixture(scope="module", params=["one node", "a cluster of three"])
@@ -45,9 +43,7 @@ def printed_by_destroy(lab: Lab, key: Path, capsys: pytest.CaptureFixture[str]) 
     """The command by which the key goes; empty: none is given."""
     host = as_text(host_of(lab, privateKeyFile=str(key)))
     texts = {"hosts": json.dumps({lab.status()["node"]: host})}
-    HostProbeWork(texts).delete(
-        HostProbe.Inputs(host=lab.status()["node"], settings=""), HostProbe.Outputs(**OUTPUTS, stale=False)
-    )
+    HostProbeWork(texts).delete(HostProbe.Inputs(host=lab.status()["node"], settings=""), PROBED)
     return capsys.readouterr().out.partition(" removes it ")[2].partition("`")[2].partition("`")[0]
 
 

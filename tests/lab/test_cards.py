@@ -12,16 +12,14 @@ from homelab.host import gates, plan
 from lab.api.mapping import Mapping, Mappings
 from lab.host.state import HostState
 from lab.machine import Machine
-from lab.scenario import load_scenario, scenario_names
+from lab.scenario import scenario_names
 from tests.lab.host_kit import Host
 from tests.lab.test_real_hosts import read
 from tests.unit.hosts import settings
 
 
 def booted(path: Path, scenario: str) -> Machine:
-    machine = Machine.install(path, load_scenario(scenario))
-    assert machine.boot("start").comes_up
-    return machine
+    return Host(path, scenario, running=True).machine
 
 
 def test_a_processors_graphics_leave_the_root_disk_behind_their_slot_alone(tmp_path: Path) -> None:
@@ -93,7 +91,7 @@ def test_a_card_on_thunderbolt_keeps_its_ids_and_one_outside_the_iommu_is_refuse
 
 @pytest.mark.parametrize("name", scenario_names())
 def test_on_every_host_it_is_known_what_carries_its_disks_and_its_network(tmp_path: Path, name: str) -> None:
-    found = read(Host(tmp_path, name, running=True).machine).vital
+    found = read(booted(tmp_path, name)).vital
     assert {"storage", "network"} <= {one.kind for one in found}
     # The recorded node has no network card that was recorded.
     assert len([one for one in found if one.trouble]) == (1 if name == "recorded-node" else 0)

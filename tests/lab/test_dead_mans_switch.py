@@ -13,7 +13,6 @@ from homelab.errors import HomelabError
 from homelab.facts.host import HostFacts
 from homelab.remote import agent, boots, ssh
 from lab import Lab
-from remote_scripts.both import start_guests
 from tests.boot_layers import Asked, archive_with, iommu, reboot, vfio
 from tests.lab.stack_kit import host_of
 from tests.waiting import wait_until
@@ -151,31 +150,6 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
         ("notes.owed", "Sec=60s", "Sec=1s"),
     )
     monkeypatch.setattr(agent, "_archive_text", lambda: archive)
-
-
-def test_what_ran_without_onboot_runs_again_once_the_boot_is_confirmed(lab: Lab) -> None:
-
-    def started(lab: Lab) -> dict[str, list[str]]:
-        """What the host answers that is asked to start what ran."""
-
-        return ssh.Session(host_of(lab)).ask("apply", "start_guests", start_guests.Wanted(), goes_on=True)
-
-    without_onboot(lab)
-    configure(lab)
-    before = lab.boots()[-1]["boot_id"]
-    on(lab, reboot(f"{IOMMU} {VFIO}", rollback_after=60))
-    lab.wait_settled(boots=2)
-    assert power(lab) == "stopped stopped "
-    facts, _ = confirmed(lab, before)
-    assert not facts.rolled_back
-
-    said = started(lab)
-    assert said == {"started": ["container 901 (ai-lab)", "VM 103 (Sandbox)"], "off": []}
-    assert power(lab) == "running running " and starts(lab)[2:] == ["vzstart 901", "qmstart 103"]
-    assert not [
-        *(lab.root / "etc/systemd/system").rglob("homelab-owed*"),
-        *(lab.root / "var/lib/homelab").glob("owed*"),
-    ]
 
 
 @pytest.mark.usefixtures("hurried")

@@ -169,18 +169,6 @@ def test_a_guest_is_named_as_its_owner_calls_it(doctor: Callable[[str], Doctor])
         assert "this program has run no long command there" in phoenix.run("log", system)[1]
 
 
-def test_the_settings_say_which_cards_a_container_is_to_have(doctor: Callable[[str], Doctor]) -> None:
-    phoenix = doctor("phoenix")
-    phoenix.gpus = {"big": {"match": "10de:2b85", "use": "lxc"}, "small": {"match": "10de:2684", "use": "lxc"}}
-    phoenix.more = {"homelab:containers": {"ai": {"host": "pve", "ctid": 901, "gpuAssignment": " 1 "}}}
-    report = phoenix.json("container", "901")
-    assert report["cards"] == {"numbers": [1], "by": "homelab:containers.ai.gpuAssignment"}
-    assert "/dev/nvidia0" not in devices(report)
-    assert report["next"][0] == "`pulumi up --refresh`, whose preview shows what it does"
-    phoenix.more = {"homelab:containers": {"ai": {"host": "pve", "ctid": 901, "gpus": ["small"]}}}
-    assert phoenix.json("container", "901")["cards"] == {"numbers": [1], "by": "homelab:containers.ai.gpus"}
-
-
 def test_majors_of_another_kernel_are_named_with_the_rule_that_is_missing(doctor: Callable[[str], Doctor]) -> None:
     phoenix = doctor("phoenix")
     phoenix.change("sed -i 's/c 480:/c 508:/' $HOMELAB_ROOT/etc/pve/lxc/950.conf && pct reboot 950")

@@ -10,7 +10,7 @@ from homelab.host import work as host_probe
 from homelab.host.resource import HostProbe
 from homelab.host.work import HostProbeWork
 from lab import Lab
-from tests.lab.stack_kit import stack_of
+from tests.lab.stack_kit import PROBED, stack_of
 
 
 def test_a_guest_of_a_killed_run_and_files_that_were_edited_by_hand_are_named(
@@ -26,10 +26,7 @@ def test_a_guest_of_a_killed_run_and_files_that_were_edited_by_hand_are_named(
                 f'mkdir -p "$HOMELAB_ROOT/var/backups/homelab/etc"; echo edited > "$HOMELAB_ROOT/var/backups/homelab/etc/{path}"'
             )
         work = HostProbeWork(stack_of(lab), "urn:pulumi:lab::homelab::homelab:host:Probe::pve-probe")
-        nothing = HostProbe.Outputs(
-            iommu_words="", vfio_words="", functions={}, by_hand=[], gpus={}, generation={}, stale=False
-        )
-        work.delete(HostProbe.Inputs(host="pve", settings=""), nothing)
+        work.delete(HostProbe.Inputs(host="pve", settings=""), PROBED)
         kept = "/var/backups/homelab/etc/a.0a1b2c3d, /var/backups/homelab/etc/b.0a1b2c3d"
         assert said.pop(0).endswith(f"of any stack: files of this program's as they had been edited by hand: {kept}")
         assert (

@@ -11,11 +11,10 @@ from homelab.host.resource import HostProbe
 from homelab.host.work import HostProbeWork
 from homelab.remote import agent, host_session, ssh
 from lab import Lab
-from tests.lab.stack_kit import NODE, host_of, stack_of
+from tests.lab.stack_kit import NODE, PROBED, host_of, stack_of
 
 OWNER = stack_folder.owner("homelab/lab", NODE)
 URN = "urn:pulumi:lab::homelab::homelab:host:Probe::pve-probe"
-PROBED = HostProbe.Outputs(iommu_words="", vfio_words="", functions={}, by_hand=[], gpus={}, generation={}, stale=False)
 
 
 @pytest.fixture

@@ -209,25 +209,3 @@ def test_an_entry_that_a_killed_update_has_moved_to_another_slot_goes(
     assert "path=0000:02:00" in client(lab).get(f"{PATH}/gpu", "the mapping")["map"][0]
     work(lab).delete(entry_of(), state)
     assert nodes(lab) == [] and not (lab.root / f"var/lib/homelab/ledger/mapping/{NODE}/gpu").exists()
-
-
-def test_an_update_that_is_refused_takes_no_entry_of_another_device_for_its_own(lab: Lab) -> None:
-    state, moved = work(lab).create(entry_of()), entry_of(entry={**entry_of().entry, "path": "0000:02:00"})
-    theirs = f"id=10de:2684,iommugroup=15,node={NODE},path=0000:02:00"
-    ours = client(lab).get(f"{PATH}/gpu", "the mapping")["map"]
-    client(lab).put(f"{PATH}/gpu", "theirs, too", map=[*ours, theirs])
-    with pytest.raises(HomelabError, match="for another device of this node"):
-        work(lab).update(moved, entry_of(), state)
-    client(lab).put(f"{PATH}/gpu", "theirs alone", map=[theirs])
-    work(lab).delete(entry_of(), state)
-    assert client(lab).get(f"{PATH}/gpu", "the mapping")["map"] == [theirs]
-
-
-def test_the_flag_goes_where_the_card_has_another_key_and_is_to_have_none(lab: Lab) -> None:
-    had = entry_of(live_migration=True)
-    state = work(lab).create(had)
-    renamed = work(lab, other={"match": "10de:2b85", "mapping": "gpu"})
-    renamed.create(entry_of(gpu="other"))
-    assert "live-migration-capable" in client(lab).get(f"{PATH}/gpu", "the mapping")
-    renamed.delete(had, state)
-    assert nodes(lab) == [NODE] and "live-migration-capable" not in client(lab).get(f"{PATH}/gpu", "the mapping")

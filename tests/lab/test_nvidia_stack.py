@@ -321,16 +321,6 @@ def test_what_doesnt_work_is_one_error_by_what_its_programs_say(
     assert "ubuntu" not in (vm.root / "var/lib/docker/images").read_text(), "what it fetched goes again"
 
 
-def test_a_card_that_doesnt_come_up_is_told_by_the_kernels_words(vm: Machine) -> None:
-    value, words = sampling.sample([("79", "doesn't answer any more"), ("119", "GSP")], 1, "Xid")[0]
-    vm.fault("gpu-fails", value)
-    (error,) = verified(vm, SETTINGS)[1]
-    vm.fault("gpu-fails", None)
-    vm.output(f"{_AWAY}; {_LOADED}")
-    assert words in error.why and error.found.startswith("kernel log: "), str(error)
-    assert verified(vm, SETTINGS)[1] == [], "lines of before the module was loaded anew don't count"
-
-
 def test_an_image_that_cant_be_fetched_says_nothing_of_the_card(vm: Machine) -> None:
     vm.fault("apt-offline", "103")
     output, said = verified(vm, SETTINGS)

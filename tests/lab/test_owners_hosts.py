@@ -1,11 +1,10 @@
-"""Hosts that owners have described in public: what `homelab init`, a preview and the doctor say of each, over SSH."""
+"""Hosts that owners have described in public: what `homelab init` and the doctor say of each, over SSH."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -13,10 +12,7 @@ import yaml
 from homelab.cli.command_line import main
 from lab import Lab
 from tests.conftest import shared
-from tests.lab.engine_kit import InProcess, Run
 from tests.lab.stack_kit import host_settings
-
-pytestmark = pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
 
 
 @dataclass
@@ -32,16 +28,11 @@ class Owner:
         where, key = f"{self.lab.connection['host']}:{self.lab.connection['port']}", self.lab.connection["hostKey"]
         return self._ran("init", where, "--host-key", key, "--yes", "--dry-run", *words)
 
-    def doctor(self, *words: str, host: dict[str, Any] | None = None, **config: Any) -> tuple[int, str]:
+    def doctor(self, *words: str) -> tuple[int, str]:
         file = self.folder / "Pulumi.owner.yaml"
-        hosts = {"pve": {**host_settings(self.lab), "gpus": {}, **(host or {})}}
-        values = {f"homelab:{key}": one for key, one in {"hosts": hosts, **config}.items()}
-        file.write_text(yaml.safe_dump({"config": values}))
+        hosts = {"pve": {**host_settings(self.lab), "gpus": {}}}
+        file.write_text(yaml.safe_dump({"config": {"homelab:hosts": hosts}}))
         return self._ran("doctor", *words, "--config-file", str(file))
-
-    def preview(self, host: dict[str, Any], **config: Any) -> Run:
-        hosts = {"pve": {**host_settings(self.lab), **host}}
-        return InProcess(self.lab, self.folder / "stack", {"hosts": hosts, **config}).preview()
 
     def _ran(self, *words: str) -> tuple[int, str]:
         status = main([*words])

@@ -10,7 +10,6 @@ from typing import IO, Any
 import pytest
 
 from homelab.errors import ApiError, ElsewhereError, LockHeldError, NoQuorumError, UnansweredError
-from homelab.remote.proxmox import api as api_module
 from homelab.remote.proxmox.api import Api
 from lab import Lab
 from tests.lab.stack_kit import NODE, VM, Quick, client, host_of, map_card
@@ -81,14 +80,6 @@ def test_a_read_outlasts_requests_that_are_lost(lab: Lab) -> None:
     assert client(lab).get(CONFIG, "")["name"] == "Sandbox"
 
 
-def test_a_read_fails_when_nobody_answers_for_long(lab: Lab) -> None:
-    lab.fault("api-loses", f"GET /{CONFIG}=1000")
-    clock = Quick()
-    with pytest.raises(UnansweredError):
-        client(lab, clock).get(CONFIG, "")
-    assert api_module.OUTAGE_SECONDS <= clock.at < 2 * api_module.OUTAGE_SECONDS
-
-
 def test_an_api_that_answers_too_late_is_named(lab: Lab) -> None:
     lab.fault("api-seconds", 3)
     host = host_of(lab)
@@ -148,16 +139,12 @@ def test_a_vm_of_another_node_is_named_with_its_node(lab: Lab) -> None:
         client(lab).carry_out("post", f"nodes/{NODE}/qemu", "a VM", 60, print, vmid=203)
 
 
-# -- secrets, texts -------------------------------------------------------------------------------------------
-def test_no_message_shows_a_secret_or_a_control_character(lab: Lab) -> None:
+# -- texts --------------------------------------------------------------------------------------------------
+def test_no_message_shows_a_control_character(lab: Lab) -> None:
     lab.fault("api-answers", f"GET /{CONFIG}=500 unable to\x9b31m")
     with pytest.raises(ApiError) as error:
         client(lab).get(CONFIG, "")
     assert "unable to" in str(error.value) and "\x9b" not in str(error.value)
-    lab.fault("api-answers", f"PUT /{CONFIG}=400 got 'hunter2hunter2'")
-    with pytest.raises(ApiError) as error:
-        client(lab).put(CONFIG, "", cipassword="hunter2hunter2")
-    assert "hunter2" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["../../access/users", "a/..", "x?y=1", "x#", "%2e%2e", "a\\b"])

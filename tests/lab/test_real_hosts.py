@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,9 @@ from homelab.show import reading, tree
 from homelab.vm import preview
 from homelab.vm.plan import judge_vm, seen_of
 from lab.machine import Machine
-from lab.scenario import load_scenario
 from remote_scripts.both.read_host import Wanted
 from tests.conftest import shared
-from tests.lab.host_kit import run_layer
+from tests.lab.host_kit import Host, run_layer
 from tests.lab.listings import scenario_of
 from tests.unit.hosts import settings, told
 
@@ -68,9 +67,7 @@ def answered(machine: Machine, **wanted: Any) -> dict[str, object]:
 @pytest.fixture
 def machine(tmp_path: Path, request: pytest.FixtureRequest) -> Machine:
     """The captured machine ``request.param``, running."""
-    made = Machine.install(tmp_path, scenario_of(shared("real_hosts", *request.param.split("/"))))
-    assert made.boot("start").comes_up
-    return made
+    return Host(tmp_path, scenario_of(shared("real_hosts", *request.param.split("/"))), running=True).machine
 
 
 @pytest.mark.parametrize("machine", VERDICTS, indirect=True, ids=VERDICTS)
@@ -119,36 +116,20 @@ def test_without_an_iommu_the_topology_predicts_nothing_less_than_the_group(
     ],
 )
 def test_real_grub_settings_are_read_as_grub_reads_them(tmp_path: Path, capture: str, expected: str) -> None:
-    machine = Machine.install(tmp_path, load_scenario("rtx5090"))
-    machine.boot("start")
-    (machine.state / "root/etc/default/grub").write_text(
-        shared("real_hosts", capture, "etc_default_grub.txt").read_text()
-    )
-    assert read(machine).cmdline.others.split() == expected.split()
+    host = Host(tmp_path, "rtx5090", running=True)
+    host.write("/etc/default/grub", shared("real_hosts", capture, "etc_default_grub.txt").read_text())
+    assert read(host.machine).cmdline.others.split() == expected.split()
 
 
 def test_a_card_with_a_forgotten_audio_function_is_half_bound(tmp_path: Path) -> None:
     """The WTR MAX's CPU with a Blackwell card: the ids name the card's first function only."""
-    machine = Machine.install(tmp_path, load_scenario("wtr-max"))
-    (machine.state / "root/etc/modprobe.d/vfio.conf").write_text(
-        shared("real_hosts", "pve84-8845hs-rtx5060ti", "etc_modprobe_d_vfio_conf.txt").read_text()
-    )
-    (machine.state / "root/etc/default/grub").write_text(
-        shared("real_hosts", "pve84-8845hs-rtx5060ti", "etc_default_grub.txt").read_text()
-    )
-    (machine.state / "root/etc/modules").write_text(
-        shared("real_hosts", "pve84-8845hs-rtx5060ti", "etc_modules.txt").read_text()
-    )
-    machine.boot("start")
-    subprocess.run(
-        ["bash", "-c", "update-initramfs -u -k all && update-grub"],
-        env=machine.environment(),
-        check=True,
-        capture_output=True,
-    )
-    machine.shutdown()
-    machine.boot("reboot")
-    found = read(machine)
+    host = Host(tmp_path, "wtr-max")
+    for path in ("modprobe.d/vfio.conf", "default/grub", "modules"):
+        captured = f"etc_{re.sub('[/.]', '_', path)}.txt"
+        host.write(f"/etc/{path}", shared("real_hosts", "pve84-8845hs-rtx5060ti", captured).read_text())
+    host.booted().output("update-initramfs -u -k all && update-grub")
+    host.reboot()
+    found = read(host.machine)
     assert ",".join(found.vfio_files.values()) == "10de:2d04"
     want = plan.wanted(found, settings({"rtx5060ti": {"match": "10de:2d04"}}))
     assert want.by_hand == ["0000:01:00.0"]
@@ -177,8 +158,7 @@ def test_a_card_with_a_forgotten_audio_function_is_half_bound(tmp_path: Path) ->
 def test_functions_that_an_owner_gives_one_by_one_stay_as_they_are(
     tmp_path: Path, case: str, gpu: dict[str, Any], vm: dict[str, Any], bound: list[str], change: dict[str, str]
 ) -> None:
-    machine = Machine.install(tmp_path, load_scenario(str(shared("cases5", f"{case}.yaml"))))
-    assert machine.boot("start").comes_up
+    machine = Host(tmp_path, str(shared("cases5", f"{case}.yaml")), running=True).machine
     found, host, guest = read(machine), settings({"igpu": gpu}), Vm.model_validate({"host": "pve", **vm})
     want = plan.wanted(found, host, [guest])
     assert (list(want.functions), want.by_hand, want.vfio_words) == (bound, bound, ""), "no reboot is needed"
@@ -187,8 +167,7 @@ def test_functions_that_an_owner_gives_one_by_one_stay_as_they_are(
 
 
 def test_a_second_option_whose_mapping_was_removed_is_told_before_anything_is_done(tmp_path: Path) -> None:
-    machine = Machine.install(tmp_path, load_scenario(str(shared("cases5", "mapping-removed.yaml"))))
-    assert machine.boot("start").comes_up
+    machine = Host(tmp_path, str(shared("cases5", "mapping-removed.yaml")), running=True).machine
     found, host = read(machine), settings({"gpu": {"address": "01:00", "mapping": "gpu-1"}})
     guest = Vm.model_validate({"host": "pve", "vmid": 100, "gpus": ["gpu"]})
     text, errors = told(found, host, {"worker": guest})
@@ -205,8 +184,7 @@ def test_a_second_option_whose_mapping_was_removed_is_told_before_anything_is_do
     ],
 )
 def test_no_card_that_goes_to_a_vm_is_to_be_the_screen(tmp_path: Path, case: str, gpus: dict[str, Any]) -> None:
-    machine = Machine.install(tmp_path, load_scenario(str(shared("cases5", f"{case}.yaml"))))
-    assert machine.boot("start").comes_up
+    machine = Host(tmp_path, str(shared("cases5", f"{case}.yaml")), running=True).machine
     (error,) = gates.check(read(machine), settings(gpus))[1]
     assert error.next.startswith(f"accept it with gpus.{next(iter(gpus))}.allowConsole: true")
 
@@ -215,8 +193,7 @@ def test_no_card_that_goes_to_a_vm_is_to_be_the_screen(tmp_path: Path, case: str
 def test_a_card_whose_memory_has_no_room_is_refused_before_a_driver_gets_it(
     tmp_path: Path, nvidia: dict[str, Any]
 ) -> None:
-    machine = Machine.install(tmp_path, load_scenario(str(shared("cases5", "bar-without-address.yaml"))))
-    assert machine.boot("start").comes_up
+    machine = Host(tmp_path, str(shared("cases5", "bar-without-address.yaml")), running=True).machine
     line = "pci 0000:2c:00.0: BAR 1 [mem size 0x800000000 64bit pref]: can't assign; no space"
     (machine.state / "root/dev/kmsg").write_text(f"{line}\n", encoding="utf-8")
     found = facts.parse(answered(machine, guests=True, signs=kernel_log.filter_of_lines()))
@@ -229,8 +206,7 @@ def test_vt_d_off_in_the_firmware_is_seen_through_the_kernels_enabled(tmp_path: 
     assert (
         shared("real_hosts", "pve-b660-vtd-off-in-bios", "dmesg_iommu.txt").read_text().strip() == "DMAR: IOMMU enabled"
     )
-    machine = Machine.install(tmp_path, load_scenario("firmware-off"))
-    machine.boot("start")
+    machine = Host(tmp_path, "firmware-off", running=True).machine
     found = read(machine)
     assert "DMAR: IOMMU enabled" in found.iommu.kernel_log
     with pytest.raises(HomelabError, match="switched on in the firmware"):
@@ -250,8 +226,7 @@ def test_real_containers_that_use_a_card_are_seen(capture: str, uses: bool) -> N
 def test_a_stranded_kernel_log_from_intel_and_amd_is_shown_to_people(tmp_path: Path) -> None:
     """i5-9400f: an Intel host that prints an AMD-Vi line. The lines are shown, and nothing is concluded from them."""
     assert "AMD-Vi" in shared("real_hosts", "i5-9400f-rx580-rx550", "dmesg_iommu.txt").read_text()
-    machine = Machine.install(tmp_path, load_scenario("intel-grub-bios"))
-    machine.boot("start")
+    machine = Host(tmp_path, "intel-grub-bios", running=True).machine
     found = read(machine)
     strange = replace(found, iommu=dataclasses.replace(found.iommu, kernel_log="AMD-Vi: not available"))
     host = settings({"gpu": {"address": "03:00", "allowConsole": True}})
@@ -262,8 +237,7 @@ def test_a_stranded_kernel_log_from_intel_and_amd_is_shown_to_people(tmp_path: P
 
 
 def test_a_card_that_two_vms_have_in_turn_by_hand_stays_with_both(tmp_path: Path) -> None:
-    machine = Machine.install(tmp_path, load_scenario(str(shared("cases5", "two-vms-in-turn.yaml"))))
-    assert machine.boot("start").comes_up
+    machine = Host(tmp_path, str(shared("cases5", "two-vms-in-turn.yaml")), running=True).machine
     found = read(machine)
     host = settings({"gpu": {"match": "1002:744c", "mapping": "rx7900xt", "allowConsole": True}})
     guest = Vm.model_validate({"host": "forge", "vmid": 101, "gpus": [{"gpu": "gpu", "takeOver": True}]})

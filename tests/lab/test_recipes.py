@@ -7,7 +7,6 @@ from `init` to `destroy`: tests/e2e/test_by_hand.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -262,19 +261,12 @@ def below_the_root(commands: str) -> str:
     return re.sub(r"(?<=[ >])(?=/etc/)", '"$HOMELAB_ROOT"', commands)
 
 
-@pytest.fixture
-def machines(kept_systems: KeptSystems) -> Callable[[str], BootingHost]:
-    """Each recipe's host, made once, and brought back for each of its tests."""
-
-    def made(name: str, folder: Path) -> BootingHost:
-        recipe = RECIPES[name]
-        machine = BootingHost(folder, recipe.scenario)
-        machine.output(below_the_root(recipe.commands))
-        if recipe.restarted:
-            machine.restart()
-        return machine
-
-    return lambda name: kept_systems.take(("recipe", name), lambda folder: made(name, folder))
+def made(recipe: Recipe, folder: Path) -> BootingHost:
+    machine = BootingHost(folder, recipe.scenario)
+    machine.output(below_the_root(recipe.commands))
+    if recipe.restarted:
+        machine.restart()
+    return machine
 
 
 OUTCOMES = [(name, number) for name, recipe in RECIPES.items() for number in range(len(recipe.outcomes))]
@@ -283,10 +275,10 @@ TRIED = [("ids of two cards", 1), *sample(WITH_RESTART, 4, "what is made of reci
 
 
 @pytest.mark.parametrize(("name", "number"), OUTCOMES)
-def test_what_is_made_of_it_comes_back_byte_for_byte(
-    machines: Callable[[str], BootingHost], name: str, number: int
-) -> None:
-    recipe, machine = RECIPES[name], machines(name)
+def test_what_is_made_of_it_comes_back_byte_for_byte(kept_systems: KeptSystems, name: str, number: int) -> None:
+    """Each recipe's host is made once, and brought back for each of its tests."""
+    recipe = RECIPES[name]
+    machine = kept_systems.take(("recipe", name), lambda folder: made(recipe, folder))
     outcome = recipe.outcomes[number]
     stock, before = machine.files(), machine.drivers()
     wanted = settings({"card": {**recipe.card, "use": outcome.use}}, **outcome.more)
@@ -303,17 +295,14 @@ def test_what_is_made_of_it_comes_back_byte_for_byte(
     if (name, number) not in TRIED:
         return
     layers = layers_of(want)
-    for layer in layers:
-        done = machine.ask("apply", layer)
-        assert done.returncode == 0, done.stdout + done.stderr
+    machine.all("apply", *layers)
     machine.restart()
     drivers = machine.drivers()
     assert {address: drivers.get(address, "") for address in outcome.drivers} == outcome.drivers
     again = remapping.to_be(read(machine.machine), wanted)
     assert plan.wanted(again, wanted).words == want.words, "the next run changes nothing"
     assert not [*plan.verify(again, wanted, want)] and not any(plan.drift(again, want).values())
-    for layer in reversed(layers):
-        assert machine.ask("revert", layer).returncode == 0
+    machine.all("revert", *reversed(layers))
     assert machine.files() == stock
     machine.restart()
     if recipe.restarted:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ from homelab.facts.host import HostFacts, parse
 from homelab.facts.kernel_log import of_text
 from homelab.host import gates, plan
 from lab import Lab
-from lab.machine import Machine
 from lab.scenario import load_scenario, scenario_from
 from remote_scripts.both.symptoms import Context
+from tests.lab.host_kit import Host
 from tests.lab.test_real_hosts import answered, read
 from tests.unit.hosts import settings
 
@@ -21,31 +20,25 @@ CARD = {"gpu": {"address": "01:00"}}
 REGION = "0x9d800000-0x9fffffff"
 
 
-def booted(path: Path, scenario: str, **changes: Any) -> Machine:
+def booted(path: Path, scenario: str, **changes: Any) -> Host:
     whole = load_scenario(scenario)
     if changes:
         whole = scenario_from(whole.model_dump(by_alias=True, exclude_none=True) | changes, scenario, scenario)
-    machine = Machine.install(path, whole)
-    assert machine.boot("start").comes_up
-    return machine
+    return Host(path, whole, running=True)
 
 
-def started_with(machine: Machine, words: str) -> Machine:
-    (machine.state / "root/etc/default/grub.d").mkdir(exist_ok=True)
-    (machine.state / "root/etc/default/grub.d/own.cfg").write_text(
-        f'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT {words}"\n'
-    )
-    subprocess.run(["update-grub"], env=machine.environment(), check=True, capture_output=True)
-    machine.shutdown()
-    assert machine.boot("reboot").comes_up
-    return machine
+def started_with(host: Host, words: str) -> HostFacts:
+    """What is read once it has started so."""
+    line = f'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT {words}"\n'
+    host.write("/etc/default/grub.d/own.cfg", line)
+    host.output("update-grub")
+    assert host.reboot().comes_up
+    return read(host.machine)
 
 
-def test_a_card_for_which_the_firmware_wants_a_1_to_1_mapping_is_refused(
-    tmp_path: Path,
-) -> None:
+def test_a_card_for_which_the_firmware_wants_a_1_to_1_mapping_is_refused(tmp_path: Path) -> None:
     machine = booted(tmp_path, "one-to-one")
-    found = read(machine)
+    found = read(machine.machine)
     assert found.iommu.direct[13] == [REGION] and 20 not in found.iommu.direct  # bus 16
     (error,) = gates.check(found, settings(CARD))[1]
     assert REGION in error.found
@@ -54,17 +47,17 @@ def test_a_card_for_which_the_firmware_wants_a_1_to_1_mapping_is_refused(
 def test_intels_reserved_memory_is_relaxed_by_the_word(tmp_path: Path) -> None:
     firmware = {"one-to-one": [{"first": "01:00.1", "last": "01:00.1", "start": 0x7B800000, "end": 0x7FFFFFFF}]}
     machine = booted(tmp_path, "z370-two-cards-one-group", firmware=firmware)
-    found = read(machine)
+    found = read(machine.machine)
     assert found.iommu.direct == {1: ["0x7b800000-0x7fffffff"]}
     host = settings(CARD, iommu={"relaxRmrr": True})
     assert "1:1" in "".join(str(error) for error in gates.check(found, settings(CARD))[1])
     assert "1:1" not in "".join(str(error) for error in gates.check(found, host)[1])
-    relaxed = read(started_with(machine, remapping.words(found, host)))
+    relaxed = started_with(machine, remapping.words(found, host))
     assert relaxed.iommu.direct == {}
 
 
-def with_acs(machine: Machine) -> HostFacts:
-    return parse(answered(machine, guests=True, acs=True))
+def with_acs(host: Host) -> HostFacts:
+    return parse(answered(host.machine, guests=True, acs=True))
 
 
 def test_the_groups_that_an_override_is_going_to_make_are_those_that_it_makes(tmp_path: Path) -> None:
@@ -75,7 +68,7 @@ def test_the_groups_that_an_override_is_going_to_make_are_those_that_it_makes(tm
     assert len(before.others_in_group("0000:02:00")) == 4
     assert remapping.to_be(before, host).others_in_group("0000:02:00") == []
     assert gates.check(before, host)[1] == []
-    after = read(started_with(machine, remapping.words(before, host)))
+    after = started_with(machine, remapping.words(before, host))
     assert after.others_in_group("0000:02:00") == [] and after.functions("0000:02:00")[0].group == 16
     assert plan.wanted(after, host).iommu_words.endswith("pcie_acs_override=downstream")
 
@@ -89,13 +82,13 @@ def test_a_card_is_not_taken_out_of_the_group_of_the_root_disk(tmp_path: Path) -
 
 def test_without_interrupt_remapping_a_card_is_refused_and_with_the_word_it_is_given_away(tmp_path: Path) -> None:
     machine = booted(tmp_path, "intel-grub-bios", firmware={"mode": "bios", "remaps-interrupts": False})
-    found = read(machine)
+    found = read(machine.machine)
     cards = {"gpu": {"address": "03:00", "allowConsole": True}}
     allowed = settings(cards, iommu={"allowUnsafeInterrupts": True})
     (error,) = gates.check(found, settings(cards))[1]
     assert "allowUnsafeInterrupts" in error.next
     assert gates.check(found, allowed)[1] == []
-    on = read(started_with(machine, remapping.words(found, allowed)))
+    on = started_with(machine, remapping.words(found, allowed))
     assert on.iommu.interrupts == "plain" and on.iommu.groups
     assert remapping.UNSAFE_INTERRUPTS in remapping.words(on, allowed)
 

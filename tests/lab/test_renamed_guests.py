@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -42,25 +43,32 @@ def conf(lab: Lab, kind: str) -> str:
     return (lab.root / f"etc/pve/nodes/{NODE}/{kind}/{ID}.conf").read_text()
 
 
-def test_a_created_container_under_another_name_is_refused_and_stays(lab: Lab) -> None:
-    work = GuestWork(stack_of(lab, containers={NEW: {"host": NODE, "ctid": ID, "gpus": []}}))
-    made = work.create(container(OLD))
-    before = conf(lab, "lxc")
+@pytest.mark.parametrize(
+    ("of", "noun", "settings", "key", "kind"),
+    [(container, "container", "containers", "ctid", "lxc"), (machine, "VM", "vms", "vmid", "qemu-server")],
+    ids=["container", "VM"],
+)
+def test_a_created_guest_under_another_name_is_refused_and_stays(
+    lab: Lab, of: Callable[[str], Guest.Inputs], noun: str, settings: str, key: str, kind: str
+) -> None:
+    guests: dict[str, Any] = {settings: {NEW: {"host": NODE, key: ID, "gpus": []}}}
+    work = GuestWork(stack_of(lab, **guests))
+    made = work.create(of(OLD))
+    before = conf(lab, kind)
     with pytest.raises(HomelabError) as error:
-        work.create(container(NEW))
-    assert error.value.found == f"this stack has created container {ID} as containers.{OLD}"
-    assert (
-        f"put the name {OLD} back" in error.value.next and "leave `create` out of containers.media" in error.value.next
-    )
+        work.create(of(NEW))
+    assert error.value.found == f"this stack has created {noun} {ID} as {settings}.{OLD}"
+    assert f"put the name {OLD} back" in error.value.next
+    assert f"leave `create` out of {settings}.{NEW}" in error.value.next
     # What that advises: without `create` it is adopted, and what had the old name goes without it.
-    work.delete(container(OLD), made)
-    assert conf(lab, "lxc") == before
+    work.delete(of(OLD), made)
+    assert conf(lab, kind) == before
     # A run that was interrupted finds its own; what had it before no longer removes it.
-    again = work.create(container(OLD))
-    GuestWork(stack_of(lab)).delete(container(OLD), made)
-    assert conf(lab, "lxc") == before.replace(made.instance, again.instance)
-    GuestWork(stack_of(lab)).delete(container(OLD), again)
-    assert not (lab.root / f"etc/pve/nodes/{NODE}/lxc/{ID}.conf").exists()
+    again = work.create(of(OLD))
+    GuestWork(stack_of(lab)).delete(of(OLD), made)
+    assert conf(lab, kind) == before.replace(made.instance, again.instance)
+    GuestWork(stack_of(lab)).delete(of(OLD), again)
+    assert not (lab.root / f"etc/pve/nodes/{NODE}/{kind}/{ID}.conf").exists()
 
 
 def test_what_is_noted_of_a_created_container_goes_once_it_is_removed(lab: Lab) -> None:
@@ -76,20 +84,6 @@ def test_what_is_noted_of_a_created_container_goes_once_it_is_removed(lab: Lab) 
     lab.run(f"pct set {ID} --protection 0")
     work.delete(container(OLD), made)
     assert not note.exists()
-
-
-def test_a_created_vm_under_another_name_is_refused_and_stays(lab: Lab) -> None:
-    work = GuestWork(stack_of(lab, vms={NEW: {"host": NODE, "vmid": ID, "gpus": []}}))
-    made = work.create(machine(OLD))
-    before = conf(lab, "qemu-server")
-    with pytest.raises(HomelabError) as error:
-        work.create(machine(NEW))
-    assert error.value.found == f"this stack has created VM {ID} as vms.{OLD}"
-    assert f"put the name {OLD} back" in error.value.next
-    work.delete(machine(OLD), made)
-    assert conf(lab, "qemu-server") == before
-    GuestWork(stack_of(lab)).delete(machine(OLD), made)
-    assert not (lab.root / f"etc/pve/nodes/{NODE}/qemu-server/{ID}.conf").exists()
 
 
 def test_a_created_vm_keeps_its_hardware_address_on_another_bridge(lab: Lab) -> None:
@@ -123,22 +117,11 @@ def test_another_vm_that_has_the_id_by_now_gets_nothing_back_that_it_never_had(l
     assert not (lab.root / f"etc/pve/homelab/qemu-{ID}").exists()
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"scsi0": "local:8"},
-        {"scsi0": "local-lvm:4"},
-        {"scsi0": "local-lvm:0,import-from=local:import/other.qcow2"},
-        {"clone": 900},
-    ],
-    ids=["another storage", "smaller", "another image", "another template"],
-)
-def test_what_would_lose_a_created_vms_disk_is_refused_before_anything_is_asked(
-    lab: Lab, changed: dict[str, Any]
-) -> None:
+def test_what_would_lose_a_created_vms_disk_is_refused_before_anything_is_asked(lab: Lab) -> None:
+    """What does: tests/unit/test_virtual_machine.py."""
     mark_of_log, made = lab.mark(), Guest.Outputs(instance="")
     with pytest.raises(HomelabError) as error:
-        GuestWork(stack_of(lab)).update(machine(OLD, **changed), machine(OLD), made)
+        GuestWork(stack_of(lab)).update(machine(OLD, clone=900), machine(OLD), made)
     assert "what is on the disk would be lost" in error.value.why
     assert lab.api_calls(mark_of_log) == []
 

@@ -20,7 +20,7 @@ from homelab.storage.resource import StorageFile
 from homelab.storage.work import StorageFileWork
 from lab import Lab
 from tests import forked_agent, sampling
-from tests.lab.stack_kit import NODE, as_text, host_of
+from tests.lab.stack_kit import NODE, PROBED, as_text, host_of
 
 NOBLE = {"url": "https://cloud-images.ubuntu.com/noble/current/noble-server-cloudimg-amd64.img"}
 VIRTIO = {"url": "https://fedorapeople.org/groups/virt/virtio-win/direct-downloads/stable-virtio/virtio-win.iso"}
@@ -84,17 +84,6 @@ def test_a_file_is_downloaded_once_and_given_back(lab: Lab, about: dict[str, Any
     assert outputs.made and stack.folder == [name] and len(stack.notes) == 1
     stack.work.delete(stack.inputs, outputs)
     assert stack.folder == [] and stack.notes == []
-
-
-def test_a_file_that_was_there_is_used_and_stays(lab: Lab) -> None:
-    lab.run(
-        "mkdir -p $HOMELAB_ROOT/var/lib/vz/template/iso; echo mine >$HOMELAB_ROOT/var/lib/vz/template/iso/virtio-win.iso"
-    )
-    stack = Stack(lab, VIRTIO)
-    outputs = stack.up()
-    assert not outputs.made and stack.notes == []
-    stack.work.delete(stack.inputs, outputs)
-    assert stack.folder == ["virtio-win.iso"]
 
 
 def test_another_file_of_that_name_is_refused_where_the_settings_have_a_checksum(lab: Lab) -> None:
@@ -171,15 +160,6 @@ def test_what_somebody_else_is_downloading_is_waited_for_and_stays(lab: Lab) -> 
     assert not outputs.made and stack.folder == ["virtio-win.iso"] and stack.notes == []
 
 
-def test_a_file_of_a_run_that_was_killed_or_a_state_that_was_lost_is_known_as_ours(lab: Lab) -> None:
-    stack = Stack(lab, NOBLE)
-    first = stack.up()
-    again = stack.up()
-    assert again == first
-    stack.work.delete(stack.inputs, again)
-    assert stack.folder == [] and stack.notes == []
-
-
 @pytest.mark.parametrize("seconds", [0, 600], ids=["it is there meanwhile", "it still comes"])
 def test_a_destroy_after_a_run_that_was_killed_during_a_download_leaves_neither_file_nor_note(
     lab: Lab, seconds: int
@@ -197,10 +177,7 @@ def test_a_destroy_after_a_run_that_was_killed_during_a_download_leaves_neither_
         api.task(upid, "a download", 10, lambda _: None)
         assert "virtio-win.iso" in stack.folder
     # The state knows nothing of the file: the host's probe is the last that a destroy deletes.
-    outputs = HostProbe.Outputs(
-        iommu_words="", vfio_words="", functions={}, by_hand=[], gpus={}, generation={}, stale=False
-    )
-    HostProbeWork(stack.work.stack.texts).delete(HostProbe.Inputs(host=NODE, settings=""), outputs)
+    HostProbeWork(stack.work.stack.texts).delete(HostProbe.Inputs(host=NODE, settings=""), PROBED)
     assert stack.folder == ["mine.iso"] and stack.notes == []
     assert not api.get(f"nodes/{NODE}/tasks", "", source="active")
 
@@ -208,12 +185,9 @@ def test_a_destroy_after_a_run_that_was_killed_during_a_download_leaves_neither_
 def test_a_destroy_leaves_no_empty_file_of_mappings(lab: Lab) -> None:
     mappings = lab.root / "etc/pve/mapping/pci.cfg"
     mappings.parent.mkdir(parents=True, exist_ok=True)
-    outputs = HostProbe.Outputs(
-        iommu_words="", vfio_words="", functions={}, by_hand=[], gpus={}, generation={}, stale=False
-    )
     for text in ("gpu\n\tmap node=pve,path=0000:01:00,id=10de:2b85\n", ""):
         mappings.write_text(text)
-        HostProbeWork(Stack(lab, VIRTIO).work.stack.texts).delete(HostProbe.Inputs(host=NODE, settings=""), outputs)
+        HostProbeWork(Stack(lab, VIRTIO).work.stack.texts).delete(HostProbe.Inputs(host=NODE, settings=""), PROBED)
         assert mappings.exists() is bool(text)
 
 
@@ -279,13 +253,17 @@ def checked(
 def test_a_storage_without_the_content_is_refused_by_a_preview(lab: Lab) -> None:
     allow(lab, "iso,vztmpl,backup")
     [error] = checked(lab, {IMAGE: NOBLE, CD: VIRTIO})
-    assert "and not `import`" in error.found and "pvesm set local --content backup,import,iso,vztmpl" in error.next
+    assert (
+        "backup, iso, vztmpl, and not `import`" in error.found
+        and "pvesm set local --content backup,import,iso,vztmpl" in error.next
+    )
 
 
 @pytest.mark.parametrize(
     ("vm", "container", "named"),
     [
         ({"sata0": "local:iso/Win11.iso,media=cdrom"}, None, "Windows': https://www.microsoft.com/"),
+        ({"sata0": "local:iso/Win11.iso,media=cdrom"}, None, "upload it (web interface: local -> ISO Images -> Upload"),
         ({"scsi0": "local:0,import-from=local:import/a.qcow2"}, None, "upload it"),
         ({"scsi0": "local:0,import-from=nowhere:import/a.qcow2"}, None, "upload it"),
         (None, {"ostemplate": "local:vztmpl/a.tar.zst"}, "pveam download local NAME"),
@@ -293,7 +271,8 @@ def test_a_storage_without_the_content_is_refused_by_a_preview(lab: Lab) -> None
 )
 def test_a_file_that_is_missing_is_refused_by_a_preview(lab: Lab, vm: Any, container: Any, named: str) -> None:
     [error] = checked(lab, {}, vm=vm, container=container)
-    assert named in error.next
+    assert f", as {'vms.dev' if vm else 'containers.ai'}.create names it" in error.wanted
+    assert "it is not on the storage" in error.found and named in error.next
 
 
 def test_a_file_that_is_there_or_comes_is_not(lab: Lab) -> None:

@@ -84,16 +84,6 @@ def test_a_change_from_elsewhere_is_decided_upon_anew(lab: Lab) -> None:
         transaction(lab).apply(WANTED, decide)
 
 
-def test_the_node_of_a_vm_that_has_moved_is_named_and_nothing_is_given_back(lab: Lab) -> None:
-    nodes = lab.root / "etc/pve/nodes"
-    (nodes / "pve2/qemu-server").mkdir(parents=True)
-    (nodes / f"{NODE}/qemu-server/{VM}.conf").rename(nodes / f"pve2/qemu-server/{VM}.conf")
-    seen = transaction(lab).read(WANTED)
-    assert (seen.node, seen.is_here, seen.config) == ("pve2", False, {}), "a refresh says where it is, and goes on"
-    left = transaction(lab).revert(WANTED)
-    assert (left.node, left.is_here) == ("pve2", False)
-
-
 def test_a_vm_that_is_gone_is_named_and_its_note_goes(lab: Lab) -> None:
     transaction(lab).apply(WANTED, decided)
     (lab.root / f"etc/pve/nodes/{NODE}/qemu-server/{VM}.conf").unlink()

@@ -57,18 +57,6 @@ def test_a_container_whose_device_is_missing_does_not_start_with_the_host(host: 
     assert ":vzstart:201:root@pam:" in log and "Device /dev/nvidia0 does not exist" in log
 
 
-def test_a_unit_before_the_guests_makes_the_nodes_in_time(host: Host) -> None:
-    host.booted()
-    unit(host, "nodes.service", NODES)
-    host.output("systemctl enable nodes.service")
-    host.reboot()
-    assert host.output("systemctl is-active nodes.service") == "active\n"
-    assert host.output("pct status 201") == "status: running\n"
-    host.output("systemctl disable nodes.service")
-    host.reboot()
-    assert host.output("pct status 201") == "status: stopped\n"
-
-
 def test_a_unit_that_nothing_orders_before_the_guests_makes_the_nodes_too_late(host: Host) -> None:
     host.booted()
     unit(host, "nodes.service", NODES.replace("Before=pve-guests.service\n", ""))

@@ -6,39 +6,23 @@ import os
 import signal
 from pathlib import Path
 
-import pytest
-
-from lab import Lab, LabError
-from lab.state import read_lab_file
+from lab import Lab
+from tests.simulator.test_server_power import daemon_pid
 from tests.waiting import wait_until
-
-
-def process_of(lab: Lab) -> int:
-    found = read_lab_file(lab.state)
-    assert found is not None and found.pid is not None
-    return found.pid
 
 
 def test_it_has_session_folder_and_output_of_its_own(tmp_path: Path) -> None:
     with Lab.start("rtx5090", state=tmp_path / "lab") as lab:
-        process = Path("/proc", str(process_of(lab)))
+        process = Path("/proc", str(daemon_pid(lab)))
         assert os.getsid(int(process.name)) not in (os.getsid(0), int(process.name))
         assert (process / "cwd").readlink() == Path("/")
         log = lab.state / "log" / "daemon.log"
         assert [(process / "fd" / str(stream)).readlink() for stream in (1, 2)] == [log, log]
 
 
-def test_it_ends_with_its_lab_and_what_went_wrong_at_its_start_is_said(tmp_path: Path) -> None:
-    with pytest.raises(LabError, match="no-such-scenario"):
-        Lab.start("no-such-scenario", state=tmp_path / "none")
-    with Lab.start("rtx5090", state=tmp_path / "lab") as lab:
-        process = Path("/proc", str(process_of(lab)))
-    wait_until(lambda: not process.exists())
-
-
 def test_its_command_server_is_its_child_found_by_its_lab_and_ends_with_it(tmp_path: Path) -> None:
     with Lab.start("rtx5090", state=tmp_path / "lab") as lab:
-        daemon = process_of(lab)
+        daemon = daemon_pid(lab)
         [server] = Path(f"/proc/{daemon}/task/{daemon}/children").read_text().split()
         process = Path("/proc", server)
         assert (process / "environ").read_bytes().split(b"\0")[:2] == [

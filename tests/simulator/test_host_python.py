@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from remote_scripts import put_agent
 from remote_scripts.tools import modules
 from tests.lab.host_kit import Host
@@ -22,11 +20,6 @@ print(json.dumps({{
     "files": files, "parent": os.getppid(), "found": [name for name in ("yaml", "lab", "host", "homelab") if importlib.util.find_spec(name)],
 }}))
 """
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
-    return Host(tmp_path_factory.mktemp("host") / "lab", "rtx5090", running=True)
 
 
 def archive(place: Path) -> Path:

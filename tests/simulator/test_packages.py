@@ -168,15 +168,6 @@ def test_an_ordinary_user_is_refused(vm: Vm) -> None:
     assert vm.run("sudo -n apt-get install -qq -y podman && podman --version", user="ubuntu").returncode == 0
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["curl --frobnicate http://x"],
-)
-def test_what_isnt_simulated_is_refused_and_logged(vm: Vm, command: str) -> None:
-    done = vm.run(command)
-    assert done.returncode == 2 and command.split()[0] in done.stderr
-
-
 # -- what goes wrong -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("whose", [True, "103", "archive.ubuntu.com"])
 def test_off_the_network_updates_warn_and_installations_fail(vm: Vm, whose: object) -> None:

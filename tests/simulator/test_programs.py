@@ -100,6 +100,7 @@ def test_lspci_tells_bridges_with_access_control_services(wtr: Host) -> None:
         "ip addr add 1.2.3.4",
         "mokutil --import x",
         "journalctl -o json",
+        "curl --frobnicate http://x",
     ],
 )
 def test_an_unknown_option_or_verb_is_refused_and_logged(host: Host, command: str) -> None:
@@ -195,16 +196,11 @@ def shape(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("scenario", "capture"),
-    [
-        ("zfs-grub-shim", ("pve-zfs-grub-shim", "proxmox_boot_tool_status.txt")),
-        ("zfs-grub-shim", ("pve-boot-status-variants", "uefi_grub.txt")),
-    ],
+    "capture",
+    [("pve-zfs-grub-shim", "proxmox_boot_tool_status.txt"), ("pve-boot-status-variants", "uefi_grub.txt")],
 )
-def test_proxmox_boot_tool_status_reads_as_on_real_hosts(
-    tmp_path: Path, scenario: str, capture: tuple[str, str]
-) -> None:
-    host = Host(tmp_path, scenario, running=True)
+def test_proxmox_boot_tool_status_reads_as_on_real_hosts(tmp_path: Path, capture: tuple[str, str]) -> None:
+    host = Host(tmp_path, "zfs-grub-shim", running=True)
     assert shape(host.output("proxmox-boot-tool status")) == shape(captured(*capture))
 
 
@@ -253,17 +249,9 @@ def test_a_failing_grub_script_leaves_grub_cfg_alone(host: Host) -> None:
     assert config.read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    ("scenario", "command", "status", "text"),
-    [
-        ("zfs-grub-shim", "mokutil --sb-state", 0, "SecureBoot enabled"),
-        ("intel-zfs", "mokutil --sb-state", 0, "SecureBoot disabled"),
-    ],
-)
-def test_firmware_tools(tmp_path: Path, scenario: str, command: str, status: int, text: str) -> None:
-    done = Host(tmp_path, scenario, running=True).run(command)
-    assert done.returncode == status
-    assert text in done.stdout + done.stderr
+@pytest.mark.parametrize(("scenario", "state"), [("zfs-grub-shim", "enabled"), ("intel-zfs", "disabled")])
+def test_mokutil_says_whether_secure_boot_is_on(tmp_path: Path, scenario: str, state: str) -> None:
+    assert Host(tmp_path, scenario, running=True).output("mokutil --sb-state") == f"SecureBoot {state}\n"
 
 
 def test_the_boot_loader_leaves_its_name_in_an_efi_variable(tmp_path: Path) -> None:

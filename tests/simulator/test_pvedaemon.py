@@ -6,12 +6,10 @@ import asyncio
 import http.client
 import io
 import json
-import re
 import shlex
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -20,6 +18,7 @@ import pytest
 
 from lab import Lab
 from lab.host.guest_programs import TICKET
+from tests.lab.test_way_in import let_ops_log_in
 from tests.simulator.ssh_kit import connect
 from tests.simulator.test_server_ssh import execute
 from tests.waiting import PATIENCE, wait_until
@@ -215,28 +214,7 @@ def test_of_a_pvedaemon_that_is_killed_no_answer_comes(lab: Lab, ssh: OverSsh) -
     assert refusal(ssh) == (200, "OK")
 
 
-def test_a_put_whose_ssh_connection_is_lost_is_done_all_the_same(lab: Lab, ssh: OverSsh) -> None:
-    lab.fault("api-seconds", 0.2)
-    with session(lab) as lost:
-
-        async def send() -> None:
-            _, writer = await lost.connection.open_connection("127.0.0.1", 85, encoding=None)
-            writer.write(lost.raw("PUT", ITS, body=b"tags=it"))
-            await writer.drain()
-            await lost.connection.run("true")
-
-        lost.wait(send())
-    lab.fault("api-seconds", None)
-    wait_until(lambda: lab.ask_api("GET", CONFIG).get("tags") == "it")
-
-
 # -- the ticket, by states of the host -----------------------------------------------------------------------------
-def test_without_a_quorum_there_are_tickets_and_answers_but_no_changes(lab: Lab, ssh: OverSsh) -> None:
-    lab.fault("no-quorum", True)
-    ssh.ticket = ssh.run(MINT)
-    assert lab.ask_api("GET", CONFIG)["cores"]
-    done = ssh.ask("PUT", ITS, body=b"cores=2")
-    assert re.search(r"unable to open file .*\.conf\.tmp\.\d+' - Permission denied", done.reason)
 
 
 def test_without_pve_cluster_neither_a_ticket_nor_an_answer_is_there(lab: Lab, ssh: OverSsh) -> None:
@@ -260,12 +238,7 @@ def test_another_program_of_proxmox_ves_modules_isnt_known(lab: Lab, ssh: OverSs
 
 
 def test_another_user_makes_a_ticket_by_sudo_alone(lab: Lab, ssh: OverSsh) -> None:
-    ssh.run(
-        "apt-get update; apt-get install -y sudo; echo ops:x:1000:1000::/home/ops:/bin/bash >>$HOMELAB_ROOT/etc/passwd;"
-        "mkdir -p $HOMELAB_ROOT/home/ops/.ssh $HOMELAB_ROOT/etc/sudoers.d"
-    )
-    keys = lab.root / "home/ops/.ssh/authorized_keys"
-    keys.write_text(Path(f"{lab.connection['privateKeyFile']}.pub").read_text())
+    let_ops_log_in(lab, by_sudo=False)
 
     async def as_ops(command: str) -> tuple[int | None, str, str]:
         async with await connect(lab.connection, username="ops") as connection:

@@ -15,16 +15,6 @@ from lab.machine import Machine
 from lab.scenario import ScenarioError, load_scenario, scenario_from, scenario_names
 from tests.lab.host_kit import Host
 
-REQUIRED = {
-    "rtx5090", "wtr-max", "intel-zfs", "two-identical", "four-functions", "crowded-group", "firmware-off", "phoenix",
-    "intel-grub-bios", "zfs-grub-shim", "nic-in-group", "bound-by-hand", "half-bound", "iommu-off",
-    "z370-two-cards-one-group",
-}  # fmt: skip
-
-
-def test_the_scenarios_are_all_there() -> None:
-    assert set(scenario_names()) >= REQUIRED
-
 
 @pytest.mark.parametrize("name", scenario_names())
 def test_a_scenario_boots_and_shows_its_devices(tmp_path: Path, name: str) -> None:

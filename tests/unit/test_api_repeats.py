@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from proxmoxer.core import ResourceException
@@ -77,6 +78,8 @@ def test_a_request_is_sent_again_only_where_it_changes_nothing_twice(
 
 def test_a_refusal_shows_no_secret_of_the_request() -> None:
     refused = ResourceException(400, "Bad", "hunter22, 4444", {"cipassword": "hunter22 is short"})
-    parameters = {"cipassword": "hunter22", "cores": "4444"}
-    error = Api(HOST, "pve")._error_of_refusal("", parameters, refused)
-    assert error.found == "400 ***, 4444 (cipassword: *** is short)" and "hunter22" not in error.reason
+    api = Api(HOST, "pve")
+    api._connection = Mock(**{"resource.return_value.put.side_effect": refused})
+    with pytest.raises(ApiError) as error:
+        api.put("nodes/pve/qemu/103/config", "", cipassword="hunter22", cores="4444")
+    assert error.value.found == "400 ***, 4444 (cipassword: *** is short)" and "hunter22" not in error.value.reason

@@ -175,6 +175,7 @@ LATER = of(OTHER, MOVED_OURS)
         (of(OTHER, OURS), MOVED, INPUTS, [of(OTHER, OURS), LATER], LATER),
         (None, MOVED, INPUTS, [None, of(MOVED_OURS)], of(MOVED_OURS)),
         (of(HERE, OURS), MOVED, INPUTS, [], "another device of this node"),
+        (of(OURS, HERE.replace("07:00", "05:00")), MOVED, INPUTS, [], "another device of this node"),
         (of(OTHER, OURS, **FLAGGED), INPUTS, LIVE, [], of(OTHER, OURS)),
         (of(OTHER, OURS, **FLAGGED), LIVE, LIVE, [], of(OTHER, OURS, **FLAGGED)),
     ],
