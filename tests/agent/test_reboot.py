@@ -280,6 +280,12 @@ def test_a_node_that_is_alone_in_its_cluster_restarts(host: Host) -> None:
     assert restarts(host)
 
 
+def test_a_system_that_goes_down_already_needs_no_second_restart(host: Host) -> None:
+    host.programs["systemd-run"] = lambda *_: Done(1, b"Transaction is destructive")
+    host.programs["systemctl"] = lambda words, _stdin: Done(1, b"stopping\n") if "is-system-running" in words else 0
+    assert ask(host)["turn"]
+
+
 @pytest.mark.parametrize("what", ["systemd-run", "which guests run", "the note of them", "the order"])
 def test_a_restart_that_cant_be_ordered_ends_the_turn_at_once_and_leaves_the_switch(host: Host, what: str) -> None:
     """What was configured is what the next boot has, whoever restarts the host."""
