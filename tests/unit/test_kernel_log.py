@@ -416,7 +416,8 @@ def of_host(monkeypatch: pytest.MonkeyPatch, *readings: HostFacts | HomelabError
         )
 
     monkeypatch.setattr("homelab.remote.ssh.read", read)
-    monkeypatch.setattr(started, "CARD_SECONDS", 0.05)
+    # What changes is waited for, however busy this machine is.
+    monkeypatch.setattr(started, "CARD_SECONDS", 60 if len(readings) > 1 else 0.05)
     monkeypatch.setattr(started, "CARD_POLL_SECONDS", 0.01)
 
 
