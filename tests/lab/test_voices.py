@@ -349,6 +349,9 @@ MEANT: dict[str, dict[str, str]] = {
     },
     "a preview's steps are a refresh's": _NOT_YET | _OTHER_SETTINGS | _KILLED,
     "what a refresh finds is told": _KILLED,
+    "an `up` leaves nothing new for a person": {
+        "its notes gone + no initramfs": "the menu is made anew, and its entry is told of in the place of the file"
+    },
     "the doctor says what is refused": _NOTES_GONE_WHILE_AWAY,
     "show says what is refused": _NOTES_GONE_WHILE_AWAY,
     "no cure is refused": _NOTES_GONE_WHILE_AWAY,
