@@ -165,7 +165,7 @@ class Container(Machine):
             self.host.write("/proc/sys/kernel/random/boot_id", "the next\n")
 
     def starts_what_stays_off(self) -> bool:
-        if self.example.get("container") != "running" or self.box.state == "running":
+        if not self.example.get("starts_what_stays_off") or self.box.state == "running":
             return False
         self.box.switched("start")
         return True

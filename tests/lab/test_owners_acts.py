@@ -116,7 +116,7 @@ def test_an_owners_act_at_any_moment_of_a_change_counts(
             capfd.readouterr()
             up()
             settle()
-            if unnoted and not world.runs():
+            if unnoted and wanted and not world.runs():
                 if owed.UNKNOWN not in capfd.readouterr().err:
                     problems.append(f"{number}: nobody says that it stays off")
             elif has_acted and (world.runs() is not wanted or not (world.in_force() if is_vm else world.lines())):
