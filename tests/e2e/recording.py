@@ -94,9 +94,9 @@ def recorded(scenario: str, command: str) -> list[str]:
 
 def _essence(lines: Sequence[str], folder: Path | None = None) -> str:
     """Wherever lines are broken: a path's length decides that, too."""
-    # A slow machine is waited for, which is said in two lines.
+    # A slow machine is waited for, which is said in two lines; a terminal may have the second one indented.
     waits = ("Waiting for ", "Ctrl-C ends it")
-    text = re.sub(r"\s+", "", "\n".join(line for line in lines if not line.startswith(waits)))
+    text = re.sub(r"\s+", "", "\n".join(line for line in lines if not line.strip().startswith(waits)))
     text = _as_at_home(text, folder) if folder else text
     for own, instead in _OWN:
         text = own.sub(instead, text)
