@@ -104,12 +104,11 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         if owner is not None:
             ssh.Session(host).put_agent(owner, float(host.timeouts.step))
 
-    def show_plan(self, name: str, *, replans: bool) -> Properties:
+    def show_plan(self, name: str) -> Properties:
         """Shows the plan for people in a preview: reads the host, changes nothing, and refuses what an `up` would.
         Nothing with the setting `plan: never`; with `always`, the host must be in reach.
 
         :param name: the host's in the settings.
-        :param replans: `up` makes it anew: its probe is created or updated.
         :returns: the plan as HostProbe puts it out; empty: the host wasn't read.
         :raises HomelabError: all refusals at once.
         """
@@ -125,8 +124,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
             tell(f"{name}: previewing without the key to the host: {error.found}")
             return {}
         try:
-            wanted = self._wanted(name)
-            judged = planning.planned(wanted, planning.PATIENCE_SECONDS, is_changed=True, replans=replans)
+            judged = planning.planned(self._wanted(name), planning.PATIENCE_SECONDS, is_changed=True)
         except UnreachableError as error:
             if mode == "always":
                 raise

@@ -84,7 +84,7 @@ class Homelab:
         self._not_shown[str(inputs["host"])] = request.urn
         # That this is a preview, the engine says of a change alone.
         if inputs.pop("preview", False) and self._texts.get("plan") == "always":
-            await self._show_plan(inputs.get("host"), replans=True)
+            await self._show_plan(inputs.get("host"))
         return provider_pb2.CheckResponse(inputs=valued(inputs))
 
     async def invoke(self, request: provider_pb2.InvokeRequest) -> provider_pb2.InvokeResponse:
@@ -124,7 +124,7 @@ class Homelab:
     async def create(self, request: provider_pb2.CreateRequest) -> provider_pb2.CreateResponse:
         resource, inputs = _declared(request.urn), plain(request.properties)
         if request.preview:
-            await self._show_plan(inputs.get("host"), replans=resource is HostProbe)
+            await self._show_plan(inputs.get("host"))
             return provider_pb2.CreateResponse(properties=valued(_previewed(resource, inputs)))
         id_, state = await self._in_thread(resource, request.urn, lambda work: work.created(inputs))
         return provider_pb2.CreateResponse(id=id_, properties=valued(state))
@@ -147,7 +147,7 @@ class Homelab:
     async def update(self, request: provider_pb2.UpdateRequest) -> provider_pb2.UpdateResponse:
         resource, state, inputs = _declared(request.urn), plain(request.olds), plain(request.news)
         if request.preview:
-            plan = await self._show_plan(inputs.get("host"), replans=resource is HostProbe)
+            plan = await self._show_plan(inputs.get("host"))
             if resource is Guest and not any(value is UNKNOWN for value in inputs.values()):
                 await self._in_thread(resource, request.urn, lambda work: work.foretell(state, inputs))
             previewed = _previewed(resource, inputs)
@@ -176,17 +176,14 @@ class Homelab:
             host_session.cancel()
         return Empty()
 
-    async def _show_plan(self, host: object, *, replans: bool) -> Properties:
+    async def _show_plan(self, host: object) -> Properties:
         """Shows a host's plan in a preview, once, and refuses what an `up` would; nothing of a host without a probe in
         this program. The probe comes before all else of its host.
 
-        :param replans: as of `HostProbeWork.show_plan`.
-        :returns: the same.
+        :returns: as of `HostProbeWork.show_plan`.
         """
         if urn := self._not_shown.pop(str(host), ""):
-            self._plans[str(host)] = await self._in_thread(
-                HostProbe, urn, lambda work: work.show_plan(host, replans=replans)
-            )
+            self._plans[str(host)] = await self._in_thread(HostProbe, urn, lambda work: work.show_plan(host))
         return self._plans.get(str(host), {})
 
     async def _in_thread(self, resource: type[Resource], urn: str, do: Callable[[Any], T]) -> T:

@@ -43,12 +43,7 @@ VM_SECONDS = 5.0
 
 
 def planned(
-    wanted: Settings,
-    timeout: float | None = None,
-    facts: HostFacts | None = None,
-    *,
-    is_changed: bool = False,
-    replans: bool = True,
+    wanted: Settings, timeout: float | None = None, facts: HostFacts | None = None, *, is_changed: bool = False
 ) -> Tree:
     """Reads a host and judges it. One that is refused itself, or of which nothing is to be changed, isn't asked for
     more.
@@ -56,7 +51,6 @@ def planned(
     :param timeout: seconds until there is a connection; by default the host's `timeouts.connect`.
     :param facts: a reading of the host with its guests and the kernel's log, if there is one already.
     :param is_changed: `up` has a step that no reading shows, such as another setting.
-    :param replans: that step makes the host's plan anew.
     :raises UnreachableError: as of `ssh.Session.connect`.
     :raises HomelabError: the host can't be read.
     """
@@ -66,7 +60,7 @@ def planned(
     tree = replace(judged(facts, wanted), is_changed=is_changed)
     if tree.host.against or facts.handover.away:
         # While a shared card is away nothing is planned; of the host itself is mended what isn't about it.
-        is_planned = (is_changed and replans) or any(part.steps for part in tree.parts())
+        is_planned = is_changed or any(part.steps for part in tree.parts())
         return replace(tree, others=[*handover.refused(facts)] if is_planned else [])
     tree, sessions = _with_systems(session, tree, timeout)
     if not tree.has_steps:
