@@ -75,7 +75,6 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
                 why="it says which cards the container is to have",
                 next="put it back, or run `pulumi up` to give the container up",
             )
-        self.hold_or_fail(inputs)
         facts = ssh.read(self.host(inputs), guests=True)
         wish = _wish(inputs, container, facts, self.stack.vms(inputs.host))
         judged = container_plan.judge_container(wish, facts, stack_of(self.urn))

@@ -67,15 +67,13 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
             tell(f"{inputs.host}: note: {line}")
         drifted = {layer for layer, differences in judged.drift.items() if differences}
         generation = raised(outputs.generation, drifted, judged.drift.keys())
-        # With its plan all is refused that stands against a change, before the host is rebooted for it. While a shared
-        # card is away, nothing else is planned: what isn't about it is mended all the same.
+        # With its plan all is refused that stands against a change, before the host is rebooted for it.
         cards = (card for card in resolving.resolve(facts, host.gpus)[0].items() if host.gpus[card[0]].may_leave)
         mappings = (judge_mapping(facts, host, *card) for card in cards)
-        replans = bool(judged.refusals if facts.handover.away else drifted) or any(one.against for one in mappings)
+        replans = bool(drifted) or any(one.against for one in mappings)
         return dataclasses.replace(outputs, generation=generation, stale=replans or plan.stale(facts, outputs))
 
     def _plan(self, inputs: HostProbe.Inputs, generation: dict[str, int]) -> HostProbe.Outputs:
-        self.hold_or_fail(inputs)
         judged = planning.planned(self._wanted(inputs.host), is_changed=True)
         raise_all(judged.refusals)
         # Also for those who skip the preview: what a reboot stops is said before anything is changed.
@@ -252,8 +250,9 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
         starts = [vmid for vmid in vms if vmid not in off]
         return start_guests.Wanted(later=(*starts, *later), unwanted=tuple(off))
 
-    def hold_on(self, inputs: BootVerification.Inputs) -> None:
-        """Not now: a reboot ends whatever holds its host, which is taken again once the boot is confirmed."""
+    def is_held_meanwhile(self, inputs: BootVerification.Inputs) -> bool:
+        """No: a reboot ends whatever holds its host, which is taken again once the boot is confirmed."""
+        return False
 
 
 def _verify(host: Host, name: str, answer: reboot.Answer, want: plan.Wanted, managed: start_guests.Wanted) -> HostFacts:

@@ -91,8 +91,6 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
             return None
 
     def _plan(self, inputs: NvidiaSystem.Inputs, generation: dict[str, int]) -> NvidiaSystem.Outputs:
-        if inputs.target != "vm":
-            self.hold_or_fail(inputs)
         stack = self.needed_stack(inputs)
         system = self.read_system_in_time(inputs, stack.timeouts.reboot)
         session = ssh.Session(self.reached(inputs))

@@ -59,9 +59,8 @@ def planned(
     facts = remapping.to_be(facts or session.read(guests=True, kernel_log=True), host)
     tree = replace(judged(facts, wanted), is_changed=is_changed)
     if tree.host.against or facts.handover.away:
-        # While a shared card is away nothing is planned; of the host itself is mended what isn't about it.
-        is_planned = is_changed or any(part.steps for part in tree.parts())
-        return replace(tree, others=[*handover.refused(facts)] if is_planned else [])
+        # While a shared card is away nothing is planned: whatever is to be changed, each step refuses to hold the host.
+        return replace(tree, others=[*handover.refused(facts)])
     tree, sessions = _with_systems(session, tree, timeout)
     if not tree.has_steps:
         return tree

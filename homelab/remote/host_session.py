@@ -63,7 +63,8 @@ class HostSession:
         return self.guard is not None and not self.guard.ended.is_set()
 
     def hold(self, host: Host) -> None:
-        """Holds it for this process, unless it does already.
+        """Holds it for this process, unless it does already. Asked before each change: one that was held may be lost
+        since (its machine slept, the network was cut), and another run at work there.
 
         :param host: its settings.
         :raises RefusedError: another run is at work on it.
@@ -82,19 +83,9 @@ class HostSession:
                 is_own = self.guard is not None and is_refused and _this_run() in str(taken.error)
                 if not is_own or time.monotonic() > deadline:
                     break
-            if is_refused or taken.error is None:
-                self.guard = taken  # one that was refused is to hold it, and doesn't: `hold_on` asks again
             if taken.error is not None:
                 raise taken.error
-
-    def hold_on(self, host: Host) -> None:
-        """Holds it again if this process held it and lost it since (its machine slept, the network was cut), or was
-        refused.
-
-        Another run may have changed the host meanwhile, and may still be at work. Arguments and errors as of `hold`.
-        """
-        if self.guard is not None:
-            self.hold(host)
+            self.guard = taken
 
 
 @functools.cache

@@ -33,10 +33,9 @@ from pulumi.runtime.stack import run_pulumi_func
 from homelab import text
 from homelab.errors import UnfinishedError
 from homelab.provider import serve
-from homelab.remote import ssh
 from homelab.resources import kept_agent
+from homelab.resources.command import HOLD
 from homelab.resources.work.plain import UNKNOWN, Properties, plain, valued
-from homelab.settings import load_host
 from lab import Lab
 from tests import connections, forked_agent
 from tests.conftest import PROJECT
@@ -286,17 +285,14 @@ class _Engine(MockMonitor):
         self.state.pop(kept.urn, None)
 
     def _command(self, inputs: Properties, verb: str) -> Properties:
-        """What pulumi-command does, by the agent that is kept there; before a step, what the program's hooks do (homelab/resources/command.py)."""
+        """What pulumi-command does, by the agent that is kept there; before a step on the host, what the program's hooks do (homelab/resources/command.py)."""
         lab = self.stack.lab
         of_host, asked = inputs["connection"]["host"] == lab.connection["host"], inputs["stdin"]
-        if verb == "create" and not inputs.get("create"):
-            if not of_host:
-                return {"stdout": "", "stderr": ""}  # NvidiaSystem has put it there
-            owner = json.loads(inputs["stdin"])["input"]["owner"]
-            (name,) = json.loads(self._texts["hosts"])  # of the one host
-            host = load_host(self._texts["hosts"], name)
-            ssh.Session(host).put_agent(owner, float(host.timeouts.step))
-            return {"stdout": "", "stderr": ""}
+        if verb == "create":
+            if of_host:
+                self._hold(None if inputs.get("create") else json.loads(asked)["input"]["owner"])
+            if not inputs.get("create"):
+                return {"stdout": "", "stderr": ""}  # the hook, or NvidiaSystem, has put it there
         environment = lab.machine.environment()
         kept = lab.root / re.findall(r'"\$HOMELAB_ROOT"/?(\S+agent\.pyz)', inputs[verb])[0].lstrip("/")
         if of_host and kept.exists() and kept.stat().st_size:
@@ -315,6 +311,11 @@ class _Engine(MockMonitor):
         if done.returncode:
             raise RuntimeError(f"exit status {done.returncode}: {done.stdout}{done.stderr}")
         return {"stdout": done.stdout.rstrip("\n"), "stderr": done.stderr.rstrip("\n")}
+
+    def _hold(self, owner: str | None) -> None:
+        (name,) = json.loads(self._texts["hosts"])  # the one host
+        asked = valued({"host": name, "owner": owner})
+        self._answer(self._provider.invoke(provider_pb2.InvokeRequest(tok=HOLD, args=asked)))
 
     def _properties(self, call: Any) -> Properties:
         found: Properties = plain(self._answer(call).properties)

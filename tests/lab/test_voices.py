@@ -320,12 +320,10 @@ _KILLED = dict.fromkeys(
     "the run had done what its state doesn't have yet: nothing is left to be done on the host",
 )
 _OTHER_SETTINGS = dict.fromkeys(("power edited", "method edited", "the VM out of the settings"), _EDITED)
-# The host's own steps, by which its notes come back. An owner who follows the preview loses a minute.
-_NOTES_GONE_WHILE_AWAY = {
-    f"its notes gone + {act}": "an `up` makes the host's own steps while a VM has the card, and a preview waits for it"
-    for act in IN_TURN
-    if act.startswith("the VM has it")
-}
+_LOST_WHILE_AWAY = dict.fromkeys(
+    ("the state lost + the VM has it", "the state lost + the VM has it, a line gone"),
+    "who reads no state doesn't know that all is to be made anew",
+)
 #: What is otherwise on purpose, by rule: a kind, a base or settings, or several with a plus -> why. (That a mapping is a step of its own: `contradictions`.)
 MEANT: dict[str, dict[str, str]] = {
     "the doctor's step is a refresh's": _NOT_YET
@@ -352,11 +350,8 @@ MEANT: dict[str, dict[str, str]] = {
     "an `up` leaves nothing new for a person": {
         "its notes gone + no initramfs": "the menu is made anew, and its entry is told of in the place of the file"
     },
-    "the doctor says what is refused": _NOTES_GONE_WHILE_AWAY,
-    "show says what is refused": _NOTES_GONE_WHILE_AWAY,
-    "no cure is refused": _NOTES_GONE_WHILE_AWAY,
-    "what is refused has no sign": _NOTES_GONE_WHILE_AWAY,
-    "an `up` refuses what its preview does": _NOTES_GONE_WHILE_AWAY,
+    "the doctor says what is refused": _LOST_WHILE_AWAY,
+    "show says what is refused": _LOST_WHILE_AWAY,
 }
 
 

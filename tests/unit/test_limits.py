@@ -44,6 +44,9 @@ class Works(Acts):
         self.event = threading.Event()
         self.error: Exception | None = None
 
+    def is_held_meanwhile(self, inputs: HostInputs) -> bool:
+        return False
+
     def seconds(self, properties: Mapping[str, Any]) -> int:
         return self._limit or super().seconds(properties)
 

@@ -303,6 +303,7 @@ def test_whatever_changes_asks_the_gates_again_and_a_preview_that_reads_no_host_
         return HostProbe.Outputs(**planned | {"vfio_words": f"planned of {inputs.host}"}, generation=generation)
 
     monkeypatch.setattr(HostProbeWork, "_plan", plan_again)
+    monkeypatch.setattr(HostProbeWork, "hold_or_fail", lambda *_: None)
     assert HostProbeWork({}, urn).updated(state, inputs)["vfio_words"] == "planned of pve"
 
 
@@ -324,8 +325,8 @@ def test_a_type_of_another_version_is_refused_in_words() -> None:
 class _Failing(Work[VmCards.Inputs, VmCards.Outputs]):
     resource = VmCards
 
-    def hold_on(self, inputs: VmCards.Inputs) -> None:
-        """Nobody else is at work."""
+    def is_held_meanwhile(self, inputs: VmCards.Inputs) -> bool:
+        return False
 
     def create(self, inputs: VmCards.Inputs) -> VmCards.Outputs:
         error = HomelabError(wanted="a", found="b", why="c", next="d")

@@ -227,7 +227,8 @@ class Work(Generic[InputsT, OutputsT]):
         """
 
         def work() -> OutputsT:
-            self.hold_on(inputs)
+            if self.is_held_meanwhile(inputs):
+                self.hold_or_fail(inputs)
             return do()
 
         try:
@@ -299,7 +300,7 @@ class Work(Generic[InputsT, OutputsT]):
         """
         session = host_session.of(inputs.host)
         if not session.is_out_of_reach:  # else it isn't tried again for each resource
-            session.is_out_of_reach = not self._hold(inputs, session.hold)
+            session.is_out_of_reach = not self._is_held(inputs)
 
     def hold_or_fail(self, inputs: InputsT) -> None:
         """The same for what can't begin otherwise.
@@ -308,18 +309,18 @@ class Work(Generic[InputsT, OutputsT]):
         """
         host_session.of(inputs.host).hold(self.host(inputs))
 
-    def hold_on(self, inputs: InputsT) -> None:
-        """Holds the resource's host again where this run has held it, and lost it since."""
-        self._hold(inputs, host_session.of(inputs.host).hold_on)
+    def is_held_meanwhile(self, inputs: InputsT) -> bool:
+        """Whether the resource's host is held while it is made or changed."""
+        return True
 
-    def _hold(self, inputs: InputsT, take: Callable[[Host], None]) -> bool:
+    def _is_held(self, inputs: InputsT) -> bool:
         """Takes the guard of the resource's host.
 
         :returns: whether the host could be asked.
         :raises RefusedError: another run is at work there.
         """
         try:
-            take(self.stack.host(inputs.host))
+            self.hold_or_fail(inputs)
         except RefusedError:
             raise
         except HomelabError:

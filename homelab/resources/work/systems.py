@@ -45,6 +45,10 @@ class SystemWork(Work[SystemT, OutputsT]):
             raise _missing(inputs, "ssh")
         return self.host(inputs).model_copy(update={"ssh": vm.ssh, "address": inputs.address})
 
+    def is_held_meanwhile(self, inputs: SystemT) -> bool:
+        """Not for what is inside a VM, which may run with a card that it has in turn."""
+        return inputs.target != "vm"
+
     def wanted_stack(self, inputs: SystemT) -> Nvidia | None:
         """The system's NVIDIA stack in the settings; None: they have none any more."""
         if inputs.target == "host":
