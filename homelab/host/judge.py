@@ -67,7 +67,7 @@ def judge_host(
     return JudgedHost(
         title=f"the host {facts.cluster.node} configured as the settings have it",
         steps=list(dict.fromkeys(line for lines in drift.values() for line in lines)),
-        against=_against(facts, host, slots, vms) or [*(handover.refused(facts) if drift["handover"] else ())],
+        against=_against(facts, host, slots, vms),
         wrong=[
             *verification,
             *next_boot,

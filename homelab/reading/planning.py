@@ -59,7 +59,7 @@ def planned(
     facts = remapping.to_be(facts or session.read(guests=True, kernel_log=True), host)
     tree = replace(judged(facts, wanted), is_changed=is_changed)
     if tree.host.against or facts.handover.away:
-        # While a shared card is away nothing is planned: whatever is to be changed, each step refuses to hold the host.
+        # While a shared card is away nothing is planned: for whatever changes, the host can't be held.
         return replace(tree, others=[*handover.refused(facts)])
     tree, sessions = _with_systems(session, tree, timeout)
     if not tree.has_steps:

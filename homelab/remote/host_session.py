@@ -80,7 +80,7 @@ class HostSession:
                 taken.answered.wait()
                 is_refused = isinstance(taken.error, RefusedError)
                 # The lock is still this run's own: the host hasn't noticed yet that the earlier connection is gone.
-                is_own = self.guard is not None and is_refused and _this_run() in str(taken.error)
+                is_own = is_refused and _this_run() in str(taken.error)
                 if not is_own or time.monotonic() > deadline:
                     break
             if taken.error is not None:

@@ -320,10 +320,12 @@ _KILLED = dict.fromkeys(
     "the run had done what its state doesn't have yet: nothing is left to be done on the host",
 )
 _OTHER_SETTINGS = dict.fromkeys(("power edited", "method edited", "the VM out of the settings"), _EDITED)
-_LOST_WHILE_AWAY = dict.fromkeys(
-    ("the state lost + the VM has it", "the state lost + the VM has it, a line gone"),
-    "who reads no state doesn't know that all is to be made anew",
-)
+_UNSEEN_WHILE_AWAY = {
+    f"{change} + {act}": "who reads no state doesn't know of a change, and no container is compared meanwhile"
+    for change in ("the state lost", "power edited")
+    for act in IN_TURN
+    if act.startswith("the VM has it")
+}
 #: What is otherwise on purpose, by rule: a kind, a base or settings, or several with a plus -> why. (That a mapping is a step of its own: `contradictions`.)
 MEANT: dict[str, dict[str, str]] = {
     "the doctor's step is a refresh's": _NOT_YET
@@ -344,14 +346,15 @@ MEANT: dict[str, dict[str, str]] = {
     | {
         "the VM out of the settings": "the doctor reads the settings, which have no such VM any more",
         "the state lost": "the doctor reads no state",
-    },
+    }
+    | _UNSEEN_WHILE_AWAY,
     "a preview's steps are a refresh's": _NOT_YET | _OTHER_SETTINGS | _KILLED,
     "what a refresh finds is told": _KILLED,
     "an `up` leaves nothing new for a person": {
         "its notes gone + no initramfs": "the menu is made anew, and its entry is told of in the place of the file"
     },
-    "the doctor says what is refused": _LOST_WHILE_AWAY,
-    "show says what is refused": _LOST_WHILE_AWAY,
+    "the doctor says what is refused": _UNSEEN_WHILE_AWAY,
+    "show says what is refused": _UNSEEN_WHILE_AWAY,
 }
 
 

@@ -18,6 +18,8 @@ import pytest
 from homelab import text
 from homelab.container.resource import ContainerVerification
 from homelab.errors import RefusedError, UnreachableError
+from homelab.nvidia.resource import GuestReboot
+from homelab.nvidia.work import GuestRebootWork
 from homelab.provider.serve import Homelab
 from homelab.remote import host_session, loop
 from homelab.remote.host_session import HostSession
@@ -121,6 +123,22 @@ def test_a_run_that_lost_its_host_notices_before_its_next_change(
     host_session.of("pve").guard = ended
     Acts(done).created({"host": "pve"})
     assert done[2:] == ["held pve", "created"]
+
+
+@pytest.mark.parametrize(("was_held", "told"), [(False, []), (True, ["held pve"])])
+def test_what_is_inside_a_vm_is_changed_while_the_host_is_held_if_it_was_before(
+    done: list[str], monkeypatch: pytest.MonkeyPatch, was_held: bool, told: list[str]
+) -> None:
+    """The VM may run with a card that it has in turn, by which the host can't be held."""
+    if was_held:
+        ended = host_session.Guard("pve", Host.model_construct(address="192.0.2.1"))
+        ended.ended.set()
+        monkeypatch.setattr(host_session.of("pve"), "guard", ended)
+    inputs = {"target": "vm", "system_name": "vms.sandbox", "address": "192.0.2.2", "after": "", "stays": False}
+    restart = {"driver": "580", "timeout": 60, "step": "", "generation": "0", "nvidia": {}, "passed": []}
+    monkeypatch.setattr(GuestRebootWork, "create", lambda *_: GuestReboot.Outputs(boot_id="new"))
+    assert GuestRebootWork({}).created({"host": "pve", **inputs, **restart})[1]["boot_id"] == "new"
+    assert done == told
 
 
 def test_a_cancelled_run_tells_each_host_that_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
 from homelab.nvidia.resource import SystemInputs
 from homelab.reading import systems
-from homelab.remote import boots, ssh
+from homelab.remote import boots, host_session, ssh
 from homelab.resources.work.base import OutputsT, Work
 from homelab.settings import Container, Host, Nvidia, Vm
 from homelab.text import tell
@@ -46,8 +46,9 @@ class SystemWork(Work[SystemT, OutputsT]):
         return self.host(inputs).model_copy(update={"ssh": vm.ssh, "address": inputs.address})
 
     def is_held_meanwhile(self, inputs: SystemT) -> bool:
-        """Not for what is inside a VM, which may run with a card that it has in turn."""
-        return inputs.target != "vm"
+        """For what is inside a VM, which may run with a card that it has in turn, only where this run has held the host
+        already."""
+        return inputs.target != "vm" or host_session.of(inputs.host).guard is not None
 
     def wanted_stack(self, inputs: SystemT) -> Nvidia | None:
         """The system's NVIDIA stack in the settings; None: they have none any more."""
