@@ -88,12 +88,12 @@ def command(verb: str, user: str) -> str:
 
 
 def tidy_up(key: str) -> str:
-    """Standard input that removes an empty file of mappings, as Proxmox VE leaves it, and prints `key` where root's
-    authorized_keys has this one as `homelab init` puts it there.
+    """Standard input that removes an empty file of mappings, as Proxmox VE leaves it, from the disk, too, and prints
+    `key` where root's authorized_keys has this one as `homelab init` puts it there.
 
     :param key: the public key in base64.
     """
     return f"""file=${{HOMELAB_ROOT:-}}/etc/pve/mapping/pci.cfg
-[ -s "$file" ] || rm -f "$file"
+[ -s "$file" ] || [ ! -e "$file" ] || {{ rm "$file" && sync "${{file%/*}}"; }}
 ! grep -qs '{key} homelab$' ~/.ssh/authorized_keys || echo key
 """
