@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             say(
                 f"On {host.address} this makes and deletes guests {IDS[0]} to {IDS[-1]}, changes its configuration and its "
                 f"boot, kills what runs, and restarts it{', with the card ' + arguments.card if arguments.card else ''}. At the end all is to be "
-                "as it was; if a road fails, it isn't."
+                "as it was, but for a guest and a template of its own; if a road fails, it isn't."
             )
             if not arguments.yes and input("Go on? [y/N] ").strip().lower() not in ("y", "yes"):
                 raise Declined("Nothing was done.")
