@@ -299,8 +299,16 @@ class Work(Generic[InputsT, OutputsT]):
         :raises RefusedError: another one is.
         """
         session = host_session.of(inputs.host)
-        if not session.is_out_of_reach:  # else it isn't tried again for each resource
-            session.is_out_of_reach = not self._is_held(inputs)
+        if session.is_out_of_reach:  # it isn't tried again for each resource
+            return
+        try:
+            self.hold_or_fail(inputs)
+        except RefusedError:
+            raise
+        except HomelabError:
+            # No longer configured, or not in reach: whether that matters is for the work itself to say. A host that is
+            # gone for good has no other run at work on it.
+            session.is_out_of_reach = True
 
     def hold_or_fail(self, inputs: InputsT) -> None:
         """The same for what can't begin otherwise.
@@ -311,22 +319,6 @@ class Work(Generic[InputsT, OutputsT]):
 
     def is_held_meanwhile(self, inputs: InputsT) -> bool:
         """Whether the resource's host is held while it is made or changed."""
-        return True
-
-    def _is_held(self, inputs: InputsT) -> bool:
-        """Takes the guard of the resource's host.
-
-        :returns: whether the host could be asked.
-        :raises RefusedError: another run is at work there.
-        """
-        try:
-            self.hold_or_fail(inputs)
-        except RefusedError:
-            raise
-        except HomelabError:
-            # No longer configured, or not in reach: whether that matters is for the work itself to say. A host that is
-            # gone for good has no other run at work on it.
-            return False
         return True
 
     # -- the host --------------------------------------------------------------------------------------------------
