@@ -17,7 +17,7 @@ from homelab.cli.pulumi import PASSWORD
 from homelab.errors import Declined, HomelabError, Mistake
 from homelab.init.ask import Ask, say
 from tests.conftest import PROJECT
-from tests.e2e.roads import IDS
+from tests.e2e.roads import IDS, MADE
 from tests.host import SshHost
 from tests.node import tier
 from tests.node.record import recorded
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             say(
                 f"On {host.address} this makes and deletes guests {IDS[0]} to {IDS[-1]}, changes its configuration and its "
                 f"boot, kills what runs, and restarts it{', with the card ' + arguments.card if arguments.card else ''}. At the end all is to be "
-                "as it was, but for a guest and a template of its own; if a road fails, it isn't."
+                f"as it was, but for a guest of its own, a template and {MADE}; if a road fails, it isn't."
             )
             if not arguments.yes and input("Go on? [y/N] ").strip().lower() not in ("y", "yes"):
                 raise Declined("Nothing was done.")

@@ -27,6 +27,7 @@ from homelab.resources.base import HostInputs, NoOutputs
 from homelab.resources.work import base
 from homelab.resources.work.base import Work
 from homelab.settings import Host, Timeouts
+from remote_scripts.both.run_guard import Wanted
 from remote_scripts.both.terms import HANDOVER_SECONDS
 from remote_scripts.layers import handover as layer
 from tests.waiting import PATIENCE, wait_until
@@ -181,6 +182,14 @@ def test_a_run_that_was_cut_off_waits_for_the_host_to_notice(monkeypatch: pytest
     Answers.refusals = [f"another one is: {host_session._this_run()}", "another one is: ben on desk"]
     with pytest.raises(RefusedError, match="ben on desk"):
         host_session.of("pve").hold(host)
+    Answers.refusals = [f"another one is: {host_session._this_run()}"]  # cut off before its first answer
+    host_session.of("pve2").hold(host)
+    assert Answers.refusals == []
+
+
+def test_a_host_answers_before_its_client_gives_up() -> None:
+    wanted = Wanted(who="ben on desk")
+    assert wanted.patience + wanted.handing + wanted.ending < Timeouts().api
 
 
 class Sshd:

@@ -128,7 +128,7 @@ NO_INITRAMFS = {"wanted": "the default entry", "found": "there is no /boot/initr
 def test_what_no_up_mends_is_told_by_refresh_preview_and_doctor_and_is_no_drift(
     changes: dict[str, Any], wanted: str, step: str
 ) -> None:
-    facts = bound(agents={OWNER: OURS}, **changes)
+    facts = bound(**changes)
     judged = judge_host(facts, HOST, had=WANT)
     assert not any(judged.drift.values()) and judged.refusals == []
     (line,) = [line for line in judged.met if wanted in line]
@@ -169,14 +169,25 @@ def test_what_stands_against_any_change_is_refused_where_there_is_one_and_no_fin
     assert {one.next for one in findings} == {met.next}
 
 
-def test_a_shared_card_in_its_vm_stands_against_any_change_of_the_host() -> None:
-    facts = bound(agents={OWNER: OURS})  # the mapping is missing
-    facts = replace(facts, handover=replace(facts.handover, away="gpus.big is with VM 103"))
-    settings = Settings("pve", HOST, {}, {}, "p/s")
-    report = diagnose(reading(facts=facts), planning.planned(settings, facts=facts))
-    assert {one.turn for one in report.findings} == {Turn.UP, Turn.REFUSED}
+@rows(
+    ("changes", "lost_hooks", "turns"),
+    [
+        ({}, [], set()),
+        ({"pending": ["initramfs"]}, [], {Turn.UP, Turn.REFUSED}),
+        ({}, ["103"], {Turn.UP, Turn.REFUSED}),
+    ],
+)
+def test_a_shared_card_in_its_vm_is_nothing_wrong_and_stands_against_any_change(
+    changes: dict[str, Any], lost_hooks: list[str], turns: set[Turn]
+) -> None:
+    facts = bound(agents={OWNER: OURS}, guests=MAPPED, **changes)
+    away = replace(facts.handover, away="gpus.big is with VM 103", lost_hooks=lost_hooks)
+    facts = replace(facts, handover=away)
+    wanted = Settings("pve", settings(node="pve"), {}, {}, "p/s")
+    report = diagnose(reading(facts=facts), planning.planned(wanted, facts=facts))
+    assert {one.turn for one in report.findings} == turns
     refused = "shut down the VM that has it (gpus.big is with VM 103)"
-    assert [step.startswith(refused) for step in report.next] == [True]
+    assert [step.startswith(refused) for step in report.next] == [True] * bool(turns)
 
 
 def test_of_several_stacks_that_set_up_one_host_each_is_told() -> None:
