@@ -21,7 +21,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -92,10 +92,7 @@ def answered(system: System, verb: str, request: Request, module: ModuleType) ->
     """Does it on `system`, or in a container of it; returns the exit status, and the answer or the message."""
     host = system
     try:
-        given = request.input
-        if verb == "revert":  # an older program may have said more
-            given = {field.name: given[field.name] for field in fields(module.Wanted) if field.name in given}
-        wanted = of_plain(module.Wanted, given, "input")
+        wanted = of_plain(module.Wanted, request.input, "input")
         if request.ctid:
             if verb == "revert" and is_gone(host, request.ctid):
                 return 0, '{"reverted":"nothing"}'

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from remote_scripts.pve.guest_kinds import VM, Kind
 from remote_scripts.pve.properties import functions_of, overlap, parse, same, slot_of
@@ -28,8 +28,6 @@ SHUTDOWN_SECONDS = 180
 class Note:
     """What is noted of one guest."""
 
-    #: Version 2.0 has noted there that it had shut the guest down (now: notes/owed.py).
-    RETIRED: ClassVar = frozenset(("shut_down_after", "shut_down_at", "stops"))
     identity: str = ""
     """Tells the guest from a later one of its id."""
     owner: str = ""

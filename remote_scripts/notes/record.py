@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 #: HOST: there is no file. DRAINING, DETACHED: on the way to the VM. HELD: with the host, and `why` the VM didn't get it
 #: or its driver doesn't answer for it. STUCK: a step doesn't end. DEAD: the card doesn't answer, or can't be asked.
@@ -17,8 +17,6 @@ class Record:
     `persistence`, `units`, `d3cold` (functions that may sleep so deep): as they were.
     """
 
-    #: Version 2.0 has noted there which containers are to run again (now: notes/owed.py).
-    RETIRED: ClassVar = frozenset(("containers", "known"))
     state: State = "HOST"
     vm: str = ""
     boot: str = ""

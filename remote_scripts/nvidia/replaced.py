@@ -5,7 +5,7 @@ update which fails, also one that was cut short before, goes back to it by the s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from remote_scripts.apt.apt import Apt
 from remote_scripts.apt.asked import AskedApt
@@ -37,7 +37,6 @@ class Replaced:
     for its boot.
     """
 
-    RETIRED: ClassVar = frozenset(("kernels", "left", "loaded", "worked", "new", "wanted"))
     driver: Module = Module()
     packages: tuple[Package, ...] = ()
     phase: Literal["", "trying", "back", "tried"] = ""

@@ -1,6 +1,7 @@
 """JSON as the frozen dataclasses of a layer, and back.
 
-What isn't of the declared form is refused before anything runs.
+What isn't of the declared form is refused before anything runs. A key that a form doesn't have is passed over: another
+version of this program may have written it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def of_plain(form: type[T], value: Any, where: str = "request") -> T:
 
     :param value: as the json module has it.
     :param where: what it is, for the error.
-    :raises FormError: it is of another form, or has keys that the form hasn't, and hasn't had (RETIRED).
+    :raises FormError: it is of another form.
     """
     return typing.cast(T, _of_plain(form, value, where))
 
@@ -63,8 +64,6 @@ def _dataclass(form: Any, value: Any, where: str) -> Any:
         raise FormError(f"{where}: an object was expected, and not {value!r:.80}")
     hints = typing.get_type_hints(form)
     fields = {field.name: field for field in dataclasses.fields(form)}
-    if unknown := sorted(value.keys() - fields.keys() - getattr(form, "RETIRED", frozenset())):
-        raise FormError(f"{where}: unknown: {', '.join(unknown)}")
     given = {name: _of_plain(hints[name], value[name], f"{where}.{name}") for name in fields if name in value}
     for name, field in fields.items():
         no_default = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

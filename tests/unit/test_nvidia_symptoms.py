@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from homelab import tables
 from homelab.symptoms import SourcedSymptom, packed, recognise, symptoms
 from remote_scripts.both.symptoms import Context, Symptom, Target, compiled
-from remote_scripts.tools.plain import of_plain
+from remote_scripts.tools.plain import of_plain, to_plain
 from tests.rows import rows
 
 TEXTS: dict[str, list[str]] = tables.read(Path(__file__).parent / "nvidia_texts.yaml")
@@ -42,6 +43,24 @@ def test_a_host_gets_rows_as_they_are_and_no_pattern_is_compiled_for_that() -> N
 @rows("row", symptoms(), ids=lambda row: row.name)
 def test_a_row_has_causes_a_source_with_its_day_and_a_regular_expression(row: SourcedSymptom) -> None:
     assert row.causes and len(row.source) >= 3 and compiled(row.pattern)
+
+
+def unknown_keys(row: Any, known: Any) -> set[str]:
+    """Keys of a row, and of what is in it, that its form doesn't have."""
+    if isinstance(row, list):
+        return set[str]().union(*map(unknown_keys, row, known))
+    if not isinstance(row, dict) or known is None:
+        return set()
+    below = (unknown_keys(value, known.get(key)) for key, value in row.items())
+    return {str(key) for key in row.keys() - known.keys()}.union(*below)
+
+
+def test_no_key_of_a_row_is_misspelt() -> None:
+    """What reads them passes over a key that it doesn't know."""
+    table = tables.read(Path(tables.__file__).parent / "nvidia/data/symptoms.yaml")["symptoms"]
+    assert unknown_keys(table, to_plain(symptoms())) == set()
+    table[0]["causes"][0]["wenn"] = ""
+    assert unknown_keys(table, to_plain(symptoms())) == {"wenn"}
 
 
 def test_an_unrecognised_failure_of_a_card_is_not_told_twice() -> None:
