@@ -14,10 +14,10 @@ from homelab.facts.guests import CardUser, GuestConfig, guest_note
 from homelab.facts.host import HostFacts
 from homelab.findings import JudgedGuest
 from homelab.host import ha
-from homelab.host.plan import Wanted, returns_to_driver
+from homelab.host.plan import returns_to_driver
 from homelab.properties import slot_of
-from homelab.settings import Container, Host, Vm
-from homelab.shapes import SharedCard
+from homelab.settings import Container, Vm
+from homelab.shapes import CardPlan, SharedCard
 from homelab.vm import refusals
 from homelab.vm.cards import is_to_run
 from homelab.vm.plan import UNFINISHED, carries_out, changes, others_waiting, power_steps
@@ -53,38 +53,44 @@ class DriverCards:
         return f"the driver has{when} {numbered or 'none'}{unavailable}"
 
 
-def cards(facts: HostFacts, want: Wanted, vms: Mapping[str, Vm], *, driver_comes: bool = False) -> DriverCards:
+def cards(
+    facts: HostFacts,
+    gpus: Mapping[str, CardPlan],
+    vms: Mapping[str, Vm],
+    vfio_words: str = "",
+    *,
+    driver_comes: bool = False,
+) -> DriverCards:
     """NVIDIA's cards of a host, by what the driver has or is going to have.
 
+    :param gpus: the host's cards of the settings, as HostProbe has them.
     :param vms: the host's, by name.
+    :param vfio_words: of its next boot.
     :param driver_comes: whether this program installs the host's driver, before a container needs it.
     """
     holders = {use.gpu: f"vms.{name}" for name, vm in vms.items() for use in vm.gpus}
     graphics = [device for device in facts.display_devices if device.is_nvidia]
     unavailable: dict[str, str] = {}
-    for gpu, card in want.gpus.items():
+    for gpu, card in gpus.items():
         if card["use"] == "vm":
             holder = f"which {holders[gpu]} has" if gpu in holders else "which is for a VM (use: vm)"
             unavailable[card["slot"]] = f"is gpus.{gpu}, {holder}"
-    gpu_names = {card["slot"]: gpu for gpu, card in want.gpus.items()}
+    gpu_names = {card["slot"]: gpu for gpu, card in gpus.items()}
+    shared_slots = _slots_of_use(gpus, "shared")
     for device in graphics:
         if device.slot in unavailable:
             continue
         name = f"gpus.{gpu_names[device.slot]}, " if device.slot in gpu_names else ""
         card_users = facts.users_of(device.slot)
         users = ", ".join(str(user) for user in card_users)
-        if device.driver == "vfio-pci" and not returns_to_driver(device.slot, facts, want):
+        if device.driver == "vfio-pci" and not returns_to_driver(device.slot, facts, gpus, vfio_words):
             unavailable[device.slot] = f"is {name}bound to vfio-pci" + (f" for {users}" if users else "")
-        elif (
-            users
-            and device.slot not in _slots_of_use(want, "shared")
-            and not _was_shared(device.slot, card_users, facts)
-        ):
+        elif users and device.slot not in shared_slots and not _was_shared(device.slot, card_users, facts):
             unavailable[device.slot] = f"is {name}given to {users}"
     numbers_now = {address.rpartition(".")[0]: number for address, number in facts.nvidia_minors.items()}
     staying_slots = [device.slot for device in graphics if device.slot not in unavailable]
-    leaves = any(slot in numbers_now for slot in _slots_of_use(want, "vm"))
-    returns = any(returns_to_driver(slot, facts, want) for slot in staying_slots)
+    leaves = any(slot in numbers_now for slot in _slots_of_use(gpus, "vm"))
+    returns = any(returns_to_driver(slot, facts, gpus, vfio_words) for slot in staying_slots)
     comes = any(slot not in numbers_now for slot in staying_slots) and (driver_comes or returns)
     if leaves or comes:
         # At a boot the driver numbers the cards in the order in which it finds them.
@@ -105,23 +111,24 @@ def _was_shared(slot: str, users: list[CardUser], facts: HostFacts) -> bool:
     )
 
 
-def _slots_of_use(want: Wanted, use: str) -> list[str]:
-    return [card["slot"] for card in want.gpus.values() if card["use"] == use]
+def _slots_of_use(gpus: Mapping[str, CardPlan], use: str) -> list[str]:
+    return [card["slot"] for card in gpus.values() if card["use"] == use]
 
 
 def numbers(
-    name: str, container: Container, driver_cards: DriverCards, want: Wanted
+    name: str, container: Container, driver_cards: DriverCards, gpus: Mapping[str, CardPlan]
 ) -> tuple[list[int], list[HomelabError]]:
     """The numbers of NVIDIA's cards that a container gets, ascending, and an error for each that it can't have.
 
     :param name: the container's, in the settings.
+    :param gpus: the host's cards of the settings, as HostProbe has them.
     """
     if container.numbers == "all":
         none = [_refused(name, "all cards of the driver", "", driver_cards)]
         return sorted(driver_cards.slots), [] if driver_cards.slots else none
     by_slot = {slot: number for number, slot in driver_cards.slots.items()}
-    others, assigned = makers.other_cards(container, want.gpus), container.numbers or []
-    slots = {gpu: want.gpus[gpu]["slot"] if gpu in want.gpus else "" for gpu in container.cards if gpu not in others}
+    others, assigned = makers.other_cards(container, gpus), container.numbers or []
+    slots = {gpu: gpus[gpu]["slot"] if gpu in gpus else "" for gpu in container.cards if gpu not in others}
     errors = [
         _refused(
             name,
@@ -170,20 +177,21 @@ def wish_of(
     name: str,
     container: Container,
     facts: HostFacts,
-    want: Wanted,
-    vms: Mapping[str, Vm],
-    host: Host | None = None,
+    gpus: Mapping[str, CardPlan],
+    driver_cards: DriverCards,
+    *,
+    after_boot: bool = False,
 ) -> ContainerWish:
     """What the settings want of a container, as far as it can have it.
 
     :param name: the container's, in the settings.
-    :param vms: of its host, by name.
-    :param host: its host, before the next `up`, whose reboot gives cards back to their drivers; None: that was.
+    :param gpus: its host's cards of the settings, as HostProbe has them.
+    :param driver_cards: as of `cards`.
+    :param after_boot: whether a reboot comes first, which gives cards back to their drivers.
     """
-    driver_cards = cards(facts, want, vms, driver_comes=host is not None and host.nvidia is not None)
-    other_cards = makers.other_cards(container, want.gpus)
+    other_cards = makers.other_cards(container, gpus)
     wanted = container.numbers if container.gpus is None else [gpu for gpu in container.gpus if gpu not in other_cards]
-    chosen, refused = numbers(name, container, driver_cards, want)
+    chosen, refused = numbers(name, container, driver_cards, gpus)
     if wanted and facts.nvidia.trouble and facts.nvidia.trouble[0] and not driver_cards.predicted:
         no_driver = HomelabError(
             wanted=f"NVIDIA's driver loaded on the host, for containers.{name}",
@@ -192,8 +200,8 @@ def wish_of(
             next=facts.nvidia.trouble[1],
         )
         chosen, refused = [], [no_driver]
-    shared, others_refused = other_makers.shared(name, container, facts, want.gpus, after_boot=host is not None)
-    software_refused = [*libraries.refusals(name, container, facts, want.gpus), *_mounted(name, container, facts)]
+    shared, others_refused = other_makers.shared(name, container, facts, gpus, after_boot=after_boot)
+    software_refused = [*libraries.refusals(name, container, facts, gpus), *_mounted(name, container, facts)]
     slots = [driver_cards.slots[number] for number in chosen]
     functions = [device.address for device in facts.display_devices if device.slot in slots]
     return ContainerWish(

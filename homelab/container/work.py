@@ -11,7 +11,7 @@ from homelab.container.resource import ContainerProbe, ContainerVerification
 from homelab.errors import HomelabError, UnreachableError, elsewhere, raise_all
 from homelab.facts.guests import guest_note
 from homelab.facts.host import HostFacts
-from homelab.host import gates, plan
+from homelab.host import gates
 from homelab.nvidia import judge
 from homelab.remote import ssh
 from homelab.remote.ledger import stack_of
@@ -117,8 +117,8 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
 
 
 def _wish(inputs: ContainerProbe.Inputs, container: Container, facts: HostFacts, vms: dict[str, Vm]) -> ContainerWish:
-    want = plan.Wanted("", "", {}, [], inputs.gpus)
-    return container_plan.wish_of(inputs.container, container, facts, want, vms)
+    driver_cards = container_plan.cards(facts, inputs.gpus, vms)
+    return container_plan.wish_of(inputs.container, container, facts, inputs.gpus, driver_cards)
 
 
 def _library_drift(container: Container, facts: HostFacts, inputs: ContainerProbe.Inputs) -> list[str]:

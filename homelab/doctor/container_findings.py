@@ -10,7 +10,6 @@ from homelab.doctor import configuration, logs
 from homelab.doctor.devices import Case, is_for_everybody, names
 from homelab.doctor.reading import OK
 from homelab.findings import Finding, Stage
-from homelab.host import plan
 from homelab.nvidia import plan as nvidia_plan
 from homelab.nvidia.judge import mismatch
 from homelab.nvidia.request import Request
@@ -70,7 +69,7 @@ def _no_driver(case: Case) -> Finding:
 
 def _of_driver(case: Case) -> str:
     """The cards that the driver has, and who has the others."""
-    return container_plan.cards(case.reading.facts, plan.Wanted("", "", {}, []), {}).text
+    return container_plan.cards(case.reading.facts, {}, {}).text
 
 
 def _missing_cards(case: Case) -> Iterator[Finding]:

@@ -105,18 +105,22 @@ def _needed(facts: HostFacts, host: Host, name: str, slot: str, vms: Collection[
     return [device for device in functions if device.address in needed]
 
 
-def returns_to_driver(slot: str, facts: HostFacts, want: Wanted) -> bool:
+def returns_to_driver(slot: str, facts: HostFacts, gpus: Mapping[str, CardPlan], vfio_words: str) -> bool:
     """Whether the settings give a card back to the host's driver that this program has bound to vfio-pci, or whose
-    binding by hand it takes over."""
+    binding by hand it takes over.
+
+    :param gpus: the host's cards of the settings, as HostProbe has them.
+    :param vfio_words: of its next boot.
+    """
     bound_slots = {address.rpartition(".")[0] for address in bound_by_word(facts.cmdline.running)}
-    takes_over = released.WORD in want.vfio_words and any(map(facts.kept_by_hand, facts.functions(slot)))
-    stays = any(card["slot"] == slot and card["use"] != "vm" for card in want.gpus.values())
+    takes_over = released.WORD in vfio_words and any(map(facts.kept_by_hand, facts.functions(slot)))
+    stays = any(card["slot"] == slot and card["use"] != "vm" for card in gpus.values())
     return stays and (slot in bound_slots or takes_over)
 
 
 def driver_after(device: Device, facts: HostFacts, want: Wanted) -> str:
     """The driver of a card's function once the plan is carried out."""
-    is_released = device.driver == "vfio-pci" and returns_to_driver(device.slot, facts, want)
+    is_released = device.driver == "vfio-pci" and returns_to_driver(device.slot, facts, want.gpus, want.vfio_words)
     return "vfio-pci" if device.address in want.functions else "the host's driver" if is_released else device.driver
 
 

@@ -178,9 +178,10 @@ def _vms(facts: HostFacts, wanted: Settings, want: Wanted) -> dict[str, tuple[Wi
 
 def _containers(facts: HostFacts, wanted: Settings, want: Wanted) -> dict[str, tuple[ContainerWish, JudgedGuest]]:
     host, found = wanted.host, dict[str, tuple[ContainerWish, JudgedGuest]]()
+    cards = container_plan.cards(facts, want.gpus, wanted.vms, want.vfio_words, driver_comes=host.nvidia is not None)
     uncompared = JudgedGuest(title="", remarks=[f"not compared with the settings: {facts.handover.away}"])
     for name, container in wanted.containers.items():
-        wish = container_plan.wish_of(name, container, facts, want, wanted.vms, host)
+        wish = container_plan.wish_of(name, container, facts, want.gpus, cards, after_boot=True)
         if facts.handover.away:
             found[name] = wish, uncompared
             continue

@@ -109,7 +109,7 @@ def of_guests(
     if on_host is not None:
         way = plan.coming(on_host)
         driver = way.driver if way else None
-    driver_cards = container_plan.cards(facts, want, vms, driver_comes=on_host is not None)
+    driver_cards = container_plan.cards(facts, want.gpus, vms, want.vfio_words, driver_comes=on_host is not None)
     stacks = []
 
     def add(
@@ -140,7 +140,7 @@ def of_guests(
         add("vm", vm, f"vms.{name}", [want.gpus[gpu]["slot"] for gpu in vm.cards if gpu in want.gpus], None)
     for name, container in containers.items():
         # One that can't have one of its cards, container.plan refuses.
-        numbers, refused = container_plan.numbers(name, container, driver_cards, want)
+        numbers, refused = container_plan.numbers(name, container, driver_cards, want.gpus)
         slots = None if refused else [driver_cards.slots[number] for number in numbers]
         add("lxc", container, f"containers.{name}", slots, driver)
     return stacks

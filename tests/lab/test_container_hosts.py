@@ -89,7 +89,7 @@ def stands_against(machine: BootingHost) -> str:
     found = read(machine.machine)
     want = plan.wanted(found, settings({}))
     one = Container.model_validate({"host": "pve", "ctid": 901, "gpuAssignment": "0,1"})
-    wish = container_plan.wish_of("phoenix", one, found, want, {})
+    wish = container_plan.wish_of("phoenix", one, found, want.gpus, container_plan.cards(found, want.gpus, {}))
     return "\n".join(map(str, container_plan.judge_container(wish, found).refusals))
 
 

@@ -58,7 +58,7 @@ def test_nothing_is_installed_over_files_of_the_hosts_that_its_owner_mounts() ->
     there = "/usr/bin/nvidia-smi, /usr/lib/x86_64-linux-gnu/libcuda.so.1"
     for lines, stack, is_refused in ((MOUNTS, {}, True), (MOUNTS, None, False), ("", {}, False)):
         facts = shared(guests={"running": [901], "configs": [conf("lxc", 901, f"hostname: ai-lab\n{lines}")]})
-        wish = container_plan.wish_of("phoenix", container(nvidia=stack), facts, want(facts), {})
+        wish = wish_of(container(nvidia=stack), facts, want(facts))
         assert [there in error.found for error in wish.refused] == [True] * is_refused
 
 
@@ -73,9 +73,20 @@ def want(facts: HostFacts, gpus: dict[str, Any] | None = None) -> plan.Wanted:
     return plan.wanted(facts, settings(GPUS if gpus is None else gpus))
 
 
+def cards_of(facts: HostFacts, wanted: plan.Wanted, *, driver_comes: bool = False) -> container_plan.DriverCards:
+    return container_plan.cards(facts, wanted.gpus, {}, wanted.vfio_words, driver_comes=driver_comes)
+
+
+def wish_of(
+    one: Container, facts: HostFacts, wanted: plan.Wanted, *, driver_comes: bool = False
+) -> container_plan.ContainerWish:
+    found = cards_of(facts, wanted, driver_comes=driver_comes)
+    return container_plan.wish_of("phoenix", one, facts, wanted.gpus, found, after_boot=driver_comes)
+
+
 def planned(facts: HostFacts, one: Container, gpus: dict[str, Any] | None = None) -> list[int]:
     wanted = want(facts, gpus)
-    wish = container_plan.wish_of("phoenix", one, facts, wanted, {})
+    wish = wish_of(one, facts, wanted)
     if errors := container_plan.judge_container(wish, facts).refusals:
         raise errors[0]
     return [*wish.cards.minors]
@@ -394,15 +405,14 @@ def test_a_driver_that_comes_numbers_the_cards_that_it_has_not_got_yet(
     minors: dict[str, int], driver_comes: bool, slots: dict[int, str], predicted: bool
 ) -> None:
     facts = shared(nvidia_minors=minors)
-    found = container_plan.cards(facts, want(facts), {}, driver_comes=driver_comes)
+    found = cards_of(facts, want(facts), driver_comes=driver_comes)
     assert (found.slots, found.predicted) == (slots, predicted)
     assert ("at its next start" in found.text) is predicted
 
 
 def test_a_driver_that_is_yet_to_come_has_no_trouble_now() -> None:
     facts = shared(nvidia=NO_MODULE, nvidia_minors={})
-    host = settings(GPUS, nvidia={"driver": "580"})
-    wish = container_plan.wish_of("phoenix", container(), facts, want(facts), {}, host)
+    wish = wish_of(container(), facts, want(facts), driver_comes=True)
     assert (wish.cards.minors, wish.refused) == ((0, 1), [])
 
 
@@ -417,14 +427,14 @@ def test_a_named_card_that_is_not_the_drivers_is_refused_and_another_makers_is_n
 def test_a_card_that_the_settings_dont_name_or_that_ids_bind_comes_back_with_takeover_alone() -> None:
     word = "quiet homelab.vfio=0000:01:00.0=10de:2b85"
     bound = on_driver(shared(cmdline=cmdline(word, others="quiet"), nvidia_minors={}), driver="vfio-pci")
-    assert "0000:01:00" in container_plan.cards(bound, want(bound, {}), {}).unavailable
+    assert "0000:01:00" in cards_of(bound, want(bound, {})).unavailable
     ids = {"vfio_files": {"/etc/modprobe.d/v.conf": "10de:2b85"}}
     facts = on_driver(shared(nvidia_minors={"0000:03:00.0": 0}, **ids), driver="vfio-pci")
     wanted = plan.wanted(facts, settings(GPUS, takeOver=True))
-    assert container_plan.cards(facts, wanted, {}).slots == {0: "0000:03:00", 1: "0000:01:00"}
+    assert cards_of(facts, wanted).slots == {0: "0000:03:00", 1: "0000:01:00"}
     # What something unknown has bound stays there.
     unknown = on_driver(shared(nvidia_minors={"0000:03:00.0": 0}), driver="vfio-pci")
-    assert container_plan.cards(unknown, wanted, {}).slots == {0: "0000:03:00"}
+    assert cards_of(unknown, wanted).slots == {0: "0000:03:00"}
 
 
 @pytest.mark.parametrize(("named", "there"), [(False, {0: "0000:03:00", 1: "0000:01:00"}), (True, {0: "0000:03:00"})])
@@ -435,7 +445,7 @@ def test_a_bound_card_returns_to_the_driver_unless_a_vm_names_it(named: bool, th
     free = on_driver(shared(**bound), driver="vfio-pci")
     has = [conf("vm", 7000, "name: g\nhostpci0: 01:00,pcie=1")] if named else []
     facts = on_driver(shared(**bound, configs=has), driver="vfio-pci")
-    found = container_plan.cards(facts, want(free), {})
+    found = cards_of(facts, want(free))
     assert found.slots == there
     assert found.predicted is not named
 

@@ -141,7 +141,7 @@ def on_nvidia(running: bool, **changes: Any) -> HostFacts:
 def test_a_container_has_it_although_a_vm_names_it() -> None:
     found = on_nvidia(running=False)
     want = plan.wanted(found, host())
-    assert container_plan.cards(found, want, {"gaming": VM}).slots == {0: "0000:01:00"}
+    assert container_plan.cards(found, want.gpus, {"gaming": VM}).slots == {0: "0000:01:00"}
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_card_that_was_shared_becomes_the_containers_alone_by_one_up(
     ledger = vm_note(103, TAKER, "hostpci0") if noted else {}
     found = on_nvidia(running, handover={"enabled": enabled}, ledger=ledger)
     alone = settings({"rtx5090": {"match": "10de:2b85", "use": "lxc"}}, nvidia={"driver": "580"})
-    slots = container_plan.cards(found, plan.wanted(found, alone), {}).slots
+    slots = container_plan.cards(found, plan.wanted(found, alone).gpus, {}).slots
     assert slots == ({0: "0000:01:00"} if free else {})
 
 
