@@ -13,7 +13,7 @@ from homelab.settings import Gpu
 
 def resolve(facts: HostFacts, gpus: dict[str, Gpu]) -> tuple[dict[str, str], list[HomelabError]]:
     """GPU name -> slot (`0000:01:00`), or address of a virtual function; and the errors of those that can't be
-    resolved: no such card, several, or one under two names."""
+    resolved: no such card, several, one under two names, or `functions` that aren't the card's."""
     slots: dict[str, str] = {}
     errors: list[HomelabError] = []
     for name, gpu in gpus.items():
@@ -25,6 +25,8 @@ def resolve(facts: HostFacts, gpus: dict[str, Gpu]) -> tuple[dict[str, str], lis
             errors.append(_unresolved_error(facts, name, gpu, places))
         elif other_name := next((other for other, slot in slots.items() if slot == places[0]), None):
             errors.append(_same_card_error(name, other_name, places[0]))
+        elif error := _functions_error(facts, name, gpu, places[0]):
+            errors.append(error)
         else:
             slots[name] = places[0]
     return slots, errors
@@ -45,6 +47,30 @@ def _matches(device: Device, gpu: Gpu) -> bool:
         return False
     # It is what makes a card, also by address alone: buses are renumbered when hardware changes.
     return device.is_display and (gpu.match is None or device.id == gpu.match)
+
+
+def _functions_error(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> HomelabError | None:
+    """The error for `functions` that don't exist, don't belong to the card's slot or its own switch, or lack its
+    graphics function; None: none are named, or they are right."""
+    around = [device.address for device in facts.around(slot)]
+    display = [device.address for device in facts.around(slot) if device.is_display][:1]
+    wrong = [
+        f"{address} is not there, or neither in the card's slot nor behind a switch on the card, or it is a bridge or "
+        "a virtual function (SR-IOV)"
+        for address in gpu.functions
+        if address not in around
+    ]
+    wrong += [f"the graphics function, {one}, is not among them" for one in display if one not in gpu.functions]
+    if not (gpu.functions and wrong):
+        return None
+    return HomelabError(
+        wanted=f"gpus.{name}.functions to be functions of the card at {slot}",
+        found="; ".join(wrong),
+        why="everything named there is bound to vfio-pci at boot, so it must belong to this card",
+        next=f"name functions of {', '.join(around) or 'a card'}, the graphics function among them (a virtual "
+        "function is a card of its own, without a list); what shares only the IOMMU group is named in "
+        f"gpus.{name}.allowGroupMembers",
+    )
 
 
 def _same_card_error(name: str, other_name: str, slot: str) -> HomelabError:

@@ -140,29 +140,6 @@ def _switching_off(facts: HostFacts, intel: bool) -> list[str]:
     return [*words, last] if last else words
 
 
-def named_functions(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> Iterator[HomelabError]:
-    """A gate: the functions that the settings name for the card exist, belong to its slot or its own switch, and its
-    graphics function is among them."""
-    around = [device.address for device in facts.around(slot)]
-    display = [device.address for device in facts.around(slot) if device.is_display][:1]
-    wrong = [
-        f"{address} is not there, or neither in the card's slot nor behind a switch on the card, or it is a bridge or "
-        "a virtual function (SR-IOV)"
-        for address in gpu.functions
-        if address not in around
-    ]
-    wrong += [f"the graphics function, {one}, is not among them" for one in display if one not in gpu.functions]
-    if gpu.functions and wrong:
-        yield HomelabError(
-            wanted=f"gpus.{name}.functions to be functions of the card at {slot}",
-            found="; ".join(wrong),
-            why="everything named there is bound to vfio-pci at boot, so it must belong to this card",
-            next=f"name functions of {', '.join(around) or 'a card'}, the graphics function among them (a virtual "
-            "function is a card of its own, without a list); what shares only the IOMMU group is named in "
-            f"gpus.{name}.allowGroupMembers",
-        )
-
-
 def whole(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[HomelabError]:
     """A gate: the card isn't divided among guests: by virtual functions (SR-IOV), NVIDIA's vGPU, or mediated devices.
     vfio-pci refuses a card with SR-IOV on (drivers/vfio/pci/vfio_pci_core.c), and Proxmox VE a mapping of the others
@@ -356,7 +333,6 @@ def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabErr
 # The gates of a card that leaves the host, at its boot (GIVEN) or in turn with containers (HANDED_OVER); of one that
 # stays (STAYING); and of the real groups, after the reboot (VERIFIED).
 LEAVING = (
-    named_functions,
     whole,
     graphics.rebound,
     usable,

@@ -52,7 +52,7 @@ def judge_host(
     of_lost = {one["address"] for name in lost_cards if name in want.gpus for one in want.gpus[name]["functions"]}
     of_found = {address: ids for address, ids in want.functions.items() if address not in of_lost}
     drift = plan.drift(facts, replace(want, functions=of_found))
-    drift["vfio"] += [f"gpus.{name} isn't found" for name in lost_cards]
+    drift["vfio"] += [f"gpus.{name} isn't found as the settings describe it" for name in lost_cards]
     owner = stack_folder.owner(stack, host.name)
     if (had or stack) and facts.boot_lacks is None:  # whoever decides on a reboot notes it
         drift["iommu"].append("the host has no note of what its boot should have")

@@ -287,7 +287,7 @@ def test_a_virtual_function_or_a_bridge_in_the_cards_slot_cant_be_named() -> Non
     for other in ("0000:41:00.1", "0000:41:00.2"):
         host = settings({"gpu": {"address": "41:00", "functions": ["0000:41:00.0", other]}})
         chosen = resolving.choosing(facts, host.gpus)
-        (error,) = gates.named_functions(chosen, "gpu", host.gpus["gpu"], "0000:41:00")
+        (error,) = resolving.resolve(chosen, host.gpus)[1]
         assert other in error.found and error.next.startswith("name functions of 0000:41:00.0, the graphics")
         assert [one.address for one in chosen.functions("0000:41:00")] == ["0000:41:00.0"]
 
@@ -295,7 +295,7 @@ def test_a_virtual_function_or_a_bridge_in_the_cards_slot_cant_be_named() -> Non
 def test_the_graphics_function_is_named_wherever_it_is_in_the_slot() -> None:
     devices = [device("0000:41:00.0", "1002:145a", "130000"), device("0000:41:00.1", "1002:1900", "030000")]
     host = settings({"gpu": {"address": "41:00", "functions": ["0000:41:00.0"]}})
-    (error,) = gates.named_functions(desktop(*devices), "gpu", host.gpus["gpu"], "0000:41:00")
+    (error,) = resolving.resolve(desktop(*devices), host.gpus)[1]
     assert error.found == "the graphics function, 0000:41:00.1, is not among them"
     both = {"igpu": {"address": "41:00", "functions": ["0000:41:00.0", "0000:41:00.1"]}}
     host, third = settings(both), device("0000:41:00.2", "1022:15b9", "0c0330")
