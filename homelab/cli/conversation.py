@@ -19,6 +19,7 @@ from homelab.cli.pulumi import PLUGIN_SECONDS, Pulumi, installed, selected_stack
 from homelab.cli.settings_file import read_settings, write_settings
 from homelab.errors import Declined, HomelabError, Mistake, UnreachableError, raise_all
 from homelab.facts.host import HostFacts
+from homelab.host import gates
 from homelab.host.named import named
 from homelab.init import cards as init_cards
 from homelab.init import draft as init_draft
@@ -29,8 +30,7 @@ from homelab.init.cards import Card, Use
 from homelab.init.draft import Draft
 from homelab.init.new import New
 from homelab.judged import text as plan_text
-from homelab.judged.tree import Settings as OfHost
-from homelab.judged.tree import Tree, judged
+from homelab.judged.tree import Tree
 from homelab.reading import planning
 from homelab.remote import ssh
 from homelab.remote.proxmox import guest_address
@@ -79,7 +79,7 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     say(*([f"  {init_cards.guest(config, facts)}" for config in init_cards.takers(facts)] or [_NO_GUESTS]))
     login = {**entry.login, **init_settings.place(facts, node, name)} if entry.login else {}
     # What is refused whatever the answers are.
-    raise_all(judged(facts, OfHost(name, host.model_copy(update={"gpus": {}}))).host.against)
+    raise_all(gates.check_host(facts))
     owners_key = access.public_key(entry)
     say(*([] if owners_key else [_NO_KEY]))
     vms, containers = before.guests_on(entry.name) if before else ({}, {})
@@ -126,6 +126,8 @@ def hold(arguments: argparse.Namespace, ask: Ask, done: list[str]) -> None:
     inside = _inside(arguments, host, facts, ask, given, having) if arguments.nvidia or arguments.guest else {}
     text = draft.written(given, inside)
     planned = planned_of(text)
+    # No question is left: a card that the settings lack now leaves them.
+    raise_all(gates.check(planned.facts, planned.wanted.host, planned.wanted.vms.values())[1])
     say("", "What `pulumi up` will do, after it has shown it and asked:")
     for card, use in given.items():
         made = f"new: {use.new.about}; id {use.new.id}. `pulumi destroy` deletes it with its disks" if use.new else ""
@@ -198,8 +200,9 @@ def _as_set(entry: Access, text: str, sets: Sequence[str], file: str) -> Host:
     # Of a new host nothing is there yet, whoever else has that name.
     merged = init_settings.merged("" if entry.login else text, "config: {}\n", sets, name)
     of_host = {**init_settings.values_in(merged).get("hosts", {}).get(name, {}), **entry.login}
-    host = _parsed({"hosts": {name: {**of_host, "gpus": {}}}}, file).hosts[name]
-    return host.model_copy(update={"ssh": entry.host.ssh, "gpus": entry.host.gpus})
+    # The cards are those of the file: `--set` may be about one that comes with an answer.
+    host = _parsed({"hosts": {name: {**of_host, "gpus": entry.host.gpus}}}, file).hosts[name]
+    return host.model_copy(update={"ssh": entry.host.ssh})
 
 
 def _parsed(values: Mapping[str, object], file: str) -> Settings:

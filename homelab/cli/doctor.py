@@ -97,8 +97,7 @@ def _settings(arguments: argparse.Namespace) -> StackFile:
         return stack_options.read(arguments)
     login = access.of_address(arguments.host, arguments.identity).login
     arguments.host = None
-    host = {**login, "iommu": {"enable": False, "passthrough": False}}
-    return StackFile(project_folder() / "Pulumi.yaml", {"hosts": {"pve": host}})
+    return StackFile(project_folder() / "Pulumi.yaml", {"hosts": {"pve": login}}, is_whole=False)
 
 
 def diagnose(arguments: argparse.Namespace) -> Report:
@@ -146,7 +145,8 @@ def _judged(
     arguments: argparse.Namespace, file: StackFile, name: str, host: Host, reading: Reading
 ) -> tuple[Reading, Tree]:
     """The host judged with its settings; and the reading, with what was read for that."""
-    settings = Settings(name, host, *file.guests().guests_on(name), stack_options.noted(arguments, file))
+    stack = stack_options.noted(arguments, file)
+    settings = Settings(name, host, *file.guests().guests_on(name), stack, file.is_whole)
     tree = planning.planned(settings, planning.PATIENCE_SECONDS, reading.facts)
     return dataclasses.replace(reading, facts=tree.facts), tree
 

@@ -14,7 +14,6 @@ from dataclasses import replace
 from homelab.cli import stack_options
 from homelab.contract import VERSION, without_nulls
 from homelab.findings import Finding
-from homelab.judged import text as plan_text
 from homelab.judged.tree import Settings
 from homelab.reading import planning
 from homelab.show import reading, terminal, traits, tree
@@ -82,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     arguments = parser().parse_args(argv)
     if arguments.undo:
-        print(clean("\n".join(plan_text.of_undone(planning.undone(wanted)) for wanted in _hosts(arguments))))
+        print(clean("\n".join(map(planning.undone, _hosts(arguments)))))
         return WELL
     shown = trees(arguments)
     if arguments.json:

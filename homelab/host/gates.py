@@ -7,7 +7,7 @@ the same words. One setting of its own opens a gate, if it can be opened.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from homelab import earlier
 from homelab.cards import consoles, graphics, group_gates, remapping
@@ -15,15 +15,16 @@ from homelab.cards.resolving import resolve
 from homelab.errors import HomelabError
 from homelab.facts import kernel_log
 from homelab.facts.host import HostFacts
-from homelab.host.holder_gates import bound_by_hand, left_with_vm, out_of_vms
-from homelab.settings import Gpu, Host
+from homelab.host import handover
+from homelab.host.holder_gates import bound_by_hand, left_with_vm, out_of_vms, without_hook
+from homelab.settings import Gpu, Host, Vm
 from remote_scripts.tools.words import missing_words
 
 # Of April 2024. Every container's dev[n] options are there from 8.1 on.
 _OLDEST = (8, 2)
 
 
-def release(facts: HostFacts, _host: Host) -> Iterator[HomelabError]:
+def release(facts: HostFacts) -> Iterator[HomelabError]:
     """A gate: Proxmox VE is new enough. A host without Proxmox VE has no version, and no guests either."""
     if facts.pve and tuple(int(number) for number in re.findall(r"\d+", facts.pve)[:2]) < _OLDEST:
         yield HomelabError(
@@ -34,7 +35,7 @@ def release(facts: HostFacts, _host: Host) -> Iterator[HomelabError]:
         )
 
 
-def writable(facts: HostFacts, _host: Host) -> Iterator[HomelabError]:
+def writable(facts: HostFacts) -> Iterator[HomelabError]:
     """A gate: the host's cluster, if any, has a quorum. Without it no guest and no mapping can be changed, and no guest
     starts after a reboot."""
     if not facts.cluster.quorate:
@@ -48,7 +49,7 @@ def writable(facts: HostFacts, _host: Host) -> Iterator[HomelabError]:
         )
 
 
-def guests_listed(facts: HostFacts, _host: Host) -> Iterator[HomelabError]:
+def guests_listed(facts: HostFacts) -> Iterator[HomelabError]:
     """A gate: the lists of running guests were read. A guest that isn't known to run could lose its card, or be
     switched off."""
     if facts.guests.unlisted:
@@ -84,7 +85,7 @@ def readable(facts: HostFacts) -> Iterator[HomelabError]:
         )
 
 
-def loader(facts: HostFacts, _host: Host) -> Iterator[HomelabError]:
+def loader(facts: HostFacts) -> Iterator[HomelabError]:
     """A gate: the host's boot loader is certain."""
     if not facts.loader:
         yield HomelabError(
@@ -301,20 +302,32 @@ def handed_over(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> Iterator[H
         )
 
 
-def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabError]]:
-    """Checks all gates.
-
-    :returns: the slot of each GPU that could be resolved, and every refusal.
-    """
-    facts = remapping.to_be(facts, host)
-    slots, unresolved = resolve(facts, host.gpus)
-    errors = [
-        *release(facts, host),
+def check_host(facts: HostFacts) -> list[HomelabError]:
+    """Checks the gates of a host as it is, whatever is wanted of it."""
+    return [
+        *release(facts),
         *undone(facts),
         *readable(facts),
-        *loader(facts, host),
-        *writable(facts, host),
-        *guests_listed(facts, host),
+        *loader(facts),
+        *writable(facts),
+        *guests_listed(facts),
+    ]
+
+
+def check(
+    facts: HostFacts, host: Host, vms: Collection[Vm] = (), *, card: str = "", is_whole: bool = True
+) -> tuple[dict[str, str], list[HomelabError]]:
+    """Checks all gates.
+
+    :param vms: of this host.
+    :param card: the only one that is asked about, by its name in the settings; empty: all are.
+    :param is_whole: whether the settings say all that is wanted of the host, so that a card that they lack leaves.
+    :returns: the slot of each card that could be resolved, and every refusal.
+    """
+    facts, gpus = remapping.to_be(facts, host), {card: host.gpus[card]} if card else host.gpus
+    slots, unresolved = resolve(facts, gpus)
+    errors = [
+        *check_host(facts),
         *iommu(facts, host),
         *remapping.refused(facts, host),
         *vgpu_host(facts, host),
@@ -326,8 +339,17 @@ def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabErr
         gpu = host.gpus[name]
         for gate in GATES[gpu.use]:
             errors += gate(facts, name, gpu, slot)
-    errors += [*console(facts, host.gpus, slots), *group_gates.staying_cards_apart(facts, host.gpus, slots)]
-    return slots, [*errors, *group_gates.split_groups(facts, host, slots), *left_with_vm(facts, host, slots)]
+    errors += [
+        *console(facts, host.gpus, slots),
+        *group_gates.staying_cards_apart(facts, host.gpus, slots),
+        *group_gates.split_groups(facts, host, slots),
+    ]
+    if is_whole and not unresolved:
+        before = {one.slot for one in facts.display_devices if facts.bound_by_homelab(one.address)}
+        errors += left_with_vm(facts, host, slots, before)
+    # Before the restart, adopted VMs get the hookscript (CardHandover); a created one gets it afterwards (GpuVm).
+    with_hook = handover.takers(host, [vm for vm in vms if vm.create is None])
+    return slots, [*errors, *without_hook(facts, host, slots, with_hook)]
 
 
 # The gates of a card that leaves the host, at its boot (GIVEN) or in turn with containers (HANDED_OVER); of one that

@@ -89,20 +89,23 @@ def _still_in_vm(facts: HostFacts, name: str, gpu: Gpu, slot: str, users: list[C
         yield _release_first(facts, slot, users, wanted)
 
 
-def left_with_vm(facts: HostFacts, host: Host, slots: dict[str, str]) -> Iterator[HomelabError]:
+def left_with_vm(
+    facts: HostFacts, host: Host, slots: Mapping[str, str], before: Collection[str]
+) -> Iterator[HomelabError]:
     """A gate: a card that the settings no longer name, and that NVIDIA's driver is going to have, is in no VM's
     configuration.
 
     :param slots: of all cards that the settings name.
+    :param before: slots of the cards that they named for VMs until now.
     """
-    if len(slots) < len(host.gpus) or not (host.nvidia or facts.nvidia.version or facts.nvidia.installed):
+    if not (host.nvidia or facts.nvidia.version or facts.nvidia.installed):
         return
     leaving = {
         device.slot
         for device in facts.display_devices
         if device.is_nvidia
+        and device.slot in before
         and device.slot not in slots.values()
-        and facts.bound_by_homelab(device.address)
         and not facts.named_at_next_boot(device)  # that keeps it on vfio-pci
     }
     for slot in sorted(leaving):

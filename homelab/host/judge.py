@@ -15,7 +15,7 @@ from homelab.facts import kernel_log
 from homelab.facts.host import HostFacts
 from homelab.facts.kernel_log import Trouble
 from homelab.findings import Judged, Stage
-from homelab.host import gates, handover, holder_gates, plan, stack_folder
+from homelab.host import gates, handover, plan, stack_folder
 from homelab.host.plan import Wanted
 from homelab.settings import Host, Vm
 from homelab.shapes import BOOT_LAYERS
@@ -35,7 +35,14 @@ class JudgedHost(Judged):
 
 
 def judge_host(
-    facts: HostFacts, host: Host, vms: Collection[Vm] = (), had: Wanted | None = None, stack: str = "", agent: str = ""
+    facts: HostFacts,
+    host: Host,
+    vms: Collection[Vm] = (),
+    had: Wanted | None = None,
+    stack: str = "",
+    agent: str = "",
+    *,
+    is_whole: bool = True,
 ) -> JudgedHost:
     """What is planned for a host, and what is judged of it.
 
@@ -43,6 +50,7 @@ def judge_host(
     :param had: the plan of an earlier run, of which the settings may have lost cards; by default it is theirs.
     :param stack: PROJECT/STACK; empty: it isn't known.
     :param agent: the version of the stack's agent there; empty: any.
+    :param is_whole: as for `gates.check`.
     """
     slots, _ = resolving.resolve(facts, host.gpus)
     want = had or plan.wanted(facts, host, vms)
@@ -67,7 +75,7 @@ def judge_host(
     return JudgedHost(
         title=f"the host {facts.cluster.node} configured as the settings have it",
         steps=list(dict.fromkeys(line for lines in drift.values() for line in lines)),
-        against=_against(facts, host, slots, vms),
+        against=gates.check(facts, host, vms, is_whole=is_whole)[1],
         wrong=[
             *verification,
             *next_boot,
@@ -82,13 +90,6 @@ def judge_host(
         want=want,
         drift=drift,
     )
-
-
-def _against(facts: HostFacts, host: Host, slots: dict[str, str], vms: Collection[Vm]) -> list[HomelabError]:
-    """The gates that stand against any change of a host."""
-    # Before the restart, adopted VMs get the hookscript (CardHandover); a created one gets it afterwards (GpuVm).
-    with_hook = handover.takers(host, [vm for vm in vms if vm.create is None])
-    return [*gates.check(facts, host)[1], *holder_gates.without_hook(facts, host, slots, with_hook)]
 
 
 def troubles(

@@ -12,13 +12,14 @@ from typing import Any
 
 from homelab.errors import HomelabError, Mistake
 from homelab.facts.host import HostFacts
+from homelab.host import gates
 from homelab.host.named import Named, meant
 from homelab.init import settings as init_settings
 from homelab.init.ask import to_type
 from homelab.init.cards import READY, Card, Use, guest, takers
 from homelab.init.new import New
 from homelab.judged.tree import Settings as OfHost
-from homelab.judged.tree import Tree, judged
+from homelab.judged.tree import judged
 from homelab.settings import Settings, parse
 
 
@@ -73,26 +74,38 @@ class Draft:
         return replace(new, id=next(itertools.chain(same, free)))
 
     def of_host(self, settings: Settings) -> OfHost:
-        """What such settings want of the host."""
-        return OfHost(self.name, settings.hosts[self.name], *settings.guests_on(self.name), self.stack)
+        """What such settings want of the host, while questions are left."""
+        guests = settings.guests_on(self.name)
+        return OfHost(self.name, settings.hosts[self.name], *guests, self.stack, is_whole=False)
 
-    def alone(self, card: Card, use: Use) -> Tree:
-        """What is judged of a card with the guests that get it, by what the settings have of it and of the host: a
-        later answer may change all else.
+    def with_card(self, card: Card, use: Use) -> OfHost:
+        """What the settings want of the host once they give a card.
 
         :raises HomelabError: these settings aren't valid.
         """
-        host = init_settings.values_in(self.written({card: use}))["hosts"][self.name]
-        own = {"hosts": {self.name: {**host, "gpus": {card.key: host["gpus"][card.key]}}}}
-        guests = init_settings.addition(self.name, {}, {card: use}, self.facts, own)
-        return judged(self.facts, self.of_host(parse({**init_settings.values_in(guests), **own})))
+        values = init_settings.values_in(self.written({card: use}))
+        _drop_begun(values, "vms", "host")
+        _drop_begun(values, "containers", "host")
+        _drop_begun(values["hosts"][self.name], "gpus", "match", "address")
+        return self.of_host(parse(values))
 
     def refused(self, card: Card, use: Use) -> list[HomelabError]:
-        """What stands against that: the host's gates, or the settings' own rules."""
+        """What stands against that, whatever becomes of other cards: the gates, or the settings' own rules."""
         try:
-            return self.alone(card, use).host.against
+            wanted = self.with_card(card, use)
         except HomelabError as error:
             return [error.retold(next="give it to somebody else, or correct --set or the settings file")]
+        return gates.check(self.facts, wanted.host, wanted.vms.values(), card=card.key, is_whole=False)[1]
+
+
+def _drop_begun(values: dict[str, Any], section: str, *keys: str) -> None:
+    """Drops the guests or cards that `--set` has begun, and that come with a later answer: they have none of these
+    keys. What isn't a mapping the settings' own rules refuse."""
+    entries = values.get(section)
+    if isinstance(entries, dict):
+        begun = [key for key, entry in entries.items() if isinstance(entry, dict) and entry.keys().isdisjoint(keys)]
+        for key in begun:
+            del entries[key]
 
 
 _WHOM = {"vm": "a VM", "lxc": "containers", "shared": "a VM and containers in turn", "host": "the host itself"}
@@ -163,8 +176,12 @@ def parse_use(
 
 
 def _notes(draft: Draft, card: Card, use: Use) -> list[str]:
+    notes, vms = list[str](), judged(draft.facts, draft.with_card(card, use)).vms
+    for wish, vm in vms.values():
+        if wish.vmid in use.vms:
+            notes += vm.met
     windows = [one for one in takers(draft.facts) if one.id in use.vms and one.is_windows]
-    return [line for _, vm in draft.alone(card, use).vms.values() for line in vm.met] + [
+    return notes + [
         f"VM {one.id} has Windows, in which homelab installs nothing; its driver, its display and xVga: docs/cards.md"
         for one in windows
     ]

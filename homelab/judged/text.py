@@ -37,16 +37,3 @@ def of_guests(tree: Tree) -> list[str]:
     lines += [f"  {line}" for part in map(tree.told, parts) for line in part.met]
     lines += [stack.text for stack in tree.stacks]
     return [*lines, *(f"  note: {remark}" for remark in tree.unread)]
-
-
-def of_undone(tree: Tree) -> str:
-    """What `pulumi destroy` undoes on a host.
-
-    :param tree: as of `planning.undone`.
-    """
-    lines = [f"{tree.wanted.name} ({tree.wanted.host.address}), with `pulumi destroy`:"]
-    for place, judged in tree.leaving.items():
-        lines += preview.leaving_lines(place, judged, tree.facts, "is undone")
-    lines += dict.fromkeys(f"  {file.named}" for file in tree.files)
-    lines += [f"  refused: {error.wanted}: {error.found}; {error.next}" for error in tree.refusals]
-    return "\n".join([*lines, "  what stays: docs/undo.md; the running kernel keeps what it has until the next boot"])

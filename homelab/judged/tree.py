@@ -44,8 +44,15 @@ class Settings:
     """The same."""
     stack: str = ""
     """PROJECT/STACK, whose guests may lose what they have from it; empty: it isn't known."""
-    undone: dict[int, Vm | Container] = field(default_factory=dict)
-    """Guests that a `destroy` undoes, by their ids."""
+    is_whole: bool = True
+    """Whether they say all that is wanted of the host, so that a card that they lack leaves. They don't where only its
+    address is known, or while `homelab init` has questions left."""
+
+    @property
+    def guests(self) -> dict[int, Vm | Container]:
+        """All of them, by their ids."""
+        guests: list[Vm | Container] = [*self.vms.values(), *self.containers.values()]
+        return {guest.guest_id: guest for guest in guests}
 
 
 @dataclass(frozen=True)
@@ -150,9 +157,8 @@ def judged(facts: HostFacts, wanted: Settings) -> Tree:
     :param facts: with its guests.
     """
     host, stack = wanted.host, wanted.stack
-    of_host = judge_host(facts, host, wanted.vms.values(), stack=stack)
+    of_host = judge_host(facts, host, wanted.vms.values(), stack=stack, is_whole=wanted.is_whole)
     want, slots = of_host.want, {name: card["slot"] for name, card in of_host.want.gpus.items()}
-    ids = [*(vm.vmid for vm in wanted.vms.values()), *(one.ctid for one in wanted.containers.values())]
     return Tree(
         wanted=wanted,
         facts=facts,
@@ -160,7 +166,7 @@ def judged(facts: HostFacts, wanted: Settings) -> Tree:
         mappings={name: judge_mapping(facts, host, name, slots[name]) for name in slots if host.gpus[name].may_leave},
         vms=_vms(facts, wanted, want),
         containers=_containers(facts, wanted, want),
-        leaving=preview.leaving(facts, ids, stack, wanted.undone),
+        leaving=preview.leaving(facts, wanted.guests, stack, {}),
         systems=judged_systems(wanted, facts),
     )
 

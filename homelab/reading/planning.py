@@ -17,9 +17,8 @@ from homelab.container import makers
 from homelab.errors import HomelabError, NoPythonError, UnreachableError
 from homelab.facts.guests import ledger_entry
 from homelab.facts.host import HostFacts
-from homelab.host import handover, plan
+from homelab.host import gates, handover, plan
 from homelab.host.reboot import wanted as wanted_reboot
-from homelab.host.settings import IommuSettings
 from homelab.judged.tree import Settings, Tree, judged, judged_systems
 from homelab.nvidia import judge, preview
 from homelab.nvidia.plan import coming
@@ -28,6 +27,7 @@ from homelab.remote import ssh
 from homelab.remote.proxmox import probe
 from homelab.remote.proxmox.api import OUTAGE_SECONDS
 from homelab.settings import Container, Host, Vm
+from homelab.vm import preview as vm_preview
 from remote_scripts.both import judge_guests
 from remote_scripts.both.card_values import Wanted as CardValues
 from remote_scripts.both.cmdline import Wanted as Cmdline
@@ -86,26 +86,42 @@ _NOTED = {
 }
 
 
-def undone(wanted: Settings) -> Tree:
-    """What `pulumi destroy` undoes on a host: the steps of settings that want nothing of it.
+def undone(wanted: Settings) -> str:
+    """What `pulumi destroy` undoes on a host, for people. What is there says it: nothing is wanted any more.
 
     :raises HomelabError: the host can't be read.
     """
-    iommu = IommuSettings(enable=False, passthrough=False)
-    host = wanted.host.model_copy(update={"gpus": {}, "nvidia": None, "downloads": {}, "iommu": iommu})
-    guests = {vm.vmid: vm for vm in wanted.vms.values()} | {one.ctid: one for one in wanted.containers.values()}
-    nothing = replace(wanted, host=host, vms={}, containers={}, undone=guests)
-    tree = planned(nothing, PATIENCE_SECONDS, is_changed=True)
-    rest = {one.path: plan.PlannedFile("removed", one.path) for one in tree.facts.managed}
-    if wanted.host.nvidia is None or wanted.host.nvidia.on_destroy == "keep":
-        stay = [one.path for one in tree.facts.managed if one.layer in _OF_NVIDIA]
+    host, session = wanted.host, ssh.Session(wanted.host, PATIENCE_SECONDS)
+    facts = session.read(guests=True)
+    guests = vm_preview.leaving(facts, [], wanted.stack, wanted.guests)
+    refused = [*gates.check_host(facts), *handover.refused(facts)]
+    for guest in guests.values():
+        refused += replace(guest, others_change=True).refusals
+    files = _noted(host, facts)
+    layers = [*_boot_layers(host, "", ""), ("card_values", CardValues()), ("handover", Handover())]
+    for answer in () if refused else session.plan(layers):
+        for file in answer["files"]:
+            files[file["what"]] = plan.PlannedFile(**file)
+    lines = [f"{wanted.name} ({host.address}), with `pulumi destroy`:"]
+    for place, guest in guests.items():
+        lines += vm_preview.leaving_lines(place, guest, facts, "is undone")
+    lines += dict.fromkeys(f"  {file.named}" for file in files.values())
+    lines += [f"  refused: {error.wanted}: {error.found}; {error.next}" for error in refused]
+    return "\n".join([*lines, "  what stays: docs/undo.md; the running kernel keeps what it has until the next boot"])
+
+
+def _noted(host: Host, facts: HostFacts) -> dict[str, plan.PlannedFile]:
+    """What is noted on a host of files, mappings and downloads, each with what becomes of it."""
+    rest = {one.path: plan.PlannedFile("removed", one.path) for one in facts.managed}
+    if host.nvidia is None or host.nvidia.on_destroy == "keep":
+        stay = [one.path for one in facts.managed if one.layer in _OF_NVIDIA]
         rest |= {path: plan.PlannedFile("kept", f"{path} (nvidia.onDestroy: keep)") for path in stay}
-    of_node = (re.fullmatch(rf"(mapping|file)/{re.escape(host.node_name)}/(.+)", name) for name in tree.facts.ledger)
+    of_node = (re.fullmatch(rf"(mapping|file)/{re.escape(host.node_name)}/(.+)", name) for name in facts.ledger)
     for noted in filter(None, of_node):
-        is_back = (ledger_entry(tree.facts.ledger, noted[0]) or {}).get("before")
+        is_back = (ledger_entry(facts.ledger, noted[0]) or {}).get("before")
         what = _NOTED[noted[1]].format(noted[2].replace("+", "/", 1))
         rest[noted[0]] = plan.PlannedFile("given back" if is_back else "removed", what)
-    return replace(tree, files=[*(rest | {file.what: file for file in tree.files}).values()])
+    return rest
 
 
 def _with_files(session: ssh.Session, tree: Tree) -> Tree:
@@ -172,12 +188,7 @@ def _writing(
     :param facts: the reading that `want` is made from.
     :param vms: of this host.
     """
-    after = host.timeouts.rollback
-    layers: list[tuple[str, Any]] = [
-        ("cmdline", Cmdline(name="iommu", words=want.iommu_words, rollback_after=after)),
-        ("initramfs", Needed(needed=bool(want.vfio_words))),
-        ("cmdline", Cmdline(name="vfio", words=want.vfio_words, rollback_after=after)),
-    ]
+    layers = _boot_layers(host, want.iommu_words, want.vfio_words)
     if any(makers.may_have_nvidia(container, host.gpus) for container in containers):
         layers.append(("nvidia_nodes", Needed(needed=makers.any_nvidia(containers, want.gpus))))
     if containers:
@@ -187,6 +198,16 @@ def _writing(
     if host.hands_over or any(file.layer == "handover" for file in facts.managed):
         layers.append(("handover", Handover(cards=handover.cards_of(host, vms.values(), want.gpus))))
     return layers
+
+
+def _boot_layers(host: Host, iommu_words: str, vfio_words: str) -> list[tuple[str, Any]]:
+    """The layers of the boot, with these words on the kernel command line."""
+    after = host.timeouts.rollback
+    return [
+        ("cmdline", Cmdline(name="iommu", words=iommu_words, rollback_after=after)),
+        ("initramfs", Needed(needed=bool(vfio_words))),
+        ("cmdline", Cmdline(name="vfio", words=vfio_words, rollback_after=after)),
+    ]
 
 
 def _with_systems(session: ssh.Session, tree: Tree, timeout: float | None) -> tuple[Tree, dict[str, ssh.Session]]:

@@ -102,10 +102,12 @@ def path_of(stack: str) -> Path:
 
 @dataclass(frozen=True)
 class StackFile:
-    """`path`: the file; `values`: what it has under `homelab:`, by key without that, with a host in `hosts`."""
+    """`path`: the file; `values`: what it has under `homelab:`, by key without that, with a host in `hosts`;
+    `is_whole`: they say all that is wanted, which the login at a host alone doesn't."""
 
     path: Path
     values: dict[str, Any]
+    is_whole: bool = True
 
     @classmethod
     def read(cls, path: Path) -> Self:

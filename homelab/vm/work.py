@@ -44,7 +44,7 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
             if seen.node != inputs.node:
                 raise elsewhere(f"VM {vmid} given its cards", "qemu", vmid, inputs.node, seen.node)
             judged = judge_vm(_seen(seen), _wish(inputs), facts, self._stack)
-            refused = [*gates.readable(facts), *gates.guests_listed(facts, host), *judged.refusals]
+            refused = [*gates.readable(facts), *gates.guests_listed(facts), *judged.refusals]
             raise_all([*refused, *(ha.refused_under_ha(facts, host, same_id) if judged.steps else ())])
             begun = replace(outputs, guest_name=seen.config.get("name", inputs.vm), state="", drift=[UNFINISHED])
             for remark in judged.remarks if judged.change else ():

@@ -10,7 +10,6 @@ import pytest
 
 from homelab.cli.doctor import WELL
 from homelab.cli.doctor import main as doctor
-from homelab.judged.text import of_undone
 from homelab.judged.tree import Settings
 from homelab.reading import planning
 from homelab.remote import host_session
@@ -51,7 +50,7 @@ def undone_of(stack: Stack) -> str:
     """What `homelab show --undo` says."""
     settings = StackFile.read(stack.folder / "Pulumi.lab.yaml").guests()
     (host,) = settings.hosts.values()
-    undone = of_undone(planning.undone(Settings("pve", host, *settings.guests_on("pve"), stack="homelab/lab")))
+    undone = planning.undone(Settings("pve", host, *settings.guests_on("pve"), stack="homelab/lab"))
     connections.end_all()
     return undone
 

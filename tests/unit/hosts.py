@@ -101,6 +101,30 @@ def desktop(*more: dict[str, Any], **changes: Any) -> HostFacts:
     return parse(_NOTHING | values | changes | {"guests": values["guests"] | changes.get("guests", {})})
 
 
+def one_in_vm(**changes: Any) -> HostFacts:
+    """The desktop with a second card of NVIDIA's, which the host's driver has. This program has bound the first one for
+    VM 103, which runs with it."""
+    word = "homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8"
+    second = [
+        device("0000:05:00.0", "10de:2684", "030000", 19, driver="nvidia", parent="0000:00:02.1"),
+        device("0000:05:00.1", "10de:22ba", "040300", 19, driver="snd_hda_intel", parent="0000:00:02.1"),
+    ]
+    entry = "id=10de:2b85,iommugroup=16,node=pve,path=0000:01:00,subsystem-id=1043:88e2"
+    lines = "machine: q35\nname: gaming\nbios: ovmf\nhostpci0: mapping=rtx5090,pcie=1"
+    values: dict[str, Any] = {
+        "devices": [*driven("vfio-pci"), *second],
+        "cmdline": cmdline(f"quiet amd_iommu=on iommu=pt {word}", others="quiet"),
+        "nvidia": {"version": "580.105.08", "installed": True},
+        "nvidia_minors": {"0000:05:00.0": 0},
+        "guests": {
+            "configs": [conf("vm", 103, lines), conf("lxc", 901, "hostname: ai\nostype: debian")],
+            "mappings": f"rtx5090\n\tmap {entry}\n",
+        },
+        "cluster": {"node": "pve"},
+    }
+    return desktop(**values | changes)
+
+
 def driven(driver: str, at: str = "0000:01:00") -> list[dict[str, Any]]:
     """The desktop's devices, of which those whose address begins so are this driver's."""
     return [asdict(one) | ({"driver": driver} if one.address.startswith(at) else {}) for one in desktop().devices]

@@ -14,7 +14,7 @@ import asyncssh
 import pytest
 import yaml
 
-from homelab.cli import command_line, log, show, stack_options
+from homelab.cli import access, command_line, log, show, stack_options
 from homelab.cli.doctor import diagnose, everything, main, parser
 from homelab.doctor import container
 from homelab.doctor.devices import of_settings
@@ -29,7 +29,7 @@ from homelab.settings import stack_file
 from homelab.settings.stack_file import StackFile
 from remote_scripts.notes.record import Record, State
 from tests.conftest import PROJECT
-from tests.unit.hosts import KEY, desktop
+from tests.unit.hosts import KEY, desktop, one_in_vm
 from tests.unit.test_doctor import BARE, DEVICE_LINES, LIBRARY, inside, reading
 
 SECURE = {"secure": "v1:abcdef:0123456789"}
@@ -254,3 +254,20 @@ def test_wrong_words_end_with_2(words: list[str], capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit) as raised:
         parser().parse_args(words)
     assert raised.value.code == 2 and "usage: homelab doctor" in capsys.readouterr().err
+
+
+def test_without_settings_nothing_is_said_to_leave_a_vm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that is named by its address: the settings may be elsewhere, and have the card."""
+    login: dict[str, Any] = {"address": "192.0.2.1", "ssh": {"hostKey": KEY, "agent": True}}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        access, "of_address", lambda *_: access.Access(access.host_at("192.0.2.1", login["ssh"]), login)
+    )
+    for facts, found in ((one_in_vm(), []), (one_in_vm(pve="7.4"), ["Proxmox VE 7.4"])):
+        monkeypatch.setattr(diagnosis, "read", lambda *_, facts=facts: reading(facts=facts))
+        report = diagnose(parser().parse_args(["host", "--host", "192.0.2.1"]))
+        assert [one.found for one in report.findings] == found, report.text()
+        assert "--delete hostpci" not in report.text()
+        assert [
+            one.found for one in everything(parser().parse_args(["stack", "--host", "192.0.2.1"])).findings
+        ] == found

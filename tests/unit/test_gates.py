@@ -429,13 +429,13 @@ def test_a_card_that_leaves_the_settings_for_nvidias_driver_leaves_its_vm_first(
 
 def test_a_card_that_is_still_in_the_settings_or_not_nvidias_doesnt_leave_its_vm_first() -> None:
     host = settings({"big": {"match": "10de:2b85"}}, nvidia={"driver": "580"})
-    assert not [*holder_gates.left_with_vm(was_for_a_vm(), host, {"big": "0000:01:00"})]
+    assert not [*holder_gates.left_with_vm(was_for_a_vm(), host, {"big": "0000:01:00"}, ["0000:01:00"])]
     ids = ("1002:744c", "030000"), ("1002:ab30", "040300")
     amd = [device(f"0000:01:00.{number}", *one, 16, driver="vfio-pci") for number, one in enumerate(ids)]
     word = "homelab.vfio=0000:01:00.0=1002:744c,0000:01:00.1=1002:ab30"
     facts = was_for_a_vm(running=word, configured=word, devices=amd)
     assert [user.vmid for user in facts.users_of("0000:01:00")] == [103]
-    assert not [*holder_gates.left_with_vm(facts, settings({}, nvidia={"driver": "580"}), {})]
+    assert not [*holder_gates.left_with_vm(facts, settings({}, nvidia={"driver": "580"}), {}, ["0000:01:00"])]
 
 
 @rows(

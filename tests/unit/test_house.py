@@ -105,6 +105,71 @@ def test_what_may_be_null_in_a_state_may_be_missing(shape: Any) -> None:
     assert nullable - {key for key, hint in hints.items() if get_origin(hint) is NotRequired} == set()
 
 
+# -- what is asked ---------------------------------------------------------------------------------------------------
+def made_up(tree: ast.Module) -> list[int]:
+    """Lines of a module that make up settings without their cards, or a plan of nothing, so that a function can be
+    asked. A function asks for what it needs instead: gates for a host, or for a card that is wanted so."""
+    found = set[int]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            items = zip(map(_text_of, node.keys), node.values, strict=True)
+            found |= {node.lineno for key, value in items if key == "gpus" and _is_literal(value)}
+        if isinstance(node, ast.Call):
+            name, named = ast.unparse(node.func), {one.arg: one.value for one in node.keywords}
+            is_plan = name.endswith("HostPlan") or name in ("plan.Wanted", "host_plan.Wanted")
+            update = named.get("update") if name.endswith("model_copy") else None
+            if (
+                (is_plan and any(map(_is_empty, [*node.args, *named.values()])))
+                or ("gpus" in named and _is_literal(named["gpus"]))
+                or (isinstance(update, ast.Dict) and "gpus" in map(_text_of, update.keys))
+            ):
+                found.add(node.lineno)
+    return sorted(found)
+
+
+def _text_of(node: ast.expr | None) -> str:
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def _is_literal(node: ast.expr) -> bool:
+    """Whether cards are none, or chosen in place: those of the settings come as a whole."""
+    return isinstance(node, ast.Dict) or _is_empty(node)
+
+
+def _is_empty(node: ast.expr) -> bool:
+    """Whether it is an empty text or mapping."""
+    return bool(re.fullmatch(r"''|{}|dict(\[.*\])?\(\)", ast.unparse(node)))
+
+
+@rows(
+    ("source", "lines"),
+    [
+        ("host.model_copy(update={'gpus': {}})", [1]),
+        ("x = 1\nhost.model_copy(update={'nvidia': None, 'gpus': cards})", [2]),
+        ("parse({'hosts': {'pve': {**login, 'gpus': {}}}})", [1]),
+        ("{**host, 'gpus': {key: host['gpus'][key]}}", [1]),
+        ("replace(host, gpus=dict[str, Gpu]())", [1]),
+        ("plan.Wanted('', '', {}, [], gpus)", [1]),
+        ("HostPlan(iommu_words='', vfio_words=words, functions=of, by_hand=hand)", [1]),
+        ("host.model_copy(update={'ssh': key})", []),
+        ("plan.Wanted(iommu, vfio, functions, [], gpus)", []),
+        ("{'gpus': found, 'nvidia': {}}", []),
+    ],
+)
+def test_settings_and_plans_that_are_made_up_are_found(source: str, lines: list[int]) -> None:
+    assert made_up(ast.parse(source)) == lines
+
+
+def test_no_settings_and_no_plan_are_made_up_so_that_a_function_can_be_asked() -> None:
+    found = {
+        f"{path.relative_to(PROJECT)}: {line}"
+        for folder in ("homelab", "components", "provider")
+        for path in (PROJECT / folder).rglob("*.py")
+        for line in made_up(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    assert found == set()
+
+
 # -- what reaches a host's shell -----------------------------------------------------------------------------------
 # What runs a text on a host, and which of its arguments that is.
 SENDERS = {"run": 1, "ask_in": 2}

@@ -20,6 +20,7 @@ from homelab.init.ask import to_type
 from homelab.init.cards import Use
 from homelab.init.draft import Draft
 from homelab.init.new import Stock
+from homelab.judged.tree import judged
 from homelab.settings import parse
 from tests.conftest import PROJECT
 from tests.rows import rows
@@ -136,6 +137,38 @@ def test_what_a_later_answer_may_change_keeps_no_card_from_being_judged() -> Non
     for text, sets in (("", ["vms.later.machine=q35"]), (gone, [])):
         draft = Draft("pve", {} if text else ACCESS, host(), text, sets)
         assert init_draft.parse_use("103", screen, draft).more == {"allowConsole": True}
+
+
+def of_first(*more: str) -> str:
+    """Settings whose first card is a VM's; `more`: lines of the host."""
+    first = ["gpus: {rtx5090: {match: '10de:2b85', use: vm}}", "ssh: {agent: true, hostKey: " + hosts.KEY + "}", *more]
+    lines = [f"      {line}" for line in ("address: 192.0.2.1", *first)]
+    vms = "  homelab:vms:\n    gaming: {host: pve, vmid: 103, gpus: [rtx5090]}\n"
+    return "\n".join(["config:", "  homelab:hosts:", "    pve:", *lines, ""]) + vms
+
+
+@pytest.mark.parametrize("nvidia", [[], ["nvidia: {}"]], ids=["driver loaded", "driver by the settings"])
+def test_a_second_card_can_go_anywhere_while_a_vm_has_the_first_one(nvidia: list[str]) -> None:
+    facts = hosts.one_in_vm()
+    first, second, *_ = init_cards.cards(facts, {"0000:01:00": "rtx5090"})
+    draft = Draft("pve", {}, facts, of_first(*nvidia), stack="p/s")
+    uses = {answer: init_draft.parse_use(answer, second, draft).use for answer in ("901", "host", "103")}
+    assert uses == {"901": "lxc", "host": "host", "103": "vm"}
+    # Of the first one itself `up` refuses that, as before.
+    with pytest.raises(Mistake, match="it is bound for VMs, and VM 103"):
+        init_draft.parse_use("901", first, draft)
+
+
+def test_a_card_that_no_answer_has_named_yet_leaves_the_settings_only_once_no_question_is_left() -> None:
+    """The settings are new; the VM has its card from an earlier stack."""
+    facts = hosts.one_in_vm()
+    second = init_cards.cards(facts, {})[1]
+    draft = Draft("pve", ACCESS, facts, "", stack="p/s")
+    given = {second: init_draft.parse_use("901", second, draft)}
+    wanted = draft.of_host(parse(init_settings.values_in(draft.written(given))))
+    assert judged(facts, wanted).host.against == []
+    (refused,) = judged(facts, replace(wanted, is_whole=True)).host.against
+    assert "since no card of gpus is it" in refused.wanted
 
 
 # -- choices ----------------------------------------------------------------------------------------------------------
@@ -483,7 +516,7 @@ def test_a_vm_is_judged_with_the_card_before_it_gets_it() -> None:
     facts = with_card_by_hand(103, 104, running=(103,))
     card = init_cards.cards(facts, {})[0]
     for vmid, found in ((103, []), (104, ["VM 103 (Sandbox) runs with it"])):
-        tree = Draft("pve", ACCESS, facts, "").alone(card, Use("vm", (vmid,)))
+        tree = judged(facts, Draft("pve", ACCESS, facts, "").with_card(card, Use("vm", (vmid,))))
         refused = [error.found for error in tree.refusals]
         assert refused == ["machine: i440fx, the default", *found]
 

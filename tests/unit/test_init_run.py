@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +29,9 @@ from homelab.init.ask import Ask
 from homelab.init.cards import Use
 from homelab.init.new import New
 from homelab.init.settings import values_in
-from homelab.remote import first_contact, logins
+from homelab.judged.tree import judged
+from homelab.reading import planning
+from homelab.remote import first_contact, logins, ssh
 from homelab.settings import parse
 from tests.conftest import PROJECT
 from tests.unit import hosts
@@ -202,6 +205,45 @@ def test_what_is_set_of_a_host_counts_for_its_first_reading(host: str) -> None:
     assert found.timeouts.connect == 99 and found.gpus == entry.host.gpus
     with pytest.raises(Mistake, match="correct --set, or f"):
         conversation._as_set(entry, SETTINGS, ["hosts.pve.timeouts.apii=99"], "f")
+
+
+IN_A_VM = SETTINGS.replace('old: {match: "10de:2204"', 'rtx5090: {match: "10de:2b85"') + (
+    "  homelab:vms:\n    gaming: {host: pve, vmid: 103, gpus: [rtx5090]}\n"
+)
+
+
+def conversing(monkeypatch: pytest.MonkeyPatch, settings: str, *words: str) -> None:
+    """The conversation about a host of the settings whose first card a VM has, up to the plan; nothing of it is read
+    that the host's first reading doesn't tell.
+    """
+    Path("Pulumi.homelab.yaml").write_text(settings)
+    pulumi = SimpleNamespace(stack="homelab", run=lambda *_: SimpleNamespace(stdout="Backend URL: file://~"))
+    monkeypatch.setattr(conversation, "Pulumi", lambda *_: pulumi)
+    monkeypatch.setattr(conversation, "installed", lambda: "pulumi")
+    monkeypatch.setattr(conversation, "selected_stack", lambda _: "homelab")
+    monkeypatch.setattr(first_contact, "refusal", lambda _: None)
+    monkeypatch.setattr(access, "public_key", lambda _: "")
+    monkeypatch.setattr(ssh, "read", lambda *_, **__: hosts.one_in_vm())
+    monkeypatch.setattr(
+        planning, "planned", lambda wanted, **more: replace(judged(more["facts"], wanted), is_changed=True)
+    )
+    monkeypatch.setenv("PULUMI_CONFIG_PASSPHRASE", "")
+    arguments = init.parser().parse_args(["pve", "--yes", "--dry-run", *words])
+    conversation.hold(arguments, Ask(yes=True), [])
+
+
+def test_a_further_run_gives_another_card_while_a_vm_has_the_first_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conversing(monkeypatch, IN_A_VM, "--card", "05:00=901")
+    assert "Nothing was done: --dry-run." in capsys.readouterr().out
+
+
+def test_a_card_that_is_in_no_answer_leaves_at_the_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `up` would refuse of it is said before anything is written."""
+    without = SETTINGS.partition("      gpus:")[0]
+    with pytest.raises(HomelabError, match="since no card of gpus is it"):
+        conversing(monkeypatch, without, "--card", "05:00=901")
 
 
 def test_a_plugin_that_takes_too_long_is_waited_for_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from homelab.show.cards import ShownCard, ShownGuest, of_outputs
 from remote_scripts.notes.container_note import Cards
 from tests.conftest import PROJECT
 from tests.unit.hosts import (
+    KEY,
     NODES,
     cmdline,
     conf,
@@ -32,6 +33,7 @@ from tests.unit.hosts import (
     device,
     device_nodes,
     driven,
+    one_in_vm,
     settings,
     vm_note,
 )
@@ -95,6 +97,37 @@ def test_host_group_card_and_guest_with_what_changes(show: Any) -> None:
         "guest: + VM 103 (sandbox)",
         "setting: ~ hostpci0: not there -> mapping=rtx5090,pcie=1",
     ]
+
+
+@pytest.mark.parametrize("nvidia", [{}, {"nvidia": {"driver": "580"}}], ids=["loaded", "of the settings"])
+def test_what_a_destroy_undoes_is_listed_while_a_vm_has_a_card(
+    nvidia: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No card is wanted any more then, so that no gate of a card is asked."""
+    facts = one_in_vm(managed=[{"layer": "vfio", "path": "/etc/initramfs-tools/a", "state": "ok"}])
+    facts = replace(facts, ledger=vm_note(103, facts.guests.configs[0].lines, "hostpci0"))
+    asked: dict[str, Any] = {}
+
+    def planned(layers: list[tuple[str, Any]]) -> list[dict[str, Any]]:
+        asked.update({getattr(wanted, "name", layer): wanted for layer, wanted in layers})
+        return [{"files": [{"how": "given back", "what": "/etc/default/grub"}]} for _ in layers]
+
+    monkeypatch.setattr(ssh, "Session", lambda *_: SimpleNamespace(read=lambda **_: facts, plan=planned))
+    host = {"address": "192.0.2.1", "ssh": {"hostKey": KEY, "agent": True}, "gpus": {"rtx5090": {"match": "10de:2b85"}}}
+    found = parse({"hosts": {"pve": host | nvidia}, "vms": {"sandbox": VM}})
+    monkeypatch.setattr(command, "_hosts", lambda _: [Settings("pve", found.hosts["pve"], found.vms, {}, "p/s")])
+    assert command.main(["--undo"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "pve (192.0.2.1), with `pulumi destroy`:",
+        "  VM 103 (gaming), running: it is shut down and started again",
+        "    hostpci0: mapping=rtx5090,pcie=1 -> not there",
+        "    vms.sandbox is undone: the VM has back what it was before",
+        "  removes /etc/initramfs-tools/a",
+        "  gives back /etc/default/grub",
+        "  what stays: docs/undo.md; the running kernel keeps what it has until the next boot",
+    ]
+    assert asked["iommu"].words == asked["vfio"].words == "" and not asked["initramfs"].needed
+    assert not asked["handover"].cards and not asked["card_values"].values
 
 
 def keys(value: Any) -> Iterator[str]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from homelab.host.plan import PlannedReboot
-from homelab.judged import tree as judging
-from homelab.judged.text import of_undone
 from homelab.judged.tree import Settings, Tree
 from homelab.nvidia.settings import Nvidia
 from homelab.reading import planning
+from homelab.remote import ssh
 from homelab.settings import Container, Vm
 from remote_scripts.both.reboot import Reason
 from remote_scripts.nvidia import driver, engine_conf
@@ -98,10 +98,11 @@ def a_vm(**more: Any) -> dict[str, Vm]:
 
 
 def undone(monkeypatch: pytest.MonkeyPatch, wanted: Settings, lines: str, kind: str = "vm", **more: Any) -> str:
-    """What `homelab show --undo` says, of a host with guest 103, which runs."""
+    """What `homelab show --undo` says, of a host with guest 103, which runs; its layers change no file."""
     facts = replace(two_in_one_group(conf(kind, 103, lines))[0], **more)
-    monkeypatch.setattr(planning, "planned", lambda wanted, *_, **__: judging.judged(facts, wanted))
-    return of_undone(planning.undone(wanted))
+    session = SimpleNamespace(read=lambda **_: facts, plan=lambda questions: [{"files": []} for _ in questions])
+    monkeypatch.setattr(ssh, "Session", lambda *_: session)
+    return planning.undone(wanted)
 
 
 DELETED = "VM 103 (one) is deleted with its disks"
