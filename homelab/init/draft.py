@@ -79,14 +79,15 @@ class Draft:
         return OfHost(self.name, settings.hosts[self.name], *guests, self.stack, is_whole=False)
 
     def with_card(self, card: Card, use: Use) -> OfHost:
-        """What the settings want of the host once they give a card.
+        """What the settings want of the host once they give a card. What `--set` says of guests and other cards, which
+        may come with a later answer, counts for the plan of all.
 
         :raises HomelabError: these settings aren't valid.
         """
-        values = init_settings.values_in(self.written({card: use}))
-        _drop_begun(values, "vms", "host")
-        _drop_begun(values, "containers", "host")
-        _drop_begun(values["hosts"][self.name], "gpus", "match", "address")
+        values = init_settings.values_in(replace(self, sets=()).written({card: use}))
+        host = init_settings.values_in(self.written({card: use}))["hosts"][self.name]
+        gpus = {**values["hosts"][self.name]["gpus"], card.key: host["gpus"][card.key]}
+        values["hosts"][self.name] = {**host, "gpus": gpus}
         return self.of_host(parse(values))
 
     def refused(self, card: Card, use: Use) -> list[HomelabError]:
@@ -96,16 +97,6 @@ class Draft:
         except HomelabError as error:
             return [error.retold(next="give it to somebody else, or correct --set or the settings file")]
         return gates.check(self.facts, wanted.host, wanted.vms.values(), card=card.key, is_whole=False)[1]
-
-
-def _drop_begun(values: dict[str, Any], section: str, *keys: str) -> None:
-    """Drops the guests or cards that `--set` has begun, and that come with a later answer: they have none of these
-    keys. What isn't a mapping the settings' own rules refuse."""
-    entries = values.get(section)
-    if isinstance(entries, dict):
-        begun = [key for key, entry in entries.items() if isinstance(entry, dict) and entry.keys().isdisjoint(keys)]
-        for key in begun:
-            del entries[key]
 
 
 _WHOM = {"vm": "a VM", "lxc": "containers", "shared": "a VM and containers in turn", "host": "the host itself"}

@@ -345,7 +345,7 @@ def test_each_answer_is_a_new_guest_with_an_id_that_nobody_has() -> None:
     [card, screen] = init_cards.cards(host(), {})
     other = {"host": "pve", "vmid": 104, "gpus": [], "create": {"scsi0": "local-lvm:8"}}
     before = f"{again_of(ACCESS)}  homelab:vms: {init_settings.flow({'ubuntu': other})}\n"
-    draft = Draft("pve", {}, host(), before, ["vms.later.vmid=101"], offers=lambda: new)
+    draft = Draft("pve", {}, host(), before, ["vms.later.vmid=101", "vms.later.host=pve"], offers=lambda: new)
     first = {card: init_draft.parse_use("new-vm", card, draft)}
     both = {**first, screen: init_draft.parse_use("NEW-VM", screen, draft, given=first)}
     made = config(draft.written(both))["homelab:vms"]
