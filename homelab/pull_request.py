@@ -119,7 +119,7 @@ def settings(text: str, *, with_secrets: bool) -> str:
     config = {**stack_file.config_of(whole), "homelab:plan": "never"}
     if not with_secrets:
         whole, config = {}, stack_file.readable(config)
-    return yaml.safe_dump({**whole, "config": config}, sort_keys=False)
+    return yaml.dump({**whole, "config": config}, Dumper=stack_file.Writer, sort_keys=False)
 
 
 def _fenced(text: str, language: str) -> str:

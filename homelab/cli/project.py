@@ -19,8 +19,9 @@ from homelab.errors import Mistake
 
 # The environment variable with the passphrase of the stack's secrets.
 PASSPHRASE = "PULUMI_CONFIG_PASSPHRASE"
-# Where the state is kept of who isn't logged in anywhere.
-BACKEND, LOCAL = "PULUMI_BACKEND_URL", "file://~"
+# Where the state is kept of who isn't logged in anywhere. Without `metadata=skip` a kill can leave an empty file beside
+# it, and Pulumi can't read the state any more.
+BACKEND, LOCAL = "PULUMI_BACKEND_URL", "file://~?metadata=skip"
 _PROGRAM = '''"""homelab's program, which comes with the package: makes what Pulumi.<stack>.yaml says."""
 
 from homelab import template

@@ -51,7 +51,14 @@ def without_example(text: str) -> str:
 
 def flow(value: Any) -> str:
     """A value on one line of YAML. Texts are in quotes where another reader might take them for something else."""
-    in_brackets = yaml.safe_dump([value], default_flow_style=True, sort_keys=False, allow_unicode=True, width=2**20)
+    in_brackets: str = yaml.dump(
+        [value],
+        Dumper=stack_file.Writer,
+        default_flow_style=True,
+        sort_keys=False,
+        allow_unicode=True,
+        width=2**20,
+    )
     return in_brackets[1:-2] if in_brackets.count("\n") == 1 else json.dumps(value, ensure_ascii=False)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ _ALIKE = 0.8
 
 
 class Loader(yaml.SafeLoader):
-    """Takes for a text what Pulumi takes for one."""
+    """Takes for a text, and for a number, what Pulumi takes for one."""
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
         tag: str = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
@@ -50,6 +51,31 @@ class Loader(yaml.SafeLoader):
         is_time = name == "timestamp" or (name in ("int", "float") and ":" in value)
         is_word = name == "bool" and value.lower() not in ("true", "false")
         return self.DEFAULT_SCALAR_TAG if is_time or is_word else tag
+
+
+class Writer(yaml.SafeDumper):
+    """Puts into quotes what YAML 1.1 or Pulumi takes for something else than a text."""
+
+
+_INTEGER_TAG = "tag:yaml.org,2002:int"
+# Numbers of Go's yaml.v3 (resolve.go), of which YAML 1.1 has `1e3`, `0o17` and `08` as texts.
+_NUMBER = re.compile(
+    r"[-+]?(?:0[bB][01_]+|0[oO][0-7_]+|0[xX][0-9a-fA-F_]+"
+    r"|(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9][0-9_]*)?)\Z"
+)
+
+
+def _construct_number(_: Loader, node: yaml.ScalarNode) -> float:
+    digits = re.sub(r"^([-+]?0)([0-7]+)$", r"\1o\2", node.value.replace("_", ""))
+    try:
+        return int(digits, 0)
+    except ValueError:
+        return float(digits)
+
+
+Loader.add_constructor(_INTEGER_TAG, _construct_number)
+for _kind in (Loader, Writer):
+    _kind.add_implicit_resolver(_INTEGER_TAG, _NUMBER, [*"-+.0123456789"])
 
 
 def parsed(text: str, loader: type[Loader] = Loader) -> Any:

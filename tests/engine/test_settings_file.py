@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from homelab.init.settings import flow
 from homelab.settings.stack_file import parsed, readable
 from lab.engine import install
 from tests.conftest import PROJECT
@@ -50,12 +51,17 @@ config:
   homelab:hosts:
     pve: {address: 01:00.0, where: [41:00, "0000:41:00.0", 10:00], on: yes, off: n, true: True, 10:00: FALSE}
     numbers: {580.105: 580.105, octal: 0103, hexadecimal: 0x1f, many: 1_000, none: ~}
+    of_1_2: [1e3, -1.5E-3, +.5, 0o17, -0O7, 08, 0B1, 0X1F, 1_0e3, 1e, 0x, 0o8, e3, 1.2.3, 1__0, 190:20:30]
+    names: {0o17: b}
 """
+#: Texts that a reader may take for something else.
+TEXTS = ["1e3", "1E3", "-1.5e-3", "+.5", "0o17", "0O17", "08", "0B1", "0X1F", "1_0e3", "01:00.0", "off", "y", "~"]
 
 
-def test_a_file_is_read_as_pulumi_reads_it(engine: install.Engine, tmp_path: Path) -> None:
+def pulumi_reads(engine: install.Engine, tmp_path: Path, text: str) -> object:
+    """What Pulumi's CLI has of a settings file's hosts."""
     shutil.copy(PROJECT / "Pulumi.yaml", tmp_path)
-    (tmp_path / "Pulumi.some.yaml").write_text(READ)
+    (tmp_path / "Pulumi.some.yaml").write_text(text)
     (tmp_path / "state").mkdir()
     environment = quick_environment(engine, tmp_path / "state")
 
@@ -66,5 +72,13 @@ def test_a_file_is_read_as_pulumi_reads_it(engine: install.Engine, tmp_path: Pat
         return done.stdout
 
     pulumi("stack", "init")
-    read = json.loads(pulumi("config", "--json"))["homelab:hosts"]["objectValue"]
-    assert readable(parsed(READ)["config"]["homelab:hosts"]) == read
+    return json.loads(pulumi("config", "--json"))["homelab:hosts"]["objectValue"]
+
+
+def test_a_file_is_read_as_pulumi_reads_it(engine: install.Engine, tmp_path: Path) -> None:
+    assert readable(parsed(READ)["config"]["homelab:hosts"]) == pulumi_reads(engine, tmp_path, READ)
+
+
+def test_a_text_that_init_writes_is_a_text_for_pulumi(engine: install.Engine, tmp_path: Path) -> None:
+    written = flow({"texts": TEXTS})
+    assert pulumi_reads(engine, tmp_path, f"config:\n  homelab:hosts: {written}\n") == {"texts": TEXTS}

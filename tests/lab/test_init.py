@@ -196,12 +196,16 @@ def test_an_empty_folder_becomes_a_project(
     monkeypatch.setenv("FAKE_STACKS", "other")
     assert run(desk, capsys, *desk.where, *desk.key, *CARD) == 0, desk.out
     project = yaml.safe_load((folder / "Pulumi.yaml").read_text())
-    assert project["name"] == "my-gpu" and project["backend"] == {"url": "file://~"} and "config" not in project
+    assert (
+        project["name"] == "my-gpu"
+        and project["backend"] == {"url": "file://~?metadata=skip"}
+        and "config" not in project
+    )
     assert project["runtime"]["options"]["virtualenv"] == ".venv"
     assert {path.name for path in folder.iterdir()} == {
         ".gitignore", ".venv", "Pulumi.yaml", "Pulumi.homelab.yaml", "__main__.py", "docs", "provider"
     }  # fmt: skip
-    assert desk.pulumi[-1]["environment"]["PULUMI_BACKEND_URL"] == "file://~"
+    assert desk.pulumi[-1]["environment"]["PULUMI_BACKEND_URL"] == "file://~?metadata=skip"
     (folder / "Pulumi.yaml").unlink()
     assert run(desk, capsys, *desk.where, *desk.key, *CARD) == 2
     assert "run it in a new folder" in desk.out
