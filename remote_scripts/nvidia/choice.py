@@ -56,6 +56,8 @@ class Choice:
         self._wanted = wanted
         self.apt = Apt(system, wanted.software, LAYER, "NVIDIA's packages")
         self._left = driver.left(system)
+        # Read before the record forgets what its owner has removed.
+        self._brought = self.apt.records().keys()
         self._was = driver.library_version(system)
         self._name = wanted.software.context.name
         theirs = ("cuda-",) if self._is_somebodys_cuda() else ()
@@ -74,11 +76,19 @@ class Choice:
         needed = (*self._beside, *(self._bare_kernels() if self._left.source in ("packages", "run") else ()))
         return self.staying() if all(map(self.apt.is_whole, needed)) else None
 
+    def _brought_more(self, way: Try) -> bool:
+        """Whether this layer has brought packages that only the best way to the same driver has. What somebody has
+        removed of them comes back; nobody has asked for the others to go.
+        """
+        best = next(other for other in self._wanted.tries if (other.driver, other.flavour) == (way.driver, way.flavour))
+        return any(word.partition("=")[0] in self._brought for word in best.packages if word not in way.packages)
+
     def _fulfils(self, way: Try, version: str) -> bool:
         """Whether its driver is the version that is there, with its libraries, whoever did that."""
         system = self._system
         is_kept = (
             driver.fits(version, way.driver)
+            and not self._brought_more(way)
             and self._files.is_file(driver.NVIDIA_SMI)
             and not self._half_configured()
             and driver_installer.is_whole(system)

@@ -106,6 +106,7 @@ class Repo:
         same = f"{library} (= {version})"
         self.add(f"nvidia-utils{tail}", version, same, {"usr/bin/nvidia-smi": number}, **alone("nv-utils"))
         self.add(f"libnvidia-encode{tail}", version, same, _below(LIBRARIES, encode), **alone("nv-encode"))
+        self.add(f"libnvidia-decode{tail}", version, same, **alone("nv-decode"))
         # What nothing conflicts with, as nvidia-firmware.
         self.add(f"nvidia-firmware-{number}", version)
         for flavour, name in (("open", f"nvidia-dkms{tail}-open"), ("proprietary", f"nvidia-dkms{tail}")):

@@ -579,6 +579,22 @@ def test_video_comes_where_it_is_asked_for_and_goes_unless_somebody_has_installe
     assert name in machine.versions()
 
 
+def test_a_package_that_its_owner_has_removed_comes_back_and_takes_no_other_along(machine: Machine) -> None:
+    video = machine.wanted(video=True, libraries=())
+    (way,) = video.tries
+    both = replace(way, packages=(*way.packages, "libnvidia-decode-580"), capabilities=("compute", "video"))
+    alone = replace(way, packages=machine.wanted().tries[0].packages, capabilities=("compute",))
+    unset = replace(video, tries=(both, alone))
+    assert apply(machine, unset).capabilities == ("compute", "video")
+    before = machine.versions()
+    machine.apt("remove", "libnvidia-encode-580")
+    assert read(machine, unset).chosen == 0
+    assert apply(machine, unset).capabilities == ("compute", "video") and machine.versions() == before
+    # All of it, too; but not what no repository has.
+    machine.apt("purge", "libnvidia-encode-580", "libnvidia-decode-580")
+    assert apply(machine, unset).capabilities == ("compute", "video") and machine.versions() == before
+
+
 def test_a_container_takes_the_installer_without_modules(machine: Machine) -> None:
     wanted = replace(machine.wanted(BY_RUN, "lxc"), tries=(machine.by_run(driver=BY_RUN, target="lxc"),))
     answer = apply(machine, wanted)
