@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import dataclasses
 import functools
 import os
 import re
@@ -33,7 +32,7 @@ from homelab.errors import HomelabError, UnfinishedError
 from homelab.guest.resource import Guest
 from homelab.host.resource import HostProbe
 from homelab.provider import log
-from homelab.provider.difference import differences, top
+from homelab.provider.difference import differences, fill_defaults, top
 from homelab.provider.registry import work_of
 from homelab.resources.base import Resource, declared
 from homelab.resources.work.plain import UNKNOWN, Properties, plain, valued
@@ -95,10 +94,8 @@ class Homelab:
         return provider_pb2.InvokeResponse()
 
     async def diff(self, request: provider_pb2.DiffRequest) -> provider_pb2.DiffResponse:
-        resource, state, inputs = _declared(request.urn), plain(request.olds), plain(request.news)
-        # The state has the outputs, too.
-        declared = {field.name for field in dataclasses.fields(resource.Inputs)}
-        before = {key: value for key, value in state.items() if key in declared}
+        resource, state = _declared(request.urn), plain(request.olds)
+        before, inputs = (fill_defaults(resource.Inputs, side) for side in (state, plain(request.news)))
         kinds = {
             path: kind
             for path, kind in differences(before, inputs).items()

@@ -5,13 +5,18 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import copy
 import dataclasses
 import inspect
+import itertools
+import json
 import re
 import sys
+import tarfile
 import time
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Iterator
+from types import SimpleNamespace, UnionType
+from typing import IO, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import grpc
 import pytest
@@ -28,7 +33,7 @@ from homelab.host.resource import BootVerification, HostProbe
 from homelab.host.work import HostProbeWork
 from homelab.nvidia.resource import NvidiaVerification
 from homelab.provider import registry, serve
-from homelab.provider.difference import differences
+from homelab.provider.difference import differences, top
 from homelab.provider.registry import work_of
 from homelab.provider.serve import Homelab, with_its_state
 from homelab.remote import logins, ssh
@@ -174,6 +179,95 @@ def test_another_vm_is_another_resource_and_the_old_one_goes_first() -> None:
         "vmid": provider_pb2.PropertyDiff.UPDATE_REPLACE,
         "power": provider_pb2.PropertyDiff.UPDATE,
     }
+
+
+# -- keys that a state doesn't have yet ---------------------------------------------------------------------------
+def example(kind: Any) -> Any:
+    """A value of a declared type, as a state has it."""
+    parts = get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return {name: example(of_key) for name, of_key in get_type_hints(kind).items()}
+    if get_origin(kind) is Literal:
+        return parts[-1]
+    if get_origin(kind) in (list, tuple):
+        return [example(parts[0])]
+    if get_origin(kind) is UnionType:
+        return example(parts[0])
+    return {bool: True, int: 7, dict: {"a": "b"}}.get(get_origin(kind) or kind, "x")
+
+
+def defaults(kind: type[Any], *place: str | int) -> Iterator[tuple[tuple[str | int, ...], Any, Any]]:
+    """Each key of a declared type that has a default, also further inside: where it is, its default, another value."""
+    for field in dataclasses.fields(kind):
+        of_key = get_type_hints(kind)[field.name]
+        here, inner = (
+            (*place, field.name),
+            [one for one in (of_key, *get_args(of_key)) if dataclasses.is_dataclass(one)],
+        )
+        is_list = get_origin(of_key) is list
+        if field.default_factory is not dataclasses.MISSING:
+            yield here, field.default_factory(), example(of_key)
+        elif field.default is not dataclasses.MISSING:
+            default = dataclasses.asdict(field.default) if inner and field.default else field.default
+            yield here, default, not default if of_key is bool else example(of_key)
+        for part in inner:
+            yield from defaults(cast(type[Any], part), *here, *([0] if is_list else []))
+
+
+def with_value(values: Any, place: tuple[str | int, ...], *value: Any) -> Any:
+    """The same with a value at a place; without one the key isn't there."""
+    changed = inside = copy.deepcopy(values)
+    for key in place[:-1]:
+        inside = inside[key]
+    if value:
+        inside[place[-1]] = value[0]
+    else:
+        del inside[place[-1]]
+    return changed
+
+
+KEYS = [
+    (resource, *key)
+    for resource in declared().values()
+    for key in defaults(resource.Inputs)
+    if key[0][0] not in resource.ignored
+]
+
+
+@pytest.mark.parametrize(
+    ("resource", "place", "default", "other"),
+    KEYS,
+    ids=lambda value: (
+        getattr(value, "__name__", None) or (".".join(map(str, value)) if isinstance(value, tuple) else "")
+    ),
+)
+def test_a_state_without_a_key_is_as_one_with_the_keys_default(
+    resource: type[Resource], place: tuple[str | int, ...], default: Any, other: Any
+) -> None:
+    usual = example(resource.Inputs)
+    without, at_default, at_another = (with_value(usual, place, *value) for value in ([], [default], [other]))
+    for state, inputs in itertools.permutations((without, at_default), 2):
+        assert replaced(resource, state, inputs) is None
+    for state in (without, at_default):
+        assert {top(path) for path in diffed(resource, state, at_another).detailedDiff} == {place[0]}
+        assert {top(path) for path in diffed(resource, at_another, state).detailedDiff} == {place[0]}
+
+
+@pytest.mark.parametrize("name", ["rtx5090", "phoenix"])
+def test_a_key_that_the_state_of_2_1_0_lacks_changes_nothing(name: str) -> None:
+    with tarfile.open(PROJECT / f"tests/e2e/released/2.1.0-{name}.tar.gz") as kept:
+        state = json.load(cast(IO[bytes], kept.extractfile("state.json")))
+    own = [one for one in state["deployment"]["resources"] if one["type"] in declared()]
+    lacking = 0
+    for one in own:
+        resource = declared()[one["type"]]
+        assert replaced(resource, one["outputs"], one["inputs"]) is None
+        for place, default, _ in defaults(resource.Inputs):
+            with contextlib.suppress(KeyError):
+                older, now = with_value(one["outputs"], place), with_value(one["inputs"], place, default)
+                assert replaced(resource, older, now) is None, place
+                lacking += 1
+    assert len(own) > 3 and lacking > 3
 
 
 # -- declarations -----------------------------------------------------------------------------------------------
