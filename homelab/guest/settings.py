@@ -20,6 +20,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
+from homelab.errors import HomelabError
 from homelab.fields.model import Model
 from homelab.fields.types import DiskGiB, GuestId, visible
 from homelab.guest import options as guest_options
@@ -37,6 +38,14 @@ _REFUSED = {
     "description": "it has the mark by which this program knows its guest again",
     "start": "power beside create says whether it runs",
     "hostpci[0-9]+|dev[0-9]+": "gpus beside create gives cards",
+}
+#: Options by which Proxmox VE runs any program as root: a guest isn't made with one, and one that has it keeps it.
+RUNS_PROGRAMS = frozenset({"args", "hookscript"})
+# An option with a device of the host -> what remote_scripts/reading/vital.py finds that by.
+_HOST_DEVICES = {
+    r".*?[ =,](/[^,]+)": r"\1",
+    r"usb.*[ =,]([0-9]+-[0-9.]+)": r"/\1/",
+    r"usb.*[ =,](?:0x)?0*([0-9a-f]+):(?:0x)?0*([0-9a-f]+)": r"PRODUCT=\1/\2/",
 }
 # Folders of the host's system: Proxmox VE's own documentation warns of giving any of them to a container.
 _SYSTEM_FOLDER = re.compile(r"/(?:(?:bin|boot|dev|etc|lib|lib64|proc|root|run|sbin|sys|usr|var)(?:/.*)?)?")
@@ -157,6 +166,34 @@ FOR_CARDS: Mapping[str, str] = {
     "balloon": "0",  # a card pins all of a VM's memory
     "scsihw": "virtio-scsi-single",
 }
+
+
+def find_host_devices(options: Mapping[str, str]) -> dict[str, str]:
+    """The devices of the host that options may give a guest, by key, each as remote_scripts/reading/vital.py looks for
+    it."""
+    found = dict[str, str]()
+    for key, text in options.items():
+        line = f"{key} {text.lower() if key.startswith('usb') else text}"
+        for pattern, form in _HOST_DEVICES.items():
+            if match := re.match(pattern, line):
+                found.setdefault(key, match.expand(form))
+    return found
+
+
+def refuse_programs(place: str, options: Mapping[str, str]) -> list[HomelabError]:
+    """Why a guest isn't made with these options.
+
+    :param place: the guest's in the settings.
+    """
+    return [
+        HomelabError(
+            wanted=f"{place}.create without {key}",
+            found="a guest that isn't made yet",
+            why="whoever writes the settings could run any program as root on the host by it; nothing was made",
+            next="take it out, run `pulumi up`, then set it on the host by hand, where it stays",
+        )
+        for key in sorted(RUNS_PROGRAMS & options.keys())
+    ]
 
 
 def is_disk(key: str, value: str) -> bool:

@@ -10,11 +10,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
 
-from homelab.errors import ElsewhereError, GoneError, HomelabError, NotThereError
+from homelab.errors import ElsewhereError, GoneError, HomelabError, NotThereError, raise_all
 from homelab.guest.mark import id_in_use, is_marked, names_another_instance
 from homelab.guest.options import tables
 from homelab.guest.resource import Guest
-from homelab.guest.settings import is_disk, system_disk
+from homelab.guest.settings import RUNS_PROGRAMS, is_disk, refuse_programs, system_disk
 from homelab.properties import same, strings
 from homelab.remote import ssh
 from homelab.resources.work import started
@@ -31,7 +31,7 @@ MOVED = "node"  # of a made guest's drift: it is on another node of the cluster
 # The lock of a guest whose disks are removed; its configuration stays where a list of the cluster's jobs is locked.
 _HALF_GONE = "destroyed"
 # Options that others change for good reasons: a CD is taken out, a VM gets the hookscript of a shared card.
-_OTHERS = re.compile(r"(?:ide|sata|scsi|virtio)[0-9]+|hookscript")
+_OTHERS = re.compile(r"(?:ide|sata|scsi|virtio)[0-9]+|hookscript|args")
 _NETWORK_CARD = re.compile(r"net[0-9]+")
 # A VM's, as Proxmox VE writes it (print_net).
 _WITH_ADDRESS = re.compile(r"[a-z0-9-]+=((?:[0-9A-F]{2}:){5}[0-9A-F]{2})(?:,|$)", re.IGNORECASE)
@@ -71,6 +71,7 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
         try:
             current = self.config(inputs)
         except NotThereError:
+            raise_all(refuse_programs(inputs.place, inputs.config))
             if inputs.clone is None:
                 _say(inputs, "creating")
                 options = {**inputs.config, **inputs.secret_config, "description": description}
@@ -94,7 +95,7 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
     def _finish(self, inputs: Guest.Inputs, current: Mapping[str, str], **more: str) -> None:
         """Sets the options that the guest lacks, or has otherwise. What it has of disks and secrets stays."""
         wanted = {key: with_address(key, value, current) for key, value in inputs.config.items()}
-        stays = {key for key in current if _OTHERS.fullmatch(key) or is_disk(key, current[key])}
+        stays = {key for key in current if _OTHERS.fullmatch(key) or is_disk(key, current[key])} | RUNS_PROGRAMS
         changed = {
             key: value for key, value in wanted.items() if key not in stays and not same(key, current.get(key), value)
         }
@@ -131,6 +132,9 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
         lines = changes({key: inputs.config.get(key) for key in options}, had)
         lines += [f"{key}: set anew, for its next start" for key in _new_secrets(inputs, before)]
         lines += [f"size: {inputs.size} GiB"] if (inputs.size or 0) > (before.size or 0) else []
+        lines += [
+            f"{key}: as it is, only a person at the host changes it" for key in sorted(RUNS_PROGRAMS & had.keys())
+        ]
         if lines:
             _say(inputs, f"{inputs.label}: {', '.join(lines)}")
         if options:
@@ -224,7 +228,8 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
         if not is_marked(inputs.mark, config):
             _say(inputs, f"drift: {inputs.label} isn't the {inputs.kind.label} that was created here")
             return replace(outputs, drift=["description"])
-        drift = [key for key, value in outputs.written.items() if not same(key, config.get(key), value)]
+        written = {key: value for key, value in outputs.written.items() if key not in RUNS_PROGRAMS}
+        drift = [key for key, value in written.items() if not same(key, config.get(key), value)]
         for key in drift:
             _say(inputs, f"drift: {key} is {config.get(key, 'not there')} instead of {outputs.written[key]}")
         return replace(outputs, drift=drift)
@@ -294,8 +299,8 @@ def _say(inputs: Guest.Inputs, text: str) -> None:
 
 
 def _differing(inputs: Guest.Inputs, before: Guest.Inputs, drift: Iterable[str]) -> list[str]:
-    """The options that differ between the inputs, or from those `before`: the latter are `drift`."""
-    keys = dict.fromkeys((*inputs.config, *before.config))
+    """The options to change: those that differ between the inputs, or from those `before`: the latter are `drift`."""
+    keys = [key for key in dict.fromkeys((*inputs.config, *before.config)) if key not in RUNS_PROGRAMS]
     return [key for key in keys if inputs.config.get(key) != before.config.get(key) or key in drift]
 
 

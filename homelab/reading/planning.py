@@ -17,6 +17,7 @@ from homelab.container import makers
 from homelab.errors import HomelabError, NoPythonError, UnreachableError
 from homelab.facts.guests import ledger_entry
 from homelab.facts.host import HostFacts
+from homelab.guest.settings import find_host_devices, refuse_programs
 from homelab.host import gates, handover, plan
 from homelab.host.reboot import wanted as wanted_reboot
 from homelab.judged.tree import Settings, Tree, judged, judged_systems
@@ -145,26 +146,33 @@ def _with_files(session: ssh.Session, tree: Tree) -> Tree:
 def _of_new_guests(
     session: ssh.Session, facts: HostFacts, guests: Mapping[str, Vm | Container]
 ) -> tuple[list[HomelabError], list[str]]:
-    """What Proxmox VE's own code says against guests that are to be made: one refusal for each, with all mistakes; and
-    a remark where it couldn't be asked.
+    """What Proxmox VE's own code says against guests that are to be made, and who uses devices of the host that guests
+    don't have yet: one refusal for each guest, with all mistakes; and a remark where that code couldn't be asked.
 
     :param guests: of this host, by their names in the settings.
     """
     new: dict[str, dict[str, dict[str, str]]] = {"qemu": {}, "lxc": {}}
+    devices, errors = dict[str, dict[str, str]](), list[HomelabError]()
     for name, guest in guests.items():
-        if guest.create and facts.guests.config(guest.guest_id) is None:
-            options = {**guest.create.configuration(name), "vmid": str(guest.guest_id)}
-            new[guest.create.kind][name] = options
-    if not any(new.values()):
+        if guest.create is None:
+            continue
+        options, config = guest.create.configuration(name), facts.guests.config(guest.guest_id)
+        if config is None:
+            new[guest.create.kind][name] = {**options, "vmid": str(guest.guest_id)}
+            errors += refuse_programs(f"{'vms' if isinstance(guest, Vm) else 'containers'}.{name}", options)
+        had = find_host_devices(config.values if config else {}).items()
+        if added := dict(find_host_devices(options).items() - had):
+            devices[name] = added
+    if not (any(new.values()) or devices):
         return [], []
-    wanted = judge_guests.Wanted(vms=new["qemu"], containers=new["lxc"])
+    wanted = judge_guests.Wanted(vms=new["qemu"], containers=new["lxc"], devices=devices)
     answer = judge_guests.Answer(**session.ask("read", "judge_guests", wanted))
     remarks = [f"Proxmox VE's own code couldn't be asked about new guests: {answer.unjudged}; their making judges them"]
-    return [
+    return errors + [
         HomelabError(
             wanted=f"{name}, made as its settings say (create)",
             found="\n        ".join(f"{key}: {' '.join(text.split())}" for key, text in sorted(of_guest.items())),
-            why="Proxmox VE's own code on this host doesn't take it; nothing was made",
+            why="the host needs it itself, or Proxmox VE's own code there doesn't take it; nothing was made",
             next="correct these keys",
         )
         for name, of_guest in answer.mistakes.items()

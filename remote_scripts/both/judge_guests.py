@@ -1,6 +1,6 @@
 """What the layer judge_guests is asked, and what it answers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -10,6 +10,8 @@ class Wanted:
 
     vms: dict[str, dict[str, str]]
     containers: dict[str, dict[str, str]]
+    devices: dict[str, dict[str, str]] = field(default_factory=dict)
+    """A guest's name -> an option -> the device of the host that it gives, as reading/vital.py looks for it."""
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,19 @@ import json
 
 from remote_scripts import installed
 from remote_scripts.both.judge_guests import Answer, Wanted
+from remote_scripts.reading import vital
+from remote_scripts.reading.source import Source
 from remote_scripts.tools.plain import to_plain
 from remote_scripts.tools.system import System
 
 
 def read(system: System, wanted: Wanted) -> Answer:
-    """Asks Proxmox VE."""
+    """Asks Proxmox VE, and who uses the host's devices."""
     guests, program = json.dumps(to_plain(wanted)).encode(), installed.TEXTS["judge_guests"]
     done = system.run.ask("perl", "-e", program, stdin=guests)
-    return Answer(json.loads(done.output)) if done.status == 0 else Answer({}, done.failure("perl"))
+    answer = Answer(json.loads(done.output)) if done.status == 0 else Answer({}, done.failure("perl"))
+    for guest, devices in wanted.devices.items():
+        for option, device in devices.items():
+            if use := vital.find_use(Source(system), device):
+                answer.mistakes.setdefault(guest, {})[option] = f"the host uses it: {use}"
+    return answer

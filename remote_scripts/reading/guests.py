@@ -18,7 +18,7 @@ _FOLDERS = {"vm": f"{_PVE}/qemu-server", "lxc": f"{_PVE}/lxc"}
 _CONF = re.compile(r"[1-9][0-9]*\.conf")
 _OPTION = re.compile(
     r"(hostpci[0-9]+|hookscript|onboot|name|ostype|machine|bios|memory|balloon|vga|lock|template|parent|smbios1|meta|delete|args|"
-    r"(ide|sata|scsi|virtio)[0-9]+):|#.*Created by Pulumi"
+    r"(ide|sata|scsi|virtio|usb)[0-9]+):|#.*Created by Pulumi"
 )
 _KEY = re.compile(r"[a-z][a-z_-]*[0-9]*:")
 # Functions that a VM has by options of QEMU itself, past Proxmox VE; the rest of them may be a secret.

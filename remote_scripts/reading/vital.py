@@ -77,8 +77,7 @@ def _network(source: Source) -> Iterator[Vital]:
     for name in source.names(_NETS):
         folder = source.files.real(f"{_NETS}/{name}")
         functions = functions_in(folder)
-        flags = source.word(f"{folder}/flags")
-        if not functions or (flags is not None and not int(flags, 16) & _UP):
+        if not functions or not _is_up(source, folder):
             continue
         is_any = True
         # Without its physical function, a virtual one is gone as well.
@@ -86,6 +85,26 @@ def _network(source: Source) -> Iterator[Vital]:
         yield Vital("network", f"the network interface {name} (it is up)", sorted({*functions, *physical}))
     if not is_any:
         yield Vital("network", "the network over which this host is reached", [], "no network card is up")
+
+
+def _is_up(source: Source, folder: str) -> bool:
+    flags = source.word(f"{folder}/flags")
+    return flags is None or bool(int(flags, 16) & _UP)
+
+
+def find_use(source: Source, place: str) -> str:
+    """What the host uses a device for; empty: nothing is known.
+
+    :param place: a path; or of a USB device what sysfs has of it: `/1-4/`, or `PRODUCT=bda/8153/`.
+    """
+    folder, _, disk_name = source.files.real(place).rpartition("/")
+    if folder == "/dev" and source.files.exists(f"{_BLOCKS}/{disk_name}"):
+        return _use(source, disk_name)
+    for name in source.names(_NETS):
+        folder = source.files.real(f"{_NETS}/{name}")
+        if place in folder + source.files.text(f"{folder}/device/uevent") and _is_up(source, folder):
+            return f"the network interface {name} is up"
+    return ""
 
 
 def _keyboards(source: Source) -> list[Vital]:

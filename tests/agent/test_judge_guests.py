@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from remote_scripts.both.judge_guests import Wanted
 from remote_scripts.tools.done import Done
 from tests.agent.kit import Host
+from tests.agent.reading_kit import link
 
 WANTED = Wanted(vms={"dev": {"vmid": "200", "cores": "eight"}}, containers={"ai": {}})
 
@@ -25,7 +27,21 @@ def test_proxmox_ves_own_code_is_asked_once_for_all_guests(host: Host) -> None:
     host.programs["perl"] = perl
     answer = host.ask("read", "judge_guests", WANTED)
     assert answer == {"mistakes": {"dev": {"cores": "type check failed"}}, "unjudged": ""}
-    assert json.loads(*asked) == {"vms": WANTED.vms, "containers": WANTED.containers}
+    assert json.loads(*asked) == {"vms": WANTED.vms, "containers": WANTED.containers, "devices": {}}
+
+
+def test_a_device_that_the_host_uses_is_a_mistake_also_of_a_guest_that_is_there(host: Host) -> None:
+    """As sysfs has them; what is in use: tests/agent/test_read_vital.py."""
+    host.programs["perl"] = lambda _words, _stdin: json.dumps({"dev": {"cores": "no"}})
+    adapter = "/sys/devices/pci0000:00/0000:00:14.0/usb1/1-4/1-4:1.0"
+    host.write(f"{adapter}/net/enx0/flags", "0x1003\n")
+    link(host, f"{adapter}/net/enx0/device", adapter)
+    host.write(f"{adapter}/uevent", "DRIVER=r8152\nPRODUCT=bda/8153/3100\n")
+    link(host, "/sys/class/net/enx0", f"{adapter}/net/enx0")
+    devices = {"dev": {"usb0": "PRODUCT=bda/8153/", "usb1": "/1-5/"}, "made": {"usb0": "/1-4/", "scsi1": "/dev/sdq"}}
+    found = host.ask("read", "judge_guests", replace(WANTED, devices=devices))["mistakes"]
+    used = "the host uses it: the network interface enx0 is up"
+    assert found == {"dev": {"cores": "no", "usb0": used}, "made": {"usb0": used}}
 
 
 @pytest.mark.parametrize(

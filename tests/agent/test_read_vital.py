@@ -220,6 +220,21 @@ def test_a_claim_is_asked_of_the_kernel_by_opening_the_disk_alone(host: Host, mo
     assert tools_disk.is_claimed(where) and asked == [(str(where), os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK)]
 
 
+def test_who_uses_a_device_that_a_guest_is_to_get(host: Host) -> None:
+    sata(host)
+    disk(host, "dm-0", "virtual")
+    claim(host, "sda", "dm-0")
+    for name, target in (("disk/by-id/ata-X", "sda"), ("disk/by-id/ata-X-part2", "sda2"), ("mapper/pve-root", "dm-0")):
+        link(host, f"/dev/{name}", f"/dev/{target}")
+    source = Source(host.system())
+    asked = ("/dev/disk/by-id/ata-X", "//dev/./sda", "/dev/mapper/pve-root", "/dev/disk/by-id/ata-X-part2", "/srv/sda")
+    assert [vital.find_use(source, place) for place in asked] == ["in use", "in use", "in use", "", ""]
+    interface(host, "enx0", f"pci0000:00/{USB}/usb2/2-1/2-1.4/2-1.4:1.0", "0x1003")
+    interface(host, "enx1", f"pci0000:00/{USB}/usb2/2-2/2-2:1.0", "0x1002")
+    up = "the network interface enx0 is up"
+    assert [vital.find_use(source, f"/{port}/") for port in ("2-1.4", "2-1", "2-2", "2-1.")] == [up, up, "", ""]
+
+
 def test_the_network_is_followed_through_bridge_vlan_and_bond(host: Host) -> None:
     network(host)
     assert carried(host, "network") == {

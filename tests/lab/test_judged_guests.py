@@ -23,7 +23,7 @@ def test_the_hosts_own_code_names_all_mistakes_of_all_new_guests_at_once(
         host, stock, mark = host_of(lab), lab.snapshot(), lab.mark()
         options = {"scsi0": "fast:32", "net0": "virtio,bridge=vmbr9", "scsi1": "local:8", "efidisk0": "nowhere:1"}
         options |= {"cores": "eight", "bios": "uefi", "name": "my vm", "scsi2": "local:8,cachee=none"}
-        options |= {"net1": "virtio,bridge=vmbr0,tag=5000"}
+        options |= {"net1": "virtio,bridge=vmbr0,tag=5000", "args": "-device x"}
         vm = Vm.model_validate({"host": "pve", "vmid": 300, "create": options})
         new = {
             "ostemplate": f"local:vztmpl/{TEMPLATE}",
@@ -38,7 +38,7 @@ def test_the_hosts_own_code_names_all_mistakes_of_all_new_guests_at_once(
             "scsi0: storage 'fast' does not exist", "cores: type check ('integer') failed - got 'eight'",
             "bios: value 'uefi' does not have a value in the enumeration 'seabios, ovmf'",
             "name: invalid format - value does not look like a valid DNS name", "scsi2.cachee: property is not defined in schema",
-            "net1.tag: value must have a maximum value of 4094", "net1.name: property is missing and it is not optional", "ai, made as its settings say", "rootfs: storage 'fast' does not exist",
+            "net1.tag: value must have a maximum value of 4094", "net1.name: property is missing and it is not optional", "vms.dev.create without args", "ai, made as its settings say", "rootfs: storage 'fast' does not exist",
         ):  # fmt: skip
             assert mistake in message, message
         assert lab.snapshot() == stock and not [call for call in lab.api_calls(mark) if call["method"] != "GET"]

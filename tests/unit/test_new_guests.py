@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from homelab.errors import ElsewhereError, GoneError, HomelabError, NotThereError
 from homelab.guest.mark import id_in_use
 from homelab.guest.resource import Guest
+from homelab.guest.settings import find_host_devices
 from homelab.guest.work import GuestWork
+from homelab.reading import planning
+from homelab.settings import Vm
 from homelab.shapes import ShutdownInputs
+from remote_scripts.both import judge_guests
 from remote_scripts.pve.guest_kinds import VM
 from tests.rows import rows
+from tests.unit.hosts import conf, desktop
 from tests.unit.test_created_vms import texts
 
 MARK, MADE, OTHER = "Created by Pulumi: p/s/a", "0" * 16, "f" * 16
@@ -172,3 +177,46 @@ def test_a_refresh_says_what_differs_and_what_is_gone(
             work.read(INPUTS, OUTPUTS)
     else:
         assert work.read(INPUTS, OUTPUTS).drift == drift
+
+
+@rows(
+    ("option", "value", "device"),
+    [
+        ("scsi1", "/dev/disk/by-id/ata-X,size=1G", "/dev/disk/by-id/ata-X"),
+        ("scsi1", "discard=on,file=/dev/sdb", "/dev/sdb"),
+        ("mp0", "/srv/data,mp=/data", "/srv/data"),
+        ("usb0", "host=1-4.2,usb3=1", "/1-4.2/"),
+        ("usb0", "usb3=1,host=0x0BDA:0x8153", "PRODUCT=bda/8153/"),
+        ("usb0", "1-4", "/1-4/"),
+        ("usb0", "spice", None),
+        ("usb0", "mapping=stick", None),
+        ("net0", "virtio=BC:24:11:00:00:01,bridge=vmbr0", None),
+        ("scsi0", "local-lvm:32", None),
+        ("cores", "1-4", None),
+    ],
+)
+def test_a_device_of_the_host_is_found_in_an_option(option: str, value: str, device: str | None) -> None:
+    assert find_host_devices({option: value}) == ({} if device is None else {option: device})
+
+
+def test_a_device_is_asked_for_that_a_guest_doesnt_have_yet_and_none_that_it_has() -> None:
+    asked: list[judge_guests.Wanted] = []
+
+    class Host:
+        def ask(self, _verb: str, _layer: str, wanted: judge_guests.Wanted) -> dict[str, Any]:
+            asked.append(wanted)
+            return {"mistakes": {"made": {"usb0": "the host uses it"}}, "unjudged": ""}
+
+    options = {"scsi1": "/dev/disk/by-id/ata-X", "usb0": "host=1-4", "args": "-x"}
+    about = {"host": "pve", "create": options}
+    guests = {"new": Vm.model_validate({**about, "vmid": 300}), "made": Vm.model_validate({**about, "vmid": 301})}
+    config = conf("vm", 301, "scsi1: /dev/disk/by-id/ata-X,size=1G\nusb0: host=1-5")
+    facts = desktop(guests={"configs": [config]})
+    errors, _ = planning._of_new_guests(cast(Any, Host()), facts, guests)
+    (wanted,) = asked
+    places = {"scsi1": "/dev/disk/by-id/ata-X", "usb0": "/1-4/"}
+    assert wanted.devices == {"new": places, "made": {"usb0": "/1-4/"}} and [*wanted.vms] == ["new"]
+    assert [error.wanted for error in errors] == [
+        "vms.new.create without args",
+        "made, made as its settings say (create)",
+    ]

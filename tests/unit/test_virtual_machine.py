@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from homelab.errors import HomelabError
+from homelab.errors import HomelabError, NotThereError, SeveralErrors
+from homelab.guest.resource import Guest
 from homelab.guest.work import GuestWork, written_of
 from tests.rows import rows
-from tests.unit.test_new_guests import INPUTS
+from tests.unit.test_new_guests import INPUTS, error_of
 
 BEFORE = dataclasses.replace(INPUTS, size=8, config={"memory": "512", "net0": "virtio,bridge=vmbr0"})
 MAC = "BC:24:11:00:00:01"
-CONFIG = {"memory": "512", "net0": f"virtio={MAC},bridge=vmbr0,firewall=1", "args": "-x"}
+CONFIG = {"memory": "512", "net0": f"virtio={MAC},bridge=vmbr0,firewall=1", "tags": "x"}
 LARGER: dict[str, Any] = {"size": 16}
 
 
@@ -73,8 +74,44 @@ def test_what_differs_is_changed_and_no_more(changes: dict[str, Any], drift: lis
 
 def test_what_is_gone_already_is_not_taken_away() -> None:
     work = Work(config={**CONFIG, "description": BEFORE.mark})
-    work.change(BEFORE, dataclasses.replace(BEFORE, config={**BEFORE.config, "args": "-x", "numa": "1"}), [])
-    assert work.done == [{"args": None}]
+    work.change(BEFORE, dataclasses.replace(BEFORE, config={**BEFORE.config, "tags": "x", "numa": "1"}), [])
+    assert work.done == [{"tags": None}]
+
+
+PROGRAMS = {"args": "-device x", "hookscript": "local:snippets/x"}
+WITH_PROGRAMS = dataclasses.replace(BEFORE, config={**BEFORE.config, **PROGRAMS})
+
+
+@rows(
+    ("now", "before", "drift"),
+    [
+        (WITH_PROGRAMS, BEFORE, []),
+        (BEFORE, WITH_PROGRAMS, []),
+        (WITH_PROGRAMS, dataclasses.replace(BEFORE, config={**BEFORE.config, "args": "-x"}), ["args", "hookscript"]),
+    ],
+)
+def test_what_runs_programs_on_the_host_stays_as_the_guest_has_it(now: Any, before: Any, drift: list[str]) -> None:
+    config = {**CONFIG, "args": "-mine", "description": BEFORE.mark}
+    work = Work(config=config)
+    work.change(now, before, drift)
+    work._finish(
+        dataclasses.replace(now, config={key: config.get(key, value) for key, value in now.config.items()}), {}
+    )
+    assert not {*PROGRAMS} & {key for one in work.done for key in (one[1] if isinstance(one, tuple) else one)}
+    written = Guest.Outputs(instance="", written={"args": "-device x"})
+    assert work.read(now, written).drift == []
+
+
+def test_a_guest_isnt_made_with_what_runs_programs_on_the_host() -> None:
+    class Absent(Work):
+        def config(self, inputs: Any) -> dict[str, str]:
+            raise error_of(NotThereError)
+
+    work = Absent()
+    with pytest.raises(SeveralErrors) as caught:
+        work.make(WITH_PROGRAMS, "0" * 16)
+    assert [error.wanted for error in caught.value.errors] == [f"vms.a.create without {key}" for key in PROGRAMS]
+    assert work.done == []
 
 
 WITH_DISKS = dataclasses.replace(
