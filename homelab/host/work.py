@@ -52,7 +52,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
     def update(
         self, inputs: HostProbe.Inputs, before: HostProbe.Inputs, outputs: HostProbe.Outputs
     ) -> HostProbe.Outputs:
-        return self._plan(inputs, outputs.generation)
+        return self._plan(inputs, outputs.generation, before.guests)
 
     def read(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> HostProbe.Outputs:
         facts, host = self.facts_of_refresh(inputs), self.host(inputs)
@@ -73,8 +73,8 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         replans = bool(drifted) or any(one.against for one in mappings)
         return dataclasses.replace(outputs, generation=generation, stale=replans or plan.stale(facts, outputs))
 
-    def _plan(self, inputs: HostProbe.Inputs, generation: dict[str, int]) -> HostProbe.Outputs:
-        judged = planning.planned(self._wanted(inputs.host), is_changed=True)
+    def _plan(self, inputs: HostProbe.Inputs, generation: dict[str, int], before: str = "") -> HostProbe.Outputs:
+        judged = planning.planned(self._wanted(inputs.host, inputs.guests, before), is_changed=True)
         raise_all(judged.refusals)
         # Also for those who skip the preview: what a reboot stops is said before anything is changed.
         if judged.reboot:
@@ -85,10 +85,14 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         generation = raised(generation, set(), judged.host.drift)
         return HostProbe.Outputs(**dataclasses.asdict(judged.want), generation=generation, stale=False)
 
-    def _wanted(self, name: str) -> tree.Settings:
-        """What the settings want of a host."""
+    def _wanted(self, name: str, guests: str, before: str) -> tree.Settings:
+        """What the settings want of a host.
+
+        :param guests: as of HostProbe's inputs, and as they were `before`.
+        """
         vms, containers = self.stack.vms(name), self.stack.containers(name)
-        return tree.Settings(name, self.stack.host(name), vms, containers, ledger.stack_of(self.urn))
+        changed = {guest.partition("=")[0] for guest in {*guests.split()} - {*before.split()}}
+        return tree.Settings(name, self.stack.host(name), vms, containers, ledger.stack_of(self.urn), changed)
 
     def hold_for_a_step(self, inputs: HostProbe.Inputs, owner: str | None) -> None:
         """Holds a host before a step of pulumi-command's, and logs in there.
@@ -102,11 +106,12 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         if owner is not None:
             ssh.Session(host).put_agent(owner, float(host.timeouts.step))
 
-    def show_plan(self, name: str) -> Properties:
+    def show_plan(self, name: str, guests: str, before: str) -> Properties:
         """Shows the plan for people in a preview: reads the host, changes nothing, and refuses what an `up` would.
         Nothing with the setting `plan: never`; with `always`, the host must be in reach.
 
         :param name: the host's in the settings.
+        :param guests: as of `_wanted`.
         :returns: the plan as HostProbe puts it out; empty: the host wasn't read.
         :raises HomelabError: all refusals at once.
         """
@@ -122,7 +127,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
             tell(f"{name}: previewing without the key to the host: {error.found}")
             return {}
         try:
-            judged = planning.planned(self._wanted(name), planning.PATIENCE_SECONDS, is_changed=True)
+            judged = planning.planned(self._wanted(name, guests, before), planning.PATIENCE_SECONDS, is_changed=True)
         except UnreachableError as error:
             if mode == "always":
                 raise

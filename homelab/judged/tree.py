@@ -6,7 +6,7 @@ count, the steps say: `up` refuses what it would do, and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -21,7 +21,7 @@ from homelab.host import ha
 from homelab.host.judge import JudgedHost, judge_host
 from homelab.host.plan import PlannedFile, PlannedReboot, Wanted
 from homelab.nvidia import judge
-from homelab.nvidia.preview import Stack
+from homelab.nvidia.preview import Stack, refuse_off
 from homelab.settings import Container, Host, Vm
 from homelab.vm import preview
 from homelab.vm.cards import Wish
@@ -44,6 +44,8 @@ class Settings:
     """The same."""
     stack: str = ""
     """PROJECT/STACK, whose guests may lose what they have from it; empty: it isn't known."""
+    changed: Collection[str] = ()
+    """The names of guests whose settings aren't those of the last `up`, as far as that is known."""
     is_whole: bool = True
     """Whether they say all that is wanted of the host, so that a card that they lack leaves. They don't where only its
     address is known, or while `homelab init` has questions left."""
@@ -230,6 +232,10 @@ def judged_systems(wanted: Settings, facts: HostFacts, of_nvidia: Sequence[Stack
             if guest.nvidia or (isinstance(guest, Container) and guest.libraries):
                 place, what = f"{section}.{name}", f"what is installed in {label} {guest.guest_id} for its cards"
                 places[place] = of(place, str(guest.guest_id), what, Stage.INSIDE, guest)
+            if guest.nvidia and (off := [*refuse_off(facts, guest, place)]):
+                # It can't be read: whether it has a step, the settings alone tell.
+                steps = ["packages: the settings have changed"] if name in wanted.changed else []
+                places[place] = replace(places[place], held=off, steps=steps)
     return places
 
 

@@ -4,7 +4,7 @@ each system (homelab/reading/stacks.py)."""
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -125,14 +125,6 @@ def of_guests(
                 "host_driver": None if is_named else driver,
             }
             stack = Stack.of(target, guest.nvidia, place, reading, **known)
-            if config and guest.wanted_power == "keep" and guest.guest_id not in facts.guests.running:
-                off = stack.refusal(
-                    wanted="a guest that runs",
-                    found=f"{guest.guest_id} is off, and {place}.power is keep",
-                    why="NVIDIA's stack is installed from inside the guest",
-                    next=f"start it, or set {place}.power: running",
-                )
-                stack = replace(stack, against=(*stack.errors, off))
             ctid = guest.guest_id if target == "lxc" else 0
             stacks.append(replace(stack, ctid=ctid, is_new=config is None))
 
@@ -144,6 +136,21 @@ def of_guests(
         slots = None if refused else [driver_cards.slots[number] for number in numbers]
         add("lxc", container, f"containers.{name}", slots, driver)
     return stacks
+
+
+def refuse_off(facts: HostFacts, guest: Vm | Container, place: str) -> Iterator[HomelabError]:
+    """A guest that is off, and stays off: what is installed in it can't be changed.
+
+    :param place: its, in the settings.
+    """
+    is_there = facts.guests.config(guest.guest_id) is not None
+    if is_there and guest.wanted_power == "keep" and guest.guest_id not in facts.guests.running:
+        yield HomelabError(
+            wanted=f"{place}: a guest that runs",
+            found=f"{guest.guest_id} is off, and {place}.power is keep",
+            why="NVIDIA's stack is installed from inside the guest",
+            next=f"start it, or set {place}.power: running",
+        )
 
 
 # Names of Proxmox VE's container templates, and of cloud images: debian-13-standard_13.1-2_amd64.tar.zst.

@@ -69,6 +69,7 @@ class NvidiaSystem(Probe):
     if TYPE_CHECKING:
         facts: pulumi.Output[SystemFacts]
     generation: pulumi.Output[dict[str, int]]
+    stale: pulumi.Output[bool]
 
     def generation_of(self, layer: str) -> pulumi.Output[int]:
         """How often this layer had to be mended."""

@@ -17,6 +17,7 @@ from homelab.reading import stacks
 from homelab.remote import scripts, ssh
 from homelab.resources.work.base import raised
 from homelab.resources.work.systems import Ask, SystemWork
+from homelab.settings import Vm
 from homelab.text import tell
 from remote_scripts.both import nothing
 from remote_scripts.both.nvidia_packages import Answer as Installed
@@ -38,6 +39,12 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
     def update(
         self, inputs: NvidiaSystem.Inputs, before: NvidiaSystem.Inputs, outputs: NvidiaSystem.Outputs
     ) -> NvidiaSystem.Outputs:
+        guest = self.find_guest(inputs)
+        if isinstance(guest, Vm) and guest.vmid not in ssh.read(self.host(inputs), guests=True).guests.running:
+            tell(
+                f"{inputs.system_name}: VM {guest.vmid} is off: what is installed in it stays until an `up` finds it on"
+            )
+            return dataclasses.replace(outputs, stale=True)
         return self._plan(inputs, outputs.generation)
 
     def delete(self, inputs: NvidiaSystem.Inputs, outputs: NvidiaSystem.Outputs) -> None:

@@ -52,8 +52,8 @@ class Homelab:
 
     def __init__(self) -> None:
         self._texts: dict[str, str] = {}
-        # Hosts whose plan a preview hasn't shown -> the URN of their probe.
-        self._not_shown: dict[str, str] = {}
+        # Hosts whose plan a preview hasn't shown -> the URN of their probe, and its `guests` now and before.
+        self._not_shown: dict[str, list[str]] = {}
         self._plans: dict[str, Properties] = {}
         self._threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="work")
 
@@ -80,7 +80,8 @@ class Homelab:
         if _type_of(request.urn) != HostProbe.token():
             return provider_pb2.CheckResponse(inputs=request.news)
         inputs = plain(request.news)
-        self._not_shown[str(inputs["host"])] = request.urn
+        guests = (side.get("guests", "") for side in (inputs, plain(request.olds)))
+        self._not_shown[str(inputs["host"])] = [request.urn, *guests]
         # That this is a preview, the engine says of a change alone.
         if inputs.pop("preview", False) and self._texts.get("plan") == "always":
             await self._show_plan(inputs.get("host"))
@@ -179,8 +180,9 @@ class Homelab:
 
         :returns: as of `HostProbeWork.show_plan`.
         """
-        if urn := self._not_shown.pop(str(host), ""):
-            self._plans[str(host)] = await self._in_thread(HostProbe, urn, lambda work: work.show_plan(host))
+        if probe := self._not_shown.pop(str(host), None):
+            urn, *guests = probe
+            self._plans[str(host)] = await self._in_thread(HostProbe, urn, lambda work: work.show_plan(host, *guests))
         return self._plans.get(str(host), {})
 
     async def _in_thread(self, resource: type[Resource], urn: str, do: Callable[[Any], T]) -> T:

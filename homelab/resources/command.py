@@ -279,10 +279,18 @@ def step(
     limit = request.seconds or limits.of_step(host)
     arguments, ignored = connection(host, place.address)
     of_this = identity if undone else ()
+    # A state may have steps without a log: no reason to run them again.
+    ignored.append("logging")
+
+    def leave_if_off(values: dict[str, Any]) -> str:
+        # Pulumi takes the list once all inputs are known.
+        ignored.extend(["stdin", "create", "delete"] if values["is_off"] else [])
+        return str(values["text"])
+
+    text = pulumi.Output.all(text=request.text(limit), is_off=kept.is_off).apply(leave_if_off)
     options = pulumi.ResourceOptions(
         depends_on=[kept.after],
-        # A state may have steps without a log: no reason to run them again.
-        ignore_changes=[*ignored, "logging"],
+        ignore_changes=ignored,
         hooks=_around_each(host),
         delete_before_replace=bool(of_this) or None,
         custom_timeouts=limits.timeouts(limit),
@@ -292,7 +300,7 @@ def step(
         connection=arguments,
         create=None if is_last else agent.command("apply", host.ssh.user, kept.owner),
         delete=agent.command("revert", host.ssh.user, kept.owner, is_last) if undone else None,
-        stdin=request.text(limit),
+        stdin=text,
         triggers=[*triggers, *of_this] or None,
         # sshd accepts no variables by default, and an error shows what went to stdout and stderr anyway.
         add_previous_output_in_env=False,

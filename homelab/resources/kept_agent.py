@@ -20,6 +20,8 @@ class KeptFolder:
 
     owner: str
     after: pulumi.Resource
+    is_off: pulumi.Input[bool] = False
+    """The system is off: a command that was done there stays as it is."""
 
 
 @dataclass

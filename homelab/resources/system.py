@@ -7,6 +7,7 @@ from typing import Any
 
 import pulumi
 
+from homelab.nvidia.resource import NvidiaSystem
 from homelab.resources.command import Place, Request, step
 from homelab.resources.kept_agent import KeptFolder, owner
 from homelab.settings import Nvidia
@@ -78,7 +79,7 @@ class System:
         """The stack's folder in a VM, where the agent is kept."""
         return owner(self.name)
 
-    def keep_agent(self, name: str, system: pulumi.Resource, opts: pulumi.ResourceOptions) -> Place:
+    def keep_agent(self, name: str, system: NvidiaSystem, opts: pulumi.ResourceOptions) -> Place:
         """Where its steps run. A VM keeps an agent, which NvidiaSystem has put there, and which goes after all steps;
         others find their host's.
 
@@ -88,29 +89,26 @@ class System:
             return self.place
         last = step(
             name,
-            place=replace(self.place, folder=KeptFolder(self.agent_owner, system)),
+            place=replace(self.place, folder=KeptFolder(self.agent_owner, system, system.stale)),
             request=Request("stack_folder", StackFolder(owner=self.agent_owner)),
             undone=self.purged,
             identity=[self.place.host.name, self.name],
             is_last=True,
             opts=opts,
         )
-        return replace(self.place, folder=KeptFolder(self.agent_owner, last))
+        return replace(self.place, folder=KeptFolder(self.agent_owner, last, system.stale))
 
 
 def address_of(name: str, vm: VmOutput) -> str:
     """Where a VM is reached.
 
-    :raises Refusal: it is off, or its address isn't known.
+    :raises Refusal: that isn't known.
     """
-    if vm["state"] == "running" and (address := vm.get("address")):
+    if address := vm.get("address"):
         return address
-    found = f"VM {int(vm['vmid'])} is {vm['state']}" if vm["state"] != "running" else "its guest agent named none"
     raise Refusal.of(
         wanted=f"vms.{name} running, and its address",
-        found=found,
+        found=f"VM {int(vm['vmid'])} is {vm['state']}, and its guest agent named none",
         why="NVIDIA's stack is installed from inside the guest",
-        next=f"start it, or set vms.{name}.power: running"
-        if vm["state"] != "running"
-        else f"install qemu-guest-agent in it, or set vms.{name}.address",
+        next=f"start it, or set vms.{name}.power: running; install qemu-guest-agent in it, or set vms.{name}.address",
     )

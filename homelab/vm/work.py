@@ -59,7 +59,9 @@ class VmCardsWork(ApiWork[VmCards.Inputs, VmCards.Outputs]):
                 started.require_cards(host, inputs.vm, vmid, facts, done.log)
             address = inputs.address or ""
             if address == "agent":
-                address = guest_address.by_agent(self.api(inputs), vmid, inputs.vm) if done.runs else ""
+                address = (
+                    guest_address.by_agent(self.api(inputs), vmid, inputs.vm) if done.runs else outputs.guest_address
+                )
         except HomelabError as error:
             error.outputs = begun
             if isinstance(error, NotStartedError):

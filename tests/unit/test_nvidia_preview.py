@@ -12,7 +12,8 @@ import pytest
 from homelab.errors import HomelabError
 from homelab.facts.host import HostFacts
 from homelab.host import plan
-from homelab.judged.tree import judged_systems
+from homelab.judged.tree import Settings as OfHost
+from homelab.judged.tree import judged, judged_systems
 from homelab.nvidia import plan as nvidia_plan
 from homelab.nvidia import preview
 from homelab.nvidia.preview import Stack
@@ -140,12 +141,30 @@ def test_a_card_set_by_address_is_refused_once_the_host_was_read() -> None:
         assert sum("branch 570 or later" in text for text in told) == 1
 
 
-def test_a_guest_that_is_off_and_stays_off_is_named() -> None:
+@rows(
+    ("changed", "restarts", "running", "refused"),
+    [
+        ("", False, [], False),
+        ("v", False, [], True),
+        ("", True, [], True),
+        ("v", True, [103], False),
+    ],
+)
+def test_a_guest_that_is_off_refuses_a_step_of_its_own_alone(
+    changed: str, restarts: bool, running: list[int], refused: bool
+) -> None:
     found = settings(vm={"driver": "580"})
-    configs = [conf("vm", 103, "machine: q35")]
-    _, (error,) = described(found, guests={"configs": configs, "running": []})
-    assert error.wanted == "vms.v: a guest that runs" and "power is keep" in error.found
-    assert described(found, guests={"configs": configs, "running": [103]})[1] == []
+    host, (vms, _) = found.hosts["pve"], found.guests_on("pve")
+    facts = desktop(guests={"configs": [VM_103], "running": running})
+    judged_host = judged(facts, OfHost("pve", host, vms, changed={changed}))
+    stacks = stacks_of(found, facts)
+    reboot = plan.PlannedReboot("yes" if restarts else "no", "")
+    tree = replace(judged_host, stacks=stacks, systems=judged_systems(judged_host.wanted, facts, stacks), reboot=reboot)
+    other_change = replace(tree, is_changed=True)
+    named = [error.found for error in other_change.refusals if error.wanted == "vms.v: a guest that runs"]
+    assert named == (["103 is off, and vms.v.power is keep"] if refused else [])
+    # Who knows of no change, such as the doctor, says nothing.
+    assert judged(facts, OfHost("pve", host, vms)).systems["vms.v"].findings == []
 
 
 def test_the_hosts_driver_is_for_the_cards_that_stay_with_it() -> None:

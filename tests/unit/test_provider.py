@@ -342,7 +342,7 @@ def test_a_preview_shows_the_plan_once_of_a_host_that_has_a_probe_and_changes(
     monkeypatch: pytest.MonkeyPatch, probed: bool, mode: str, changed: int, shown: list[str]
 ) -> None:
     plans: list[str] = []
-    monkeypatch.setattr(HostProbeWork, "show_plan", lambda self, host: plans.append(host))
+    monkeypatch.setattr(HostProbeWork, "show_plan", lambda self, host, *_: plans.append(host))
 
     async def asked() -> None:
         provider = Homelab()
@@ -393,7 +393,7 @@ def test_whatever_changes_asks_the_gates_again_and_a_preview_that_reads_no_host_
     of_plan = dict.fromkeys(planned, UNKNOWN) if "settings" in changed else planned
     assert shown == {**inputs, **of_plan, "generation": {"vfio": 1}}
 
-    def plan_again(_: HostProbeWork, inputs: HostProbe.Inputs, generation: dict[str, int]) -> HostProbe.Outputs:
+    def plan_again(_: HostProbeWork, inputs: HostProbe.Inputs, generation: Any, *_before: str) -> HostProbe.Outputs:
         return HostProbe.Outputs(**planned | {"vfio_words": f"planned of {inputs.host}"}, generation=generation)
 
     monkeypatch.setattr(HostProbeWork, "_plan", plan_again)

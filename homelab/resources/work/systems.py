@@ -40,7 +40,7 @@ class SystemWork(Work[SystemT, OutputsT]):
         """
         if inputs.target != "vm":
             return self.host(inputs)
-        vm = self._guest(inputs)
+        vm = self.find_guest(inputs)
         if not isinstance(vm, Vm) or vm.ssh is None:
             raise _missing(inputs, "ssh")
         return self.host(inputs).model_copy(update={"ssh": vm.ssh, "address": inputs.address})
@@ -54,7 +54,7 @@ class SystemWork(Work[SystemT, OutputsT]):
         """The system's NVIDIA stack in the settings; None: they have none any more."""
         if inputs.target == "host":
             return self.host(inputs).nvidia
-        guest = self._guest(inputs)
+        guest = self.find_guest(inputs)
         return guest.nvidia if guest else None
 
     def needed_stack(self, inputs: SystemT) -> Nvidia:
@@ -66,7 +66,8 @@ class SystemWork(Work[SystemT, OutputsT]):
             return stack
         raise _missing(inputs, "nvidia")
 
-    def _guest(self, inputs: SystemT) -> Vm | Container | None:
+    def find_guest(self, inputs: SystemT) -> Vm | Container | None:
+        """The guest in the settings; None: of a host, or they don't have it any more."""
         name = inputs.system_name.rpartition(".")[2]
         return (self.stack.vms if inputs.target == "vm" else self.stack.containers)(inputs.host).get(name)
 
