@@ -233,9 +233,9 @@ def judged_systems(wanted: Settings, facts: HostFacts, of_nvidia: Sequence[Stack
                 place, what = f"{section}.{name}", f"what is installed in {label} {guest.guest_id} for its cards"
                 places[place] = of(place, str(guest.guest_id), what, Stage.INSIDE, guest)
             if guest.nvidia and (off := [*refuse_off(facts, guest, place)]):
-                # It can't be read: whether it has a step, the settings alone tell.
+                # Whether it has a step, the settings alone tell.
                 steps = ["packages: the settings have changed"] if name in wanted.changed else []
-                places[place] = replace(places[place], held=off, steps=steps)
+                places[place] = replace(places[place], steps=steps, held=off)
     return places
 
 

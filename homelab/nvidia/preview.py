@@ -139,12 +139,14 @@ def of_guests(
 
 
 def refuse_off(facts: HostFacts, guest: Vm | Container, place: str) -> Iterator[HomelabError]:
-    """A guest that is off, and stays off: what is installed in it can't be changed.
+    """A guest that is off, and stays off: it can't be read, and what is installed in it can't be changed.
 
     :param place: its, in the settings.
     """
     is_there = facts.guests.config(guest.guest_id) is not None
-    if is_there and guest.wanted_power == "keep" and guest.guest_id not in facts.guests.running:
+    is_read = facts.systems.get(str(guest.guest_id)) is not None
+    is_on = is_read or guest.guest_id in facts.guests.running
+    if is_there and guest.wanted_power == "keep" and not is_on:
         yield HomelabError(
             wanted=f"{place}: a guest that runs",
             found=f"{guest.guest_id} is off, and {place}.power is keep",
