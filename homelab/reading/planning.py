@@ -152,7 +152,7 @@ def _of_new_guests(
     :param guests: of this host, by their names in the settings.
     """
     new: dict[str, dict[str, dict[str, str]]] = {"qemu": {}, "lxc": {}}
-    devices, errors = dict[str, dict[str, str]](), list[HomelabError]()
+    devices, errors = list[tuple[str, ...]](), list[HomelabError]()
     for name, guest in guests.items():
         if guest.create is None:
             continue
@@ -161,11 +161,10 @@ def _of_new_guests(
             new[guest.create.kind][name] = {**options, "vmid": str(guest.guest_id)}
             errors += refuse_programs(f"{'vms' if isinstance(guest, Vm) else 'containers'}.{name}", options)
         had = find_host_devices(config.values if config else {}).items()
-        if added := dict(find_host_devices(options).items() - had):
-            devices[name] = added
+        devices += [(name, *added) for added in sorted(find_host_devices(options).items() - had)]
     if not (any(new.values()) or devices):
         return [], []
-    wanted = judge_guests.Wanted(vms=new["qemu"], containers=new["lxc"], devices=devices)
+    wanted = judge_guests.Wanted(vms=new["qemu"], containers=new["lxc"], devices=(*devices,))
     answer = judge_guests.Answer(**session.ask("read", "judge_guests", wanted))
     remarks = [f"Proxmox VE's own code couldn't be asked about new guests: {answer.unjudged}; their making judges them"]
     return errors + [

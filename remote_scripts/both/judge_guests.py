@@ -1,6 +1,6 @@
 """What the layer judge_guests is asked, and what it answers."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -10,8 +10,8 @@ class Wanted:
 
     vms: dict[str, dict[str, str]]
     containers: dict[str, dict[str, str]]
-    devices: dict[str, dict[str, str]] = field(default_factory=dict)
-    """A guest's name -> an option -> the device of the host that it gives, as reading/vital.py looks for it."""
+    devices: tuple[tuple[str, ...], ...] = ()
+    """A guest's name, an option, and the device of the host that it gives, as reading/vital.py looks for it."""
 
 
 @dataclass(frozen=True)

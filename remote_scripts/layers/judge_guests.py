@@ -19,8 +19,7 @@ def read(system: System, wanted: Wanted) -> Answer:
     guests, program = json.dumps(to_plain(wanted)).encode(), installed.TEXTS["judge_guests"]
     done = system.run.ask("perl", "-e", program, stdin=guests)
     answer = Answer(json.loads(done.output)) if done.status == 0 else Answer({}, done.failure("perl"))
-    for guest, devices in wanted.devices.items():
-        for option, device in devices.items():
-            if use := vital.find_use(Source(system), device):
-                answer.mistakes.setdefault(guest, {})[option] = f"the host uses it: {use}"
+    for guest, option, device in wanted.devices:
+        if use := vital.find_use(Source(system), device):
+            answer.mistakes.setdefault(guest, {})[option] = f"the host uses it: {use}"
     return answer

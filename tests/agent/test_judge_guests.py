@@ -27,7 +27,7 @@ def test_proxmox_ves_own_code_is_asked_once_for_all_guests(host: Host) -> None:
     host.programs["perl"] = perl
     answer = host.ask("read", "judge_guests", WANTED)
     assert answer == {"mistakes": {"dev": {"cores": "type check failed"}}, "unjudged": ""}
-    assert json.loads(*asked) == {"vms": WANTED.vms, "containers": WANTED.containers, "devices": {}}
+    assert json.loads(*asked) == {"vms": WANTED.vms, "containers": WANTED.containers, "devices": []}
 
 
 def test_a_device_that_the_host_uses_is_a_mistake_also_of_a_guest_that_is_there(host: Host) -> None:
@@ -38,7 +38,8 @@ def test_a_device_that_the_host_uses_is_a_mistake_also_of_a_guest_that_is_there(
     link(host, f"{adapter}/net/enx0/device", adapter)
     host.write(f"{adapter}/uevent", "DRIVER=r8152\nPRODUCT=bda/8153/3100\n")
     link(host, "/sys/class/net/enx0", f"{adapter}/net/enx0")
-    devices = {"dev": {"usb0": "PRODUCT=bda/8153/", "usb1": "/1-5/"}, "made": {"usb0": "/1-4/", "scsi1": "/dev/sdq"}}
+    of_dev = (("dev", "usb0", "PRODUCT=bda/8153/"), ("dev", "usb1", "/1-5/"))
+    devices = (*of_dev, ("made", "usb0", "/1-4/"), ("made", "scsi1", "/dev/sdq"))
     found = host.ask("read", "judge_guests", replace(WANTED, devices=devices))["mistakes"]
     used = "the host uses it: the network interface enx0 is up"
     assert found == {"dev": {"cores": "no", "usb0": used}, "made": {"usb0": used}}

@@ -214,8 +214,8 @@ def test_a_device_is_asked_for_that_a_guest_doesnt_have_yet_and_none_that_it_has
     facts = desktop(guests={"configs": [config]})
     errors, _ = planning._of_new_guests(cast(Any, Host()), facts, guests)
     (wanted,) = asked
-    places = {"scsi1": "/dev/disk/by-id/ata-X", "usb0": "/1-4/"}
-    assert wanted.devices == {"new": places, "made": {"usb0": "/1-4/"}} and [*wanted.vms] == ["new"]
+    of_new = (("new", "scsi1", "/dev/disk/by-id/ata-X"), ("new", "usb0", "/1-4/"))
+    assert wanted.devices == (*of_new, ("made", "usb0", "/1-4/")) and [*wanted.vms] == ["new"]
     assert [error.wanted for error in errors] == [
         "vms.new.create without args",
         "made, made as its settings say (create)",
