@@ -326,6 +326,15 @@ _UNSEEN_WHILE_AWAY = {
     for act in IN_TURN
     if act.startswith("the VM has it")
 }
+_OFF_AND_UNKNOWN = {
+    f"{where} + {state}": "who reads no state doesn't know that something is to be installed in a guest that is off"
+    for where in (
+        "NVIDIA in a VM + the VM off",
+        "NVIDIA in a VM + the card taken out",
+        "NVIDIA in containers + a container off",
+    )
+    for state in ("the state lost", "seen by another stack")
+}
 #: What is otherwise on purpose, by rule: a kind, a base or settings, or several with a plus -> why. (That a mapping is a step of its own: `contradictions`.)
 MEANT: dict[str, dict[str, str]] = {
     "the doctor's step is a refresh's": _NOT_YET
@@ -353,8 +362,8 @@ MEANT: dict[str, dict[str, str]] = {
     "an `up` leaves nothing new for a person": {
         "its notes gone + no initramfs": "the menu is made anew, and its entry is told of in the place of the file"
     },
-    "the doctor says what is refused": _UNSEEN_WHILE_AWAY,
-    "show says what is refused": _UNSEEN_WHILE_AWAY,
+    "the doctor says what is refused": _UNSEEN_WHILE_AWAY | _OFF_AND_UNKNOWN,
+    "show says what is refused": _UNSEEN_WHILE_AWAY | _OFF_AND_UNKNOWN,
 }
 
 
