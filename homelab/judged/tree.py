@@ -232,8 +232,11 @@ def judged_systems(wanted: Settings, facts: HostFacts, of_nvidia: Sequence[Stack
             if guest.nvidia or (isinstance(guest, Container) and guest.libraries):
                 place, what = f"{section}.{name}", f"what is installed in {label} {guest.guest_id} for its cards"
                 places[place] = of(place, str(guest.guest_id), what, Stage.INSIDE, guest)
-            if guest.nvidia and (off := [*refuse_off(facts, guest, place)]):
-                # Whether it has a step, the settings alone tell.
+            off = [*refuse_off(facts, guest, place)] if guest.nvidia else []
+            if off and isinstance(guest, Container):
+                places[place].against.extend(off)
+            elif off:
+                # Whether a VM has a step, the settings alone tell; all else waits until it runs.
                 steps = ["packages: the settings have changed"] if name in wanted.changed else []
                 places[place] = replace(places[place], steps=steps, held=off)
     return places

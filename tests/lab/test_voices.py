@@ -328,11 +328,7 @@ _UNSEEN_WHILE_AWAY = {
 }
 _OFF_AND_UNKNOWN = {
     f"{where} + {state}": "who reads no state doesn't know that something is to be installed in a guest that is off"
-    for where in (
-        "NVIDIA in a VM + the VM off",
-        "NVIDIA in a VM + the card taken out",
-        "NVIDIA in containers + a container off",
-    )
+    for where in ("NVIDIA in a VM + the VM off", "NVIDIA in a VM + the card taken out")
     for state in ("the state lost", "seen by another stack")
 }
 #: What is otherwise on purpose, by rule: a kind, a base or settings, or several with a plus -> why. (That a mapping is a step of its own: `contradictions`.)

@@ -167,6 +167,14 @@ def test_a_guest_that_is_off_refuses_a_step_of_its_own_alone(
     assert judged(facts, OfHost("pve", host, vms)).systems["vms.v"].findings == []
 
 
+def test_a_container_that_is_off_refuses_each_change_as_an_update_of_homelab_installs_in_it_again() -> None:
+    found = settings(container={}, host={"driver": "580"}, rtx=RTX)
+    facts = desktop(guests={"configs": [conf("lxc", 901, "ostype: debian")], "running": []})
+    judged_host = judged(facts, OfHost("pve", found.hosts["pve"], {}, found.containers))
+    wanted = [error.wanted for error in replace(judged_host, is_changed=True).parts_refused]
+    assert "containers.c: a guest that runs" in wanted
+
+
 def test_the_hosts_driver_is_for_the_cards_that_stay_with_it() -> None:
     _, errors = described(settings(host={"driver": "580"}))
     assert "an NVIDIA card" in str(errors[0])  # its only one is for a VM
