@@ -37,7 +37,14 @@ def test_a_vm_that_is_off_is_left_as_it_is_by_an_update_of_homelab_and_done_once
 ) -> None:
     with Lab.start("bound-by-hand", state=tmp_path / "lab") as lab:
         host = {**host_settings(lab), "gpus": {"rtx5090": dict[str, Any](match="10de:2b85")}}
-        vm: dict[str, Any] = {"host": "pve", "vmid": 103, "gpus": ["rtx5090"], "nvidia": {}, **reached(lab, 103)}
+        vm: dict[str, Any] = {
+            "host": "pve",
+            "vmid": 103,
+            "gpus": ["rtx5090"],
+            "nvidia": {},
+            **reached(lab, 103),
+            "address": "agent",
+        }
         stack = InProcess(lab, tmp_path / "stack", {"hosts": {"pve": host}, "vms": {"sandbox": vm}})
         monkeypatch.chdir(stack.folder)
         forked_agent.in_place_of_what_is_sent(monkeypatch, lab)
@@ -50,7 +57,11 @@ def test_a_vm_that_is_off_is_left_as_it_is_by_an_update_of_homelab_and_done_once
         assert stack.preview().error is None
         changed = names(stack.up())
         assert "pve-values" in changed and not OF_THE_VM & changed
-        # One of its own.
+        # Its card comes back, and it stays off.
+        lab.run("qm set 103 --delete hostpci0")
+        mended = names(stack.up())
+        assert "sandbox-cards" in mended and not OF_THE_VM & mended
+        # A step of its own.
         vm["nvidia"]["driver"] = "570"
         for run in (stack.preview(), stack.up()):
             assert "vms.sandbox: a guest that runs" in run.refused and "power: running" in run.refused
