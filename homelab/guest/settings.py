@@ -43,7 +43,7 @@ _REFUSED = {
 RUNS_PROGRAMS = frozenset({"args", "hookscript"})
 # An option with a device of the host -> what remote_scripts/reading/vital.py finds that by.
 _HOST_DEVICES = {
-    r".*?[ =,](/[^,]+)": r"\1",
+    r".*?[ =,](/[^,]*[^,/])": r"\1",
     r"usb.*[ =,]([0-9]+-[0-9.]+)": r"/\1/",
     r"usb.*[ =,](?:0x)?0*([0-9a-f]+):(?:0x)?0*([0-9a-f]+)": r"PRODUCT=\1/\2/",
 }

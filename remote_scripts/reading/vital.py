@@ -95,11 +95,13 @@ def _is_up(source: Source, folder: str) -> bool:
 def find_use(source: Source, place: str) -> str:
     """What the host uses a device for; empty: nothing is known.
 
-    :param place: a path; or of a USB device what sysfs has of it: `/1-4/`, or `PRODUCT=bda/8153/`.
+    :param place: a path; or of a USB device what sysfs has of it, with a slash at its end: `/1-4/`, or
+        `PRODUCT=bda/8153/`.
     """
-    folder, _, disk_name = source.files.real(place).rpartition("/")
-    if folder == "/dev" and source.files.exists(f"{_BLOCKS}/{disk_name}"):
-        return _use(source, disk_name)
+    if not place.endswith("/"):
+        folder, _, disk_name = source.files.real(place).rpartition("/")
+        is_disk = folder == "/dev" and source.files.exists(f"{_BLOCKS}/{disk_name}")
+        return _use(source, disk_name) if is_disk else ""
     for name in source.names(_NETS):
         folder = source.files.real(f"{_NETS}/{name}")
         if place in folder + source.files.text(f"{folder}/device/uevent") and _is_up(source, folder):

@@ -227,8 +227,17 @@ def test_who_uses_a_device_that_a_guest_is_to_get(host: Host) -> None:
     for name, target in (("disk/by-id/ata-X", "sda"), ("disk/by-id/ata-X-part2", "sda2"), ("mapper/pve-root", "dm-0")):
         link(host, f"/dev/{name}", f"/dev/{target}")
     source = Source(host.system())
-    asked = ("/dev/disk/by-id/ata-X", "//dev/./sda", "/dev/mapper/pve-root", "/dev/disk/by-id/ata-X-part2", "/srv/sda")
-    assert [vital.find_use(source, place) for place in asked] == ["in use", "in use", "in use", "", ""]
+    asked = (
+        "/dev/disk/by-id/ata-X",
+        "//dev/./sda",
+        "/dev/mapper/pve-root",
+        "/dev/disk/by-id/ata-X-part2",
+        "/srv/sda",
+        "/sys",
+        "/net",
+    )
+    network(host)
+    assert [vital.find_use(source, place) for place in asked] == ["in use", "in use", "in use", "", "", "", ""]
     interface(host, "enx0", f"pci0000:00/{USB}/usb2/2-1/2-1.4/2-1.4:1.0", "0x1003")
     interface(host, "enx1", f"pci0000:00/{USB}/usb2/2-2/2-2:1.0", "0x1002")
     up = "the network interface enx0 is up"

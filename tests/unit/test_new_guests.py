@@ -185,6 +185,8 @@ def test_a_refresh_says_what_differs_and_what_is_gone(
         ("scsi1", "/dev/disk/by-id/ata-X,size=1G", "/dev/disk/by-id/ata-X"),
         ("scsi1", "discard=on,file=/dev/sdb", "/dev/sdb"),
         ("mp0", "/srv/data,mp=/data", "/srv/data"),
+        ("mp0", "/net/,mp=/net", "/net"),
+        ("mp0", "local:8,mp=/", None),
         ("usb0", "host=1-4.2,usb3=1", "/1-4.2/"),
         ("usb0", "usb3=1,host=0x0BDA:0x8153", "PRODUCT=bda/8153/"),
         ("usb0", "1-4", "/1-4/"),
