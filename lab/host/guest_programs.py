@@ -177,10 +177,9 @@ def judge_guests(host: HostState) -> int:
             return of_volume(volume, "images")
         return of_volume(volume, "rootdir") if kind == "lxc" and stem in ("rootfs", "mp") else ""
 
-    found = {}
-    for section, guests in json.load(sys.stdin).items():
-        kind = "qemu" if section == "vms" else "lxc"
-        for name, options in guests.items():
+    wanted, found = json.load(sys.stdin), {}
+    for section, kind in (("vms", "qemu"), ("containers", "lxc")):
+        for name, options in wanted[section].items():
             operation = reference().operations["POST", f"/nodes/{{node}}/{kind}"]
             errors = check_all(operation.parameters, {**options, "node": "localhost"})
             for key, value in options.items():
