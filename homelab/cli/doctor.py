@@ -146,7 +146,7 @@ def _judged(
 ) -> tuple[Reading, Tree]:
     """The host judged with its settings; and the reading, with what was read for that."""
     stack = stack_options.noted(arguments, file)
-    settings = Settings(name, host, *file.guests().guests_on(name), stack, file.is_whole)
+    settings = Settings(name, host, *file.guests().guests_on(name), stack, is_whole=file.is_whole)
     tree = planning.planned(settings, planning.PATIENCE_SECONDS, reading.facts)
     return dataclasses.replace(reading, facts=tree.facts), tree
 
