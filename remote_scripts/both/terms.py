@@ -5,9 +5,9 @@ from typing import Literal
 
 from remote_scripts.notes.guest_note import SHUTDOWN_SECONDS
 
-#: How much longer a start takes whose hookscript waits for a shared card: for another handover (layers/handover.py,
-#: START_SECONDS), then for the containers that are shut down for it.
-HANDOVER_SECONDS = 1200 + 600
+#: How much longer a start takes whose hookscript waits for a shared card: for work inside its containers and another
+#: handover (layers/handover.py, INSIDE_SECONDS and START_SECONDS), then for the containers that are shut down for it.
+HANDOVER_SECONDS = 300 + 1200 + 600
 
 
 @dataclass(frozen=True, kw_only=True)

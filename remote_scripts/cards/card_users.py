@@ -17,12 +17,17 @@ from remote_scripts.pve.container_conf import ContainerConf, parse, paths_of
 from remote_scripts.pve.pmxcfs import PVE_LXC
 from remote_scripts.pve.properties import parse as properties_of
 from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.log import STEPS
 from remote_scripts.tools.pci import DEVICES
 from remote_scripts.tools.processes import ScanError, processes_using
 from remote_scripts.tools.system import System
 
 #: From here on nvidia-drm with modeset lets go of one card of several (NVIDIA/open-gpu-kernel-modules).
 _DRM_DETACHES = (580, 105, 8)
+
+
+class WorkInsideError(RefusedError):
+    """A container isn't shut down while a step of homelab's works inside it, such as dpkg."""
 
 
 # -- containers ----------------------------------------------------------------------------------------------------
@@ -64,6 +69,7 @@ def running_with(card: SharedCard) -> dict[str, ContainerConf]:
         conf = container(system, ctid)
         if conf is None or not conf.names_card(paths, named):
             continue
+        need_no_work_inside(system, ctid)
         power = guests.power_of(system, "pct", ctid)
         if power == "unknown":
             raise RefusedError(f"it isn't known whether container {ctid} runs (`pct status {ctid}`)")
@@ -73,10 +79,22 @@ def running_with(card: SharedCard) -> dict[str, ContainerConf]:
     return dict(sorted(users.items(), key=lambda user: (-startup(user[1], "order", 99999), -int(user[0]))))
 
 
+def need_no_work_inside(system: System, ctid: str) -> None:
+    """:raises WorkInsideError: a step of homelab's works inside a container, which a shutdown would cut. It may be left
+    of a run that was cut off.
+    """
+    lock = f"/run/homelab/inside-{ctid}"
+    if system.work.is_locked(lock):
+        run, steps = system.files.line(lock), system.files.text(f"/{STEPS}")
+        last = steps.rstrip("\n").rpartition("\n")[2].strip()
+        raise WorkInsideError(f"homelab still works in container {ctid}: a step of {run or 'this host'} ({last})")
+
+
 def need_no_other_hand(system: System, ctid: str, conf: ContainerConf) -> None:
     """:raises RefusedError: a container is locked: Proxmox VE would refuse its shutdown, with a failed task; or HA
-    would start it again.
+    would start it again; or a step of homelab's works inside it.
     """
+    need_no_work_inside(system, ctid)
     if locked := conf.options.get("lock"):
         raise RefusedError(f"container {ctid}, which is to go off for it, is locked: {locked}")
     if ha.may_manage(system, f"ct:{ctid}"):

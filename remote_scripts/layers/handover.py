@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from remote_scripts.both.handover import Wanted
 from remote_scripts.cards import card_users, handover_steps
 from remote_scripts.cards.card_handover import CardHandover
+from remote_scripts.cards.card_users import WorkInsideError
 from remote_scripts.cards.handed_over import RecordedCard, RefusedError, SharedCard
 from remote_scripts.cards.handover_driver import program as command
 from remote_scripts.notes import handover
@@ -33,6 +34,8 @@ _LAYER = "handover"
 #: How long a start waits for a card that is on its way, or whose containers are being started again, in seconds:
 #: several containers may take their time.
 START_SECONDS = 1200.0
+#: How long it waits before that for work of homelab's inside the card's containers.
+INSIDE_SECONDS = 300.0
 _SYSTEMCTL_SECONDS = 60.0
 # Nothing is to be done, as in nearly every minute: no card has a record, and each VM of this node that is to have the
 # hookscript has one among its own options, which stand above its first section.
@@ -228,11 +231,31 @@ def _begin(system: System, cards: Sequence[Card], vmid: str) -> None:
     for card_handover in handovers:
         card_handover.need_no_run(vmid)
         card_handover.need_no_backup(vmid)
+    _await_work_inside(system, vmid, [card_handover.card for card_handover in handovers])
     _get_host_for_start(system, vmid)
     with system.work.holding(handover.HANDING, 10) as is_held:
         if not is_held:
             raise handovers[0].refusal(vmid, "/run/homelab/handing can't be locked", "start the VM again")
         _take_all(system, vmid, named)
+
+
+def _await_work_inside(system: System, vmid: str, cards: Sequence[RecordedCard]) -> None:
+    """Waits while homelab works inside a container that would be shut down: a step that goes on after its run was cut
+    off, or the start would have been refused for that run. What still works there after `INSIDE_SECONDS` refuses the
+    start, once this host's lock is held.
+
+    :raises Failure: see `Work.go_on`.
+    """
+    for wait in system.work.tries(INSIDE_SECONDS):
+        try:
+            for card in cards:
+                card_users.running_with(card)
+        except WorkInsideError as error:
+            wait.what = f"VM {vmid} waits: {error}"
+        except RefusedError:
+            return  # `take` says so
+        else:
+            return
 
 
 def _take_all(system: System, vmid: str, cards: Sequence[Card]) -> None:

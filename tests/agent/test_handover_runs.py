@@ -8,12 +8,16 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
+import pytest
+
+from remote_scripts.layers import handover as handover_layer
 from remote_scripts.notes import handover
 from remote_scripts.notes.card import Card
 from remote_scripts.tools.done import Done
-from tests.agent.handover_kit import BIG, SERVICE, START, VM, Host, noted
+from remote_scripts.tools.system import System
+from tests.agent.handover_kit import BIG, CT950, SERVICE, START, VM, Host, noted
 from tests.agent.handover_kit import host as host  # fixtures
 from tests.agent.handover_kit import lent as lent
 from tests.agent.run_guard_kit import HELD, answer, guarded, let_start
@@ -153,3 +157,64 @@ def test_of_two_starts_at_the_same_time_one_gets_it(host: Host) -> None:
         second.join(PATIENCE)
         assert first.ended() == ""
     assert len(said) == 1 and "VM 103" in said[0] and host.with_the_vm() and not host.two_users()
+
+
+@contextmanager
+def working_inside(host: Host, who: str) -> Iterator[None]:
+    """A step that works in the container, whose run was cut off: the keeper of its program has the lock."""
+    (host.root / "run/homelab").mkdir(mode=0o700, exist_ok=True)
+    host.write("/run/homelab/inside-950", f"{who}\n")
+    host.write("/run/homelab/steps", "2026-12-01 10:00:00 container 950: apt-get install\n  Setting up libcuda1 ...\n")
+    with (host.root / "run/homelab/inside-950").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def test_a_start_waits_for_work_inside_a_container_before_it_takes_the_host(
+    host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("_TRY_SECONDS", "PROGRESS_SECONDS"):
+        monkeypatch.setattr(f"remote_scripts.tools.state.{name}", 0.01)
+    said, told = list[str](), [""]
+
+    def waited() -> str:
+        told[0] += capsys.readouterr().err
+        return told[0]
+
+    start = threading.Thread(target=lambda: said.append(host.call(*START)))
+    with working_inside(host, "anna's up"):
+        start.start()
+        wait_until(lambda: "waits" in waited())
+        assert host.read(CT950) == "running" and not host.system().work.is_locked("/run/homelab/lock")
+    start.join(PATIENCE)
+    assert said == [""] and host.with_the_vm()
+    first = "VM 103 waits: homelab still works in container 950: a step of anna's up (Setting up libcuda1 ...): "
+    assert waited().startswith(first)
+
+
+def test_what_still_works_inside_a_container_refuses_the_start(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("remote_scripts.tools.state._TRY_SECONDS", 0.01)
+    monkeypatch.setattr(handover_layer, "INSIDE_SECONDS", 0.05)
+    with working_inside(host, "anna's up"):
+        assert_refused(host, host.call(*START))
+    host.run(*START)
+    assert host.with_the_vm()
+
+
+def test_work_inside_a_container_that_began_during_the_wait_for_the_host_refuses_the_start(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_host = handover_layer._get_host_for_start
+    with ExitStack() as during_the_start:
+
+        def take_later(system: System, vmid: str) -> None:
+            take_host(system, vmid)
+            during_the_start.enter_context(working_inside(host, "anna's up"))
+
+        monkeypatch.setattr(handover_layer, "_get_host_for_start", take_later)
+        assert_refused(host, host.call(*START))
+
+
+def assert_refused(host: Host, said: str) -> None:
+    assert "homelab still works in container 950: a step of anna's up" in said and "nothing was changed" in said
+    assert host.at_home() and "vzshutdown" not in host.tasks()
