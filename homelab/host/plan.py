@@ -154,8 +154,9 @@ def drift(facts: HostFacts, want: Wanted) -> dict[str, list[str]]:
         "handover": [
             *_lost_service(facts, "handover", "homelab-handover.service or its timer", facts.handover.enabled),
             *(
-                f"VM {vmid} has lost the hookscript that hands it its card: leave it off until it has that again, or "
-                "containers that use the card hang"
+                f"VM {vmid} has lost the hookscript that hands it its card: the host's timer sets it again within a "
+                "minute. Leave the VM off until then, or containers that use the card hang. To be rid of it for good, "
+                "take the card out of the VM in the settings and run `pulumi up`"
                 for vmid in facts.handover.lost_hooks
             ),
         ],

@@ -73,6 +73,8 @@ Description=Cards that VMs and containers have in turn (homelab)
 [Timer]
 OnBootSec=2min
 OnUnitInactiveSec=1min
+# By default systemd waits for up to a minute more, to start it along with others.
+AccuracySec=1s
 """,
 )
 

@@ -210,9 +210,9 @@ def here(system: System) -> list[str]:
 
 
 def restore_hook(system: System, vmid: str) -> str:
-    """Gives a VM its hookscript again, if it has none, as after a snapshot's rollback or a restored backup. Without it,
-    the VM's next start would take the card from its driver, which may then wait for ever. What was done, in words;
-    empty: nothing.
+    """Gives a VM its hookscript again, if it has none: after a snapshot's rollback or a restored backup, or where a
+    person has deleted it. Without it, the VM's next start would take the card from its driver, which may then wait for
+    ever. What was done, in words; empty: nothing.
 
     :raises Failure: its configuration can't be read.
     """
@@ -222,9 +222,12 @@ def restore_hook(system: System, vmid: str) -> str:
     storage = next((storage for storage in storages(system) if system.files.exists(storage.script)), None)
     if storage is None:
         return ""
-    lost = f"VM {vmid} had lost its hookscript (a rollback, or a backup that was restored)"
+    lost = f"VM {vmid} had lost its hookscript (a rollback, a restored backup, or it was deleted by hand)"
     try:
         set_hook(system, vmid, storage)
     except Failure as failure:
         return f"{lost}, and can't be given it again: {failure.found}"
-    return f"{lost}: it names it again"
+    return (
+        f"{lost}: it names it again, since its start without it can hang NVIDIA's driver. To be rid of it for good, "
+        "take the card out of the VM in the settings and run `pulumi up`"
+    )

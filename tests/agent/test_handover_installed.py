@@ -397,6 +397,7 @@ def test_a_hookscript_that_was_lost_is_set_again(host: Host) -> None:
     host.write(VM, lost)
     host.run(*RECONCILE)
     assert host.read(VM) == conf and "VM 103 had lost its hookscript" in host.story()
+    assert "To be rid of it for good, take the card out of the VM" in host.story()
     for other in ("hookscript: local:snippets/mine.sh\nhostpci0: 0000:01:00\n", "name: without a card\n"):
         host.write(VM, other)
         host.run(*RECONCILE)
