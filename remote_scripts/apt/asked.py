@@ -1,8 +1,8 @@
 """apt as it is asked: what it would do, what it offers, what is marked.
 
-`aside` looks at sources, lists, pins and a log of its own, in a folder below /run: what is fetched, asked and simulated
-there changes nothing of the system's. A package of another architecture than the system's own is called as apt calls
-it, NAME:ARCHITECTURE.
+`aside` looks at sources, lists, pins and a log of its own, in a folder below /run that everybody may read, as apt's
+user _apt has to. What is fetched, asked and simulated there changes nothing of the system's. A package of another
+architecture than the system's own is called as apt calls it, NAME:ARCHITECTURE.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from remote_scripts.tools.system import System
 
 #: Fetches a file.
 HELPER = "/usr/lib/apt/apt-helper"
-_ASIDE = "/run/homelab/apt-"
+_ASIDE = "homelab-apt-"
 #: An engine lacks its network, or its build, without what it recommends; else it is taken where that is asked for.
 INSTALL = (
     *("install", "--allow-downgrades", "--no-install-recommends"),
@@ -188,11 +188,11 @@ class AskedApt:
         :param alone: it has nothing of the system's.
         """
         files, given = self.system.files, os.environ.get("APT_CONFIG")
-        for name in files.names("/run/homelab"):  # of runs that were killed
-            if name.startswith("apt-") and not os.path.exists(f"/proc/{name[4:]}"):
-                files.remove_tree(f"/run/homelab/{name}")
+        for name in files.names("/run"):  # of runs that were killed
+            if name.startswith(_ASIDE) and not os.path.exists(f"/proc/{name.removeprefix(_ASIDE)}"):
+                files.remove_tree(f"/run/{name}")
         other = AskedApt(self.system, self.software, self.layer, self._doing)
-        folder = other.folder = f"{_ASIDE}{os.getpid()}"
+        folder = other.folder = f"/run/{_ASIDE}{os.getpid()}"
         here = files.name(folder)
         files.remove_tree(folder)
         try:

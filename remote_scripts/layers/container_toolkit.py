@@ -87,7 +87,6 @@ def _make_specification(apt: Apt, wanted: Wanted) -> str:
     if not keep:
         return _SERVICES_CDI if by_service else ""
     name, why = wanted.software.context.name, f"{wanted.runtime} needs it to give cards to containers"
-    files.need_folder(_GENERATED.rpartition("/")[0])
     output = f"--output={files.name(_GENERATED)}"
     done = apt.do("nvidia-ctk", "cdi", "generate", *options, output)
     if done.status != 0:

@@ -143,8 +143,9 @@ def _set_content(system: System, expected: str, wanted: str) -> None:
     if found is None or {*_kinds(found[1])} != {*_kinds(expected)}:
         return
     new, read = text[: found.start(1)] + wanted + text[found.end(1) :], hashlib.sha256(content).hexdigest()
-    words = ("-e", installed.TEXTS["cluster_write"], str(system.files.at(STORAGES)), read, new)
-    done = system.run.ask("perl", *words, seconds=_WRITE_SECONDS)
+    words = ("-e", installed.TEXTS["cluster_write"], str(system.files.at(STORAGES)), read)
+    # By standard input: every user of this host may read a program's arguments.
+    done = system.run.ask("perl", *words, stdin=new.encode("utf-8", "surrogateescape"), seconds=_WRITE_SECONDS)
     said = done.all_text.rpartition("\n")[2]  # before it each second: trying to acquire cfs lock …
     if done.status != 0:
         raise Failure(

@@ -218,9 +218,9 @@ class ContainerDisk(disk.Disk):
     def remove_all(self, where: Path) -> None:
         self._said('rm -rf -- "$2" && sync "$1"', *_in_folders([where]))
 
-    def need_folder(self, where: Path) -> None:
+    def need_folder(self, where: Path, mode: int = 0o755) -> None:
         self._said(
-            _EACH % '[ -d "$2" ] || { mkdir -m 0755 -- "$2" && sync "$1"; }',
+            _EACH % f'[ -d "$2" ] || {{ mkdir -m {mode:04o} -- "$2" && sync "$1"; }}',
             *_in_folders([*reversed(where.parents), where]),
         )
 

@@ -373,13 +373,13 @@ class Disk:
         remove_all(where)
         flush(where.parent)
 
-    def need_folder(self, where: Path) -> None:
-        """Makes a folder and those above it, which is on the disk."""
+    def need_folder(self, where: Path, mode: int = 0o755) -> None:
+        """Makes a folder and those above it, each with this mode, which is on the disk."""
         if where == where.parent or self.is_folder(where):
             return
-        self.need_folder(where.parent)
+        self.need_folder(where.parent, mode)
         with suppress(FileExistsError):
-            make_folder(where)
+            make_folder(where, mode)
         flush(where.parent)
 
     def remove_folders(self, folders: Sequence[Path]) -> None:

@@ -114,9 +114,9 @@ class WrittenFiles(ReadFiles):
             self._disk.need_folder(self._at(path).parent)
             self.write(path, content, 0o600)
 
-    def need_folder(self, path: str) -> None:
-        """Makes a folder and those above it, with nothing noted: of our own below /var/lib/homelab."""
-        self._disk.need_folder(self._at(path))
+    def need_folder(self, path: str, mode: int = 0o755) -> None:
+        """Makes a folder and those above it, with nothing noted: of our own below /var/lib/homelab or /run."""
+        self._disk.need_folder(self._at(path), mode)
 
     def make_folder(self, path: str) -> None:
         """The same for a folder of the system: which weren't there is noted, and they go with our last file."""

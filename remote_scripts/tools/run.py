@@ -61,7 +61,8 @@ class Run:
         self._log = log
         self._work = work
         self._programs = programs
-        self.environment = {**os.environ, "LC_ALL": "C", "PATH": _whole_path(os.environ.get("PATH", ""))}
+        path = _whole_path(os.environ.get("PATH", ""), is_whole_system=work.root == Path("/"))
+        self.environment = {**os.environ, "LC_ALL": "C", "PATH": path}
 
     def has(self, program: str) -> bool:
         """Whether there is a program of this name on the PATH."""
@@ -281,10 +282,26 @@ class Run:
         return Done(answer, b"") if isinstance(answer, int) else Done(0, (answer or "").encode())
 
 
-def _whole_path(given: str) -> str:
-    """With the folders that every system has: over sudo, or for a user's own commands, it may lack some."""
-    folders = given.split(":") if given else []
-    return ":".join([*folders, *(folder for folder in PATH.split(":") if folder not in folders)])
+def _whole_path(given: str, *, is_whole_system: bool) -> str:
+    """With the folders that every system has: over sudo, or for a user's own commands, it may lack some. And without
+    those in which others than root may put programs, which root would run.
+
+    :param is_whole_system: whether the system's root is this process's: a test or a simulated host has folders of its
+        user's.
+    """
+    folders, every_system_has = given.split(":") if given else [], PATH.split(":")
+    if is_whole_system:
+        folders = [folder for folder in folders if folder in every_system_has or _is_roots_alone(Path(folder))]
+    return ":".join([*folders, *(folder for folder in every_system_has if folder not in folders)])
+
+
+def _is_roots_alone(folder: Path) -> bool:
+    """Whether root alone may write in a folder."""
+    try:
+        about = folder.stat()
+    except OSError:
+        return False
+    return about.st_uid == 0 and not about.st_mode & 0o022
 
 
 def note_output(log: Log, new: bytes) -> None:

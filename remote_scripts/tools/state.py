@@ -63,7 +63,7 @@ class Work:
     """
 
     def __init__(self, root: Path, log: Log, limit: float = 0, lock: str = "lock", whose: str = "this host") -> None:
-        self._root = root
+        self.root = root
         self._lock = lock
         self._whose = whose
         self.folder = root / "run/homelab"
@@ -178,7 +178,7 @@ class Work:
         :raises OSError: that can't be told.
         """
         try:
-            with disk.opened(self._root / path.lstrip("/"), os.O_RDONLY) as descriptor:
+            with disk.opened(self.root / path.lstrip("/"), os.O_RDONLY) as descriptor:
                 # Shared: several may ask at once. A run that comes meanwhile waits for this moment.
                 return not locked(descriptor, shared=True)
         except FileNotFoundError:
@@ -219,10 +219,11 @@ class Work:
             return ""
 
     def need_folder(self) -> None:
-        """The folder of the lock and of logs. Root alone may write in /run, so nobody else can hold the lock for ever,
-        or lead elsewhere what is written.
+        """The folder of the lock and of logs, for root alone. Root alone may write in /run, so nobody else can hold the
+        lock for ever, or lead elsewhere what is written.
         """
         self.folder.mkdir(0o700, parents=True, exist_ok=True)
+        self.folder.chmod(0o700)  # an earlier version's may let everybody read it
 
 
 def _still_held(wanted: str, name: str, seconds: float) -> Failure:

@@ -102,6 +102,15 @@ def test_a_remark_of_apts_about_a_list_that_it_has_is_no_failure(host: Host, lin
     assert "Unable to locate" in raised.value.found
 
 
+def test_what_apts_own_user_has_to_read_lies_apart_from_what_is_roots_alone(host: Host) -> None:
+    host.programs |= dict.fromkeys(("apt-get", "apt-cache", "find"), lambda *_: "")
+    with Apt(host.system(), SOFTWARE, "it").aside() as apt:
+        apt.add_source("nvidia.list", "deb x", is_new=True)
+        places = [host.root / "run", *(host.root / "run").rglob("*")]
+        assert not [place for place in places if not place.stat().st_mode & 0o004] and len(places) > 8
+    assert not host.exists("/run/homelab") and not [*(host.root / "run").iterdir()]
+
+
 @pytest.mark.parametrize(
     ("first", "why"), [("nv.c:12:5: error: too few", "it is older"), ("nv.c: warning", "it is needed")]
 )

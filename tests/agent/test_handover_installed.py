@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import MAGIC_NUMBER
 from pathlib import Path
@@ -168,7 +169,12 @@ SWITCHED = AS_INSTALLED.replace("backup", "backup,snippets")
 def as_installed(host: Host) -> None:
     host.write("/etc/pve/storage.cfg", AS_INSTALLED, 0o640)
     (host.root / "etc/pve/priv/lock").mkdir(parents=True, exist_ok=True)
-    host.programs["perl"] = lambda arguments, stdin: api_kit.perl(host.root, arguments, stdin)
+
+    def perl(words: Sequence[str], stdin: bytes) -> Done:
+        assert "thinpool data" not in " ".join(words), "every user may read a program's arguments"
+        return api_kit.perl(host.root, words, stdin)
+
+    host.programs["perl"] = perl
 
 
 def test_a_host_as_installed_gets_a_storage_for_it_and_has_its_own_back(host: Host) -> None:

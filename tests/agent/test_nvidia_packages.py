@@ -90,7 +90,7 @@ def test_a_preview_says_what_would_come_and_touches_nothing(machine: Machine) ->
     assert (said.chosen, said.version, said.was, said.way_back, said.removes) == (0, NEW, "", None, ())
     assert {f"libnvidia-compute-580={NEW}-0ubuntu1", "cuda-nvcc-12-8=12.8.1-1"} <= {*said.comes} and said.needs > 0
     assert machine.lasting() == before and not (machine.root / "hook").exists()
-    assert not list((machine.root / "run/homelab").iterdir())
+    assert not list((machine.root / "run").iterdir())
 
 
 def test_the_stack_comes_once_and_goes_without_a_trace(machine: Machine) -> None:

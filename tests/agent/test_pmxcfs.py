@@ -93,9 +93,9 @@ def test_who_is_ended_under_the_clusters_lock_frees_it_and_writes_nothing(host: 
     fifo, lock = host.root / "etc/pve/storage.cfg", "/etc/pve/priv/lock/file-storage_cfg"
     (host.root / "etc/pve/priv/lock").mkdir(parents=True)
     os.mkfifo(fifo)
-    words = ["perl", "-e", installed.TEXTS["cluster_write"], str(fifo), "read", "new\n"]
+    words = ["perl", "-e", installed.TEXTS["cluster_write"], str(fifo), "read"]
     environment = os.environ | modules(host.root / "etc/pve", quorate=True)
-    with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True) as run:
+    with subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
         wait_until(lambda: host.exists(lock))
         run.send_signal(number)
         assert "ended by SIG" in run.communicate()[1] and run.returncode != 0

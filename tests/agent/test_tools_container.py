@@ -271,6 +271,15 @@ def test_several_containers_are_worked_in_at_once(host: Host) -> None:
     assert not is_held(host, "inside-901") and is_held(host, "inside-902")
 
 
+def test_the_folder_for_what_no_boot_keeps_is_roots_alone_in_there(inside: ContainerSystem, host: Host) -> None:
+    inside.work.need_folder()
+    place = host.root.parent / "in-there"
+    (place / "run").mkdir(parents=True)
+    inside.set_root(str(place))
+    inside.changing(lambda: None)
+    assert (place / "run/homelab").stat().st_mode & 0o777 == 0o700
+
+
 def test_no_file_of_the_host_is_open_in_there(inside: ContainerSystem, host: Host) -> None:
     """Not even /dev/null, whose mode a privileged container's root could change."""
     inside.work.need_folder()
@@ -625,6 +634,7 @@ def test_nothing_runs_on_the_host_in_its_place(
     host: Host, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """lxc-attach joins no mount namespace of an init that is just ending, as the one that stands for it here never does."""
+    monkeypatch.setattr("remote_scripts.tools.run._is_roots_alone", lambda _folder: True)  # where that one is
     inside = ContainerSystem(901, System(Path("/")), str(host.root))
     with pytest.raises(Failure) as failed:
         inside.files.write("/etc/conf", b"ours\n", 0o644)

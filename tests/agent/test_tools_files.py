@@ -437,6 +437,15 @@ def test_a_folder_that_a_run_has_made_and_removed_leaves_nothing_to_tell_of(
     assert not host.exists("/var/lib/app") and "could not be removed" not in capsys.readouterr().err
 
 
+def test_the_folder_of_locks_and_logs_is_roots_alone_whoever_has_made_it(host: Host) -> None:
+    folder = host.root / "run/homelab"
+    for mode in (None, 0o755):
+        if mode:
+            folder.chmod(mode)
+        host.system().changing(lambda: None)
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
 # -- files that the kernel makes -------------------------------------------------------------------------------------
 def test_the_kernels_own_files_are_read_whatever_the_limit() -> None:
     """Asked for 4 MiB at once, /proc/sys says ENOMEM (fs/proc/proc_sysctl.c, KMALLOC_MAX_SIZE); a folder of a test has no such files."""

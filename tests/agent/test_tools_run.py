@@ -52,6 +52,16 @@ def test_programs_of_the_system_are_found_whoever_logs_in(
     assert run.ask("sh", "-c", 'printf %s "$PATH"').text == path and run.has("sh")
 
 
+def test_root_starts_no_program_from_a_folder_in_which_others_may_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over sudo without secure_path, the environment is that of a user."""
+    tmp_path.chmod(0o777)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/lib:{tmp_path}/not-there:/usr/bin:/bin")
+    kept = "/usr/lib:/usr/bin:/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/sbin"
+    assert System(Path("/")).run.environment["PATH"] == kept
+
+
 def test_more_than_was_asked_for_is_no_answer(run: Run) -> None:
     done = run.ask("yes", limit=1000)
     assert done.status == TOO_MUCH and len(done.output) == 1000
