@@ -4,7 +4,8 @@ today. A confirmed boot makes it the default; whatever else ends it, the next bo
 In /var/lib/homelab:
 
 - trial: KEY VALUE lines: in which boot it was armed, which words are to come, where the choice lies, until when an
-  `up` waits for the boot, how this host was reached then;
+  `up` waits for the boot (`until`, by the clock) and for how many of its seconds (`awaited`), how this host was reached
+  then;
 - confirmed, taken-back: `trial`, renamed: who renames it first decides. It goes when all that follows is done;
 - rollback: the program of a timer (rollback_timer.py), which restarts a boot on trial that nobody confirmed;
 - rolled-back, judged: for people: which trial has ended and why, or that this host confirmed its boot itself.
@@ -128,9 +129,13 @@ def await_boot(system: System, seconds: int) -> None:
     :raises Failure: as of `note`.
     """
     lines = note(system)
-    lines.pop("until", None)
-    if lines:
-        _write_note(system, lines | ({"until": str(int(time.time()) + seconds)} if seconds else {}))
+    for key in ("until", "awaited"):
+        lines.pop(key, None)
+    if not lines:
+        return
+    if seconds:
+        lines |= {"until": str(int(time.time()) + seconds), "awaited": str(seconds)}
+    _write_note(system, lines)
 
 
 def _write_note(system: System, lines: Mapping[str, str], path: str = NOTE) -> None:

@@ -202,15 +202,15 @@ def test_a_restart_that_ends_where_it_waits_leaves_nothing_set_for_it(
     monkeypatch.setattr(host, "system", lambda: system)
     assert refusal(host).startswith(("wanted: the run at work", "wanted: this step done"))
     assert not host.exists(TURN)
-    assert "until" not in host.read(f"{HOME}/trial")
+    assert not {"until", "awaited"} & {*host.read(f"{HOME}/trial").split()}
 
 
 def test_the_switch_counts_from_the_restart_on(host: Host) -> None:
     host.write(f"{HOME}/trial", ARMED)
     began = int(time.time())
     assert ask(host)["armed"]
-    (until,) = [int(line.split()[1]) for line in host.read(f"{HOME}/trial").splitlines() if "until" in line]
-    assert began + 1800 <= until <= time.time() + 1800
+    noted = dict(line.split(" ", 1) for line in host.read(f"{HOME}/trial").splitlines())
+    assert began + 1800 <= int(noted["until"]) <= time.time() + 1800 and noted["awaited"] == "1800"
 
 
 def test_a_switch_that_is_taken_away_meanwhile_keeps_the_host_from_restarting(

@@ -625,6 +625,22 @@ def test_an_awaited_boot_is_given_back_until_nobody_waits_any_more(tried: Host) 
     assert verdict(tried) == "stay"
 
 
+@pytest.mark.parametrize(
+    ("noted", "uptime", "is_awaited"),
+    [("awaited 1800\n", "1799.93", True), ("awaited 1800\n", "1800.02", False), ("", "1800.02", True)],
+    ids=["it may be waited for", "nobody waits", "armed by an earlier version"],
+)
+def test_a_clock_that_is_behind_has_no_boot_waited_for_without_an_end(
+    tried: Host, monkeypatch: pytest.MonkeyPatch, noted: str, uptime: str, is_awaited: bool
+) -> None:
+    """As with a clock in local time, before the network has set it."""
+    boot_kit.note(tried, f"until {int(time.time()) - 60}\n{noted}{boot_kit.WAY}")
+    tried.write("/proc/uptime", f"{uptime} 0.00\n")
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() - 7200)
+    assert verdict(tried) == ("give back: was not confirmed within 2 s of its start" if is_awaited else "stay")
+
+
 def test_in_the_boot_in_which_it_was_armed_nothing_is_done(host: Host) -> None:
     arm(host)
     before = lasting(host)
