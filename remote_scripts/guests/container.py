@@ -135,4 +135,4 @@ def write_text(system: System, ctid: int, text: str, digest: str, wanted: str, *
         refused = refusal(ChangedMeanwhile if "changed it meanwhile" in found else Refused, wanted, found)
         unlock = f"once nothing works on it: `pct unlock {ctid}`; then run `pulumi up` again"
         raise refused.but(next=unlock) if "is locked" in found else refused
-    system.files.flush_all()  # pmxcfs answers before its database is on the disk
+    pmxcfs.flush(system)

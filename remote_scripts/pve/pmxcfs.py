@@ -26,6 +26,9 @@ PVE_LXC, NODES = "/etc/pve/lxc", "/etc/pve/nodes"
 #: What this program notes on all nodes.
 HOMELAB = "/etc/pve/homelab"
 _LOCAL = "/etc/pve/local"
+# All of /etc/pve. What pmxcfs has written last stands in the second one, its log (SQLite's WAL mode), which it doesn't
+# flush itself (synchronous=NORMAL; pve-cluster, database.c).
+_DATABASE = ("/var/lib/pve-cluster/config.db", "/var/lib/pve-cluster/config.db-wal")
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,20 @@ def note(system: System, path: str, content: bytes) -> None:
     else:
         within_limit(lambda: disk.remove(system.files.at(path)))
         tidy(system, path)
-    system.files.flush_all()  # pmxcfs answers before its database is on the disk
+    flush(system)
+
+
+def flush(system: System) -> None:
+    """What was written in /etc/pve is on the disk: pmxcfs answers before its database is. To flush whole file systems
+    would wait for all that is written to them, such as a VM's disk.
+
+    :raises OSError: a disk doesn't take it.
+    """
+    if all(map(system.files.is_file, _DATABASE)):
+        for path in _DATABASE:
+            disk.flush(system.files.at(path))
+    else:
+        system.files.flush_all()
 
 
 def replace(system: System, path: str, content: bytes) -> None:

@@ -28,7 +28,7 @@ from remote_scripts.pve.properties import differing
 from remote_scripts.tools import disk, state
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.system import System
-from tests.agent import api_kit, guest_kit
+from tests.agent import api_kit, disk_kit, guest_kit
 from tests.agent.kit import Host, with_files_as_devices
 
 CTID = 300
@@ -61,6 +61,8 @@ class Cards300:
             (host.root / path).mkdir(parents=True)
         (host.root / "etc/pve/local").symlink_to("nodes/pve")
         (host.root / "etc/pve/lxc").symlink_to("local/lxc")
+        for path in disk_kit.DATABASE:
+            host.write(path, "")
         #: What has changed something, or switched it.
         self.calls: list[list[str]] = []
         self.after: dict[str, Callable[[], None]] = {}

@@ -18,7 +18,7 @@ from remote_scripts.cluster import turn
 from remote_scripts.pve.guest_kinds import KINDS
 from remote_scripts.tools import disk
 from remote_scripts.tools.done import Done
-from tests.agent import kit
+from tests.agent import disk_kit, kit
 
 TURN = turn.TURN
 HOME = "/var/lib/homelab"
@@ -103,6 +103,8 @@ class Host(kit.Host):
         for folder in ("nodes/pve1", "nodes/pve2", "nodes/pve3"):
             (self.root / "etc/pve" / folder).mkdir(parents=True, exist_ok=True)
         (self.root / "etc/pve/local").symlink_to("nodes/pve1")
+        for path in disk_kit.DATABASE:
+            self.write(path, "")
         self.write(BOOT, "7d4f0d3c-0000-4000-8000-000000000001\n")
         self.members(status(1, 1, 1, expected=3))
         self.run()

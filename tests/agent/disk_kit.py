@@ -3,6 +3,8 @@
 Of a power cut there are two disks: on one nothing is but what was flushed (`sync`), by the strictest reading of POSIX: a file's bytes by
 flushing the file, its name by flushing the directory. On the other every name is, as a journal may have it, and files whose bytes weren't
 flushed are empty.
+
+/etc/pve is pmxcfs': of what is written there nothing is on the disk, whatever is flushed there, until the log of its database is flushed.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ Tree = Mapping[str, tuple[int, bytes | str | None]]
 
 #: What lasts, and is compared: the rest is the running system's.
 LASTING = ("etc", "boot", "usr", "var", "esp")
+
+#: pmxcfs' files, and where it has them: its database, and that one's log, which has what was written last.
+CLUSTER, DATABASE = "etc/pve", ("var/lib/pve-cluster/config.db", "var/lib/pve-cluster/config.db-wal")
 
 #: A file's name below the root, its path and its inode.
 Listed = tuple[str, str, os.stat_result]
@@ -120,6 +125,19 @@ class Disk:
                 self.bytes_of[about.st_ino] = self._content(path, about)
 
     def flush(self, path: Path) -> None:
+        key = os.path.relpath(path, self.root)
+        if key == DATABASE[1]:
+            self._flush_cluster()
+        if f"{key}/".startswith(f"{CLUSTER}/"):
+            return
+        self._flush(path)
+
+    def _flush_cluster(self) -> None:
+        self._flush(self.root / CLUSTER)
+        for _, path, _ in all_below(self.root, [CLUSTER]):
+            self._flush(Path(path))
+
+    def _flush(self, path: Path) -> None:
         about = path.lstat()
         if stat.S_ISDIR(about.st_mode):
             key = path.relative_to(self.root).as_posix()

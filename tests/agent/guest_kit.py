@@ -11,7 +11,7 @@ from typing import Any
 
 from lab.api.guest_config import GuestConfig
 from remote_scripts.tools.done import Done
-from tests.agent import api_kit
+from tests.agent import api_kit, disk_kit
 from tests.agent.kit import Host, Killed
 
 VM, CT = "qemu-server", "lxc"
@@ -35,7 +35,9 @@ def programs(host: Host) -> None:
 
 
 def folders(host: Host) -> None:
-    """Those of guests in /etc/pve, as pmxcfs has them."""
+    """Those of guests in /etc/pve, as pmxcfs has them, and its database."""
+    for path in disk_kit.DATABASE:
+        host.write(path, "")
     for kind in (VM, CT):
         (host.root / "etc/pve/nodes/pve" / kind).mkdir(parents=True)
     for name, to in (("local", "nodes/pve"), (VM, f"nodes/pve/{VM}"), (CT, f"nodes/pve/{CT}")):

@@ -7,6 +7,7 @@ import importlib
 import itertools
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -262,8 +263,8 @@ class Cut:
 
 # What may make a file, which may get the inode number of one that is gone.
 _MAKING = frozenset({"create", "append", "mkdir", "symlink", "link", "mknod", "program"})
-# Logs, and what pmxcfs keeps itself.
-_UNFLUSHED = ("etc/pve/", "var/log/", "var/lib/homelab/handover/log")
+# Logs, and what Proxmox VE itself writes in /etc/pve.
+_UNFLUSHED = re.compile(r"etc/pve/(?!homelab/)|var/log/|var/lib/homelab/handover/log")
 
 
 def cuts(
@@ -348,7 +349,7 @@ def cuts(
     now = disk_kit.tree_of(below)
     after = power.after_a_cut(now, below, names_as_now=False)
     not_flushed = sorted(
-        path for path in {*now, *after} if now.get(path) != after.get(path) and not path.startswith(_UNFLUSHED)
+        path for path in {*now, *after} if now.get(path) != after.get(path) and not _UNFLUSHED.match(path)
     )
     assert not (ends and not_flushed), f"a power cut after its end loses what was done to {not_flushed}"
     return found or [sampled[place] for place in sorted(sampled)]

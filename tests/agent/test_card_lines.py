@@ -18,8 +18,9 @@ from remote_scripts.pve import pmxcfs
 from remote_scripts.pve.container_conf import Method
 from remote_scripts.tools import disk
 from remote_scripts.tools.done import TIMED_OUT, Done
+from tests.agent import disk_kit
 from tests.agent.card_kit import ALLOW, AMD, BASE, BIND, CONF, NOTE, NVIDIA, PRIVILEGED, SECOND, Cards300
-from tests.agent.kit import Refused, failing
+from tests.agent.kit import Refused, failing, watched
 from tests.waiting import PATIENCE
 
 SNAPSHOT = "\n[clean]\narch: amd64\nhostname: box\nmemory: 256\nsnaptime: 1700000000\n" + BIND.format(
@@ -408,19 +409,20 @@ def test_without_a_quorum_nothing_is_changed_and_that_is_said(box: Cards300) -> 
 
 
 def test_a_power_cut_leaves_no_line_that_the_next_run_does_not_take_back(box: Cards300) -> None:
-    """pmxcfs answers before its database is on the disk: what no `sync` has followed is there or not, the configuration without its note as well."""
+    """pmxcfs answers before its database is on the disk: what isn't flushed is there or not, the configuration without its note as well."""
     left, on_disk = set[tuple[str, str]](), (BASE, "")
 
-    def sync(*_: object) -> int:
+    def flush(call: str, path: str) -> None:
         nonlocal on_disk
+        if call != "flush" or not path.endswith(disk_kit.DATABASE[1]):
+            return
         now = (box.conf, box.host.read(NOTE) if box.host.exists(NOTE) else "")
         left.update((conf, note) for conf in (on_disk[0], now[0]) for note in (on_disk[1], now[1]))
         on_disk = now
-        return 0
 
-    box.host.programs["sync"] = sync
-    assert box.apply(minors=(0,)) == on_disk[0]
-    box.revert()
+    with watched(flush):
+        assert box.apply(minors=(0,)) == on_disk[0]
+        box.revert()
     assert on_disk == (BASE, "")
     for conf, note in sorted(left):
         box.conf = conf

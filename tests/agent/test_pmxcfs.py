@@ -8,6 +8,7 @@ import itertools
 import os
 import signal
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from remote_scripts.pve import guests, pmxcfs
 from remote_scripts.pve.guest_kinds import CONTAINER
 from remote_scripts.reading.source import Source
 from remote_scripts.tools.errors import Failure
-from tests.agent.kit import Host, watched
+from tests.agent import disk_kit
+from tests.agent.kit import Host, cuts, watched
 from tests.waiting import wait_until
 
 CONF, COROSYNC = "/etc/pve/lxc/901.conf", "/etc/pve/corosync.conf"
@@ -65,6 +67,20 @@ def test_a_note_is_written_while_the_folder_goes_with_another_guests_last_one(ho
     with watched(goes_once):
         pmxcfs.note(host.system(), "/etc/pve/homelab/qemu-200", b"content\n")
     assert gone and host.read("/etc/pve/homelab/qemu-200") == "content\n"
+
+
+@pytest.mark.parametrize("has_database", [True, False], ids=["of pmxcfs", "of something else"])
+def test_a_note_is_on_the_disk_without_waiting_for_whole_file_systems(host: Host, has_database: bool) -> None:
+    """To which a VM's disk may be written meanwhile."""
+    (host.root / "etc/pve/nodes/pve").mkdir(parents=True)
+    (host.root / "etc/pve/local").symlink_to("nodes/pve")
+    for path in disk_kit.DATABASE if has_database else ():
+        host.write(path, "")
+    cuts(host, lambda host: pmxcfs.note(host.system(), "/etc/pve/homelab/qemu-200", b"content\n"))
+    flushed: list[Sequence[str]] = []
+    host.programs["sync"] = lambda words, _stdin: flushed.append(words)
+    pmxcfs.note(host.system(), "/etc/pve/homelab/qemu-200", b"other\n")
+    assert bool(flushed) is not has_database
 
 
 def test_a_file_that_isnt_there_is_absent_and_a_folder_that_isnt_answers_nothing(host: Host) -> None:
