@@ -30,11 +30,20 @@ def made_as(marks: str, config: Mapping[str, str]) -> str:
     return match[1] if match else ""
 
 
-def id_in_use(kind: Kind, guest: int, mark: str, config: Mapping[str, str]) -> HomelabError:
-    """Why a guest isn't made where there is one of its id.
+def is_noted(mark: str, owner: str) -> bool:
+    """Is a guest the one of this mark by this program's own note?
+
+    :param owner: PROJECT/STACK/NAME, of the note of that very guest; empty: nothing is noted of it.
+    """
+    return mark.endswith(f" {owner}")
+
+
+def id_in_use(kind: Kind, guest: int, mark: str, config: Mapping[str, str], owner: str = "") -> HomelabError:
+    """Why a guest isn't made, changed or removed where there is one of its id without its mark.
 
     :param mark: of the one to be made.
     :param config: of the one that is there.
+    :param owner: of that one, see `is_noted`.
     """
     stack, _, name = mark.rpartition("/")
     section, label = "vms" if kind is VM else "containers", f"{kind.label} {guest}"
@@ -47,6 +56,15 @@ def id_in_use(kind: Kind, guest: int, mark: str, config: Mapping[str, str]) -> H
             why="under another name Pulumi would make a new guest, and delete this one with its disks; nothing was "
             "changed",
             next=f"put the name {other} back in the settings; or {adopting}, which a destroy leaves there",
+        )
+    if is_noted(mark, owner) and not is_marked(mark, config):
+        return HomelabError(
+            wanted=f"{label} ({name}) with the line in its Notes by which homelab knows what it has created",
+            found="its Notes (Summary, in the web interface) were rewritten, and lack that line; by homelab's own note "
+            f"it is {section}.{name}",
+            why="without that line nothing is changed or removed: the note is kept of adopted guests, too",
+            next=f"if homelab hasn't created it, {adopting}. If it has, write this line into its Notes again, then run "
+            f"the same again: {mark}",
         )
     id_key, name_key = ("vmid", "name") if kind is VM else ("ctid", "hostname")
     return HomelabError(

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from homelab.errors import ElsewhereError, GoneError, HomelabError, NotThereError, raise_all
-from homelab.guest.mark import id_in_use, is_marked, names_another_instance
+from homelab.guest.mark import id_in_use, is_marked, is_noted, names_another_instance
 from homelab.guest.options import tables
 from homelab.guest.resource import Guest
 from homelab.guest.settings import RUNS_PROGRAMS, is_disk, refuse_programs, system_disk
@@ -25,6 +25,7 @@ from homelab.text import tell
 from homelab.vm.plan import changes
 from remote_scripts.both.container_cards import Wanted as ContainerCards
 from remote_scripts.both.guest_cards import Wanted
+from remote_scripts.pve.guest_kinds import VM
 from remote_scripts.pve.properties import parse
 
 MOVED = "node"  # of a made guest's drift: it is on another node of the cluster
@@ -86,7 +87,7 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
                 self._finish(inputs, self.config(inputs))
         else:
             if not is_marked(inputs.mark, current) or "lock" in current:
-                raise id_in_use(inputs.kind, inputs.vmid, inputs.mark, current)
+                raise self._id_in_use(inputs, current)
             _say(inputs, "it was made by an earlier run that was interrupted: finishing it")
             # The resource that made it before, such as the one that this one replaces, no longer removes it.
             self._finish(inputs, current, description=marked_anew(inputs.mark, instance, current))
@@ -163,7 +164,7 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
         """
         options, current = inputs.config, self.config(inputs)
         if not is_marked(inputs.mark, current):
-            raise id_in_use(inputs.kind, inputs.vmid, inputs.mark, current)
+            raise self._id_in_use(inputs, current)
         changed: dict[str, str | None] = {}
         for key in _differing(inputs, before, drift):
             if key not in options:
@@ -185,6 +186,13 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
             delete = {"delete": ",".join(removed)} if removed else {}
             self._put(inputs, {**{key: value for key, value in changed.items() if value is not None}, **delete})
         return list(changed)
+
+    def _owner(self, inputs: Guest.Inputs) -> str:
+        """Whose a VM is by its host's note; a container's tells it less surely from a later one of its id."""
+        return self._transaction(inputs).read(self._wanted(inputs)).owner if inputs.kind is VM else ""
+
+    def _id_in_use(self, inputs: Guest.Inputs, config: Mapping[str, str]) -> HomelabError:
+        return id_in_use(inputs.kind, inputs.vmid, inputs.mark, config, self._owner(inputs))
 
     def _put(self, inputs: Guest.Inputs, options: Mapping[str, str]) -> None:
         """Sets options by digest; one that needs a start has to wait for it."""
@@ -226,7 +234,8 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
                 raise GoneError from None
             return replace(outputs, drift=[MOVED])
         if not is_marked(inputs.mark, config):
-            _say(inputs, f"drift: {inputs.label} isn't the {inputs.kind.label} that was created here")
+            unmarked = self._id_in_use(inputs, config)
+            _say(inputs, f"drift: {unmarked.found}; {unmarked.next}")
             return replace(outputs, drift=["description"])
         written = {key: value for key, value in outputs.written.items() if key not in RUNS_PROGRAMS}
         drift = [key for key, value in written.items() if not same(key, config.get(key), value)]
@@ -258,6 +267,9 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
         entries = self.stack.entries_of(inputs.section, inputs.vmid, inputs.host)
         adopted = [name for name, entry in entries.items() if entry.create is None]
         if why := reason_to_keep(inputs, outputs.instance, config, adopted):
+            is_known = inputs.protect or adopted or is_marked(inputs.mark, config)
+            if not is_known and is_noted(inputs.mark, self._owner(inputs)):
+                raise self._id_in_use(inputs, config)
             _say(inputs, f"{inputs.label} stays: {why}")
         else:
             self.remove(inputs)

@@ -37,6 +37,8 @@ class Answer:
     """What is noted of before."""
     digest: str
     runs: bool
+    owner: str = ""
+    """The resource that keeps the note of this very VM; empty: nothing is noted of it."""
     is_another: bool = False
     """What is noted is of a VM that had its id before."""
     is_under_way: bool = False

@@ -61,6 +61,7 @@ def _answer(guest: Guest, *, done: bool = True, log: list[str] | None = None) ->
         config=guest.config,
         base=guest.base,
         originals=guest.note.originals,
+        owner=guest.note.owner,
         digest=guest.digest,
         runs=guest.is_here and guest.runs(),
         is_another=guest.is_another,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from inline_snapshot import snapshot
 
 from homelab.errors import ElsewhereError, GoneError, HomelabError, NotThereError
 from homelab.guest.mark import id_in_use
@@ -40,9 +43,11 @@ def error_of(kind: type[Any]) -> Any:
 class Guests(GuestWork):
     """Over guests in memory: node -> the configuration of guest 103 there."""
 
-    def __init__(self, by_node: dict[str, dict[str, str]], vms: dict[str, Any] | None = None) -> None:
-        super().__init__(texts(vms or {}, {}).texts)
+    def __init__(self, by_node: dict[str, dict[str, str]], vms: dict[str, Any] | None = None, owner: str = "") -> None:
+        super().__init__(texts(vms or {}, {}).texts, "urn:pulumi:s::p::homelab:guest:Guest::a")
         self.by_node = by_node
+        #: Whose the VM is by its host's note of it.
+        self.owner = owner
         self.done: list[str] = []
 
     def api(self, inputs: Guest.Inputs) -> Any:
@@ -57,6 +62,9 @@ class Guests(GuestWork):
         error = error_of(ElsewhereError)
         error.node = next(iter(self.by_node))
         raise error
+
+    def _transaction(self, inputs: Guest.Inputs) -> Any:
+        return SimpleNamespace(read=lambda _wanted: SimpleNamespace(owner=self.owner))
 
     def make(self, inputs: Any, instance: str) -> None:
         self.done.append(instance)
@@ -106,6 +114,50 @@ def test_only_itself_is_removed(
     assert work.done == [f"removed from {removed_from}"] * bool(removed_from)
 
 
+REWRITTEN = described("mine\n")
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda work: work.delete(INPUTS, OUTPUTS),
+        lambda work: GuestWork.change(work, INPUTS, INPUTS, ["memory"]),
+        lambda work: GuestWork.make(work, INPUTS, MADE),
+    ],
+    ids=["delete", "change", "make"],
+)
+def test_a_vm_whose_notes_were_rewritten_is_named_with_what_it_lacks(act: Callable[[Guests], object]) -> None:
+    with pytest.raises(HomelabError) as raised:
+        act(Guests({"pve1": REWRITTEN}, owner="p/s/a"))
+    assert "by homelab's own note it is vms.a" in raised.value.found and raised.value.next == snapshot(
+        "if homelab hasn't created it, leave `create` out of vms.a to adopt that VM as it is. If it has, write this line into its Notes again, then run the same again: Created by Pulumi: p/s/a"
+    )
+
+
+def test_a_refresh_says_what_a_vm_lacks_whose_notes_were_rewritten(capsys: pytest.CaptureFixture[str]) -> None:
+    work = Guests({"pve1": REWRITTEN}, owner="p/s/a")
+    assert work.read(INPUTS, OUTPUTS).drift == ["description"]
+    assert f"then run the same again: {MARK}" in capsys.readouterr().out
+
+
+@rows(
+    ("config", "changes", "vms", "owner"),
+    [
+        (REWRITTEN, {}, {}, "p/s/other"),
+        (REWRITTEN, {}, {}, "p/s2/a"),
+        (REWRITTEN, {}, ADOPTED, "p/s/a"),
+        (REWRITTEN, {"protect": True}, {}, "p/s/a"),
+        (REWRITTEN, {"guest_kind": "lxc"}, {}, "p/s/a"),
+    ],
+)
+def test_one_that_isnt_surely_this_one_stays(
+    config: dict[str, str], changes: dict[str, Any], vms: dict[str, Any], owner: str
+) -> None:
+    work = Guests({"pve1": config}, vms, owner)
+    work.delete(dataclasses.replace(INPUTS, **changes), OUTPUTS)
+    assert work.done == []
+
+
 def test_one_that_an_older_state_made_is_removed() -> None:
     work = Guests({"pve1": OURS})
     work.delete(INPUTS, Guest.Outputs(instance=""))
@@ -130,6 +182,8 @@ def test_one_that_has_moved_is_not_removed() -> None:
 )
 def test_whose_the_guest_of_its_id_is_is_said(config: dict[str, str], found: str) -> None:
     assert id_in_use(VM, 103, MARK, config).found == found
+    if MARK in config.get("description", ""):
+        assert id_in_use(VM, 103, MARK, config, "p/s/a").found == found, "its Notes are as they were"
 
 
 def test_somebody_elses_that_has_taken_its_id_since_is_not_changed() -> None:

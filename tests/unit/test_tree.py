@@ -183,6 +183,22 @@ def test_a_guest_of_somebody_elses_that_has_the_id_of_one_to_be_made_is_refused(
     assert any("already" in error.found or "has created" in error.found for error in refused) is bool(found)
 
 
+IDENTITY = "smbios1: uuid=11111111-0000-4000-8000-00000000000"
+
+
+@rows(
+    ("owner", "noted", "is_known"),
+    [("p/s/sandbox", "1", True), ("p/s/sandbox", "2", False), ("p/s/other", "1", False), ("p/s2/sandbox", "1", False)],
+)
+def test_a_vm_whose_notes_were_rewritten_is_known_by_homelabs_own_note(owner: str, noted: str, is_known: bool) -> None:
+    lines = f"#mine\n{LINES}\n{IDENTITY}"
+    facts, host = two_in_one_group(conf("vm", 103, f"{lines}1"))
+    facts = replace(facts, ledger=vm_note(103, f"{lines}{noted}", "hostpci0", owner=owner))
+    (error, *_) = tree(facts, host, a_vm(create=DISK, gpus=["one"]), stack="p/s").vms["sandbox"][1].refusals
+    assert ("were rewritten, and lack that line" in error.found) is is_known
+    assert error.next.endswith("then run the same again: Created by Pulumi: p/s/sandbox") is is_known
+
+
 @pytest.mark.parametrize("lines", ["hostname: theirs", f"{MARK}box\nhostname: box"])
 def test_a_container_of_somebody_elses_is_refused_likewise(lines: str) -> None:
     facts, host = two_in_one_group(conf("lxc", 103, lines))
