@@ -99,7 +99,7 @@ class GuestApi:
         return list(found)
 
     def restarts(self) -> Tasks:
-        """The tasks by which this node has shut all its guests down; errors as of `get`."""
+        """When this node has shut all its guests down, or started them (guest_tasks.restarts); errors as of `get`."""
         return list(self.answer("to see when this node went down", lambda: guest_tasks.restarts(self._api)))
 
     def _begun(self, kind: str, wanted: str, parameters: dict[str, object]) -> str:

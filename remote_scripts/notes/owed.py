@@ -3,7 +3,7 @@ nobody. A restart is among it: Proxmox VE itself starts only those with `onboot`
 PVE::API2::Nodes).
 
 /var/lib/homelab/owed lists them. A guest stands there, on the disk, before it goes off, until it runs or somebody else
-has switched it. Its tasks in Proxmox VE's log tell that, by sets: no clock and no order counts. While the list has a
+has switched it. Its tasks in Proxmox VE's log tell that: no clock counts. While the list has a
 guest, homelab-owed.timer looks at it (layers/start_guests.py). /run/homelab/started, which goes with the boot, tells
 the next `up` what became of them without one.
 """
@@ -134,7 +134,7 @@ def verdict(
 
     :param boot: the host's, now.
     :param since: what has switched it since (Debt.since).
-    :param restarts: tasks by which this node has shut all its guests down.
+    :param restarts: tasks by which this node has shut all its guests down, or started them (guest_tasks.restarts).
     """
     if any(task["type"] in debt.kind.starts for task in since):
         return "over"
@@ -146,17 +146,33 @@ def verdict(
         return "unknown" if not is_seen else "over" if others else "due"
     if debt.is_seen:
         return "over" if others else "due"
-    new = [task for task in restarts if task["upid"] not in debt.known]
+    end = _find_end([task for task in restarts if task["upid"] not in debt.known])
     if not others:  # of a boot that ended without a shutdown; else it was off by then, by itself
-        return "unknown" if any(guest_tasks.is_well(task.get("status", "")) for task in new) else "due"
+        return "unknown" if end and guest_tasks.is_well(end.get("status", "")) else "due"
     # The host shuts each down once: a second one is its owner's, who may do so while it is off.
-    return "due" if len(others) == 1 and any(_is_of(others[0], task, debt.kind) for task in new) else "over"
+    return "due" if end and len(others) == 1 and _is_of(others[0], end, debt.kind) else "over"
 
 
-def _is_of(task: Mapping[str, Any], restart: Mapping[str, Any], kind: Kind) -> bool:
-    """Whether a guest's task is the shutdown that a restart of the host has begun: both are of one boot."""
+def _find_end(restarts: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The task by which the host has shut its guests down as the debt's boot ended; None: it has not, as after a power
+    cut. No clock counts. The last `stopall` of a boot is its end: one of an owner (Bulk Shutdown) is of the same type
+    and user, and has another one after it. A task that comes later in the log, and earlier by the kernel's clock, is of
+    a later boot.
+
+    :param restarts: those since the debt was noted, the latest first.
+    """
+    end, later = None, 0
+    for task in restarts:
+        if task["type"] == guest_tasks.STOPALL and later < task["pstart"]:
+            end = task
+        later = task["pstart"]
+    return end
+
+
+def _is_of(task: Mapping[str, Any], end: Mapping[str, Any], kind: Kind) -> bool:
+    """Whether a guest's task is the shutdown that its host has begun: both are of one boot."""
     is_roots = (task["type"], task["user"]) == (kind.stops[0], api.USER)
-    return is_roots and all(task[key] >= restart[key] for key in ("starttime", "pstart"))
+    return is_roots and task["pstart"] >= end["pstart"]
 
 
 @dataclass(frozen=True)

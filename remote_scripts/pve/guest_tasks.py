@@ -14,6 +14,11 @@ MOST = 10000
 #: What a person has open, and opens again.
 CONSOLES = frozenset(("vncproxy", "vncshell", "spiceproxy", "spiceshell", "termproxy"))
 
+#: The type of the task by which pve-guests.service shuts all guests down as its host goes down.
+STOPALL = "stopall"
+# As its host comes up.
+_STARTALL = "startall"
+
 
 def is_well(status: str) -> bool:
     """Whether a task has ended well, by its exit status."""
@@ -27,15 +32,18 @@ def is_failed_start(kind: Kind, task: Mapping[str, Any]) -> bool:
 
 def switching(api: NodeApi, kind: Kind, vmid: int) -> list[dict[str, Any]]:
     """What has switched a guest of this node on or off, or replaced it, the latest first; errors as of `NodeApi.get`.
-    The kernel's clock tells the order within one boot; between two boots none is known.
+    The kernel's clock (`pstart`) tells the order within one boot; between two boots none is known.
     """
     tasks = api.get("/tasks", vmid=vmid, source="all", limit=MOST)
     types = kind.starts + kind.reboots + kind.stops + kind.replaces
     # One that ends just now is there twice, as it runs and as it ended, in this order.
     own = {task["upid"]: task for task in tasks if task["type"] in types}
-    return sorted(own.values(), key=lambda task: (task["starttime"], task["pstart"]), reverse=True)
+    return sorted(own.values(), key=lambda task: task["pstart"], reverse=True)
 
 
 def restarts(api: NodeApi) -> list[dict[str, Any]]:
-    """The tasks by which this node has shut all its guests down for its own end; errors as of `NodeApi.get`."""
-    return list(api.get("/tasks", typefilter="stopall", source="all", limit=MOST))
+    """The tasks by which this node has shut all its guests down (STOPALL), or started them, in the log's order, the
+    latest first; errors as of `NodeApi.get`. A person may begin both, too (Bulk Shutdown, Bulk Start).
+    """
+    tasks = api.get("/tasks", source="all", limit=MOST)
+    return [task for task in tasks if task["type"] in (STOPALL, _STARTALL)]

@@ -128,11 +128,19 @@ def guest(host: Host, kind: str, vmid: int, conf: str = "", power: str = "stoppe
 
 
 def task(
-    host: Host, kind: str, vmid: int | str, at: int, user: str = "root@pam", file: str = "index", status: str = "OK"
+    host: Host,
+    kind: str,
+    vmid: int | str,
+    at: int,
+    user: str = "root@pam",
+    file: str = "index",
+    status: str = "OK",
+    ticks: int = 0,
 ) -> str:
+    """:param ticks: since the boot, by the kernel's clock; 0: as if no clock was ever set, and the host never restarted."""
     path = Path(host.root / TASKS[1:] / file)
     path.parent.mkdir(parents=True, exist_ok=True)
-    ticks = at + sum(one["starttime"] == at for one in api_kit.noted_tasks(host))
+    ticks = ticks or at + sum(one["starttime"] == at for one in api_kit.noted_tasks(host))
     upid = f"UPID:pve:000003E8:{ticks:08X}:{at:08X}:{kind}:{vmid}:{user}:"
     with path.open("a") as tasks:
         tasks.write(f"{upid} 0\n" if file == "active" else f"{upid} {at + 1:08X} {status}\n")

@@ -21,7 +21,9 @@ from remote_scripts.both.start_guests import Wanted
 from remote_scripts.cluster import turn
 from remote_scripts.layers import start_guests
 from remote_scripts.notes import owed
-from remote_scripts.pve import guests
+from remote_scripts.pve import guest_tasks, guests
+from remote_scripts.pve.api import NodeApi
+from remote_scripts.pve.guest_kinds import KINDS
 from remote_scripts.tools.errors import Failure
 from tests.agent import api_kit, guest_kit
 from tests.agent.cluster_kit import Clock, elsewhere, note_ran, who_ran
@@ -81,6 +83,11 @@ def alone(host: Host) -> None:
 
 def started(host: Host) -> list[int]:
     return [int(one) for one in host.read("/started").split()] if host.exists("/started") else []
+
+
+def switched(host: Host, vmid: int) -> list[str]:
+    """By which tasks a VM was switched, the latest first."""
+    return [task["type"] for task in guest_tasks.switching(NodeApi(host.working_system()), KINDS["qm"], vmid)]
 
 
 def is_over(host: Host) -> bool:
@@ -173,6 +180,43 @@ def test_who_was_switched_off_after_a_run_that_was_killed_before_its_restart_sta
     task(host, "qmshutdown", 90, NOTED + 2 * 86400 + 1)
     run(host)
     assert started(host) == [90] and is_over(host)
+
+
+@pytest.mark.parametrize("seconds", [-1, -3600, 3600])
+def test_a_clock_that_is_set_while_the_host_goes_down_leaves_none_off(host: Host, seconds: int) -> None:
+    """As chrony does, or the next boot has its RTC in local time."""
+    noted(host, "qm 103")
+    task(host, "stopall", "", DOWN, ticks=500_000)
+    task(host, "qmshutdown", 103, DOWN + seconds, ticks=500_001)
+    task(host, "startall", "", DOWN - 7200, ticks=2_000)
+    run(host)
+    assert started(host) == [103] and is_over(host)
+
+
+def test_of_two_tasks_of_a_boot_the_kernels_clock_tells_the_latest(host: Host) -> None:
+    """Its owner stops a guest, and starts it once the clock was set back: he isn't taken for one who wants it off."""
+    task(host, "qmstop", 103, BOOTED, "anna@pam", ticks=3_000)
+    task(host, "qmstart", 103, BOOTED - 3600, "anna@pam", ticks=3_500)
+    assert switched(host, 103) == ["qmstart", "qmstop"]
+
+
+@pytest.mark.parametrize("is_by_host", [False, True])
+def test_whom_their_owner_shuts_down_together_stay_off(host: Host, is_by_host: bool) -> None:
+    """By Bulk Shutdown, whose task is of the type and the user of the host's own. The host goes down after that, and by
+    then has shut down who ran still (`is_by_host`); then it starts and goes down once more, before anybody has looked.
+    """
+    noted(host, "qm 103")
+    task(host, "stopall", "", DOWN, ticks=30_000)
+    if not is_by_host:
+        task(host, "qmshutdown", 103, DOWN + 1, ticks=30_001)
+    task(host, "stopall", "", DOWN + 400, ticks=70_000)
+    if is_by_host:
+        task(host, "qmshutdown", 103, DOWN + 401, ticks=70_001)
+    task(host, "startall", "", BOOTED + 400, ticks=2_000)
+    task(host, "stopall", "", BOOTED + 1400, ticks=102_000)
+    task(host, "startall", "", BOOTED + 1500, ticks=2_000)
+    run(host)
+    assert started(host) == [103] * is_by_host and is_over(host)
 
 
 def test_a_boot_that_ended_without_a_shutdown_has_left_them_off(host: Host) -> None:
