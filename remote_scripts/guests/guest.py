@@ -14,7 +14,7 @@ from remote_scripts.notes.guest_note import Note, Options, is_another
 from remote_scripts.pve import guest_conf
 from remote_scripts.pve.api import NodeApi, Refused, Unanswered
 from remote_scripts.pve.guest_kinds import VM, Kind
-from remote_scripts.pve.guests import place_of
+from remote_scripts.pve.guests import is_on, place_of
 from remote_scripts.pve.properties import same
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -128,9 +128,7 @@ class Guest:
         for _ in self.system.work.tries(_END_SECONDS, f"waiting for: QEMU of {self.label} ended"):
             status = self.status()
             if status.get("qmpstatus") != "shutdown":
-                # A backup of one that is off starts its QEMU alone (PVE::VZDump::QemuServer).
-                is_backed_up = (status.get("qmpstatus"), status.get("lock")) == ("prelaunch", "backup")
-                self.is_off = status["status"] != "running" or is_backed_up
+                self.is_off = not is_on(status)
                 return not self.is_off
         raise Failure(
             f"{self.label} off",

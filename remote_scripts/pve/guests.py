@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from remote_scripts.pve import api, pmxcfs
 from remote_scripts.pve.guest_kinds import KINDS, Kind, Running
@@ -23,12 +24,25 @@ def running(system: System) -> list[Running]:
     """
     if not system.run.has("qm"):
         return []
-    return [
-        Running(kind.program, int(guest["vmid"]), guest["name"])
-        for kind in KINDS.values()
-        for guest in sorted(api.of(system).get(f"/{kind.name}"), key=lambda guest: int(guest["vmid"]))
-        if guest["status"] == "running"
-    ]
+    found = []
+    for kind in KINDS.values():
+        for guest in sorted(api.of(system).get(f"/{kind.name}"), key=lambda guest: int(guest["vmid"])):
+            status = guest
+            if guest.get("lock") == "backup":  # the list doesn't say what QEMU does
+                status = api.of(system).get(f"/{kind.name}/{guest['vmid']}/status/current")
+            if is_on(status):
+                found.append(Running(kind.program, int(guest["vmid"]), guest["name"]))
+    return found
+
+
+def is_on(status: Mapping[str, Any]) -> bool:
+    """Whether a guest runs, also if it is paused. A backup of a VM that is off starts its QEMU alone, without the guest
+    (enforce_vm_running_for_backup of PVE::VZDump::QemuServer).
+
+    :param status: what `status/current` of Proxmox VE's API says of it.
+    """
+    is_backed_up = (status.get("qmpstatus"), status.get("lock")) == ("prelaunch", "backup")
+    return status["status"] == "running" and not is_backed_up
 
 
 def listed(system: System) -> tuple[list[Running], str]:

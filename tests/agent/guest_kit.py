@@ -98,14 +98,19 @@ def answer(host: Host, method: str, path: str, parameters: dict[str, str]) -> An
             raise api_kit.RefusedError("cluster not ready - no quorum?")
         return (_start if words[2] == "start" else _shut_down)(host, program, words[0])
     if words[1] == "status":
-        return _status(host, program, words[0])
+        return {**_status(host, program, words[0]), "qmpstatus": host.read(f"/state/{program}/{words[0]}")}
     conf = _conf(host, kind, words[0])
     return conf.shown_pending() if words[1] == "pending" else conf.shown(conf.merged_as_shown(), conf.current.raw)
 
 
 def _status(host: Host, program: str, vmid: str) -> dict[str, Any]:
+    """As a list has it: without what QEMU says of itself."""
     is_off = host.read(f"/state/{program}/{vmid}").strip() == "stopped"  # one that is paused isn't
-    return {"vmid": int(vmid), "name": f"g{vmid}", "status": "stopped" if is_off else "running", "uptime": 60}
+    found = {"vmid": int(vmid), "name": f"g{vmid}", "status": "stopped" if is_off else "running", "uptime": 60}
+    kind = VM if program == "qm" else CT
+    if host.exists(f"/etc/pve/{kind}/{vmid}.conf") and (lock := _conf(host, kind, vmid).values.get("lock")):
+        found["lock"] = lock
+    return found
 
 
 def _conf(host: Host, kind: str, vmid: str) -> GuestConfig:

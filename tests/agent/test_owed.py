@@ -595,6 +595,15 @@ def test_who_is_being_switched_off_is_not_noted(host: Host, kind: str, file: str
     assert (host.exists(owed.OWED) and who_ran(host) == [("qm", 90, B)]) == is_noted
 
 
+def test_a_vm_that_is_off_and_backed_up_does_not_run(host: Host) -> None:
+    """Its QEMU alone does, before the guest's first instruction. One that runs has the backup's lock, too."""
+    (host.root / owed.OWED[1:]).unlink()
+    guest(host, VM, 90, "lock: backup\n", power="prelaunch")
+    guest(host, VM, 103, "lock: backup\n", power="running")
+    note(host)
+    assert who_ran(host) == [("qm", 103, B)]
+
+
 def test_a_host_without_a_running_guest_has_nothing_to_note(host: Host) -> None:
     (host.root / owed.OWED[1:]).unlink()
     note(host)
