@@ -199,8 +199,13 @@ def identity(config: Mapping[str, str]) -> str:
 def is_another(note: Note, config: Mapping[str, str]) -> bool:
     """Whether a guest isn't the one of a note. A container may have other network cards by now, or another disk. By its
     disk alone it is told where it has something from this program: a later one of the id has a disk of the same name.
+    Where only its identity is noted (owed.Debt), a container without a network card is the one it was: its disk may
+    have moved, and Proxmox VE's log tells of a later one.
     """
     now, disk = identity(config), config.get("rootfs", "").partition(",")[0]
+    has_network_card = " " in note.identity or " " in now  # the disk comes behind their addresses
+    if disk and not note and not has_network_card:
+        return False
     shared = {*note.identity.split()} & {*now.split()}
     has_own = any(note.has_set(key, value) for key, value in config.items())
     return note.identity != now and not (shared if has_own else shared - {disk})

@@ -165,6 +165,20 @@ def test_a_guest_that_somebody_has_seen_to_is_left_alone(
     assert is_over(host) and said["off"] == []
 
 
+@pytest.mark.parametrize("later", ["", "vzcreate", "vzrestore", "vzdestroy"])
+def test_a_container_without_a_network_card_is_known_after_its_disk_was_moved(host: Host, later: str) -> None:
+    """A later one of its id is told by the log (`later`)."""
+    disk, moved = (f"{storage}-901-disk-0" for storage in ("local-lvm:vm", "local-zfs:subvol"))
+    noted(host, "pct 901", identity=disk)
+    task(host, "stopall", "", DOWN)
+    task(host, "vzshutdown", 901, DOWN + 5)
+    if later:
+        task(host, later, 901, BOOTED + 30)
+    guest(host, CT, 901, f"rootfs: {moved},size=8G\n")
+    run(host)
+    assert started(host) == ([] if later else [901]) and is_over(host)
+
+
 def test_a_start_ends_what_is_owed_also_where_nothing_tells_of_homelabs_shutdown() -> None:
     """A kill came between its shutdown and the note of that, and its owner has started and ended the guest since."""
     debt = owed.Debt(program="qm", guest=103, name="", identity="", why="change", boot=A, known=("a",))
@@ -216,7 +230,7 @@ def test_whom_their_owner_shuts_down_together_stay_off(host: Host, is_by_host: b
     task(host, "stopall", "", BOOTED + 1400, ticks=102_000)
     task(host, "startall", "", BOOTED + 1500, ticks=2_000)
     run(host)
-    assert started(host) == [103] * is_by_host and is_over(host)
+    assert started(host) == ([103] if is_by_host else []) and is_over(host)
 
 
 def test_a_boot_that_ended_without_a_shutdown_has_left_them_off(host: Host) -> None:

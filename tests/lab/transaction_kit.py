@@ -385,7 +385,9 @@ class Containers(World):
         request(self.lab.state, "guests")
 
     def becomes_another(self) -> None:
-        self.written(re.sub(r"hwaddr=[^,\n]+", "hwaddr=BC:24:11:00:00:99", self.conf()).replace("disk-0", "disk-7"))
+        """Proxmox VE gives each network card of a new one an address."""
+        conf = re.sub(r",hwaddr=[^,\n]+", "", self.conf()).replace("disk-0", "disk-7")
+        self.written(conf.replace("type=veth", "type=veth,hwaddr=BC:24:11:00:00:99"))
 
     def own_form(self) -> str:
         first, _, rest = self.conf().partition("\n")

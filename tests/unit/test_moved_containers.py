@@ -65,7 +65,8 @@ def test_a_node_taken_out_of_the_settings_is_told_and_holds_up_nothing(said: lis
 )
 def test_a_container_is_known_by_its_network_cards(one: dict[str, str], other: dict[str, str], same: bool) -> None:
     before, now = ({"rootfs": "local-lvm:vm-901-disk-0,size=8G", **config} for config in (one, other))
-    assert is_another(Note(identity=identity(before)), now) is not same
+    note = Note(identity=identity(before), values={"dev0": ("/dev/nvidia0",)})  # of which it has nothing by now
+    assert is_another(note, now) is not same
 
 
 @pytest.mark.parametrize(
