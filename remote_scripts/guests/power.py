@@ -19,6 +19,7 @@ from remote_scripts.notes import owed
 from remote_scripts.notes.guest_note import identity
 from remote_scripts.pve import guest_tasks
 from remote_scripts.pve.api import Refused
+from remote_scripts.pve.guest_kinds import CONTAINER
 from remote_scripts.tools import passes
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.kernel import boot_id
@@ -157,6 +158,8 @@ def start(guest: Guest, *, by_settings: bool = False) -> list[str]:
             continue
         if others := _others(guest, known):
             raise switched(guest, f"{others[0]['user']} has switched it off, or restarts it")
+        if guest.kind is CONTAINER:  # its task fails where it can't run
+            raise switched(guest, "it was started, and went off by itself, as when it is shut down from inside")
         raise _gone_off(guest, wanted, "its task succeeded, and it went off again")
     guest.give_up()
     return log

@@ -3,9 +3,9 @@ nobody. A restart is among it: Proxmox VE itself starts only those with `onboot`
 PVE::API2::Nodes).
 
 /var/lib/homelab/owed lists them. A guest stands there, on the disk, before it goes off, until it runs or somebody else
-has switched it. Its tasks in Proxmox VE's log tell that: no clock counts. While the list has a
-guest, homelab-owed.timer looks at it (layers/start_guests.py). /run/homelab/started, which goes with the boot, tells
-the next `up` what became of them without one.
+has switched it. Its tasks in Proxmox VE's log tell that; what a clock said counts nowhere. While the list has a guest,
+homelab-owed.timer looks at it (layers/start_guests.py). /run/homelab/started, which goes with the boot, tells the next
+`up` what became of them without one.
 """
 
 from __future__ import annotations

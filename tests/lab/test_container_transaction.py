@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from remote_scripts.guests import power
+from remote_scripts.guests.guest import Guest
 from remote_scripts.notes.container_note import Cards
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
@@ -314,6 +315,23 @@ def test_one_that_its_owner_shuts_down_meanwhile_stays_off(world: Containers) ->
     world.then = ("POST", "status/shutdown", shut_down)
     assert world.ct().state == "stopped"
     assert world.lines()
+
+
+def test_one_that_is_shut_down_from_inside_as_its_start_ends_stays_off_with_the_change(
+    world: Containers, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    real = Guest.status
+
+    def status(guest: Guest) -> dict[str, Any]:
+        if guest.begun and real(guest)["status"] == "running":
+            world.power_off_inside()
+        return real(guest)
+
+    mark = world.lab.mark()
+    monkeypatch.setattr(Guest, "status", status)
+    assert world.ct().state == "stopped"
+    assert world.power(mark) == ["shutdown", "start"] and world.lines() and world.debt() is None
+    assert "stays as it is: it was started, and went off by itself" in capfd.readouterr().err
 
 
 def test_one_that_gets_its_id_between_shutdown_and_start_is_left_alone(world: Containers) -> None:
