@@ -176,7 +176,7 @@ def _taken_back(guest: Guest, note: Note, failure: Failure, *, ran: bool) -> Fai
     meanwhile stays. The failure, with the outcome, which comes first if the guest is left off.
     """
     kind = NotStarted if guest.begun else Failure
-    outcome, found = f"{guest.label} has back what it had", failure.found
+    outcome, found = f"{guest.label} has what it had before", failure.found
     try:
         _set_back(guest)
         if ran and not guest.runs():
@@ -190,7 +190,9 @@ def _taken_back(guest: Guest, note: Note, failure: Failure, *, ran: bool) -> Fai
         guest.write_note(note.settled())
         outcome += f", and stays off: {switched.found}"
     except Failure as second:  # the note still has all of it
-        outcome += f", or a part of it ({second.found}): run `pulumi up` again, which goes on from there"
+        outcome = (
+            f"what {guest.label} has isn't known ({second.found}): run `pulumi up` again, which goes on from there"
+        )
         found = f"{guest.label} is off now, as far as is known: {found}" if ran and guest.is_off else found
     return kind(failure.wanted, f"{found}\n        {outcome}", failure.why, failure.next)
 

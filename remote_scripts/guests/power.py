@@ -109,7 +109,7 @@ def shut_down(
             if not guest.runs() or _WAS_OFF.search(refused.found):  # its owner may have started it again since
                 return
             if is_last or not _DEAF.search(refused.found) or not isinstance(refused, TaskFailed):
-                raise _still_on(refused, seconds) from refused
+                raise _still_on(guest, refused, seconds) from refused
 
 
 def let_start(guest: Guest) -> None:
@@ -222,12 +222,17 @@ def _gone_off(guest: Guest, wanted: str, found: str) -> Failure:
     )
 
 
-def _still_on(refused: Refused, seconds: int) -> Failure:
+def _still_on(guest: Guest, refused: Refused, seconds: int) -> Failure:
+    next = (
+        f"shut it down from inside, give it longer (shutdown.timeout, now {seconds}), or let it be switched off "
+        "then (shutdown.otherwise: stop); start it if it goes off later: no run does"
+    )
+    if "is locked" in refused.found:
+        next = f"once nothing works on it: `{guest.kind.program} unlock {guest.vmid}`; then run `pulumi up` again"
     return refused.but(
         found=f"it is still on: {refused.found}",
         why="the change needs a guest that is off",
-        next=f"shut it down from inside, give it longer (shutdown.timeout, now {seconds}), or let it be switched off "
-        "then (shutdown.otherwise: stop); start it if it goes off later: no run does",
+        next=next,
     )
 
 

@@ -203,8 +203,7 @@ def is_another(note: Note, config: Mapping[str, str]) -> bool:
     have moved, and Proxmox VE's log tells of a later one.
     """
     now, disk = identity(config), config.get("rootfs", "").partition(",")[0]
-    has_network_card = " " in note.identity or " " in now  # the disk comes behind their addresses
-    if disk and not note and not has_network_card:
+    if disk and not note and " " not in note.identity + now:  # which the disk's name would follow
         return False
     shared = {*note.identity.split()} & {*now.split()}
     has_own = any(note.has_set(key, value) for key, value in config.items())

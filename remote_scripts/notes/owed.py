@@ -226,6 +226,8 @@ def note_running(system: System) -> None:
     boot, running = boot_id(system), dict[tuple[str, int], Debt]()
     for guest in guests.running(system):
         kind, node = KINDS[guest.program], pmxcfs.this_node(system).name
+        if not guests.is_on(api.of(system).get(f"/{kind.name}/{guest.id}/status/current")):
+            continue
         tasks, restarts = guest_tasks.switching(api.of(system), kind, guest.id), guest_tasks.restarts(api.of(system))
         if any("endtime" not in task and task["type"] not in kind.starts + kind.reboots for task in tasks):
             continue  # it is being switched off

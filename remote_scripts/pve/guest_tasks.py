@@ -16,8 +16,6 @@ CONSOLES = frozenset(("vncproxy", "vncshell", "spiceproxy", "spiceshell", "termp
 
 #: The type of the task by which pve-guests.service shuts all guests down as its host goes down.
 STOPALL = "stopall"
-# As its host comes up.
-_STARTALL = "startall"
 
 
 def is_well(status: str) -> bool:
@@ -46,4 +44,4 @@ def restarts(api: NodeApi) -> list[dict[str, Any]]:
     latest first; errors as of `NodeApi.get`. A person may begin both, too (Bulk Shutdown, Bulk Start).
     """
     tasks = api.get("/tasks", source="all", limit=MOST)
-    return [task for task in tasks if task["type"] in (STOPALL, _STARTALL)]
+    return [task for task in tasks if task["type"] in (STOPALL, "startall")]

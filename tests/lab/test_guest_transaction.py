@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from remote_scripts.guests import change
+from remote_scripts.guests.guest import Guest
 from remote_scripts.layers import start_guests
 from remote_scripts.tools.errors import Failure
 from tests import sampling
@@ -76,10 +78,29 @@ def test_a_destroy_right_after_a_killed_run_gives_everything_back(world: World) 
 def test_one_that_wont_go_off_keeps_what_it_had(world: World) -> None:
     before = world.own_form()
     world.lab.fault("guest-ignores-shutdown", world.vmid)
-    with pytest.raises(Failure, match=r"it is still on[\s\S]*has back what it had[\s\S]*start it if it goes off later"):
+    with pytest.raises(
+        Failure, match=r"it is still on[\s\S]*has what it had before[\s\S]*start it if it goes off later"
+    ):
         world.give()
     assert world.is_as(before)
     assert world.give(otherwise="stop") and world.is_given()
+
+
+def test_where_nothing_was_set_nothing_is_said_to_be_given_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor a part of it, where the guest can't be looked at after that."""
+    world.give()
+    world.lab.fault("guest-ignores-shutdown", world.vmid)
+    with pytest.raises(Failure, match="it is still on") as failure:
+        world.give(power="stopped")
+    assert "has back" not in failure.value.found and world.is_given()
+
+    def fail(_guest: Guest) -> None:
+        raise Failure("", "it hangs", "", "")
+
+    monkeypatch.setattr(change, "_set_back", fail)
+    with pytest.raises(Failure, match=f"{world.kind.label} {world.vmid} has isn't known .it hangs.: run") as failure:
+        world.give(power="stopped")
+    assert "a part of it" not in failure.value.found
 
 
 def test_a_failure_after_a_killed_run_gives_back_what_was_there_before_both(world: World) -> None:
@@ -87,7 +108,7 @@ def test_a_failure_after_a_killed_run_gives_back_what_was_there_before_both(worl
     world.killed_after(1, world.give)
     assert world.conf() != before
     world.lab.fault("guest-ignores-shutdown", world.vmid)
-    with pytest.raises(Failure, match="has back what it had"):
+    with pytest.raises(Failure, match="has what it had before"):
         world.give(other=True)
     assert world.conf() == before and world.runs()
     world.destroy()
