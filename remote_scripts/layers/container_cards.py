@@ -8,6 +8,7 @@ others have given the container stays. `revert` gives it back what it had.
 from __future__ import annotations
 
 import hashlib
+from contextlib import AbstractContextManager
 
 from remote_scripts.both.container_cards import Answer, Left, Wanted
 from remote_scripts.cards import host_nodes
@@ -23,17 +24,15 @@ from remote_scripts.notes.container_note import Cards, Given
 from remote_scripts.notes.guest_note import refused_to_stack
 from remote_scripts.pve.container_conf import conf_text
 from remote_scripts.pve.guest_kinds import CONTAINER
-from remote_scripts.tools.system import System, changes
+from remote_scripts.tools.system import System
 
 
-@changes
 def apply(system: System, wanted: Wanted) -> Answer:
     """Brings the cards into force.
 
     :raises Failure: a node isn't there, the container can't be changed, or has cards from another stack; one of the
         host's cards is away; as of `bring`.
     """
-    handover.need_rest(system)
 
     def change(guest: Container) -> Answer:
         if not guest.is_here:
@@ -46,10 +45,11 @@ def apply(system: System, wanted: Wanted) -> Answer:
             lines = _brought(guest, wanted)
         return _answer(guest, lines)
 
-    return in_turns(Container, system, wanted.ctid, change)
+    with _beside_others(system, wanted.ctid):
+        handover.need_rest(system)
+        return in_turns(Container, system, wanted.ctid, change)
 
 
-@changes
 def revert(system: System, wanted: Wanted) -> Left:
     """Gives the container back what it had, as far as it still is as homelab has set it. It runs if it did, whatever
     the settings have said.
@@ -61,7 +61,15 @@ def revert(system: System, wanted: Wanted) -> Left:
         give_back(guest, wanted.terms, goes_away=wanted.goes_away)
         return Left(node=guest.node, is_here=guest.is_here, owner=guest.note.owner)
 
-    return in_turns(Container, system, wanted.ctid, back)
+    with _beside_others(system, wanted.ctid):
+        return in_turns(Container, system, wanted.ctid, back)
+
+
+def _beside_others(system: System, ctid: int) -> AbstractContextManager[None]:
+    """For a container's change, beside those of others. Meanwhile nothing changes this host, as a VM does that takes a
+    card of it.
+    """
+    return system.work.alone("lock", system.work.lock_seconds, f"container {ctid} changed", shared=True)
 
 
 def _brought(guest: Container, wanted: Wanted) -> Lines:

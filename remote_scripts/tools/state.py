@@ -2,7 +2,7 @@
 
 The lock is flock(2)'s, on /run/homelab/lock; that of a container is on /run/homelab/inside-ID. In it stands the run
 (`pulumi up`, `pulumi destroy`) that has started the run that holds it, as layers/run_guard.py notes it in
-/run/homelab/up.
+/run/homelab/up. Changes of containers' cards share the host's.
 """
 
 from __future__ import annotations
@@ -130,25 +130,26 @@ class Work:
             time.sleep(_TRY_SECONDS)
 
     @contextlib.contextmanager
-    def holding(self, name: str, seconds: float) -> Iterator[bool]:
+    def holding(self, name: str, seconds: float, *, shared: bool = False) -> Iterator[bool]:
         """Has the lock /run/homelab/NAME meanwhile; False: another process still has it after so many seconds.
 
+        :param shared: others may have it so, too, and nobody may have it alone.
         :raises Failure: as of `go_on`.
         """
         descriptor = self._opened(name)
         try:
-            yield self._locked_within(descriptor, seconds, f"waiting for /run/homelab/{name}")
+            yield self._locked_within(descriptor, seconds, f"waiting for /run/homelab/{name}", shared=shared)
         finally:
             os.close(descriptor)
 
     @contextlib.contextmanager
-    def alone(self, name: str, seconds: float, wanted: str) -> Iterator[None]:
+    def alone(self, name: str, seconds: float, wanted: str, *, shared: bool = False) -> Iterator[None]:
         """As `holding`.
 
         :param wanted: what is done meanwhile, for a person.
         :raises Failure: another process still has the lock; or as of `go_on`.
         """
-        with self.holding(name, seconds) as is_alone:
+        with self.holding(name, seconds, shared=shared) as is_alone:
             if not is_alone:
                 raise _still_held(wanted, name, seconds)
             yield
@@ -204,8 +205,8 @@ class Work:
             os.close(self.lock)
             self.lock = None
 
-    def _locked_within(self, descriptor: int, seconds: float, what: str) -> bool:
-        return any(locked(descriptor) for _ in self.tries(seconds, what))
+    def _locked_within(self, descriptor: int, seconds: float, what: str, *, shared: bool = False) -> bool:
+        return any(locked(descriptor, shared=shared) for _ in self.tries(seconds, what))
 
     def _opened(self, name: str) -> int:
         self.need_folder()

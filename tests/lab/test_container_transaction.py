@@ -8,13 +8,18 @@ from typing import Any
 
 import pytest
 
+from remote_scripts.both.container_cards import Wanted
+from remote_scripts.both.terms import Terms
 from remote_scripts.guests import power
 from remote_scripts.guests.guest import Guest
+from remote_scripts.layers import container_cards
 from remote_scripts.notes.container_note import Cards
+from remote_scripts.tools import state
 from remote_scripts.tools.done import Done
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files
-from tests import sampling
+from remote_scripts.tools.system import System
+from tests import advice, sampling
 from tests.lab.transaction_kit import CT, DEVICES, MOUNTS, Containers, prepared, world
 
 __all__ = ["prepared", "world"]
@@ -55,6 +60,24 @@ def test_a_configuration_that_is_being_replaced_is_no_missing_one(
         chosen = -1
         if reads <= number:
             return
+
+
+def test_another_containers_change_waits_for_none_of_it_and_what_changes_the_host_does(
+    world: Containers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container may take minutes to go off. A VM that takes a shared card changes the host."""
+    done, refused = list[str](), list[str]()
+
+    def meanwhile() -> None:
+        other = System(world.lab.root, programs=world.programs())
+        done.append(container_cards.apply(other, Wanted(ctid=950, cards=DEVICES, terms=Terms(owner="p/s/media"))).state)
+        with pytest.raises(Failure, match="another run still holds /run/homelab/lock"):
+            System(world.lab.root).changing(lambda: refused.append("nothing was refused"))
+
+    monkeypatch.setattr(state, "LOCK_SECONDS", 0)
+    world.then = ("POST", "status/shutdown", meanwhile)
+    assert world.ct().state == "running"
+    assert (done, refused) == (["running"], [])
 
 
 def test_two_ways_at_once_go_together(world: Containers) -> None:
@@ -227,10 +250,11 @@ def test_a_lock_that_comes_before_its_shutdown_is_named_and_the_next_run_goes_on
     for act in (world.give, world.destroy):
         with monkeypatch.context() as locked:
             locked.setattr(world, "perl", perl)
-            with pytest.raises(Failure, match=r"CT is locked \(backup\)"):
+            with pytest.raises(Failure, match=r"CT is locked \(backup\)") as failure:
                 act()
         assert world.runs()
-        world.written(world.conf().replace("lock: backup\n", ""))
+        unlock, _up = advice.advised(failure.value.next)
+        world.lab.run(unlock)
         mark = world.lab.mark()
         act()
         assert world.power(mark) == ["shutdown", "start"] and bool(world.lines()) is (act == world.give)
