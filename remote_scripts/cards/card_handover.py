@@ -13,10 +13,12 @@ from remote_scripts.cards import card_users
 from remote_scripts.cards.handed_over import RecordedCard, RefusedError
 from remote_scripts.cards.handover_containers import CardContainers
 from remote_scripts.cards.handover_driver import CardDriver
+from remote_scripts.guests.start_conditions import Start, why_not
 from remote_scripts.notes import handover, owed
 from remote_scripts.notes.card import Card
-from remote_scripts.pve import guest_conf, guests
+from remote_scripts.pve import guests
 from remote_scripts.pve.container_conf import ContainerConf
+from remote_scripts.pve.guest_kinds import VM
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.kernel import boot_id
 from remote_scripts.tools.processes import ScanError, processes_using
@@ -52,37 +54,17 @@ class CardHandover:
 
     # Before a VM's start.
 
-    def _is_to_be_taken(self, vmid: str) -> bool:
-        """Whether the VM names the card, and hasn't it yet."""
+    def need_startable(self, vmid: str) -> None:
+        """:raises Failure: something stands against the VM's start, and the card is yet to be taken for it."""
         record = self.card.record
         has_it = record.vm == vmid and record.state in ("VM", "RETURNING")
-        return not has_it and card_users.names_card(self.card, vmid)
-
-    def need_no_run(self, vmid: str) -> None:
-        """:raises Failure: a run is at work on this host, and the card is yet to be taken for the VM."""
-        run = handover.run_at_work(self._system, vmid)
-        if run is None or not self._is_to_be_taken(vmid):
-            return
-        self.card.say(f"VM {vmid} doesn't get it: an up or a destroy of this host is at work ({run})")
-        found = f"an up or a destroy of this host is at work: {run}"
-        then = "nothing was changed; its steps need the card where it is: start the VM again when that has ended"
-        raise self.refusal(vmid, found, then)
-
-    def need_no_backup(self, vmid: str) -> None:
-        """:raises Failure: a backup of the VM, which was off, starts it, and it hasn't the card yet. It doesn't get it:
-        the backup would wait for that. Or its configuration can't be read.
-        """
-        lock = guest_conf.option_of_vm(self._system, vmid, "lock")
-        if lock != "backup" or not self._is_to_be_taken(vmid):
-            return
         # By other configuration, there is nothing to hand over.
-        if self.card.record.state in ("HOST", "HELD") and self.card.is_on_vfio():
+        is_bound = record.state in ("HOST", "HELD") and self.card.is_on_vfio()
+        if has_it or is_bound or not card_users.names_card(self.card, vmid):
             return
-        found = (
-            f"a backup of VM {vmid}, which was off, would start it: the card stays with the containers. If no backup "
-            f"is at work, its lock was left behind: `qm unlock {vmid}`"
-        )
-        raise self.refusal(vmid, found, "nothing was changed; back the VM up while it runs")
+        if found := why_not(Start(self._system, VM, int(vmid)), "hook"):
+            self.card.say(f"VM {vmid} doesn't get it: {found}")
+            raise self.refusal(vmid, found, "nothing was changed; start the VM again when that has ended")
 
     # To a VM.
 
@@ -105,8 +87,7 @@ class CardHandover:
             self.card.say(f"VM {vmid} starts, and the card is on vfio-pci already, not by this program: it stays there")
             return
         # Once more: a run may have begun since the first look.
-        self.need_no_run(vmid)
-        owed.noted(self._system)  # what can't be read takes no container, and nothing was changed yet
+        self.need_startable(vmid)
         try:
             users = card_users.need_possible(self.card)
             card_users.need_unused(self.card, users)
@@ -115,6 +96,8 @@ class CardHandover:
             self.card.rest("HELD", f"VM {vmid} didn't get it: {error}")
             next = "nothing was changed; mend that, and start the VM again"
             raise self.refusal(vmid, str(error), next) from error
+        if users:
+            owed.noted(self._system)  # what can't be read takes no container, and nothing was changed yet
         try:
             self._drain(vmid, users, persistence)
             card_users.need_unused(self.card)
@@ -242,7 +225,7 @@ class CardHandover:
         """
         record = self.card.record
         if record.state != "HOST" and record.boot != boot_id(self._system):
-            # The drivers have taken everything anew, and onboot decides which containers run.
+            # The drivers have taken everything anew. Which containers run, onboot decides, and what is owed to them.
             self.card.say(f"the host has been started since (it was {record.state}): the card is with it")
             self.card.remove()
             return

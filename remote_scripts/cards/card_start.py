@@ -5,10 +5,12 @@ from __future__ import annotations
 from remote_scripts.cards import card_users
 from remote_scripts.cards.handed_over import RecordedCard, RefusedError, SharedCard
 from remote_scripts.cards.handover_driver import CardDriver
+from remote_scripts.guests.start_conditions import Start, why_not
 from remote_scripts.notes import handover
 from remote_scripts.notes.card import Card, CardStart
 from remote_scripts.notes.record import Record
 from remote_scripts.pve import guests
+from remote_scripts.pve.guest_kinds import VM
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.kernel import boot_id
 from remote_scripts.tools.system import System
@@ -18,7 +20,7 @@ def of_vm(system: System, vmid: str) -> tuple[CardStart, ...]:
     """Of each shared card that the VM names; empty: it names none, it runs, or it isn't here."""
     try:
         cards = handover.cards(system) if system.files.exists(handover.CARDS) else ()
-    except ValueError:  # the host's own report says so
+    except Failure:  # the host's own report says so
         return ()
     named = [card for card in cards if card_users.names_card(SharedCard(system, card), vmid)]
     power = guests.power_of(system, "qm", vmid) if named else "gone"
@@ -41,8 +43,8 @@ def _found(system: System, card: Card, vmid: str) -> CardStart:
             raise RefusedError(f"VM {record.vm} has it since {record.at}: `qm shutdown {record.vm}` gives it back")
         if record.state not in ("HOST", "HELD", "VM"):
             raise RefusedError(f"{record.state}: {record.why or 'a step of it is still at work'}")
-        if handover.run_at_work(system, vmid) is not None:
-            raise RefusedError("an up or a destroy of this host is at work")
+        if found := why_not(Start(system, VM, int(vmid)), "doctor"):
+            raise RefusedError(found)
         if recorded.is_on_vfio():  # the VM's still, or by other configuration
             return CardStart(card=card.name)
         users = card_users.need_possible(recorded)

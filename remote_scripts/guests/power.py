@@ -32,9 +32,9 @@ _HALTED = "internal-error"
 STEADY_SECONDS = 20.0
 # Between two presses of the power button: a guest that is still booting ignores it.
 _PRESS_SECONDS = 60
-# The end of a shutdown's log if the guest didn't follow (QEMU's text, lxc's), or if the task itself was ended: by a
-# restart of pvedaemon, or for a Stop, which is then among the tasks before the start.
-_DEAF = re.compile(r"powerdown failed|lxc-stop .*failed|received interrupt")
+#: The end of a shutdown's log if the guest didn't follow (QEMU's text, lxc's), or if the task itself was ended: by a
+#: restart of pvedaemon, or for a Stop, which is then among the tasks before the start.
+DEAF = re.compile(r"powerdown failed|lxc-stop .*failed|received interrupt")
 _WAS_OFF = re.compile(r"CT \d+ not running")
 # How long nobody need answer once a guest is off for homelab, in seconds: shorter than its client waits for all of it.
 _PATIENCE_SECONDS = 1200.0
@@ -108,8 +108,8 @@ def shut_down(
             guest.settle()
             if not guest.runs() or _WAS_OFF.search(refused.found):  # its owner may have started it again since
                 return
-            if is_last or not _DEAF.search(refused.found) or not isinstance(refused, TaskFailed):
-                raise _still_on(guest, refused, seconds) from refused
+            if is_last or not DEAF.search(refused.found) or not isinstance(refused, TaskFailed):
+                raise _still_on(guest, refused, seconds, is_owed=bool(why) and otherwise == "fail") from refused
 
 
 def let_start(guest: Guest) -> None:
@@ -222,13 +222,13 @@ def _gone_off(guest: Guest, wanted: str, found: str) -> Failure:
     )
 
 
-def _still_on(guest: Guest, refused: Refused, seconds: int) -> Failure:
-    next = (
-        f"shut it down from inside, give it longer (shutdown.timeout, now {seconds}), or let it be switched off "
-        "then (shutdown.otherwise: stop); start it if it goes off later: no run does"
-    )
+def _still_on(guest: Guest, refused: Refused, seconds: int, *, is_owed: bool) -> Failure:
+    """:param is_owed: it may still heed that, and is started again then (starts.py)."""
+    next = f"give it longer (shutdown.timeout, now {seconds}), or let it be switched off then (shutdown.otherwise: stop)"
     if "is locked" in refused.found:
         next = f"once nothing works on it: `{guest.kind.program} unlock {guest.vmid}`; then run `pulumi up` again"
+    elif is_owed:
+        next += f"; if it goes off within {seconds} s, this host starts it again; start it if it goes off later"
     return refused.but(
         found=f"it is still on: {refused.found}",
         why="the change needs a guest that is off",

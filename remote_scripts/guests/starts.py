@@ -20,9 +20,10 @@ from remote_scripts.guests.change import in_turn, resume
 from remote_scripts.guests.container import Container
 from remote_scripts.guests.guest import Guest
 from remote_scripts.guests.power import SwitchedElsewhere
-from remote_scripts.notes import handover, owed
+from remote_scripts.guests.start_conditions import Start, why_not
+from remote_scripts.notes import owed
 from remote_scripts.notes.owed import Debt
-from remote_scripts.pve import guest_tasks, hookscripts
+from remote_scripts.pve import guest_tasks
 from remote_scripts.pve.api import NodeApi
 from remote_scripts.pve.properties import parse
 from remote_scripts.tools.errors import Failure
@@ -32,8 +33,12 @@ from remote_scripts.tools.system import System
 _LAST_ORDER = 9999999999
 _CLASSES: dict[str, type[Guest]] = {"qm": Guest, "pct": Container}
 # One that doesn't start is tried again after so many seconds, then after twice as many, and so on, up to 16 times as
-# many: each try is a task in Proxmox VE's log.
-_PAUSE_SECONDS, _DOUBLED = 60, 4
+# many: each try is a task in Proxmox VE's log. So many tries are all, which takes some three days.
+_PAUSE_SECONDS, _DOUBLED, _TRIES = 60, 4, 300
+
+
+class _LeftToOwner(SwitchedElsewhere):
+    """Nothing is owed to the guest any more, and its owner has to know that."""
 
 
 def start(
@@ -75,16 +80,17 @@ def _see_to(system: System, api: NodeApi, debt: Debt, back: Collection[str], ans
     waits, now = "", debt
     try:
         with in_turn(_CLASSES[debt.program], system, api, debt.guest) as guest:
-            verdict = _judged(guest)
-            if verdict == "over":
-                owed.drop(system, debt)
+            try:
+                waits = _find_obstacle(guest, debt, back)
+                if not waits:
+                    resume(guest)
+                    answer.started.append(debt.name)
+            except SwitchedElsewhere as ended:
+                owed.drop(system, debt, why=ended.found)
                 guest.write_note(guest.note)
-            elif not (waits := owed.UNKNOWN if verdict == "unknown" else _obstacle(guest, debt, back)):
-                resume(guest)
-                answer.started.append(debt.name)
+                if isinstance(ended, _LeftToOwner):
+                    answer.off.append(f"{debt.name}: {ended.found}")
             now = guest.debt or debt
-    except SwitchedElsewhere:
-        owed.drop(system, debt)
     except Failure as failure:
         waits = failure.found.partition("\n")[0]
     if not waits:
@@ -97,23 +103,54 @@ def _see_to(system: System, api: NodeApi, debt: Debt, back: Collection[str], ans
         answer.off.append(now.said)
 
 
-def _judged(guest: Guest) -> owed.Verdict:
-    """Whether it is to be started. Nothing is owed to one that runs, is another one or not here, or is under HA."""
-    if guest.debt is None or not guest.is_here or guest.runs():
-        return "over"
-    return "over" if ha.is_managed(guest.system, f"{guest.kind.ha}:{guest.vmid}") else power.verdict(guest)
+def _find_obstacle(guest: Guest, debt: Debt, back: Collection[str]) -> str:
+    """Why it isn't to be started now; empty: it is.
+
+    :raises SwitchedElsewhere: nothing is owed to it any more.
+    """
+    if guest.debt is None or not guest.is_here:
+        raise power.switched(guest, "it isn't here any more, or another guest has its id")
+    if ha.is_managed(guest.system, f"{guest.kind.ha}:{guest.vmid}"):
+        raise power.switched(guest, "HA starts and stops it")
+    if waits := _find_late_shutdown(guest, debt):
+        return waits
+    if guest.runs():
+        raise power.switched(guest, "it runs")
+    verdict = power.verdict(guest)
+    if verdict == "over":
+        raise power.switched(guest, "somebody else has switched it")
+    if verdict == "unknown":
+        return owed.UNKNOWN
+    start = Start(guest.system, guest.kind, guest.vmid, debt.card, back)
+    return why_not(start, "starter") or _find_pause(guest, debt)
 
 
-def _obstacle(guest: Guest, debt: Debt, back: Collection[str]) -> str:
-    """Why it isn't to be started now; empty: it is."""
-    system = guest.system
-    if debt.card and debt.card not in back and handover.is_away(system, debt.card):
-        return f"gpus.{debt.card} isn't back from a VM"
-    if hookscripts.is_homelabs(guest.config.get("hookscript", "")) and system.work.is_held():
-        return "a run of homelab is at work, which may need its card"
-    if lock := guest.config.get("lock"):
-        return f"it is locked, {lock} (once nothing works on it: `{debt.program} unlock {debt.guest}`)"
+def _find_late_shutdown(guest: Guest, debt: Debt) -> str:
+    """That a guest that runs may still heed homelab's shutdown, which has failed: it has as long again for that.
+
+    :raises _LeftToOwner: it had that time.
+    """
+    for task in guest.api.tasks()[:1]:
+        is_late = task["upid"] in debt.ours and power.DEAF.search(task.get("status", ""))
+        if not is_late or debt.why == "handover" or guest.note.otherwise == "stop":
+            break
+        began = int(debt.ours[0].split(":")[4], 16)  # as a UPID has it
+        asked = time.strftime(f"{owed.ASKED} %H:%M", time.localtime(began))
+        if abs(time.time() - task["endtime"]) >= task["endtime"] - began:
+            raise _LeftToOwner(f"{guest.label} off", f"{asked}; if it goes off by itself now, start it", "", "")
+        return f"{asked}, and still runs" if guest.runs() else ""
+    return ""
+
+
+def _find_pause(guest: Guest, debt: Debt) -> str:
+    """Why it isn't tried again yet; empty: it is.
+
+    :raises _LeftToOwner: it was tried often enough.
+    """
     new = (task for task in guest.api.tasks() if task["upid"] not in debt.known)
     failed = [task["endtime"] for task in new if guest_tasks.is_failed_start(guest.kind, task)]
+    if len(failed) >= _TRIES:
+        found = f"its start has failed {_TRIES} times, and isn't tried any more: {debt.waits}"
+        raise _LeftToOwner(f"{guest.label} started", found, "", "")
     pause = _PAUSE_SECONDS << min(len(failed) - 1, _DOUBLED) if failed else 0
     return debt.waits if abs(time.time() - max(failed, default=0)) < pause else ""

@@ -26,7 +26,7 @@ from remote_scripts.tools import boot_service
 from remote_scripts.tools.boot_service import PYTHON
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Changed
-from remote_scripts.tools.plain import FormError, to_plain
+from remote_scripts.tools.plain import to_plain
 from remote_scripts.tools.restart import is_going_down
 from remote_scripts.tools.system import System, changes, plans
 
@@ -182,10 +182,7 @@ def program(system: System, arguments: Sequence[str]) -> None:
 
     :raises Failure: a VM doesn't get its card, or a step hasn't worked.
     """
-    try:
-        cards = handover.cards(system)
-    except (ValueError, FormError) as error:
-        raise _not_as_written(f"{handover.CARDS}: {error}") from error
+    cards = handover.cards(system)
     match list(arguments):
         case ["hook", vmid, phase] if re.fullmatch(r"[1-9]\d*", vmid):
             if phase == "pre-start":
@@ -199,16 +196,7 @@ def program(system: System, arguments: Sequence[str]) -> None:
                 if card.name == name:
                     handover_steps.STEPS[step](SharedCard(system, card))
         case _:
-            raise _not_as_written(" ".join(arguments))
-
-
-def _not_as_written(found: str) -> Failure:
-    return Failure(
-        "what hands cards over, as it was installed",
-        found,
-        "which card goes to which VM can't be told from it; nothing was changed",
-        "run `pulumi up --refresh`, which puts it there again",
-    )
+            raise handover.not_as_installed(" ".join(arguments))
 
 
 def _begin(system: System, cards: Sequence[Card], vmid: str) -> None:
@@ -231,8 +219,7 @@ def _begin(system: System, cards: Sequence[Card], vmid: str) -> None:
     # Before the wait for the host, which a run may have for long; and once more with it.
     handovers = [CardHandover(system, card) for card in named]
     for card_handover in handovers:
-        card_handover.need_no_run(vmid)
-        card_handover.need_no_backup(vmid)
+        card_handover.need_startable(vmid)
     _await_work_inside(system, vmid, [card_handover.card for card_handover in handovers])
     _get_host_for_start(system, vmid)
     with system.work.holding(handover.HANDING, 10) as is_held:

@@ -39,7 +39,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
 
 
 def program(system: System, _arguments: Sequence[str] = ()) -> None:
-    """What the host's own timer starts, every half minute, until nothing is owed.
+    """What the host's own timer starts, every two minutes, until nothing is owed.
 
     :raises Failure: what is noted can't be read.
     """
@@ -50,8 +50,11 @@ def program(system: System, _arguments: Sequence[str] = ()) -> None:
         if not _may_start(system):
             return
         answer = _start(system, Wanted(), lambda: not _may_start(system))
-        started = f"the host itself has started what homelab had switched off: {', '.join(answer.started)}"
+        started = f"{owed.STARTED}: {', '.join(answer.started)}"
+        known = owed.news(system)
         for line in [*([started] if answer.started else []), *answer.off]:
+            if line in known:  # the list couldn't be written
+                continue
             system.log.say(line)
             system.work.write(owed.NEWS.rpartition("/")[2], f"{line}\n", at_end=True)
     if not owed.noted(system):
@@ -60,7 +63,8 @@ def program(system: System, _arguments: Sequence[str] = ()) -> None:
 
 def _start(system: System, wanted: Wanted, is_ending: Callable[[], bool]) -> Answer:
     debts = owed.noted(system)
-    owed.drop(system, *(debt for debt in debts if debt.guest in wanted.unwanted))
+    unwanted = [debt for debt in debts if debt.guest in wanted.unwanted]
+    owed.drop(system, *unwanted, why="the settings want it off")
     meant = (debt for debt in debts if debt.guest not in (*wanted.unwanted, *wanted.later))
     return starts.start(system, meant, is_ending=is_ending)
 

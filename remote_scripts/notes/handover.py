@@ -42,9 +42,22 @@ class RefusedError(Exception):
 def cards(system: System) -> tuple[Card, ...]:
     """The cards that are handed over here.
 
-    :raises ValueError: that isn't as it was written.
+    :raises Failure: that isn't as it was written.
     """
-    return of_plain(tuple[Card, ...], json.loads(system.files.read(CARDS) or b""), CARDS)
+    try:
+        return of_plain(tuple[Card, ...], json.loads(system.files.read(CARDS) or b""), CARDS)
+    except ValueError as error:
+        raise not_as_installed(f"{CARDS}: {error}") from error
+
+
+def not_as_installed(found: str) -> Failure:
+    """The failure of a list or a call that this program hasn't written."""
+    return Failure(
+        "what hands cards over, as it was installed",
+        found,
+        "which card goes to which VM can't be told from it; nothing was changed",
+        "run `pulumi up --refresh`, which puts it there again",
+    )
 
 
 def note_of(name: str) -> Note[Record]:

@@ -11,6 +11,7 @@ homelab-owed.timer looks at it (layers/start_guests.py). /run/homelab/started, w
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from remote_scripts.notes.guest_note import identity
 from remote_scripts.pve import api, guest_conf, guest_tasks, guests, pmxcfs
 from remote_scripts.pve.guest_kinds import KINDS, Kind
 from remote_scripts.tools import boot_service, notes
-from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.errors import Failure, UnreadableError
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.kernel import boot_id
 from remote_scripts.tools.state import WRITING
@@ -30,8 +31,12 @@ PROGRAM = f"{HOME}/owed-program"
 _TIMER = boot_service.Timer("homelab-owed", PROGRAM)
 #: What became of them in this boot without an `up`, a line each.
 NEWS = "/run/homelab/started"
+#: How a line of it begins that has the names of those that run again.
+STARTED = "the host itself has started what homelab had switched off"
 #: Why a guest of the verdict `unknown` isn't started.
 UNKNOWN = "Proxmox VE's log doesn't tell whether homelab or somebody else has switched it off: start it if it is to run"
+#: How it is said that a guest hasn't heeded homelab's shutdown; the time follows.
+ASKED = "asked to shut down at"
 _LOCK_SECONDS = 60.0
 # It ignores SIGTERM, and its next start goes on from wherever it is killed; that it was is no failure, nor that its
 # program has gone since (2).
@@ -113,6 +118,8 @@ class Debt:
     @property
     def said(self) -> str:
         """That it is to run again, and why it doesn't yet, in words."""
+        if self.waits.startswith(ASKED):
+            return f"{self.name} was {self.waits}; if it goes off soon, this host starts it again"
         waits = self.waits or "this host starts it once no run is at work"
         return f"{self.name} was switched off by homelab, and isn't started yet: {waits}"
 
@@ -130,15 +137,17 @@ class Debt:
 def verdict(
     debt: Debt, boot: str, since: Collection[Mapping[str, Any]], restarts: Iterable[Mapping[str, Any]]
 ) -> Verdict:
-    """Whether it is to be started, if it is off. A start ends what is owed, homelab's own, too.
+    """Whether it is to be started, if it is off. A start ends what is owed, homelab's own, too; and so does a stop:
+    homelab shuts guests down.
 
     :param boot: the host's, now.
     :param since: what has switched it since (Debt.since).
     :param restarts: tasks by which this node has shut all its guests down, or started them (guest_tasks.restarts).
     """
-    if any(task["type"] in debt.kind.starts for task in since):
-        return "over"
     others = [task for task in since if task["upid"] not in debt.ours]
+    is_stopped = any(task["type"] == debt.kind.stops[1] for task in others)
+    if is_stopped or any(task["type"] in debt.kind.starts for task in since):
+        return "over"
     if debt.is_yet_to_come(boot):
         return "not yet"
     if debt.why != "restart":
@@ -188,7 +197,15 @@ def noted(system: System) -> list[Debt]:
 
     :raises Failure: it can't be read.
     """
-    return list((_NOTE.read(system.files) or _List()).debts)
+    try:
+        return list((_NOTE.read(system.files) or _List()).debts)
+    except UnreadableError as error:
+        raise error.but(
+            found=f"{error.found}: {OWED}",
+            why="which guests homelab has switched off, and starts again, stands there alone",
+            next=f"remove {OWED} (`rm -r`), and start the guests that are off and are to run: which ones isn't known "
+            "then; then run the same again",
+        ) from error
 
 
 def of(system: System, kind: Kind, vmid: int) -> Debt | None:
@@ -212,10 +229,20 @@ def update(system: System, debt: Debt) -> None:
     _change(system, lambda debts: [debt if one.key == debt.key else one for one in debts])
 
 
-def drop(system: System, *debts: Debt) -> None:
-    """Nothing is owed to these any more; errors as of `put`."""
+def drop(system: System, *debts: Debt, why: str = "") -> None:
+    """Nothing is owed to these any more, nor is there news of them; errors as of `put`.
+
+    :param why: for the log; empty: it is said elsewhere.
+    """
     keys = {debt.key for debt in debts}
     _change(system, lambda noted: [one for one in noted if one.key not in keys])
+    names = tuple(f"{debt.name} " for debt in debts)
+    left = [line for line in news(system) if not line.startswith(names)]
+    with suppress(OSError):  # it is said twice then
+        if left != news(system):
+            system.work.write(NEWS.rpartition("/")[2], "".join(f"{line}\n" for line in left))
+    for debt in debts if why else ():
+        system.log.say(f"{debt.name}: no start is owed to it any more: {why}")
 
 
 def note_running(system: System) -> None:
@@ -281,6 +308,8 @@ def _change(system: System, changed: Callable[[list[Debt]], list[Debt]]) -> None
     with system.work.alone(WRITING, _LOCK_SECONDS, wanted):
         before = noted(system)
         debts = changed(before)
+        if debts and debts == before:  # a full disk is in nobody's way
+            return
         try:
             if debts:
                 if {one.key for one in debts} - {one.key for one in before}:

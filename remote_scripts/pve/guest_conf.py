@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from remote_scripts.pve.container_conf import sections_of
-from remote_scripts.pve.guest_kinds import Kind
+from remote_scripts.pve.guest_kinds import VM, Kind
 from remote_scripts.pve.pmxcfs import NODES
 from remote_scripts.pve.vm_conf import options
 from remote_scripts.tools.system import System
@@ -21,13 +21,18 @@ def option_of(lines: Iterable[str], key: str) -> str:
     return "\n".join(value for name, value in options(lines) if name == key)
 
 
-def lines_of_vm(system: System, vmid: str) -> list[str]:
-    """The lines of a VM's configuration above its first section, without blanks at their ends; none where there is no
-    such VM.
+def lines_of(system: System, kind: Kind, vmid: str) -> list[str]:
+    """The lines of the configuration of a guest of this node above its first section, without blanks at their ends;
+    none where there is no such guest.
 
     :raises Failure: it can't be read.
     """
-    return sections_of(system.files.need_text(f"{VMS}/{vmid}.conf"))[""]
+    return sections_of(system.files.need_text(f"/etc/pve/{kind.folder}/{vmid}.conf"))[""]
+
+
+def lines_of_vm(system: System, vmid: str) -> list[str]:
+    """The same of a VM."""
+    return lines_of(system, VM, vmid)
 
 
 def options_of(system: System, kind: Kind, node: str, vmid: int) -> dict[str, str]:

@@ -11,6 +11,7 @@ from remote_scripts.notes import kept_agents, owed
 from remote_scripts.pve.guest_kinds import CONTAINER
 from remote_scripts.reading.answer import Managed, OwedStart
 from remote_scripts.reading.source import Source
+from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import EDITS, HOME
 from remote_scripts.tools.kernel import boot_id
 from remote_scripts.tools.time_limit import within_limit
@@ -22,10 +23,17 @@ _NOTES = "/etc/pve/homelab"
 
 
 def owed_starts(source: Source) -> list[OwedStart]:
-    """Guests that are to run again, but for those of a restart that is yet to come."""
-    debts: list[owed.Debt] = source.noting(owed.OWED, lambda: owed.noted(source.system), [])
-    boot = boot_id(source.system)
-    return [OwedStart(debt.said, debt.waits == owed.UNKNOWN) for debt in debts if not debt.is_yet_to_come(boot)]
+    """Guests that are to run again, but for those of a restart that is yet to come; and what this host has said since
+    of those that it has left to their owner. A list that can't be read stands in nobody else's way.
+    """
+    try:
+        debts, boot = owed.noted(source.system), boot_id(source.system)
+    except Failure as failure:
+        return [OwedStart(f"not known ({failure.wanted}: {failure.found}): {failure.next}", is_lost=True)]
+    starts = [OwedStart(debt.said, debt.waits == owed.UNKNOWN) for debt in debts if not debt.is_yet_to_come(boot)]
+    others = (f"{owed.STARTED}:", *(f"{debt.name} " for debt in debts))
+    left = (line for line in owed.news(source.system) if not line.startswith(others))
+    return starts + [OwedStart(line, is_lost=False) for line in left]
 
 
 def managed(source: Source) -> list[Managed]:

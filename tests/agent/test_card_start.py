@@ -60,6 +60,16 @@ def test_it_waits_for_a_run_as_a_start_would(host: Host) -> None:
         assert "an up or a destroy of this host is at work" in refused(host)
 
 
+def test_what_a_start_is_refused_for_by_its_lock_or_another_vm_is_said(host: Host) -> None:
+    conf = host.read(VM)
+    for lock, said in (("backup", "a backup of VM 103, which was off"), ("snapshot", "it is locked, snapshot")):
+        host.write(VM, f"lock: {lock}\n{conf}")
+        assert refused(host).startswith(said)
+    host.write(VM, conf)
+    host.write("/run/qemu-server/pci-id-reservations", f"{GPU} 104 pid:4711\n")
+    assert refused(host) == "VM 104 has its card"
+
+
 def test_who_has_it_is_named_but_for_who_ends_with_a_container(host: Host) -> None:
     for pid, group in ((41, "/lxc/950/ns"), (42, "/system.slice/ollama.service")):
         thread(host, pid, pid, "7f00-7f01 rw-s 00000000 00:05 103 /dev/nvidia0\n", group)

@@ -6,6 +6,7 @@ Its states, events and refusals: test_handover_table.py. Killed at its calls, an
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from remote_scripts.both import (
     container_verification,
     nvidia_packages,
     nvidia_verification,
+    start_guests,
 )
 from remote_scripts.both.handover import Wanted
 from remote_scripts.both.software import Software
@@ -36,6 +38,7 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.plain import to_plain
 from remote_scripts.tools.processes import ScanError, processes_using
 from remote_scripts.tools.system import System
+from tests import sampling
 from tests.agent import guest_kit, handover_kit
 from tests.agent.cluster_kit import Clock
 from tests.agent.handover_kit import AUDIO, BIG, CONTAINER, CT950, DEVICES, GPU, OTHER, SERVICE, START, STATE, VM, Host
@@ -99,6 +102,13 @@ def test_a_list_of_containers_to_start_that_cant_be_read_costs_none_its_run(host
     before = host.everything()
     assert f"to read {owed.OWED}" in host.call(*START)
     assert host.everything() == before and host.at_home()
+
+
+def test_a_list_of_containers_to_start_that_cant_be_read_refuses_no_start_that_shuts_none_down(host: Host) -> None:
+    host.write(owed.OWED, "{")
+    host.write(CT950, "stopped")
+    host.run(*START)
+    assert host.with_the_vm()
 
 
 def test_a_container_whose_start_cant_be_noted_is_not_shut_down(host: Host) -> None:
@@ -889,7 +899,8 @@ def test_a_start_is_told_that_something_has_the_host_for_long(host: Host, monkey
 
 
 def test_a_backup_of_a_vm_that_is_off_waits_for_nobody(host: Host) -> None:
-    """While somebody has the host's lock."""
+    """While somebody has the host's lock. The story has it."""
+    host.write("/var/lib/homelab/handover/.keep", "")
     host.write(VM, f"lock: backup\n{host.read(VM)}")
     before = host.everything()
     with held(host):
@@ -897,7 +908,102 @@ def test_a_backup_of_a_vm_that_is_off_waits_for_nobody(host: Host) -> None:
     assert host.everything() == before
 
 
+@pytest.mark.parametrize("by", ["its lock", "HA"])
+def test_a_start_asks_for_no_lock_and_no_ha(host: Host, by: str) -> None:
+    """Proxmox VE has looked at the lock itself, and HA may be who starts it."""
+    if by == "HA":
+        host.write("/etc/pve/ha/resources.cfg", "vm: 103\n\tstate started\n")
+    else:
+        host.write(VM, f"lock: create\n{host.read(VM)}")
+    host.run(*START)
+    assert host.with_the_vm()
+
+
 # -- containers that come back ---------------------------------------------------------------------------------------
+def owe(host: Host, ctid: int, why: owed.Why, node: str = "/dev/nvidia0") -> None:
+    """A container of the card, or of another one, is off for a change of its own, or a restart of its host."""
+    conf = f"hostname: chat\nlxc.mount.entry: {node} {node[1:]} none bind,optional,create=file\n"
+    host.write(f"/etc/pve/lxc/{ctid}.conf", conf)
+    host.write(f"/state/pct/{ctid}", "stopped")
+    name, boot = f"container {ctid} (chat)", "before" if why == "restart" else "boot"
+    shutdowns = (guest_kit.task(host, "vzshutdown", ctid, handover_kit.now()),) if why == "change" else ()
+    debt = owed.Debt(program="pct", guest=ctid, name=name, identity="", why=why, boot=boot, known=(), ours=shutdowns)
+    owed.put(host.working_system(), debt)
+
+
+@pytest.mark.parametrize("why", ["change", "restart"])
+def test_a_container_of_a_card_that_is_away_waits_for_it_whatever_it_is_owed_a_start_for(
+    lent: Host, why: owed.Why
+) -> None:
+    """One of another card doesn't: its number is that of a card that the driver has."""
+    lent.write(f"/proc/driver/nvidia/gpus/{OTHER}/information", "Device Minor: \t 1\n")
+    owe(lent, 951, why)
+    owe(lent, 952, why, "/dev/nvidia1")
+    for _ in range(3):
+        lent.alone()
+    assert lent.started() == ["952"]
+    assert lent.owed() == dict.fromkeys((950, 951), "gpus.big isn't back from a VM")
+    lent.go_on()
+    assert lent.at_home() and lent.started() == ["952", "950", "951"] and not lent.owed()
+
+
+def test_a_container_isnt_started_into_a_handover_of_its_card(host: Host) -> None:
+    """Between the look at who has the card and the note that it is on its way."""
+    host.write(f"/proc/driver/nvidia/gpus/{OTHER}/information", "Device Minor: \t 1\n")
+    owe(host, 951, "restart")
+    owe(host, 952, "restart", "/dev/nvidia1")
+    host.working_system().work.need_folder()
+    with (host.root / "run/homelab/handing").open("w") as handing:
+        fcntl.flock(handing, fcntl.LOCK_EX)
+        host.alone()
+        assert host.started() == ["952"]
+    host.alone()
+    assert host.started() == ["952", "951"] and not host.owed()
+
+
+def test_an_up_restarts_a_container_while_a_vm_that_it_has_started_goes_off(lent: Host) -> None:
+    """Its card is on its way back, by a process of the host's: not before that has it the container is started."""
+    owe(lent, 951, "change")
+    with lent.up_at_work("anna", "103 anna\n"):
+        lent.run(*handover_kit.STOP)
+        assert lent.state() == "RETURNING"
+        said = lent.ask("apply", "start_guests", start_guests.Wanted())
+        assert not said["started"] and len(said["off"]) == 2 and not lent.started()
+        lent.run(*SERVICE)
+        assert lent.at_home() and lent.started() == ["950"]
+        said = lent.ask("apply", "start_guests", start_guests.Wanted())
+        assert said == {"started": ["container 951 (chat)"], "off": []}
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_however_long_a_vm_has_the_card_all_its_containers_run_again(
+    lent: Host, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drawn: it may have it for weeks, with locks, without a quorum. No wait is a try."""
+    random, moments = sampling.drawn(f"weeks {number}"), handover_kit.Moments()
+    monkeypatch.setattr("remote_scripts.guests.starts.time", moments)
+    lent.write(handover_kit.VM103, "running")
+    owe(lent, 951, "restart")
+    owe(lent, 952, "change")
+    confs = {ctid: lent.read(f"/etc/pve/lxc/{ctid}.conf") for ctid in (950, 951, 952)}
+    for _ in range(12):
+        moments.passed += random.randrange(3 * 86400)
+        for ctid, conf in confs.items():
+            lent.write(f"/etc/pve/lxc/{ctid}.conf", random.choice(["", "lock: backup\n"]) + conf)
+        lent.write("/no-quorum", "")
+        if random.random() < 0.5:
+            (lent.root / "no-quorum").unlink()
+        lent.run(*SERVICE)
+        lent.alone()
+    assert not lent.started() and [*lent.owed()] == [950, 951, 952]
+    for ctid, conf in confs.items():
+        lent.write(f"/etc/pve/lxc/{ctid}.conf", conf)
+    (lent.root / "no-quorum").unlink(missing_ok=True)
+    lent.write(handover_kit.VM103, "stopped")
+    lent.go_on()
+    assert lent.at_home() and sorted(lent.started()) == ["950", "951", "952"] and not lent.owed()
+
+
 def test_a_container_that_could_not_be_started_is_not_forgotten(lent: Host) -> None:
     """The card is with the host all the same, and a VM may have it again."""
     lent.starts_fail(950)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import os
 import threading
 import time
@@ -13,22 +14,27 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from remote_scripts.both.start_guests import Wanted
 from remote_scripts.cluster import turn
 from remote_scripts.layers import start_guests
-from remote_scripts.notes import owed
+from remote_scripts.notes import guest_notes, owed
+from remote_scripts.notes.guest_note import Note
 from remote_scripts.pve import guest_tasks, guests
 from remote_scripts.pve.api import NodeApi
 from remote_scripts.pve.guest_kinds import KINDS
+from remote_scripts.pve.guest_kinds import VM as VM_KIND
+from remote_scripts.reading import own_files
+from remote_scripts.reading.answer import OwedStart
+from remote_scripts.reading.source import Source
 from remote_scripts.tools.errors import Failure
 from tests.agent import api_kit, guest_kit
 from tests.agent.cluster_kit import Clock, elsewhere, note_ran, who_ran
 from tests.agent.guest_kit import CT, TASKS, VM, guest, programs, task
-from tests.agent.kit import Cut, Host, Killed, cuts, left_by
+from tests.agent.kit import Cut, Host, Killed, cuts, failing, left_by
 
 A, B = "7d4f0d3c-0000-4000-8000-00000000000a", "7d4f0d3c-0000-4000-8000-00000000000b"
 NOTED, DOWN, BOOTED = 1_700_000_000, 1_700_000_020, 1_700_000_100
@@ -153,7 +159,7 @@ def gone(host: Host) -> None:
     ],
 )
 def test_a_guest_that_somebody_has_seen_to_is_left_alone(
-    host: Host, what: Callable[[Host], object], starts: bool
+    host: Host, what: Callable[[Host], object], starts: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     noted(host, "qm 103")
     task(host, "stopall", "", DOWN)
@@ -163,6 +169,7 @@ def test_a_guest_that_somebody_has_seen_to_is_left_alone(
     said = run(host)
     assert started(host) == ([103] if starts else [])
     assert is_over(host) and said["off"] == []
+    assert ("VM 103 (g103): no start is owed to it any more: " in capsys.readouterr().err) is not starts
 
 
 @pytest.mark.parametrize("later", ["", "vzcreate", "vzrestore", "vzdestroy"])
@@ -179,11 +186,14 @@ def test_a_container_without_a_network_card_is_known_after_its_disk_was_moved(ho
     assert started(host) == ([] if later else [901]) and is_over(host)
 
 
-def test_a_start_ends_what_is_owed_also_where_nothing_tells_of_homelabs_shutdown() -> None:
-    """A kill came between its shutdown and the note of that, and its owner has started and ended the guest since."""
+@pytest.mark.parametrize("kind", ["qmstart", "qmstop"])
+def test_a_start_or_a_stop_ends_what_is_owed_also_where_nothing_tells_of_homelabs_shutdown(kind: str) -> None:
+    """A kill came between its shutdown and the note of that, and its owner has started and ended the guest since, or has stopped it, which was off."""
     debt = owed.Debt(program="qm", guest=103, name="", identity="", why="change", boot=A, known=("a",))
-    of_owner = {"upid": "b", "type": "qmstart", "user": "root@pam"}
+    of_owner = {"upid": "b", "type": kind, "user": "root@pam"}
     assert [owed.verdict(debt, A, since, ()) for since in ([], [of_owner])] == ["unknown", "over"]
+    stop = {"upid": "c", "type": "qmstop", "user": "root@pam"}
+    assert owed.verdict(replace(debt, ours=("c",)), A, [stop], ()) == "due", "homelab ends what QEMU has halted"
 
 
 def test_who_was_switched_off_after_a_run_that_was_killed_before_its_restart_stays_off(host: Host) -> None:
@@ -320,6 +330,101 @@ def test_a_start_that_fails_keeps_nobody_off_and_is_tried_again_ever_more_seldom
     for _ in range(20):
         alone(host)
     assert host.read("/state/qm/105") == "running" and is_over(host)
+
+
+def test_a_start_that_has_failed_some_hundred_times_is_left_to_its_owner_who_is_told(host: Host) -> None:
+    noted(host, "qm 103")
+    long_ago = int(time.time()) - 500_000
+    for number in range(299):
+        task(host, "qmstart", 103, long_ago + number, status="start failed: no such bridge")
+    host.write("/fails/103", "")
+    run(host)
+    assert started(host) == [103] and waits(host) == {103: "start failed: no such bridge"}
+    said = "VM 103 (g103): its start has failed 300 times, and isn't tried any more: start failed: no such bridge"
+    alone(host)
+    assert started(host) == [103] and is_over(host) and host.read(SAID).splitlines()[-1] == said
+    assert [start.said for start in seen(host)] == [said]
+
+
+def seen(host: Host) -> list[OwedStart]:
+    """What the doctor says of them."""
+    return own_files.owed_starts(Source(host.working_system()))
+
+
+# A shutdown of homelab's that a guest hasn't heeded.
+
+
+def deaf(host: Host, seconds_ago: int, otherwise: Literal["fail", "stop"] = "fail") -> None:
+    """VM 103 runs: homelab has asked it to shut down for three minutes up to then."""
+    guest(host, VM, 103, power="running")
+    ends = int(time.time()) - seconds_ago
+    status = "VM quit/powerdown failed - got timeout"
+    presses = [task(host, "qmshutdown", 103, ends - left, status=status) for left in (180, 120, 60)]
+    guest_notes.write(
+        host.working_system(), VM_KIND, 103, Note(values={"hostpci0": ("mapping=rtx",)}, otherwise=otherwise)
+    )
+    about = {"program": "qm", "guest": 103, "name": "VM 103 (g103)", "identity": "", "known": []}
+    host.write(owed.OWED, json.dumps({"debts": [about | {"why": "change", "boot": B, "ours": presses}]}))
+
+
+def test_a_guest_that_heeds_homelabs_shutdown_late_is_started_again(host: Host) -> None:
+    deaf(host, seconds_ago=-30)
+    for _ in range(2):
+        alone(host)
+    said = host.read(SAID)
+    assert said.startswith("VM 103 (g103) was asked to shut down at ") and said.count("\n") == 1
+    assert said.endswith(", and still runs; if it goes off soon, this host starts it again\n")
+    assert [start.said for start in seen(host)] == said.splitlines() and not is_over(host)
+    guest(host, VM, 103)
+    alone(host)
+    assert started(host) == [103] and is_over(host)
+
+
+@pytest.mark.parametrize("is_off", [False, True])
+def test_one_that_goes_off_later_than_that_is_its_owners(host: Host, is_off: bool) -> None:
+    deaf(host, seconds_ago=300)
+    asked = time.strftime("%H:%M", time.localtime(time.time() - 480))
+    if is_off:
+        guest(host, VM, 103)
+    alone(host)
+    said = f"VM 103 (g103): asked to shut down at {asked}; if it goes off by itself now, start it"
+    assert [start.said for start in seen(host)] == host.read(SAID).splitlines() == [said] and is_over(host)
+    guest(host, VM, 103)
+    alone(host)
+    assert not started(host)
+
+
+def test_a_shutdown_that_ends_in_a_stop_or_of_one_that_was_started_since_is_no_late_one(host: Host) -> None:
+    deaf(host, seconds_ago=-30, otherwise="stop")
+    alone(host)
+    assert is_over(host) and not host.exists(SAID)
+    deaf(host, seconds_ago=-30)
+    task(host, "qmstart", 103, int(time.time()))
+    alone(host)
+    assert is_over(host) and not host.exists(SAID)
+
+
+# A card that another VM has.
+
+
+def test_a_vm_whose_card_another_one_has_waits_for_it_and_both_are_named(host: Host) -> None:
+    """An `onboot` VM was faster. Of a mapping of several cards another one will do."""
+    first, second = (f"\tmap id=10de:2b85,node=pve,path=0000:0{bus}:00\n" for bus in (1, 2))
+    host.write("/etc/pve/mapping/pci.cfg", f"card\n{first}\nboth\n{first}{second}")
+    host.write("/run/qemu-server/pci-id-reservations", "0000:01:00.0 104 pid:4711\n0000:01:00.1 104 pid:4711\n")
+    guest(host, VM, 103, "hostpci0: mapping=card,pcie=1\n")
+    guest(host, VM, 90, "hostpci0: mapping=both\n")
+    guest(host, VM, 105, "hostpci0: 0000:02:00\n")
+    noted(host, "qm 103", "qm 90", "qm 105")
+    run(host)
+    for _ in range(3):
+        alone(host)
+    assert started(host) == [90, 105]
+    (start,) = seen(host)
+    assert start.said.startswith("VM 103 (g103) was") and start.said.endswith("yet: VM 104 has its card")
+    host.write("/run/qemu-server/pci-id-reservations", "")
+    alone(host)
+    assert started(host) == [90, 105, 103] and is_over(host)
 
 
 def test_a_start_that_doesnt_end_is_said_and_goes_on(host: Host) -> None:
@@ -644,6 +749,44 @@ def test_a_note_that_cant_be_read_is_said_and_stays(host: Host) -> None:
         with pytest.raises(Failure, match="no file: .*owed"):
             act(host)
     assert host.exists(f"{HOME}/owed-program")
+
+
+def test_a_list_that_cant_be_read_says_which_file_to_remove_and_stands_in_no_other_way(host: Host) -> None:
+    """Such as one of a newer version."""
+    host.write(owed.OWED, "")
+    source = Source(host.working_system())
+    (start,) = own_files.owed_starts(source)
+    assert start.is_lost and f"to read {owed.OWED}: " in start.said and f"remove {owed.OWED}" in start.said
+    assert "which ones isn't known then" in start.said and not source.unreadable
+    with pytest.raises(Failure) as failure:
+        owed.noted(host.working_system())
+    assert failure.value.next.startswith(f"remove {owed.OWED} (`rm -r`), and start the guests")
+
+
+def test_a_disk_that_is_full_ends_the_look_at_one_guest_alone(host: Host) -> None:
+    noted(host, "qm 103", "qm 90")
+    task(host, "qmstart", 90, BOOTED + 60, "bob@pve")
+    with failing(errno.ENOSPC, "create", at="/.owed.homelab-tmp"):
+        for _ in range(2):
+            alone(host)
+    assert started(host) == [103] and host.read(SAID).count("VM 90") == 1
+    alone(host)
+    assert is_over(host)
+
+
+def test_what_was_said_of_a_guest_is_no_news_any_more_once_it_runs(host: Host) -> None:
+    noted(host, "pct 901", "qm 103")
+    for kind, vmid in ((CT, 901), (VM, 103)):
+        guest(host, kind, vmid, "lock: backup\n")
+    alone(host)
+    assert host.read(SAID).count("it is locked") == 2
+    guest(host, CT, 901, power="running")  # its owner has started it
+    alone(host)
+    (left,) = host.read(SAID).splitlines()
+    assert left.startswith("VM 103")
+    guest(host, VM, 103)
+    alone(host)
+    assert host.read(SAID) == f"{owed.STARTED}: VM 103 (g103)\n"
 
 
 def test_a_host_that_is_given_back_names_and_forgets_whom_it_cant_start(
