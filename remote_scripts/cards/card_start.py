@@ -43,10 +43,10 @@ def _found(system: System, card: Card, vmid: str) -> CardStart:
             raise RefusedError(f"VM {record.vm} has it since {record.at}: `qm shutdown {record.vm}` gives it back")
         if record.state not in ("HOST", "HELD", "VM"):
             raise RefusedError(f"{record.state}: {record.why or 'a step of it is still at work'}")
-        if found := why_not(Start(system, VM, int(vmid)), "doctor"):
-            raise RefusedError(found)
         if recorded.is_on_vfio():  # the VM's still, or by other configuration
             return CardStart(card=card.name)
+        if found := why_not(Start(system, VM, int(vmid)), "doctor"):
+            raise RefusedError(found)
         users = card_users.need_possible(recorded)
         card_users.need_unused(recorded, users)
         CardDriver(recorded).persistence()

@@ -12,9 +12,10 @@ from remote_scripts.cluster import ha
 from remote_scripts.notes.handover import RefusedError
 from remote_scripts.notes.record import Record
 from remote_scripts.nvidia import nvidia
-from remote_scripts.pve import guest_conf, guests, pmxcfs, vm_conf
+from remote_scripts.pve import guest_conf, guests, pmxcfs
 from remote_scripts.pve.container_conf import ContainerConf, parse, paths_of
 from remote_scripts.pve.pmxcfs import PVE_LXC
+from remote_scripts.pve.properties import overlap
 from remote_scripts.pve.properties import parse as properties_of
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.log import STEPS
@@ -106,14 +107,12 @@ def need_no_other_hand(system: System, ctid: str, conf: ContainerConf) -> None:
 
 def names_card(card: SharedCard, vmid: str) -> bool:
     """Whether a hostpci option of the VM gives the card. A configuration that can't be read may."""
-    system, slot = card.system, card.gpu.rpartition(".")[0]
     try:
-        lines = guest_conf.lines_of_vm(system, vmid)
-        entries = vm_conf.mapping_entries(system.files.need_text(guest_conf.MAPPINGS))
+        given = guest_conf.places_of_vm(card.system, vmid)
     except Failure:
         return True
-    node = pmxcfs.this_node(system).name
-    return any(vm_conf.names_card(option, entries, node, slot) for option in vm_conf.given_devices(lines))
+    slot = card.gpu.rpartition(".")[0]
+    return any(overlap(";".join(places), slot) for places in given)
 
 
 def why_vm_keeps(card: SharedCard, record: Record) -> str | None:

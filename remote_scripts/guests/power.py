@@ -224,7 +224,9 @@ def _gone_off(guest: Guest, wanted: str, found: str) -> Failure:
 
 def _still_on(guest: Guest, refused: Refused, seconds: int, *, is_owed: bool) -> Failure:
     """:param is_owed: it may still heed that, and is started again then (starts.py)."""
-    next = f"give it longer (shutdown.timeout, now {seconds}), or let it be switched off then (shutdown.otherwise: stop)"
+    next = (
+        f"give it longer (shutdown.timeout, now {seconds}), or let it be switched off then (shutdown.otherwise: stop)"
+    )
     if "is locked" in refused.found:
         next = f"once nothing works on it: `{guest.kind.program} unlock {guest.vmid}`; then run `pulumi up` again"
     elif is_owed:

@@ -14,8 +14,8 @@ from typing import Literal
 
 from remote_scripts.notes import handover
 from remote_scripts.nvidia import nvidia
-from remote_scripts.pve import guest_conf, hookscripts, pmxcfs, reservations, vm_conf
-from remote_scripts.pve.guest_kinds import Kind
+from remote_scripts.pve import guest_conf, hookscripts, reservations
+from remote_scripts.pve.guest_kinds import VM, Kind
 from remote_scripts.pve.properties import overlap, slot_of
 from remote_scripts.tools.system import System
 
@@ -79,14 +79,13 @@ def _find_lock(start: Start) -> str:
 
 def _find_other_vm(start: Start) -> str:
     """A VM that has a card of this one. Of several that an option may give, another one will do."""
+    if start.kind is not VM:
+        return ""
     known = reservations.parse(start.system.files.text(reservations.FILE))
-    entries = vm_conf.mapping_entries(start.system.files.need_text(guest_conf.MAPPINGS))
-    node = pmxcfs.this_node(start.system).name
-    for device in vm_conf.given_devices(start.lines):
-        places = vm_conf.places(device, entries, node)
-        for other in known:
-            is_needed = all(overlap(place, slot_of(other.address)) for place in places)
-            if places and is_needed and other.vmid != start.vmid:
+    others = [reserved for reserved in known if reserved.vmid != start.vmid]
+    for places in guest_conf.places_of_vm(start.system, str(start.vmid)):
+        for other in others:
+            if places and all(overlap(place, slot_of(other.address)) for place in places):
                 return f"VM {other.vmid} has its card"
     return ""
 

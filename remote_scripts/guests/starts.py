@@ -86,10 +86,13 @@ def _see_to(system: System, api: NodeApi, debt: Debt, back: Collection[str], ans
                     resume(guest)
                     answer.started.append(debt.name)
             except SwitchedElsewhere as ended:
-                owed.drop(system, debt, why=ended.found)
+                owed.drop(system, debt)
                 guest.write_note(guest.note)
+                line = f"{debt.name}: no start is owed to it any more: {ended.found}"
                 if isinstance(ended, _LeftToOwner):
-                    answer.off.append(f"{debt.name}: {ended.found}")
+                    answer.off.append(line)
+                else:
+                    system.log.say(line)
             now = guest.debt or debt
     except Failure as failure:
         waits = failure.found.partition("\n")[0]
@@ -132,11 +135,11 @@ def _find_late_shutdown(guest: Guest, debt: Debt) -> str:
     """
     for task in guest.api.tasks()[:1]:
         is_late = task["upid"] in debt.ours and power.DEAF.search(task.get("status", ""))
-        if not is_late or debt.why == "handover" or guest.note.otherwise == "stop":
+        if not is_late or guest.note.otherwise == "stop":
             break
         began = int(debt.ours[0].split(":")[4], 16)  # as a UPID has it
         asked = time.strftime(f"{owed.ASKED} %H:%M", time.localtime(began))
-        if abs(time.time() - task["endtime"]) >= task["endtime"] - began:
+        if abs(time.time() - task["endtime"]) >= abs(task["endtime"] - began):  # its clock may have been set since
             raise _LeftToOwner(f"{guest.label} off", f"{asked}; if it goes off by itself now, start it", "", "")
         return f"{asked}, and still runs" if guest.runs() else ""
     return ""
@@ -150,7 +153,7 @@ def _find_pause(guest: Guest, debt: Debt) -> str:
     new = (task for task in guest.api.tasks() if task["upid"] not in debt.known)
     failed = [task["endtime"] for task in new if guest_tasks.is_failed_start(guest.kind, task)]
     if len(failed) >= _TRIES:
-        found = f"its start has failed {_TRIES} times, and isn't tried any more: {debt.waits}"
+        found = f"its start has failed {_TRIES} times: {debt.waits}"
         raise _LeftToOwner(f"{guest.label} started", found, "", "")
     pause = _PAUSE_SECONDS << min(len(failed) - 1, _DOUBLED) if failed else 0
     return debt.waits if abs(time.time() - max(failed, default=0)) < pause else ""

@@ -50,7 +50,7 @@ def program(system: System, _arguments: Sequence[str] = ()) -> None:
         if not _may_start(system):
             return
         answer = _start(system, Wanted(), lambda: not _may_start(system))
-        started = f"{owed.STARTED}: {', '.join(answer.started)}"
+        started = f"the host itself has started what homelab had switched off: {', '.join(answer.started)}"
         known = owed.news(system)
         for line in [*([started] if answer.started else []), *answer.off]:
             if line in known:  # the list couldn't be written
@@ -64,7 +64,9 @@ def program(system: System, _arguments: Sequence[str] = ()) -> None:
 def _start(system: System, wanted: Wanted, is_ending: Callable[[], bool]) -> Answer:
     debts = owed.noted(system)
     unwanted = [debt for debt in debts if debt.guest in wanted.unwanted]
-    owed.drop(system, *unwanted, why="the settings want it off")
+    owed.drop(system, *unwanted)
+    for debt in unwanted:
+        system.log.say(f"{debt.name}: no start is owed to it any more: the settings want it off")
     meant = (debt for debt in debts if debt.guest not in (*wanted.unwanted, *wanted.later))
     return starts.start(system, meant, is_ending=is_ending)
 

@@ -31,8 +31,6 @@ PROGRAM = f"{HOME}/owed-program"
 _TIMER = boot_service.Timer("homelab-owed", PROGRAM)
 #: What became of them in this boot without an `up`, a line each.
 NEWS = "/run/homelab/started"
-#: How a line of it begins that has the names of those that run again.
-STARTED = "the host itself has started what homelab had switched off"
 #: Why a guest of the verdict `unknown` isn't started.
 UNKNOWN = "Proxmox VE's log doesn't tell whether homelab or somebody else has switched it off: start it if it is to run"
 #: How it is said that a guest hasn't heeded homelab's shutdown; the time follows.
@@ -229,11 +227,8 @@ def update(system: System, debt: Debt) -> None:
     _change(system, lambda debts: [debt if one.key == debt.key else one for one in debts])
 
 
-def drop(system: System, *debts: Debt, why: str = "") -> None:
-    """Nothing is owed to these any more, nor is there news of them; errors as of `put`.
-
-    :param why: for the log; empty: it is said elsewhere.
-    """
+def drop(system: System, *debts: Debt) -> None:
+    """Nothing is owed to these any more, and what was said of them is no news; errors as in `put`."""
     keys = {debt.key for debt in debts}
     _change(system, lambda noted: [one for one in noted if one.key not in keys])
     names = tuple(f"{debt.name} " for debt in debts)
@@ -241,8 +236,6 @@ def drop(system: System, *debts: Debt, why: str = "") -> None:
     with suppress(OSError):  # it is said twice then
         if left != news(system):
             system.work.write(NEWS.rpartition("/")[2], "".join(f"{line}\n" for line in left))
-    for debt in debts if why else ():
-        system.log.say(f"{debt.name}: no start is owed to it any more: {why}")
 
 
 def note_running(system: System) -> None:

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from remote_scripts.pve import vm_conf
 from remote_scripts.pve.container_conf import sections_of
 from remote_scripts.pve.guest_kinds import VM, Kind
-from remote_scripts.pve.pmxcfs import NODES
+from remote_scripts.pve.pmxcfs import NODES, this_node
 from remote_scripts.pve.vm_conf import options
 from remote_scripts.tools.system import System
 
@@ -41,6 +42,16 @@ def options_of(system: System, kind: Kind, node: str, vmid: int) -> dict[str, st
     :raises Failure: its configuration can't be read.
     """
     return dict(options(sections_of(system.files.need_text(f"{NODES}/{node}/{kind.folder}/{vmid}.conf"))[""]))
+
+
+def places_of_vm(system: System, vmid: str) -> list[list[str]]:
+    """The slots and functions of this host that each hostpci option of a VM may give.
+
+    :raises Failure: its configuration or the mappings can't be read.
+    """
+    entries = vm_conf.mapping_entries(system.files.need_text(MAPPINGS))
+    node = this_node(system).name
+    return [vm_conf.places(device, entries, node) for device in vm_conf.given_devices(lines_of_vm(system, vmid))]
 
 
 def option_of_vm(system: System, vmid: str, key: str) -> str:

@@ -23,17 +23,18 @@ _NOTES = "/etc/pve/homelab"
 
 
 def owed_starts(source: Source) -> list[OwedStart]:
-    """Guests that are to run again, but for those of a restart that is yet to come; and what this host has said since
-    of those that it has left to their owner. A list that can't be read stands in nobody else's way.
+    """Guests that are to run again, but for those of a restart that is yet to come; and what this host has said of the
+    others in this boot. A list that can't be read stands in nobody else's way.
     """
     try:
         debts, boot = owed.noted(source.system), boot_id(source.system)
     except Failure as failure:
-        return [OwedStart(f"not known ({failure.wanted}: {failure.found}): {failure.next}", is_lost=True)]
+        said = f"which guests homelab has switched off isn't known ({failure.found}): {failure.next}"
+        return [OwedStart(said, is_lost=False)]
     starts = [OwedStart(debt.said, debt.waits == owed.UNKNOWN) for debt in debts if not debt.is_yet_to_come(boot)]
-    others = (f"{owed.STARTED}:", *(f"{debt.name} " for debt in debts))
-    left = (line for line in owed.news(source.system) if not line.startswith(others))
-    return starts + [OwedStart(line, is_lost=False) for line in left]
+    names = tuple(f"{debt.name} " for debt in debts)
+    news = (line for line in owed.news(source.system) if not line.startswith(names))
+    return starts + [OwedStart(line, is_lost=False) for line in news]
 
 
 def managed(source: Source) -> list[Managed]:

@@ -23,6 +23,7 @@ from remote_scripts.notes import handover as shared_handover
 from remote_scripts.notes import owed
 from remote_scripts.notes.card import Card
 from remote_scripts.notes.guest_note import identity
+from remote_scripts.nvidia import nvidia
 from remote_scripts.pve.vm_conf import options
 from remote_scripts.tools import disk
 from remote_scripts.tools.done import TIMED_OUT, Done
@@ -30,6 +31,7 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files
 from remote_scripts.tools.plain import to_plain
 from remote_scripts.tools.run import Stand
+from remote_scripts.tools.system import System
 from tests.agent import api_kit, guest_kit, kit
 
 GPU, AUDIO, OTHER = "0000:01:00.0", "0000:01:00.1", "0000:02:00.0"
@@ -215,12 +217,17 @@ def made(host: Host, monkeypatch: pytest.MonkeyPatch, *, only: bool = False) -> 
     host.cards(BIG)
     monkeypatch.setattr(Files, "set_attribute", lambda files, path, value: _take(host, path, value.strip()))
     # Files in the place of devices, which can be copied (a state of the host).
-    monkeypatch.setattr("remote_scripts.nvidia.nvidia.make_nodes", lambda _system: host.write("/dev/nvidia0", ""))
+    monkeypatch.setattr("remote_scripts.nvidia.nvidia.make_nodes", lambda system: _make_nodes(host, system))
     monkeypatch.setattr("remote_scripts.pve.guests._LOOK_SECONDS", 0)
     moments = Moments()
     for module in ("pve.guests", "guests.starts", "layers.start_guests"):
         monkeypatch.setattr(f"remote_scripts.{module}.time", moments)
     return host
+
+
+def _make_nodes(host: Host, system: System) -> None:
+    for minor in nvidia.minors(system).values():
+        host.write(f"/dev/nvidia{minor}", "")
 
 
 def fill(host: Host) -> None:
