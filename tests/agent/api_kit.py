@@ -42,6 +42,8 @@ def runs(host: Host, vms: dict[int, str], containers: dict[int, str]) -> None:
         if path == "/tasks":
             noted = [task for task in noted_tasks(host) if ("endtime" in task) is (parameters["source"] != "active")]
             return [task for task in noted if parameters.get("vmid") in (None, task["id"])]
+        if path.endswith("/status/current"):
+            return {"status": "running", "qmpstatus": "running"}
         guests = (vms if path == "/qemu" else containers).items()
         return [{"vmid": vmid, "name": name, "status": "running"} for vmid, name in guests]
 
