@@ -18,8 +18,8 @@ from tests.e2e.test_gpu_vm import given_back
 def test_a_host_and_a_state_of_a_release_are_gone_on_with_and_given_back(
     path: Path, stack_on: Callable[..., Stack]
 ) -> None:
-    scenario = path.name.removesuffix(".tar.gz").partition("-")[2]
-    stack = stack_on(scenario, **released.SCENARIOS[scenario])
+    kept = released.KEPT[path.name.removesuffix(".tar.gz").partition("-")[2]]
+    stack = stack_on(kept.scenario, **kept.settings)
     stock = stack.lab.snapshot()
     released.bring_back(stack, path)
     drivers, boots = stack.machine.drivers(), len(stack.lab.boots())
@@ -32,7 +32,8 @@ def test_a_host_and_a_state_of_a_release_are_gone_on_with_and_given_back(
 
 
 def test_a_state_of_1_0_0_is_refused_before_anything_is_changed(stack_on: Callable[..., Stack]) -> None:
-    stack = stack_on("rtx5090", **released.SCENARIOS["rtx5090"])
+    kept = released.KEPT["rtx5090"]
+    stack = stack_on(kept.scenario, **kept.settings)
     released.bring_back(stack, released.FOLDER / "1.0.0-rtx5090.tar.gz")
     host, programs = stack.lab.snapshot("etc", "boot", "var/lib/homelab"), stack.lab.programs()
     for command in ("preview",), ("up", "--yes", "--skip-preview"), ("refresh", "--yes", "--skip-preview"), ("destroy", "--yes", "--skip-preview"):  # fmt: skip
