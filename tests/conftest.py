@@ -119,7 +119,8 @@ WITH_ENGINE = {
     "e2e/test_cards.py": 6,
     "e2e/test_drift.py": 8,
     "e2e/test_preview.py": 15,
-    "e2e/test_released.py": 9,
+    "e2e/test_released.py": 110,
+    "e2e/test_two_versions.py": 60,
     "e2e/test_roads.py": 60,
 }
 
