@@ -119,6 +119,14 @@ def test_what_is_armed_is_no_drift_and_armed_once(host: Host) -> None:
         assert lasting(host) == armed and arm(host, verb="plan") == {"files": []}
 
 
+def test_a_layer_without_words_that_is_done_again_leaves_the_boot_on_trial_to_be_confirmed(tried: Host) -> None:
+    """As by a version with another agent, which does each layer again."""
+    running = lasting(tried)
+    assert arm(tried, "iommu", "")["changed"] is False
+    assert lasting(tried) == running and state(tried) == "running"
+    assert confirm(tried)["confirmed"]
+
+
 @EACH_LOADER
 def test_a_plan_names_what_the_confirmation_writes(host: Host, loader: str) -> None:
     before = host.tree()
