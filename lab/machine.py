@@ -52,6 +52,7 @@ FAULTS = {
     "api-holds": "[METHOD ]PART OF PATH: the request is carried out, its answer held back for as long as this is set",
     "api-seconds": "seconds: every answer comes that much later",
     "clock-ahead": "seconds, below 0 for behind: the host's clock, as Proxmox VE reads it, is that much ahead of this machine's: tickets expire, tasks have its times",
+    "stopall-clock": "seconds: once a host that goes down has begun to shut its guests down, its clock is set by so much",
     "foreign-change": "a number: that many changes of a guest find that somebody else has changed it just before",
     "config-lock": "a number: that many changes and tasks of guests find the configuration's lock held by another process",
     "no-quorum": "true: the node has lost the cluster's quorum: it writes nothing below /etc/pve; its own shell's `>` isn't held off",

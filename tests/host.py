@@ -120,6 +120,15 @@ class Host(ABC):
         """The command by which it loses its cluster's quorum, or has it again."""
         return _NO_QUORUM if lost else _QUORUM
 
+    def press(self, vmid: int) -> str:
+        """The command by which a VM's power button is pressed and Proxmox VE has no task of it: to Proxmox VE it goes off by itself."""
+        return f"pvesh create /nodes/$(hostname)/qemu/{vmid}/monitor --command system_powerdown"
+
+    def make_deaf(self, vmid: int) -> None:
+        """From its next start on, a VM of tests/e2e/roads.py follows the second press alone, which isn't its shutdown's."""
+        args = f"sed -n 's/-append quiet/-append deaf=1/; s/^args: //p' /etc/pve/qemu-server/{vmid}.conf"
+        self.run(f'qm set {vmid} --args "$({args})"')
+
     @property
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -212,7 +221,7 @@ class LabHost(Host):
 
     def __init__(self, lab: Lab) -> None:
         self.lab, self.password = lab, {PASSWORD: lab.connection["password"]}
-        self.cut = f"setsid -f {self._from_outside('power_cycle()')}"
+        self.cut = f"setsid -f {self._from_outside('lab.Lab.open(state).power_cycle()')}"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -222,11 +231,17 @@ class LabHost(Host):
         return self.lab.run(command, stdin=input, check=check, timeout=seconds).stdout
 
     def quorum(self, *, lost: bool) -> str:
-        return self._from_outside(f"fault('no-quorum', {lost or None})")
+        return self._from_outside(f"lab.Lab.open(state).fault('no-quorum', {lost or None})")
+
+    def press(self, vmid: int) -> str:
+        return self._from_outside(f"lab.control.request(state, 'poweroff', guest={vmid})")
+
+    def make_deaf(self, vmid: int) -> None:
+        self.lab.fault("guest-ignores-shutdown", vmid)
 
     def _from_outside(self, done: str) -> str:
-        """The command by which something is done to the lab itself."""
-        program = f"import lab, pathlib; lab.Lab.open(pathlib.Path({str(self.lab.state)!r})).{done}"
+        """The command by which something is done to the lab itself, whose folder is `state`."""
+        program = f"import lab, lab.control, pathlib; state = pathlib.Path({str(self.lab.state)!r}); {done}"
         return f"env -u LAB_STATE PYTHONPATH={PROJECT} {shlex.join([sys.executable, '-c', program])}"
 
     def settle(self) -> None:

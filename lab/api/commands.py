@@ -101,9 +101,7 @@ class Shell:
             self._tell()
         if not self._works:
             return answer
-        for host, work in self._works:
-            hooks.drive(host, work, self._tell)
-        self._works.clear()
+        hooks.drive_all(self._works, self._tell)
         tasks = Tasks(self.host)
         self.last_task = str(answer)
         upid = tasks.find(self.last_task)

@@ -177,10 +177,19 @@ def reboot_request(guest: Guest) -> Path:
 
 def drive(host: HostState, work: Work, tell: Callable[[], object] = lambda: None) -> None:
     """Do a task's work to its end, waiting where it waits; others go on in between, and `tell` is called."""
-    while True:
+    drive_all([(host, work)], tell)
+
+
+def drive_all(works: list[tuple[HostState, Work]], tell: Callable[[], object] = lambda: None) -> None:
+    """Do the works of several tasks side by side until the list is empty. One that a work adds meanwhile is done, too."""
+    due: dict[int, float] = {}
+    while works:
+        host, work = min(works, key=lambda entry: due.get(id(entry[1]), 0.0))
+        time.sleep(max(0.0, due.get(id(work), 0.0) - time.monotonic()))
         with exclusively(host):
             seconds = next(work, None)
         tell()
         if seconds is None:
-            return
-        time.sleep(seconds)
+            works.remove((host, work))
+        else:
+            due[id(work)] = time.monotonic() + seconds

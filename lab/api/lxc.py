@@ -36,6 +36,8 @@ from .tasks import TaskLog, Work
 
 _GIB = 1 << 30
 _BLOCK = 4096
+# How much longer than its time limit a shutdown waits for a container that didn't follow; a node waits for five seconds.
+_POLL_SECONDS = 0.5
 _DEVICE = re.compile(r"dev\d+")
 _NET = re.compile(r"net\d+")
 _SIZE = re.compile(r"(?:^|,)size=([^,]+)")
@@ -364,7 +366,10 @@ def shutdown_work(guest: Guest, log: TaskLog, timeout: float, *, force: bool) ->
         yield from hooks.run(guest, values, "pre-stop", log)
     does_react = yield from reacts(guest, timeout)
     if not does_react and not force:
-        raise Died(f"command 'lxc-stop -n {guest.vmid} --nokill --timeout {timeout:.0f}' failed: exit code 1")
+        log(f"command 'lxc-stop -n {guest.vmid} --nokill --timeout {timeout:.0f}' failed: exit code 1")
+        does_react = yield from reacts(guest, timeout + _POLL_SECONDS)
+        if not does_react:
+            raise Died("container did not stop")
     await_config_lock(guest, log)
     yield 0.05
     yield from end(guest, values, log)

@@ -16,7 +16,7 @@ from typing import Any
 from lab.host.state import HostState
 from lab.state import append_log, now
 
-from . import agent, cluster, files, lxc, node, qemu, qemu_power, snapshots
+from . import agent, boot, cluster, files, lxc, node, qemu, qemu_power, snapshots
 from .auth import ROOT, user_of
 from .call import Answer, Call, unheard
 from .checks import verify
@@ -174,6 +174,7 @@ HANDLERS: dict[tuple[str, str], Handler] = {
     ("GET", "/nodes/{node}/hardware/pci"): node.pci,
     ("GET", "/nodes/{node}/aplinfo"): node.templates,
     ("GET", "/nodes/{node}/network"): node.interfaces,
+    ("POST", "/nodes/{node}/stopall"): boot.stop_all_by_hand,
     ("GET", "/nodes/{node}/storage"): node.storage_status,
     ("GET", "/nodes/{node}/storage/{storage}/content"): node.content_of_storage,
     ("DELETE", "/nodes/{node}/storage/{storage}/content/{volume}"): files.remove,

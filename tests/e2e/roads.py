@@ -19,7 +19,7 @@ set -e
 cache="$HOMELAB_ROOT/var/lib/vz/template/cache"
 mkdir -p "$cache"
 if [ -n "$HOMELAB_ROOT" ]; then touch "$cache/{TEMPLATE}"; exit; fi
-[ -e {MADE}/initrd ] || (
+[ -e {MADE}/initrd-2 ] || (
 root={MADE}/root
 rm -rf {MADE}; mkdir -p $root/modules
 {BUSYBOX}
@@ -39,15 +39,17 @@ cat >$root/init <<'INIT'
 mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sys /sys
 for module in /modules/*.ko; do insmod $module; done
 sleep 1
-for input in /dev/input/event*; do (dd if=$input of=/dev/null bs=24 count=1 && poweroff -f) & done
+# A press is four events.
+ignored=$(sed -n 's/.*deaf=\([0-9]*\).*/\1/p' /proc/cmdline)
+for input in /dev/input/event*; do (dd if=$input of=/dev/null bs=24 count=$((4 * ${{ignored:-0}} + 1)) && poweroff -f) & done
 echo up >/dev/ttyS0
 while :; do sleep 3600; done
 INIT
 chmod 755 $root/init
-(cd $root && find . | cpio -o -H newc --quiet | gzip) >{MADE}/initrd
+(cd $root && find . | cpio -o -H newc --quiet | gzip) >{MADE}/initrd-2
 ) >&2
 [ -e /dev/kvm ] && kvm=1 || kvm=0
-echo "--kvm $kvm --args '-kernel /boot/vmlinuz-$(uname -r) -initrd {MADE}/initrd -append quiet -serial file:{MADE}/console-ID'"
+echo "--kvm $kvm --args '-kernel /boot/vmlinuz-$(uname -r) -initrd {MADE}/initrd-2 -append quiet -serial file:{MADE}/console-ID'"
 """
 
 
@@ -110,7 +112,8 @@ def _stop(text: bytes, left: list[int] = [0]) -> None:
     with open(root + "/run/homelab-node-tier", "w") as file:
         file.write(str(left[0]))
     if left[0] == {number}:
-        subprocess.run(["sh", "-c", {command!r}], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        asked = dict(os.environ, ASKED=text.partition(b"\\r\\n")[0].decode())
+        subprocess.run(["sh", "-c", {command!r}], env=asked, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         if {killed}:
             os.kill(os.getpid(), 9)
 
@@ -126,5 +129,7 @@ def _exchange(system: System, text: bytes) -> bytes:"""
 
 
 def stop(number: int = 0, command: str = ":", *, killed: bool = False) -> tuple[str, str, str]:
-    """A stop point in the agent, for `asked_of`: at which of its requests, what somebody does there by a command, and whether the run is killed then."""
+    """A stop point in the agent, for `asked_of`: at which of its requests, what somebody does there by a command ($ASKED is the request's first line), and
+    whether the run is killed then.
+    """
     return "pve.api", _EXCHANGE, _STOPS.format(number=number, command=command, killed=killed)

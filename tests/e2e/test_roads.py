@@ -14,6 +14,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -23,7 +24,7 @@ from typing import Any
 import pytest
 import yaml
 
-from remote_scripts.both import guest_cards
+from remote_scripts.both import guest_cards, start_guests
 from remote_scripts.both.terms import Terms
 from remote_scripts.notes import owed
 from tests import sampling
@@ -135,22 +136,47 @@ def test_a_vm_and_a_container_are_made_past_wrong_values_mended_after_five_chang
     given_back(host, before)
 
 
-#: What an owner does by a command, and whether the VM is to run then. He doesn't start it where homelab is about to, whose shutdown isn't noted yet.
-ACTS = {
-    "stop": (f"qm stop {VM}", False),
-    "shutdown": (f"qm shutdown {VM}", False),
-    "start": (
-        f"if [ -e $HOMELAB_ROOT{owed.OWED} ] && grep -q '\"ours\": *\\[\\]' $HOMELAB_ROOT{owed.OWED}; then false; else qm stop {VM}; qm start {VM}; fi",
-        True,
-    ),
-    "edit": (f"qm set {VM} --description his", True),
-}
 POINTS, ACTED = "/run/homelab-node-tier", "/run/homelab-node-tier-acted"
+_RUNS = f"qm status {VM} | grep -q running"
 
 
-def change(host: Host, vga: str, at: tuple[str, str, str] | None = None) -> str:
+def tasks_of(kind: str, *, more: str = "") -> str:
+    """The command that lists the VM's tasks of a type."""
+    return f"find $HOMELAB_ROOT/var/log/pve/tasks -name 'UPID:*:{kind}:{VM}:*' {more}"
+
+
+#: Of the VM's shutdowns the one that began last has ended well.
+_WELL = f"""pvesh get /nodes/$(hostname)/tasks --vmid {VM} --source all --typefilter qmshutdown --output-format json | python3 -c '
+import json, sys
+sys.exit(max(json.load(sys.stdin), key=lambda task: task["pstart"])["status"] != "OK")'"""
+
+
+def acts(host: Host) -> dict[str, tuple[str, bool]]:
+    """What an owner does by a command, which fails where it does nothing, and whether the VM is to run then. He doesn't start it where homelab is about to,
+    whose shutdown isn't noted yet. He doesn't switch it off from inside once homelab has started it: nothing tells that from a start that went wrong.
+    """
+    noted = f"[ -e $HOMELAB_ROOT{owed.OWED} ] && grep -q '\"ours\": *\\[\\]' $HOMELAB_ROOT{owed.OWED}"
+    is_started = tasks_of("qmstart", more=f"-newer $HOMELAB_ROOT{POINTS}-begun | grep -q .")
+    return {
+        "stop": (f"qm stop {VM}", False),
+        "shutdown": (f"qm shutdown {VM}", False),
+        "start": (f"if {noted}; then false; else qm stop {VM}; qm start {VM}; fi", True),
+        "edit": (f"qm set {VM} --description his", True),
+        "bulk shutdown": (
+            f"pvesh create /nodes/$(hostname)/stopall 2>&1 | grep -q 'Stopping VM {VM}' && {_WELL}",
+            False,
+        ),
+        # A guest that still boots doesn't hear it.
+        "off from inside": (
+            f"case $ASKED in *status/shutdown*) false ;; esac && {_RUNS} && ! {is_started} && while {_RUNS}; do {host.press(VM)}; sleep 1; done",
+            False,
+        ),
+    }
+
+
+def change(host: Host, vga: str, at: tuple[str, str, str] | None = None, *, seconds: int = 60) -> str:
     """A change for which the VM is switched off and on; without a value, it is given back what it had. What the layer says."""
-    wanted = guest_cards.Wanted(vmid=VM, terms=Terms(owner="p/s/vm", shutdown=60 * host.slow))
+    wanted = guest_cards.Wanted(vmid=VM, terms=Terms(owner="p/s/vm", shutdown=seconds * host.slow))
     if vga:
         read = json.loads(asked_of(host, "read", "guest_cards", wanted).splitlines()[-1])
         wanted = replace(wanted, options={"vga": vga}, digest=read["digest"])
@@ -188,18 +214,25 @@ def test_what_a_vms_owner_does_at_drawn_moments_of_a_change_counts_and_a_run_tha
     make_guests(host, VM)
     before, problems = conf(host, VM), list[str]()
 
-    moments, drawn = changed_once(host), sampling.drawn("an owner's acts on a node")
+    moments, drawn, choice = changed_once(host), sampling.drawn("an owner's acts on a node"), acts(host)
     assert moments > 10 and "vga: none" in conf(host, VM) and host.guests_on() == {VM}
     for vga, _ in zip(itertools.cycle(("", "none", "std")), range(int(os.environ.get("DRAWS") or 4)), strict=False):
-        act, number, killed = drawn.choice([*ACTS]), drawn.randrange(1, moments + 1), drawn.random() < 0.5
-        command, wanted = ACTS[act]
-        said = up(host, vga, stop(number, f"{command} && touch $HOMELAB_ROOT{ACTED}", killed=killed))
+        act, number, killed = drawn.choice([*choice]), drawn.randrange(1, moments + 1), drawn.random() < 0.5
+        command, wanted = choice[act]
+        host.run(f"touch $HOMELAB_ROOT{POINTS}-begun")
+        shutdowns = f"{tasks_of('qmshutdown')} | wc -l"
+        said = up(host, vga, stop(number, f"{{ {command}\n}} && {shutdowns} >$HOMELAB_ROOT{ACTED}", killed=killed))
         if killed:
             said += up(host, vga)
         runs, text = VM in host.guests_on(), conf(host, VM)
         what = f"{act} at {number} of {moments}{', killed' if killed else ''}, to vga={vga}"
+        at_act, by_now = host.read(ACTED), host.run(shutdowns)
         has_acted = host.succeeds(f"rm $HOMELAB_ROOT{ACTED}")
-        if has_acted and not wanted and runs:
+        if has_acted and act == "off from inside" and at_act != by_now:
+            problems += (
+                [] if runs else [f"{what}: it was left off\n{said}"]
+            )  # in the moment after homelab's last look at it, so that its shutdown found it off
+        elif has_acted and not wanted and runs:
             problems.append(f"{what}: it was started against its owner\n{said}")
         if (wanted or not has_acted) and not runs and not (killed and owed.UNKNOWN in said):
             problems.append(f"{what}: it was left off\n{said}")
@@ -216,6 +249,40 @@ def test_what_a_vms_owner_does_at_drawn_moments_of_a_change_counts_and_a_run_tha
     up(host, "")
     assert not problems, "\n".join(problems)
     assert differs(host, "", before) == ""
+
+
+@pytest.mark.node
+@pytest.mark.timeout(7200)
+def test_a_vm_that_does_not_follow_its_shutdown_runs_again_if_it_goes_off_in_time_and_stays_off_later(on: On) -> None:
+    """As tests/lab/test_owed_draws.py. In time: within shutdown.timeout after the shutdown's end."""
+    host, seconds = on("rtx5090").machine, 8
+    make_guests(host, VM)
+    host.make_deaf(VM)
+    host.run(f"qm stop {VM}; qm start {VM}")
+    settle(host)
+    problems = list[str]()
+
+    def look() -> str:
+        """As the host's own timer does."""
+        said = asked_of(host, "apply", "start_guests", start_guests.Wanted())
+        settle(host)
+        return said
+
+    for is_late in (False, True):
+        said = change(host, "none", seconds=seconds)
+        ended = time.monotonic()
+        assert "it is still on" in said and host.guests_on() == {VM}, said
+        said += look()
+        if is_late:
+            time.sleep(max(0.0, ended + seconds * host.slow + 2 - time.monotonic()))
+            said += look()
+        host.run(f"{host.press(VM)}; while {_RUNS}; do sleep 0.2; done")
+        said += look()
+        if (VM in host.guests_on()) is is_late:
+            problems.append(f"off {'later: it was started' if is_late else 'in time: it was left off'}\n{said}")
+            host.run(f"qm start {VM}", check=False)
+            settle(host)
+    assert not problems, "\n".join(problems)
 
 
 @pytest.mark.node("power")

@@ -5,19 +5,19 @@ rotated. None is started against its owner, and none is left off but where a kil
 from __future__ import annotations
 
 import random
+import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
 from remote_scripts.layers import start_guests
 from remote_scripts.notes import owed
-from remote_scripts.pve import api, guest_tasks
 from remote_scripts.tools.errors import Failure
 from tests import sampling
 from tests.lab.killed_kit import KilledError
-from tests.lab.transaction_kit import CHANGES, Containers, World, prepared, world
+from tests.lab.transaction_kit import CHANGES, SHUT_DOWN, Containers, World, prepared, world
 
 __all__ = ["prepared", "world"]
 
@@ -31,6 +31,7 @@ ACTS: dict[str, bool | None] = {
     "reboot": None,
     "start, stop": False,
     "poweroff inside": False,
+    "bulk shutdown": None,
     "restore": False,
     "rollback": False,
     "migrated and back": None,
@@ -48,24 +49,32 @@ DRAWS = 400 if sampling.EVERY else 40
 
 @dataclass(frozen=True)
 class Draw:
-    """`ahead`: of the host's clock up to then; `acts`: each at the change of the run after which it is done; the last may come after its end; `kill`: the
-    change after which the run is killed; `lost`: a kill that comes at the shutdown comes behind it; `looks`: who looks at it then.
+    """`ahead`: of the host's clock up to then; `slow`: how much longer each task takes, so that an act comes within it; `acts`: each at the change of the run
+    after which it is done; the last may come after its end; `kill`: the change after which the run is killed; `lost`: a kill that comes at the shutdown comes
+    behind it; `looks`: who looks at it then.
     """
 
     ahead: int
+    slow: float
     acts: tuple[tuple[int, str], ...]
     kill: int
     lost: bool
     looks: tuple[str, ...]
 
 
+#: Acts that come while homelab's shutdown is at work, in a third of the draws.
+WITHIN = ("clock back", "clock ahead", "poweroff inside", "bulk shutdown")
+
+
 def draw(random: random.Random) -> Draw:
     acts = sorted(
         (random.randrange(-1, CHANGES + 1), random.choice([*ACTS])) for _ in range(random.choice([0, 1, 1, 2]))
     )
+    is_within = random.random() < 1 / 3
     return Draw(
         ahead=random.choice([0, 0, 7200, -7200]),
-        acts=tuple(acts),
+        slow=0.4 if is_within else random.choice([0, 0, 0.4]),
+        acts=((SHUT_DOWN, random.choice(WITHIN)),) if is_within else tuple(acts),
         kill=random.choice([*range(CHANGES), 99, 99]),
         lost=random.random() < 0.2,
         looks=random.choice([("host",), ("up",), ("host", "up"), ("up", "host")]),
@@ -85,19 +94,27 @@ class Play:
     def act(self, name: str) -> None:
         world, wants = self.world, ACTS[name]
         program, vmid = world.kind.program, world.vmid
-        tasks = guest_tasks.switching(api.NodeApi(world.system()), world.kind, vmid)
-        is_busy = any("endtime" not in task for task in tasks)
+        tasks = world.tasks()
+        working = {task["type"] for task in tasks if "endtime" not in task}
+        is_busy = bool(working)
         is_on, failed = world.runs(), False  # asked last: a task that runs may end before
         if name in ("restore", "rollback", "migrated and back", "another guest") and (is_on or is_busy):
             return  # Proxmox VE refuses that, or it waits for the guest's next start
-        if name == "poweroff inside" and (not is_on or is_busy):
-            return  # what a guest does by itself while homelab shuts it down, no log tells
+        if name == "poweroff inside" and not is_on:
+            return
         match name:
             case "stop" | "shutdown" | "start" | "reboot" | "stop, start" | "start, stop":
                 for verb in name.split(", "):
                     failed = world.lab.run(f"{program} {verb} {vmid}", check=False).returncode != 0
             case "poweroff inside":
                 world.power_off_inside()
+                if working & {*world.kind.stops}:
+                    wants = None  # it does what it is asked to
+                failed = bool(working & {*world.kind.starts})  # whether that came before the start's end can't be told
+            case "bulk shutdown":
+                shutdowns = world.shut_all_down()
+                # One that was off by then isn't among it.
+                wants, failed = (False if shutdowns else None), "failed" in shutdowns
             case "restore" | "rollback" | "migrated and back":
                 task = next(one for one in world.kind.replaces if one.endswith(TASKS[name]))
                 world.switched_by(task, runs=False)
@@ -136,6 +153,7 @@ class Play:
         world = self.world
         self.at(-1)
         world.is_lost, world.left, world.at = self.draw.lost, self.draw.kill, self.at
+        world.lab.fault("task-seconds", self.draw.slow or None)
         with suppress(KilledError, Failure):
             world.give()
             assert self.draw.acts or self.draw.kill > CHANGES, "it had come to its end"
@@ -156,6 +174,17 @@ class Play:
         debt = world.debt()
         self.is_named |= bool(debt and debt.waits == owed.UNKNOWN)
 
+    def judge(self, what: str, said: str, *, is_lost: bool = False) -> None:
+        """Fails where the guest doesn't run and should, or the other way round.
+
+        :param is_lost: the log may not tell who has switched it off; then that it stays off is said.
+        """
+        runs, is_told = self.world.runs(), self.is_named or owed.UNKNOWN in said
+        if self.wanted is False:
+            assert not runs, f"it was started against its owner: {what}\n{said}"
+        if self.wanted is True:
+            assert runs or (is_lost and is_told), f"it was left off: {what}\n{said}"
+
 
 @pytest.fixture(scope="module", params=[World, Containers], ids=["VM", "container"])
 def kind(request: pytest.FixtureRequest) -> Any:
@@ -173,11 +202,103 @@ def test_none_is_started_against_its_owner_and_none_is_left_off(
         world.shift_tasks(drawn.ahead)
     play = Play(world, drawn)
     play.run()
-    runs, said = world.runs(), capfd.readouterr().err
-    if play.wanted is False:
-        assert not runs, f"it was started against its owner: {drawn}\n{said}"
-    if play.wanted is True and not runs:
-        is_told = play.is_named or owed.UNKNOWN in said
-        assert is_told and (play.is_log_lost or drawn.lost), f"it was left off: {drawn}\n{said}"
+    said = capfd.readouterr().err
+    play.judge(str(drawn), said, is_lost=play.is_log_lost or drawn.lost)
     if play.edits:
         assert f"edit{play.edits}" in world.conf(), f"an edit was lost: {drawn}"
+
+
+#: What its owner does once homelab has noted who is to run after its restart of the host, and after that; and how the host's clock is set meanwhile. (By a
+#: start of his own a guest is owed nothing any more.)
+BEFORE = (*["nothing"] * 3, "stop", "shutdown", "poweroff inside", "bulk shutdown", "clock back", "clock ahead")
+AFTER = ("nothing", "nothing", "start", "start, stop", "bulk shutdown")
+RESTARTS = 100 if sampling.EVERY else 12
+
+
+@pytest.mark.parametrize("number", range(RESTARTS // 2))
+def test_after_a_restart_of_the_host_it_runs_unless_its_owner_has_switched_it_off(
+    world: World, number: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The host's clock may be set while it shuts its guests down; or its power is cut, of which there is no task."""
+    monkeypatch.setattr(start_guests, "_GRACE_SECONDS", 0)
+    monkeypatch.setattr(start_guests, "_is_boot_decided", lambda _system: True)
+    random = sampling.drawn(f"restart {world.kind.program} {number}")
+    before, after, step = random.choice(BEFORE), random.choice(AFTER), (0, 3600, -3600)[number % 3]
+    is_cut = random.random() < 1 / 5
+    play = Play(world, replace(draw(random), acts=()))
+    world.lab.run(f"{world.kind.program} set {world.vmid} --onboot 0")
+    owed.note_running(world.system())
+    play.act(before)
+    if is_cut and before in ("poweroff inside", "bulk shutdown"):
+        play.wanted = None  # nothing tells that from what the cut has done
+    world.lab.fault("power-cut", is_cut or None)
+    world.lab.fault("stopall-clock", step or None)
+    world.lab.reboot()
+    world.ticket = world.mint()
+    play.act(after)
+    for look in play.draw.looks:
+        play.look(look)
+    what = f"{before}, {'power cut' if is_cut else 'restart'}, clock set by {step}, {after}, {play.draw.looks}"
+    play.judge(what, capfd.readouterr().err)
+
+
+#: Until a guest that doesn't follow its shutdown counts as one that stays on: for so long after the shutdown's end, too.
+TIMEOUT = 3
+#: What becomes of such a guest, and whether it is to run then. In time: within TIMEOUT of the end of homelab's shutdown.
+DEAF = {
+    "off in time": True,
+    "off in time, seen later": True,
+    "off later": False,
+    "on": True,
+    "off in time, started, off": False,
+    "stop in time": False,
+    "bulk shutdown in time": False,
+}
+
+
+@pytest.mark.parametrize("number", range((DRAWS if sampling.EVERY else 14) // 2))
+def test_a_deaf_guest_runs_again_if_it_goes_off_in_time_and_stays_off_later(
+    world: World, number: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It doesn't follow its shutdown, which fails; or whose run is killed before that. `is_seen_on`: the host's timer looks at it meanwhile."""
+    monkeypatch.setattr(start_guests, "_GRACE_SECONDS", 0)
+    monkeypatch.setattr(start_guests, "_is_boot_decided", lambda _system: True)
+    random = sampling.drawn(f"deaf {world.kind.program} {number}")
+    become = [*DEAF][number % len(DEAF)]
+    is_killed, is_seen_on = random.random() < 1 / 3, random.random() < 1 / 2
+    looks = random.choice([("host",), ("up",), ("host", "up"), ("up", "host")])
+    play = Play(world, replace(draw(random), acts=()))
+    world.lab.fault("guest-ignores-shutdown", world.vmid)
+    world.left = SHUT_DOWN if is_killed else 10**6
+    with pytest.raises((Failure, KilledError)):
+        world.give(shutdown=TIMEOUT)
+    world.left = 10**6
+    world.settle()
+    ended = time.monotonic()
+    assert world.runs()
+    if is_seen_on:
+        play.look("host")
+    world.lab.fault("guest-ignores-shutdown", None)
+    if become.endswith("later") or become == "on":
+        if become == "off in time, seen later":
+            world.power_off_inside()
+        # The log has whole seconds.
+        time.sleep(max(0.0, ended + TIMEOUT + 1.5 - time.monotonic()))
+    if become in ("off later", "on"):
+        play.look("host")
+    match become:
+        case "off in time" | "off later":
+            world.power_off_inside()
+        case "off in time, started, off":
+            world.power_off_inside()
+            world.command("start")
+            world.power_off_inside()
+        case "stop in time":
+            world.command("stop")
+        case "bulk shutdown in time":
+            assert world.shut_all_down() == ["OK"]
+    play.wanted = DEAF[become]
+    for look in looks:
+        play.look(look)
+    what = f"{become}{', run killed' if is_killed else ''}{', seen on' if is_seen_on else ''}, {looks}"
+    play.judge(what, capfd.readouterr().err)

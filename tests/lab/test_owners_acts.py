@@ -21,7 +21,7 @@ from tests.lab.killed_kit import KilledError
 from tests.lab.stack_kit import map_card
 from tests.sampling import paired, sample
 
-ACTS = ["stop", "shutdown", "start", "edit"]
+ACTS = ["stop", "shutdown", "start", "edit", "bulk shutdown", "off from inside"]
 RUNS = [("qemu", False), ("qemu", True), ("lxc", False), ("lxc", True)]
 
 
@@ -34,10 +34,11 @@ def test_an_owners_act_at_any_moment_of_a_change_counts(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """He stops the guest; shuts it down; stops it and starts it again; edits its configuration. `killed`: the run is
+    """He stops the guest; shuts it down; stops it and starts it again; edits its configuration; shuts down all guests of the host, which goes on; switches
+    it off from inside, before homelab has started it again. `killed`: the run is
     killed in that moment, and the next one goes on. (By root's own shutdown in the very seconds in which a run is killed
     before its own is noted, that can't be told: it is another user's here. A guest of which that can't be told stays off, and that is said. Nor does he
-    stop and start it within the milliseconds between homelab's last look and its shutdown.)
+    stop and start it, or switch it off from inside, within the milliseconds between homelab's last look and its shutdown.)
     """
     is_vm, wanted = kind == "qemu", act in ("start", "edit")
     with Lab.start("bound-by-hand" if is_vm else "phoenix", state=tmp_path / "lab") as lab:
@@ -49,13 +50,33 @@ def test_an_owners_act_at_any_moment_of_a_change_counts(
         host = HostState(lab.state)
         path, tasks = f"/nodes/{host.node}/{kind}/{vmid}", Tasks(host)
         moments, chosen, has_acted, unnoted, asked = 0, -1, False, False, b""
+        earlier, shutdowns = set[str](), list[str]()
 
         def settle() -> None:
             while tasks.running():
                 time.sleep(0.05)
 
+        def known() -> list[dict[str, Any]]:
+            """The guest's tasks, asked for as its owner does: that is no moment of a run."""
+            return list(lab.ask_api("GET", f"/nodes/{host.node}/tasks", vmid=vmid, source="all", limit=1000))
+
+        def switched(kinds: tuple[str, ...], user: str = "") -> list[str]:
+            """Those of these types that have come in this run and haven't failed, one user's or all."""
+            new = [task for task in known() if task["upid"] not in earlier and task["type"] in kinds]
+            return [task["upid"] for task in new if user in task["user"] and task["status"] in ("OK", "RUNNING")]
+
         def owner() -> None:
-            nonlocal has_acted
+            nonlocal has_acted, shutdowns
+            if act == "off from inside":
+                settled = all("endtime" in task for task in known())
+                has_acted = settled and world.runs() and not switched(world.kind.starts)
+                if has_acted:
+                    world.power_off_inside()
+                    shutdowns = switched(world.kind.stops)
+                return
+            if act == "bulk shutdown":
+                lab.ask_api("POST", f"/nodes/{host.node}/stopall", "ops@pam", timeout=1)
+                return
             if act == "start" and (debt := world.debt()) and not debt.ours:
                 return
             has_acted = True
@@ -115,6 +136,7 @@ def test_an_owners_act_at_any_moment_of_a_change_counts(
             if world.conf() != before or not world.runs():
                 problems.append(f"{number}: it isn't as before")
             moments, chosen, has_acted, unnoted = 0, number, False, False
+            earlier = {task["upid"] for task in known()}
             if killed:
                 with pytest.raises(KilledError):
                     up()
@@ -122,6 +144,10 @@ def test_an_owners_act_at_any_moment_of_a_change_counts(
             capfd.readouterr()
             up()
             settle()
+            if act == "bulk shutdown":  # a guest that was off by then isn't among it
+                has_acted = bool(switched(world.kind.stops, "ops@pam"))
+            if act == "off from inside" and has_acted and switched(world.kind.stops) != shutdowns:
+                continue  # in these milliseconds
             if unnoted and wanted and not world.runs():
                 if owed.UNKNOWN not in capfd.readouterr().err:
                     problems.append(f"{number}: nobody says that it stays off")

@@ -11,7 +11,7 @@ import re
 import shlex
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from homelab.findings import JudgedGuest
 from homelab.remote import ssh
 from homelab.vm import plan
 from homelab.vm.cards import VmCard, Wish
-from lab import Lab
+from lab import Lab, LabError
 from lab.api import hooks, lxc
 from lab.api.call import unheard
 from lab.api.guests import Guest
@@ -41,7 +41,7 @@ from remote_scripts.guests import power, starts
 from remote_scripts.layers import container_cards, free_card, guest_cards
 from remote_scripts.notes import guest_notes, owed
 from remote_scripts.notes.container_note import Cards
-from remote_scripts.pve import api
+from remote_scripts.pve import api, guest_tasks
 from remote_scripts.pve.guest_kinds import CONTAINER, Kind
 from remote_scripts.pve.guest_kinds import VM as VM_KIND
 from remote_scripts.tools import state
@@ -229,10 +229,22 @@ class World:
         self.lab.run(" && ".join(f"{self.kind.program} {verb} {self.vmid}" for verb in verbs))
 
     def power_off_inside(self) -> None:
-        """Which no task shows."""
-        self.lab.wait_guest(self.vmid)
-        request(self.lab.state, "poweroff", guest=self.vmid)
+        """Which no task shows. One that goes off meanwhile needs nothing."""
+        with suppress(LabError):
+            self.lab.wait_guest(self.vmid, timeout=2)
+            request(self.lab.state, "poweroff", guest=self.vmid)
         self.wait_off()
+
+    def shut_all_down(self) -> list[str]:
+        """The web interface's Bulk Shutdown, to its end; the host goes on. How the guest's own shutdown has ended, if it had one: `OK` or `failed`."""
+        before = {task["upid"] for task in self.tasks()}
+        self.lab.run(f"pvesh create /nodes/{self.lab.api['node']}/stopall --timeout 1")
+        new = [task for task in self.tasks() if task["upid"] not in before and task["type"] == self.kind.stops[0]]
+        return ["OK" if task["status"] == "OK" else "failed" for task in new]
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """What has switched the guest, the latest first."""
+        return guest_tasks.switching(api.NodeApi(self.system()), self.kind, self.vmid)
 
     def under_ha(self, state: str = "started") -> None:
         """HA has it from now on."""

@@ -98,6 +98,22 @@ def test_the_guests_of_a_host_go_down_and_come_up_by_tasks_of_roots_but_for_a_po
     assert (broken["upid"], broken["status"]) == (upid, finish(lab, upid))
 
 
+def test_a_bulk_shutdown_has_the_tasks_of_a_host_that_goes_down_in_the_name_of_whoever_asks(lab: Lab) -> None:
+    lab.run(
+        f"qm create 104 --name second --memory 512 --startup order=1 && qm start 104; qm set {VM} --startup order=2,down=1"
+    )
+    lab.fault("guest-ignores-shutdown", VM)
+    boot, mark = lab.run("cat $HOMELAB_ROOT/proc/sys/kernel/random/boot_id").stdout, len(switched(lab))
+    lab.run("pvesh create /nodes/pve/stopall --force-stop 0")
+    failed = ("qmshutdown", str(VM), "VM quit/powerdown failed - got timeout")
+    assert switched(lab)[:-mark] == [("stopall", "", "OK"), ("qmshutdown", "104", "OK"), failed]
+    upid = lab.ask_api("POST", f"/nodes/{NODE}/stopall", "ops@pam", vms=str(VM))
+    assert finish(lab, upid) == "OK" and log_of(lab, upid)[0] == f"Stopping VM {VM} (timeout = 1 seconds)"
+    all_of_them, one = lab.ask_api("GET", f"/nodes/{NODE}/tasks", userfilter="ops@pam")
+    assert (one["type"], one["status"], one["pstart"] >= all_of_them["pstart"]) == ("qmshutdown", "OK", True)
+    assert lab.run("cat $HOMELAB_ROOT/proc/sys/kernel/random/boot_id").stdout == boot, "the host goes on"
+
+
 @pytest.mark.parametrize("ahead", [7200, -7200])
 def test_tasks_have_the_times_of_the_hosts_own_clock_and_the_order_in_which_they_ended(lab: Lab, ahead: int) -> None:
     lab.fault("clock-ahead", ahead)

@@ -399,6 +399,7 @@ def test_a_container_that_ignores_a_shutdown(phoenix: Host) -> None:
     phoenix.machine.set_fault("guest-ignores-shutdown", 901)
     done = phoenix.run("pct shutdown 901 --timeout 1")
     assert done.returncode == 255 and "lxc-stop -n 901 --nokill --timeout 1" in done.stderr
+    assert done.stderr.endswith("container did not stop\n")
     assert phoenix.output("pct status 901") == "status: running\n"
     phoenix.output("pct shutdown 901 --timeout 1 --forceStop 1")
     assert phoenix.output("pct status 901") == "status: stopped\n"
