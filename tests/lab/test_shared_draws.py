@@ -152,7 +152,8 @@ class Road:
         self._restart(onboot=0)
 
     def _restart(self, onboot: int) -> None:
-        self.lab.run(f"qm set {VM} --onboot {onboot}")
+        # What tidies up after the VM may have its lock yet.
+        wait_until(lambda: self.lab.run(f"qm set {VM} --onboot {onboot}", check=False).returncode == 0)
         owed.note_running(self.world.system())
         self.lab.reboot()
         self.world.ticket = self.world.mint()
