@@ -209,6 +209,8 @@ def _pve(host: HostState, scenario: Scenario) -> None:
         "/root/.ssh/id_rsa.pub", f"ssh-rsa AAAA{scenario.stable_uuid('key').replace('-', '')} root@{scenario.node}\n"
     )
     share_keys(host)
+    for name in ("config.db", "config.db-wal"):  # pmxcfs', which has all of /etc/pve in it
+        host.write(f"/var/lib/pve-cluster/{name}", "", 0o600)
     host.write("/etc/pve/user.cfg", "user:root@pam:1:0::::::\n", 0o640)
     host.write(
         "/etc/pve/storage.cfg",
