@@ -114,8 +114,11 @@ class WrittenFiles(ReadFiles):
             self._disk.need_folder(self._at(path).parent)
             self.write(path, content, 0o600)
 
-    def need_folder(self, path: str, mode: int = 0o755) -> None:
-        """Makes a folder and those above it, with nothing noted: of our own below /var/lib/homelab or /run."""
+    def need_folder(self, path: str) -> None:
+        """Makes a folder and those above it, with nothing noted: of our own below /var/lib/homelab or /run. What is in
+        /run/homelab is root's alone.
+        """
+        mode = 0o700 if f"{path}/".startswith("/run/homelab/") else 0o755
         self._disk.need_folder(self._at(path), mode)
 
     def make_folder(self, path: str) -> None:

@@ -54,7 +54,7 @@ class System:
         """
         self.work.take_lock()
         try:
-            self.files.need_folder("/run/homelab", 0o700)  # of the lock; in a container it isn't there yet
+            self.files.need_folder("/run/homelab")  # of the lock; in a container it isn't there yet
             with self.work.holding(WRITING, LOCK_SECONDS):
                 self.files.clear_leftovers()
             result = change()
