@@ -4,7 +4,7 @@ today. A confirmed boot makes it the default; whatever else ends it, the next bo
 In /var/lib/homelab:
 
 - trial: KEY VALUE lines: in which boot it was armed, which words are to come, where the choice lies, until when an
-  `up` waits for the boot (`until`, by the clock) and for how many of its seconds (`awaited`), how this host was reached
+  `up` waits for the boot (`until`, by the clock) and for how many seconds in all (`awaited`), how this host was reached
   then;
 - confirmed, taken-back: `trial`, renamed: who renames it first decides. It goes when all that follows is done;
 - rollback: the program of a timer (rollback_timer.py), which restarts a boot on trial that nobody confirmed;

@@ -64,12 +64,7 @@ def _note_running(system: System) -> None:
 
 
 def _verdict(system: System, after: int, noted: Mapping[str, str]) -> tuple[bool, str]:
-    awaited, until = noted.get("awaited", ""), noted.get("until", "")
-    uptime = int(system.files.line("/proc/uptime").partition(".")[0] or 0)
-    # By a clock that is behind, and isn't set by the network yet, an `up` would wait for hours: it waits for no more of
-    # this boot's seconds, either. An earlier version's trial has the clock's time alone.
-    has_waited = awaited.isdecimal() and uptime >= int(awaited)
-    if until.isdecimal() and time.time() < int(until) and not has_waited:
+    if _is_awaited(noted):
         return False, f"was not confirmed within {after} s of its start"
     is_well, answer = False, ""
     for _ in system.work.tries(after / 10, "waiting until this host is reached as before"):
@@ -79,6 +74,18 @@ def _verdict(system: System, after: int, noted: Mapping[str, str]) -> tuple[bool
     if is_well and (failed := _failed_checks(system)):
         is_well, answer = False, f"{failed} of its owner's checks did not succeed"
     return is_well, f"was waited for by no `up`, and judged by this host itself {after} s after its start: {answer}"
+
+
+def _is_awaited(noted: Mapping[str, str]) -> bool:
+    """Whether an `up` may still wait for this boot. By a clock that reads less than when the wait began, and so is
+    behind, as in local time before the network has set it, one would wait for hours. An earlier version's trial doesn't
+    say when it began.
+    """
+    until, awaited = noted.get("until", ""), noted.get("awaited", "")
+    if not until.isdecimal():
+        return False
+    began = int(until) - int(awaited) if awaited.isdecimal() else 0
+    return began <= time.time() < int(until)
 
 
 def _failed_checks(system: System) -> str:
