@@ -94,8 +94,10 @@ def _find_card_away(start: Start) -> str:
     """A shared card that a container's lines name, and that isn't with the host or that another process hands over. It
     is known by the number of its node; while NVIDIA's driver hasn't the card, by one that no other card has.
     """
-    system, minors = start.system, nvidia.minors(start.system)
     named = {int(number) for number in _NUMBERS.findall("\n".join(start.lines))}
+    if not (named or start.card):
+        return ""
+    system, minors = start.system, nvidia.minors(start.system)
     for card in handover.cards(system) if system.files.exists(handover.CARDS) else ():
         others = {minor for gpu, minor in minors.items() if gpu != card.gpu}
         if card.name in start.back or not (card.name == start.card or named - others):

@@ -947,6 +947,15 @@ def test_a_container_of_a_card_that_is_away_waits_for_it_whatever_it_is_owed_a_s
     assert lent.at_home() and lent.started() == ["952", "950", "951"] and not lent.owed()
 
 
+def test_a_list_of_cards_that_cant_be_read_keeps_no_container_off_that_has_none(lent: Host) -> None:
+    owe(lent, 951, "restart")
+    owe(lent, 952, "restart", "/dev/zero")
+    lent.write(handover.CARDS, "[")
+    lent.alone()
+    assert lent.started() == ["952"]
+    assert [*lent.owed()] == [950, 951] and lent.owed()[951].startswith(f"{handover.CARDS}: ")
+
+
 def test_a_container_isnt_started_into_a_handover_of_its_card(host: Host) -> None:
     """Between the look at who has the card and the note that it is on its way."""
     host.write(f"/proc/driver/nvidia/gpus/{OTHER}/information", "Device Minor: \t 1\n")
