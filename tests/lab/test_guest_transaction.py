@@ -103,6 +103,23 @@ def test_where_nothing_was_set_nothing_is_said_to_be_given_back(world: World, mo
     assert "a part of it" not in failure.value.found
 
 
+def test_one_that_goes_off_late_is_started_again_by_its_host(
+    world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its shutdown has failed: for as long again it may still heed it."""
+    monkeypatch.setattr(start_guests, "_GRACE_SECONDS", 0)
+    monkeypatch.setattr(start_guests, "_is_boot_decided", lambda _system: True)
+    world.lab.fault("guest-ignores-shutdown", world.vmid)
+    with pytest.raises(Failure, match="it is still on"):
+        world.give(shutdown=15)
+    start_guests.program(world.system())
+    assert world.runs() and world.debt()
+    assert "was asked to shut down at" in capfd.readouterr().err
+    world.power_off_inside()
+    start_guests.program(world.system())
+    assert world.runs() and not world.debt()
+
+
 def test_a_failure_after_a_killed_run_gives_back_what_was_there_before_both(world: World) -> None:
     before = world.own_form()
     world.killed_after(1, world.give)
