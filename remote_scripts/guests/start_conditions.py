@@ -72,9 +72,9 @@ def _find_backup(start: Start) -> str:
 
 
 def _find_lock(start: Start) -> str:
-    lock = guest_conf.option_of(start.lines, "lock")
-    unlock = f"{start.kind.program} unlock {start.vmid}"
-    return f"it is locked, {lock} (once nothing works on it: `{unlock}`)" if lock else ""
+    if lock := guest_conf.option_of(start.lines, "lock"):
+        return f"it is locked, {lock} (once nothing works on it: `{start.kind.program} unlock {start.vmid}`)"
+    return ""
 
 
 def _find_other_vm(start: Start) -> str:

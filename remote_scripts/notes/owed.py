@@ -201,8 +201,8 @@ def noted(system: System) -> list[Debt]:
         raise error.but(
             found=f"{error.found}: {OWED}",
             why="which guests homelab has switched off, and starts again, stands there alone",
-            next=f"remove {OWED} (`rm -r`), and start the guests that are off and are to run: which ones isn't known "
-            "then; then run the same again",
+            next=f"remove {OWED}, and start the guests that are off and are to run: which ones isn't known then; then "
+            "run the same again",
         ) from error
 
 

@@ -764,7 +764,7 @@ def test_a_list_that_cant_be_read_says_which_file_to_remove_and_stands_in_no_oth
     assert f": {owed.OWED}): remove {owed.OWED}" in start.said and not source.unreadable
     with pytest.raises(Failure) as failure:
         owed.noted(host.working_system())
-    assert failure.value.next.startswith(f"remove {owed.OWED} (`rm -r`), and start the guests")
+    assert failure.value.next.startswith(f"remove {owed.OWED}, and start the guests")
 
 
 def test_a_disk_that_is_full_ends_the_look_at_one_guest_alone(host: Host) -> None:
