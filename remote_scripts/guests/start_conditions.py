@@ -2,7 +2,8 @@
 HA, another guest of its id.
 
 The starter starts guests that are owed a start. The hook (cards/card_handover.py) hands shared cards to a VM that
-starts, whoever starts it: Proxmox VE itself has looked at its lock by then. The doctor tells what a start would find.
+starts, whoever starts it: Proxmox VE itself has looked at its lock by then. The doctor tells what a start of a VM would
+find; of guests that are owed one he asks as the starter does.
 """
 
 from __future__ import annotations

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import json
 from contextlib import suppress
+from dataclasses import replace
 
 from remote_scripts.boot import trial
+from remote_scripts.guests.start_conditions import Start, why_not
 from remote_scripts.notes import kept_agents, owed
 from remote_scripts.pve.guest_kinds import CONTAINER
 from remote_scripts.reading.answer import Managed, OwedStart
@@ -14,6 +16,7 @@ from remote_scripts.reading.source import Source
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import EDITS, HOME
 from remote_scripts.tools.kernel import boot_id
+from remote_scripts.tools.system import System
 from remote_scripts.tools.time_limit import within_limit
 
 _FILES = f"{HOME}/files"
@@ -31,10 +34,20 @@ def owed_starts(source: Source) -> list[OwedStart]:
     except Failure as failure:
         said = f"which guests homelab has switched off isn't known ({failure.found}): {failure.next}"
         return [OwedStart(said, is_lost=False)]
-    starts = [OwedStart(debt.said, debt.waits == owed.UNKNOWN) for debt in debts if not debt.is_yet_to_come(boot)]
+    due = [debt for debt in debts if not debt.is_yet_to_come(boot)]
+    starts = [OwedStart(_judge_now(source.system, debt).said, debt.waits == owed.UNKNOWN) for debt in due]
     names = tuple(f"{debt.name} " for debt in debts)
     news = (line for line in owed.news(source.system) if not line.startswith(names))
     return starts + [OwedStart(line, is_lost=False) for line in news]
+
+
+def _judge_now(system: System, debt: owed.Debt) -> owed.Debt:
+    """With what the starter would find now, if that is to be told; else as it was noted."""
+    with suppress(Failure):
+        found = why_not(Start(system, debt.kind, debt.guest, debt.card), "starter")
+        if found and not debt.waits.startswith((owed.UNKNOWN, owed.ASKED)):
+            return replace(debt, waits=found)
+    return debt
 
 
 def managed(source: Source) -> list[Managed]:

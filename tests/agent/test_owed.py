@@ -312,6 +312,17 @@ def test_a_lock_that_was_left_behind_is_said_once_with_what_cures_it_and_keeps_n
     assert started(host) == [901] and is_over(host)
 
 
+def test_the_doctor_says_what_the_starter_would_find_now(host: Host) -> None:
+    """Before it has looked, too."""
+    noted(host, "pct 901")
+    guest(host, CT, 901, "lock: backup\n")
+    assert [start.said for start in seen(host)] == [
+        "container 901 (g901) was switched off by homelab, and isn't started yet: it is locked, backup (once nothing works on it: `pct unlock 901`)"
+    ]
+    guest(host, CT, 901)
+    assert seen(host)[0].said.endswith("isn't started yet: this host starts it once no run is at work")
+
+
 def test_a_start_that_fails_keeps_nobody_off_and_is_tried_again_ever_more_seldom(host: Host, clock: Clock) -> None:
     host.write("/fails/105", "")
     real = time.time
