@@ -212,7 +212,6 @@ def resume(guest: Guest) -> None:
     :raises Failure: it can't be given back, or doesn't start.
     """
     _set_back(guest)
-    guest.need_startable({})
     power.start(guest)
     guest.write_note(guest.note.settled())
 

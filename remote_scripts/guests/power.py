@@ -158,7 +158,7 @@ def start(guest: Guest, *, by_settings: bool = False) -> list[str]:
             continue
         if others := _others(guest, known):
             raise switched(guest, f"{others[0]['user']} has switched it off, or restarts it")
-        if guest.kind is CONTAINER:  # its task fails where it can't run
+        if guest.kind is CONTAINER and not by_settings:
             raise switched(guest, "it was started, and went off by itself, as when it is shut down from inside")
         raise _gone_off(guest, wanted, "its task succeeded, and it went off again")
     guest.give_up()

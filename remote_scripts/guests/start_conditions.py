@@ -15,7 +15,7 @@ from typing import Literal
 
 from remote_scripts.notes import handover
 from remote_scripts.nvidia import nvidia
-from remote_scripts.pve import guest_conf, hookscripts, reservations
+from remote_scripts.pve import guest_conf, guests, hookscripts, reservations
 from remote_scripts.pve.guest_kinds import VM, Kind
 from remote_scripts.pve.properties import overlap, slot_of
 from remote_scripts.tools.system import System
@@ -82,8 +82,10 @@ def _find_other_vm(start: Start) -> str:
     """A VM that has a card of this one. Of several that an option may give, another one will do."""
     if start.kind is not VM:
         return ""
+    # Of a VM that has ended one may be left, which Proxmox VE takes for nobody's.
     known = reservations.parse(start.system.files.text(reservations.FILE))
-    others = [reserved for reserved in known if reserved.vmid != start.vmid]
+    running = {guest.id for guest in guests.running(start.system)} if known else set()
+    others = [reserved for reserved in known if reserved.vmid in running - {start.vmid}]
     for places in guest_conf.places_of_vm(start.system, str(start.vmid)):
         for other in others:
             if places and all(overlap(place, slot_of(other.address)) for place in places):

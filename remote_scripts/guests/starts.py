@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from operator import itemgetter
 
@@ -25,6 +25,7 @@ from remote_scripts.notes import owed
 from remote_scripts.notes.owed import Debt
 from remote_scripts.pve import guest_tasks
 from remote_scripts.pve.api import NodeApi
+from remote_scripts.pve.guest_kinds import CONTAINER
 from remote_scripts.pve.properties import parse
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.kernel import boot_id
@@ -33,8 +34,11 @@ from remote_scripts.tools.system import System
 _LAST_ORDER = 9999999999
 _CLASSES: dict[str, type[Guest]] = {"qm": Guest, "pct": Container}
 # One that doesn't start is tried again after so many seconds, then after twice as many, and so on, up to 16 times as
-# many: each try is a task in Proxmox VE's log. So many tries are all, which takes some three days.
-_PAUSE_SECONDS, _DOUBLED, _TRIES = 60, 4, 300
+# many: each try is a task in Proxmox VE's log, which keeps some 950 of them. All tries take a day and a half.
+_PAUSE_SECONDS, _DOUBLED, _TRIES = 60, 4, 150
+
+# For so long a change of this host, or a handover, is waited for.
+_LOCK_SECONDS = 60.0
 
 
 class _LeftToOwner(SwitchedElsewhere):
@@ -79,20 +83,21 @@ def _see_to(system: System, api: NodeApi, debt: Debt, back: Collection[str], ans
     """Starts one that is due; what is said of it goes into the answer, and into the list why it waits."""
     waits, now = "", debt
     try:
-        with in_turn(_CLASSES[debt.program], system, api, debt.guest) as guest:
+        with _no_handover(system, debt, back), in_turn(_CLASSES[debt.program], system, api, debt.guest) as guest:
             try:
                 waits = _find_obstacle(guest, debt, back)
                 if not waits:
-                    resume(guest)
+                    _resume(guest)
                     answer.started.append(debt.name)
             except SwitchedElsewhere as ended:
-                owed.drop(system, debt)
-                guest.write_note(guest.note)
                 line = f"{debt.name}: no start is owed to it any more: {ended.found}"
                 if isinstance(ended, _LeftToOwner):
                     answer.off.append(line)
                 else:
                     system.log.say(line)
+                with suppress(Failure):  # a full disk: it is seen again at the next look
+                    owed.drop(system, debt)
+                    guest.write_note(guest.note)
             now = guest.debt or debt
     except Failure as failure:
         waits = failure.found.partition("\n")[0]
@@ -104,6 +109,25 @@ def _see_to(system: System, api: NodeApi, debt: Debt, back: Collection[str], ans
             owed.update(system, now)
     if now.waits != debt.waits:
         answer.off.append(now.said)
+
+
+def _no_handover(system: System, debt: Debt, back: Collection[str]) -> AbstractContextManager[None]:
+    """Keeps a VM from taking a card between the look at a container and its start.
+
+    :param back: this process hands them over, and has the host's lock.
+    :raises Failure: it can't be kept from that for a while.
+    """
+    if back or debt.kind is not CONTAINER:
+        return nullcontext()
+    return system.work.alone("lock", _LOCK_SECONDS, f"{debt.name} started", shared=True)
+
+
+def _resume(guest: Guest) -> None:
+    """:raises _LeftToOwner: it was started, or switched by somebody else, in this very moment."""
+    try:
+        resume(guest)
+    except SwitchedElsewhere as ended:
+        raise _LeftToOwner(*ended.args) from ended
 
 
 def _find_obstacle(guest: Guest, debt: Debt, back: Collection[str]) -> str:
@@ -133,15 +157,16 @@ def _find_late_shutdown(guest: Guest, debt: Debt) -> str:
 
     :raises _LeftToOwner: it had that time.
     """
-    for task in guest.api.tasks()[:1]:
-        is_late = task["upid"] in debt.ours and power.DEAF.search(task.get("status", ""))
-        if not is_late or guest.note.otherwise == "stop":
+    new = [task for task in guest.api.tasks() if task["upid"] not in debt.known]
+    for task in new[:1]:
+        is_late = task["upid"] in debt.ours and "endtime" in task and not guest_tasks.is_well(task["status"])
+        if not is_late or guest.note.otherwise == "stop" or not guest.runs():
             break
         began = int(debt.ours[0].split(":")[4], 16)  # as a UPID has it
         asked = time.strftime(f"{owed.ASKED} %H:%M", time.localtime(began))
         if abs(time.time() - task["endtime"]) >= abs(task["endtime"] - began):  # its clock may have been set since
             raise _LeftToOwner(f"{guest.label} off", f"{asked}; if it goes off by itself now, start it", "", "")
-        return f"{asked}, and still runs" if guest.runs() else ""
+        return f"{asked}, and still runs"
     return ""
 
 

@@ -52,9 +52,8 @@ def program(system: System, _arguments: Sequence[str] = ()) -> None:
         answer = _start(system, Wanted(), lambda: not _may_start(system))
         started = f"the host itself has started what homelab had switched off: {', '.join(answer.started)}"
         known = owed.news(system)
-        for line in [*([started] if answer.started else []), *answer.off]:
-            if line in known:  # the list couldn't be written
-                continue
+        said = [line for line in answer.off if line not in known]  # else the list couldn't be written
+        for line in [*([started] if answer.started else []), *said]:
             system.log.say(line)
             system.work.write(owed.NEWS.rpartition("/")[2], f"{line}\n", at_end=True)
     if not owed.noted(system):
@@ -63,12 +62,13 @@ def program(system: System, _arguments: Sequence[str] = ()) -> None:
 
 def _start(system: System, wanted: Wanted, is_ending: Callable[[], bool]) -> Answer:
     debts = owed.noted(system)
+    meant = (debt for debt in debts if debt.guest not in (*wanted.unwanted, *wanted.later))
+    answer = starts.start(system, meant, is_ending=is_ending)
     unwanted = [debt for debt in debts if debt.guest in wanted.unwanted]
-    owed.drop(system, *unwanted)
+    owed.drop(system, *unwanted)  # what a full disk refuses has kept nobody off
     for debt in unwanted:
         system.log.say(f"{debt.name}: no start is owed to it any more: the settings want it off")
-    meant = (debt for debt in debts if debt.guest not in (*wanted.unwanted, *wanted.later))
-    return starts.start(system, meant, is_ending=is_ending)
+    return answer
 
 
 def _is_boot_decided(system: System) -> bool:
