@@ -349,11 +349,11 @@ def drop(system: System, name: str, after: int = 0) -> bool:
         return False
     if not any(of_layer in lines for of_layer in boot.NAMES):
         _forget(system, before)
-    elif path == NOTE:
-        _arm_without(system, name, after)
-    else:
+    elif path != NOTE:
         system.files.remember(path)
         _write_note(system, lines, path)
+    elif is_in or state(system) != "running":  # else a boot on trial that runs would wait for another one
+        _arm_without(system, name, after)
     return is_in
 
 
