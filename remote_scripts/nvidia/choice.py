@@ -77,11 +77,15 @@ class Choice:
         return self.staying() if all(map(self.apt.is_whole, needed)) else None
 
     def _brought_more(self, way: Try) -> bool:
-        """Whether this layer has brought packages that only the best way to the same driver has. What somebody has
-        removed of them comes back; nobody has asked for the others to go.
+        """Whether this layer has brought packages that only a better way to the same driver has: one with all of this
+        one's, and more. What somebody has removed of them comes back; nobody has asked for the others to go.
         """
-        best = next(other for other in self._wanted.tries if (other.driver, other.flavour) == (way.driver, way.flavour))
-        return any(word.partition("=")[0] in self._brought for word in best.packages if word not in way.packages)
+        more = set[str]()
+        for other in self._wanted.tries:
+            is_alike = (other.driver, other.flavour) == (way.driver, way.flavour)
+            if is_alike and {*other.packages} > {*way.packages}:
+                more |= {*other.packages} - {*way.packages}
+        return any(word.partition("=")[0] in self._brought for word in more)
 
     def _fulfils(self, way: Try, version: str) -> bool:
         """Whether its driver is the version that is there, with its libraries, whoever did that."""
