@@ -134,7 +134,8 @@ class GuestWork(ApiWork[Guest.Inputs, Guest.Outputs]):
         lines += [f"{key}: set anew, for its next start" for key in _new_secrets(inputs, before)]
         lines += [f"size: {inputs.size} GiB"] if (inputs.size or 0) > (before.size or 0) else []
         lines += [
-            f"{key}: as it is, only a person at the host changes it" for key in sorted(RUNS_PROGRAMS & had.keys())
+            f"{key}: as it is, only a person at the host changes it"
+            for key in sorted(RUNS_PROGRAMS & {*had, *inputs.config})
         ]
         if lines:
             _say(inputs, f"{inputs.label}: {', '.join(lines)}")

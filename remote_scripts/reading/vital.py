@@ -106,6 +106,12 @@ def find_use(source: Source, place: str) -> str:
         folder = source.files.real(f"{_NETS}/{name}")
         if place in folder + source.files.text(f"{folder}/device/uevent") and _is_up(source, folder):
             return f"the network interface {name} is up"
+    for name in source.names(_BLOCKS):
+        folder = source.files.real(f"{_BLOCKS}/{name}")
+        # Its USB interface, such as .../2-1:1.0, is above its host, target and LUN.
+        interface = folder.partition("/host")[0]
+        if place in folder + source.files.text(f"{interface}/uevent") and (use := _use(source, name)):
+            return f"the disk {name}: {use}"
     return ""
 
 

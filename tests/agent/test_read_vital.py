@@ -242,6 +242,13 @@ def test_who_uses_a_device_that_a_guest_is_to_get(host: Host) -> None:
     interface(host, "enx1", f"pci0000:00/{USB}/usb2/2-2/2-2:1.0", "0x1002")
     up = "the network interface enx0 is up"
     assert [vital.find_use(source, f"/{port}/") for port in ("2-1.4", "2-1", "2-2", "2-1.")] == [up, up, "", ""]
+    interface_of_disk = f"pci0000:00/{USB}/usb2/2-3/2-3:1.0"
+    disk(host, "sdb", f"{interface_of_disk}/host8/target8:0:0/8:0:0:0")
+    host.write(f"/sys/devices/{interface_of_disk}/uevent", "DRIVER=uas\nPRODUCT=152d/578/5508\n")
+    places = ("/2-3/", "PRODUCT=152d/578/", "PRODUCT=152d/579/")
+    assert [vital.find_use(source, place) for place in places] == ["", "", ""]
+    claim(host, "sdb")
+    assert [vital.find_use(source, place) for place in places] == ["the disk sdb: in use", "the disk sdb: in use", ""]
 
 
 def test_the_network_is_followed_through_bridge_vlan_and_bond(host: Host) -> None:

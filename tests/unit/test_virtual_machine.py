@@ -36,6 +36,9 @@ class Work(GuestWork):
     def api(self, inputs: Any) -> Any:
         return SimpleNamespace(host=SimpleNamespace(timeouts=SimpleNamespace(create=1)))
 
+    def _owner(self, inputs: Any) -> str:
+        return ""  # nothing is noted
+
     def _put(self, inputs: Any, options: Any) -> None:
         self.done += [("put", options)] if options else []
 
@@ -100,6 +103,14 @@ def test_what_runs_programs_on_the_host_stays_as_the_guest_has_it(now: Any, befo
     assert not {*PROGRAMS} & {key for one in work.done for key in (one[1] if isinstance(one, tuple) else one)}
     written = Guest.Outputs(instance="", written={"args": "-device x"})
     assert work.read(now, written).drift == []
+
+
+def test_what_runs_programs_is_named_also_where_it_comes_to_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("homelab.guest.work.tell", said.append)
+    before = {**dataclasses.asdict(BEFORE), **dataclasses.asdict(Guest.Outputs(instance=""))}
+    Work().foretell(before, dataclasses.asdict(WITH_PROGRAMS))
+    assert all(f"{key}: as it is, only a person at the host changes it" in "".join(said) for key in PROGRAMS)
 
 
 def test_a_guest_isnt_made_with_what_runs_programs_on_the_host() -> None:
