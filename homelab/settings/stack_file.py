@@ -60,12 +60,14 @@ class Writer(yaml.SafeDumper):
 _INTEGER_TAG = "tag:yaml.org,2002:int"
 # Numbers of Go's yaml.v3 (resolve.go), of which YAML 1.1 has `1e3`, `0o17` and `08` as texts.
 _NUMBER = re.compile(
-    r"[-+]?(?:0[bB][01_]+|0[oO][0-7_]+|0[xX][0-9a-fA-F_]+"
+    r"[-+]?(?:0[bB]_*[01][01_]*|0[oO]_*[0-7][0-7_]*|0[xX]_*[0-9a-fA-F][0-9a-fA-F_]*"
     r"|(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9][0-9_]*)?)\Z"
 )
 
 
-def _construct_number(_: Loader, node: yaml.ScalarNode) -> float:
+def _construct_number(_: Loader, node: yaml.ScalarNode) -> float | str:
+    if not _NUMBER.match(node.value):  # YAML 1.1 takes `0x_` for one
+        return str(node.value)
     digits = re.sub(r"^([-+]?0)([0-7]+)$", r"\1o\2", node.value.replace("_", ""))
     try:
         return int(digits, 0)

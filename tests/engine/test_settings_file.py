@@ -51,7 +51,7 @@ config:
   homelab:hosts:
     pve: {address: 01:00.0, where: [41:00, "0000:41:00.0", 10:00], on: yes, off: n, true: True, 10:00: FALSE}
     numbers: {580.105: 580.105, octal: 0103, hexadecimal: 0x1f, many: 1_000, none: ~}
-    of_1_2: [1e3, -1.5E-3, +.5, 0o17, -0O7, 08, 0B1, 0X1F, 1_0e3, 1e, 0x, 0o8, e3, 1.2.3, 1__0, 190:20:30]
+    of_1_2: [1e3, -1.5E-3, +.5, 0o17, -0O7, 08, 0B1, 0X1F, 1_0e3, 1e, 0x, 0o8, e3, 1.2.3, 1__0, 190:20:30, 0x_, 0b_1]
     names: {0o17: b}
 """
 #: Texts that a reader may take for something else.
