@@ -27,12 +27,17 @@ _OF_THE_AGENT = re.compile(
 CARD, OWED, TRIAL = "0000:01:00.0", "var/lib/homelab/owed", "var/lib/homelab/trial"
 # What a boot that is confirmed changes: its words become the default, and what armed it goes, with what was owed for its restart.
 _OF_A_CONFIRMED_BOOT = {
-    "boot/grub/grub.cfg", "etc/default/grub.d/zz-homelab-iommu.cfg",
+    "boot/grub/grub.cfg",
+    "etc/default/grub.d/zz-homelab-iommu.cfg",
     "var/lib/homelab/files/iommu/etc/default/grub.d/zz-homelab-iommu.cfg",
-    "boot/grub/custom.cfg", "esp/F371-396B/homelab", "esp/F371-396B/homelab/grubenv",
-    "etc/systemd/system/timers.target.wants/homelab-owed.timer", "etc/systemd/system/timers.target.wants/homelab-rollback.timer",
-    OWED, TRIAL,
-}  # fmt: skip
+    "boot/grub/custom.cfg",
+    "esp/F371-396B/homelab",
+    "esp/F371-396B/homelab/grubenv",
+    "etc/systemd/system/timers.target.wants/homelab-owed.timer",
+    "etc/systemd/system/timers.target.wants/homelab-rollback.timer",
+    OWED,
+    TRIAL,
+}
 
 
 def everything(stack: Stack) -> released.Snapshot:

@@ -200,10 +200,20 @@ class Road:
 
 
 CHOICE = [
-    *["vm on"] * 4, *["vm off", "vm off inside", "vm off and on", "restart with vm", "killed change and vm on"] * 2,
-    "restart without vm", "change", "killed change", "look", "look", "timer", "weeks", "owner stops container",
-    "owner starts container", "owner stops the other", "owner shuts all down",
-]  # fmt: skip
+    *["vm on"] * 4,
+    *["vm off", "vm off inside", "vm off and on", "restart with vm", "killed change and vm on"] * 2,
+    "restart without vm",
+    "change",
+    "killed change",
+    "look",
+    "look",
+    "timer",
+    "weeks",
+    "owner stops container",
+    "owner starts container",
+    "owner stops the other",
+    "owner shuts all down",
+]
 
 
 @pytest.mark.parametrize("number", range(DRAWS))
