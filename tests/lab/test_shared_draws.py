@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lab import Lab
+from lab import Lab, LabError
 from lab.control import request
 from remote_scripts.both.handover import Wanted as Handover
 from remote_scripts.both.hookscript import Wanted as Hook
@@ -105,10 +105,13 @@ class Road:
         wait_until(lambda: not self.is_away())
 
     def vm_off_inside(self) -> None:
-        if self.runs(VM):
-            self.lab.wait_guest(VM)
-            request(self.lab.state, "poweroff", guest=VM)
-            wait_until(lambda: not self.runs(VM) and not self.is_away())
+        def has_ended() -> bool:
+            with suppress(LabError):  # it still boots
+                request(self.lab.state, "poweroff", guest=VM)
+            return not self.runs(VM)
+
+        wait_until(has_ended)
+        wait_until(lambda: not self.is_away())
 
     def vm_off_and_on(self) -> None:
         self.lab.run(f"qm stop {VM}; qm start {VM}", check=False)
