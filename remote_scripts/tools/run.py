@@ -283,8 +283,8 @@ class Run:
 
 
 def _whole_path(given: str, *, is_whole_system: bool) -> str:
-    """With the folders that every system has: over sudo, or for a user's own commands, it may lack some. And without
-    those in which others than root may put programs, which root would run.
+    """With the folders that every system has: over sudo, or for a user's own commands, it may lack some, and
+    they stay whoever may write there. Without others in which others than root may put programs, which root would run.
 
     :param is_whole_system: whether the system's root is this process's: a test or a simulated host has folders of its
         user's.
