@@ -11,6 +11,7 @@ from remote_scripts.both.diagnose import Answer, Wanted
 from remote_scripts.notes.card import Card
 from remote_scripts.notes.handover import CARDS
 from remote_scripts.tools.plain import of_plain
+from tests.agent import guest_kit
 from tests.agent.handover_kit import AUDIO, BIG, DEVICES, GPU, OTHER, SERVICE, START, STATE, STOP, VM, Host, thread
 from tests.agent.handover_kit import host as host  # a fixture
 
@@ -67,6 +68,7 @@ def test_what_a_start_is_refused_for_by_its_lock_or_another_vm_is_said(host: Hos
         assert refused(host).startswith(said)
     host.write(VM, conf)
     host.write("/run/qemu-server/pci-id-reservations", f"{GPU} 104 pid:4711\n")
+    guest_kit.guest(host, guest_kit.VM, 104, power="running")
     assert refused(host) == "VM 104 has its card"
 
 
