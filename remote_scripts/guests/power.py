@@ -32,9 +32,9 @@ _HALTED = "internal-error"
 STEADY_SECONDS = 20.0
 # Between two presses of the power button: a guest that is still booting ignores it.
 _PRESS_SECONDS = 60
-#: The end of a shutdown's log if the guest didn't follow (QEMU's text, lxc's), or if the task itself was ended: by a
-#: restart of pvedaemon, or for a Stop, which is then among the tasks before the start.
-DEAF = re.compile(r"powerdown failed|lxc-stop .*failed|received interrupt")
+# The end of a shutdown's log if the guest didn't follow (QEMU's text, lxc's), or if the task itself was ended: by a
+# restart of pvedaemon, or for a Stop, which is then among the tasks before the start.
+_DEAF = re.compile(r"powerdown failed|lxc-stop .*failed|received interrupt")
 _WAS_OFF = re.compile(r"CT \d+ not running")
 # How long nobody need answer once a guest is off for homelab, in seconds: shorter than its client waits for all of it.
 _PATIENCE_SECONDS = 1200.0
@@ -109,7 +109,7 @@ def shut_down(
             guest.settle()
             if not guest.runs() or _WAS_OFF.search(refused.found):  # its owner may have started it again since
                 return
-            if is_last or not DEAF.search(refused.found) or not isinstance(refused, TaskFailed):
+            if is_last or not _DEAF.search(refused.found) or not isinstance(refused, TaskFailed):
                 raise _still_on(guest, refused, seconds, is_owed=bool(why) and otherwise == "fail") from refused
 
 

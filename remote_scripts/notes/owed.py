@@ -231,10 +231,10 @@ def drop(system: System, *debts: Debt) -> None:
     """Nothing is owed to these any more, and what was said of them is no news; errors as in `put`."""
     keys = {debt.key for debt in debts}
     _change(system, lambda noted: [one for one in noted if one.key not in keys])
-    names = tuple(f"{debt.name} " for debt in debts)
-    left = [line for line in news(system) if not line.startswith(names)]
+    names, said = tuple(f"{debt.name} " for debt in debts), news(system)
+    left = [line for line in said if not line.startswith(names)]
     with suppress(OSError):  # it is said twice then
-        if left != news(system):
+        if left != said:
             system.work.write(NEWS.rpartition("/")[2], "".join(f"{line}\n" for line in left))
 
 

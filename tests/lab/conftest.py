@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lab import Lab
+from remote_scripts.layers import start_guests
 from tests.kept_systems import KeptSystems
 
 
@@ -38,6 +39,13 @@ def lab(shared_lab: Lab) -> Iterator[Lab]:
     """The same; the next test has it as it was."""
     yield shared_lab
     shared_lab.reset()
+
+
+@pytest.fixture
+def eager_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the host's own timer starts looks at once: it waits for no run, and for nothing of the boot."""
+    monkeypatch.setattr(start_guests, "_GRACE_SECONDS", 0)
+    monkeypatch.setattr(start_guests, "_is_boot_decided", lambda _system: True)
 
 
 @pytest.fixture(scope="session")

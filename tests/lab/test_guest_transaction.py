@@ -43,12 +43,9 @@ def test_killed_after_any_change_it_goes_on_until_all_of_it_is_given_back(world:
     assert world.is_as(before)
 
 
-def test_the_host_gives_a_guest_that_a_killed_run_has_left_off_back_what_it_had_and_starts_it(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("eager_timer")
+def test_the_host_gives_a_guest_that_a_killed_run_has_left_off_back_what_it_had_and_starts_it(world: World) -> None:
     """Its timer's program, alone."""
-    monkeypatch.setattr(start_guests, "_GRACE_SECONDS", 0)
-    monkeypatch.setattr(start_guests, "_is_boot_decided", lambda _system: True)
     world.give(other=True)
     given = world.conf()
     world.killed_after(SHUT_DOWN, world.give)
@@ -103,12 +100,9 @@ def test_where_nothing_was_set_nothing_is_said_to_be_given_back(world: World, mo
     assert "a part of it" not in failure.value.found
 
 
-def test_one_that_goes_off_late_is_started_again_by_its_host(
-    world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("eager_timer")
+def test_one_that_goes_off_late_is_started_again_by_its_host(world: World, capfd: pytest.CaptureFixture[str]) -> None:
     """Its shutdown has failed: for as long again it may still heed it."""
-    monkeypatch.setattr(start_guests, "_GRACE_SECONDS", 0)
-    monkeypatch.setattr(start_guests, "_is_boot_decided", lambda _system: True)
     world.lab.fault("guest-ignores-shutdown", world.vmid)
     with pytest.raises(Failure, match="it is still on"):
         world.give(shutdown=15)

@@ -192,11 +192,10 @@ def kind(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.mark.parametrize("number", range(DRAWS // 2))
+@pytest.mark.usefixtures("eager_timer")
 def test_none_is_started_against_its_owner_and_none_is_left_off(
-    world: World, number: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    world: World, number: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(start_guests, "_GRACE_SECONDS", 0)
-    monkeypatch.setattr(start_guests, "_is_boot_decided", lambda _system: True)
     drawn = draw(sampling.drawn(f"owed {world.kind.program} {number}"))
     if drawn.ahead:  # what its tasks say of the time before the clock was set
         world.shift_tasks(drawn.ahead)
@@ -216,12 +215,11 @@ RESTARTS = 100 if sampling.EVERY else 12
 
 
 @pytest.mark.parametrize("number", range(RESTARTS // 2))
+@pytest.mark.usefixtures("eager_timer")
 def test_after_a_restart_of_the_host_it_runs_unless_its_owner_has_switched_it_off(
-    world: World, number: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    world: World, number: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The host's clock may be set while it shuts its guests down; or its power is cut, of which there is no task."""
-    monkeypatch.setattr(start_guests, "_GRACE_SECONDS", 0)
-    monkeypatch.setattr(start_guests, "_is_boot_decided", lambda _system: True)
     random = sampling.drawn(f"restart {world.kind.program} {number}")
     before, after, step = random.choice(BEFORE), random.choice(AFTER), (0, 3600, -3600)[number % 3]
     is_cut = random.random() < 1 / 5
@@ -258,12 +256,11 @@ DEAF = {
 
 
 @pytest.mark.parametrize("number", range((DRAWS if sampling.EVERY else 14) // 2))
+@pytest.mark.usefixtures("eager_timer")
 def test_a_deaf_guest_runs_again_if_it_goes_off_in_time_and_stays_off_later(
-    world: World, number: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    world: World, number: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """It doesn't follow its shutdown, which fails; or whose run is killed before that. `is_seen_on`: the host's timer looks at it meanwhile."""
-    monkeypatch.setattr(start_guests, "_GRACE_SECONDS", 0)
-    monkeypatch.setattr(start_guests, "_is_boot_decided", lambda _system: True)
     random = sampling.drawn(f"deaf {world.kind.program} {number}")
     become = [*DEAF][number % len(DEAF)]
     is_killed, is_seen_on = random.random() < 1 / 3, random.random() < 1 / 2

@@ -220,11 +220,10 @@ CHOICE = [
 
 
 @pytest.mark.parametrize("number", range(DRAWS))
+@pytest.mark.usefixtures("eager_timer")
 def test_no_container_is_started_while_a_vm_has_its_card_and_all_run_again_when_it_is_back(
-    world: Shared, number: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    world: Shared, number: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(start_guests, "_GRACE_SECONDS", 0)
-    monkeypatch.setattr(start_guests, "_is_boot_decided", lambda _system: True)
     assert world.give()
     road, random = Road(world), sampling.drawn(f"a shared card {number}")
     for _ in range(STEPS):
